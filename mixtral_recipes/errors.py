@@ -1,0 +1,54 @@
+"""Errors a user can mend.
+
+Every error here ends a command with exit code 2 and one line: what failed, the value, the rule, the fix.
+Anything else that escapes is our bug: exit code 1.
+"""
+
+
+class MixtralRecipesError(Exception):
+    """Base of every error the user can mend. ``str(error)`` is one line."""
+
+    exit_code = 2
+
+
+class RecipeError(MixtralRecipesError):
+    """A recipe, an override or a parallel layout that cannot run."""
+
+
+class CheckpointError(MixtralRecipesError):
+    """A checkpoint that is incomplete, damaged, of another kind, or unsafe to read."""
+
+
+class DataError(MixtralRecipesError):
+    """A data file or record that cannot be used; names the file and, where there is one, the line."""
+
+
+class LaunchError(MixtralRecipesError):
+    """A job that could not be submitted, or whose processes failed."""
+
+
+class EnvironmentProblem(MixtralRecipesError):
+    """This machine lacks something the command needs (a GPU, a library, disk room)."""
+
+
+class Preempted(MixtralRecipesError):
+    """The run was asked to stop, saved, and can be resumed."""
+
+    exit_code = 75
+
+
+def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
+    """Suffix for an unknown-name message: the closest valid spelling, and all of them when they are few.
+
+    Args:
+        name: What the user wrote.
+        valid: Every spelling that would have been accepted.
+
+    Returns:
+        Text that starts with a space, or the empty string when nothing is close and the list is long.
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return hint + (f" Valid: {', '.join(sorted(valid))}." if len(valid) <= 24 else "")
