@@ -1,0 +1,169 @@
+"""From a MixtralConfig to Megatron modules: the one file that knows GPTModel.
+
+megatron-core announces GPTModel as deprecated; only this file names it, and the dependency is pinned below 0.20.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from mixtral_recipes.models.attention import CoreAttention, RMSNorm
+from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.topology import ModelShape, Topology
+
+# On disk both specs use Transformer Engine's names, so a checkpoint loads under either.
+_LOCAL_NAMES_ON_DISK = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+
+
+def transformer_engine_usable() -> bool:
+    """Whether layers can be built from Transformer Engine: a CUDA device and an importable installation."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except (ImportError, FileNotFoundError, OSError):
+        return False
+    return True
+
+
+def shape_of(config: MixtralConfig) -> ModelShape:
+    """The part of a configuration that decides which layouts it allows."""
+    return ModelShape(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups or config.num_attention_heads,
+        ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * config.hidden_size,
+        num_moe_experts=config.num_moe_experts or 1,
+        max_position_embeddings=config.max_position_embeddings,
+    )
+
+
+def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -> MixtralConfig:
+    """A copy of a configuration with every parallel size filled in, checked again by Megatron.
+
+    Args:
+        config: The recipe's configuration.
+        topology: Where the parallel sizes come from.
+        **overrides: Further fields (precision, overlap).
+    """
+    return dataclasses.replace(
+        config,
+        tensor_model_parallel_size=topology.tensor_model_parallel_size,
+        pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
+        context_parallel_size=topology.context_parallel_size,
+        expert_model_parallel_size=topology.expert_model_parallel_size,
+        expert_tensor_parallel_size=topology.expert_tp,
+        sequence_parallel=topology.sequence_parallel,
+        **overrides,
+    )
+
+
+def local_layer_spec() -> ModuleSpec:
+    """A Mixtral layer in plain PyTorch: SDPA attention, RMSNorm, one MLP per expert."""
+    experts = functools.partial(
+        SequentialMLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=CoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=_bias_dropout_add(),
+            pre_mlp_layernorm=RMSNorm,
+            mlp=functools.partial(MoELayer, submodules=MoESubmodules(experts=experts)),
+            mlp_bda=_bias_dropout_add(),
+            sharded_state_dict_keys_map=_LOCAL_NAMES_ON_DISK,
+        ),
+    )
+
+
+def _bias_dropout_add() -> Callable[..., Any]:
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+
+    return get_bias_dropout_add
+
+
+def block_spec(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers one pipeline stage builds, from Transformer Engine or from PyTorch."""
+    if transformer_engine:
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[local_layer_spec()] * layers, layer_norm=RMSNorm)
+
+
+def padded_vocab_size(config: MixtralConfig) -> int:
+    """The vocabulary rounded up so that every tensor-parallel rank holds an equal share."""
+    unit = config.make_vocab_size_divisible_by * config.tensor_model_parallel_size
+    return -(-config.vocab_size // unit) * unit
+
+
+def build_model(config: MixtralConfig, *, transformer_engine: bool | None = None) -> list[GPTModel]:
+    """Build this rank's part of the model.
+
+    Megatron's parallel state must be initialised, and the configuration carry its parallel sizes (`with_topology`).
+
+    Args:
+        config: The configuration.
+        transformer_engine: Which layer spec; None decides by what this machine can run.
+
+    Returns:
+        One GPTModel per virtual pipeline chunk (one in all without interleaving), parameters in
+        ``config.params_dtype`` on the current device.
+    """
+    if transformer_engine is None:
+        transformer_engine = transformer_engine_usable()
+    # GPTModel announces its deprecation at WARNING on every build; we know (see above).
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
+    chunks = config.virtual_pipeline_model_parallel_size
+    return [
+        _build_chunk(config, transformer_engine=transformer_engine, vp_stage=stage if chunks else None)
+        for stage in range(chunks or 1)
+    ]
+
+
+def _build_chunk(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> GPTModel:
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(config, transformer_engine=transformer_engine, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]
+        vocab_size=padded_vocab_size(config),
+        max_sequence_length=config.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_percent=config.rotary_percent,
+        rotary_base=config.rotary_base,  # pyright: ignore[reportArgumentType]
+        vp_stage=vp_stage,
+    )

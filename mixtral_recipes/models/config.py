@@ -1,0 +1,117 @@
+"""Mixtral model configurations, as subclasses of Megatron's TransformerConfig.
+
+Every TransformerConfig field can be overridden under ``model.config``. Parallel sizes stay at 1 here: they are stated
+once, in ``trainer.strategy``, and put into the config when the model is built (`models/builder.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+@dataclass
+class MixtralConfig(TransformerConfig):
+    """The fields all Mixtral models share.
+
+    Values are Mixtral 8x7B's published config.json where nothing else is said; routing is Megatron's spelling of
+    Hugging Face's (softmax over the chosen experts equals softmax over all, then renormalising over the chosen).
+    """
+
+    normalization: str = "RMSNorm"
+    activation_func: Callable[..., Any] = F.silu
+    gated_linear_unit: bool = True
+    add_bias_linear: bool = False
+    position_embedding_type: str = "rope"
+    share_embeddings_and_output_weights: bool = False
+
+    num_layers: int = 32
+    hidden_size: int = 4096
+    num_attention_heads: int = 32
+    num_query_groups: int | None = 8
+    ffn_hidden_size: int | None = 14336
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    layernorm_epsilon: float = 1e-5
+    init_method_std: float = 0.02
+
+    vocab_size: int = 32000
+    make_vocab_size_divisible_by: int = 128  # Megatron's default; times the tensor-parallel size
+    seq_length: int = 4096
+    max_position_embeddings: int = 4096
+    rotary_base: float = 1e6  # rope_theta
+    rotary_percent: float = 1.0
+
+    num_moe_experts: int | None = 8
+    moe_router_topk: int = 2
+    moe_router_pre_softmax: bool = False  # True would not renormalise over the chosen experts
+    moe_router_load_balancing_type: Any = "aux_loss"
+    moe_aux_loss_coeff: Any = 0.01  # NeMo's recipes; config.json's router_aux_loss_coef is 0.02
+    moe_token_dispatcher_type: str = "alltoall"
+
+    bf16: bool = True
+    params_dtype: torch.dtype = torch.bfloat16
+
+    # Fusions need Transformer Engine's kernels; the builder switches them on where those run.
+    bias_activation_fusion: bool = False
+    bias_dropout_fusion: bool = False
+    masked_softmax_fusion: bool = False
+    apply_rope_fusion: bool = False
+    cross_entropy_loss_fusion: bool = False
+    gradient_accumulation_fusion: bool = False
+
+
+@dataclass
+class MixtralConfig8x3B(MixtralConfig):
+    """Mixtral 8x3B. Source: NeMo Framework Launcher, training/mixtral/mixtral_8x3b.yaml."""
+
+    hidden_size: int = 2560
+    ffn_hidden_size: int | None = 8960
+
+
+@dataclass
+class MixtralConfig8x7B(MixtralConfig):
+    """Mixtral 8x7B: 46,702,792,704 parameters. Source: mistralai/Mixtral-8x7B-v0.1 config.json."""
+
+
+@dataclass
+class MixtralConfig8x22B(MixtralConfig):
+    """Mixtral 8x22B: 140,620,634,112 parameters. Source: mistralai/Mixtral-8x22B-v0.1 config.json."""
+
+    num_layers: int = 56
+    hidden_size: int = 6144
+    num_attention_heads: int = 48
+    ffn_hidden_size: int | None = 16384
+
+
+@dataclass
+class MixtralConfigTiny(MixtralConfig):
+    """The embedded model's shape: a Mixtral small enough to train on a laptop's CPU in minutes."""
+
+    num_layers: int = 4
+    hidden_size: int = 128
+    num_attention_heads: int = 8
+    num_query_groups: int | None = 4
+    ffn_hidden_size: int | None = 256
+    vocab_size: int = 2000
+    seq_length: int = 256
+    max_position_embeddings: int = 512
+    rotary_base: float = 1e4
+    bf16: bool = False
+    params_dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class MixtralModel:
+    """A model to build: its configuration, and the tokenizer it is used with.
+
+    Attributes:
+        config: The Mixtral configuration.
+        tokenizer: A folder or Hub id to load the tokenizer from; None takes the checkpoint's own.
+    """
+
+    config: MixtralConfig = field(default_factory=MixtralConfig8x7B)
+    tokenizer: str | None = None

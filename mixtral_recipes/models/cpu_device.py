@@ -1,0 +1,184 @@
+"""Megatron-Core on a machine without a GPU: the one file that knows there is none.
+
+Megatron-Core 0.19 is written for CUDA. What stops it on a CPU is small and listed in `_REPLACEMENTS`: no-op streams
+and events, the device argument of tensor factories, the CUDA random state, and a few spots in the mixture-of-experts
+code. `activate` puts stand-ins there; it refuses where a GPU is usable, so production code never runs on them.
+
+Nothing here is entered per operation: the training step calls torch as it is, except that factories named in
+`_FACTORIES` look at their ``device`` argument once per call.
+"""
+
+import contextlib
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from mixtral_recipes.errors import EnvironmentProblem
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "as_tensor", "rand", "randn", "randint")
+
+# (object, attribute, original value) in the order they were replaced; empty while inactive.
+_replaced: list[tuple[Any, str, Any]] = []
+
+
+class _Stream:
+    """A stream or event that is always finished: work on a CPU is done when the call returns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def wait_stream(self, stream: Any) -> None: ...
+    def wait_event(self, event: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def record(self, stream: Any = None) -> None: ...
+    def wait(self, stream: Any = None) -> None: ...
+
+    def record_event(self, event: Any = None) -> "_Stream":
+        return self
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: Any) -> float:
+        return 0.0
+
+
+_THE_STREAM = _Stream()
+
+
+def active() -> bool:
+    """Whether the stand-ins are in place."""
+    return bool(_replaced)
+
+
+def activate() -> None:
+    """Make Megatron-Core run on this machine's CPU. Idempotent.
+
+    Raises:
+        EnvironmentProblem: a CUDA device is usable, so the stand-ins must not be.
+    """
+    if torch.cuda.is_available():
+        raise EnvironmentProblem("the CPU stand-in was asked for, but a CUDA device is available; use the GPU.")
+    if active():
+        return
+    for name in _FACTORIES:
+        _replace(torch, name, _on_cpu(getattr(torch, name)))
+    _replace(torch.Tensor, "cuda", lambda self, *args, **kwargs: self)
+    _replace(torch.nn.Module, "cuda", lambda self, *args, **kwargs: self)
+    for name, stand_in in _CUDA_NAMES.items():
+        _replace(torch.cuda, name, stand_in)
+    with warnings.catch_warnings():  # Megatron says at import that Apex and Transformer Engine are absent
+        warnings.simplefilter("ignore")
+        for module_name, attribute, stand_in in _REPLACEMENTS:
+            _replace(importlib.import_module(module_name), attribute, stand_in)
+    if "transformer_engine" in sys.modules:
+        _hide_transformer_engine()
+    # Megatron decorates its fusions with torch.compile; here that would start a C++ compiler in the first step.
+    torch.compiler.set_stance("force_eager")
+
+
+def deactivate() -> None:
+    """Put every original back (tests)."""
+    while _replaced:
+        target, attribute, original = _replaced.pop()
+        setattr(target, attribute, original)
+    torch.compiler.set_stance("default")
+
+
+@contextlib.contextmanager
+def cuda_type_names() -> Iterator[None]:
+    """Let ``tensor.type()`` answer with CUDA's spelling while Megatron's optimizer is built or steps.
+
+    The distributed optimizer sorts parameters by comparing with ``"torch.cuda.FloatTensor"``. Does nothing on a GPU.
+    """
+    if not active():
+        yield
+        return
+    original = torch.Tensor.type
+
+    def type_(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is not None:
+            return original(self, dtype, *args, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.", 1)
+
+    torch.Tensor.type = type_  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original
+
+
+def _replace(target: Any, attribute: str, value: Any) -> None:
+    _replaced.append((target, attribute, getattr(target, attribute)))
+    setattr(target, attribute, value)
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A tensor factory that reads a CUDA ``device`` as the CPU."""
+
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and (isinstance(device, int) or str(device).startswith("cuda")):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _get_rng_state(device: Any = None, **kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, device: Any = None, **kwargs: Any) -> None:
+    torch.set_rng_state(state)
+
+
+def _maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron's own leaves a CPU tensor a tensor; the all-to-all then refuses it where it expects numpy sizes."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+_CUDA_NAMES: dict[str, Any] = {
+    "Stream": _Stream,
+    "Event": _Stream,
+    "current_stream": lambda device=None: _THE_STREAM,
+    "default_stream": lambda device=None: _THE_STREAM,
+    "stream": lambda stream: contextlib.nullcontext(),
+    "synchronize": lambda device=None: None,
+    "set_device": lambda device: None,
+    "current_device": lambda: _CPU,
+    "empty_cache": lambda: None,
+    "manual_seed": torch.manual_seed,
+    "get_rng_state": _get_rng_state,
+    "set_rng_state": _set_rng_state,
+    "is_current_stream_capturing": lambda: False,
+}
+
+_REPLACEMENTS: tuple[tuple[str, str, Any], ...] = (
+    ("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state),
+    ("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state),
+    ("megatron.core.transformer.moe.moe_utils", "maybe_move_tensor_to_cpu", _maybe_move_tensor_to_cpu),
+    ("megatron.core.transformer.moe.token_dispatcher", "maybe_move_tensor_to_cpu", _maybe_move_tensor_to_cpu),
+)
+
+
+def _hide_transformer_engine() -> None:
+    """Where Transformer Engine is installed but has no GPU, give Megatron the pure PyTorch paths back."""
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm, local_multi_tensor_scale
+
+    megatron_optimizer = importlib.import_module("megatron.core.optimizer")
+    _replace(moe_utils, "te_general_gemm", None)
+    _replace(megatron_optimizer, "Adam", torch.optim.AdamW)
+    _replace(megatron_optimizer, "SGD", torch.optim.SGD)
+    _replace(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True)
+    _replace(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm)
+    for module in (clip_grads, optimizer):
+        _replace(module, "multi_tensor_applier", local_multi_tensor_applier)
+        _replace(module, "multi_tensor_scale_impl", local_multi_tensor_scale)
