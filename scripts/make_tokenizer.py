@@ -24,9 +24,9 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "mixtral_recipes" / "embedde
 SAMPLE = EMBEDDED / "squad"
 FOLDER = EMBEDDED / "mixtral_tiny"
 
-# Most words of the sample become one token. Odd and no multiple of 128 on purpose: padding of the vocabulary, which
+# Most words of the sample become one token. Odd, so no multiple of 128 on purpose: padding of the vocabulary, which
 # Megatron does and real checkpoints need, is then part of every run.
-VOCAB_SIZE = 1715
+VOCAB_SIZE = 1999
 CONTEXT = 512
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"  # ids 0, 1, 2 as in Mixtral
 
