@@ -1,0 +1,143 @@
+"""Batches: what the model is fed, in which order, and by which rank.
+
+Shape suffixes: b sequences of a microbatch, s tokens per sequence.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class Sample(TypedDict):
+    """One sequence: ``tokens`` [n + 1] and ``loss_mask`` [n] (1.0 where the next token is learned)."""
+
+    tokens: list[int]
+    loss_mask: list[float]
+
+
+class Batch(TypedDict, total=False):
+    """One microbatch.
+
+    Attributes:
+        tokens: [b, s], int64.
+        labels: [b, s], int64: the next token.
+        loss_mask: [b, s], float32: 1.0 where the loss counts.
+        position_ids: [b, s], int64.
+        padding_mask: [b, s], bool: True where there is no token; absent when there is no padding.
+        cu_seqlens: [sequences + 1], int32: borders of packed sequences (b is 1); absent when not packed.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    padding_mask: Tensor
+    cu_seqlens: Tensor
+
+
+@dataclass(frozen=True)
+class DataParallelPlace:
+    """Which share of each global batch this rank reads."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def sample_order(num_samples: int, seed: int, *, shuffle: bool, start: int = 0) -> Iterator[int]:
+    """Sample numbers without end, one permutation per epoch, from position ``start`` of that stream.
+
+    The order depends on the seed and the epoch only, so that a resumed run, or one on other ranks, sees the same.
+    """
+    epoch, position = divmod(start, num_samples)
+    while True:
+        if shuffle:
+            generator = torch.Generator().manual_seed(seed + epoch)
+            order = torch.randperm(num_samples, generator=generator).tolist()
+        else:
+            order = range(num_samples)
+        yield from order[position:]
+        epoch, position = epoch + 1, 0
+
+
+class MicrobatchSampler(Sampler[list[int]]):
+    """The sample numbers of each microbatch of one data-parallel rank.
+
+    A global batch is the next ``global_batch_size`` samples of the stream; microbatch m of rank r takes samples
+    ``m * size * micro + r * micro`` onwards of it, as Megatron-LM's samplers do.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        micro_batch_size: int,
+        place: DataParallelPlace,
+        *,
+        seed: int,
+        shuffle: bool,
+        consumed_samples: int = 0,
+        limit_samples: int | None = None,
+    ) -> None:
+        self.num_samples = num_samples
+        self.micro_batch_size = micro_batch_size
+        self.place = place
+        self.seed = seed
+        self.shuffle = shuffle
+        self.consumed_samples = consumed_samples
+        self.limit_samples = limit_samples
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stream = sample_order(self.num_samples, self.seed, shuffle=self.shuffle, start=self.consumed_samples)
+        row = self.micro_batch_size * self.place.size
+        mine = slice(self.place.rank * self.micro_batch_size, (self.place.rank + 1) * self.micro_batch_size)
+        given = 0
+        while self.limit_samples is None or given < self.limit_samples:
+            yield [next(stream) for _ in range(row)][mine]
+            given += row
+
+
+@dataclass(frozen=True)
+class PadCollate:
+    """Puts samples side by side, padded to a common length.
+
+    Attributes:
+        pad_id: Token that fills up.
+        length: Fixed length; None takes the longest sample's, rounded up.
+        multiple: What the length is rounded up to (tensor and context parallelism split it).
+    """
+
+    pad_id: int
+    length: int | None = None
+    multiple: int = 8
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Collate."""
+        longest = max(len(sample["tokens"]) - 1 for sample in samples)
+        s = self.length or -(-longest // self.multiple) * self.multiple
+        tokens = torch.full((len(samples), s + 1), self.pad_id, dtype=torch.int64)
+        loss_mask = torch.zeros(len(samples), s)
+        padding = torch.ones(len(samples), s, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            n = len(sample["tokens"]) - 1
+            tokens[row, : n + 1] = torch.as_tensor(sample["tokens"])
+            loss_mask[row, :n] = torch.as_tensor(sample["loss_mask"])
+            padding[row, :n] = False
+        batch = Batch(
+            tokens=tokens[:, :-1].contiguous(),
+            labels=tokens[:, 1:].contiguous(),
+            loss_mask=loss_mask,
+            position_ids=torch.arange(s).expand(len(samples), -1).contiguous(),
+        )
+        if padding.any():
+            batch["padding_mask"] = padding
+        return batch
+
+
+def microbatches(
+    dataset: Dataset[Sample], sampler: MicrobatchSampler, collate: PadCollate, *, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Collated microbatches in the sampler's order."""
+    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers))

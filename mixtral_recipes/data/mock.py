@@ -1,0 +1,56 @@
+"""Random tokens, for measuring speed and for trying a layout."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mixtral_recipes.data.batch import Sample
+from mixtral_recipes.data.module import DataModule
+
+_VOCAB_WITHOUT_TOKENIZER = 32000  # Mixtral 8x7B's
+
+
+class MockDataset(Dataset[Sample]):
+    """Sequences of uniformly random tokens; sample i is the same in every run."""
+
+    def __init__(self, num_samples: int, seq_length: int, vocab_size: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seq_length = seq_length
+        self.vocab_size = vocab_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        draw = np.random.default_rng([self.seed, index])
+        tokens = draw.integers(0, self.vocab_size, self.seq_length + 1).tolist()
+        return Sample(tokens=tokens, loss_mask=[1.0] * self.seq_length)
+
+
+@dataclass
+class MockDataModule(DataModule):
+    """Random data under NeMo's name.
+
+    Attributes:
+        num_train_samples: Training sequences.
+        num_val_samples: Validation sequences.
+        vocab_size: Tokens to draw from; None takes the tokenizer's, or Mixtral's 32,000.
+    """
+
+    seq_length: int = 2048
+    micro_batch_size: int = 4
+    global_batch_size: int = 8
+    num_workers: int = 0
+    seed: int = 1234
+    num_train_samples: int = 10_000_000
+    num_val_samples: int = 10_000
+    vocab_size: int | None = None
+
+    def datasets(self, tokenizer: Any) -> tuple[Dataset[Sample], Dataset[Sample] | None]:
+        """Make both sets; they never share a sample."""
+        vocab = self.vocab_size or (len(tokenizer) if tokenizer is not None else _VOCAB_WITHOUT_TOKENIZER)
+        train = MockDataset(self.num_train_samples, self.seq_length, vocab, self.seed)
+        return train, MockDataset(self.num_val_samples, self.seq_length, vocab, self.seed + 1)

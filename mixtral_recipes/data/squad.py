@@ -1,0 +1,195 @@
+"""SQuAD: question answering over passages, from the Hub or from a file in any of its usual forms."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixtral_recipes.data.finetuning import FineTuningDataModule, Pair, existing, split_file
+from mixtral_recipes.errors import DataError
+
+HUB_ID = "rajpurkar/squad"
+_ENDINGS = (".json", ".jsonl", ".parquet")
+
+
+class Question(NamedTuple):
+    """One question.
+
+    Attributes:
+        id: Its identifier in the file.
+        context: The passage.
+        question: The question.
+        answers: Accepted answers; the first one is learned.
+    """
+
+    id: str
+    context: str
+    question: str
+    answers: list[str]
+
+    def prompt(self) -> str:
+        """The text before the answer, in NeMo's format."""
+        return f"Context: {self.context} Question: {self.question} Answer:"
+
+
+@dataclass
+class SquadDataModule(FineTuningDataModule):
+    """SQuAD in NeMo's prompt, loss on the answer.
+
+    Attributes:
+        dataset_root: A SQuAD v1.1 JSON, JSONL or parquet file; a folder with a file per split; None takes
+            ``rajpurkar/squad`` from the Hub. A single file gives 5 % of its passages to validation.
+        force_redownload: Whether the Hub is asked again although its files are cached.
+        delete_raw: Accepted for NeMo's recipes; the Hub's cache is kept.
+    """
+
+    force_redownload: bool = False
+    delete_raw: bool = True
+
+    def pairs(self) -> tuple[list[Pair], list[Pair]]:
+        """Training and validation pairs."""
+        train, validation = self.questions()
+        return [_pair(q) for q in train], [_pair(q) for q in validation]
+
+    def questions(self) -> tuple[list[Question], list[Question]]:
+        """Training and validation questions; no passage is in both.
+
+        Raises:
+            DataError: names the file and line of the first record that cannot be used.
+        """
+        if self.dataset_root is None:
+            return self._from_hub()
+        root = existing(self.dataset_root)
+        if not root.is_dir():
+            return hold_out_passages(read_squad(root), self.val_proportion)
+        train = split_file(root, ("train", "training"), _ENDINGS)
+        validation = split_file(root, ("validation", "val", "dev"), _ENDINGS, required=False)
+        assert train is not None
+        if validation is None:
+            return hold_out_passages(read_squad(train), self.val_proportion)
+        return read_squad(train), read_squad(validation)
+
+    def _from_hub(self) -> tuple[list[Question], list[Question]]:
+        import datasets
+
+        mode = "force_redownload" if self.force_redownload else None
+        try:
+            loaded = datasets.load_dataset(HUB_ID, download_mode=mode)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{HUB_ID} cannot be read from the Hub ({type(error).__name__}: {error}); check the network, or give a "
+                "local SQuAD file with --data PATH."
+            ) from error
+        splits = [
+            [_question(row, f"{HUB_ID}:{split}[{i}]") for i, row in enumerate(loaded[split])]
+            for split in ("train", "validation")
+        ]
+        return splits[0], splits[1]
+
+
+def _pair(question: Question) -> Pair:
+    return Pair(question.prompt(), " " + question.answers[0])
+
+
+def hold_out_passages(questions: list[Question], proportion: float) -> tuple[list[Question], list[Question]]:
+    """Split so that the last ``proportion`` of the passages is held out with all their questions."""
+    passages = list(dict.fromkeys(q.context for q in questions))
+    held_out = set(passages[len(passages) - max(1, round(len(passages) * proportion)) :] if len(passages) > 1 else [])
+    return [q for q in questions if q.context not in held_out], [q for q in questions if q.context in held_out]
+
+
+def read_squad(path: Path) -> list[Question]:
+    """Every question of a SQuAD file: v1.1 JSON, JSONL with one record per line, or parquet.
+
+    Raises:
+        DataError: names the file, the line and what is wrong with it.
+    """
+    if path.suffix == ".parquet":
+        records = _read_parquet(path)
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}).") from error
+        records = _read_jsonl(path, text) if path.suffix == ".jsonl" else _read_json(path, text)
+    questions = [_question(record, where) for record, where in records]
+    if not questions:
+        raise DataError(f"{path}: no questions.")
+    return questions
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable parquet file ({error}).") from error
+    for number, row in enumerate(rows, 1):
+        yield row, f"{path}: row {number}"
+
+
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[Any, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line), f"{path}:{number}"
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON ({error}).") from error
+
+
+def _read_json(path: Path, text: str) -> Iterator[tuple[Any, str]]:
+    """SQuAD v1.1's nesting, flattened: data -> paragraphs -> qas."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
+    articles = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(articles, list):
+        raise DataError(f"{path}:1: not a SQuAD file: needs an object with a list 'data'.")
+    after = 0
+    for a, article in enumerate(articles):
+        for p, paragraph in enumerate(_list_in(article, "paragraphs", f"{path}: data[{a}]")):
+            for q, qa in enumerate(_list_in(paragraph, "qas", f"{path}: data[{a}].paragraphs[{p}]")):
+                line, after = _line_of(text, qa, after)
+                where = f"{path}:{line}: data[{a}].paragraphs[{p}].qas[{q}]"
+                if not isinstance(qa, dict):
+                    raise DataError(f"{where}: is not an object.")
+                yield {**qa, "context": paragraph.get("context")}, where
+
+
+def _list_in(holder: Any, name: str, where: str) -> list[Any]:
+    value = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(value, list):
+        raise DataError(f"{where}: needs a list {name!r}.")
+    return value
+
+
+def _line_of(text: str, qa: Any, after: int) -> tuple[int, int]:
+    """The line a question stands on, found by its id or text behind the one before; the last known line otherwise."""
+    for name in ("id", "question"):
+        value = qa.get(name) if isinstance(qa, dict) else None
+        if isinstance(value, str):
+            for spelled in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+                found = text.find(spelled, after)
+                if found >= 0:
+                    return text.count("\n", 0, found) + 1, found
+    return text.count("\n", 0, after) + 1, after
+
+
+def _question(record: Any, where: str) -> Question:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: is not an object.")
+    for name in ("context", "question"):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise DataError(f"{where}: {name!r} must be text, and is {record.get(name)!r}.")
+    answers = record.get("answers")
+    if isinstance(answers, dict):  # the Hub's columns: {"text": [...], "answer_start": [...]}
+        texts = answers.get("text")
+    else:
+        texts = [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
+    if texts is None or not len(texts) or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise DataError(f"{where}: 'answers' must hold at least one non-empty text.")
+    return Question(str(record.get("id", where)), record["context"], record["question"], list(texts))

@@ -1,0 +1,113 @@
+"""Process groups: torch.distributed, Megatron's parallel state and the seeds, for a GPU cluster or a laptop."""
+
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.models import cpu_device
+from mixtral_recipes.topology import Topology
+
+
+@dataclass(frozen=True)
+class ProcessPlace:
+    """Where this process stands among the run's.
+
+    Attributes:
+        rank: Global rank.
+        local_rank: Rank on this node.
+        world_size: Processes in all.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> "ProcessPlace":
+        """Read what torchrun sets; one process alone when it set nothing."""
+        env = os.environ
+        return cls(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+
+
+def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
+    """Take this process's GPU, or put the CPU stand-ins in place.
+
+    Args:
+        accelerator: ``"gpu"``, ``"cpu"`` or ``"auto"``.
+        place: This process.
+
+    Raises:
+        EnvironmentProblem: ``"gpu"`` was asked for and there is none, or ``"cpu"`` where there is one.
+        RecipeError: another word.
+    """
+    if accelerator not in ("gpu", "cpu", "auto"):
+        raise RecipeError(f"trainer.accelerator={accelerator!r} is not known; use 'gpu', 'cpu' or 'auto'.")
+    if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
+        if not torch.cuda.is_available():
+            raise EnvironmentProblem(
+                "trainer.accelerator='gpu', but this machine has no usable CUDA device; run on a GPU node "
+                "(--executor slurm), or use --recipe mixtral_tiny, which trains on a CPU."
+            )
+        torch.cuda.set_device(place.local_rank)
+        return torch.device("cuda", place.local_rank)
+    cpu_device.activate()
+    return torch.device("cpu")
+
+
+def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int, timeout_minutes: int = 30) -> None:
+    """Start torch.distributed and Megatron's groups, and seed everything.
+
+    Args:
+        topology: The layout; its world size must be this run's.
+        place: This process.
+        device: As `choose_device` returned it; NCCL on a GPU, gloo on a CPU.
+        seed: Base seed; Megatron derives one per pipeline and tensor rank from it.
+        timeout_minutes: After which a collective that does not finish fails.
+
+    Raises:
+        RecipeError: the recipe asks for another number of processes than were started.
+    """
+    if topology.world_size != place.world_size:
+        raise RecipeError(
+            f"trainer.num_nodes x trainer.devices = {topology.world_size}, but {place.world_size} process(es) were "
+            "started; set --num-nodes and --num-gpus-per-node (trainer.devices) to what is launched."
+        )
+    if not torch.distributed.is_initialized():
+        # A process alone needs no rendezvous server; a file-less in-memory store does.
+        alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1} if place.world_size == 1 else {}
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes), **alone
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=topology.tensor_model_parallel_size,
+        pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
+        context_parallel_size=topology.context_parallel_size,
+        expert_model_parallel_size=topology.expert_model_parallel_size,
+        expert_tensor_parallel_size=topology.expert_tp,
+    )
+    seed_everything(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy, torch and Megatron's per-axis generators (Megatron-LM offsets by pipeline rank)."""
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def shut_down() -> None:
+    """Leave every group. Safe to call when none was joined."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

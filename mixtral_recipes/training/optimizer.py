@@ -1,0 +1,84 @@
+"""Optimizer and learning-rate schedule: NeMo's config objects, and Megatron's objects built from them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.models import cpu_device
+from mixtral_recipes.training.precision import MegatronMixedPrecision
+
+
+@dataclass
+class CosineAnnealingScheduler:
+    """Linear warmup, cosine decay to ``min_lr``, then ``constant_steps`` at ``min_lr``.
+
+    Attributes:
+        warmup_steps: Steps of linear warmup from 0.
+        constant_steps: Steps at ``min_lr`` at the end.
+        min_lr: Where the cosine ends.
+        max_steps: Steps of the whole schedule; None takes the trainer's.
+    """
+
+    warmup_steps: int = 750
+    constant_steps: int = 0
+    min_lr: float = 6e-7
+    max_steps: int | None = None
+
+
+@dataclass
+class MegatronOptimizerModule:
+    """An optimizer to build.
+
+    Attributes:
+        config: Megatron's OptimizerConfig.
+        lr_scheduler: The schedule; None keeps the learning rate constant.
+    """
+
+    config: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, use_distributed_optimizer=True))
+    lr_scheduler: CosineAnnealingScheduler | None = None
+
+
+def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision) -> Any:
+    """Megatron's (distributed) optimizer over DDP-wrapped model chunks."""
+    config = dataclasses.replace(optim.config, **precision.optimizer_fields())
+    with cpu_device.cuda_type_names():
+        return get_megatron_optimizer(config, model)
+
+
+def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: int) -> OptimizerParamScheduler:
+    """Megatron's schedule, stepped once per optimizer step.
+
+    Raises:
+        RecipeError: the warmup is not shorter than the run, or no learning rate is set.
+    """
+    lr = optim.config.lr
+    if lr is None:
+        raise RecipeError("optim.config.lr=None: set a learning rate.")
+    schedule = optim.lr_scheduler or CosineAnnealingScheduler(warmup_steps=0, min_lr=lr)
+    decay_steps = (schedule.max_steps or max_steps) - schedule.constant_steps
+    warmup = schedule.warmup_steps
+    if warmup >= decay_steps:
+        # A short run of a long recipe (max_steps=20 with warmup 50) keeps the recipe's proportions visible:
+        # warm up over the first tenth instead of never reaching the learning rate.
+        warmup = decay_steps // 10
+    if decay_steps < 1:
+        raise RecipeError(
+            f"optim.lr_scheduler.constant_steps={schedule.constant_steps} leaves no step of trainer.max_steps={max_steps}."
+        )
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=lr,
+        min_lr=min(schedule.min_lr, lr),
+        lr_warmup_steps=warmup,
+        lr_decay_steps=decay_steps,
+        lr_decay_style="cosine" if optim.lr_scheduler else "constant",
+        start_wd=optim.config.weight_decay,
+        end_wd=optim.config.weight_decay,
+        wd_incr_steps=1,
+        wd_incr_style="constant",
+    )

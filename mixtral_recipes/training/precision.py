@@ -1,0 +1,129 @@
+"""Number formats of a run, in one object: what the model, the optimizer and the gradient reduction use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixtral_recipes.errors import RecipeError
+
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+
+
+@dataclass
+class MegatronMixedPrecision:
+    """Mixed precision in NeMo's spelling.
+
+    Attributes:
+        precision: ``"bf16-mixed"`` (bf16 weights and activations, fp32 master weights), ``"16-mixed"`` (fp16 with loss
+            scaling) or ``"32"``.
+        grad_reduce_in_fp32: Whether gradients are added up in fp32; None keeps the DDP config's own setting.
+        fp8: None, ``"hybrid"`` (e4m3 forward, e5m2 backward) or ``"e4m3"``; needs Transformer Engine and such a GPU.
+        fp8_recipe: ``"delayed"``, ``"tensorwise"``, ``"blockwise"`` or ``"mxfp8"``.
+        fp8_param_gather: Whether parameters are gathered in FP8.
+        first_last_layers_bf16: Whether the first and last layers stay in bf16.
+        num_layers_at_start_in_bf16: How many at the start.
+        num_layers_at_end_in_bf16: How many at the end.
+        fp8_margin: Delayed scaling: margin of the scaling factor.
+        fp8_amax_history_len: Delayed scaling: steps of history.
+        fp8_amax_compute_algo: Delayed scaling: ``"max"`` or ``"most_recent"``.
+        loss_scale: fp16: a fixed loss scale; None scales dynamically.
+        initial_loss_scale: fp16: where dynamic scaling starts.
+        min_loss_scale: fp16: its floor.
+        loss_scale_window: fp16: good steps before the scale doubles.
+        hysteresis: fp16: bad steps before it halves.
+    """
+
+    precision: str = "bf16-mixed"
+    grad_reduce_in_fp32: bool | None = None
+    fp8: str | None = None
+    fp8_recipe: str = "delayed"  # NeMo's default
+    fp8_param_gather: bool = False
+    first_last_layers_bf16: bool = False
+    num_layers_at_start_in_bf16: int = 1
+    num_layers_at_end_in_bf16: int = 1
+    fp8_margin: int = 0
+    fp8_amax_history_len: int = 1024  # NeMo's fp8 plugins
+    fp8_amax_compute_algo: str = "max"
+    loss_scale: float | None = None
+    initial_loss_scale: float = 2.0**32  # Megatron's default
+    min_loss_scale: float = 1.0
+    loss_scale_window: int = 1000
+    hysteresis: int = 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and activations outside FP8 products."""
+        if self.precision not in PRECISIONS:
+            raise RecipeError(
+                f"trainer.plugins.precision={self.precision!r} is not known; use {', '.join(map(repr, PRECISIONS))}."
+            )
+        return {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[self.precision]
+
+    def model_fields(self) -> dict[str, Any]:
+        """TransformerConfig fields this precision sets."""
+        dtype = self.dtype
+        fields: dict[str, Any] = {
+            "bf16": dtype is torch.bfloat16,
+            "fp16": dtype is torch.float16,
+            "params_dtype": dtype,
+            "pipeline_dtype": dtype,
+            "autocast_dtype": dtype,
+            "enable_autocast": False,
+        }
+        if self.fp8:
+            same_name = (
+                "fp8",
+                "fp8_recipe",
+                "first_last_layers_bf16",
+                "num_layers_at_start_in_bf16",
+                "num_layers_at_end_in_bf16",
+                "fp8_margin",
+                "fp8_amax_history_len",
+                "fp8_amax_compute_algo",
+            )
+            fields |= {name: getattr(self, name) for name in same_name}
+            fields["fp8_param"] = self.fp8_param_gather
+        return fields
+
+    def optimizer_fields(self) -> dict[str, Any]:
+        """OptimizerConfig fields this precision sets."""
+        fields: dict[str, Any] = {
+            "bf16": self.dtype is torch.bfloat16,
+            "fp16": self.dtype is torch.float16,
+            "params_dtype": self.dtype,
+        }
+        if self.dtype is torch.float16:
+            same_name = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+            fields |= {name: getattr(self, name) for name in same_name}
+        return fields
+
+    def ddp_fields(self) -> dict[str, Any]:
+        """DistributedDataParallelConfig fields this precision sets."""
+        fields: dict[str, Any] = {"fp8_param_gather": bool(self.fp8 and self.fp8_param_gather)}
+        if self.grad_reduce_in_fp32 is not None:
+            fields["grad_reduce_in_fp32"] = self.grad_reduce_in_fp32
+        return fields
+
+    def check_device(self) -> None:
+        """Refuse a format this machine's GPU does not have.
+
+        Raises:
+            RecipeError: names the GPU generation that is needed.
+        """
+        if not self.fp8:
+            return
+        if self.fp8 not in ("hybrid", "e4m3"):
+            raise RecipeError(f"trainer.plugins.fp8={self.fp8!r} is not known; use 'hybrid' or 'e4m3'.")
+        needed = {"delayed": 9, "tensorwise": 9, "blockwise": 9, "mxfp8": 10}
+        if self.fp8_recipe not in needed:
+            raise RecipeError(f"trainer.plugins.fp8_recipe={self.fp8_recipe!r} is not known; use {', '.join(needed)}.")
+        generation = "Blackwell (B200, GB200)" if needed[self.fp8_recipe] == 10 else "Hopper (H100, H200) or later"
+        found = f"this machine has {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "there is no GPU"
+        if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < needed[self.fp8_recipe]:
+            raise RecipeError(
+                f"trainer.plugins.fp8={self.fp8!r} with fp8_recipe={self.fp8_recipe!r} needs {generation}; {found}; "
+                "set trainer.plugins.fp8=null or choose such a machine."
+            )
+
+

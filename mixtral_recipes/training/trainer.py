@@ -1,0 +1,104 @@
+"""Trainer and strategy: how long a run is and how it is laid out, in NeMo's spelling."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+
+from mixtral_recipes.topology import Topology
+from mixtral_recipes.training.precision import MegatronMixedPrecision
+
+
+@dataclass
+class MegatronStrategy:
+    """Parallel layout and what belongs to it.
+
+    Attributes:
+        tensor_model_parallel_size: Ranks that share each matrix.
+        pipeline_model_parallel_size: Consecutive groups of layers.
+        virtual_pipeline_model_parallel_size: Interleaved chunks per pipeline rank.
+        pipeline_dtype: Dtype sent between pipeline stages; None takes the precision's.
+        context_parallel_size: Ranks that share each sequence.
+        sequence_parallel: Whether tensor-parallel ranks split the sequence.
+        expert_model_parallel_size: Ranks the experts are spread over.
+        expert_tensor_parallel_size: Ranks that share each expert's matrices; None means the tensor-parallel size.
+        gradient_as_bucket_view: Accepted for NeMo's recipes; Megatron's DDP always keeps gradients in its buckets.
+        ckpt_async_save: Whether checkpoints are written in the background.
+        ckpt_parallel_load: Whether data-parallel ranks share the reading of a checkpoint.
+        ckpt_load_strictness: What happens when a checkpoint lacks keys or has extra ones: None refuses.
+        ddp: Megatron's DDP settings.
+    """
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    pipeline_dtype: torch.dtype | None = None
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
+    gradient_as_bucket_view: bool = True
+    ckpt_async_save: bool = False
+    ckpt_parallel_load: bool = False
+    ckpt_load_strictness: str | None = None
+    ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)
+
+    def topology(self, world_size: int) -> Topology:
+        """The layout on that many processes."""
+        return Topology(
+            world_size=world_size,
+            tensor_model_parallel_size=self.tensor_model_parallel_size,
+            pipeline_model_parallel_size=self.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=self.virtual_pipeline_model_parallel_size,
+            context_parallel_size=self.context_parallel_size,
+            expert_model_parallel_size=self.expert_model_parallel_size,
+            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
+            sequence_parallel=self.sequence_parallel,
+        )
+
+
+@dataclass
+class Trainer:
+    """How long to train, on how many processes, and how often to look.
+
+    Attributes:
+        accelerator: ``"gpu"`` needs CUDA devices; ``"cpu"`` runs on the CPU; ``"auto"`` takes what is there.
+        devices: Processes per node.
+        num_nodes: Nodes.
+        max_steps: Optimizer steps.
+        val_check_interval: Steps between validations; 0 never validates.
+        limit_val_batches: Global batches per validation; None takes the whole set.
+        limit_test_batches: As above, for tests.
+        log_every_n_steps: Steps between log lines.
+        accumulate_grad_batches: Must be 1: accumulation follows from global_batch_size.
+        use_distributed_sampler: Accepted for NeMo's recipes; sampling is always per data-parallel rank.
+        strategy: Parallel layout.
+        plugins: Number formats.
+        callbacks: Small objects whose hooks the loop calls.
+        seed: Seed of initialisation, data order and dropout.
+    """
+
+    accelerator: str = "gpu"
+    devices: int = 1
+    num_nodes: int = 1
+    max_steps: int = 1000
+    val_check_interval: int = 0
+    limit_val_batches: int | None = None
+    limit_test_batches: int | None = None
+    log_every_n_steps: int = 10
+    accumulate_grad_batches: int = 1
+    use_distributed_sampler: bool = False
+    strategy: MegatronStrategy = field(default_factory=MegatronStrategy)
+    plugins: MegatronMixedPrecision = field(default_factory=MegatronMixedPrecision)
+    callbacks: list[Any] | None = None
+    seed: int = 1234  # Megatron's default
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.devices * self.num_nodes
+
+    def topology(self) -> Topology:
+        """The layout this trainer asks for."""
+        return self.strategy.topology(self.world_size)
