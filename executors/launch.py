@@ -1,0 +1,166 @@
+"""One entry for the command line: run a recipe here, in local processes, or on Slurm."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors import records
+from mixtral_recipes.executors.names import check_name, jobs_home
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+RANK_MODULE = "mixtral_recipes.executors.rank"
+
+
+def launch(
+    recipe: Any,
+    *,
+    executor: "str | run.Executor",
+    name: str,
+    run_dir: Path,
+    dry_run: bool = False,
+    detach: bool = False,
+) -> dict[str, Any]:
+    """Run ``recipe`` and return what it wrote to RUN/result.json.
+
+    Args:
+        recipe: A run.Partial of ``mixtral_recipes.api.pretrain`` or ``finetune``.
+        executor: "direct" (this process), "local" (torchrun, as many processes as ``recipe.trainer`` asks for), or a
+            nemo_run executor.
+        name: Run name; see :func:`mixtral_recipes.executors.names.check_name`.
+        run_dir: The run folder, ``recipe.log.log_dir / recipe.log.name``.
+        dry_run: Print what would run, and run nothing.
+        detach: Return after submitting (Slurm only).
+
+    Returns:
+        The result; for a detached job ``{"run": id, "job_id": ...}``; for a dry run ``{"dry_run": True, ...}``.
+
+    Raises:
+        LaunchError: it could not be started, or a rank failed (the message names the rank and its error).
+        Preempted: it was asked to stop, saved, and can be started again.
+    """
+    check_name(name)
+    os.environ.setdefault("NEMORUN_HOME", str(jobs_home()))
+    if executor == "direct":
+        return _direct(recipe, name, Path(run_dir), dry_run)
+    import nemo_run as run
+
+    if executor == "local":
+        from mixtral_recipes.executors.local import local_executor
+
+        nodes, processes = size(recipe)
+        if nodes != 1:
+            raise LaunchError(f"num_nodes={nodes} does not fit --executor local; use 1, or --executor slurm.")
+        executor = local_executor(processes)
+    if isinstance(executor, run.LocalExecutor):
+        if detach:
+            raise LaunchError("--detach does not fit --executor local; use nohup or tmux, or --executor slurm.")
+        return _local(recipe, executor, name, Path(run_dir), dry_run)
+    raise LaunchError(f"executor {executor!r} is not known; use direct, local or slurm.")
+
+
+def size(recipe: Any) -> tuple[int, int]:
+    """Nodes and processes per node that ``recipe.trainer`` asks for; 1 and 1 for a task without a trainer."""
+    trainer = getattr(recipe, "trainer", None)
+    return int(getattr(trainer, "num_nodes", 1) or 1), int(getattr(trainer, "devices", 1) or 1)
+
+
+def store(recipe: Any, path: Path) -> None:
+    """Write the recipe as fiddle JSON that loads without nemo_run, mode 0600.
+
+    Raises:
+        LaunchError: the recipe holds something that cannot be stored, or that only this script defines.
+    """
+    from fiddle.experimental import serialization
+
+    try:
+        text = serialization.dump_json(_plain(recipe))
+    except Exception as error:
+        raise LaunchError(f"the recipe cannot be stored for its processes: {error}") from error
+    if '"__main__"' in text:
+        raise LaunchError(
+            "the recipe uses a class or function defined in the script itself; move it to a module that the job can "
+            "import, or use run.run(recipe, executor=...), which sends the script along."
+        )
+    records.private_folder(path.parent)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+
+
+def _plain(recipe: Any) -> Any:
+    """A copy with fiddle's own Config and Partial in place of nemo_run's subclasses of them."""
+    import fiddle as fdl
+    from fiddle import daglish
+    from fiddle._src.casting import register_supported_cast  # as nemo_run does; without it every cast warns
+
+    def convert(value: Any, state: Any) -> Any:
+        value = state.map_children(value) if state.is_traversable(value) else value
+        for plain in (fdl.Partial, fdl.Config):
+            if isinstance(value, plain):
+                register_supported_cast(type(value), plain)
+                return fdl.cast(plain, value)
+        return value
+
+    return daglish.MemoizedTraversal.run(convert, recipe)
+
+
+def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
+    import fiddle as fdl
+
+    if dry_run:
+        return {"dry_run": True, "executor": "direct", "run_dir": str(run_dir)}
+    record = _record(recipe, name, run_dir, "direct")
+    record.pid, record.pid_start, record.state = os.getpid(), records.process_start(os.getpid()), "running"
+    with records.locked(run_dir):
+        record.save()
+        record.state = "failed"
+        try:
+            fdl.build(recipe)()
+            record.state = "succeeded"
+        finally:
+            record.save()
+    return _result(record)
+
+
+def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
+    import nemo_run as run
+
+    from mixtral_recipes.executors.local import run_local
+
+    record = _record(recipe, name, run_dir, "local")
+    record.nproc_per_node = executor.nproc_per_node()
+    record.job_dir = str(record.path.parent)
+    recipe_file = Path(record.job_dir, "recipe.json")
+    task = run.Script(RANK_MODULE, args=[str(recipe_file)], entrypoint="python", m=True)
+    if dry_run:
+        line = f"torchrun --nproc-per-node {record.nproc_per_node} -m {RANK_MODULE} {recipe_file}"
+        return {"dry_run": True, "executor": "local", "run_dir": str(run_dir), "command": line}
+    attempt = Path(record.job_dir, "attempts", "0")
+    executor = executor.clone()
+    executor.env_vars |= {
+        "MIXTRAL_RECIPES_ATTEMPT_DIR": str(attempt),
+        "MIXTRAL_RECIPES_LOCKED": "1",
+        "PET_LOG_DIR": str(attempt / "torchrun"),  # torchrun's --log-dir: one stdout.log and stderr.log per rank
+    }
+    with records.locked(run_dir):
+        records.private_folder(jobs_home())
+        record.save()
+        store(recipe, recipe_file)
+        run_local(task, executor, record)
+    return _result(record)
+
+
+def _record(recipe: Any, name: str, run_dir: Path, executor: str) -> records.RunRecord:
+    function = getattr(recipe, "__fn_or_cls__", None)
+    return records.RunRecord(
+        id=records.new_id(name), name=name, executor=executor, run_dir=str(run_dir), created=time.time(),
+        recipe=getattr(function, "__name__", ""), host=os.uname().nodename,
+    )  # fmt: skip
+
+
+def _result(record: records.RunRecord) -> dict[str, Any]:
+    """RUN/result.json of this run; a run that wrote none reports only its id."""
+    return (records.result(record.run_dir, since=record.created - 1) or {}) | {"run": record.id}

@@ -1,0 +1,92 @@
+"""What torchrun starts: build the recipe from its file, call it, and record how this rank ended.
+
+nemo_run's own entry point (``fdl_runner``) does the first half and costs each rank an import of nemo_run, 3 to 5
+seconds; a recipe stored with plain fiddle types needs fiddle only.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import MixtralRecipesError, Preempted
+from mixtral_recipes.executors.records import locked, private_folder, write_json
+
+
+def call(path: str) -> None:
+    """Build and call the recipe stored in ``path`` (fiddle JSON)."""
+    import fiddle as fdl
+    from fiddle.experimental import serialization
+
+    recipe = serialization.load_json(Path(path).read_text())
+    rank = int(os.environ.get("RANK", "0"))
+    with contextlib.ExitStack() as stack:
+        log = getattr(recipe, "log", None)
+        if rank == 0 and log is not None and "MIXTRAL_RECIPES_LOCKED" not in os.environ:
+            stack.enter_context(locked(Path(log.log_dir) / log.name))
+        fdl.build(recipe)()
+
+
+def _end(error: BaseException | None) -> dict[str, Any]:
+    """This rank's end as a JSON object: exit code, one-line error and traceback."""
+    code, text, trace = 0, "", ""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        text = "" if error.code is None or isinstance(error.code, int) else str(error.code)
+    elif isinstance(error, Preempted):
+        code, text = Preempted.exit_code, str(error)
+    elif isinstance(error, MixtralRecipesError):
+        code, text = error.exit_code, str(error)
+    elif error is not None:
+        code, text = 1, f"{type(error).__name__}: {error}".strip()
+        trace = "".join(traceback.format_exception(error))
+    return {
+        "rank": int(os.environ.get("RANK", "0")),
+        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+        "host": os.environ.get("SLURMD_NODENAME") or os.uname().nodename,
+        "exit_code": code,
+        "error": " ".join(text.split())[:2000],
+        "traceback": trace,
+        "time": time.time(),
+    }
+
+
+def _record(end: dict[str, Any]) -> None:
+    """Write the end where the launcher and torchelastic look for it."""
+    folder = os.environ.get("MIXTRAL_RECIPES_ATTEMPT_DIR")
+    if folder:
+        private_folder(Path(folder))
+        write_json(Path(folder) / f"rank-{end['rank']}.json", end)
+        if end["exit_code"] == Preempted.exit_code:
+            Path(folder, "preempted").touch(mode=0o600)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file and end["exit_code"] not in (0, Preempted.exit_code) and not os.path.exists(error_file):
+        extra = {"py_callstack": end["traceback"], "timestamp": str(int(end["time"]))}
+        Path(error_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(error_file).write_text(json.dumps({"message": {"message": end["error"], "extraInfo": extra}}))
+
+
+def main() -> int:
+    """Run the recipe file named on the command line; return the exit code.
+
+    A failure is recorded rather than printed when there is somewhere to record it: the launcher and ``runs logs`` tell
+    the first failing rank's error, and not the "connection closed by peer" of every other rank.
+    """
+    error: BaseException | None = None
+    try:
+        call(sys.argv[1])
+    except BaseException as caught:
+        error = caught
+    end = _end(error)
+    _record(end)
+    if end["exit_code"] not in (0, Preempted.exit_code) and "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ:
+        print(end["traceback"] or end["error"], file=sys.stderr, flush=True)
+    return end["exit_code"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""What is known about a run without asking anyone: its record, its lock and how each rank ended.
+
+A record is ``<home>/runs/<id>/run.json``. A rank's end is ``<job folder>/attempts/<n>/rank-<r>.json``, written by
+``mixtral_recipes.executors.rank`` on whatever node it ran. Standard library only: ``runs list`` reads these.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import LaunchError, nearest
+from mixtral_recipes.executors.names import check_name, home
+
+_LOST_PEER = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|connection refused|socket closed|remote process exited|"
+    r"ncclRemoteError|remote worker",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass
+class RunRecord:
+    """One launched run, local or Slurm."""
+
+    id: str
+    name: str
+    executor: str  # direct | local | slurm
+    run_dir: str
+    created: float
+    recipe: str = ""
+    job_dir: str = ""  # where attempts/, configs/ and logs are
+    nodes: int = 1
+    nproc_per_node: int = 1
+    job_id: str = ""  # Slurm job id
+    pid: int = 0  # the torchrun agent of a local run
+    pid_start: str = ""  # its start time, so that a reused pid is not taken for it
+    host: str = ""
+    cluster: str = ""  # profile name
+    ssh: str = ""  # user@host when Slurm is reached through a tunnel
+    state: str = "submitted"  # the last state this machine saw
+    logs: list[str] = dataclasses.field(default_factory=list)  # the agent's stdout and stderr (local)
+    stage: str = ""  # pipeline stage, empty otherwise
+    depends_on: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The record's file."""
+        return runs_folder() / self.id / "run.json"
+
+    def save(self) -> None:
+        """Write the record, 0600, atomically."""
+        private_folder(self.path.parent)
+        write_json(self.path, dataclasses.asdict(self))
+
+
+def runs_folder() -> Path:
+    """The folder of all run records."""
+    return home() / "runs"
+
+
+def private_folder(path: Path) -> Path:
+    """Create a folder, and any parent that is missing, for its owner only (mkdir's mode leaves parents open)."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def new_id(name: str) -> str:
+    """An id nobody else has: the checked name and six random hex digits."""
+    return f"{check_name(name)}-{secrets.token_hex(3)}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name with mode 0600, then rename it into place."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "w") as file:
+            json.dump(value, file, indent=1)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or None when it is missing or half-written."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def all_records() -> list[RunRecord]:
+    """Every readable record, newest first."""
+    known = {field.name for field in dataclasses.fields(RunRecord)}
+    records = []
+    for path in runs_folder().glob("*/run.json"):
+        value = read_json(path)
+        if value and value.get("id") == path.parent.name:
+            records.append(RunRecord(**{key: item for key, item in value.items() if key in known}))
+    return sorted(records, key=lambda record: record.created, reverse=True)
+
+
+def find(run_id: str) -> RunRecord:
+    """The record with this id, this Slurm job id, or the newest with this name.
+
+    Raises:
+        LaunchError: nothing matches; the message lists close ids.
+    """
+    records = all_records()
+    for record in records:
+        if run_id in (record.id, record.job_id):
+            return record
+    for record in records:
+        if run_id == record.name:
+            return record
+    raise LaunchError(f"no run {run_id!r}.{nearest(run_id, [r.id for r in records])} See `mixtral-recipes runs list`.")
+
+
+def attempt_folders(record: RunRecord) -> list[Path]:
+    """attempts/0, attempts/1, ... of a run, oldest first."""
+    if not record.job_dir:
+        return []
+    folders = [path for path in Path(record.job_dir, "attempts").glob("*") if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def rank_ends(attempt: Path) -> list[dict[str, Any]]:
+    """How the ranks of one attempt ended: failures first, the one that caused the others first of all.
+
+    A rank that only lost its connection to another one comes after every rank with an error of its own.
+    """
+    ends = [value for path in attempt.glob("rank-*.json") if (value := read_json(path))]
+    return sorted(ends, key=lambda end: (end["exit_code"] in (0, 75), lost_peer(end), end["time"], end["rank"]))
+
+
+def lost_peer(end: dict[str, Any]) -> bool:
+    """Whether a rank failed only because another one was gone."""
+    return bool(_LOST_PEER.search(end.get("error", "")))
+
+
+def result(run_dir: str | Path, since: float = 0.0) -> dict[str, Any] | None:
+    """RUN/result.json, if it was written at or after ``since``."""
+    path = Path(run_dir) / "result.json"
+    try:
+        if path.stat().st_mtime < since:
+            return None
+    except OSError:
+        return None
+    return read_json(path)
+
+
+@contextlib.contextmanager
+def locked(run_dir: str | Path) -> Iterator[None]:
+    """Hold RUN/.lock, so that two runs never write into one folder.
+
+    Raises:
+        LaunchError: another process holds it.
+    """
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 200, 0).decode(errors="replace").strip()
+            raise LaunchError(
+                f"run folder {folder} is in use by another run{f' ({holder})' if holder else ''}; "
+                "choose another --name or --dir, or wait for it."
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def process_start(pid: int) -> str:
+    """When a process started, in clock ticks since boot, or an empty string if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
