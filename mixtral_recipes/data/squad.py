@@ -140,7 +140,7 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[Any, str]]:
                 raise DataError(f"{path}:{number}: not JSON ({error}).") from error
 
 
-def _read_json(path: Path, text: str) -> Iterator[tuple[Any, str]]:
+def _read_json(path: Path, text: str) -> Iterator[tuple[Any, object]]:
     """SQuAD v1.1's nesting, flattened: data -> paragraphs -> qas."""
     try:
         document = json.loads(text)
@@ -149,12 +149,10 @@ def _read_json(path: Path, text: str) -> Iterator[tuple[Any, str]]:
     articles = document.get("data") if isinstance(document, dict) else None
     if not isinstance(articles, list):
         raise DataError(f"{path}:1: not a SQuAD file: needs an object with a list 'data'.")
-    after = 0
     for a, article in enumerate(articles):
         for p, paragraph in enumerate(_list_in(article, "paragraphs", f"{path}: data[{a}]")):
             for q, qa in enumerate(_list_in(paragraph, "qas", f"{path}: data[{a}].paragraphs[{p}]")):
-                line, after = _line_of(text, qa, after)
-                where = f"{path}:{line}: data[{a}].paragraphs[{p}].qas[{q}]"
+                where = _Place(path, text, qa, f"data[{a}].paragraphs[{p}].qas[{q}]")
                 if not isinstance(qa, dict):
                     raise DataError(f"{where}: is not an object.")
                 yield {**qa, "context": paragraph.get("context")}, where
@@ -167,19 +165,25 @@ def _list_in(holder: Any, name: str, where: str) -> list[Any]:
     return value
 
 
-def _line_of(text: str, qa: Any, after: int) -> tuple[int, int]:
-    """The line a question stands on, found by its id or text behind the one before; the last known line otherwise."""
-    for name in ("id", "question"):
-        value = qa.get(name) if isinstance(qa, dict) else None
-        if isinstance(value, str):
+class _Place(NamedTuple):
+    """Where a record stands in a JSON file; the line is looked for only when an error is told."""
+
+    path: Path
+    text: str
+    record: Any
+    place: str
+
+    def __str__(self) -> str:
+        for name in ("id", "question"):
+            value = self.record.get(name) if isinstance(self.record, dict) else None
             for spelled in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
-                found = text.find(spelled, after)
+                found = self.text.find(spelled) if isinstance(value, str) else -1
                 if found >= 0:
-                    return text.count("\n", 0, found) + 1, found
-    return text.count("\n", 0, after) + 1, after
+                    return f"{self.path}:{self.text.count(chr(10), 0, found) + 1}: {self.place}"
+        return f"{self.path}: {self.place}"
 
 
-def _question(record: Any, where: str) -> Question:
+def _question(record: Any, where: object) -> Question:
     if not isinstance(record, dict):
         raise DataError(f"{where}: is not an object.")
     for name in ("context", "question"):

@@ -1,0 +1,206 @@
+"""What a recipe calls: pretraining, fine-tuning, conversion, generation and evaluation, under NeMo's names."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes import embedded
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.training import distributed
+from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
+from mixtral_recipes.training.loop import fit
+from mixtral_recipes.training.metrics import NeMoLogger, RunLog
+from mixtral_recipes.training.optimizer import MegatronOptimizerModule
+from mixtral_recipes.training.resume import AutoResume
+from mixtral_recipes.training.setup import build_run, check_layout
+from mixtral_recipes.training.trainer import Trainer
+
+
+def pretrain(
+    model: MixtralModel,
+    data: DataModule,
+    trainer: Trainer,
+    log: NeMoLogger | None = None,
+    optim: MegatronOptimizerModule | None = None,
+    resume: AutoResume | None = None,
+    tokenizer: str | None = None,
+) -> dict[str, Any]:
+    """Train all weights, from random ones or from ``resume.restore_config``.
+
+    Runs in every process of the job.
+
+    Args:
+        model: What to train.
+        data: On what.
+        trainer: How long, how laid out.
+        log: Where to write.
+        optim: Optimizer and schedule.
+        resume: Where to start.
+        tokenizer: Folder or Hub id; None takes the model's or the checkpoint's.
+
+    Returns:
+        The result, also in RUN/result.json.
+    """
+    return _train(model, data, trainer, log, optim, resume, None, tokenizer)
+
+
+def finetune(
+    model: MixtralModel,
+    data: DataModule,
+    trainer: Trainer,
+    log: NeMoLogger | None = None,
+    optim: MegatronOptimizerModule | None = None,
+    resume: AutoResume | None = None,
+    peft: LoRA | None = None,
+    tokenizer: str | None = "model",
+) -> dict[str, Any]:
+    """Fine-tune a checkpoint, all of it or by adapters. Arguments as `pretrain`.
+
+    Args:
+        peft: Adapters to train; None trains all weights.
+        tokenizer: ``"model"`` takes the checkpoint's; else a folder or Hub id.
+
+    Raises:
+        RecipeError: ``resume.restore_config.path`` is not set.
+    """
+    if resume is None or resume.restore_config is None or not resume.restore_config.path:
+        raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
+    return _train(model, data, trainer, log, optim, resume, peft, None if tokenizer == "model" else tokenizer)
+
+
+def _train(
+    model: MixtralModel,
+    data: DataModule,
+    trainer: Trainer,
+    log: NeMoLogger | None,
+    optim: MegatronOptimizerModule | None,
+    resume: AutoResume | None,
+    peft: LoRA | None,
+    tokenizer: str | None,
+) -> dict[str, Any]:
+    log, optim, resume = log or NeMoLogger(), optim or MegatronOptimizerModule(), resume or AutoResume()
+    place = distributed.ProcessPlace.from_environment()
+    check_layout(model, trainer, data)
+    device = distributed.choose_device(trainer.accelerator, place)
+    base = restore_source(resume)
+    if base is not None:
+        model = dataclasses.replace(model, config=_matching(model.config, base))
+    tokenizer_from = tokenizer or model.tokenizer or (str(base / "context") if base else None)
+    data.setup(load_tokenizer(tokenizer_from))
+    distributed.initialize(trainer.topology(), place, device, seed=trainer.seed)
+    try:
+        found = resume.find(log.run_dir / "checkpoints")
+        run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=base)
+        run_log = RunLog(log, trainer.max_steps, is_writer=place.rank == 0)
+        checkpointer = Checkpointer(
+            log.run_dir / "checkpoints",
+            log.ckpt or ModelCheckpoint(),
+            model_name=log.name,
+            model=run.model,
+            optimizer=run.optimizer,
+            scheduler=run.scheduler,
+            adapters_only=peft is not None,
+            context=base / "context" if base else None,
+            facts=_facts(run.topology, peft, base),
+        )
+        position = checkpointer.load(found) if found else Position()
+        run_log.say(_opening(run.topology, found, base, position))
+        result = fit(run, position, checkpointer, run_log)
+        result |= {
+            "world_size": trainer.world_size,
+            "expert_model_parallel_size": run.topology.expert_model_parallel_size,
+            "topology": run.topology.describe(),
+            "run_dir": str(log.run_dir),
+        }
+        result["checkpoint"] = result["checkpoint"] or (str(found) if found else None)
+        if place.rank == 0:
+            write_json(log.run_dir / "result.json", result)
+        run_log.close()
+        return result
+    finally:
+        distributed.shut_down()
+
+
+def _opening(topology: Any, found: Path | None, base: Path | None, position: Position) -> str:
+    start = f"resuming from {found} at step {position.step}" if found else f"starting from {base or 'random weights'}"
+    return f"{topology.world_size} process(es), {topology.describe()}; {start}"
+
+
+def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any]:
+    """What a checkpoint says about the run that wrote it."""
+    facts: dict[str, Any] = {"topology": topology.describe(), "kind": "adapter" if peft else "training"}
+    if peft is not None:
+        facts["peft"] = {
+            k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()
+        } | {"class": type(peft).__name__}
+        facts["base"] = str(base)
+    return facts
+
+
+def restore_source(resume: AutoResume) -> Path | None:
+    """The Megatron checkpoint ``resume.restore_config`` names, imported first where it is a Hugging Face model.
+
+    Every rank calls it: the first imports, the others wait for it at the import's lock.
+
+    Raises:
+        CheckpointError: there is nothing usable.
+    """
+    if resume.restore_config is None or not resume.restore_config.path:
+        return None
+    spec = resume.restore_config.path
+    path = embedded.resolve(spec)
+    if (path / "weights").is_dir():
+        return path
+    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+
+    return import_checkpoint(str(path) if spec.startswith(embedded.PREFIX) else spec)
+
+
+def _matching(config: MixtralConfig, base: Path) -> MixtralConfig:
+    """The recipe's configuration with the checkpoint's vocabulary, refused where the two are different models.
+
+    Raises:
+        RecipeError: names the field that differs.
+    """
+    from mixtral_recipes.importers.hf_config import config_fields
+
+    stored = config_fields(json.loads((base / "context" / "config.json").read_text()))
+    shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
+             "num_moe_experts", "moe_router_topk")  # fmt: skip
+    for name in shape:
+        if name in stored and getattr(config, name) != stored[name]:
+            raise RecipeError(
+                f"model.config.{name}={getattr(config, name)}, but the checkpoint {base} has {stored[name]}; choose the "
+                "recipe of that model, or another --restore-from."
+            )
+    same = {name: stored[name] for name in ("vocab_size", "rotary_base", "layernorm_epsilon") if name in stored}
+    return dataclasses.replace(config, **same)
+
+
+def load_tokenizer(source: str | None) -> Any:
+    """A transformers tokenizer from a folder or Hub id; None for None.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if source is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file that is either whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(json.dumps(value, indent=1))
+    staging.replace(path)

@@ -1,0 +1,202 @@
+"""From configs to a run that can step: model, DDP, optimizer and schedule on this rank."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+
+from mixtral_recipes.data.batch import DataParallelPlace
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.models.builder import build_model, shape_of, with_topology
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.topology import BatchShape, Topology
+from mixtral_recipes.training import callbacks
+from mixtral_recipes.training.checkpoint import load_model
+from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
+from mixtral_recipes.training.trainer import Trainer
+
+
+@dataclass
+class TrainingRun:
+    """Everything a step needs, on this rank.
+
+    Attributes:
+        trainer: The recipe's trainer.
+        topology: The layout.
+        config: The model's configuration with parallel sizes and precision filled in.
+        model: Model chunks as built (no DDP).
+        ddp: The same chunks wrapped by Megatron's DDP.
+        optimizer: Megatron's optimizer.
+        scheduler: Megatron's schedule.
+        data: The data module, set up.
+        device: Where tensors live.
+        forward_backward: Megatron's schedule for this layout.
+        batch: Batch shape.
+    """
+
+    trainer: Trainer
+    topology: Topology
+    config: MixtralConfig
+    model: list[Any]
+    ddp: list[Any]
+    optimizer: Any
+    scheduler: Any
+    data: DataModule
+    device: torch.device
+    forward_backward: Any
+    batch: BatchShape
+
+    @property
+    def data_place(self) -> DataParallelPlace:
+        """Which share of each global batch this rank reads."""
+        return DataParallelPlace(
+            parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        )
+
+    @property
+    def loader_shape(self) -> dict[str, Any]:
+        """How long microbatches are: a multiple of what splits them; fixed where pipeline stages exchange them."""
+        t = self.topology
+        multiple = 2 * t.context_parallel_size * t.tensor_model_parallel_size
+        return {"multiple": max(8, multiple), "fixed": t.pipeline_model_parallel_size > 1}
+
+
+def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> None:
+    """Refuse a recipe whose layout cannot run, before anything is built.
+
+    Raises:
+        RecipeError: all broken rules at once.
+    """
+    packed = getattr(data, "packed_sequence_specs", None)
+    batch = BatchShape(
+        data.global_batch_size,
+        data.micro_batch_size,
+        data.seq_length,
+        packed=packed is not None and packed.packed_sequence_size > 0,
+        fp8=bool(trainer.plugins.fp8),
+    )
+    trainer.topology().check(shape_of(model.config), batch)
+
+
+def build_run(
+    model: MixtralModel,
+    trainer: Trainer,
+    data: DataModule,
+    optim: MegatronOptimizerModule,
+    *,
+    device: torch.device,
+    peft: LoRA | None = None,
+    weights: Path | None = None,
+) -> TrainingRun:
+    """Build this rank's part of a run. Megatron's groups must exist.
+
+    Args:
+        model: What to train.
+        trainer: How.
+        data: On what; already set up.
+        optim: Optimizer and schedule.
+        device: Where.
+        peft: Adapters to train instead of the weights.
+        weights: Checkpoint folder to take the model's weights from; None keeps the random start.
+    """
+    topology = trainer.topology()
+    settings = _settings(trainer, topology, device)
+    callbacks.call(trainer.callbacks, "configure", settings)
+    trainer.plugins.check_device()
+    config = with_topology(model.config, topology, **settings["model"])
+    chunks = build_model(config)
+    if weights is not None:
+        load_model(chunks, weights)
+    if peft is not None:
+        peft.apply(chunks)
+    optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
+    ddp = _wrap(chunks, config, _ddp_config(trainer, optim, settings["ddp"]))
+    optimizer = build_optimizer(optim, ddp, trainer.plugins)
+    _connect(config, ddp, optimizer)
+    return TrainingRun(
+        trainer=trainer,
+        topology=topology,
+        config=config,
+        model=chunks,
+        ddp=ddp,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optim, optimizer, trainer.max_steps),
+        data=data,
+        device=device,
+        forward_backward=get_forward_backward_func(),
+        batch=BatchShape(data.global_batch_size, data.micro_batch_size, data.seq_length),
+    )
+
+
+def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Fields of Megatron's three configs that follow from the run; callbacks may change them."""
+    model = trainer.plugins.model_fields() | {
+        # The loss is a sum over label tokens, divided once by the global batch's count of them.
+        "calculate_per_token_loss": True,
+    }
+    if trainer.strategy.pipeline_dtype is not None:
+        model["pipeline_dtype"] = trainer.strategy.pipeline_dtype
+    if topology.pipeline_model_parallel_size == 1:
+        model["pipeline_dtype"] = None
+    return {
+        "model": model,
+        "ddp": trainer.plugins.ddp_fields(),
+        "optimizer": {},
+        "run": {"topology": topology, "device": device},
+    }
+
+
+def _ddp_config(
+    trainer: Trainer, optim: MegatronOptimizerModule, fields: dict[str, Any]
+) -> DistributedDataParallelConfig:
+    given = trainer.strategy.ddp
+    if given.average_in_collective:
+        warnings.warn(
+            "trainer.strategy.ddp.average_in_collective=True is ignored: gradients are summed and divided by the "
+            "global batch's label tokens.",
+            stacklevel=2,
+        )
+    return dataclasses.replace(
+        given,
+        **fields,
+        use_distributed_optimizer=optim.config.use_distributed_optimizer,
+        average_in_collective=False,
+        check_for_nan_in_grad=False,  # the loop checks loss and gradient norm itself, and names the step
+    )
+
+
+def _wrap(chunks: list[Any], config: MixtralConfig, ddp_config: DistributedDataParallelConfig) -> list[Any]:
+    """Cast outputs back to fp32 where weights are 16-bit, and wrap in Megatron's DDP."""
+    low = config.bf16 or config.fp16
+    return [
+        DistributedDataParallel(
+            config=config,
+            ddp_config=ddp_config,
+            module=Float16Module(config, chunk) if low else chunk,
+            # Interleaved chunks after the first are reduced when their turn comes, not bucket by bucket.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _connect(config: MixtralConfig, ddp: list[Any], optimizer: Any) -> None:
+    """Give Megatron's schedules the hooks they call."""
+    single = len(ddp) == 1
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    ddp_config = ddp[0].ddp_config
+    if ddp_config.overlap_grad_reduce:
+        config.no_sync_func = ddp[0].no_sync if single else [chunk.no_sync for chunk in ddp]
+        if ddp_config.align_param_gather:
+            config.grad_sync_func = ddp[0].start_grad_sync if single else [c.start_grad_sync for c in ddp]
+    if ddp_config.overlap_param_gather and ddp_config.align_param_gather:
+        config.param_sync_func = ddp[0].start_param_sync if single else [c.start_param_sync for c in ddp]
