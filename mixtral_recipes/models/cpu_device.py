@@ -11,6 +11,7 @@ Nothing here is entered per operation: the training step calls torch as it is, e
 import contextlib
 import functools
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -75,6 +76,8 @@ def activate() -> None:
         warnings.simplefilter("ignore")
         for module_name, attribute, stand_in in _REPLACEMENTS:
             _replace(importlib.import_module(module_name), attribute, stand_in)
+    # Megatron's random tracker warns when the CPU's state moves inside it; here the CPU's state is what it tracks.
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_not_about_cpu_state)
     if "transformer_engine" in sys.modules:
         _hide_transformer_engine()
     # Megatron decorates its fusions with torch.compile; here that would start a C++ compiler in the first step.
@@ -86,6 +89,7 @@ def deactivate() -> None:
     while _replaced:
         target, attribute, original = _replaced.pop()
         setattr(target, attribute, original)
+    logging.getLogger("megatron.core.tensor_parallel.random").removeFilter(_not_about_cpu_state)
     torch.compiler.set_stance("default")
 
 
@@ -141,6 +145,10 @@ def _set_rng_state(state: torch.Tensor, device: Any = None, **kwargs: Any) -> No
 def _maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Megatron's own leaves a CPU tensor a tensor; the all-to-all then refuses it where it expects numpy sizes."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _not_about_cpu_state(record: logging.LogRecord) -> bool:
+    return "CPU RNG state changed" not in record.getMessage()
 
 
 _CUDA_NAMES: dict[str, Any] = {

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -43,21 +44,48 @@ class MegatronOptimizerModule:
 
 
 def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision) -> Any:
-    """Megatron's (distributed) optimizer over DDP-wrapped model chunks."""
-    config = dataclasses.replace(optim.config, **precision.optimizer_fields())
+    """Megatron's (distributed) optimizer over DDP-wrapped model chunks.
+
+    Raises:
+        RecipeError: no learning rate is set.
+    """
+    schedule = optim.lr_scheduler
+    lr = optim.config.lr
+    if lr is None:
+        raise RecipeError("optim.config.lr=None: set a learning rate.")
+    min_lr = min(schedule.min_lr, lr) if schedule else lr
+    config = dataclasses.replace(optim.config, min_lr=min_lr, **precision.optimizer_fields())
     with cpu_device.cuda_type_names():
-        return get_megatron_optimizer(config, model)
+        optimizer = get_megatron_optimizer(config, model)
+    if cpu_device.active():
+        _count_steps_from_zero(optimizer)
+    return optimizer
+
+
+def _count_steps_from_zero(optimizer: Any) -> None:
+    """Give torch's AdamW its whole state at once.
+
+    Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
+    FusedAdam keeps elsewhere; torch's AdamW takes a state without it for a finished one and fails.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        adam = part.optimizer
+        for group in adam.param_groups:
+            for parameter in group["params"]:
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
 
 def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: int) -> OptimizerParamScheduler:
     """Megatron's schedule, stepped once per optimizer step.
 
     Raises:
-        RecipeError: the warmup is not shorter than the run, or no learning rate is set.
+        RecipeError: no step is left to decay over.
     """
-    lr = optim.config.lr
-    if lr is None:
-        raise RecipeError("optim.config.lr=None: set a learning rate.")
+    lr = optim.config.lr or 0.0
     schedule = optim.lr_scheduler or CosineAnnealingScheduler(warmup_steps=0, min_lr=lr)
     decay_steps = (schedule.max_steps or max_steps) - schedule.constant_steps
     warmup = schedule.warmup_steps
