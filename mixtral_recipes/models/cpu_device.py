@@ -76,6 +76,13 @@ def activate() -> None:
         warnings.simplefilter("ignore")
         for module_name, attribute, stand_in in _REPLACEMENTS:
             _replace(importlib.import_module(module_name), attribute, stand_in)
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    _replace(
+        DistributedOptimizer,
+        "_set_main_param_and_optimizer_states",
+        _step_apart(DistributedOptimizer._set_main_param_and_optimizer_states),
+    )
     # Megatron's random tracker warns when the CPU's state moves inside it; here the CPU's state is what it tracks.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_not_about_cpu_state)
     if "transformer_engine" in sys.modules:
@@ -145,6 +152,19 @@ def _set_rng_state(state: torch.Tensor, device: Any = None, **kwargs: Any) -> No
 def _maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Megatron's own leaves a CPU tensor a tensor; the all-to-all then refuses it where it expects numpy sizes."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _step_apart(set_states: Callable[..., None]) -> Callable[..., None]:
+    """Let the distributed optimizer read a checkpoint into torch's AdamW, whose state holds ``step`` too.
+
+    Megatron stores ``step`` once per parameter group and not among a parameter's tensors, where it then looks for it.
+    """
+
+    @functools.wraps(set_states)
+    def with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        set_states(self, model_param, {"step": None, **tensors})
+
+    return with_step
 
 
 def _not_about_cpu_state(record: logging.LogRecord) -> bool:

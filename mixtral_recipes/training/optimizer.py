@@ -79,6 +79,16 @@ def _count_steps_from_zero(optimizer: Any) -> None:
                 }
 
 
+def load_optimizer(optimizer: Any, state: Any) -> None:
+    """Put a checkpoint's state into an optimizer."""
+    optimizer.load_state_dict(state)
+    if cpu_device.active():
+        # Megatron gives all parameters one ``step`` tensor, which torch's AdamW would count up once for each.
+        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+            for values in part.optimizer.state.values():
+                values["step"] = values["step"].clone()
+
+
 def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: int) -> OptimizerParamScheduler:
     """Megatron's schedule, stepped once per optimizer step.
 

@@ -1,0 +1,230 @@
+"""A checkpoint folder's manifest, and how a folder appears under its name only when it is whole.
+
+    CKPT/weights/        Megatron torch_dist
+    CKPT/context/        config.json, generation_config.json, tokenizer files
+    CKPT/manifest.json   what this is, where it came from, size and SHA-256 of every file
+
+Pure Python; importers and training both use it.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from mixtral_recipes.errors import CheckpointError
+
+FORMAT = "mixtral-recipes/1"
+NAME = "manifest.json"
+Kind = Literal["model", "training", "adapter"]
+_READ_BYTES = 4 << 20
+
+
+def write_manifest(
+    folder: Path,
+    kind: Kind,
+    *,
+    source: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Any] | None = None,
+    known: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Describe every file in a checkpoint folder; call it when all of them are written.
+
+    Args:
+        folder: The checkpoint (or its staging folder).
+        kind: What the checkpoint holds.
+        source: Where it came from (Hub id and revision, recipe, step).
+        tensors: name -> {"dtype", "shape", "sha256"} of the weights, where they are known.
+        known: relative path -> SHA-256, for files hashed while they were written.
+        extra: Further top-level keys.
+    """
+    known = known or {}
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path != NAME]
+    with ThreadPoolExecutor(_threads()) as pool:
+        hashes = list(pool.map(lambda path: known.get(path) or sha256(folder / path), paths))
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": dict(source or {}),
+        **(extra or {}),
+        "files": {
+            path: {"size": (folder / path).stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, hashes, strict=True)
+        },
+        "tensors": dict(tensors or {}),
+    }
+    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder is not one of our checkpoints, or its manifest is damaged.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        what = "has no manifest.json" if folder.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"{folder} {what}, so it is not a finished mixtral-recipes checkpoint; "
+            "a Hugging Face folder is turned into one by `mixtral-recipes import`."
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        known = manifest["format"] == FORMAT and manifest["kind"] and manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint manifest ({error!r}).") from error
+    if not known:
+        raise CheckpointError(f"{path}: format {manifest['format']!r} is not {FORMAT!r}, the only one known here.")
+    return manifest
+
+
+def verify_files(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
+    """Check every file a checkpoint's manifest names.
+
+    Args:
+        folder: The checkpoint.
+        hashes: Read and hash each file; otherwise look at presence and size only.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: names the first file that is missing, of another size, or changed.
+    """
+    manifest = read_manifest(folder)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, but the manifest names it; the checkpoint is incomplete.")
+        if path.stat().st_size != entry["size"]:
+            raise CheckpointError(
+                f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}; it is damaged."
+            )
+    if hashes:
+        with ThreadPoolExecutor(_threads()) as pool:
+            for name, digest in zip(files, pool.map(lambda name: sha256(folder / name), files), strict=True):
+                if digest != files[name]["sha256"]:
+                    raise CheckpointError(f"{folder / name}: its SHA-256 is not the manifest's; it is damaged.")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def staging_path(final: Path) -> Path:
+    """The sibling a checkpoint is written to before it gets its name."""
+    return final.with_name(f".{final.name}.partial")
+
+
+@contextlib.contextmanager
+def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder so that it appears under its name whole or not at all.
+
+    Yields the staging folder to write into. When the block ends, everything in it is made durable and the folder is
+    renamed; when the block raises, the staging folder is removed. What a killed process left is removed at the start,
+    so only one process may publish a name at a time (`locked`).
+
+    Raises:
+        CheckpointError: ``final`` exists and ``overwrite`` is false.
+    """
+    refuse_existing(final, overwrite=overwrite)
+    staging = staging_path(final)
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        sync_tree(staging)
+        refuse_existing(final, overwrite=overwrite)
+        replaced = final.with_name(f".{final.name}.replaced")
+        if final.exists():
+            final.rename(replaced)
+        staging.rename(final)
+        sync_folder(final.parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def refuse_existing(final: Path, *, overwrite: bool) -> None:
+    """Raise CheckpointError where a folder would be overwritten without leave."""
+    if not overwrite and (final.is_file() or (final.is_dir() and any(final.iterdir()))):
+        raise CheckpointError(f"{final} exists; choose another folder, remove it, or pass --overwrite.")
+    if overwrite and final.is_dir() and any(final.iterdir()) and not _is_ours(final):
+        raise CheckpointError(f"{final} is not a checkpoint folder; --overwrite only replaces checkpoints.")
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / NAME).is_file() or (folder / "config.json").is_file()
+
+
+@contextlib.contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Let one process at a time work on a folder's name; others wait.
+
+    The lock dies with its process. The lock file is removed by whoever holds it last.
+    """
+    path = final.with_name(f".{final.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its last holder removed it while we waited
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and folder below ``folder`` durable."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's list of names durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _threads() -> int:
+    return min(16, len(os.sched_getaffinity(0)) + 1)
