@@ -1,0 +1,230 @@
+"""Between a Hugging Face Mixtral's config.json and Megatron's configuration fields. Pure functions, no torch.
+
+A field that changes what the model computes and that the model here cannot honour is refused, never dropped.
+"""
+
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.mapping import Dims
+
+# What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096 * 32,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+    "attention_dropout": 0.0,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "router_aux_loss_coef": 0.001,
+    "router_jitter_noise": 0.0,
+    "rope_theta": 1e6,
+}
+
+# Megatron field -> config.json field, for those that are the same number under another name.
+_SAME_NUMBER = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "moe_ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "num_moe_experts": "num_local_experts",
+    "moe_router_topk": "num_experts_per_tok",
+    "layernorm_epsilon": "rms_norm_eps",
+    "init_method_std": "initializer_range",
+    "attention_dropout": "attention_dropout",
+    "moe_aux_loss_coeff": "router_aux_loss_coef",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+}
+
+_POSITIVE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def value(config: dict[str, Any], field: str) -> Any:
+    """A field of config.json, or what transformers would assume for it."""
+    if field == "num_local_experts" and field not in config and "num_experts" in config:
+        return config["num_experts"]  # transformers 5 reads either spelling
+    found = config.get(field, DEFAULTS[field])
+    if found is None and field == "head_dim":
+        return value(config, "hidden_size") // value(config, "num_attention_heads")
+    if found is None and field == "num_key_value_heads":
+        return value(config, "num_attention_heads")
+    return found
+
+
+def rope_theta(config: dict[str, Any]) -> float:
+    """The rotary base, from either place transformers has kept it.
+
+    Raises:
+        CheckpointError: a rope scaling other than none is asked for.
+    """
+    for field in ("rope_scaling", "rope_parameters"):
+        rope = config.get(field)
+        if not rope:
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise CheckpointError(
+                f"config.json: {field} asks for rope type {kind!r}, which Mixtral does not have and this model cannot "
+                "compute; only 'default' (no scaling) can be converted."
+            )
+        unknown = sorted(set(rope) - {"rope_type", "type", "rope_theta"})
+        if unknown:
+            raise CheckpointError(
+                f"config.json: {field}.{unknown[0]}={rope[unknown[0]]!r} is not known; remove it or convert elsewhere."
+            )
+        if "rope_theta" in rope:
+            return float(rope["rope_theta"])
+    return float(config.get("rope_theta", DEFAULTS["rope_theta"]))
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse a config.json that describes a model other than the one built here.
+
+    Raises:
+        CheckpointError: names the field, its value and the rule.
+    """
+    _check_architecture(config)
+    for field in _POSITIVE:
+        number = value(config, field)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise CheckpointError(f"config.json: {field}={number!r} must be a positive whole number.")
+    _check_refused(config)
+    heads, groups = value(config, "num_attention_heads"), value(config, "num_key_value_heads")
+    if heads % groups:
+        raise CheckpointError(
+            f"config.json: num_key_value_heads={groups} does not divide num_attention_heads={heads}; it must."
+        )
+    if value(config, "num_experts_per_tok") > value(config, "num_local_experts"):
+        raise CheckpointError(
+            f"config.json: num_experts_per_tok={value(config, 'num_experts_per_tok')} exceeds "
+            f"num_local_experts={value(config, 'num_local_experts')}."
+        )
+    rope_theta(config)
+
+
+def _check_architecture(config: dict[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if model_type != "mixtral":
+        raise CheckpointError(
+            f"config.json: model_type is {model_type!r}, not 'mixtral'; only Mixtral checkpoints can be converted."
+        )
+    architectures = config.get("architectures") or ["MixtralForCausalLM"]
+    if architectures != ["MixtralForCausalLM"]:
+        raise CheckpointError(f"config.json: architectures is {architectures}; only ['MixtralForCausalLM'] is known.")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(
+            f"config.json: the weights are quantized ({method}); convert the original, unquantized checkpoint."
+        )
+
+
+def _check_refused(config: dict[str, Any]) -> None:
+    rules = (
+        ("sliding_window", lambda v: v is None, "sliding-window attention is not built here; Mixtral has null"),
+        ("tie_word_embeddings", lambda v: not v, "Mixtral keeps input and output embeddings apart; it must be false"),
+        ("hidden_act", lambda v: v == "silu", "Mixtral's experts use silu"),
+        ("router_jitter_noise", lambda v: not v, "router jitter is not built here; it must be 0"),
+    )
+    for field, accepted, rule in rules:
+        if not accepted(value(config, field)):
+            raise CheckpointError(f"config.json: {field}={value(config, field)!r}: {rule}.")
+
+
+def dims(config: dict[str, Any]) -> Dims:
+    """The sizes that fix every tensor's shape; config.json is checked first."""
+    check(config)
+    return Dims(
+        num_layers=value(config, "num_hidden_layers"),
+        hidden_size=value(config, "hidden_size"),
+        ffn_hidden_size=value(config, "intermediate_size"),
+        num_attention_heads=value(config, "num_attention_heads"),
+        num_query_groups=value(config, "num_key_value_heads"),
+        kv_channels=value(config, "head_dim"),
+        num_moe_experts=value(config, "num_local_experts"),
+        vocab_size=value(config, "vocab_size"),
+    )
+
+
+def to_megatron(config: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for MixtralConfig that describe the same model.
+
+    Args:
+        config: config.json of a Hugging Face Mixtral.
+
+    Returns:
+        Megatron TransformerConfig field values, and vocab_size, max_position_embeddings and rotary_base. The sequence
+        length is a matter of training, not of the weights, and is not among them.
+
+    Raises:
+        CheckpointError: a field asks for something the model cannot honour.
+    """
+    check(config)
+    fields = {megatron: value(config, hf) for megatron, hf in _SAME_NUMBER.items()}
+    return fields | {
+        "rotary_base": rope_theta(config),
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "share_embeddings_and_output_weights": False,
+        "moe_router_pre_softmax": False,
+    }
+
+
+def from_megatron(fields: dict[str, Any], *, dtype: str = "bfloat16") -> dict[str, Any]:
+    """config.json for a model described in Megatron's fields: the inverse of `to_megatron`.
+
+    Args:
+        fields: Megatron field values (``vars`` of a MixtralConfig will do).
+        dtype: What the weights are saved in, as torch spells it without ``torch.``.
+
+    Returns:
+        A config.json that every transformers release since 4.36 reads.
+    """
+    heads = fields["num_attention_heads"]
+    fields = fields | {
+        "moe_ffn_hidden_size": fields.get("moe_ffn_hidden_size") or fields["ffn_hidden_size"],
+        "num_query_groups": fields.get("num_query_groups") or heads,
+        "kv_channels": fields.get("kv_channels") or fields["hidden_size"] // heads,
+    }
+    same = {hf: fields[megatron] for megatron, hf in _SAME_NUMBER.items() if megatron != "ffn_hidden_size"}
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        **same,
+        "hidden_act": "silu",
+        "rope_theta": fields["rotary_base"],
+        "rope_parameters": {"rope_theta": fields["rotary_base"], "rope_type": "default"},
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "router_jitter_noise": 0.0,
+        "output_router_logits": False,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": dtype,
+    }

@@ -1,0 +1,160 @@
+"""A Hugging Face Mixtral on disk, opened for reading: every tensor found, named canonically, and accounted for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError, nearest
+from mixtral_recipes.importers import hf_config, safetensors_io
+from mixtral_recipes.importers.mapping import FUSED, Dims, canonical_shapes, fused_blocks
+from mixtral_recipes.importers.safetensors_io import StoredTensor
+from mixtral_recipes.importers.streaming import Extent
+
+# What travels beside the weights, where the source has it. Nothing else is downloaded or copied.
+SIDECARS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v1",
+    "tokenizer.model.v3",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose every tensor is known to be there, once, in the right shape.
+
+    Attributes:
+        layout: "v4" (one tensor per expert) or "v5" (fused experts).
+        tensors: canonical name -> where its rows are.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    dims: Dims
+    layout: str
+    tensors: dict[str, Extent]
+
+    @property
+    def sidecars(self) -> list[Path]:
+        return [self.folder / name for name in SIDECARS if (self.folder / name).is_file()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(extent.rows * extent.row_bytes for extent in self.tensors.values())
+
+
+def open_source(folder: Path) -> Source:
+    """Open a folder with config.json and safetensors or .bin weights.
+
+    Raises:
+        CheckpointError: a file, tensor or field is missing, unexpected or wrong; the message names it.
+    """
+    config = read_config(folder)
+    dims = hf_config.dims(config)
+    stored, indexed = _stored_tensors(folder)
+    if indexed:
+        _check_index(folder, stored, indexed)
+    layout = "v5" if _looks_fused(stored) else "v4"
+    return Source(folder, config, dims, layout, _canonical(folder, stored, dims, layout))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give a model folder or hf://org/name.")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: not a JSON object.")
+    return config
+
+
+def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]], dict[str, str]]:
+    """Every tensor in a folder's weight files, and the index's opinion."""
+    files, indexed = safetensors_io.files_of(folder)
+    if files:
+        read = safetensors_io.read_header
+    else:
+        from mixtral_recipes.importers import pickle_io
+
+        files, indexed = safetensors_io.files_of(folder, pickle_io.INDEX, pickle_io.SINGLE)
+        read = pickle_io.read_tensors
+    if not files:
+        raise CheckpointError(
+            f"{folder} has no weights: neither {safetensors_io.SINGLE} nor {safetensors_io.INDEX} "
+            "(nor the .bin files of the same kind)."
+        )
+    found: dict[str, tuple[Path, StoredTensor]] = {}
+    for path in files:
+        for name, tensor in read(path).items():
+            if name in found:
+                raise CheckpointError(f"{name} is in both {found[name][0].name} and {path.name}; one must go.")
+            found[name] = (path, tensor)
+    return found, indexed
+
+
+def _check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], indexed: dict[str, str]) -> None:
+    for name, file in indexed.items():
+        if name not in stored or stored[name][0].name != file:
+            raise CheckpointError(f"{folder}: the index says {name} is in {file}, but it is not.")
+    for name, (path, _) in stored.items():
+        if name not in indexed:
+            raise CheckpointError(f"{path}: holds {name}, which the index does not name.")
+
+
+def _looks_fused(stored: dict[str, Any]) -> bool:
+    """Whether the experts are fused; a question of keys, never of the folder's name."""
+    endings = tuple(name.split("{layer}")[1] for name in FUSED if "experts" in name)
+    return any(name.endswith(endings) for name in stored)
+
+
+def _canonical(
+    folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: Dims, layout: str
+) -> dict[str, Extent]:
+    """Match stored tensors against what the configuration calls for, one to one."""
+    shapes = canonical_shapes(dims)
+    expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
+    _check_names(folder, list(stored), list(expected))
+    found: dict[str, Extent] = {}
+    for name, (shape, blocks) in expected.items():
+        path, tensor = stored[name]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(tensor.shape)}, config.json calls for {list(shape)}."
+            )
+        if blocks is None:
+            found[name] = tensor.extent
+            continue
+        row = 0
+        for block in blocks:
+            found[block.name] = tensor.extent.slice(row, block.stop)
+            row += block.stop
+    return found
+
+
+def _check_names(folder: Path, stored: list[str], expected: list[str]) -> None:
+    have, want = set(stored), set(expected)
+    missing = [name for name in expected if name not in have]
+    unexpected = [name for name in stored if name not in want]
+    if missing:
+        renamed = nearest(missing[0], unexpected) if len(unexpected) == len(missing) else ""
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder}: {missing[0]}{more} missing from the weights.{renamed}")
+    if unexpected:
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise CheckpointError(
+            f"{folder}: {unexpected[0]}{more} in the weights, but config.json's model has no such tensor."
+        )

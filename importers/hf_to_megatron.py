@@ -1,0 +1,245 @@
+"""Hugging Face -> Megatron: any Mixtral folder or Hub repository into a torch_dist checkpoint, streamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, nearest
+from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.hf_source import Source, open_source
+from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
+from mixtral_recipes.importers.processes import Processes
+from mixtral_recipes.importers.progress import progress_bar
+from mixtral_recipes.importers.streaming import TORCH_NAMES, Stream
+from mixtral_recipes.training.manifest import NAME as MANIFEST
+from mixtral_recipes.training.manifest import locked, publish, read_manifest, write_manifest
+
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_ROOM_FOR_THE_REST = 64 << 20  # metadata, tokenizer, alignment
+
+
+def import_checkpoint(
+    source: str,
+    output: Path | None = None,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    threads: int | None = None,
+) -> Path:
+    """Convert a Hugging Face Mixtral into a Megatron checkpoint that loads at any parallel layout.
+
+    Without ``output`` the result is kept under `locations.models_home`, keyed by the source's revision or content, and
+    the same source is converted once: a second call, or a second process, gets the first one's result. Under torchrun
+    all processes share the work.
+
+    Args:
+        source: ``hf://org/name[@revision]``, or a model folder.
+        output: Where to put the checkpoint; must not exist.
+        dtype: "bf16", "fp16" or "fp32"; None keeps each tensor's own.
+        overwrite: Replace an existing checkpoint.
+        progress: Show a progress bar on a terminal.
+        threads: Files written at once per process; None decides by the cores there are.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        CheckpointError: the source is not a whole, finite, supported Mixtral; the message names what is wrong.
+        EnvironmentProblem: the disk has too little room, or the Hub cannot be reached.
+    """
+    wanted = dtype_of(dtype)
+    with Processes.join() as processes:
+        folder, origin = processes.first(lambda: _fetch(source, progress=progress))
+        opened = open_source(folder)
+        final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
+        with processes.first_holds(lambda: locked(final)):
+            if output is None and not overwrite and processes.first(lambda: _is_finished(final)):
+                return final
+            with processes.first_holds(lambda: publish(final, overwrite=overwrite)) as staging:
+                job = _Import(opened, origin, wanted, staging, processes)
+                job.run(threads or default_threads(processes.count), progress=progress)
+    return final
+
+
+def default_threads(processes: int = 1) -> int:
+    """Files to write at once: two more than the cores, so that some hash while others wait for the disk."""
+    return min(16, max(2, len(os.sched_getaffinity(0)) // processes + 2))
+
+
+def dtype_of(name: str | None) -> str | None:
+    """A dtype option in safetensors' spelling."""
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise CheckpointError(f"--dtype {name} is not known.{nearest(name, list(DTYPES))}")
+    return DTYPES[name]
+
+
+def _fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
+    """A local folder for the source, and where it came from."""
+    where = locations.parse_source(source)
+    if isinstance(where, Path):
+        return where, {"path": str(where)}
+    from mixtral_recipes.importers.hub import download
+
+    folder, commit = download(where, progress=progress)
+    return folder, {"id": f"hf://{where.repo}", "revision": commit}
+
+
+def _kept_at(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
+    """The folder of a source's import: the same for the same revision or content, and for nothing else."""
+    suffix = f"-{TORCH_NAMES[dtype]}" if dtype else ""
+    if "id" in origin:
+        repo = origin["id"].removeprefix("hf://")
+        return locations.models_home() / f"{repo}@{origin['revision'][:12]}{suffix}"
+    return locations.models_home() / "local" / f"{source.folder.name}@{_content_key(source)}{suffix}"
+
+
+def _content_key(source: Source) -> str:
+    """Stands for a folder's content without reading the weights: their sizes and times, the small files' bytes."""
+    digest = hashlib.sha256()
+    for path in source.sidecars:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted({extent.path for extent in source.tensors.values()}):
+        status = os.stat(path)
+        digest.update(f"{Path(path).name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _is_finished(final: Path) -> bool:
+    return (final / MANIFEST).is_file() and read_manifest(final)["kind"] == "model"
+
+
+@dataclass
+class _Import:
+    """One conversion, from an opened source into a staging folder."""
+
+    source: Source
+    origin: dict[str, Any]
+    dtype: str | None
+    staging: Path
+    processes: Processes
+
+    def run(self, threads: int, *, progress: bool) -> None:
+        """Write weights, context and manifest; this process does its share."""
+        import torch.distributed.checkpoint as dcp
+
+        from mixtral_recipes.importers.torch_dist_write import (
+            ConversionPlanner,
+            StreamingWriter,
+            chunks_of,
+            object_bytes,
+            share,
+        )
+
+        dtypes = self._dtypes_on_disk()
+        chunks = chunks_of(self.source.dims, dtypes)
+        total = sum(chunk.nbytes for chunk in chunks)
+        weights = self.staging / "weights"
+        self.processes.first(lambda: _prepare(weights, total))
+        mine = share(chunks, self.processes.count)[self.processes.rank]
+        objects = object_bytes(self.source.dims) if self.processes.rank == 0 else {}
+        shown = progress and self.processes.rank == 0
+        with progress_bar("Importing", sum(chunk.nbytes for chunk in mine), shown=shown) as on_bytes:
+            stream = Stream(threads, on_bytes)
+            writer = StreamingWriter(weights, stream)
+            planner = ConversionPlanner(self.source.tensors, mine, objects)
+            try:
+                dcp.save({}, storage_writer=writer, planner=planner, no_dist=self.processes.count == 1)
+            except dcp.CheckpointException as error:
+                raise _cause(error) from error
+        gathered = self.processes.gather((writer.sha256, stream.digests))
+        self.processes.first(lambda: self._finish(dtypes, gathered))
+
+    def _dtypes_on_disk(self) -> dict[str, str]:
+        """The one dtype of each stacked tensor: the one asked for, or the source's."""
+        found: dict[str, str] = {}
+        for weight in WEIGHTS:
+            names = {
+                block.name
+                for layer, expert in instances(weight, self.source.dims)
+                for block in merge_blocks(weight, self.source.dims, layer, expert)
+            }
+            dtypes = {self.source.tensors[name].dtype for name in names}
+            if self.dtype is None and len(dtypes) > 1:
+                raise CheckpointError(
+                    f"{self.source.folder}: {min(names)} and its like are stored as {' and '.join(sorted(dtypes))}; "
+                    "choose one with --dtype."
+                )
+            found[weight.disk] = self.dtype or dtypes.pop()
+        return found
+
+    def _finish(self, dtypes: dict[str, str], gathered: list[tuple[dict[str, str], dict[str, str]]]) -> None:
+        """Write what stands beside the weights, the manifest last."""
+        (self.staging / "weights" / "metadata.json").write_text(
+            json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
+        )
+        context = self.staging / "context"
+        context.mkdir()
+        for path in self.source.sidecars:
+            shutil.copyfile(path, context / path.name)
+        if self.dtype:
+            set_dtype(context / "config.json", self.dtype)
+        digests = {name: digest for _, part in gathered for name, digest in part.items()}
+        shapes = canonical_shapes(self.source.dims)
+        disk = {name: weight.disk for weight in WEIGHTS for name in _names_of(weight, self.source)}
+        write_manifest(
+            self.staging,
+            "model",
+            source=self.origin | {"layout": self.source.layout},
+            known={f"weights/{name}": digest for part, _ in gathered for name, digest in part.items()},
+            tensors={
+                name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
+                for name, shape in shapes.items()
+            },
+        )
+
+
+def _names_of(weight: Any, source: Source) -> set[str]:
+    return {
+        name.format(layer=layer, expert=expert)
+        for layer, expert in instances(weight, source.dims)
+        for name in weight.hf
+    }
+
+
+def _prepare(weights: Path, total: int) -> None:
+    check_room(weights.parent, total)
+    weights.mkdir()
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """Refuse to start writing what the disk cannot hold.
+
+    Raises:
+        EnvironmentProblem: says how much is needed and how much there is.
+    """
+    free = shutil.disk_usage(folder).free
+    needed = nbytes + _ROOM_FOR_THE_REST
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
+            "free some room or choose another folder."
+        )
+
+
+def _cause(error: Any) -> BaseException:
+    """What went wrong inside torch.distributed.checkpoint, without its wrapping."""
+    failures = [failure[0] for failure in error.failures.values()]
+    for failure in failures:
+        if isinstance(failure, MixtralRecipesError | KeyboardInterrupt):
+            return failure
+    return failures[0] if failures else error
+
+
+def set_dtype(config: Path, dtype: str) -> None:
+    """Say in a config.json what dtype the weights have, under the key it uses; leave it alone where it is right."""
+    content = json.loads(config.read_text())
+    key = "dtype" if "dtype" in content else "torch_dtype"
+    if content.get(key) != TORCH_NAMES[dtype]:
+        config.write_text(json.dumps(content | {key: TORCH_NAMES[dtype]}, indent=2) + "\n")

@@ -1,0 +1,88 @@
+"""Where checkpoints are: ``hf://``, ``nemo://`` and paths, and the folder finished imports are kept in."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtral_recipes.errors import CheckpointError, nearest
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository on the Hugging Face Hub, and the revision asked for (None is its default branch)."""
+
+    repo: str
+    revision: str | None = None
+
+
+def home() -> Path:
+    """``$MIXTRAL_RECIPES_HOME``, by default ``~/.cache/mixtral-recipes``."""
+    return Path(os.environ.get("MIXTRAL_RECIPES_HOME") or Path.home() / ".cache" / "mixtral-recipes").expanduser()
+
+
+def models_home() -> Path:
+    """Where finished imports are kept; ``nemo://ID`` is looked up there."""
+    return home() / "models"
+
+
+def parse_source(source: str) -> Path | HubId:
+    """A Hugging Face model's place: a folder, or a Hub repository.
+
+    Args:
+        source: ``hf://org/name``, ``hf://org/name@revision``, ``hf://path/to/folder``, a path, or ``org/name`` where no
+            such folder exists.
+
+    Raises:
+        CheckpointError: it is none of these.
+    """
+    text = source.removeprefix("hf://")
+    if source.startswith("nemo://"):
+        raise CheckpointError(f"{source} is an imported checkpoint already; give hf://org/name or a model folder.")
+    if "://" in text:
+        raise CheckpointError(f"{source}: only hf://org/name[@revision] and paths are understood.")
+    path = Path(text).expanduser()
+    if path.exists() or text.startswith(("/", ".", "~")):
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist.")
+        return path.resolve()
+    repo, _, revision = text.partition("@")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise CheckpointError(f"{source} is neither a folder that exists nor a Hub id (org/name).")
+    return HubId(repo, revision or None)
+
+
+def resolve(source: str) -> Path:
+    """A Megatron checkpoint folder for any way of naming a model, importing it first where that is needed.
+
+    Args:
+        source: ``nemo://ID`` (a finished import under `models_home`), ``hf://ID[@revision]`` or ``hf://path`` (imported
+            once, then reused), or the path of a checkpoint folder or of a Hugging Face folder (imported likewise).
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    if source.startswith("nemo://"):
+        return _finished(source.removeprefix("nemo://"))
+    path = Path(source).expanduser()
+    if not source.startswith("hf://") and (path / "manifest.json").is_file():
+        return path.resolve()
+    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+
+    return import_checkpoint(source)
+
+
+def _finished(name: str) -> Path:
+    """The newest finished import called ``name``, or ``name@revision``."""
+    exact = models_home() / name
+    if (exact / "manifest.json").is_file():
+        return exact
+    found = [path.parent for path in models_home().glob(f"{name}@*/manifest.json")]
+    if found:
+        return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime)
+    manifests = models_home().glob("*/*/manifest.json")
+    known = sorted(path.parent.relative_to(models_home()).as_posix() for path in manifests)
+    hint = nearest(name, known) if known else ""
+    raise CheckpointError(
+        f"nemo://{name}: no finished import of that name under {models_home()}; "
+        f"run `mixtral-recipes import hf://{name.partition('@')[0]}`.{hint}"
+    )

@@ -1,0 +1,311 @@
+"""The one table that relates Megatron's weights to Hugging Face's; import, export and verify all read it.
+
+Three layouts meet here, and in all three a tensor is a run of whole rows of **canonical tensors**, the ones a released
+Mixtral's files hold ("v4": one tensor per expert and projection):
+
+- v4 itself;
+- v5, transformers' in-memory layout, where a layer's experts are one fused tensor (`FUSED`);
+- Megatron's, on disk (`torch_dist`: layers stacked on axis 0, experts on axis 1) and in memory.
+
+So one description serves both directions: `Block` says which rows of which canonical tensor come next.
+
+Dimension letters: V vocabulary, H hidden size, Q query width (heads x head dim), K key width (KV groups x head dim),
+D head dim, F expert width, E experts, L layers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mixtral_recipes.errors import CheckpointError
+
+Transform = Literal["copy", "stack", "qkv"]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes that fix every shape of one Mixtral."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    num_moe_experts: int
+    vocab_size: int
+
+    def letter(self, name: str) -> int:
+        """The size a dimension letter stands for."""
+        return {
+            "V": self.vocab_size,
+            "H": self.hidden_size,
+            "Q": self.num_attention_heads * self.kv_channels,
+            "K": self.num_query_groups * self.kv_channels,
+            "F": self.ffn_hidden_size,
+            "E": self.num_moe_experts,
+        }[name]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One row of the table.
+
+    Attributes:
+        disk: Key in a torch_dist checkpoint. Transformer Engine's spelling of the fused norm, under either layer spec.
+        local: Parameter name under the PyTorch layer spec (separate norms, one MLP per expert).
+        fused: Parameter name under Transformer Engine's spec (norm inside linear_qkv, grouped experts).
+        hf: Canonical tensor names, in the order the transform takes them.
+        shapes: Their shapes in dimension letters, in the same order.
+        transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
+        tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
+        expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
+    """
+
+    disk: str
+    local: str
+    fused: str
+    hf: tuple[str, ...]
+    shapes: tuple[str, ...]
+    transform: Transform = "copy"
+    tensor_axis: int | None = None
+    expert_axis: int | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        return "{layer}" in self.local
+
+    @property
+    def per_expert(self) -> bool:
+        return self.expert_axis is not None
+
+
+_LAYER = "decoder.layers.{layer}."
+_HF = "model.layers.{layer}."
+_MOE = _HF + "block_sparse_moe."
+
+# Sources: Megatron-Core 0.19 GPTModel.sharded_state_dict(); transformers MixtralForCausalLM.
+WEIGHTS: tuple[Weight, ...] = (
+    Weight(
+        disk="embedding.word_embeddings.weight",
+        local="embedding.word_embeddings.weight",
+        fused="embedding.word_embeddings.weight",
+        hf=("model.embed_tokens.weight",),
+        shapes=("V H",),
+        tensor_axis=0,
+    ),
+    Weight(
+        disk="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+        local=_LAYER + "input_layernorm.weight",
+        fused=_LAYER + "self_attention.linear_qkv.layer_norm_weight",
+        hf=(_HF + "input_layernorm.weight",),
+        shapes=("H",),
+    ),
+    Weight(
+        disk="decoder.layers.self_attention.linear_qkv.weight",
+        local=_LAYER + "self_attention.linear_qkv.weight",
+        fused=_LAYER + "self_attention.linear_qkv.weight",
+        hf=(_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight", _HF + "self_attn.v_proj.weight"),
+        shapes=("Q H", "K H", "K H"),
+        transform="qkv",
+        tensor_axis=0,
+    ),
+    Weight(
+        disk="decoder.layers.self_attention.linear_proj.weight",
+        local=_LAYER + "self_attention.linear_proj.weight",
+        fused=_LAYER + "self_attention.linear_proj.weight",
+        hf=(_HF + "self_attn.o_proj.weight",),
+        shapes=("H Q",),
+        tensor_axis=1,
+    ),
+    Weight(
+        disk="decoder.layers.pre_mlp_layernorm.weight",
+        local=_LAYER + "pre_mlp_layernorm.weight",
+        fused=_LAYER + "pre_mlp_layernorm.weight",
+        hf=(_HF + "post_attention_layernorm.weight",),
+        shapes=("H",),
+    ),
+    Weight(
+        disk="decoder.layers.mlp.router.weight",
+        local=_LAYER + "mlp.router.weight",
+        fused=_LAYER + "mlp.router.weight",
+        hf=(_MOE + "gate.weight",),
+        shapes=("E H",),
+    ),
+    Weight(
+        disk="decoder.layers.mlp.experts.experts.linear_fc1.weight",
+        local=_LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        fused=_LAYER + "mlp.experts.linear_fc1.weight{expert}",
+        hf=(_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),  # gate over up
+        shapes=("F H", "F H"),
+        transform="stack",
+        tensor_axis=0,
+        expert_axis=1,
+    ),
+    Weight(
+        disk="decoder.layers.mlp.experts.experts.linear_fc2.weight",
+        local=_LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight",
+        fused=_LAYER + "mlp.experts.linear_fc2.weight{expert}",
+        hf=(_MOE + "experts.{expert}.w2.weight",),
+        shapes=("H F",),
+        tensor_axis=1,
+        expert_axis=1,
+    ),
+    Weight(
+        disk="decoder.final_layernorm.weight",
+        local="decoder.final_layernorm.weight",
+        fused="decoder.final_layernorm.weight",
+        hf=("model.norm.weight",),
+        shapes=("H",),
+    ),
+    Weight(
+        disk="output_layer.weight",
+        local="output_layer.weight",
+        fused="output_layer.weight",
+        hf=("lm_head.weight",),
+        shapes=("V H",),
+        tensor_axis=0,
+    ),
+)
+
+# transformers 5 in memory: fused name -> the canonical tensors stacked in it, for every expert in turn; and a renaming.
+FUSED: dict[str, tuple[str, ...]] = {
+    _HF + "mlp.gate.weight": (_MOE + "gate.weight",),
+    _HF + "mlp.experts.gate_up_proj": (_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),
+    _HF + "mlp.experts.down_proj": (_MOE + "experts.{expert}.w2.weight",),
+}
+
+# Megatron's linear layers store a Transformer Engine state beside the weight; empty means "no FP8".
+EXTRA_STATES: tuple[str, ...] = tuple(
+    weight.disk.removesuffix("weight") + "_extra_state"
+    for weight in WEIGHTS
+    if weight.per_layer and weight.tensor_axis is not None
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``start`` to ``stop`` of the canonical tensor ``name``."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def shape_of(shape: str, dims: Dims) -> tuple[int, ...]:
+    """Sizes of a shape written in dimension letters."""
+    return tuple(dims.letter(letter) for letter in shape.split())
+
+
+def instances(weight: Weight, dims: Dims) -> Iterator[tuple[int | None, int | None]]:
+    """Every (layer, expert) a table row exists for; None where the axis does not apply."""
+    layers = range(dims.num_layers) if weight.per_layer else (None,)
+    experts = range(dims.num_moe_experts) if weight.per_expert else (None,)
+    return ((layer, expert) for layer in layers for expert in experts)
+
+
+def canonical_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the model, in the v4 layout and in table order, layer by layer."""
+    found: dict[str, tuple[int, ...]] = {}
+    once = [weight for weight in WEIGHTS if not weight.per_layer]
+    layered = [weight for weight in WEIGHTS if weight.per_layer]
+    for weight in once[:1]:
+        found[weight.hf[0]] = shape_of(weight.shapes[0], dims)
+    for layer in range(dims.num_layers):
+        for weight in layered:
+            for expert in range(dims.num_moe_experts) if weight.per_expert else (None,):
+                for name, shape in zip(weight.hf, weight.shapes, strict=True):
+                    found[name.format(layer=layer, expert=expert)] = shape_of(shape, dims)
+    for weight in once[1:]:
+        found[weight.hf[0]] = shape_of(weight.shapes[0], dims)
+    return found
+
+
+def fused_blocks(dims: Dims) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
+    """The v5 layout: name -> (shape, the canonical rows it consists of), in the order `canonical_shapes` has."""
+    shapes = canonical_shapes(dims)
+    found: dict[str, tuple[tuple[int, ...], list[Block]]] = {}
+    owner = {part: (fused, parts) for fused, parts in FUSED.items() for part in parts}
+    templates = {name: name for weight in WEIGHTS for name in weight.hf}
+    for name, shape in shapes.items():
+        layer, expert, template = _split_name(name, templates)
+        if template not in owner:
+            found[name] = (shape, [Block(name, 0, shape[0])])
+            continue
+        fused, parts = owner[template]
+        target = fused.format(layer=layer)
+        if target in found:
+            continue
+        names = (
+            [part.format(layer=layer, expert=e) for e in range(dims.num_moe_experts) for part in parts]
+            if expert is not None
+            else [name]
+        )
+        blocks = [Block(part, 0, shapes[part][0]) for part in names]
+        rows = sum(block.stop for block in blocks)
+        full = (dims.num_moe_experts, rows // dims.num_moe_experts, shape[1]) if expert is not None else shape
+        found[target] = (full, blocks)
+    return found
+
+
+def _split_name(name: str, templates: dict[str, str]) -> tuple[int | None, int | None, str]:
+    """A canonical name's layer, expert and table spelling."""
+    parts = name.split(".")
+    layer = int(parts[2]) if name.startswith("model.layers.") else None
+    expert = int(parts[5]) if ".experts." in name else None
+    spelling = list(parts)
+    if layer is not None:
+        spelling[2] = "{layer}"
+    if expert is not None:
+        spelling[5] = "{expert}"
+    return layer, expert, templates[".".join(spelling)]
+
+
+def merge_blocks(weight: Weight, dims: Dims, layer: int | None, expert: int | None) -> list[Block]:
+    """The canonical rows that make up one Megatron tensor (one layer, one expert), top to bottom.
+
+    ``qkv`` interleaves per KV group: the group's query rows, its key rows, its value rows.
+
+    Source: Megatron-Core `transformer/attention.py`, SelfAttention.get_query_key_value_tensors.
+    """
+    names = [name.format(layer=layer, expert=expert) for name in weight.hf]
+    rows = [shape_of(shape, dims)[0] for shape in weight.shapes]
+    if weight.transform != "qkv":
+        return [Block(name, 0, count) for name, count in zip(names, rows, strict=True)]
+    groups = dims.num_query_groups
+    if dims.num_attention_heads % groups:
+        raise CheckpointError(
+            f"num_attention_heads={dims.num_attention_heads} is not a multiple of num_key_value_heads={groups}; "
+            "grouped attention needs the same number of query heads in every group."
+        )
+    return [
+        Block(name, group * count // groups, (group + 1) * count // groups)
+        for group in range(groups)
+        for name, count in zip(names, rows, strict=True)
+    ]
+
+
+def disk_shape(weight: Weight, dims: Dims) -> tuple[int, ...]:
+    """Shape of a table row's tensor in a torch_dist checkpoint."""
+    shapes = [shape_of(shape, dims) for shape in weight.shapes]
+    rows = sum(shape[0] for shape in shapes)
+    stacked = (dims.num_layers,) * weight.per_layer + (dims.num_moe_experts,) * weight.per_expert
+    return (*stacked, rows, *shapes[0][1:])
+
+
+def canonical_sources(dims: Dims) -> dict[str, tuple[Weight, int | None, int | None, list[tuple[int, int]]]]:
+    """The inverse of `merge_blocks`: where each canonical tensor's rows lie in Megatron's.
+
+    Returns:
+        name -> (table row, layer, expert, [(first row, row after the last), ...] in the canonical tensor's order).
+    """
+    found: dict[str, tuple[Weight, int | None, int | None, list[tuple[int, int]]]] = {}
+    for weight in WEIGHTS:
+        for layer, expert in instances(weight, dims):
+            row = 0
+            for block in merge_blocks(weight, dims, layer, expert):
+                count = block.stop - block.start
+                ranges = found.setdefault(block.name, (weight, layer, expert, []))[3]
+                ranges.append((row, row + count))
+                row += count
+    return found

@@ -1,0 +1,215 @@
+"""Megatron -> Hugging Face: a checkpoint folder back into safetensors that transformers loads, streamed."""
+
+import json
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers import hf_config, safetensors_io
+from mixtral_recipes.importers.hf_source import SIDECARS, read_config
+from mixtral_recipes.importers.hf_to_megatron import check_room, default_threads
+from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
+from mixtral_recipes.importers.model_card import model_card
+from mixtral_recipes.importers.progress import progress_bar
+from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
+from mixtral_recipes.training.manifest import locked, publish, read_manifest
+
+Layout = Literal["v4", "v5"]
+PROVENANCE = "mixtral-recipes.json"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    layout: Layout = "v4",
+    max_shard_size: str = "5GB",
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    threads: int | None = None,
+) -> Path:
+    """Convert a Megatron checkpoint folder into a Hugging Face model folder.
+
+    Vocabulary padding is dropped, optimizer state ignored, and every tensor's hash compared with the manifest where the
+    manifest has one.
+
+    Args:
+        checkpoint: A folder written by `import_checkpoint` or by training (full weights, not adapters).
+        output: The model folder to make; must not exist.
+        layout: "v4", what released Mixtrals hold and every loader reads; "v5", with fused experts.
+        max_shard_size: Largest weight file, as "5GB" or "500MiB".
+        dtype: "bf16", "fp16" or "fp32"; None keeps what the checkpoint has.
+        overwrite: Replace an existing model folder.
+        progress: Show a progress bar on a terminal.
+        threads: How many stretches of files are written at once; None decides by the cores there are.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged, or holds no full model.
+        EnvironmentProblem: the disk has too little room.
+    """
+    from mixtral_recipes.importers.hf_to_megatron import dtype_of
+
+    shard_bytes = parse_size(max_shard_size)
+    if layout not in ("v4", "v5"):
+        raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
+    manifest, config = open_checkpoint(checkpoint)
+    final = Path(os.path.abspath(output))
+    with locked(final), publish(final, overwrite=overwrite) as staging:
+        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype))
+        job.run(shard_bytes, threads or default_threads(), progress=progress)
+    return final
+
+
+def open_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's manifest and config.json, refusing adapters."""
+    manifest = read_manifest(checkpoint)
+    if manifest["kind"] == "adapter":
+        raise CheckpointError(
+            f"{checkpoint} holds adapters only; merge them into their base model, or export them as PEFT adapters."
+        )
+    return manifest, read_config(checkpoint / "context")
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "5GB", "500MiB" or a plain number."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    if size < 1:
+        raise CheckpointError(f"--max-shard-size {text!r} is not a size; write it as 5GB or 500MiB.")
+    return size
+
+
+@dataclass
+class _Tensor:
+    """A tensor of the folder being written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    record: Record
+
+
+@dataclass
+class _Export:
+    """One conversion, from a checkpoint into a staging folder."""
+
+    checkpoint: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    staging: Path
+    layout: Layout
+    dtype: str | None
+    dims: Dims = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dims = hf_config.dims(self.config)
+
+    def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
+        """Write weights, index, context, model card and provenance."""
+        tensors = self._tensors()
+        total = sum(tensor.record.nbytes for tensor in tensors)
+        check_room(self.staging, total)
+        runs = self._lay_out_shards(tensors, shard_bytes, threads)
+        with progress_bar("Exporting", total, shown=progress) as on_bytes:
+            stream = Stream(threads, on_bytes)
+            stream.write(runs)
+        self._check_digests(stream.digests)
+        self._write_context(tensors, stream.digests)
+
+    def _tensors(self) -> list[_Tensor]:
+        """Every tensor of the folder, with the rows it is made of."""
+        from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+
+        saved = SavedCheckpoint(self.checkpoint / "weights", self.dims)
+        if saved.unknown:
+            raise CheckpointError(
+                f"{self.checkpoint}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has; "
+                "adapters are merged before a model is exported."
+            )
+        sources = canonical_sources(self.dims)
+        if self.layout == "v5":
+            wanted = fused_blocks(self.dims)
+        else:
+            shapes = canonical_shapes(self.dims)
+            wanted = {name: (shape, [Block(name, 0, shape[0])]) for name, shape in shapes.items()}
+        tensors = []
+        for name, (shape, blocks) in wanted.items():
+            parts: list[Part] = []
+            for block in blocks:
+                weight, layer, expert, ranges = sources[block.name]
+                matrix = saved.matrix(weight, layer, expert)
+                parts += [Part(block.name, matrix, start, stop) for start, stop in ranges]
+            dtype = self.dtype or parts[0].source.dtype
+            nbytes = math.prod(shape) * ITEM_BYTES[dtype]
+            tensors.append(_Tensor(name, dtype, shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
+        return tensors
+
+    def _lay_out_shards(self, tensors: list[_Tensor], shard_bytes: int, threads: int) -> list[Run]:
+        """Decide the files, write the index, and cut the files into stretches for the threads."""
+        by_name = {tensor.name: tensor for tensor in tensors}
+        sizes = {tensor.name: tensor.record.nbytes for tensor in tensors}
+        shards = safetensors_io.split_shards(sizes, shard_bytes)
+        longest = max(16 << 20, sum(sizes.values()) // (4 * threads))
+        runs: list[Run] = []
+        weight_map: dict[str, str] = {}
+        for index, names in enumerate(shards):
+            file = safetensors_io.shard_name(index, len(shards))
+            header = safetensors_io.header_bytes({name: (by_name[name].dtype, by_name[name].shape) for name in names})
+            records = [Record(prefix=header), *(by_name[name].record for name in names)]
+            size = lay_out(records)
+            with (self.staging / file).open("wb") as opened:
+                opened.truncate(size)  # stretches are written in any order
+            runs += _stretches(self.staging / file, records, longest)
+            weight_map |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+            (self.staging / safetensors_io.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        return runs
+
+    def _check_digests(self, digests: dict[str, str]) -> None:
+        """Compare what was read with what import wrote down."""
+        for name, entry in self.manifest["tensors"].items():
+            same_dtype = self.dtype is None or self.dtype == entry["dtype"]
+            if same_dtype and name in digests and digests[name] != entry["sha256"]:
+                raise CheckpointError(
+                    f"{self.checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
+                )
+
+    def _write_context(self, tensors: list[_Tensor], digests: dict[str, str]) -> None:
+        """config.json, tokenizer, generation config, model card, and where all of it came from."""
+        from mixtral_recipes.importers.hf_to_megatron import set_dtype
+
+        for name in SIDECARS:
+            path = self.checkpoint / "context" / name
+            if path.is_file():
+                shutil.copyfile(path, self.staging / name)
+        set_dtype(self.staging / "config.json", tensors[0].dtype)
+        provenance = {
+            "source": self.manifest["source"],
+            "kind": self.manifest["kind"],
+            "created": self.manifest["created"],
+            "layout": self.layout,
+            "tensors": {name: {"sha256": digest} for name, digest in sorted(digests.items())},
+        }
+        (self.staging / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n")
+        (self.staging / "README.md").write_text(model_card(self.manifest, self.config, self.layout, tensors[0].dtype))
+
+
+def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:
+    """Cut a file's records into runs of about ``longest`` bytes."""
+    runs: list[Run] = []
+    for record in records:
+        if not runs or record.offset + record.length - runs[-1].start > longest:
+            runs.append(Run(path, [], start=record.offset))
+        runs[-1].records.append(record)
+    return runs

@@ -1,0 +1,79 @@
+"""One job over the processes torchrun started: what the first decides, the others are told."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share a job."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    @contextlib.contextmanager
+    def join() -> Iterator["Processes"]:
+        """Join the processes torchrun started (or the process group that exists); alone otherwise."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo")
+            try:
+                yield Processes(dist.get_rank(), dist.get_world_size())
+            finally:
+                dist.destroy_process_group()
+        else:
+            yield Processes()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order, in every process."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do something in the first process only; every process gets its result, or its exception."""
+        if self.count == 1:
+            return work()
+        import torch.distributed as dist
+
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    @contextlib.contextmanager
+    def first_holds(self, open_context: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+        """A context the first process holds for all; it sees an exception if any process had one."""
+        with ExitStack() as stack:
+            value = self.first(lambda: stack.enter_context(open_context()))
+            try:
+                yield value
+            except Exception as error:
+                self.gather(str(error))
+                raise
+            failures = [failure for failure in self.gather(None) if failure is not None]
+            if failures:
+                raise CheckpointError(f"another process failed: {failures[0]}")
+            self.first(stack.close)

@@ -1,0 +1,118 @@
+"""The safetensors file format, as far as streaming needs it: where each tensor lies, and the header of a new file.
+
+Source: https://github.com/huggingface/safetensors, "Format": eight bytes header length, JSON header, data.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.streaming import ITEM_BYTES, Extent
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_HEADER = 100_000_000  # the reference implementation's limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a file."""
+
+    shape: tuple[int, ...]
+    extent: Extent
+
+
+def stored(path: Path | str, offset: int, dtype: str, shape: Sequence[int]) -> StoredTensor:
+    """A contiguous tensor at a place in a file, as rows of its last axis (single numbers for a vector)."""
+    width = shape[-1] if len(shape) > 1 else 1
+    rows = prod(shape) // width if width else 0
+    return StoredTensor(tuple(shape), Extent(str(path), offset, dtype, rows, width * ITEM_BYTES[dtype]))
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file.
+
+    Raises:
+        CheckpointError: the file is not safetensors, is truncated, or holds a dtype no weight has.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{path}: not a safetensors file, or truncated ({size} bytes); get it again.")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: its safetensors header is not JSON; get the file again.") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        dtype, shape = entry["dtype"], entry["shape"]
+        if dtype not in ITEM_BYTES:
+            raise CheckpointError(f"{path}: {name} has dtype {dtype}; only {', '.join(ITEM_BYTES)} can be converted.")
+        if stop - start != prod(shape) * ITEM_BYTES[dtype]:
+            raise CheckpointError(f"{path}: {name} has {stop - start} bytes, its shape {shape} needs another number.")
+        if 8 + length + stop > size:
+            raise CheckpointError(
+                f"{path}: {name} ends at byte {8 + length + stop}, but the file has {size}; "
+                "it is truncated, copy or download it again."
+            )
+        tensors[name] = stored(path, 8 + length + start, dtype, shape)
+    return tensors
+
+
+def header_bytes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The header of a file that holds ``tensors`` (name -> dtype, shape) one after the other."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        stop = offset + prod(shape) * ITEM_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def split_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """Names by file, in order, no file larger than ``max_shard_bytes`` unless one tensor is."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def shard_name(index: int, count: int) -> str:
+    """The file name transformers gives shard ``index`` (from 0) of ``count``."""
+    return SINGLE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[list[Path], dict[str, str]]:
+    """A model's weight files, and which file the index says each tensor is in (empty without an index).
+
+    Raises:
+        CheckpointError: there are no weights, or the index is broken or names a file that is not there.
+    """
+    if (folder / index).exists():
+        try:
+            weight_map: dict[str, str] = json.loads((folder / index).read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / index}: not an index of weight files ({error}).") from error
+        for name in sorted(set(weight_map.values())):
+            if os.path.basename(name) != name or not (folder / name).is_file():
+                raise CheckpointError(f"{folder / index}: names {name}, which is not in the folder; get it again.")
+        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
+    if (folder / single).is_file():
+        return [folder / single], {}
+    return [], {}

@@ -1,0 +1,377 @@
+"""Move tensors from files to files in constant memory: read rows, cast, check, hash, write.
+
+A file to write is a list of `Record`s; a record is a few literal bytes around rows read from elsewhere. Work is cut
+into `Run`s, each a contiguous stretch of one file, and spread over threads: reading, hashing and writing all let go of
+Python's lock. Output bypasses the page cache where the file system allows it (O_DIRECT), so that a model larger than
+memory neither evicts what else the machine holds nor waits for write-back at the end.
+"""
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+
+BUFFER_BYTES = 4 << 20  # per thread; stays within the last-level cache
+BLOCK = 4096  # O_DIRECT alignment that every file system in use accepts
+ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
+
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# Largest magnitude pattern that is finite, plus one: Inf and NaN have every exponent bit set.
+_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+
+
+class Rows(Protocol):
+    """A two-dimensional tensor that can be read a few rows at a time."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def row_bytes(self) -> int: ...
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``."""
+        ...
+
+
+class _Descriptors:
+    """Files opened once for reading, shared by all threads (``pread`` keeps no position)."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> int:
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._open[path]
+
+    def close(self) -> None:
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+
+_descriptors = _Descriptors()
+close_inputs = _descriptors.close
+
+
+def read_exactly(path: str, offset: int, out: memoryview) -> None:
+    """Fill ``out`` from a file.
+
+    Raises:
+        CheckpointError: the file ends before ``out`` is full.
+    """
+    descriptor = _descriptors.get(path)
+    done = 0
+    while done < len(out):
+        got = os.preadv(descriptor, [out[done:]], offset + done)
+        if got == 0:
+            raise CheckpointError(
+                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; "
+                "the file is truncated, copy or download it again."
+            )
+        done += got
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A tensor stored row after row at one place in a file."""
+
+    path: str
+    offset: int
+    dtype: str
+    rows: int
+    row_bytes: int
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        read_exactly(self.path, self.offset + start * self.row_bytes, out[: count * self.row_bytes])
+
+    def slice(self, start: int, rows: int) -> "Extent":
+        """``rows`` rows from row ``start`` on, as a tensor of their own."""
+        return Extent(self.path, self.offset + start * self.row_bytes, self.dtype, rows, self.row_bytes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a source, and the canonical tensor they belong to (whose hash they enter)."""
+
+    name: str
+    source: Rows
+    start: int
+    stop: int
+
+
+@dataclass
+class Record:
+    """Something contiguous in a file: literal bytes, rows of other files, literal bytes.
+
+    Attributes:
+        nbytes: Size of the rows once cast.
+        offset: Where the record begins in its file; set when the file is laid out.
+        align: The record begins at a multiple of this.
+    """
+
+    prefix: bytes = b""
+    parts: Sequence[Part] = ()
+    suffix: bytes = b""
+    dtype: str = "BF16"
+    nbytes: int = 0
+    align: int = 1
+    offset: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + self.nbytes + len(self.suffix)
+
+
+@dataclass
+class Run:
+    """A stretch of one file, written front to back by one thread.
+
+    Attributes:
+        sha256: Filled when the run is done and ``hashed`` asks for it.
+    """
+
+    path: Path
+    records: list[Record]
+    start: int = 0
+    hashed: bool = False
+    sha256: str = ""
+
+    @property
+    def stop(self) -> int:
+        return self.records[-1].offset + self.records[-1].length if self.records else self.start
+
+
+def lay_out(records: Sequence[Record], start: int = 0) -> int:
+    """Give every record its offset; returns where the last one ends."""
+    for record in records:
+        start = -(-start // record.align) * record.align
+        record.offset = start
+        start += record.length
+    return start
+
+
+class _Output:
+    """A buffered, block-aligned writer over one stretch of a file."""
+
+    def __init__(self, run: Run, widest_row: int) -> None:
+        self._plain = os.open(run.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._direct = _open_direct(run.path)
+        capacity = -(-(BUFFER_BYTES + widest_row) // BLOCK) * BLOCK
+        self._memory = mmap.mmap(-1, capacity)  # page-aligned, as O_DIRECT wants
+        self._view = memoryview(self._memory)
+        self._base = run.start // BLOCK * BLOCK
+        self._first = self._fill = run.start - self._base  # a neighbour writes what comes before _first
+        self._hash = hashlib.sha256() if run.hashed else None
+
+    @property
+    def position(self) -> int:
+        return self._base + self._fill
+
+    def room(self, at_least: int) -> memoryview:
+        """Free buffer space, at least ``at_least`` bytes of it (no more than the widest row)."""
+        if len(self._view) - self._fill < at_least:
+            self._flush(self._fill // BLOCK * BLOCK)
+        return self._view[self._fill :]
+
+    def advance(self, count: int) -> None:
+        """Take the first ``count`` bytes of `room` as written."""
+        self._fill += count
+
+    def append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            room = self.room(1)
+            count = min(len(room), len(view))
+            room[:count] = view[:count]
+            self.advance(count)
+            view = view[count:]
+
+    def _flush(self, stop: int) -> None:
+        start, self._first = self._first, 0
+        if self._hash:
+            self._hash.update(self._view[start:stop])
+        aligned = -(-start // BLOCK) * BLOCK
+        if start < aligned:
+            _write(self._plain, self._view[start : min(aligned, stop)], self._base + start)
+        whole = stop // BLOCK * BLOCK
+        if aligned < whole:
+            self._write_blocks(self._view[aligned:whole], self._base + aligned)
+        if max(aligned, whole) < stop:
+            _write(self._plain, self._view[max(aligned, whole) : stop], self._base + max(aligned, whole))
+        rest = self._fill - stop
+        self._view[:rest] = bytes(self._view[stop : self._fill])
+        self._base += stop
+        self._fill = rest
+
+    def _write_blocks(self, view: memoryview, offset: int) -> None:
+        if self._direct is None:
+            _write(self._plain, view, offset)
+            return
+        try:
+            _write(self._direct, view, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            os.close(self._direct)  # the file system took O_DIRECT at open and refuses it now
+            self._direct = None
+            _write(self._plain, view, offset)
+
+    def finish(self) -> str:
+        """Write what is left, make it durable, and answer the hash."""
+        self._flush(self._fill)
+        os.fsync(self._plain)
+        return self._hash.hexdigest() if self._hash else ""
+
+    def close(self) -> None:
+        os.close(self._plain)
+        if self._direct is not None:
+            os.close(self._direct)
+        self._view.release()
+        with contextlib.suppress(BufferError):  # an exception's traceback may still hold a slice
+            self._memory.close()
+
+
+def _open_direct(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return None  # tmpfs and some network file systems
+
+
+def _write(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+@dataclass
+class Stream:
+    """What a streaming job shares: threads, progress, and the hashes it gathers.
+
+    Attributes:
+        threads: How many runs are written at once.
+        on_bytes: Called with every count of bytes taken in (from any thread).
+        digests: SHA-256 of every canonical tensor as written, by name.
+    """
+
+    threads: int
+    on_bytes: Callable[[int], None] = lambda count: None
+    digests: dict[str, str] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def write(self, runs: Sequence[Run]) -> None:
+        """Write every run; the first failure stops all.
+
+        Raises:
+            CheckpointError: a source is truncated, or holds NaN or Inf.
+            EnvironmentProblem: the disk is full.
+        """
+        try:
+            with ThreadPoolExecutor(max(1, min(self.threads, len(runs)))) as pool:
+                jobs = [pool.submit(self._write_run, run) for run in runs]
+                try:
+                    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                    if any(job.exception() for job in done):
+                        self._stop.set()
+                except BaseException:
+                    self._stop.set()
+                    raise
+            errors = [error for job in jobs if (error := job.exception())]
+            for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+                raise error
+        except OSError as error:
+            raise disk_problem(error) from error
+        finally:
+            close_inputs()
+
+    def _write_run(self, run: Run) -> None:
+        widest = max((part.source.row_bytes for record in run.records for part in record.parts), default=BLOCK)
+        output = _Output(run, 2 * widest)  # casting from 16 bits to 32 doubles a row
+        try:
+            for record in run.records:
+                output.append(bytes(record.offset - output.position))
+                output.append(record.prefix)
+                self._write_rows(record, output)
+                output.append(record.suffix)
+            run.sha256 = output.finish()
+        finally:
+            output.close()
+
+    def _write_rows(self, record: Record, output: _Output) -> None:
+        hashes = {part.name: hashlib.sha256() for part in record.parts}
+        for part in record.parts:
+            width = part.source.row_bytes * ITEM_BYTES[record.dtype] // ITEM_BYTES[part.source.dtype]
+            row = part.start
+            while row < part.stop:
+                if self._stop.is_set():
+                    raise _StoppedError
+                room = output.room(width)
+                count = min(part.stop - row, len(room) // width)
+                rows = room[: count * width]
+                read_rows(part.source, row, count, rows, record.dtype)
+                check_finite(rows, record.dtype, part.name)
+                hashes[part.name].update(rows)
+                output.advance(len(rows))
+                self.on_bytes(len(rows))
+                row += count
+        self.digests.update((name, digest.hexdigest()) for name, digest in hashes.items())
+
+
+class _StoppedError(Exception):
+    """Another thread failed; this one only stops."""
+
+
+def disk_problem(error: OSError) -> EnvironmentProblem | OSError:
+    """An OSError as one line the user can act on, where it is about room; otherwise itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return EnvironmentProblem(
+            f"the disk is full{where}; nothing was left under the final name. Free some room or choose another folder."
+        )
+    return error
+
+
+def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str) -> None:
+    """Read rows, cast to ``dtype`` on the way."""
+    if source.dtype == dtype:
+        source.read(start, count, out)
+        return
+    import torch
+
+    scratch = bytearray(count * source.row_bytes)
+    source.read(start, count, memoryview(scratch))
+    read = torch.frombuffer(scratch, dtype=getattr(torch, TORCH_NAMES[source.dtype]))
+    np.frombuffer(out, dtype=np.uint8)[:] = read.to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
+
+
+def check_finite(data: memoryview, dtype: str, name: str) -> None:
+    """Refuse NaN and Inf.
+
+    A float's bits, read as an integer, grow with its magnitude: the largest signed value finds the worst positive
+    number, the largest unsigned one the worst negative. Two passes that run at the speed of the cache.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    bits = 8 * ITEM_BYTES[dtype]
+    limit = _NOT_FINITE[dtype]
+    signed = np.frombuffer(data, dtype=f"i{bits // 8}")
+    if signed.size and (signed.max() >= limit or signed.view(f"u{bits // 8}").max() >= limit + (1 << (bits - 1))):
+        raise CheckpointError(f"{name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
