@@ -1,0 +1,180 @@
+"""The ``mixtral-recipes`` command: a table of commands, each loaded when it is called.
+
+``--help`` is written from the table alone, so it starts in milliseconds: nothing heavier than the standard library.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+PROGRAM = "mixtral-recipes"
+ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
+
+# command -> (module, one line). A module holds a function `command` or a typer app `app`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, or all weights."),
+    "pretrain": ("pretrain", "Train a model from random weights."),
+    "run": ("run", "Run a recipe written in a YAML file."),
+    "recipes": ("recipes", "List, show and compare recipes."),
+    "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
+    "export": ("export", "Export a checkpoint to a Hugging Face folder."),
+    "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
+    "generate": ("generate", "Answer prompts with a checkpoint."),
+    "evaluate": ("evaluate", "Measure a checkpoint on held-out questions."),
+    "plan": ("plan", "Memory, speed and cost of a layout, before it runs."),
+    "runs": ("runs", "See, follow, resume and stop runs."),
+    "clusters": ("clusters", "Describe the Slurm clusters you can reach."),
+    "doctor": ("doctor", "Check this machine."),
+}
+
+
+def available() -> dict[str, tuple[str, str]]:
+    """The commands whose module is installed."""
+    folder = Path(__file__).parent
+    return {name: at for name, at in COMMANDS.items() if (folder / f"{at[0]}.py").exists()}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        0 done; 2 the user can mend it; 75 stopped after saving; 1 a defect of ours; 130 interrupted.
+    """
+    if "_MIXTRAL_RECIPES_COMPLETE" not in os.environ:
+        if not argv or argv[0] in ("--help", "-h"):
+            print(overview())
+            return 0
+        if argv[0] == "--version":
+            from mixtral_recipes import __version__
+
+            print(f"{PROGRAM} {__version__}")
+            return 0
+    debug = "--debug" in argv
+    return _call([word for word in argv if word != "--debug"], debug)
+
+
+def overview() -> str:
+    """The text of ``mixtral-recipes --help``."""
+    commands = available()
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {at[1]}" for name, at in commands.items()]
+    return "\n".join(
+        [
+            f"Usage: {PROGRAM} COMMAND [OPTIONS] [dotted.path=value ...]",
+            "",
+            ABOUT,
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "Options:",
+            "  --help                Show this text; COMMAND --help shows a command's options.",
+            "  --version             Show the version.",
+            "  --debug               With any command: show the traceback of an error.",
+            "  --install-completion  Install completion for this shell.",
+        ]
+    )
+
+
+def _call(argv: list[str], debug: bool) -> int:
+    import click
+
+    from mixtral_recipes.errors import MixtralRecipesError
+
+    try:
+        result = _group().main(argv, prog_name=PROGRAM, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except MixtralRecipesError as error:
+        if debug:
+            raise
+        return _say(str(error), error.exit_code)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.Abort:
+        return _say("aborted.", 130)
+    except click.ClickException as error:
+        return _say(_one_line(error), 2)
+    except KeyboardInterrupt:
+        return _say("interrupted.", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what read our output has gone; nothing more to say
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _say(f"{type(error).__name__}: {error} (a defect; --debug shows where)", 1)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: "click.ClickException") -> str:
+    import click
+
+    text = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        text += f" Did you mean {error.possibilities[0]}?"
+    return " ".join(text.split())
+
+
+def _group() -> "click.Group":
+    """The commands as a click group that imports a command's module when it is asked for."""
+    import typer
+    from typer.core import TyperGroup
+
+    class LazyGroup(TyperGroup):
+        def list_commands(self, ctx: "click.Context") -> list[str]:
+            return list(available())
+
+        def get_command(self, ctx: "click.Context", cmd_name: str) -> "click.Command | None":
+            return _load(cmd_name)
+
+        def resolve_command(
+            self, ctx: "click.Context", args: list[str]
+        ) -> "tuple[str | None, click.Command | None, list[str]]":
+            if args and args[0] not in available() and not args[0].startswith("-"):
+                from mixtral_recipes.errors import RecipeError, nearest
+
+                raise RecipeError(f"command {args[0]!r} is not known.{nearest(args[0], list(available()))}")
+            return super().resolve_command(ctx, args)
+
+    app = typer.Typer(cls=LazyGroup, add_completion=True, help=ABOUT, pretty_exceptions_enable=False)
+    app.callback()(lambda: None)
+    group = typer.main.get_command(app)
+    group.name = PROGRAM
+    return group  # pyright: ignore[reportReturnType]
+
+
+def _load(name: str) -> "click.Command | None":
+    if name not in available():
+        return None
+    import typer
+
+    module_name, about = COMMANDS[name]
+    module = importlib.import_module(f"mixtral_recipes.cli.{module_name}")
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(name, help=module.command.__doc__ or about)(module.command)
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
+if __name__ == "__main__":
+    main()

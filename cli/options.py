@@ -1,0 +1,58 @@
+"""Options that several commands share, declared once."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ExecutorName(enum.StrEnum):
+    """Where a job runs."""
+
+    direct = "direct"
+    local = "local"
+    slurm = "slurm"
+
+
+class PeftScheme(enum.StrEnum):
+    """What is trained."""
+
+    lora = "lora"
+    dora = "dora"
+    none = "none"
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipe names that start with what is typed."""
+    from mixtral_recipes.recipes.catalog import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", help="Recipe name (`recipes list`).", autocompletion=complete_recipe)
+]
+Dir = Annotated[Path, typer.Option("--dir", help="Folder of runs.")]
+Name = Annotated[str | None, typer.Option("--name", help="Run name; default: the recipe and the time.")]
+NumNodes = Annotated[int | None, typer.Option("--num-nodes", min=1, help="Nodes; default: the recipe's.")]
+NumGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--num-gpus-per-node", "--nproc-per-node", min=1, help="Processes per node, one per GPU; default: the recipe's."
+    ),
+]
+Precision = Annotated[str | None, typer.Option("--precision", help="bf16, fp8, or fp32 for mixtral_tiny.")]
+Hardware = Annotated[str | None, typer.Option("--hardware", help="Whose layout to take: h100, h200, b200 or gb200.")]
+Executor = Annotated[
+    ExecutorName, typer.Option("--executor", help="This process, local processes (torchrun), or a Slurm cluster.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, and run nothing.")]
+Yaml = Annotated[Path | None, typer.Option("--yaml", help="Run the recipe in this file.")]
+ToYaml = Annotated[Path | None, typer.Option("--to-yaml", help="Write the resolved recipe to this file, run nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH=VALUE]...", help="Settings to change, e.g. trainer.max_steps=20."),
+]

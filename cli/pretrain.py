@@ -1,0 +1,59 @@
+"""``mixtral-recipes pretrain``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtral_recipes.cli import jobs, options
+from mixtral_recipes.cli.output import note, print_json
+
+
+def command(
+    overrides: options.Overrides = None,
+    recipe: options.Recipe = None,
+    dir: options.Dir = Path("runs"),
+    name: options.Name = None,
+    num_nodes: options.NumNodes = None,
+    num_gpus_per_node: options.NumGpus = None,
+    executor: options.Executor = options.ExecutorName.local,
+    precision: options.Precision = None,
+    hardware: options.Hardware = None,
+    performance_mode: Annotated[
+        bool, typer.Option("--performance-mode", help="NeMo's performance mode: token drop, overlap, bf16 reduction.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    yaml: options.Yaml = None,
+    to_yaml: options.ToYaml = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a model from random weights."""
+    given = {
+        "num_nodes": num_nodes,
+        "num_gpus_per_node": num_gpus_per_node,
+        "precision": precision,
+        "hardware": hardware,
+        "performance_mode": performance_mode or None,
+    }
+    job = jobs.prepare(
+        jobs.JobOptions(
+            task="pretrain",
+            recipe=recipe,
+            dir=dir,
+            name=name,
+            executor=executor.value,
+            dry_run=dry_run,
+            yaml=yaml,
+            to_yaml=to_yaml,
+            overrides=overrides or [],
+            arguments={key: value for key, value in given.items() if value is not None},
+        )
+    )
+    if to_yaml:
+        jobs.save_yaml(job, to_yaml)
+        return
+    note(jobs.describe(job))
+    result = jobs.launch(job, dry_run=dry_run)
+    if json:
+        print_json(result)

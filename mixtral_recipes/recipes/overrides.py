@@ -1,0 +1,241 @@
+"""Dotted overrides, ``trainer.max_steps=20``, in nemo_run's syntax: ``= += -= *= /= |= &=``, lists by index.
+
+Beyond nemo_run: a misspelt name says the closest valid one; a part that is None (``resume.restore_config``) is created
+when a setting inside it is given; whole parts are named by class, ``peft=DoRA(dim=16)``.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
+
+from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.recipes import targets, values
+
+_PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
+_OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")
+_TIMEDELTA = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "weeks")  # it has no signature
+
+
+def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
+    """Change a recipe by dotted overrides, in order.
+
+    Args:
+        recipe: The recipe to change.
+        overrides: Texts such as ``optim.config.lr=1e-4``.
+
+    Raises:
+        RecipeError: a text that is no override, an unknown setting, or a value of another type.
+    """
+    parser = PythonicParser()
+    for text in overrides:
+        try:
+            ((path, (operation, value)),) = parser.parse(text).items()
+        except CLIException:
+            raise RecipeError(f"{text!r} is not a setting: write path=value, e.g. trainer.max_steps=20.") from None
+        holder, name = locate(recipe, path, text)
+        new = _value(holder, name, value, path)
+        if operation is not Operation.ASSIGN:
+            old = holder[name] if isinstance(holder, dict | list) else getattr(holder, name)
+            try:
+                new = parser.apply_operation(operation, old, new)
+            except CLIException:
+                raise RecipeError(f"{text}: {old!r} {operation.value} {new!r} cannot be computed.") from None
+            new = values.check(new, annotation(holder, name), path)
+        _assign(holder, name, new)
+
+
+def set_value(recipe: run.Partial[Any], path: str, value: Any) -> None:
+    """Change one setting to a value (not text), checked against its type.
+
+    Args:
+        recipe: The recipe to change.
+        path: Dotted path.
+        value: The value.
+
+    Raises:
+        RecipeError: an unknown setting, or a value of another type.
+    """
+    holder, name = locate(recipe, path, path)
+    _assign(holder, name, values.check(value, annotation(holder, name), path))
+
+
+def _assign(holder: Any, name: Any, value: Any) -> None:
+    if isinstance(holder, dict | list):
+        holder[name] = value
+    else:
+        setattr(holder, name, value)
+
+
+def locate(recipe: Any, path: str, text: str) -> tuple[Any, Any]:
+    """Follow a path to what holds its last part.
+
+    Args:
+        recipe: Where to start.
+        path: Dotted path, e.g. ``trainer.callbacks[0].gc_interval_train``.
+        text: What the user wrote, for errors.
+
+    Returns:
+        The config (or dict, or list) and the name (or key, or index) in it.
+
+    Raises:
+        RecipeError: no such setting; names the closest.
+    """
+    holder, steps = recipe, _steps(path, text)
+    for number, step in enumerate(steps):
+        _require(holder, step, text)
+        if number == len(steps) - 1:
+            return holder, step
+        inner = holder[step] if isinstance(holder, dict | list) else getattr(holder, step)
+        if inner is None:
+            inner = _create(holder, step, text)
+        holder = inner
+    raise RecipeError(f"{text!r} names no setting.")
+
+
+def _steps(path: str, text: str) -> list[str | int]:
+    steps: list[str | int] = []
+    for part in path.split("."):
+        match = _PART.fullmatch(part)
+        if not match:
+            raise RecipeError(f"{text!r}: {part!r} is not a setting's name.")
+        steps += [match[1], *(int(index) for index in re.findall(r"\d+", match[2]))]
+    return steps
+
+
+def _require(holder: Any, step: str | int, text: str) -> None:
+    if isinstance(holder, list):
+        if not isinstance(step, int) or step >= len(holder):
+            raise RecipeError(f"{text}: no element {step} in a list of {len(holder)}.")
+    elif isinstance(holder, fdl.Buildable):
+        names = fields(holder)
+        if step not in names:
+            target = fdl.get_callable(holder).__name__
+            raise RecipeError(f"{text}: {target} has no setting {step!r}.{nearest(str(step), names)}")
+    elif not isinstance(holder, dict):
+        raise RecipeError(f"{text}: {holder!r} has no settings.")
+
+
+def fields(config: Any) -> list[str]:
+    """The settings of a config: its class's or function's parameters."""
+    target = fdl.get_callable(config)
+    if target.__name__ == "timedelta":
+        return list(_TIMEDELTA)
+    return [name for name in inspect.signature(target).parameters if not name.startswith("_")]
+
+
+@functools.cache
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target)
+    except (TypeError, NameError):
+        return {}
+
+
+def annotation(holder: Any, name: Any) -> Any:
+    """The type of a setting; Any inside a dict or list."""
+    if not isinstance(holder, fdl.Buildable):
+        return Any
+    target = fdl.get_callable(holder)
+    return float if target.__name__ == "timedelta" else _hints(target).get(name, Any)
+
+
+def _create(holder: Any, name: Any, text: str) -> Any:
+    """Fill in a part that is None, where its class is plain from its type."""
+    options = values.options(annotation(holder, name))
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    if name == "peft":
+        raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora or peft_scheme='lora' first.")
+    if dict in [typing.get_origin(option) or option for option in options]:
+        part: Any = {}
+    elif classes:
+        part = run.Config(classes[0])
+    else:
+        raise RecipeError(f"{text}: {name} is None.")
+    _assign(holder, name, part)
+    return part
+
+
+def _value(holder: Any, name: Any, text: str, path: str) -> Any:
+    wanted = annotation(holder, name)
+    if _takes_objects(wanted):
+        built = _objects(text, wanted, path)
+        if built is not None:
+            return built
+    return values.parse(text, wanted, path)
+
+
+def _takes_objects(wanted: Any) -> bool:
+    options = values.options(wanted)
+    inner = [item for option in options for item in typing.get_args(option) if typing.get_origin(option) is list]
+    return any(dataclasses.is_dataclass(option) for option in options) or Any in inner
+
+
+def _objects(text: str, wanted: Any, path: str) -> Any:
+    """``Class(...)``, a registered nemo_run factory, or a list of classes; None when the text is something else."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            nodes = ast.parse(text, mode="eval").body
+        except SyntaxError:
+            raise RecipeError(f"{path}={text}: is not a list of classes.") from None
+        return [_object(node, path) for node in getattr(nodes, "elts", [])]
+    if text.lower() in ("none", "null") or not _OBJECT.fullmatch(text):
+        return None
+    factory = _factory(text.partition("(")[0], wanted)
+    node = ast.parse(text, mode="eval").body
+    if factory is not None:
+        return factory(**_arguments(node, path))
+    return values.check(_object(node, path), wanted, path)
+
+
+def _factory(name: str, wanted: Any) -> Any:
+    """A factory registered with nemo_run for one of the wanted classes, e.g. ``model=mixtral_8x22b``."""
+    import catalogue
+    from nemo_run.config import get_type_namespace
+
+    for option in values.options(wanted):
+        if dataclasses.is_dataclass(option):
+            _register_recipes(name)
+            key = (get_type_namespace(option), name)  # pyright: ignore[reportArgumentType]
+            if catalogue.check_exists(*key):
+                return catalogue._get(key)
+    return None
+
+
+def _register_recipes(name: str) -> None:
+    """Recipe modules register their factories when they are imported."""
+    import importlib
+
+    from mixtral_recipes.recipes import catalog
+
+    if name in catalog.CATALOG:
+        importlib.import_module(f"mixtral_recipes.recipes.{name}")
+
+
+def _object(node: ast.AST, path: str) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    spelled = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+    config = run.Config(targets.find(spelled, "classes", path))
+    for name, value in _arguments(node, path).items():
+        set_value(config, name, value)  # pyright: ignore[reportArgumentType]
+    return config
+
+
+def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
+    if not isinstance(node, ast.Call):
+        return {}
+    if node.args or any(keyword.arg is None for keyword in node.keywords):
+        raise RecipeError(f"{path}: write arguments by name, e.g. LoRA(dim=16).")
+    try:
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except ValueError:
+        raise RecipeError(f"{path}: arguments must be plain values.") from None

@@ -1,0 +1,56 @@
+"""Checks of a whole recipe before anything is built or queued."""
+
+from typing import Any
+
+from mixtral_recipes.topology import BatchShape, ModelShape, Topology
+
+
+def topology_of(recipe: Any) -> Topology:
+    """The layout a recipe asks for."""
+    trainer, strategy = recipe.trainer, recipe.trainer.strategy
+    return Topology(
+        world_size=trainer.num_nodes * trainer.devices,
+        tensor_model_parallel_size=strategy.tensor_model_parallel_size,
+        pipeline_model_parallel_size=strategy.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=strategy.virtual_pipeline_model_parallel_size,
+        context_parallel_size=strategy.context_parallel_size,
+        expert_model_parallel_size=strategy.expert_model_parallel_size,
+        expert_tensor_parallel_size=strategy.expert_tensor_parallel_size,
+        sequence_parallel=strategy.sequence_parallel,
+    )
+
+
+def shape_of(recipe: Any) -> ModelShape:
+    """The model's sizes, read from its configuration without building it."""
+    config = recipe.model.config
+    return ModelShape(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups or config.num_attention_heads,
+        ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * config.hidden_size,
+        num_moe_experts=config.num_moe_experts or 1,
+        max_position_embeddings=config.max_position_embeddings,
+    )
+
+
+def batch_of(recipe: Any) -> BatchShape:
+    """The recipe's batch."""
+    data = recipe.data
+    specs = getattr(data, "packed_sequence_specs", None)
+    return BatchShape(
+        global_batch_size=data.global_batch_size,
+        micro_batch_size=data.micro_batch_size,
+        seq_length=data.seq_length,
+        packed=specs is not None and specs.packed_sequence_size > 0,
+        fp8=bool(recipe.trainer.plugins.fp8),
+    )
+
+
+def preflight(recipe: Any) -> None:
+    """Refuse a recipe that cannot run.
+
+    Raises:
+        RecipeError: every broken rule, and the nearest layout that breaks none.
+    """
+    topology_of(recipe).check(shape_of(recipe), batch_of(recipe))

@@ -1,0 +1,188 @@
+"""A setting's value, from text (an override) or from data (a YAML file), checked against the setting's type.
+
+Text is read by nemo_run's own type parser, extended by what it lacks: ``X | None``, dtypes, enums, named functions.
+"""
+
+import ast
+import collections.abc
+import enum
+import types
+import typing
+from typing import Any
+
+import fiddle as fdl
+import torch
+from fiddle.experimental import serialization
+from nemo_run.cli.cli_parser import CLIException, type_parser
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.recipes import targets
+
+# nemo_run's parser reads such text as a class to import; ours names classes by the table in `targets` only.
+_IMPORTS = ("Config", "Partial", "<Config", "<Partial")
+
+# nemo_run sends recipes to its processes as fiddle JSON, which needs to know dtypes by name.
+for _name in targets.DTYPES:
+    serialization.register_constant("torch", _name, compare_by_identity=False)
+
+type_parser.register_parser(types.UnionType)(type_parser.parse_union)
+
+
+def dtype(text: str, where: str) -> torch.dtype:
+    """A dtype by name: ``bfloat16``, ``torch.bfloat16`` or ``bf16``.
+
+    Raises:
+        RecipeError: no such dtype.
+    """
+    short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    name = text.removeprefix("torch.")
+    name = short.get(name, name)
+    if name not in targets.DTYPES:
+        raise RecipeError(f"{where}={text}: no such dtype. Valid: {', '.join(targets.DTYPES)}.")
+    return getattr(torch, name)
+
+
+def parse(text: str, annotation: Any, where: str) -> Any:
+    """Read a value from an override's text.
+
+    Args:
+        text: What stands behind ``=``.
+        annotation: The setting's type.
+        where: The setting's path, for errors.
+
+    Raises:
+        RecipeError: the text is no value of that type.
+    """
+    if text.startswith(_IMPORTS):
+        raise RecipeError(f"{where}={text}: name the class itself, e.g. {where}=ClassName(setting=value).")
+    problems: list[str] = []
+    for option in options(annotation):
+        try:
+            value = _parse_as(text, option, where)
+        except (CLIException, ValueError, SyntaxError, RecipeError) as problem:
+            problems.append(str(problem))
+            continue
+        if conforms(value, option):
+            return value
+    raise RecipeError(f"{where}={text}: needs {describe(annotation)}.")
+
+
+def options(annotation: Any) -> list[Any]:
+    """The alternatives of a union; of anything else itself. Text comes last, since it accepts everything."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        found = list(typing.get_args(annotation))
+        return sorted(found, key=lambda option: (option is str, option is not type(None)))
+    return [annotation]
+
+
+def _parse_as(text: str, option: Any, where: str) -> Any:
+    if option is type(None):
+        if text.lower() in ("none", "null"):
+            return None
+        raise ValueError
+    if option is torch.dtype:
+        return dtype(text, where)
+    if _is_callable(option):
+        return targets.find(text, "functions", where)
+    if isinstance(option, type) and issubclass(option, enum.Enum):
+        return enum_member(text, option)
+    origin = typing.get_origin(option) or option
+    if origin in (list, tuple, dict, collections.abc.Sequence):
+        return check(ast.literal_eval(text), option, where)
+    if origin is typing.Literal:
+        same = [value for value in typing.get_args(option) if str(value) == text.strip("'\"")]
+        return same[0] if same else text
+    return type_parser.parse(text, option)
+
+
+def enum_member(text: str, kind: type[enum.Enum]) -> enum.Enum:
+    """An enum's member by name or value.
+
+    Raises:
+        ValueError: no such member.
+    """
+    name = text.rpartition(".")[2]
+    if name in kind.__members__:
+        return kind[name]
+    for member in kind:
+        if str(member.value) == text:
+            return member
+    raise ValueError(text)
+
+
+def check(value: Any, annotation: Any, where: str) -> Any:
+    """Check a value that came as data, and read it where it is text for something else (YAML reads 1e-4 as text).
+
+    Args:
+        value: A value of YAML's kinds, or a config.
+        annotation: The setting's type.
+        where: The setting's path, for errors.
+
+    Raises:
+        RecipeError: it is no value of that type.
+    """
+    for option in options(annotation):
+        if conforms(value, option):
+            return _converted(value, option, where)
+    if isinstance(value, str):
+        return parse(value, annotation, where)
+    raise RecipeError(f"{where}={value!r}: needs {describe(annotation)}.")
+
+
+def _converted(value: Any, option: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+    if option is float:
+        return float(value)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        element = inner[0] if inner else Any
+        return origin(check(item, element, f"{where}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def conforms(value: Any, option: Any) -> bool:
+    """Whether a value is of a type (numbers: an int is a float, a bool is neither)."""
+    if option is Any or isinstance(option, str | typing.TypeVar):
+        return True
+    if option is None or option is type(None):
+        return value is None
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+    if origin in (typing.Union, types.UnionType):
+        return any(conforms(value, item) for item in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if isinstance(value, fdl.Buildable):
+        target = fdl.get_callable(value)
+        return isinstance(origin, type) and isinstance(target, type) and issubclass(target, origin)
+    if _is_callable(option):
+        return isinstance(value, types.FunctionType | types.BuiltinFunctionType)
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(conforms(item, inner[0]) for item in value if inner)
+    if option is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(origin, type) and isinstance(value, origin)
+
+
+def _is_callable(option: Any) -> bool:
+    return (typing.get_origin(option) or option) in (collections.abc.Callable, typing.Callable)
+
+
+def describe(annotation: Any) -> str:
+    """A type in words a user knows."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+             torch.dtype: "a dtype", Any: "a value"}  # fmt: skip
+    parts = []
+    for option in options(annotation):
+        origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+        if origin is typing.Literal:
+            parts.append("one of " + ", ".join(map(str, inner)))
+        elif isinstance(origin, type) and issubclass(origin, enum.Enum):
+            parts.append("one of " + ", ".join(origin.__members__))
+        elif _is_callable(option):
+            parts.append("one of " + ", ".join(targets.FUNCTIONS))
+        elif origin in (list, tuple):
+            parts.append("a list")
+        else:
+            parts.append(words.get(option) or f"a {getattr(option, '__name__', option)}")
+    return " or ".join(dict.fromkeys(parts))
