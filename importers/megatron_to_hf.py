@@ -41,7 +41,8 @@ def export_checkpoint(
     manifest has one.
 
     Args:
-        checkpoint: A folder written by `import_checkpoint` or by training (full weights, not adapters).
+        checkpoint: A folder written by `import_checkpoint` or by training; adapters are merged into their base on the
+            way.
         output: The model folder to make; must not exist.
         layout: "v4", what released Mixtrals hold and every loader reads; "v5", with fused experts.
         max_shard_size: Largest weight file, as "5GB" or "500MiB".
@@ -71,13 +72,8 @@ def export_checkpoint(
 
 
 def open_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A checkpoint's manifest and config.json, refusing adapters."""
-    manifest = read_manifest(checkpoint)
-    if manifest["kind"] == "adapter":
-        raise CheckpointError(
-            f"{checkpoint} holds adapters only; merge them into their base model, or export them as PEFT adapters."
-        )
-    return manifest, read_config(checkpoint / "context")
+    """A checkpoint's manifest and config.json."""
+    return read_manifest(checkpoint), read_config(checkpoint / "context")
 
 
 def parse_size(text: str) -> int:
@@ -128,9 +124,11 @@ class _Export:
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
+        from mixtral_recipes.importers.adapters import SavedAdapters
         from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
 
-        saved = SavedCheckpoint(self.checkpoint / "weights", self.dims)
+        adapters = SavedAdapters(self.checkpoint) if self.manifest["kind"] == "adapter" else None
+        saved = SavedCheckpoint((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
         if saved.unknown:
             raise CheckpointError(
                 f"{self.checkpoint}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has; "
@@ -148,10 +146,14 @@ class _Export:
             for block in blocks:
                 weight, layer, expert, ranges = sources[block.name]
                 matrix = saved.matrix(weight, layer, expert)
+                if adapters:
+                    matrix = adapters.merged(weight, layer, expert, matrix)
                 parts += [Part(block.name, matrix, start, stop) for start, stop in ranges]
             dtype = self.dtype or parts[0].source.dtype
             nbytes = math.prod(shape) * ITEM_BYTES[dtype]
             tensors.append(_Tensor(name, dtype, shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
+        if adapters:
+            adapters.check_all_merged()
         return tensors
 
     def _lay_out_shards(self, tensors: list[_Tensor], shard_bytes: int, threads: int) -> list[Run]:

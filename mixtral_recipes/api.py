@@ -87,13 +87,13 @@ def _train(
     place = distributed.ProcessPlace.from_environment()
     check_layout(model, trainer, data)
     device = distributed.choose_device(trainer.accelerator, place)
-    base = restore_source(resume)
-    if base is not None:
-        model = dataclasses.replace(model, config=_matching(model.config, base))
-    tokenizer_from = tokenizer or model.tokenizer or (str(base / "context") if base else None)
-    data.setup(load_tokenizer(tokenizer_from))
     distributed.initialize(trainer.topology(), place, device, seed=trainer.seed)
     try:
+        base = restore_source(resume)
+        if base is not None:
+            model = dataclasses.replace(model, config=_matching(model.config, base))
+        tokenizer_from = tokenizer or model.tokenizer or (str(base / "context") if base else None)
+        data.setup(load_tokenizer(tokenizer_from))
         found = resume.find(log.run_dir / "checkpoints")
         run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=base)
         run_log = RunLog(log, trainer.max_steps, is_writer=place.rank == 0)
@@ -167,9 +167,9 @@ def _matching(config: MixtralConfig, base: Path) -> MixtralConfig:
     Raises:
         RecipeError: names the field that differs.
     """
-    from mixtral_recipes.importers.hf_config import config_fields
+    from mixtral_recipes.importers.hf_config import to_megatron
 
-    stored = config_fields(json.loads((base / "context" / "config.json").read_text()))
+    stored = to_megatron(json.loads((base / "context" / "config.json").read_text()))
     shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
              "num_moe_experts", "moe_router_topk")  # fmt: skip
     for name in shape:
@@ -193,7 +193,7 @@ def load_tokenizer(source: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(embedded.resolve(source))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
 
@@ -204,3 +204,70 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     staging.write_text(json.dumps(value, indent=1))
     staging.replace(path)
+
+
+def import_ckpt(
+    model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
+) -> Path:
+    """Convert a Hugging Face Mixtral to a Megatron checkpoint, with NeMo's arguments.
+
+    Args:
+        model: The model it must be; its layer, width and expert numbers are compared with the source's.
+        source: ``hf://org/name[@revision]`` or a folder.
+        output_path: Folder to write; None puts it under ``$MIXTRAL_RECIPES_HOME``.
+        overwrite: Whether an existing output is replaced.
+
+    Raises:
+        CheckpointError: the source is incomplete, damaged, or no Mixtral.
+        RecipeError: it is another Mixtral than ``model``.
+    """
+    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+
+    folder = import_checkpoint(source, Path(output_path) if output_path else None, overwrite=overwrite)
+    _matching(model.config, folder)
+    return folder
+
+
+def export_ckpt(
+    path: str | Path, target: str = "hf", output_path: str | Path | None = None, overwrite: bool = False, **options: Any
+) -> Path:
+    """Convert a Megatron checkpoint back to Hugging Face files, with NeMo's arguments.
+
+    Args:
+        path: Checkpoint folder; an adapter checkpoint is merged into its base on the way.
+        target: ``"hf"``.
+        output_path: Folder to write; None takes ``path`` with ``-hf`` behind it.
+        overwrite: Whether an existing output is replaced.
+        **options: As `mixtral_recipes.importers.megatron_to_hf.export_checkpoint` takes them.
+
+    Raises:
+        RecipeError: another target.
+        CheckpointError: the checkpoint is incomplete or damaged.
+    """
+    if target != "hf":
+        raise RecipeError(f"target={target!r}: only 'hf' can be exported to.")
+    from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+
+    source = Path(path)
+    output = Path(output_path) if output_path else source.with_name(source.name + "-hf")
+    return export_checkpoint(source, output, overwrite=overwrite, **options)
+
+
+def generate(path: str | Path, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
+    """Greedy continuations of prompts by a Hugging Face folder (export a checkpoint first)."""
+    from mixtral_recipes import evaluation
+
+    return list(evaluation.generate(Path(path), prompts, batch_size, max_new_tokens))
+
+
+def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Exact match and F1 of a Hugging Face folder on held-out SQuAD questions.
+
+    Args:
+        path: Model folder.
+        data: As `SquadDataModule.dataset_root`.
+        limit: Most questions.
+    """
+    from mixtral_recipes import evaluation
+
+    return evaluation.evaluate_squad(Path(path), data, limit=limit)

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.peft.lora import adapters_of
+from mixtral_recipes.training.manifest import write_manifest
 from mixtral_recipes.training.optimizer import load_optimizer
 
 # The optimizer's state is written as one tensor per parameter, so that any layout can read it.
@@ -192,6 +193,7 @@ class Checkpointer:
         dist_checkpointing.save(state, str(staging / "weights"), InProcessSave())
         if torch.distributed.get_rank() == 0:
             self._write_context(staging / "context", position, metrics)
+            write_manifest(staging, "adapter" if self.adapters_only else "training", source={"run": self.model_name})
             shutil.rmtree(final, ignore_errors=True)
             staging.rename(final)
             self._prune()

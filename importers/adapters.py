@@ -1,0 +1,135 @@
+"""Adapters merged into their base while a model is exported, row by row: no model, no second copy.
+
+An adapter checkpoint records its base and its scheme (`training/checkpoint.py`); its tensors are named after the layer
+they adapt (`peft/lora.py`): ``decoder.layers.3.mlp.experts.5.linear_fc1.adapter.lora_a``.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.mapping import Weight
+from mixtral_recipes.importers.streaming import TORCH_NAMES, Rows
+from mixtral_recipes.importers.torch_dist_read import read_metadata
+
+
+class _SafeReader(FileSystemReader):
+    """torch's reader, with ``.metadata`` read by the restricted unpickler."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return read_metadata(Path(self.path))
+
+
+@dataclass(frozen=True)
+class MergedRows:
+    """A base matrix with an adapter added: ``W + scale * B A``, and for DoRA its rows brought to learned lengths.
+
+    Attributes:
+        base: The matrix W.
+        lora_a: [dim, columns], float32.
+        lora_b: [rows, dim], float32.
+        scale: alpha / dim.
+        magnitude: [rows], float32, the length of each row under DoRA; None for LoRA.
+    """
+
+    base: Rows
+    lora_a: Tensor
+    lora_b: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.base.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return self.base.row_bytes
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with merged rows, added in float32 and rounded once."""
+        dtype = getattr(torch, TORCH_NAMES[self.dtype])
+        scratch = bytearray(count * self.row_bytes)
+        self.base.read(start, count, memoryview(scratch))
+        rows = torch.frombuffer(scratch, dtype=dtype).view(count, -1).float()
+        mine = slice(start, start + count)
+        rows = torch.addmm(rows, self.lora_b[mine], self.lora_a, alpha=self.scale)
+        if self.magnitude is not None:
+            rows = rows * (self.magnitude[mine] / rows.norm(dim=1)).unsqueeze(1)
+        target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
+        target[:] = rows.to(dtype).contiguous().view(torch.uint8).flatten().numpy()
+
+
+class SavedAdapters:
+    """The adapters of a checkpoint, read layer by layer as they are needed.
+
+    Attributes:
+        base: The base checkpoint's folder.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Open an adapter checkpoint.
+
+        Args:
+            checkpoint: Its folder; ``context/run.json`` names the base and the scheme.
+
+        Raises:
+            CheckpointError: the record of base or scheme is missing, or the base has gone.
+        """
+        self._weights = checkpoint / "weights"
+        try:
+            facts = json.loads((checkpoint / "context" / "run.json").read_text())
+            self.base = Path(facts["base"])
+            self._scale = facts["peft"]["alpha"] / facts["peft"]["dim"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
+        if not (self.base / "weights").is_dir():
+            raise CheckpointError(f"{checkpoint}: its base model {self.base} is not there; import it again.")
+        self._shapes = {
+            key: tuple(entry.size)
+            for key, entry in read_metadata(self._weights).state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and key.startswith("decoder.") and ".adapter." in key
+        }
+        self._unused = set(self._shapes)
+        self._read = functools.lru_cache(maxsize=64)(self._load)
+
+    def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
+        """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
+        layer_name = weight.local.removesuffix(".weight").replace("local_experts.", "")
+        prefix = layer_name.format(layer=layer, expert=expert) + ".adapter."
+        mine = {key for key in self._shapes if key.startswith(prefix)}
+        if not mine:
+            return base
+        self._unused -= mine
+        tensors = self._read(prefix)
+        lora_a, lora_b = tensors["lora_a"], tensors["lora_b"].flatten(0, -2)
+        return MergedRows(base, lora_a, lora_b, self._scale, tensors.get("magnitude"))
+
+    def check_all_merged(self) -> None:
+        """Refuse to finish while an adapter has found no layer.
+
+        Raises:
+            CheckpointError: names one that is left.
+        """
+        if self._unused:
+            raise CheckpointError(f"{self._weights}: {min(self._unused)} adapts no layer of the base model.")
+
+    def _load(self, prefix: str) -> dict[str, Tensor]:
+        state = {key: torch.empty(shape) for key, shape in self._shapes.items() if key.startswith(prefix)}
+        load(state, storage_reader=_SafeReader(self._weights), no_dist=True)
+        return {
+            key.removeprefix(prefix): value.flatten() if value.dim() == 1 else value for key, value in state.items()
+        }
