@@ -54,7 +54,7 @@ def import_checkpoint(
     """
     wanted = dtype_of(dtype)
     with Processes.join() as processes:
-        folder, origin = processes.first(lambda: _fetch(source, progress=progress))
+        folder, origin = processes.first(lambda: fetch(source, progress=progress))
         opened = open_source(folder)
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
         with processes.first_holds(lambda: locked(final)):
@@ -80,7 +80,7 @@ def dtype_of(name: str | None) -> str | None:
     return DTYPES[name]
 
 
-def _fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
+def fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
     """A local folder for the source, and where it came from."""
     where = locations.parse_source(source)
     if isinstance(where, Path):

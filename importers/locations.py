@@ -71,6 +71,18 @@ def resolve(source: str) -> Path:
     return import_checkpoint(source)
 
 
+def checkpoint(text: str) -> Path:
+    """A checkpoint that is already there: ``nemo://ID``, or a folder."""
+    if text.startswith("nemo://"):
+        return _finished(text.removeprefix("nemo://"))
+    if "://" in text:
+        raise CheckpointError(f"{text}: a checkpoint folder or nemo://ID is needed here.")
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder; give a checkpoint folder or nemo://ID.")
+    return path.resolve()
+
+
 def _finished(name: str) -> Path:
     """The newest finished import called ``name``, or ``name@revision``."""
     exact = models_home() / name

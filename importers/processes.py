@@ -5,11 +5,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
 
-T = TypeVar("T")
+
+def is_first() -> bool:
+    """Whether this is the process that prints: the first of those torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def first(self, work: Callable[[], T]) -> T:
+    def first[T](self, work: Callable[[], T]) -> T:
         """Do something in the first process only; every process gets its result, or its exception."""
         if self.count == 1:
             return work()
@@ -64,7 +67,7 @@ class Processes:
         return outcome[0]
 
     @contextlib.contextmanager
-    def first_holds(self, open_context: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    def first_holds[T](self, open_context: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
         """A context the first process holds for all; it sees an exception if any process had one."""
         with ExitStack() as stack:
             value = self.first(lambda: stack.enter_context(open_context()))

@@ -1,0 +1,251 @@
+"""The Hugging Face Hub: fetch a revision's weight and tokenizer files, checked by hash; upload a finished folder.
+
+huggingface_hub does the transfers (resumable, tokens from its usual places, never printed here). This module decides
+which files are needed, pins everything to one commit, retries, and refuses bytes that are not the ones published.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.importers import pickle_io, safetensors_io
+from mixtral_recipes.importers.hf_source import SIDECARS
+from mixtral_recipes.importers.locations import HubId
+from mixtral_recipes.training.manifest import sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_ATTEMPTS = 6
+_FIRST_WAIT_S = 0.5  # doubles with each attempt
+_PARALLEL_FILES = 4
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What the Hub says a file is."""
+
+    name: str
+    size: int | None
+    sha256: str | None  # of large files
+    git_sha1: str | None  # of small ones
+
+
+def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
+    """Bring a model's files into the Hub cache.
+
+    Args:
+        where: Repository and revision.
+        progress: Let huggingface_hub draw its bars.
+
+    Returns:
+        The folder the files are in, and the commit they belong to.
+
+    Raises:
+        CheckpointError: there is no such repository or revision, it is gated, it has no weights, or the bytes received
+            are not those published.
+        EnvironmentProblem: the Hub cannot be reached and the cache does not hold the model.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    api = HfApi()
+    with _quiet(not progress):
+        try:
+            if constants.HF_HUB_OFFLINE:
+                raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+            info = _patiently(where, lambda: api.model_info(where.repo, revision=where.revision, files_metadata=True))
+            commit = str(info.sha)
+            published = {file.name: file for file in map(_published, info.siblings or [])}
+            names = _needed(api, where, commit, published)
+            with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+                paths = list(pool.map(lambda name: _fetch(api, where, commit, published[name]), names))
+            return paths[0].parent, commit
+        except (OSError, HTTPError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
+                raise _refused(where, error) from error
+            return _cached(where, error)
+
+
+def _published(sibling: Any) -> _Published:
+    lfs = sibling.lfs
+    return _Published(sibling.rfilename, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
+
+
+def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Published]) -> list[str]:
+    """The files an import reads, config.json first: weights of one format, and what travels beside them."""
+    if "config.json" not in published:
+        raise CheckpointError(f"hf://{where.repo} has no config.json; it is not a transformers model.")
+    names = [name for name in SIDECARS if name in published]
+    formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
+    for index, single in formats:
+        if index in published:
+            content = json.loads(_fetch(api, where, commit, published[index]).read_text())
+            shards = sorted(set(content.get("weight_map", {}).values()))
+            for shard in shards:
+                if shard not in published:
+                    raise CheckpointError(f"hf://{where.repo}: {index} names {shard}, which is not in the repository.")
+            return [*names, index, *shards]
+        if single in published:
+            return [*names, single]
+    raise CheckpointError(f"hf://{where.repo} has no safetensors or .bin weights in the transformers layout.")
+
+
+def _fetch(api: "HfApi", where: HubId, commit: str, file: _Published) -> Path:
+    """One file, from the cache or the Hub, whose hash is the published one; wrong bytes are thrown away once."""
+    for force in (False, True):
+        get = partial(api.hf_hub_download, where.repo, file.name, revision=commit, force_download=force)
+        path = Path(_patiently(where, get))
+        if _is_published(path, file):
+            return path
+        path.resolve().unlink(missing_ok=True)  # the blob, so that nothing uses it again
+        path.unlink(missing_ok=True)
+    raise CheckpointError(
+        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, twice; "
+        "they were thrown away. Check the network or the mirror in HF_ENDPOINT."
+    )
+
+
+def _is_published(path: Path, file: _Published) -> bool:
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    if file.sha256:
+        return sha256(path) == file.sha256
+    if file.git_sha1:
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.git_sha1
+    return True
+
+
+def _patiently[T](where: HubId, call: Callable[[], T]) -> T:
+    """Call, and call again when the network or the server failed; a broken download goes on where it stopped."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    for attempt in range(_ATTEMPTS):
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
+                raise _refused(where, error) from error
+            last: Exception = error
+        except (LocalEntryNotFoundError, OSError, HTTPError) as error:
+            if isinstance(error, OSError) and error.errno == 28:  # no space left
+                raise
+            last = error
+        if attempt < _ATTEMPTS - 1:
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise last
+
+
+def _refused(where: HubId, error: Any) -> CheckpointError:
+    """A 4xx answer in words that say what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    name = f"hf://{where.repo}"
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(
+            f"{name} is gated: accept its terms on its page on the Hub (/{where.repo}), then log in with "
+            "`hf auth login` or set HF_TOKEN."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"{name} has no revision {where.revision!r}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"{name} does not exist, or is private; check the name, or log in with `hf auth login` or HF_TOKEN."
+        )
+    return CheckpointError(f"{name}: the Hub answered {error.response.status_code}.")
+
+
+def _cached(where: HubId, error: Exception) -> tuple[Path, str]:
+    """The model as the cache has it, when the Hub cannot be asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, OSError) and error.errno == 28:
+        raise EnvironmentProblem(
+            "the disk is full while downloading; free some room or set HF_HOME to a larger disk."
+        ) from error
+    try:
+        folder = Path(snapshot_download(where.repo, revision=where.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError) as missing:
+        raise EnvironmentProblem(
+            f"hf://{where.repo}: the Hub cannot be reached ({_in_short(error)}) and the cache does not hold the model; "
+            "check the network, or give a local folder."
+        ) from missing
+    for path in _files_read(folder):
+        if not _is_named_by_content(path):
+            raise CheckpointError(
+                f"hf://{where.repo}: the cached {path.name} is damaged, and the Hub cannot be reached "
+                f"({_in_short(error)}); remove {path} and try again with a network."
+            ) from error
+    return folder, folder.name
+
+
+def _files_read(folder: Path) -> list[Path]:
+    """The files of a cached snapshot that an import reads."""
+    weights, _ = safetensors_io.files_of(folder)
+    if not weights:
+        weights, _ = safetensors_io.files_of(folder, pickle_io.INDEX, pickle_io.SINGLE)
+    return weights + [folder / name for name in SIDECARS if (folder / name).is_file()]
+
+
+def _is_named_by_content(path: Path) -> bool:
+    """Whether a cached file has the hash the cache filed it under (SHA-256, or git's SHA-1 for small files)."""
+    name = path.resolve().name
+    if len(name) == 64:
+        return _is_published(path, _Published(path.name, None, name, None))
+    return len(name) != 40 or _is_published(path, _Published(path.name, None, None, name))
+
+
+def _in_short(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Silence huggingface_hub's progress bars."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet and not before:
+            enable_progress_bars()
+
+
+def upload(folder: Path, repo: str, *, private: bool = True) -> str:
+    """Upload a finished folder to a Hub repository, which is made if need be.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        CheckpointError: the Hub refuses (name, permission).
+        EnvironmentProblem: it cannot be reached, or nobody is logged in.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with mixtral-recipes"))
+    except (HFValidationError, LocalTokenNotFoundError) as error:
+        raise CheckpointError(f"--push-to-hub {repo}: {_in_short(error)}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no"
+        hint = "; log in with `hf auth login` or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
+        raise CheckpointError(f"--push-to-hub {repo}: the Hub answered {status}{hint}.") from error
+    except (OSError, HTTPError) as error:
+        raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({_in_short(error)}).") from error

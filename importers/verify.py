@@ -1,0 +1,193 @@
+"""Check a checkpoint: its structure, its hashes, its tensors against a source, its logits against transformers."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
+from mixtral_recipes.importers import hf_config
+from mixtral_recipes.importers.hf_source import Source, open_source
+from mixtral_recipes.importers.hf_to_megatron import default_threads, fetch
+from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_sources
+from mixtral_recipes.importers.megatron_to_hf import open_checkpoint
+from mixtral_recipes.importers.progress import progress_bar
+from mixtral_recipes.importers.streaming import BUFFER_BYTES, ITEM_BYTES, Rows, close_inputs, read_rows
+from mixtral_recipes.training.manifest import verify_files
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class Report:
+    """What `verify_checkpoint` found."""
+
+    checkpoint: str
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": self.passed}
+
+    def table(self) -> "Table":
+        """The report for a terminal."""
+        from rich.table import Table
+
+        table = Table(title=self.checkpoint, title_justify="left")
+        for column in ("check", "result", "detail"):
+            table.add_column(column, overflow="fold")
+        for check in self.checks:
+            table.add_row(check.name, "ok" if check.passed else "FAILED", check.detail)
+        return table
+
+
+def verify_checkpoint(
+    checkpoint: Path, *, against: str | None = None, logits: bool = False, progress: bool = True
+) -> Report:
+    """Check a checkpoint.
+
+    Always: the manifest's files are there with their hashes; every weight is there in the shape config.json calls for;
+    every tensor, taken out of Megatron's layout again, has the hash import wrote down. A failed check does not stop the
+    others.
+
+    Args:
+        checkpoint: Checkpoint folder.
+        against: A Hugging Face source to compare every tensor with, bit for bit.
+        logits: Also run both models in fp32 on a few prompts and compare logits (both fit in memory, twice).
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        The report; a failed check is in it, not raised.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint at all, or ``against`` is no usable source.
+    """
+    report = Report(str(checkpoint))
+    manifest, config = open_checkpoint(checkpoint)
+    source = open_source(fetch(against, progress=progress)[0]) if against else None
+    _attempt(report, "files", lambda: _files(checkpoint))
+    saved = _attempt(report, "structure", lambda: _structure(checkpoint, hf_config.dims(config)))
+    if saved is not None:
+        tensors = manifest["tensors"]
+        if tensors or source:
+            _attempt(report, "tensors", lambda: _tensors(saved, hf_config.dims(config), tensors, source, progress))
+        if source:
+            _attempt(report, "config", lambda: _config(config, source.config))
+        if logits:
+            from mixtral_recipes.importers.verify_logits import compare_logits
+
+            where = source.folder if source else None
+            _attempt(report, "logits", lambda: compare_logits(checkpoint, where))
+    close_inputs()
+    return report
+
+
+def _attempt(report: Report, name: str, check: Any) -> Any:
+    """Run a check that returns (detail, value), and note how it went."""
+    try:
+        detail, value = check()
+    except MixtralRecipesError as error:
+        report.checks.append(Check(name, False, str(error)))
+        return None
+    report.checks.append(Check(name, True, detail))
+    return value
+
+
+def _files(checkpoint: Path) -> tuple[str, None]:
+    manifest = verify_files(checkpoint)
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
+
+
+def _structure(checkpoint: Path, dims: Dims) -> "tuple[str, SavedCheckpoint]":
+    from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+
+    saved = SavedCheckpoint(checkpoint / "weights", dims)
+    if saved.unknown:
+        raise CheckpointError(f"{saved.unknown[0]} is a weight no Mixtral has.")
+    for weight, layer, expert, _ in canonical_sources(dims).values():
+        saved.matrix(weight, layer, expert)  # raises where a tensor has gaps
+    return f"{dims.num_layers} layers, {dims.num_moe_experts} experts, all weights in the right shape", saved
+
+
+def _config(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, None]:
+    mine, wanted = hf_config.to_megatron(ours), hf_config.to_megatron(theirs)
+    for name in mine:
+        if mine[name] != wanted[name]:
+            raise CheckpointError(f"{name}: the checkpoint has {mine[name]!r}, the source {wanted[name]!r}.")
+    return f"{len(mine)} fields equal", None
+
+
+def _tensors(
+    saved: "SavedCheckpoint", dims: Dims, recorded: dict[str, Any], source: Source | None, progress: bool
+) -> tuple[str, None]:
+    """Compare every canonical tensor with its recorded hash and, where there is one, with the source."""
+    sources = canonical_sources(dims)
+    shapes = canonical_shapes(dims)
+
+    def differs(name: str) -> str | None:
+        weight, layer, expert, ranges = sources[name]
+        matrix = saved.matrix(weight, layer, expert)
+        other = source.tensors[name] if source else None
+        digest = hashlib.sha256()
+        problem = None
+        done = 0
+        for start, stop in ranges:
+            for row, count in _batches(matrix, start, stop):
+                ours = _read(matrix, row, count, matrix.dtype)
+                digest.update(ours)
+                if other and problem is None and ours != _read(other, done, count, matrix.dtype):
+                    problem = f"{name}: differs from the source from row {done} on"
+                done += count
+                on_bytes(len(ours))
+        if (
+            name in recorded
+            and recorded[name]["dtype"] == matrix.dtype
+            and recorded[name]["sha256"] != digest.hexdigest()
+        ):
+            problem = problem or f"{name}: its SHA-256 is not the one import wrote down"
+        return problem
+
+    total = sum(matrix_bytes(saved, sources[name], shapes[name]) for name in sources)
+    with progress_bar("Verifying", total, shown=progress) as on_bytes, ThreadPoolExecutor(default_threads()) as pool:
+        problems = [problem for problem in pool.map(differs, sources) if problem]
+    if problems:
+        more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
+        raise CheckpointError(problems[0] + more)
+    compared = " and equal to the source, bit for bit" if source else ""
+    return f"{len(sources)} tensors as written{compared}", None
+
+
+def matrix_bytes(saved: "SavedCheckpoint", place: Any, shape: tuple[int, ...]) -> int:
+    """Bytes of a canonical tensor as the checkpoint holds it."""
+    size = ITEM_BYTES[saved.dtypes[place[0].disk]]
+    for length in shape:
+        size *= length
+    return size
+
+
+def _batches(matrix: Rows, start: int, stop: int) -> list[tuple[int, int]]:
+    step = max(1, BUFFER_BYTES // matrix.row_bytes)
+    return [(row, min(step, stop - row)) for row in range(start, stop, step)]
+
+
+def _read(rows: Rows, start: int, count: int, dtype: str) -> bytearray:
+    out = bytearray(count * rows.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[rows.dtype])
+    read_rows(rows, start, count, memoryview(out), dtype)
+    return out

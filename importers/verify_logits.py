@@ -1,0 +1,109 @@
+"""Compare a checkpoint's logits with transformers', each model in a process of its own.
+
+Two processes because Megatron on a CPU replaces parts of torch (`models/cpu_device.py`) that transformers must find as
+they are, and because the two models then need not be in memory together.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mixtral_recipes.errors import CheckpointError
+
+PROMPTS = 3
+TOKENS = 16
+# fp32 sums in another order: four layers of a small Mixtral differ by 1e-6, 32 layers by a few 1e-5.
+TOLERANCE = 1e-3
+
+
+def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
+    """Run both models in fp32 on the same tokens.
+
+    Args:
+        checkpoint: The Megatron checkpoint.
+        source: The Hugging Face folder to compare with; None exports the checkpoint to a temporary one.
+
+    Raises:
+        CheckpointError: the largest difference exceeds `TOLERANCE` of the largest logit, or a model cannot run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if source is None:
+            from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+
+            source = export_checkpoint(checkpoint, Path(folder) / "hf", progress=False)
+        ours = _run("megatron", checkpoint, Path(folder) / "ours.pt")
+        theirs = _run("transformers", source, Path(folder) / "theirs.pt")
+        import torch
+
+        a, b = torch.load(ours, weights_only=True), torch.load(theirs, weights_only=True)
+    difference = (a - b).abs().max().item()
+    scale = b.abs().max().item()
+    detail = f"largest difference {difference:.2e} of logits up to {scale:.2f}, {PROMPTS} prompts of {TOKENS} tokens"
+    if not difference <= TOLERANCE * scale:
+        raise CheckpointError(f"logits: {detail}; at most {TOLERANCE:g} of the largest is rounding.")
+    return detail, None
+
+
+def _run(kind: str, model: Path, output: Path) -> Path:
+    command = [sys.executable, "-m", "mixtral_recipes.importers.verify_logits", kind, str(model), str(output)]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(f"logits: the model in {model} could not run in {kind} ({last}).")
+    return output
+
+
+def _tokens(vocab_size: int):  # a Tensor; torch is not imported at module level
+    import torch
+
+    return torch.randint(vocab_size, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def _megatron(checkpoint: Path, output: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if not torch.cuda.is_available():
+        from mixtral_recipes.models import cpu_device
+
+        cpu_device.activate()
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    from mixtral_recipes.importers import hf_config
+    from mixtral_recipes.models.builder import build_model
+    from mixtral_recipes.models.config import MixtralConfig
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+    fields = hf_config.to_megatron(json.loads((checkpoint / "context" / "config.json").read_text()))
+    config = MixtralConfig(**fields, seq_length=TOKENS, bf16=False, params_dtype=torch.float32)
+    model = build_model(config)[0].eval()
+    state = {k: v for k, v in model.sharded_state_dict().items() if not k.endswith("_extra_state")}
+    model.load_state_dict(dist_checkpointing.load(state, str(checkpoint / "weights")), strict=False)
+    device = next(model.parameters()).device
+    tokens = _tokens(config.vocab_size).to(device)
+    positions = torch.arange(TOKENS, device=device).expand_as(tokens)
+    with torch.no_grad():
+        logits = model(tokens, positions, None)
+    torch.save(logits[..., : config.vocab_size].float().cpu(), output)
+    dist.destroy_process_group()
+
+
+def _transformers(folder: Path, output: Path) -> None:
+    import torch
+    from transformers import MixtralForCausalLM
+
+    model = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(_tokens(model.config.vocab_size)).logits
+    torch.save(logits, output)
+
+
+if __name__ == "__main__":
+    {"megatron": _megatron, "transformers": _transformers}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
