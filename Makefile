@@ -1,0 +1,42 @@
+# make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
+# make test         install into .venv, run the tests
+# make lint         ruff, pyright, import-linter
+# make bench        the benchmarks, as JSON
+# make docs         the documentation site, strict
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
+STAMP  := $(VENV)/.installed
+
+.PHONY: quickstart install test lint bench docs clean
+
+quickstart: install
+	$(BIN)/mixtral-recipes finetune --peft lora
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/find_python.sh
+	@scripts/find_python.sh > /dev/null
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[dev]'
+	touch $(STAMP)
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: install
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: install
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info
