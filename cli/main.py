@@ -92,8 +92,11 @@ def overview() -> str:
 def _call(argv: list[str], debug: bool) -> int:
     import click
 
+    from mixtral_recipes import quiet
     from mixtral_recipes.errors import MixtralRecipesError
 
+    if not debug:
+        quiet.libraries()
     try:
         result = _group().main(argv, prog_name=PROGRAM, standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -4,25 +4,42 @@ nemo_run's own entry point (``fdl_runner``) does the first half and costs each r
 seconds; a recipe stored with plain fiddle types needs fiddle only.
 """
 
+import base64
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
+import zlib
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes import quiet
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.records import locked, private_folder, write_json
 
 
-def call(path: str) -> None:
-    """Build and call the recipe stored in ``path`` (fiddle JSON)."""
-    import fiddle as fdl
+def load(path: Path) -> Any:
+    """The recipe stored in a file, by ``launch`` (fiddle JSON) or by nemo_run (the same, compressed and in base64)."""
     from fiddle.experimental import serialization
 
-    recipe = serialization.load_json(Path(path).read_text())
+    text = path.read_text()
+    if not text.lstrip().startswith("{"):
+        text = zlib.decompress(base64.urlsafe_b64decode(text)).decode()
+        if '"__main__"' in text or '"__external_main__"' in text:
+            from nemo_run.run.experiment import maybe_load_external_main
+
+            maybe_load_external_main(str(path.parent.parent.parent))
+    return serialization.load_json(text)
+
+
+def call(path: Path) -> None:
+    """Build the recipe stored in ``path`` and call it."""
+    import fiddle as fdl
+
+    recipe = load(path)
     rank = int(os.environ.get("RANK", "0"))
     with contextlib.ExitStack() as stack:
         log = getattr(recipe, "log", None)
@@ -70,20 +87,31 @@ def _record(end: dict[str, Any]) -> None:
         Path(error_file).write_text(json.dumps({"message": {"message": end["error"], "extraInfo": extra}}))
 
 
+def _stopped_early(_number: int, _frame: Any) -> None:
+    raise Preempted("asked to stop before training began")
+
+
 def main() -> int:
     """Run the recipe file named on the command line; return the exit code.
 
     A failure is recorded rather than printed when there is somewhere to record it: the launcher and ``runs logs`` tell
-    the first failing rank's error, and not the "connection closed by peer" of every other rank.
+    the first failing rank's error, and not the "connection closed by peer" of every other rank. For the same reason a
+    rank that saved and stopped ends with 0 there: torchrun then lets the other ranks finish their part of the save.
     """
+    recorded = "MIXTRAL_RECIPES_ATTEMPT_DIR" in os.environ
+    if "MIXTRAL_RECIPES_UMASK" in os.environ:
+        os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
+    signal.signal(signal.SIGTERM, _stopped_early)
     error: BaseException | None = None
     try:
-        call(sys.argv[1])
+        call(Path(sys.argv[1]))
     except BaseException as caught:
         error = caught
     end = _end(error)
     _record(end)
-    if end["exit_code"] not in (0, Preempted.exit_code) and "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ:
+    if end["exit_code"] == Preempted.exit_code and recorded:
+        return 0
+    if end["exit_code"] != 0 and not recorded:
         print(end["traceback"] or end["error"], file=sys.stderr, flush=True)
     return end["exit_code"]
 

@@ -81,7 +81,9 @@ def generate(
     Prompts of like length are generated together, so that little is spent on padding.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
