@@ -1,6 +1,7 @@
 """One entry for the command line: run a recipe here, in local processes, or on Slurm."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ def launch(
         if detach:
             raise LaunchError("--detach does not fit --executor local; use nohup or tmux, or --executor slurm.")
         return _local(recipe, executor, name, Path(run_dir), dry_run)
-    raise LaunchError(f"executor {executor!r} is not known; use direct, local or slurm.")
+    if isinstance(executor, run.SlurmExecutor):
+        return _slurm(recipe, executor, name, Path(run_dir), dry_run, detach)
+    raise LaunchError(f"executor {executor!r} is not known; use direct, local or a nemo_run Local or Slurm executor.")
 
 
 def size(recipe: Any) -> tuple[int, int]:
@@ -151,6 +154,23 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
         store(recipe, recipe_file)
         run_local(task, executor, record)
     return _result(record)
+
+
+def _slurm(
+    recipe: Any, executor: "run.SlurmExecutor", name: str, run_dir: Path, dry_run: bool, detach: bool
+) -> dict[str, Any]:
+    from mixtral_recipes.executors.submit import submit, watch
+
+    record = _record(recipe, name, run_dir, "slurm")
+    recipe_file = record.path.parent / "recipe.json"
+    store(recipe, recipe_file)
+    script = submit(executor, record, recipe_file, dry_run=dry_run)
+    described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
+    if dry_run:
+        shutil.rmtree(recipe_file.parent)
+        return {"dry_run": True, "executor": "slurm", "run_dir": str(run_dir), "script": script}
+    result = None if detach else watch(record)
+    return described if result is None else result | described
 
 
 def _record(recipe: Any, name: str, run_dir: Path, executor: str) -> records.RunRecord:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import records
+from mixtral_recipes.executors.logs import of_rank
 from mixtral_recipes.executors.names import check_env, jobs_home
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 _SHUTDOWN_S = 300  # ranks may take this long to save after SIGTERM; torchrun's default of 30 s kills a large save
-_RANK_LINE = re.compile(r"^\[[a-z_]*(\d+)\]:")
 
 
 def threads_per_process(nproc_per_node: int) -> int:
@@ -94,9 +93,9 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:
         LaunchError: with the failed rank and its error.
         Preempted: every rank that ended early saved first.
     """
-    if exit_code == 0:
-        return
     attempts = records.attempt_folders(record)
+    if exit_code == 0 and not (attempts and (attempts[-1] / "preempted").exists()):
+        return
     ends = records.rank_ends(attempts[-1]) if attempts else []
     failed = [end for end in ends if end["exit_code"] not in (0, Preempted.exit_code)]
     if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
@@ -169,7 +168,7 @@ def _copy(path: Path, stream: TextIO, stopped: Callable[[], bool], prefixed: boo
             rest += file.read()
             *lines, rest = rest.split("\n")
             for line in lines:
-                text = rank0_line(line) if prefixed else line
+                text = of_rank(line, 0) if prefixed else line
                 if text is not None:
                     print(text, file=stream)
             if lines:
@@ -177,9 +176,3 @@ def _copy(path: Path, stream: TextIO, stopped: Callable[[], bool], prefixed: boo
             if last:
                 return
             time.sleep(0.05)
-
-
-def rank0_line(line: str) -> str | None:
-    """The line without torchrun's ``[default0]:`` if rank 0 wrote it, else None."""
-    match = _RANK_LINE.match(line)
-    return line[match.end() :] if match and match.group(1) == "0" else None

@@ -1,0 +1,159 @@
+"""Cluster profiles: what one site needs, written once in clusters.toml. Standard library only."""
+
+import dataclasses
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import LaunchError, nearest
+from mixtral_recipes.executors.names import check_env, check_name, check_path
+
+MODES = ("venv", "pyxis", "apptainer")
+_SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/\[\]-]{0,255}")
+_TIME = re.compile(r"\d+(-\d{1,2}(:\d{2}){0,2})?|\d+:\d{2}(:\d{2})?")
+_SSH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?")
+_FLAG = re.compile(r"[a-z][a-z0-9-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Everything about a Slurm site that is not about one job.
+
+    ``mode`` decides how Python starts on a node: ``venv`` activates a virtual environment that all nodes see, ``pyxis``
+    passes ``container_image`` to srun, ``apptainer`` runs it with ``apptainer exec``.
+    """
+
+    name: str = ""
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    time: str = "04:00:00"
+    gpus_per_node: int | None = None
+    cpus_per_node: int | None = None
+    mem: str | None = None
+    exclusive: bool = False
+    mode: str = ""
+    venv: str | None = None
+    container_image: str | None = None
+    mounts: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secrets: tuple[str, ...] = ("HF_TOKEN", "WANDB_API_KEY")  # names; passed if set where the job is submitted
+    mpi: str | None = None
+    sbatch: dict[str, Any] = dataclasses.field(default_factory=dict)  # extra header lines: {"mail-type": "END"}
+    srun_args: tuple[str, ...] = ()
+    grace_s: int = 120  # SIGTERM this long before the time limit; the time a checkpoint may take
+    retries: int = 0  # restarts after a failure; preemptions and lost nodes are not counted
+    max_preemptions: int = 100
+    ssh: str | None = None  # user@host of the login node, when Slurm's commands are not on this machine
+    ssh_key: str | None = None
+    job_dir: str | None = None  # folder on the cluster for job files; required with ssh
+
+    def __post_init__(self) -> None:
+        for field in ("account", "partition", "qos", "constraint", "reservation", "mem", "mpi"):
+            self._match(field, _SLURM_WORD, "use letters, digits and '_ . , : + @ = % / [ ] -'")
+        self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
+        self._match("ssh", _SSH, "use user@host")
+        for field in ("venv", "job_dir", "ssh_key"):
+            if getattr(self, field) is not None:
+                check_path(getattr(self, field), field)
+        object.__setattr__(self, "env", check_env(self.env))
+        check_env(dict.fromkeys(self.secrets, ""), allow_secrets=True)
+        for key, value in self.sbatch.items():
+            if not _FLAG.fullmatch(key) or _CONTROL.search(str(value)):
+                raise LaunchError(
+                    f"sbatch line {key}={value!r} is not allowed; use a long option's name and one line of text."
+                )
+        for field in ("mounts", "modules", "srun_args"):
+            for text in getattr(self, field):
+                if _CONTROL.search(text) or not text or (field != "srun_args" and text.startswith("-")):
+                    raise LaunchError(
+                        f"{field} entry {text!r} is not allowed; use one line that does not start with '-'."
+                    )
+        if self.container_image is not None and (
+            self.container_image[:1] in ("-", "") or _CONTROL.search(self.container_image)
+        ):
+            raise LaunchError(f"container_image {self.container_image!r} is not allowed; use an image name or path.")
+        for field in ("gpus_per_node", "cpus_per_node", "grace_s", "retries", "max_preemptions"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise LaunchError(f"{field}={value!r} is not allowed; use a whole number, 0 or more.")
+        self._settle_mode()
+
+    def _settle_mode(self) -> None:
+        mode = self.mode
+        if not mode:
+            apptainer = (self.container_image or "").endswith(".sif")
+            mode = "venv" if not self.container_image else "apptainer" if apptainer else "pyxis"
+            object.__setattr__(self, "mode", mode)
+        if mode not in MODES:
+            raise LaunchError(f"mode {mode!r} is not known.{nearest(mode, MODES)}")
+        if (mode == "venv") == bool(self.container_image):
+            need = "no container_image" if mode == "venv" else "a container_image"
+            raise LaunchError(
+                f"mode {mode!r} with container_image={self.container_image!r} does not fit; {mode} needs {need}."
+            )
+        if self.ssh and not (self.job_dir and (self.venv or mode != "venv")):
+            raise LaunchError(
+                "a cluster behind ssh needs job_dir, and venv unless it runs containers, as paths over there."
+            )
+
+    def _match(self, field: str, pattern: re.Pattern[str], rule: str) -> None:
+        value = getattr(self, field)
+        if value is not None and (not isinstance(value, str) or not pattern.fullmatch(value)):
+            raise LaunchError(f"{field}={value!r} is not allowed; {rule}.")
+
+
+def profile_file() -> Path:
+    """clusters.toml: $MIXTRAL_RECIPES_CLUSTERS, or in the user's configuration folder."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("MIXTRAL_RECIPES_CLUSTERS") or config / "mixtral-recipes" / "clusters.toml")
+
+
+def profiles() -> dict[str, dict[str, Any]]:
+    """The tables of clusters.toml by name; empty without the file.
+
+    Raises:
+        LaunchError: the file is not TOML, or holds something other than tables.
+    """
+    path = profile_file()
+    if not path.exists():
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise LaunchError(f"{path}: {error}.") from None
+    for name, table in tables.items():
+        check_name(name, f"{path}: cluster name")
+        if not isinstance(table, dict):
+            raise LaunchError(f"{path}: {name} = {table!r} stands outside a table; write it under [a-cluster-name].")
+    return tables
+
+
+def cluster(name: str | None = None, **settings: Any) -> Cluster:
+    """A profile from clusters.toml with ``settings`` that are not None laid over it.
+
+    Raises:
+        LaunchError: no such profile or setting, or a value that is not allowed.
+    """
+    table: dict[str, Any] = {}
+    if name:
+        known = profiles()
+        if name not in known:
+            raise LaunchError(f"no cluster {name!r} in {profile_file()}.{nearest(name, list(known))}")
+        table = dict(known[name])
+    table["env"] = {**table.get("env", {}), **(settings.pop("env", None) or {})}
+    table |= {key: value for key, value in settings.items() if value is not None}
+    fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
+    for key in table:
+        if key not in fields:
+            where = f"cluster {name!r}" if name else "a cluster"
+            raise LaunchError(f"{where} has no setting {key!r}.{nearest(key, list(fields))}")
+        if isinstance(table[key], list):
+            table[key] = tuple(table[key])
+    return Cluster(name=name or "", **table)

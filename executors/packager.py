@@ -1,0 +1,118 @@
+"""Send the working tree as it is: uncommitted and untracked files included, ignored ones not, with a list of both."""
+
+import hashlib
+import json
+import os
+import subprocess
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_run.core.packaging.base import Packager
+
+from mixtral_recipes.errors import LaunchError
+
+_SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "dist"}
+
+
+@dataclass(kw_only=True)
+class WorkingTreePackager(Packager):
+    """Packs every tracked or unignored file under ``roots`` into the job folder's ``code``.
+
+    A folder that is no git checkout is packed without its hidden files, environments and build folders. What was
+    packed, from which commit and with which uncommitted changes, is written to ``code.json`` beside the archive.
+    """
+
+    #: Folders to pack; a later one wins where both hold a file of the same name.
+    roots: list[str] = field(default_factory=list)
+    #: Refuse to pack more than this; it is copied for every job.
+    max_mib: int = 200
+
+    def package(self, path: Path, job_dir: str, name: str) -> str:
+        """Write ``<job_dir>/<name>.tar.gz`` and return its path; an empty string when there is nothing to pack.
+
+        Raises:
+            LaunchError: more than ``max_mib``; the message names the largest files.
+        """
+        if not self.roots:
+            return ""
+        archive = Path(job_dir, f"{name}.tar.gz")
+        if archive.exists():
+            return str(archive)
+        manifest: dict[str, object] = {"roots": []}
+        packed: dict[str, Path] = {}
+        for root in map(Path, self.roots):
+            files = working_files(root)
+            packed |= {str(file): root / file for file in files}
+            manifest["roots"].append({"path": str(root), **git_state(root)})  # type: ignore[attr-defined]
+        self._check_size(packed)
+        temporary = archive.with_suffix(".tmp")
+        with (
+            open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw,
+            tarfile.open(fileobj=raw, mode="w:gz", compresslevel=1) as tar,
+        ):
+            for file, source in sorted(packed.items()):
+                tar.add(source, arcname=file, recursive=False, filter=_plain_owner)
+        manifest["files"] = {file: _digest(source) for file, source in sorted(packed.items())}
+        archive.with_name("code.json").write_text(json.dumps(manifest, indent=1))
+        temporary.rename(archive)
+        return str(archive)
+
+    def _check_size(self, packed: dict[str, Path]) -> None:
+        sizes = {file: source.lstat().st_size for file, source in packed.items()}
+        total = sum(sizes.values()) / 2**20
+        if total > self.max_mib:
+            largest = ", ".join(f"{f} ({sizes[f] / 2**20:.0f} MiB)" for f in sorted(sizes, key=lambda f: -sizes[f])[:3])
+            raise LaunchError(
+                f"the working tree holds {total:.0f} MiB to pack, more than {self.max_mib}; largest: {largest}. "
+                "Put large files outside it or into .gitignore."
+            )
+
+
+def working_files(root: Path) -> list[Path]:
+    """Files to pack, relative to ``root``: what git tracks or would add, as it is on disk now.
+
+    Symbolic links are kept as links; one that leads outside ``root`` is left out.
+    """
+    listing = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode == 0:
+        names = [Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name]
+    else:
+        names = []
+        for folder, folders, files in os.walk(root):
+            folders[:] = [
+                f for f in folders if f not in _SKIPPED and not f.startswith(".") and not f.endswith(".egg-info")
+            ]
+            names += [Path(folder, file).relative_to(root) for file in files if not file.startswith(".")]
+            names += [Path(folder, f).relative_to(root) for f in folders if Path(folder, f).is_symlink()]
+    inside = root.resolve()
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if ((root / name).is_symlink() and (root / name).resolve().is_relative_to(inside)) or (root / name).is_file()
+    ]
+
+
+def git_state(root: Path) -> dict[str, object]:
+    """Commit and uncommitted paths of a checkout; empty for anything else."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD").strip()
+    return {"commit": commit, "uncommitted": git("status", "--porcelain").splitlines()} if commit else {}
+
+
+def _digest(path: Path) -> str:
+    return f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _plain_owner(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info if info.isfile() or info.issym() else None

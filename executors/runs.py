@@ -1,0 +1,151 @@
+"""The state of runs, and what one can do to them: logs, cancel, resume. Imports neither torch nor nemo_run."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors import records, slurm_status
+from mixtral_recipes.executors.records import RunRecord
+from mixtral_recipes.executors.slurm_status import FINAL, JobState
+
+
+def states(runs: list[RunRecord]) -> dict[str, JobState]:
+    """The state of each run by id. One question to Slurm for all of them; a final state is remembered."""
+    found: dict[str, JobState] = {}
+    asked: dict[str, list[RunRecord]] = {}
+    for record in runs:
+        if record.executor != "slurm":
+            found[record.id] = local_state(record)
+        elif record.state in FINAL:
+            found[record.id] = JobState(record.state, "record")
+        else:
+            asked.setdefault(record.ssh, []).append(record)
+    for ssh, waiting in asked.items():
+        answers = slurm_status.query([record.job_id for record in waiting], ssh=ssh)
+        for record in waiting:
+            state = answers[record.job_id]
+            if state.state == "unknown" or state.source == "sacct":
+                state = slurm_status.from_history(record.job_dir) or state
+            found[record.id] = state
+    for record in runs:
+        state = found[record.id].state
+        if state in FINAL and state != record.state:
+            record.state = state
+            with contextlib.suppress(OSError):
+                record.save()
+    return found
+
+
+def state(record: RunRecord) -> JobState:
+    """The state of one run."""
+    return states([record])[record.id]
+
+
+def local_state(record: RunRecord) -> JobState:
+    """State of a run on this machine: its process, then what its ranks recorded."""
+    if record.state in FINAL:
+        return JobState(record.state, "record")
+    if record.host != os.uname().nodename:
+        return JobState("unknown", "nobody", f"started on {record.host}; ask there")
+    if record.pid and records.process_start(record.pid) == record.pid_start != "":
+        return JobState("running", "process", f"pid {record.pid}")
+    folders = records.attempt_folders(record)
+    ends = records.rank_ends(folders[-1]) if folders else []
+    if len(ends) == record.nodes * record.nproc_per_node and all(end["exit_code"] == 0 for end in ends):
+        return JobState("succeeded", "ranks")
+    if ends and ends[0]["exit_code"] == 75:
+        return JobState("preempted", "ranks")
+    return JobState("failed", "ranks", "its process is gone")
+
+
+def attempts(record: RunRecord) -> dict[str, int]:
+    """How often the run started, was preempted, lost a node, failed."""
+    outcomes = [event["outcome"] for event in slurm_status.history(record.job_dir)]
+    names = {"started": "attempts", "preempted": "preemptions", "node_lost": "nodes_lost", "failed": "failures"}
+    return {label: outcomes.count(outcome) for outcome, label in names.items()}
+
+
+def summary(record: RunRecord, state: JobState) -> dict[str, Any]:
+    """One run as a JSON object for ``runs list`` and ``runs status``."""
+    described: dict[str, Any] = {
+        "id": record.id, "name": record.name, "executor": record.executor, "state": state.state, "source": state.source,
+        "detail": state.detail, "recipe": record.recipe, "run_dir": record.run_dir, "created": record.created,
+        "world_size": record.nodes * record.nproc_per_node,
+    }  # fmt: skip
+    if record.executor == "slurm":
+        described |= {"job_id": record.job_id, "cluster": record.cluster, **attempts(record)}
+    if record.stage:
+        described |= {"stage": record.stage, "depends_on": record.depends_on}
+    return described
+
+
+def cancel(record: RunRecord) -> None:
+    """Stop a run; its ranks get SIGTERM and save.
+
+    Raises:
+        LaunchError: it has ended already, runs on another machine, or Slurm did not take the order.
+    """
+    now = state(record)
+    if now.state in FINAL:
+        raise LaunchError(f"run {record.id} has already ended ({now.state}); nothing to cancel.")
+    if record.executor != "slurm":
+        if now.state != "running":
+            raise LaunchError(f"run {record.id} cannot be cancelled from here: {now.detail}.")
+        os.kill(record.pid, signal.SIGTERM)  # torchrun passes it on to the ranks
+        return
+    marker = Path(record.job_dir, "cancelled")
+    if record.ssh:
+        slurm_status.slurm(["touch", f"{record.remote_dir}/cancelled"], record.ssh)
+    else:
+        marker.touch(mode=0o600)  # so that the script does not take the signal for a preemption
+    try:
+        slurm_status.cancel(record.job_id, ssh=record.ssh)
+    except LaunchError:
+        marker.unlink(missing_ok=True)
+        raise
+
+
+def resubmit(record: RunRecord) -> str:
+    """Submit a Slurm run's own script again, in the same folders; return the new job id.
+
+    Raises:
+        LaunchError: it has not ended, or Slurm refuses it.
+    """
+    now = state(record)
+    if now.state not in FINAL:
+        raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
+    folder = record.remote_dir if record.ssh else record.job_dir
+    if not record.ssh:
+        job_dir = Path(record.job_dir)
+        (job_dir / "cancelled").unlink(missing_ok=True)
+        if (job_dir / "attempts.jsonl").exists():  # failures and preemptions are counted afresh
+            number = len(list(job_dir.glob("attempts-*.jsonl"))) + 1
+            (job_dir / "attempts.jsonl").rename(job_dir / f"attempts-{number:03d}.jsonl")
+    done = slurm_status.slurm(["sbatch", "--requeue", "--parsable", f"{folder}/sbatch.sh"], record.ssh)
+    match = re.match(r"(\d+)", done.stdout.strip())
+    if done.returncode != 0 or not match:
+        raise LaunchError(f"sbatch refused run {record.id}: {slurm_status.one_line(done.stderr)}.")
+    record.job_id, record.state, record.created = match.group(1), "submitted", time.time()
+    record.save()
+    return record.job_id
+
+
+def fetch(record: RunRecord) -> None:
+    """Bring logs and history of a run behind ssh into its local job folder; nothing to do for any other run."""
+    if not record.ssh:
+        return
+    host, _, port = record.ssh.partition(":")
+    files = "$(ls -d attempts attempts*.jsonl sbatch_*.out 2>/dev/null)"
+    command = f"cd {record.remote_dir} && tar -cf - --exclude=torchrun {files}"
+    ssh = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, command]
+    with subprocess.Popen(ssh, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+            tar.extractall(record.job_dir, filter="data")

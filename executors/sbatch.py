@@ -1,0 +1,253 @@
+"""The sbatch script of a job, from the header to the decision whether to run again.
+
+One script serves venv, pyxis and apptainer; it is plain bash, passes shellcheck, and holds no secrets. Standard library
+only. How a job ends is appended to ``<job folder>/attempts.jsonl``, which answers ``runs status`` without Slurm.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from mixtral_recipes.executors.clusters import Cluster
+from mixtral_recipes.executors.names import check_name, check_path, quote
+
+#: What a job inherits from the shell that submits it. Everything else stays behind, secrets above all: Slurm writes the
+#: inherited environment to its state folder.
+INHERITED = "HOME,USER,LOGNAME,SHELL,LANG,PATH,LD_LIBRARY_PATH,MODULEPATH,MODULESHOME,LMOD_CMD,LMOD_DIR,SLURM_CONF"
+
+#: Only where there are GPUs. Sources: Megatron-Core's docs for CUDA_DEVICE_MAX_CONNECTIONS (TP and CP overlap need 1);
+#: PyTorch's docs for TORCH_NCCL_AVOID_RECORD_STREAMS (less memory with overlapped collectives).
+GPU_ENV = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "TORCH_NCCL_AVOID_RECORD_STREAMS": "1"}
+
+SCRIPT = """\
+#!/bin/bash
+# Written by mixtral-recipes. Submitted with: sbatch --requeue --parsable <this file>
+{header}
+
+set -u -o pipefail
+umask 077                      # logs and job files are for their owner
+export SLURM_EXPORT_ENV=ALL    # steps get this script's environment
+job_dir={job_dir}
+mkdir -p "$job_dir/attempts"
+number=0                       # counted in the job folder: a resumed run is a new Slurm job in the same folder
+while ! mkdir "$job_dir/attempts/$number" 2> /dev/null; do number=$((number + 1)); done
+attempt="$job_dir/attempts/$number"
+stopping=
+trap 'stopping=1' TERM         # scancel, preemption or the time limit; the steps get the signal too
+
+record() {{  # outcome, exit code: one line of the job's own history
+    printf '{{"attempt": %d, "outcome": "%s", "exit_code": %d, "job_id": "%s", "nodes": "%s", "time": %d}}\\n' \\
+        "$number" "$1" "$2" "$SLURM_JOB_ID" "$SLURM_JOB_NODELIST" "$(date +%s)" \\
+        >> "$job_dir/attempts.jsonl"
+}}
+count() {{  # outcome: how often it was recorded
+    grep -c "\\"outcome\\": \\"$1\\"" "$job_dir/attempts.jsonl"
+}}
+finish() {{  # outcome, exit code
+    record "$1" "$2"
+    rm -f "$job_dir/secrets.env"
+    exit "$2"
+}}
+again() {{  # outcome, exit code: back into the queue, unless someone cancelled the job
+    if [ -e "$job_dir/cancelled" ] || squeue -h -j "$SLURM_JOB_ID" -o %T | grep -q CANCELLED; then
+        finish cancelled "$2"
+    fi
+    record "$1" "$2"
+    scontrol requeue "$SLURM_JOB_ID" || echo "this cluster refuses to requeue job $SLURM_JOB_ID; submit it again" >&2
+    exit "$2"
+}}
+
+record started 0
+
+# Environment
+{environment}
+
+# Processes: one torchrun per node, {nproc} rank(s) each
+{rendezvous}
+{threads}
+srun {srun_flags} \\
+    {command}
+code=$?
+
+# Outcome: preempted and lost jobs run again, failed ones {retries} time(s)
+if [ -e "$attempt/preempted" ]; then
+    if [ "$(count preempted)" -lt {max_preemptions} ]; then again preempted 75; fi
+    finish preempted 75
+fi
+if [ "$code" -eq 0 ]; then finish succeeded 0; fi
+if [ -n "$stopping" ]; then again stopped "$code"; fi
+{node_check}
+if [ "$(count failed)" -lt {retries} ]; then again failed "$code"; fi
+finish failed "$code"
+"""
+
+# A node that lost its slurmd cannot start even `true`; that is no failure of the job.
+NODE_CHECK = """\
+if ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 --output=/dev/null true; then
+    again node_lost "$code"
+fi"""
+
+# The batch script runs on the job's first node, which also serves the rendezvous. The port is the job's own: below the
+# ephemeral range, derived from the job id, and moved on if something listens there.
+RENDEZVOUS = """\
+port=$((10000 + SLURM_JOB_ID % 20000))
+while (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do port=$((port + 1)); done
+endpoint="$(hostname):$port\""""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the script needs beyond the cluster: sizes, folders and the Python arguments of a rank."""
+
+    name: str
+    job_dir: str  # on the cluster
+    nodes: int
+    nproc_per_node: int
+    arguments: tuple[str, ...]  # after `torchrun ...`: ("-m", module, file)
+    umask: int = 0o022  # of the user who submitted; the run's own files are written with it
+    folders: tuple[str, ...] = ()  # further folders containers must see
+
+
+def render(job: Job, cluster: Cluster) -> str:
+    """The complete script.
+
+    Raises:
+        LaunchError: a name or folder that must not reach a shell.
+    """
+    check_name(job.name, "job name")
+    check_path(job.job_dir, "job folder")
+    return SCRIPT.format(
+        header="\n".join(header(job, cluster)),
+        job_dir=quote(job.job_dir),
+        environment="\n".join(environment(job, cluster)),
+        nproc=job.nproc_per_node,
+        rendezvous='endpoint="localhost:0"  # one node: torchrun picks a free port' if job.nodes == 1 else RENDEZVOUS,
+        threads=threads(job.nproc_per_node),
+        srun_flags=" ".join(srun_flags(job, cluster)),
+        command=command(job, cluster),
+        retries=cluster.retries,
+        max_preemptions=cluster.max_preemptions,
+        node_check=NODE_CHECK
+        if job.nodes > 1
+        else ": # one node: if it is lost, so is this script, and Slurm requeues",
+    )
+
+
+def header(job: Job, cluster: Cluster) -> list[str]:
+    """#SBATCH lines, sorted; values were checked by Cluster and are quoted."""
+    options: dict[str, Any] = {
+        "job-name": job.name,
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "time": cluster.time,
+        "nodes": job.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": cluster.gpus_per_node,
+        "cpus-per-task": cluster.cpus_per_node,
+        "mem": cluster.mem,
+        "exclusive": cluster.exclusive,
+        "signal": f"TERM@{cluster.grace_s}" if cluster.grace_s else None,
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "open-mode": "append",
+        "output": f"{job.job_dir}/sbatch_%j.out",
+        "export": INHERITED,
+        **cluster.sbatch,
+    }
+    lines = []
+    for key, value in sorted(options.items()):
+        if value is True:
+            lines.append(f"#SBATCH --{key}")
+        elif value is not None and value is not False:
+            lines.append(f"#SBATCH --{key}={quote(value)}")
+    return lines
+
+
+def environment(job: Job, cluster: Cluster) -> list[str]:
+    """Modules, variables, secrets and the virtual environment, in this order."""
+    lines = []
+    if cluster.modules:
+        lines.append("command -v module > /dev/null || . /etc/profile")
+        lines += [f"module load {quote(module)}" for module in cluster.modules]
+    variables = {
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(cluster.grace_s - 5, 30)),
+        **(GPU_ENV if cluster.gpus_per_node else {}),
+        **cluster.env,
+    }
+    lines += [f"export {key}={quote(value)}" for key, value in variables.items()]
+    # torchrun's own prefix has the local rank, which is the same on every node
+    lines.append('export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE="[rank\\${rank}]:"')
+    lines += ['export MIXTRAL_RECIPES_ATTEMPT_DIR="$attempt"', f"export MIXTRAL_RECIPES_UMASK={job.umask:04o}"]
+    if cluster.gpus_per_node and job.nodes > 1 and "NCCL_IB_DISABLE" not in cluster.env:
+        lines.append("[ -d /sys/class/infiniband ] || export NCCL_IB_DISABLE=1")
+    if cluster.secrets:
+        lines += [
+            'if [ -e "$job_dir/secrets.env" ]; then  # mode 0600: ' + " ".join(cluster.secrets),
+            "    # shellcheck source=/dev/null",
+            '    . "$job_dir/secrets.env"',
+            "fi",
+        ]
+    if cluster.mode == "venv":
+        activate = quote(f"{cluster.venv}/bin/activate")
+        lines += ["# shellcheck source=/dev/null", f". {activate} || finish failed 1"]
+    lines.append('export PYTHONPATH="$job_dir/code${PYTHONPATH:+:$PYTHONPATH}"')
+    return lines
+
+
+def threads(nproc_per_node: int) -> str:
+    """OMP_NUM_THREADS: the node's allocated cores divided among its ranks, at least 1, unless it is set already."""
+    return f"""\
+threads=$((SLURM_CPUS_ON_NODE / {nproc_per_node}))
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}}\""""
+
+
+def srun_flags(job: Job, cluster: Cluster) -> list[str]:
+    """Flags of the one srun that starts all nodes.
+
+    A node that ends first gives the others ``grace_s`` to end by themselves: they may be writing the same checkpoint.
+    """
+    flags = [
+        f"--nodes={job.nodes}", "--ntasks-per-node=1", f"--wait={max(cluster.grace_s, 1)}", "--kill-on-bad-exit=0",
+        '--output="$attempt/node-%n.log"',
+    ]  # fmt: skip
+    if cluster.cpus_per_node:
+        flags.append(f"--cpus-per-task={cluster.cpus_per_node}")
+    if cluster.mpi:
+        flags.append(quote(f"--mpi={cluster.mpi}"))
+    if cluster.mode == "pyxis":
+        mounts = ",".join([f"{folder}:{folder}" for folder in (job.job_dir, *job.folders)] + list(cluster.mounts))
+        flags += [
+            quote(f"--container-image={cluster.container_image}"),
+            quote(f"--container-mounts={mounts}"),
+            '--container-workdir="$job_dir/code"',
+        ]
+    else:
+        flags.append('--chdir="$job_dir/code"')
+    return flags + [quote(flag) for flag in cluster.srun_args]
+
+
+def command(job: Job, cluster: Cluster) -> str:
+    """What srun starts on every node."""
+    torchrun = [
+        "python -m torch.distributed.run",
+        f'--nnodes={job.nodes} --nproc-per-node={job.nproc_per_node} --rdzv-backend=c10d --rdzv-endpoint="$endpoint"',
+        '--rdzv-id="$SLURM_JOB_ID.$number" --log-dir="$attempt/torchrun" --tee=3',
+        " ".join(quote(argument) for argument in job.arguments),
+    ]
+    if cluster.mode == "apptainer":
+        binds = [quote(f"{folder}:{folder}") for folder in (job.job_dir, *job.folders)] + [
+            quote(m) for m in cluster.mounts
+        ]
+        nvidia = " --nv" if cluster.gpus_per_node else ""
+        bound = " ".join(f"--bind {bind}" for bind in binds)
+        torchrun.insert(0, f'apptainer exec{nvidia} {bound} --pwd "$job_dir/code" {quote(cluster.container_image)}')
+    return " \\\n    ".join(torchrun)
+
+
+def secrets_file(names: tuple[str, ...]) -> str:
+    """The text of secrets.env: one quoted export per named variable that is set here."""
+    return "".join(f"export {name}={quote(os.environ[name])}\n" for name in names if os.environ.get(name))

@@ -1,0 +1,140 @@
+"""nemo_run's Slurm scheduler with our sbatch script and without its need for sacct.
+
+nemo_run looks a scheduler up by name; :func:`install` puts this subclass under the name of its own. Executors that
+``slurm_executor`` did not make pass through to nemo_run unchanged.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from nemo_run.core.execution.slurm import SlurmExecutor, SlurmJobDetails
+from nemo_run.core.tunnel.client import SSHTunnel
+from nemo_run.run.torchx_backend.schedulers import slurm as nemo_slurm
+from torchx.schedulers.api import DescribeAppResponse
+from torchx.specs import AppState, Role
+
+from mixtral_recipes.executors import slurm_status
+from mixtral_recipes.executors.clusters import Cluster
+from mixtral_recipes.executors.names import check_path
+from mixtral_recipes.executors.sbatch import Job, render, secrets_file
+
+RANK_MODULE = "mixtral_recipes.executors.rank"
+_APP_STATES = {
+    "pending": AppState.PENDING, "running": AppState.RUNNING, "succeeded": AppState.SUCCEEDED,
+    "failed": AppState.FAILED, "cancelled": AppState.CANCELLED, "preempted": AppState.FAILED,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(kw_only=True)
+class JobSettings(SlurmJobDetails):
+    """The cluster profile of one job; nemo_run clones, stores and reloads it with the executor."""
+
+    cluster: dict[str, Any] = dataclasses.field(default_factory=dict)
+    nproc_per_node: int = 1
+    recipe_file: str = ""  # copied into the job folder; empty when nemo_run stores the task itself
+    folders: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def ls_term(self) -> str:
+        """Where this job's logs are, for nemo_run."""
+        return os.path.join(self.folder or "", "attempts", "*", "node-*.log")
+
+    def profile(self) -> Cluster:
+        """The profile, checked again."""
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.cluster.items()}
+        return Cluster(**settings)
+
+
+class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
+    """Writes our script in place of nemo_run's, and reads job states from squeue first."""
+
+    def _submit_dryrun(self, app: Any, cfg: Any) -> Any:
+        settings = cfg.job_details
+        if isinstance(settings, JobSettings):
+            check_path(cfg.experiment_dir, "job folder")
+        info = super()._submit_dryrun(app, cfg)
+        if isinstance(settings, JobSettings):
+            script = write_job(app.roles[0], cfg, settings)
+            info._fmt = lambda _request: script
+        return info
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """State of a job from squeue, sacct, or the job's own history; UNKNOWN while the controller is away."""
+        folder, tunnel, _ = nemo_slurm._get_job_dirs().get(app_id, ("", None, ""))
+        if not Path(folder, "configs").is_dir() or not Path(folder, "sbatch.sh").exists():
+            return super().describe(app_id)
+        ssh = ssh_address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
+        state = slurm_status.query([app_id], ssh=ssh)[app_id]
+        if state.state == "unknown":
+            state = slurm_status.from_history(folder) or state
+        name = Path(folder).name
+        return DescribeAppResponse(
+            app_id=app_id,
+            roles=[Role(name=name, num_replicas=1, image="")],
+            state=_APP_STATES.get(state.state, AppState.UNKNOWN),
+            msg=state.detail,
+        )
+
+
+def ssh_address(tunnel: SSHTunnel) -> str:
+    """user@host[:port] of a tunnel."""
+    port = getattr(tunnel, "port", None)
+    return f"{tunnel.user}@{tunnel.host}" + (f":{port}" if port else "")
+
+
+def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
+    """Write the script, the recipe and the secrets of one job into its folder; return the script."""
+    local = Path(executor.job_dir)
+    remote = os.path.join(executor.tunnel.job_dir, local.name)
+    local.chmod(0o700)
+    Path(executor.experiment_dir).chmod(0o700)
+    (local / "code").mkdir(exist_ok=True)
+    if settings.recipe_file:
+        target = local / "configs" / "recipe.json"
+        target.parent.mkdir(exist_ok=True)
+        _write_private(target, Path(settings.recipe_file).read_text())
+    cluster = settings.profile()
+    umask = os.umask(0o077)
+    os.umask(umask)
+    job = Job(
+        name=executor.job_name,
+        job_dir=remote,
+        nodes=executor.nnodes(),
+        nproc_per_node=settings.nproc_per_node,
+        arguments=_arguments(role, remote),
+        umask=umask,
+        folders=tuple(settings.folders),
+    )
+    script = render(job, cluster)
+    _write_private(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script)
+    _write_private(local / "sbatch.sh", script)
+    secrets = secrets_file(cluster.secrets)
+    if secrets:
+        _write_private(local / "secrets.env", secrets)
+    return script
+
+
+def _arguments(role: Any, job_dir: str) -> tuple[str, ...]:
+    """What torchrun starts. nemo_run's own runner is replaced by ours, which records how each rank ended."""
+    arguments = [a.replace("/nemo_run", job_dir, 1) if a.startswith("/nemo_run/") else a for a in role.args]
+    if arguments[:2] == ["-m", "nemo_run.core.runners.fdl_runner"]:
+        return ("-m", RANK_MODULE, arguments[-1])
+    return tuple(arguments) if role.entrypoint == "python" else ("--no-python", role.entrypoint, *arguments)
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def create_scheduler(session_name: str, **settings: Any) -> RecipeScheduler:
+    """What nemo_run calls to get its Slurm scheduler."""
+    return RecipeScheduler(session_name, experiment=settings.pop("experiment", None))
+
+
+def install() -> None:
+    """Make nemo_run use :class:`RecipeScheduler` in this process; a test watches that it still looks it up this way."""
+    nemo_slurm.create_scheduler = create_scheduler
