@@ -102,6 +102,7 @@ def main() -> int:
     if "MIXTRAL_RECIPES_UMASK" in os.environ:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
     signal.signal(signal.SIGTERM, _stopped_early)
+    quiet.libraries()
     error: BaseException | None = None
     try:
         call(Path(sys.argv[1]))
