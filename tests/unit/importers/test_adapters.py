@@ -1,0 +1,61 @@
+"""Adapters merged row by row equal the same sum done at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from mixtral_recipes.importers.adapters import MergedRows
+
+
+@dataclass
+class InMemory:
+    """Rows of a tensor, as the exporter reads them."""
+
+    tensor: torch.Tensor
+    dtype: str
+
+    @property
+    def rows(self) -> int:
+        return self.tensor.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.tensor.shape[1] * self.tensor.element_size()
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        raw = self.tensor[start : start + count].contiguous().view(torch.uint8).flatten().numpy()
+        np.frombuffer(out, dtype=np.uint8)[: raw.size] = raw
+
+
+def read_in_pieces(rows: MergedRows, piece: int, dtype: torch.dtype) -> torch.Tensor:
+    parts = []
+    for start in range(0, rows.rows, piece):
+        count = min(piece, rows.rows - start)
+        out = bytearray(count * rows.row_bytes)
+        rows.read(start, count, memoryview(out))
+        parts.append(torch.frombuffer(out, dtype=dtype).view(count, -1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("F32", torch.float32), ("BF16", torch.bfloat16)])
+@pytest.mark.parametrize("piece", [1, 3, 16])
+def test_lora_rows(name: str, dtype: torch.dtype, piece: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 24, generator=generator).to(dtype)
+    a, b = torch.randn(4, 24, generator=generator), torch.randn(16, 4, generator=generator)
+    merged = read_in_pieces(MergedRows(InMemory(weight, name), a, b, 0.5), piece, dtype)
+    expected = (weight.float() + 0.5 * b @ a).to(dtype)
+    torch.testing.assert_close(merged, expected)
+
+
+def test_dora_rows_have_the_learned_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 12, generator=generator)
+    a, b = torch.randn(4, 12, generator=generator), torch.randn(8, 4, generator=generator)
+    lengths = torch.rand(8, generator=generator) + 0.5
+    merged = read_in_pieces(MergedRows(InMemory(weight, "F32"), a, b, 1.0, lengths), 3, torch.float32)
+    torch.testing.assert_close(merged.norm(dim=1), lengths)
+    direction = weight + b @ a
+    torch.testing.assert_close(merged / lengths[:, None], direction / direction.norm(dim=1, keepdim=True))

@@ -1,0 +1,53 @@
+"""Evaluation by generation: what is asked, and how answers are scored."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes import embedded, evaluation
+from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.errors import CheckpointError, DataError
+
+
+def test_held_out_questions_are_about_passages_training_never_sees() -> None:
+    train, _ = SquadDataModule(dataset_root="embedded://squad").questions()
+    asked = evaluation.held_out_questions("embedded://squad")
+    assert asked
+    assert not {q.context for q in asked} & {q.context for q in train}
+
+
+def test_limit_spreads_over_the_passages() -> None:
+    asked = evaluation.held_out_questions("embedded://squad", 40)
+    assert len(asked) == 40
+    assert len({q.context for q in asked}) > 20
+
+
+def test_pretraining_text_has_no_held_out_passage() -> None:
+    text = (embedded.resolve("embedded://squad") / "pretraining.jsonl").read_text(encoding="utf-8")
+    documents = [json.loads(line)["text"] for line in text.splitlines()]
+    for question in evaluation.held_out_questions("embedded://squad"):
+        assert not any(question.context in document for document in documents)
+
+
+def test_scores_are_squads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = evaluation.held_out_questions("embedded://squad", 4)
+    given = [asked[0].answers[0], f"the {asked[1].answers[0].upper()}.", asked[2].answers[0] + " extra", "nothing"]
+    monkeypatch.setattr(evaluation, "generate", lambda *args: iter(given))
+    scores = evaluation.evaluate_squad(tmp_path, "embedded://squad", limit=4)
+    assert scores["count"] == 4
+    assert scores["exact_match"] == 50.0  # case, articles and punctuation do not count
+    assert 50.0 < scores["f1"] < 75.0
+
+
+def test_a_file_with_one_passage_has_nothing_to_ask(tmp_path: Path) -> None:
+    record = {"id": "1", "context": "A cat sat.", "question": "Who sat?", "answers": {"text": ["A cat"]}}
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="no held-out questions"):
+        evaluation.held_out_questions(path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        list(evaluation.generate(tmp_path, ["x"]))
