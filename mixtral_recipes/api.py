@@ -93,7 +93,8 @@ def _train(
         if base is not None:
             model = dataclasses.replace(model, config=_matching(model.config, base))
         tokenizer_from = tokenizer or model.tokenizer or (str(base / "context") if base else None)
-        data.setup(load_tokenizer(tokenizer_from))
+        tokenizer_loaded = load_tokenizer(tokenizer_from)
+        data.setup(tokenizer_loaded)
         found = resume.find(log.run_dir / "checkpoints")
         run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=base)
         run_log = RunLog(log, trainer.max_steps, is_writer=place.rank == 0)
@@ -105,7 +106,7 @@ def _train(
             optimizer=run.optimizer,
             scheduler=run.scheduler,
             adapters_only=peft is not None,
-            context=base / "context" if base else None,
+            context=base / "context" if base else _new_context(log, run.config, tokenizer_loaded, place.rank),
             facts=_facts(run.topology, peft, base),
         )
         position = checkpointer.load(found) if found else Position()
@@ -129,6 +130,21 @@ def _train(
 def _opening(topology: Any, found: Path | None, base: Path | None, position: Position) -> str:
     start = f"resuming from {found} at step {position.step}" if found else f"starting from {base or 'random weights'}"
     return f"{topology.world_size} process(es), {topology.describe()}; {start}"
+
+
+def _new_context(log: NeMoLogger, config: MixtralConfig, tokenizer: Any, rank: int) -> Path:
+    """The context folder of a model that starts from random weights: config.json and the tokenizer."""
+    from mixtral_recipes.importers.hf_config import from_megatron
+
+    folder = log.run_dir / "context"
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = from_megatron(vars(config), dtype=str(config.params_dtype).removeprefix("torch."))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+            fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        write_json(folder / "config.json", fields)
+    return folder
 
 
 def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any]:

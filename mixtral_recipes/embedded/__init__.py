@@ -9,7 +9,7 @@ NAMES = ("mixtral_tiny", "squad")
 
 
 def resolve(spec: str | Path) -> Path:
-    """The folder an ``embedded://`` name stands for; any other path is returned as it is.
+    """The folder (or file in it) an ``embedded://`` name stands for; any other path is returned as it is.
 
     Raises:
         DataError: no such embedded folder.
@@ -17,7 +17,7 @@ def resolve(spec: str | Path) -> Path:
     text = str(spec)
     if not text.startswith(PREFIX):
         return Path(spec)
-    name = text.removeprefix(PREFIX).strip("/")
+    name, _, rest = text.removeprefix(PREFIX).strip("/").partition("/")
     if name not in NAMES:
         raise DataError(f"{text} is not in the package.{nearest(name, NAMES)}")
-    return Path(__file__).parent / name
+    return Path(__file__).parent / name / rest
