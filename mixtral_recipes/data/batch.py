@@ -3,20 +3,22 @@
 Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class Sample(TypedDict):
-    """One sequence: ``tokens`` [n + 1] and ``loss_mask`` [n] (1.0 where the next token is learned)."""
+    """One sequence: ``tokens`` [n + 1], integers, and ``loss_mask`` [n] (1 where the next token is learned)."""
 
-    tokens: list[int]
-    loss_mask: list[float]
+    tokens: np.ndarray
+    loss_mask: np.ndarray
 
 
 class Batch(TypedDict, total=False):
@@ -47,19 +49,45 @@ class DataParallelPlace:
     size: int = 1
 
 
-def sample_order(num_samples: int, seed: int, *, shuffle: bool, start: int = 0) -> Iterator[int]:
-    """Sample numbers without end, one permutation per epoch, from position ``start`` of that stream.
+class EpochOrder(Protocol):
+    """The order of one epoch's samples: a function of the seed and the epoch, never of ranks or of what was read."""
 
-    The order depends on the seed and the epoch only, so that a resumed run, or one on other ranks, sees the same.
-    """
+    def __call__(self, epoch: int) -> Sequence[int] | np.ndarray:
+        """Every sample number once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """The samples as they stand."""
+
+    num_samples: int
+
+    def __call__(self, epoch: int) -> range:
+        """Every sample number once."""
+        return range(self.num_samples)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A permutation per epoch."""
+
+    num_samples: int
+    seed: int
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """Every sample number once."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(self.num_samples, generator=generator).numpy()
+
+
+def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterator[int]:
+    """Sample numbers without end, epoch after epoch, from position ``start`` of that stream."""
     epoch, position = divmod(start, num_samples)
     while True:
-        if shuffle:
-            generator = torch.Generator().manual_seed(seed + epoch)
-            order = torch.randperm(num_samples, generator=generator).tolist()
-        else:
-            order = range(num_samples)
-        yield from order[position:]
+        numbers = order(epoch)
+        for first in range(position, num_samples, 4096):
+            yield from map(int, numbers[first : first + 4096])
         epoch, position = epoch + 1, 0
 
 
@@ -75,27 +103,25 @@ class MicrobatchSampler(Sampler[list[int]]):
         num_samples: int,
         micro_batch_size: int,
         place: DataParallelPlace,
+        order: EpochOrder,
         *,
-        seed: int,
-        shuffle: bool,
         consumed_samples: int = 0,
         limit_samples: int | None = None,
     ) -> None:
         self.num_samples = num_samples
         self.micro_batch_size = micro_batch_size
         self.place = place
-        self.seed = seed
-        self.shuffle = shuffle
+        self.order = order
         self.consumed_samples = consumed_samples
         self.limit_samples = limit_samples
 
     def __iter__(self) -> Iterator[list[int]]:
-        stream = sample_order(self.num_samples, self.seed, shuffle=self.shuffle, start=self.consumed_samples)
+        stream = sample_stream(self.order, self.num_samples, self.consumed_samples)
         row = self.micro_batch_size * self.place.size
         mine = slice(self.place.rank * self.micro_batch_size, (self.place.rank + 1) * self.micro_batch_size)
         given = 0
         while self.limit_samples is None or given < self.limit_samples:
-            yield [next(stream) for _ in range(row)][mine]
+            yield list(itertools.islice(stream, row))[mine]
             given += row
 
 
@@ -137,7 +163,7 @@ class PadCollate:
 
 
 def microbatches(
-    dataset: Dataset[Sample], sampler: MicrobatchSampler, collate: PadCollate, *, num_workers: int = 0
+    dataset: Dataset[Any], sampler: MicrobatchSampler, collate: Callable[[list[Any]], Batch], *, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Collated microbatches in the sampler's order."""
     return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers))

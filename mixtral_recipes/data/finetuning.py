@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batch import Sample
@@ -40,7 +41,7 @@ class PairDataset(Dataset[Sample]):
             self.truncated += 1
             tokens = tokens[:1] + tokens[1 + excess :]
             is_answer = is_answer[:1] + is_answer[1 + excess :]
-        return Sample(tokens=tokens, loss_mask=[float(x) for x in is_answer[1:]])
+        return Sample(tokens=np.asarray(tokens), loss_mask=np.asarray(is_answer[1:], np.float32))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -124,9 +125,7 @@ def existing(root: str | Path | None) -> Path:
     return path
 
 
-def split_file(
-    folder: Path, names: tuple[str, ...], endings: tuple[str, ...], *, required: bool = True
-) -> Path | None:
+def split_file(folder: Path, names: tuple[str, ...], endings: tuple[str, ...], *, required: bool = True) -> Path | None:
     """The file of one split in a folder; None when it is optional and missing.
 
     Raises:
@@ -154,7 +153,7 @@ def read_jsonl_pairs(path: Path | None) -> list[Pair]:
                 record = json.loads(line)
                 prompt, answer = record["input"], record["output"]
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}:{number}: needs a JSON object with 'input' and 'output' ({error!r}).") from error
+                raise DataError(f"{path}:{number}: needs an object with 'input' and 'output' ({error!r}).") from error
             if not isinstance(prompt, str) or not isinstance(answer, str) or not answer.strip():
                 raise DataError(f"{path}:{number}: 'input' and 'output' must be text, and 'output' not empty.")
             pairs.append(Pair(prompt, " " + answer))

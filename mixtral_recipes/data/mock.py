@@ -26,8 +26,8 @@ class MockDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         draw = np.random.default_rng([self.seed, index])
-        tokens = draw.integers(0, self.vocab_size, self.seq_length + 1).tolist()
-        return Sample(tokens=tokens, loss_mask=[1.0] * self.seq_length)
+        tokens = draw.integers(0, self.vocab_size, self.seq_length + 1)
+        return Sample(tokens=tokens, loss_mask=np.ones(self.seq_length, np.float32))
 
 
 @dataclass
@@ -45,6 +45,8 @@ class MockDataModule(DataModule):
     global_batch_size: int = 8
     num_workers: int = 0
     seed: int = 1234
+    shuffles = False  # random as it is
+
     num_train_samples: int = 10_000_000
     num_val_samples: int = 10_000
     vocab_size: int | None = None

@@ -1,12 +1,21 @@
 """What every data module is: datasets made once a tokenizer is known, and microbatches for one rank."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Batch, DataParallelPlace, MicrobatchSampler, PadCollate, Sample, microbatches
+from mixtral_recipes.data.batch import (
+    Batch,
+    DataParallelPlace,
+    EpochOrder,
+    MicrobatchSampler,
+    PadCollate,
+    Sequential,
+    Shuffled,
+    microbatches,
+)
 from mixtral_recipes.errors import DataError
 
 
@@ -28,10 +37,17 @@ class DataModule:
     num_workers: int = 0
     seed: int = 1234
 
-    # Whether every microbatch has seq_length tokens, or only as many as its longest sample.
+    # Whether every microbatch has row_length tokens, or only as many as its longest sample.
     fixed_length = True
+    # Whether each training epoch has an order of its own.
+    shuffles = True
 
-    def datasets(self, tokenizer: Any) -> tuple[Dataset[Sample], Dataset[Sample] | None]:
+    @property
+    def row_length(self) -> int:
+        """Tokens of a full row of a microbatch: ``seq_length``, or the size of a pack."""
+        return self.seq_length
+
+    def datasets(self, tokenizer: Any) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Make the training and validation sets.
 
         Args:
@@ -46,21 +62,56 @@ class DataModule:
         if not len(self._train):  # pyright: ignore[reportArgumentType]
             raise DataError(f"{type(self).__name__} has no training samples.")
 
+    def rows(self, dataset: Any, sequence_multiple: int) -> Any:
+        """What one row of a microbatch is taken from: the samples, or packs of them."""
+        return dataset
+
+    def make_collate(self, *, length: int | None, multiple: int, sequence_multiple: int) -> Callable[[Any], Batch]:
+        """What makes a microbatch of rows.
+
+        Args:
+            length: Tokens per row; None takes as few as hold the longest.
+            multiple: What that is rounded up to.
+            sequence_multiple: What each sequence of a pack is rounded up to.
+        """
+        return PadCollate(self._pad_id, length, multiple)
+
+    def train_order(self, rows: Any) -> EpochOrder:
+        """The order of the training rows."""
+        return Shuffled(len(rows), self.seed) if self.shuffles else Sequential(len(rows))
+
     def train_batches(
-        self, place: DataParallelPlace, *, consumed_samples: int = 0, multiple: int = 8, fixed: bool = False
+        self,
+        place: DataParallelPlace,
+        *,
+        consumed_samples: int = 0,
+        multiple: int = 8,
+        sequence_multiple: int = 1,
+        fixed: bool = False,
     ) -> Iterator[Batch]:
         """Training microbatches without end, from ``consumed_samples`` of the run's stream on.
 
         Args:
             place: This rank's share.
             consumed_samples: Samples all ranks have taken before (a resumed run's position).
-            multiple: What sequence lengths are rounded up to.
-            fixed: Whether every microbatch must have ``seq_length`` tokens (pipelines send fixed shapes).
+            multiple: What row lengths are rounded up to.
+            sequence_multiple: What each sequence of a pack is rounded up to (context parallelism splits each one).
+            fixed: Whether every microbatch must have ``row_length`` tokens (pipelines send fixed shapes).
         """
-        return self._batches(self._train, place, consumed_samples, multiple, fixed, shuffle=True, limit=None)
+        rows = self.rows(self._train, sequence_multiple)
+        sampler = MicrobatchSampler(
+            len(rows), self.micro_batch_size, place, self.train_order(rows), consumed_samples=consumed_samples
+        )
+        return self._batches(rows, sampler, multiple, sequence_multiple, fixed)
 
     def validation_batches(
-        self, place: DataParallelPlace, *, limit_batches: int | None, multiple: int = 8, fixed: bool = False
+        self,
+        place: DataParallelPlace,
+        *,
+        limit_batches: int | None,
+        multiple: int = 8,
+        sequence_multiple: int = 1,
+        fixed: bool = False,
     ) -> Iterator[Batch] | None:
         """Validation microbatches of whole global batches, always the same ones; None without a validation set.
 
@@ -68,44 +119,31 @@ class DataModule:
             place: This rank's share.
             limit_batches: Most global batches; None takes the set once.
             multiple: As for training.
+            sequence_multiple: As for training.
             fixed: As for training.
         """
-        batches = self.num_validation_batches(limit_batches)
+        batches = self.num_validation_batches(limit_batches, sequence_multiple=sequence_multiple)
         if not batches:
             return None
+        rows = self.rows(self._validation, sequence_multiple)
         limit = batches * self.global_batch_size
-        return self._batches(self._validation, place, 0, multiple, fixed, shuffle=False, limit=limit)
+        order = Sequential(len(rows))
+        sampler = MicrobatchSampler(len(rows), self.micro_batch_size, place, order, limit_samples=limit)
+        return self._batches(rows, sampler, multiple, sequence_multiple, fixed)
 
-    def num_validation_batches(self, limit_batches: int | None) -> int:
+    def num_validation_batches(self, limit_batches: int | None, *, sequence_multiple: int = 1) -> int:
         """Global batches per validation (the last one wraps around when the set does not divide)."""
         if self._validation is None:
             return 0
-        whole = -(-len(self._validation) // self.global_batch_size)  # pyright: ignore[reportArgumentType]
+        whole = -(-len(self.rows(self._validation, sequence_multiple)) // self.global_batch_size)
         return whole if limit_batches is None else min(whole, limit_batches)
 
     def _batches(
-        self,
-        dataset: Any,
-        place: DataParallelPlace,
-        consumed: int,
-        multiple: int,
-        fixed: bool,
-        *,
-        shuffle: bool,
-        limit: int | None,
+        self, rows: Any, sampler: MicrobatchSampler, multiple: int, sequence_multiple: int, fixed: bool
     ) -> Iterator[Batch]:
-        sampler = MicrobatchSampler(
-            len(dataset),
-            self.micro_batch_size,
-            place,
-            seed=self.seed,
-            shuffle=shuffle,
-            consumed_samples=consumed,
-            limit_samples=limit,
-        )
-        length = self.seq_length if fixed or self.fixed_length else None
-        collate = PadCollate(self._pad_id, length, multiple)
-        return microbatches(dataset, sampler, collate, num_workers=self.num_workers)
+        length = self.row_length if fixed or self.fixed_length else None
+        collate = self.make_collate(length=length, multiple=multiple, sequence_multiple=sequence_multiple)
+        return microbatches(rows, sampler, collate, num_workers=self.num_workers)
 
 
 def _pad_id(tokenizer: Any) -> int:

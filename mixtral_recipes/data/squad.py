@@ -196,4 +196,4 @@ def _question(record: Any, where: object) -> Question:
         texts = [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
     if texts is None or not len(texts) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f"{where}: 'answers' must hold at least one non-empty text.")
-    return Question(str(record.get("id", where)), record["context"], record["question"], list(texts))
+    return Question(str(record.get("id", where)), record["context"], record["question"], [str(t) for t in texts])

@@ -17,6 +17,7 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch import Tensor
 
 from mixtral_recipes.data.batch import Batch
+from mixtral_recipes.data.context_parallel import this_ranks_share
 from mixtral_recipes.errors import Preempted, RecipeError
 from mixtral_recipes.models import cpu_device
 from mixtral_recipes.training import callbacks
@@ -90,7 +91,9 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
     Returns:
         Per-token losses [b, s] (or activations on an earlier pipeline stage), and the function that sums them.
     """
-    batch = next(batches)
+    batch = this_ranks_share(
+        next(batches), parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    )
     device = next(model.parameters()).device
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # pyright: ignore[reportAttributeAccessIssue]
     output = model(
@@ -163,7 +166,8 @@ def validate(run: TrainingRun) -> float | None:
     for chunk in run.ddp:
         chunk.eval()
     totals = [0.0, 0.0]
-    for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches)):
+    multiple = run.loader_shape["sequence_multiple"]
+    for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
         with torch.no_grad():
             sums = run.forward_backward(
                 forward_step_func=forward_step,

@@ -1,6 +1,7 @@
 """From configs to a run that can step: model, DDP, optimizer and schedule on this rank."""
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,13 @@ class TrainingRun:
     def loader_shape(self) -> dict[str, Any]:
         """How long microbatches are: a multiple of what splits them; fixed where pipeline stages exchange them."""
         t = self.topology
-        multiple = 2 * t.context_parallel_size * t.tensor_model_parallel_size
-        return {"multiple": max(8, multiple), "fixed": t.pipeline_model_parallel_size > 1}
+        chunks = 2 * t.context_parallel_size if t.context_parallel_size > 1 else 1
+        return {
+            "multiple": math.lcm(8, chunks * t.tensor_model_parallel_size),
+            # Context parallelism splits each sequence of a pack, not the pack.
+            "sequence_multiple": chunks,
+            "fixed": t.pipeline_model_parallel_size > 1,
+        }
 
 
 def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> None:
@@ -79,7 +85,7 @@ def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> Non
     batch = BatchShape(
         data.global_batch_size,
         data.micro_batch_size,
-        data.seq_length,
+        data.row_length,
         packed=packed is not None and packed.packed_sequence_size > 0,
         fp8=bool(trainer.plugins.fp8),
     )
@@ -132,7 +138,7 @@ def build_run(
         data=data,
         device=device,
         forward_backward=get_forward_backward_func(),
-        batch=BatchShape(data.global_batch_size, data.micro_batch_size, data.seq_length),
+        batch=BatchShape(data.global_batch_size, data.micro_batch_size, data.row_length),
     )
 
 

@@ -1,0 +1,85 @@
+"""What is prepared once: folders named by the hash of everything they were made from, written under a lock."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def data_home() -> Path:
+    """``$MIXTRAL_RECIPES_HOME/data``, by default ``~/.cache/mixtral-recipes/data``."""
+    root = os.environ.get("MIXTRAL_RECIPES_HOME") or Path.home() / ".cache" / "mixtral-recipes"
+    return Path(root).expanduser().absolute() / "data"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock named after a path; every other process (and node, on a shared disk) waits."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path) + ".lock"):
+        yield
+
+
+def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
+    """The folder that holds something expensive, building it in the first process that asks.
+
+    Args:
+        kind: A folder name under `data_home`.
+        made_from: JSON-like description of all that the content depends on.
+        build: Fills an empty folder; what it leaves when it fails is removed.
+
+    Returns:
+        A folder that is complete. It carries ``made_from.json``.
+    """
+    text = json.dumps(made_from, sort_keys=True, default=str)
+    folder = data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
+    if folder.is_dir():
+        return folder
+    with locked(folder):
+        if not folder.is_dir():
+            staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            try:
+                build(staging)
+                (staging / "made_from.json").write_text(text)
+                staging.replace(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, remembered for as long as its size and time of change stay the same."""
+    stat = path.stat()
+    identity = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+    memo = data_home() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if memo.is_file():
+        return memo.read_text()
+    with locked(memo):
+        if not memo.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            staging = memo.with_suffix(f".{os.getpid()}")
+            staging.write_text(digest)
+            staging.replace(memo)
+    return memo.read_text()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """What identifies a tokenizer: its whole definition, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        definition = backend.to_str()
+    elif hasattr(tokenizer, "fingerprint"):
+        definition = tokenizer.fingerprint()
+    else:
+        definition = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "chat_template")]
+    return hashlib.sha256(json.dumps([type(tokenizer).__name__, definition, special]).encode()).hexdigest()

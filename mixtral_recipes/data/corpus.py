@@ -1,0 +1,247 @@
+"""From text to Megatron's indexed corpus: ``NAME.bin`` (tokens) and ``NAME.idx`` (where documents start).
+
+Input is cut into parts that processes tokenize one by one; finished parts stay, so that a stopped run goes on where it
+was, and memory does not grow with the input. Nothing here loads torch or transformers: worker processes start fast.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtral_recipes.data.text_parts import TextPart, documents, split_into_parts
+from mixtral_recipes.errors import DataError
+
+# Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
+_HEADER = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+_DOCUMENTS_AT_ONCE = 512
+_FORMAT = 1  # raise when the same input would give other bytes
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns documents into token arrays; small enough to be sent to worker processes.
+
+    Attributes:
+        tokenizer: A ``tokenizers.Tokenizer``, or an object with ``encode_batch(texts) -> list of lists``.
+        bos: Put in front of each document; None puts nothing.
+        eos: Put behind each document; None puts nothing.
+        vocab_size: Decides whether tokens take two bytes or four.
+    """
+
+    tokenizer: Any
+    bos: int | None
+    eos: int | None
+    vocab_size: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, bos: bool = True, eos: bool = True) -> "Encoder":
+        """The encoder of a transformers tokenizer (or of one from `mixtral_recipes.data.tokenizers`)."""
+        return cls(
+            getattr(tokenizer, "backend_tokenizer", tokenizer),
+            tokenizer.bos_token_id if bos else None,
+            tokenizer.eos_token_id if eos else None,
+            len(tokenizer),
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint16 where the vocabulary fits (as Megatron's ``DType.optimal_dtype``), else int32."""
+        return np.dtype(np.uint16 if self.vocab_size < 65500 else np.int32)
+
+    def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenize documents.
+
+        Returns:
+            All tokens one after the other, and the length of each document in tokens.
+        """
+        if hasattr(self.tokenizer, "encode_batch_fast"):
+            ids = [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        else:
+            ids = self.tokenizer.encode_batch(texts)
+        front = () if self.bos is None else (self.bos,)
+        back = () if self.eos is None else (self.eos,)
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids)) + len(front) + len(back)
+        pieces = itertools.chain.from_iterable(itertools.chain(front, row, back) for row in ids)
+        return np.fromiter(pieces, self.dtype, int(lengths.sum())), lengths
+
+    def fingerprint(self) -> str:
+        """What the tokens depend on."""
+        definition = self.tokenizer.to_str() if hasattr(self.tokenizer, "to_str") else self.tokenizer.fingerprint()
+        text = json.dumps([definition, self.bos, self.eos, str(self.dtype)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare_corpus` made.
+
+    Attributes:
+        prefix: Path of the corpus without ``.bin`` and ``.idx``.
+        documents: How many.
+        tokens: How many, special ones included.
+        reused_parts: Parts taken over from a run that was stopped.
+    """
+
+    prefix: Path
+    documents: int
+    tokens: int
+    reused_parts: int
+
+
+def prepare_corpus(
+    inputs: list[Path],
+    prefix: Path,
+    encoder: Encoder,
+    *,
+    text_key: str = "text",
+    num_workers: int = 1,
+    part_bytes: int = 32 << 20,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Prepared:
+    """Tokenize text files into ``prefix.bin`` and ``prefix.idx``.
+
+    Args:
+        inputs: JSONL, parquet, CSV or text files (documents of a text file are separated by blank lines).
+        prefix: Where to write.
+        encoder: How to tokenize.
+        text_key: The field or column that holds the text.
+        num_workers: Processes; 1 tokenizes here.
+        part_bytes: Input bytes per part.
+        overwrite: Whether an existing corpus is replaced.
+        progress: Called with the input bytes of each finished part.
+
+    Raises:
+        DataError: names the file and line of a document that cannot be used, or a corpus that exists.
+    """
+    if not overwrite and prefix.with_name(prefix.name + ".idx").exists():
+        raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
+    parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes)]
+    staging = prefix.with_name(f".{prefix.name}.{_plan_hash(parts, encoder)}.parts")
+    staging.mkdir(parents=True, exist_ok=True)
+    reused = 0
+    waiting: list[tuple[TextPart, Path]] = []
+    for number, part in enumerate(parts):
+        target = staging / f"{number:06d}"
+        if target.with_suffix(".npy").is_file():
+            reused += 1
+            progress(part.size)
+        else:
+            waiting.append((part, target))
+    for part in _encode_all(waiting, encoder, num_workers):
+        progress(part.size)
+    documents, tokens = _join([staging / f"{number:06d}" for number in range(len(parts))], prefix, encoder.dtype)
+    shutil.rmtree(staging)
+    return Prepared(prefix, documents, tokens, reused)
+
+
+def _plan_hash(parts: list[TextPart], encoder: Encoder) -> str:
+    """Names the staging folder: other input, other tokenizer or other cuts never meet in one."""
+    files = {part.path for part in parts}
+    stats = sorted((str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    plan = [_FORMAT, stats, [dataclasses.astuple(part)[1:] for part in parts], encoder.fingerprint()]
+    return hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()[:12]
+
+
+def _encode_all(waiting: list[tuple[TextPart, Path]], encoder: Encoder, num_workers: int) -> Iterator[TextPart]:
+    """Encode parts, here or in processes, and yield each when it is on disk."""
+    if num_workers <= 1 or len(waiting) <= 1:
+        for part, target in waiting:
+            _encode_part(part, target, encoder)
+            yield part
+        return
+    # Each process is one thread of the tokenizer: the parts are the parallelism.
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(num_workers, len(waiting)), multiprocessing.get_context("spawn"), _set_encoder, (encoder,)
+    )
+    try:
+        futures = {pool.submit(_encode_with_own, part, target): part for part, target in waiting}
+        for done in concurrent.futures.as_completed(futures):
+            done.result()
+            yield futures[done]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+_own_encoder: Encoder | None = None
+
+
+def _set_encoder(encoder: Encoder) -> None:
+    global _own_encoder
+    _own_encoder = encoder
+
+
+def _encode_with_own(part: TextPart, target: Path) -> None:
+    assert _own_encoder is not None
+    _encode_part(part, target, _own_encoder)
+
+
+def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
+    """Write one part's tokens to ``target.bin`` and then, as the mark of success, its lengths to ``target.npy``."""
+    lengths: list[np.ndarray] = []
+    staged = target.with_suffix(f".{os.getpid()}.npy")
+    with target.with_suffix(".bin").open("wb") as file:
+        stream = documents(part)
+        while texts := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
+            tokens, counts = encoder(texts)
+            file.write(tokens.tobytes())
+            lengths.append(counts)
+    np.save(staged, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
+    staged.replace(target.with_suffix(".npy"))
+
+
+def _join(parts: list[Path], prefix: Path, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole."""
+    lengths = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts]) if parts else np.empty(0, np.int32)
+    if not len(lengths):
+        raise DataError(f"{prefix}: the input holds no documents.")
+    prefix.with_name(prefix.name + ".idx").unlink(missing_ok=True)
+    bin_path = prefix.with_name(prefix.name + ".bin")
+    with bin_path.open("wb") as out:
+        for part in parts:
+            with part.with_suffix(".bin").open("rb") as file:
+                shutil.copyfileobj(file, out, 16 << 20)
+    write_index(prefix.with_name(prefix.name + ".idx"), lengths, dtype)
+    return len(lengths), int(lengths.sum(dtype=np.int64))
+
+
+def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype[Any]) -> None:
+    """Write Megatron's index of documents that are one sequence each.
+
+    Args:
+        path: The ``.idx`` file; it appears whole.
+        lengths: Tokens per document, int32.
+        dtype: Type of the tokens in the ``.bin`` file, uint16 or int32.
+
+    Source: Megatron-Core `datasets/indexed_dataset.py`, _IndexWriter.
+    """
+    count = len(lengths)
+    pointers = np.zeros(count, np.int64)
+    np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("wb") as file:
+        file.write(_HEADER + struct.pack("<QBQQ", _VERSION, _TYPE_CODES[dtype], count, count + 1))
+        file.write(lengths.astype(np.int32).tobytes())
+        file.write((pointers * dtype.itemsize).tobytes())
+        file.write(np.arange(count + 1, dtype=np.int64).tobytes())
+    staging.replace(path)

@@ -1,0 +1,259 @@
+"""Pretraining on Megatron's indexed corpora: documents run together and cut into full sequences."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from mixtral_recipes.data.batch import Batch
+from mixtral_recipes.data.cache import content_hash, data_home, locked, prepared
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError
+
+_SPLITS = ("train", "validation", "test")
+Blend = tuple[list[str], list[float] | None]
+
+
+class CorpusTokenizer:
+    """The part of a tokenizer Megatron's GPTDataset asks for.
+
+    Attributes:
+        vocab_size: Tokens.
+        eod: End of a document.
+        pad: -1: corpora hold no padding, so no token is ever taken for it.
+    """
+
+    pad = -1
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.vocab_size = len(tokenizer)
+        self.eod = self.eos = tokenizer.eos_token_id
+        self.special_tokens_dict = {"eos_token": self.eos}
+        self.unique_identifiers = {"class": type(tokenizer).__name__, "vocab_size": self.vocab_size, "eod": self.eod}
+
+
+@dataclass
+class PreTrainingDataModule(DataModule):
+    """Indexed corpora (``.bin`` and ``.idx``), blended, under NeMo's name and arguments.
+
+    Attributes:
+        paths: A corpus (its path with or without ``.bin``), a list of corpora, a list of weights and corpora in turn
+            (``[30, "a", 70, "b"]``), or a dict with such lists under ``train``, ``validation`` and ``test``. A text
+            file (JSONL with ``text``, parquet, txt) in a corpus's place is tokenized once into the cache.
+        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        split: Shares of train, validation and test documents; not used with a dict of paths.
+        text_key: The field or column of text files.
+        reset_position_ids: Start positions anew behind each end of document.
+        reset_attention_mask: Keep each document from seeing the others (needs micro_batch_size 1).
+        eod_mask_loss: Leave ends of documents out of the loss.
+        create_attention_mask: Accepted for NeMo's recipes; the causal mask is made inside the attention.
+        index_mapping_dir: Where index maps are cached; None takes ``$MIXTRAL_RECIPES_HOME/data``.
+        num_dataset_builder_threads: Threads that build the corpora of a blend.
+        num_train_samples: Sequences to draw, in Megatron's order; None takes one pass over the corpus (over all
+            corpora of a blend), in a new order each epoch.
+        num_val_samples: As above, for validation.
+        num_test_samples: As above, for the test split.
+    """
+
+    paths: Any = None
+    seq_length: int = 2048
+    tokenizer: Any = None
+    micro_batch_size: int = 4
+    global_batch_size: int = 8
+    split: str = "900,50,50"
+    text_key: str = "text"
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
+    eod_mask_loss: bool = False
+    create_attention_mask: bool = False
+    index_mapping_dir: str | None = None
+    num_dataset_builder_threads: int = 1
+    num_train_samples: int | None = None
+    num_val_samples: int | None = None
+    num_test_samples: int | None = None
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether each epoch gets an order of its own; Megatron's order is kept where it counts the samples."""
+        return self.num_train_samples is None
+
+    def datasets(self, tokenizer: Any) -> tuple[Dataset[Any], Dataset[Any] | None]:
+        """Open the corpora, building the index maps once."""
+        if tokenizer is None:
+            raise DataError("PreTrainingDataModule needs a tokenizer (model.tokenizer, or the checkpoint's).")
+        if self.reset_attention_mask and self.micro_batch_size != 1:
+            raise DataError(f"reset_attention_mask needs micro_batch_size=1, not {self.micro_batch_size}.")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not determine rank")  # one process, no torchrun
+            splits = self._build(tokenizer)
+        train, validation = splits[0], splits[1]
+        if train is None or not len(train):
+            raise DataError(f"{self.paths}: fewer than seq_length + 1 = {self.seq_length + 1} tokens to train on.")
+        if validation is not None and not len(validation):
+            validation = None
+        return train, validation
+
+    def make_collate(self, *, length: int | None, multiple: int, sequence_multiple: int) -> Any:
+        """Sequences are full: they only need stacking."""
+        return stack
+
+    def _build(self, tokenizer: Any) -> list[Any]:
+        from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+        blends = self._blends(tokenizer)
+        root = Path(self.index_mapping_dir) if self.index_mapping_dir else data_home() / "index_maps"
+        cache = root / _corpora_hash(blends)
+        config = GPTDatasetConfig(
+            random_seed=self.seed,
+            sequence_length=self.seq_length,
+            path_to_cache=str(cache),
+            tokenizer=CorpusTokenizer(tokenizer),  # pyright: ignore[reportArgumentType]
+            reset_position_ids=self.reset_position_ids,
+            reset_attention_mask=False,
+            eod_mask_loss=self.eod_mask_loss,
+            create_attention_mask=False,
+            inter_document_masking=self.reset_attention_mask,
+            num_dataset_builder_threads=self.num_dataset_builder_threads,
+            **blends,
+        )
+        sizes = [self.num_train_samples, self.num_val_samples, self.num_test_samples]
+        sizes = self._sizes_of_weighted(config, sizes)
+        builder = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config)  # pyright: ignore[reportArgumentType]
+        try:
+            if torch.distributed.is_initialized():
+                return builder.build()  # rank 0 builds the index maps, behind a barrier the others read them
+            with locked(cache):
+                return builder.build()
+        except (AssertionError, IndexError) as error:
+            raise DataError(f"{self.paths}: Megatron cannot build this blend ({error}).") from error
+
+    def _blends(self, tokenizer: Any) -> dict[str, Any]:
+        """``blend`` or ``blend_per_split`` of Megatron's config."""
+        if not self.paths:
+            raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
+        if not isinstance(self.paths, dict):
+            return {"blend": self._blend(self.paths, tokenizer), "split": self.split}
+        unknown = set(self.paths) - set(_SPLITS)
+        if unknown:
+            raise DataError(f"data.paths: {sorted(unknown)} is not a split; use {', '.join(_SPLITS)}.")
+        given = [self.paths.get(name) for name in _SPLITS]
+        return {"blend_per_split": [self._blend(paths, tokenizer) if paths else None for paths in given]}
+
+    def _blend(self, paths: Any, tokenizer: Any) -> Blend:
+        if isinstance(paths, str | Path):
+            paths = [paths]
+        names, weights = split_weights(list(paths))
+        return [corpus_prefix(name, tokenizer, self.text_key) for name in names], weights
+
+    def _sizes_of_weighted(self, config: Any, sizes: list[int | None]) -> list[int | None]:
+        """Megatron wants a size where there are weights: as many sequences as the corpora hold in all."""
+        whole = config.blend is not None
+        for number in range(len(_SPLITS)):
+            blend = config.blend if whole else config.blend_per_split[number]
+            if blend is None or blend[1] is None or sizes[number] is not None:
+                continue
+            share = config.split_matrix[number] if whole else (0.0, 1.0)
+            sizes[number] = max(1, _tokens(blend[0], share) // self.seq_length) if share else 0
+        return sizes
+
+
+def _corpora_hash(blends: dict[str, Any]) -> str:
+    """Megatron names index maps by path; a corpus prepared again at its path must not meet its old ones."""
+    every = [blends["blend"]] if "blend" in blends else [blend for blend in blends["blend_per_split"] if blend]
+    indexes = [content_hash(Path(prefix + ".idx")) for names, _ in every for prefix in names]
+    return hashlib.sha256("".join(indexes).encode()).hexdigest()[:16]
+
+
+def stack(samples: Sequence[dict[str, Any]]) -> Batch:
+    """Stack GPTDataset's samples; document borders, where they are asked for, become ``cu_seqlens``."""
+    batch = Batch(
+        tokens=torch.stack([s["tokens"] for s in samples]),
+        labels=torch.stack([s["labels"] for s in samples]),
+        loss_mask=torch.stack([s["loss_mask"] for s in samples]),
+        position_ids=torch.stack([s["position_ids"] for s in samples]),
+    )
+    if "cu_seqlens" in samples[0]:
+        batch["cu_seqlens"] = torch.unique_consecutive(samples[0]["cu_seqlens"])
+    return batch
+
+
+def split_weights(paths: list[Any]) -> tuple[list[str], list[float] | None]:
+    """``[30, "a", 70, "b"]`` as names and weights; no weights when there are only names."""
+    numbers = [_as_number(item) for item in paths]
+    if len(paths) >= 2 and len(paths) % 2 == 0 and all(n is not None for n in numbers[::2]):
+        weights = [n for n in numbers[::2] if n is not None]
+        if min(weights) <= 0:
+            raise DataError(f"data.paths: weights must be positive, and are {weights}.")
+        return [str(name) for name in paths[1::2]], weights
+    return [str(name) for name in paths], None
+
+
+def _as_number(item: Any) -> float | None:
+    if isinstance(item, int | float):
+        return float(item)
+    return float(item) if isinstance(item, str) and re.fullmatch(r"\d+(\.\d*)?|\.\d+", item) else None
+
+
+def corpus_prefix(name: str, tokenizer: Any, text_key: str = "text") -> str:
+    """The prefix of a corpus; a text file is tokenized into the cache first.
+
+    Raises:
+        DataError: there is neither.
+    """
+    path = resolve(name)
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    files = [prefix.with_name(prefix.name + ending) for ending in (".bin", ".idx")]
+    if all(file.is_file() for file in files):
+        _check_tokens(prefix, len(tokenizer))
+        return str(prefix)
+    if not path.is_file():
+        missing = next(file for file in files if not file.is_file())
+        raise DataError(f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {prefix}` makes it.")
+    return str(tokenized_corpus(path, tokenizer, text_key) / "corpus")
+
+
+def tokenized_corpus(path: Path, tokenizer: Any, text_key: str) -> Path:
+    """The cached folder that holds a text file as ``corpus.bin`` and ``corpus.idx``."""
+    from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+
+    encoder = Encoder.of(tokenizer)
+    made_from = {"file": content_hash(path), "text_key": text_key, "encoder": encoder.fingerprint()}
+
+    def build(folder: Path) -> None:
+        prepare_corpus([path], folder / "corpus", encoder, text_key=text_key)
+
+    return prepared("corpora", made_from, build)
+
+
+def _check_tokens(prefix: Path, vocab_size: int) -> None:
+    """A corpus made with a larger vocabulary would index outside the embedding, half way through a run."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    sample = np.memmap(str(prefix) + ".bin", mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)[: 1 << 20]
+    if len(sample) and int(sample.max()) >= vocab_size:
+        raise DataError(
+            f"{prefix}.bin holds token {int(sample.max())}, but the tokenizer has {vocab_size}; prepare it again with "
+            "this model's tokenizer."
+        )
+
+
+def _tokens(prefixes: list[str], share: tuple[float, float]) -> int:
+    """Tokens of a share of the documents of several corpora."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    total = 0
+    for prefix in prefixes:
+        corpus = IndexedDataset(prefix)  # the lengths live in its memory map: keep it until they are read
+        lengths = corpus.sequence_lengths
+        first, last = (round(edge * len(lengths)) for edge in share)
+        total += int(lengths[first:last].sum(dtype=np.int64))
+    return total
