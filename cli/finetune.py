@@ -6,36 +6,34 @@ from typing import Annotated, Any
 import typer
 
 from mixtral_recipes.cli import jobs, options
-from mixtral_recipes.cli.output import console, note, print_json
+from mixtral_recipes.cli.output import print_json
 
 
 def command(
     overrides: options.Overrides = None,
     recipe: options.Recipe = None,
     peft: Annotated[
-        options.PeftScheme, typer.Option("--peft", help="Adapters to train, or none for all weights.")
-    ] = options.PeftScheme.lora,
+        options.PeftScheme | None, typer.Option("--peft", help="Adapters to train (default: lora), or all weights.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="SQuAD file or folder (JSON, JSONL, parquet), or `squad` from the Hub.")
     ] = None,
     restore_from: Annotated[
         str | None, typer.Option("--restore-from", help="Start from hf://ID, nemo://ID or a folder.")
     ] = None,
-    packed: Annotated[bool, typer.Option("--packed/--no-packed", help="Several samples per sequence.")] = False,
-    dir: options.Dir = Path("runs"),
+    packed: Annotated[bool | None, typer.Option("--packed/--no-packed", help="Several samples per sequence.")] = None,
+    dir: options.Dir = None,
     name: options.Name = None,
     num_nodes: options.NumNodes = None,
     num_gpus_per_node: options.NumGpus = None,
     executor: options.Executor = options.ExecutorName.local,
+    cluster: options.Cluster = None,
+    detach: options.Detach = False,
     precision: options.Precision = None,
     hardware: options.Hardware = None,
     instruct: Annotated[bool, typer.Option("--instruct", help="Start from the Instruct variant.")] = False,
-    export: Annotated[
-        bool | None, typer.Option("--export/--no-export", help="Export the trained model; default: mixtral_tiny only.")
-    ] = None,
-    evaluate: Annotated[
-        int, typer.Option("--evaluate", min=0, help="Held-out questions to answer before and after, when exporting.")
-    ] = 100,
+    export: options.Export = None,
+    evaluate: options.Evaluate = 100,
     dry_run: options.DryRun = False,
     yaml: options.Yaml = None,
     to_yaml: options.ToYaml = None,
@@ -48,8 +46,8 @@ def command(
         "num_gpus_per_node": num_gpus_per_node,
         "precision": precision,
         "hardware": hardware,
-        "peft_scheme": peft.value,
-        "packed_sequence": packed or None,
+        "peft_scheme": peft.value if peft else None,
+        "packed_sequence": packed,
         "instruct": instruct or None,
     }
     settings: list[tuple[str, Any]] = []
@@ -61,12 +59,11 @@ def command(
         jobs.JobOptions(
             task="finetune",
             recipe=recipe,
+            yaml=yaml,
             dir=dir,
             name=name,
-            executor=executor.value,
-            dry_run=dry_run,
-            yaml=yaml,
-            to_yaml=to_yaml,
+            place=jobs.Place(executor.value, cluster, detach),
+            only_check=dry_run or to_yaml is not None,
             overrides=overrides or [],
             arguments={key: value for key, value in given.items() if value is not None},
             settings=settings,
@@ -75,10 +72,8 @@ def command(
     if to_yaml:
         jobs.save_yaml(job, to_yaml)
         return
-    note(jobs.describe(job))
     result = jobs.launch(job, dry_run=dry_run)
-    if not dry_run and (job.recipe_name == "mixtral_tiny" if export is None else export):
-        result |= export_and_evaluate(job, result, questions=evaluate)
+    result |= after(job, result, export=export, evaluate=evaluate)
     if json:
         print_json(result)
 
@@ -95,53 +90,11 @@ def _dataset(data: str) -> str | None:
     return data if "://" in data else str(Path(data).absolute())
 
 
-def export_and_evaluate(job: jobs.Job, result: dict[str, Any], *, questions: int) -> dict[str, Any]:
-    """Export the trained model and compare its answers with the base model's.
+def after(job: jobs.Job, result: dict[str, Any], *, export: bool | None, evaluate: int) -> dict[str, Any]:
+    """Export and evaluate where the run left a checkpoint and it was asked for (by default: mixtral_tiny)."""
+    wanted = job.recipe_name == "mixtral_tiny" if export is None else export
+    if not wanted or not result.get("checkpoint"):
+        return {}
+    from mixtral_recipes.cli.after_training import export_and_evaluate
 
-    Args:
-        job: The job that ran.
-        result: Its result; ``checkpoint`` is exported, merged with its base when it holds adapters.
-        questions: Held-out questions to answer; 0 skips the comparison.
-
-    Returns:
-        ``exported`` and, where it was measured, ``em_before``, ``f1_before``, ``em_after`` and ``f1_after`` in percent.
-    """
-    from mixtral_recipes import api
-
-    exported = job.run_dir / "exported"
-    api.export_ckpt(Path(result["checkpoint"]), target="hf", output_path=exported, overwrite=True)
-    outcome: dict[str, Any] = {"exported": str(exported)}
-    base = base_folder(job.recipe)
-    if not questions:
-        return outcome
-    from mixtral_recipes.evaluation import evaluate_squad
-
-    data = job.recipe.data.dataset_root
-    rows = [("before", base), ("after", exported)]
-    for when, folder in rows:
-        if folder is None:
-            continue
-        scores = evaluate_squad(folder, data, limit=questions)
-        outcome |= {f"em_{when}": scores["exact_match"], f"f1_{when}": scores["f1"], "questions": scores["count"]}
-    _show(outcome)
-    return outcome
-
-
-def base_folder(recipe: Any) -> Path | None:
-    """The Hugging Face folder training started from, if it is one on this machine."""
-    from mixtral_recipes.embedded import resolve
-
-    folder = resolve(str(recipe.resume.restore_config.path).removeprefix("hf://"))
-    return folder if (folder / "config.json").is_file() else None
-
-
-def _show(outcome: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{outcome['questions']} held-out questions")
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left")
-    for key, label in (("em", "exact match"), ("f1", "F1")):
-        values = [outcome.get(f"{key}_{when}") for when in ("before", "after")]
-        table.add_row(label, *("-" if value is None else f"{value:.1f} %" for value in values))
-    console().print(table)
+    return export_and_evaluate(job, result["checkpoint"], questions=evaluate)

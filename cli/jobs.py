@@ -12,25 +12,52 @@ from mixtral_recipes.recipes import catalog
 
 
 @dataclass
+class Place:
+    """Where a job runs.
+
+    Attributes:
+        executor: ``direct``, ``local`` or ``slurm``.
+        cluster: A profile of clusters.toml, for Slurm.
+        detach: Whether to return once the job is queued.
+    """
+
+    executor: str = "local"
+    cluster: str | None = None
+    detach: bool = False
+
+
+@dataclass
 class JobOptions:
     """What every job command accepts; see `cli.options`.
 
     Attributes:
+        task: ``pretrain`` or ``finetune``; None takes the file's.
+        recipe: Recipe name; None chooses by the machine.
+        yaml: A recipe file instead.
+        dir: Folder of runs; None takes the file's, or ``runs``.
+        name: Run name; None makes one.
+        place: Where it runs.
+        only_check: Whether nothing will be run, so that this machine need not fit.
+        overrides: Dotted overrides.
         arguments: Arguments of the recipe function the user gave, e.g. ``{"num_nodes": 2}``.
         settings: Settings from options of their own, as (path, value), e.g. ``--data``.
     """
 
-    task: str
-    recipe: str | None
-    dir: Path
-    name: str | None
-    executor: str
-    dry_run: bool
-    yaml: Path | None
-    to_yaml: Path | None
-    overrides: list[str]
+    task: str | None
+    recipe: str | None = None
+    yaml: Path | None = None
+    dir: Path | None = None
+    name: str | None = None
+    place: Place = field(default_factory=Place)
+    only_check: bool = False
+    overrides: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
     settings: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def here(self) -> bool:
+        """Whether the job will run on this machine."""
+        return self.place.executor != "slurm" and not self.only_check
 
 
 @dataclass
@@ -38,8 +65,9 @@ class Job:
     """A recipe that passed its checks, and where it runs."""
 
     recipe_name: str
+    task: str
     recipe: Any
-    executor: str
+    place: Place
     name: str
     run_dir: Path
 
@@ -51,27 +79,24 @@ def prepare(options: JobOptions) -> Job:
         RecipeError: a recipe, setting or layout that cannot run.
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
-    recipe_name = _recipe_name(options)
-    here = options.executor != "slurm" and not (options.dry_run or options.to_yaml)
-    if here and options.yaml is None and not _sets(options, "trainer.accelerator"):
-        _refuse_without_gpus(recipe_name, options)
-    name = options.name or f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
-    recipe = _resolve(options, recipe_name, name)
-    from mixtral_recipes.recipes.preflight import preflight
-
-    preflight(recipe)
-    if here and recipe.trainer.accelerator == "gpu" and not machine.gpu_count():
-        raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
-    return Job(recipe_name, recipe, options.executor, recipe.log.name, Path(recipe.log.log_dir) / recipe.log.name)
-
-
-def _recipe_name(options: JobOptions) -> str:
     if options.yaml is not None:
-        from mixtral_recipes.recipes.yaml_file import recipe_name
+        recipe_name, task, recipe = _from_file(options, options.yaml)
+    else:
+        recipe_name, task = _choose(options), options.task or "finetune"
+        if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
+            _refuse_without_gpus(recipe_name, task, options)
+        recipe = _from_catalog(options, recipe_name, task)
+    _change(recipe, options)
+    name = options.name or recipe.log.name
+    if name in (None, "default"):
+        name = f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    folder = (options.dir or Path(recipe.log.log_dir or "runs")).absolute()
+    recipe.log.log_dir, recipe.log.name = str(folder), name
+    _check(recipe, recipe_name, task, options)
+    return Job(recipe_name, task, recipe, options.place, name, folder / name)
 
-        if options.recipe:
-            raise RecipeError("--recipe and --yaml exclude each other; the file names its recipe.")
-        return recipe_name(options.yaml)
+
+def _choose(options: JobOptions) -> str:
     if options.recipe is not None:
         return catalog.entry(options.recipe).name
     if machine.gpu_count():
@@ -80,77 +105,94 @@ def _recipe_name(options: JobOptions) -> str:
     return "mixtral_tiny"
 
 
-def _resolve(options: JobOptions, recipe_name: str, name: str) -> Any:
-    from mixtral_recipes.recipes import overrides
+def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
     from mixtral_recipes.recipes.loading import load
 
-    if options.yaml is not None:
-        from mixtral_recipes.recipes.yaml_file import read_recipe
-
-        recipe = read_recipe(options.yaml)
-        if options.name or recipe.log.log_dir is None:
-            recipe.log.log_dir, recipe.log.name = str(options.dir), name
-        for option, path in (("num_nodes", "trainer.num_nodes"), ("num_gpus_per_node", "trainer.devices")):
-            if option in options.arguments:
-                overrides.set_value(recipe, path, options.arguments[option])
-    else:
-        arguments = dict(options.arguments)
-        if recipe_name == "mixtral_tiny":
-            arguments.setdefault("num_gpus_per_node", _laptop_processes(options))
-        recipe = load(recipe_name, options.task, dir=str(options.dir), name=name, **arguments)
-        if (
-            recipe_name == "mixtral_tiny"
-            and recipe.trainer.devices == 1
-            and "num_gpus_per_node" not in options.arguments
-        ):
-            recipe.trainer.strategy.expert_model_parallel_size = 1
-    for path, value in options.settings:
-        overrides.set_value(recipe, path, value)
-    overrides.apply(recipe, options.overrides)
+    arguments = dict(options.arguments)
+    one_process = recipe_name == "mixtral_tiny" and "num_gpus_per_node" not in arguments and not _two_processes(options)
+    if one_process:
+        arguments["num_gpus_per_node"] = 1
+    recipe = load(recipe_name, task, **arguments)
+    if one_process:
+        recipe.trainer.strategy.expert_model_parallel_size = 1
     return recipe
 
 
-def _laptop_processes(options: JobOptions) -> int:
+def _two_processes(options: JobOptions) -> bool:
     """Two processes where there are two cores and processes are started at all."""
-    return 2 if options.executor != "direct" and machine.cores() >= 2 else 1
+    return not options.here or (options.place.executor != "direct" and machine.cores() >= 2)
 
 
-def _sets(options: JobOptions, path: str) -> bool:
-    return any(override.startswith(f"{path}=") for override in options.overrides)
+def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
+    from mixtral_recipes.recipes import overrides
+    from mixtral_recipes.recipes.yaml_file import header, read_recipe
+
+    if options.recipe:
+        raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
+    recipe_name, task = header(file)
+    if options.task and task != options.task:
+        raise RecipeError(f"{file} is a {task} recipe; run it with: mixtral-recipes run {file}")
+    sizes = {"num_nodes": "trainer.num_nodes", "num_gpus_per_node": "trainer.devices"}
+    for argument in options.arguments:
+        if argument not in sizes:
+            raise RecipeError(f"--{argument.replace('_', '-')} does not go with a recipe file; write it into {file}.")
+    recipe = read_recipe(file)
+    for argument, value in options.arguments.items():
+        overrides.set_value(recipe, sizes[argument], value)
+    return recipe_name, task, recipe
 
 
-def _refuse_without_gpus(recipe_name: str, options: JobOptions) -> None:
+def _change(recipe: Any, options: JobOptions) -> None:
+    from mixtral_recipes.recipes import overrides
+
+    for path, value in options.settings:
+        overrides.set_value(recipe, path, value)
+    overrides.apply(recipe, options.overrides)
+
+
+def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
+    from mixtral_recipes.recipes.preflight import preflight
+
+    preflight(recipe)
+    if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
+        raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
+    if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
+        raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
+
+
+def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> None:
     """Say at once, before anything is imported, that a recipe cannot run here."""
     entry = catalog.entry(recipe_name)
     if not entry.needs_gpu or machine.gpu_count():
         return
-    layout = entry.layout(_layout_task(options), options.arguments.get("hardware", "h100"))
+    layout = entry.layout(_layout_task(task, options.arguments), options.arguments.get("hardware", "h100"))
     nodes = options.arguments.get("num_nodes", layout.num_nodes)
     gpus = options.arguments.get("num_gpus_per_node", layout.num_gpus_per_node)
-    raise EnvironmentProblem(_needs_gpus(recipe_name, nodes, gpus, f" ({layout.topology.describe()})"))
+    raise EnvironmentProblem(_needs_gpus(recipe_name, nodes, gpus, f", {layout.topology.describe()}"))
 
 
-def _layout_task(options: JobOptions) -> str:
-    if options.task == "pretrain":
-        return "performance" if options.arguments.get("performance_mode") else "pretrain"
-    if options.arguments.get("peft_scheme", "lora") != "none":
+def _layout_task(task: str, arguments: dict[str, Any]) -> str:
+    if task == "pretrain":
+        return "performance" if arguments.get("performance_mode") else "pretrain"
+    if arguments.get("peft_scheme", "lora") != "none":
         return "peft"
-    return "full_packed" if options.arguments.get("packed_sequence") else "full"
+    return "full_packed" if arguments.get("packed_sequence") else "full"
 
 
 def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
-    total = f"{nodes * gpus} GPUs: {nodes} node{'s' if nodes > 1 else ''} x {gpus}{layout}"
+    asked = f"{nodes} node{'s' if nodes > 1 else ''} x {gpus}{layout}"
     return (
-        f"{recipe_name} needs {total}; this machine has no GPU. Use --executor slurm to run it on a cluster, --dry-run to "
-        "check it here, or --recipe mixtral_tiny, which runs on a CPU."
+        f"{recipe_name} needs {nodes * gpus} GPUs ({asked}); this machine has {machine.gpu_count() or 'none'}. Use "
+        "--executor slurm for a cluster, --dry-run to check it here, or --recipe mixtral_tiny, which runs on a CPU."
     )
 
 
 def save_yaml(job: Job, path: Path) -> None:
-    """Write the resolved recipe, without this machine's run folder, for ``--yaml``."""
+    """Write the resolved recipe without this machine's run folder, so that it runs anywhere."""
     from mixtral_recipes.recipes.yaml_file import write_recipe
 
-    write_recipe(job.recipe, path)
+    job.recipe.log.log_dir, job.recipe.log.name = None, "default"
+    write_recipe(job.recipe, path, name=job.recipe_name)
     note(f"Wrote {path}; run it with: mixtral-recipes run {path}")
 
 
@@ -158,7 +200,16 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
     """Run a job and return its result: the loop's, with the recipe's name."""
     from mixtral_recipes.executors.launch import launch as start
 
-    result = start(job.recipe, executor=job.executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run)
+    note(describe(job))
+    executor: Any = job.place.executor
+    if executor == "slurm":
+        from mixtral_recipes.executors.slurm import slurm_executor
+
+        trainer = job.recipe.trainer
+        executor = slurm_executor(trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster)
+    result = start(
+        job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
+    )
     return {"recipe": job.recipe_name, **result}
 
 
@@ -168,6 +219,6 @@ def describe(job: Job) -> str:
 
     topology = topology_of(job.recipe)
     return (
-        f"{job.recipe_name}: {topology.world_size} process(es), {topology.describe()}, "
+        f"{job.recipe_name}.{job.task}: {topology.world_size} process(es), {topology.describe()}, "
         f"{job.recipe.trainer.max_steps} steps, run folder {job.run_dir}"
     )

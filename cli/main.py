@@ -7,10 +7,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import click
+from typing import Any
 
 PROGRAM = "mixtral-recipes"
 ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
@@ -90,10 +87,13 @@ def overview() -> str:
 
 
 def _call(argv: list[str], debug: bool) -> int:
-    import click
+    import typer
 
     from mixtral_recipes import quiet
     from mixtral_recipes.errors import MixtralRecipesError
+
+    # typer carries its own click; the base of its usage errors is reached through what typer exports.
+    usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
     if not debug:
         quiet.libraries()
@@ -104,14 +104,12 @@ def _call(argv: list[str], debug: bool) -> int:
         if debug:
             raise
         return _say(str(error), error.exit_code)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.exceptions.Abort:
-        return _say("aborted.", 130)
-    except click.ClickException as error:
-        return _say(_one_line(error), 2)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _say("interrupted.", 130)
+    except usage_error as error:
+        return _say(_one_line(error), 2)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what read our output has gone; nothing more to say
         return 0
@@ -126,30 +124,23 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _one_line(error: "click.ClickException") -> str:
-    import click
-
-    text = error.format_message()
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        text += f" Did you mean {error.possibilities[0]}?"
-    return " ".join(text.split())
+def _one_line(error: Any) -> str:
+    return " ".join(error.format_message().split())
 
 
-def _group() -> "click.Group":
-    """The commands as a click group that imports a command's module when it is asked for."""
+def _group() -> Any:
+    """The commands as a group that imports a command's module when it is asked for."""
     import typer
     from typer.core import TyperGroup
 
     class LazyGroup(TyperGroup):
-        def list_commands(self, ctx: "click.Context") -> list[str]:
+        def list_commands(self, ctx: Any) -> list[str]:
             return list(available())
 
-        def get_command(self, ctx: "click.Context", cmd_name: str) -> "click.Command | None":
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
             return _load(cmd_name)
 
-        def resolve_command(
-            self, ctx: "click.Context", args: list[str]
-        ) -> "tuple[str | None, click.Command | None, list[str]]":
+        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
             if args and args[0] not in available() and not args[0].startswith("-"):
                 from mixtral_recipes.errors import RecipeError, nearest
 
@@ -160,10 +151,10 @@ def _group() -> "click.Group":
     app.callback()(lambda: None)
     group = typer.main.get_command(app)
     group.name = PROGRAM
-    return group  # pyright: ignore[reportReturnType]
+    return group
 
 
-def _load(name: str) -> "click.Command | None":
+def _load(name: str) -> Any:
     if name not in available():
         return None
     import typer

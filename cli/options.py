@@ -23,6 +23,13 @@ class PeftScheme(enum.StrEnum):
     none = "none"
 
 
+def complete_override(incomplete: str) -> list[str]:
+    """Override paths that start with what is typed."""
+    from mixtral_recipes.recipes.override_paths import PATHS
+
+    return [f"{path}=" for path in PATHS if path.startswith(incomplete)]
+
+
 def complete_recipe(incomplete: str) -> list[str]:
     """Recipe names that start with what is typed."""
     from mixtral_recipes.recipes.catalog import names
@@ -33,7 +40,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="Recipe name (`recipes list`).", autocompletion=complete_recipe)
 ]
-Dir = Annotated[Path, typer.Option("--dir", help="Folder of runs.")]
+Dir = Annotated[Path | None, typer.Option("--dir", help="Folder of runs; default: runs.")]
 Name = Annotated[str | None, typer.Option("--name", help="Run name; default: the recipe and the time.")]
 NumNodes = Annotated[int | None, typer.Option("--num-nodes", min=1, help="Nodes; default: the recipe's.")]
 NumGpus = Annotated[
@@ -47,12 +54,25 @@ Hardware = Annotated[str | None, typer.Option("--hardware", help="Whose layout t
 Executor = Annotated[
     ExecutorName, typer.Option("--executor", help="This process, local processes (torchrun), or a Slurm cluster.")
 ]
+Cluster = Annotated[str | None, typer.Option("--cluster", help="Slurm: a profile of clusters.toml.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Slurm: return once the job is queued.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, and run nothing.")]
 Yaml = Annotated[Path | None, typer.Option("--yaml", help="Run the recipe in this file.")]
 ToYaml = Annotated[Path | None, typer.Option("--to-yaml", help="Write the resolved recipe to this file, run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Export = Annotated[
+    bool | None,
+    typer.Option("--export/--no-export", help="Export the trained model; default: mixtral_tiny's only."),
+]
+Evaluate = Annotated[
+    int, typer.Option("--evaluate", min=0, help="Held-out questions to answer before and after, when exporting.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PATH=VALUE]...", help="Settings to change, e.g. trainer.max_steps=20."),
+    typer.Argument(
+        metavar="PATH=VALUE",
+        help="Settings to change, e.g. trainer.max_steps=20.",
+        autocompletion=complete_override,
+    ),
 ]

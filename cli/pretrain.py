@@ -1,22 +1,23 @@
 """``mixtral-recipes pretrain``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mixtral_recipes.cli import jobs, options
-from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.cli.output import print_json
 
 
 def command(
     overrides: options.Overrides = None,
     recipe: options.Recipe = None,
-    dir: options.Dir = Path("runs"),
+    dir: options.Dir = None,
     name: options.Name = None,
     num_nodes: options.NumNodes = None,
     num_gpus_per_node: options.NumGpus = None,
     executor: options.Executor = options.ExecutorName.local,
+    cluster: options.Cluster = None,
+    detach: options.Detach = False,
     precision: options.Precision = None,
     hardware: options.Hardware = None,
     performance_mode: Annotated[
@@ -40,12 +41,11 @@ def command(
         jobs.JobOptions(
             task="pretrain",
             recipe=recipe,
+            yaml=yaml,
             dir=dir,
             name=name,
-            executor=executor.value,
-            dry_run=dry_run,
-            yaml=yaml,
-            to_yaml=to_yaml,
+            place=jobs.Place(executor.value, cluster, detach),
+            only_check=dry_run or to_yaml is not None,
             overrides=overrides or [],
             arguments={key: value for key, value in given.items() if value is not None},
         )
@@ -53,7 +53,6 @@ def command(
     if to_yaml:
         jobs.save_yaml(job, to_yaml)
         return
-    note(jobs.describe(job))
     result = jobs.launch(job, dry_run=dry_run)
     if json:
         print_json(result)

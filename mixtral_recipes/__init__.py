@@ -6,6 +6,52 @@ Every name is loaded when it is first used (PEP 562): importing this package loa
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # what type checkers and editors see
+    from mixtral_recipes.api import evaluate as evaluate
+    from mixtral_recipes.api import export_ckpt as export_ckpt
+    from mixtral_recipes.api import finetune as finetune
+    from mixtral_recipes.api import generate as generate
+    from mixtral_recipes.api import import_ckpt as import_ckpt
+    from mixtral_recipes.api import pretrain as pretrain
+    from mixtral_recipes.api import validate as validate
+    from mixtral_recipes.data.finetuning import FineTuningDataModule as FineTuningDataModule
+    from mixtral_recipes.data.mock import MockDataModule as MockDataModule
+    from mixtral_recipes.data.packing import PackedSequenceSpecs as PackedSequenceSpecs
+    from mixtral_recipes.data.pretraining import PreTrainingDataModule as PreTrainingDataModule
+    from mixtral_recipes.data.squad import SquadDataModule as SquadDataModule
+    from mixtral_recipes.models.config import MixtralConfig as MixtralConfig
+    from mixtral_recipes.models.config import MixtralConfig8x3B as MixtralConfig8x3B
+    from mixtral_recipes.models.config import MixtralConfig8x7B as MixtralConfig8x7B
+    from mixtral_recipes.models.config import MixtralConfig8x22B as MixtralConfig8x22B
+    from mixtral_recipes.models.config import MixtralConfigTiny as MixtralConfigTiny
+    from mixtral_recipes.models.config import MixtralModel as MixtralModel
+    from mixtral_recipes.peft.lora import LoRA as LoRA
+    from mixtral_recipes.recipes import mixtral_8x3b as mixtral_8x3b
+    from mixtral_recipes.recipes import mixtral_8x7b as mixtral_8x7b
+    from mixtral_recipes.recipes import mixtral_8x7b_16k as mixtral_8x7b_16k
+    from mixtral_recipes.recipes import mixtral_8x7b_64k as mixtral_8x7b_64k
+    from mixtral_recipes.recipes import mixtral_8x22b as mixtral_8x22b
+    from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
+    from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
+    from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
+    from mixtral_recipes.topology import Topology as Topology
+    from mixtral_recipes.training.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
+    from mixtral_recipes.training.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
+    from mixtral_recipes.training.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
+    from mixtral_recipes.training.callbacks import PreemptionCallback as PreemptionCallback
+    from mixtral_recipes.training.callbacks import TimingCallback as TimingCallback
+    from mixtral_recipes.training.checkpoint import ModelCheckpoint as ModelCheckpoint
+    from mixtral_recipes.training.metrics import NeMoLogger as NeMoLogger
+    from mixtral_recipes.training.metrics import TensorBoardLogger as TensorBoardLogger
+    from mixtral_recipes.training.metrics import WandbLogger as WandbLogger
+    from mixtral_recipes.training.optimizer import CosineAnnealingScheduler as CosineAnnealingScheduler
+    from mixtral_recipes.training.optimizer import MegatronOptimizerModule as MegatronOptimizerModule
+    from mixtral_recipes.training.precision import MegatronMixedPrecision as MegatronMixedPrecision
+    from mixtral_recipes.training.resume import AutoResume as AutoResume
+    from mixtral_recipes.training.resume import RestoreConfig as RestoreConfig
+    from mixtral_recipes.training.trainer import MegatronStrategy as MegatronStrategy
+    from mixtral_recipes.training.trainer import Trainer as Trainer
+
 __version__ = "0.1.0"
 
 # name -> module; recipe modules stand for themselves.
@@ -51,6 +97,12 @@ _NAMES = {
 }
 _RECIPES = (
     "mixtral_8x7b",
+    "mixtral_8x7b_16k",
+    "mixtral_8x7b_64k",
+    "mixtral_8x22b",
+    "mixtral_8x22b_16k",
+    "mixtral_8x22b_64k",
+    "mixtral_8x3b",
     "mixtral_tiny",
 )
 

@@ -4,7 +4,6 @@ Nothing else in this package computes ``world_size // (tp * pp * cp)``; ask a `T
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,13 @@ class ModelShape:
     ffn_hidden_size: int
     num_moe_experts: int
     max_position_embeddings: int
+    vocab_size: int = 32000
+    make_vocab_size_divisible_by: int = 128
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,11 @@ class Topology:
         """Forward passes per optimizer step on each data-parallel rank."""
         return batch.global_batch_size // (batch.micro_batch_size * self.data_parallel_size)
 
+    def padded_vocab_size(self, model: ModelShape) -> int:
+        """The vocabulary rounded up so that every tensor-parallel rank holds an equal share."""
+        unit = model.make_vocab_size_divisible_by * self.tensor_model_parallel_size
+        return -(-model.vocab_size // unit) * unit
+
     def describe(self) -> str:
         """One line, in the order people write it: ``TP1 PP4 VPP8 CP1 EP8 DP16``."""
         parts = {
@@ -111,52 +122,66 @@ class Topology:
 
     def violations(self, model: ModelShape, batch: BatchShape) -> list[str]:
         """Every rule this layout breaks, each as ``setting=value: the rule; the nearest values that work``."""
-        found: list[str] = []
-        for size in _sizes(self):
-            if size[1] < 1:
-                found.append(f"{size[0]}={size[1]} must be at least 1.")
-        if found:
-            return found
-        return [*_world_rules(self), *_model_rules(self, model), *_batch_rules(self, model, batch)]
+        wrong = list(_size_rules(self, model, batch))
+        layout, model, batch = _at_least_one(self), _at_least_one(model), _at_least_one(batch)
+        return [*wrong, *_world_rules(layout), *_model_rules(layout, model), *_batch_rules(layout, model, batch)]
 
     def check(self, model: ModelShape, batch: BatchShape) -> None:
         """Refuse a layout that cannot run.
 
         Raises:
-            RecipeError: names every broken rule, and the nearest layout of this world size that breaks none.
+            RecipeError: names every broken rule, and the settings that repair them all on as many processes.
         """
         found = self.violations(model, batch)
         if not found:
             return
-        fix = self.nearest_valid(model, batch)
-        advice = f" Nearest layout that works on {self.world_size} processes: {fix.describe()}." if fix else ""
-        raise RecipeError(" ".join(found) + advice)
+        from mixtral_recipes.layout_repair import repair
+
+        fix = repair(self, model, batch)
+        raise RecipeError(" ".join(found) + (f" To repair: {' '.join(fix.settings)}" if fix else ""))
 
     def nearest_valid(self, model: ModelShape, batch: BatchShape) -> "Topology | None":
         """The layout on as many processes that changes the fewest sizes, by the smallest factors; None if none."""
+        from mixtral_recipes.layout_repair import nearest_layout
 
-        def distance(other: Topology) -> tuple[int, float]:
-            pairs = list(zip(_sizes(self), _sizes(other), strict=True))
-            changed = sum(a != b for a, b in pairs) + (self.sequence_parallel != other.sequence_parallel)
-            return changed, sum(max(a[1], 1) / b[1] + b[1] / max(a[1], 1) for a, b in pairs)
-
-        valid = (layout for layout in _layouts(self, model) if not layout.violations(model, batch))
-        return min(valid, key=distance, default=None)
+        return nearest_layout(self, model, batch)
 
 
-def _sizes(layout: Topology) -> list[tuple[str, int]]:
+def sizes(layout: Topology) -> list[tuple[str, int]]:
+    """Every parallel size by its name, defaults filled in."""
     return [
         ("tensor_model_parallel_size", layout.tensor_model_parallel_size),
         ("pipeline_model_parallel_size", layout.pipeline_model_parallel_size),
-        ("virtual_pipeline_model_parallel_size", layout.virtual_pipeline_model_parallel_size or 1),
+        ("virtual_pipeline_model_parallel_size", _value(layout.virtual_pipeline_model_parallel_size)),
         ("context_parallel_size", layout.context_parallel_size),
         ("expert_model_parallel_size", layout.expert_model_parallel_size),
-        ("expert_tensor_parallel_size", layout.expert_tp),
+        ("expert_tensor_parallel_size", _value(layout.expert_tensor_parallel_size, layout.tensor_model_parallel_size)),
     ]
 
 
-def _divisors(number: int) -> list[int]:
+def _value(size: int | None, default: int = 1) -> int:
+    return default if size is None else size
+
+
+def divisors(number: int) -> list[int]:
+    """Every divisor, ascending."""
     return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def token_slices(layout: Topology) -> int:
+    """Slices each sequence is cut into: 2 x CP under context parallelism, times TP under sequence parallelism."""
+    by_context = 2 * layout.context_parallel_size if layout.context_parallel_size > 1 else 1
+    return by_context * (layout.tensor_model_parallel_size if layout.sequence_parallel else 1)
+
+
+def _at_least_one[T: (Topology, ModelShape, BatchShape)](value: T) -> T:
+    """The same with sizes below 1 read as 1, so that the other rules can still be checked."""
+    low = {
+        field.name: 1
+        for field in dataclasses.fields(value)
+        if isinstance(size := getattr(value, field.name), int) and not isinstance(size, bool) and size < 1
+    }
+    return dataclasses.replace(value, **low)
 
 
 def _choices(numbers: list[int]) -> str:
@@ -165,24 +190,13 @@ def _choices(numbers: list[int]) -> str:
     return "use " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
 
 
-def _layouts(near: Topology, model: ModelShape) -> Iterator[Topology]:
-    world = _divisors(near.world_size)
-    experts = _divisors(model.num_moe_experts)
-    for tp, pp, cp, ep in itertools.product(world, world, world, experts):
-        if tp * pp * cp > near.world_size:
-            continue
-        chunks = {near.virtual_pipeline_model_parallel_size, None} if pp > 1 else {None}
-        for vpp, etp in itertools.product(chunks, {near.expert_tensor_parallel_size, None, 1}):
-            yield dataclasses.replace(
-                near,
-                tensor_model_parallel_size=tp,
-                pipeline_model_parallel_size=pp,
-                virtual_pipeline_model_parallel_size=vpp,
-                context_parallel_size=cp,
-                expert_model_parallel_size=ep,
-                expert_tensor_parallel_size=etp,
-                sequence_parallel=tp > 1,
-            )
+def _size_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
+    counted = [("world size", t.world_size), *sizes(t)]
+    counted += [(name, getattr(b, name)) for name in ("global_batch_size", "micro_batch_size", "seq_length")]
+    counted += [(name, getattr(m, name)) for name in ("vocab_size", "make_vocab_size_divisible_by")]
+    for name, size in counted:
+        if size < 1:
+            yield f"{name}={size} must be at least 1."
 
 
 def _world_rules(t: Topology) -> Iterator[str]:
@@ -205,14 +219,14 @@ def _model_rules(t: Topology, m: ModelShape) -> Iterator[str]:
     if m.num_moe_experts % ep:
         yield (
             f"expert_model_parallel_size={ep} does not divide num_moe_experts={m.num_moe_experts}; "
-            f"{_choices(_divisors(m.num_moe_experts))}."
+            f"{_choices(divisors(m.num_moe_experts))}."
         )
     if m.num_attention_heads % tp:
         yield f"tensor_model_parallel_size={tp} does not divide num_attention_heads={m.num_attention_heads}."
     if m.num_query_groups % tp:
         yield (
             f"tensor_model_parallel_size={tp} does not divide num_query_groups={m.num_query_groups}; "
-            f"{_choices(_divisors(m.num_query_groups))}."
+            f"{_choices(divisors(m.num_query_groups))}."
         )
     if m.ffn_hidden_size % t.expert_tp:
         yield f"expert_tensor_parallel_size={t.expert_tp} does not divide ffn_hidden_size={m.ffn_hidden_size}."
@@ -233,12 +247,11 @@ def _model_rules(t: Topology, m: ModelShape) -> Iterator[str]:
 
 
 def _batch_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
-    slice_of = 2 * t.context_parallel_size if t.context_parallel_size > 1 else 1
-    slices = slice_of * (t.tensor_model_parallel_size if t.sequence_parallel else 1)
+    slices = token_slices(t)
     if b.seq_length % slices:
         yield f"seq_length={b.seq_length} is not a multiple of {slices} (2 x CP for CP > 1, x TP under SP)."
-    if b.fp8 and (b.seq_length * b.micro_batch_size // slices) % 16:
-        yield f"FP8 needs a multiple of 16 tokens per rank: seq_length={b.seq_length} over {slices} slices is not."
+    if b.fp8:
+        yield from _fp8_rules(t, m, b)
     if b.seq_length > m.max_position_embeddings:
         yield (
             f"seq_length={b.seq_length} exceeds max_position_embeddings={m.max_position_embeddings}; "
@@ -259,3 +272,21 @@ def _batch_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
                 f"interleaved pipelining needs microbatches per step ({t.num_microbatches(b)}) to be a multiple of "
                 f"pipeline_model_parallel_size={t.pipeline_model_parallel_size}."
             )
+
+
+def _fp8_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
+    """FP8 matrix products need every dimension in multiples of 16 (Transformer Engine)."""
+    slices = token_slices(t)
+    if (b.seq_length * b.micro_batch_size) % (16 * slices):
+        yield f"FP8 needs a multiple of 16 tokens per rank: seq_length={b.seq_length} over {slices} slices is not."
+    if m.ffn_hidden_size % (16 * t.expert_tp):
+        yield (
+            f"FP8 needs a multiple of 16 rows per rank: ffn_hidden_size={m.ffn_hidden_size} over "
+            f"expert_tensor_parallel_size={t.expert_tp} is not."
+        )
+    rows = m.head_dim * (m.num_attention_heads + 2 * m.num_query_groups)
+    if rows % (16 * t.tensor_model_parallel_size) or m.hidden_size % 16:
+        yield (
+            f"FP8 needs a multiple of 16 rows per rank: attention's {rows} over "
+            f"tensor_model_parallel_size={t.tensor_model_parallel_size} are not."
+        )

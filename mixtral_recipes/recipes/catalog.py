@@ -48,7 +48,7 @@ class RecipeEntry:
         shape: The model's sizes.
         seq_length: Tokens per sequence in pretraining; fine-tuning uses `finetune_seq_length`.
         finetune_seq_length: Tokens per sequence in fine-tuning.
-        base: Hub id fine-tuning starts from, or the embedded model.
+        base: Hub id fine-tuning starts from, or the embedded model; None where nobody publishes it.
         instruct: Hub id of the Instruct variant, if there is one.
         layouts: Task (``pretrain``, ``performance``, ``peft``, ``full``, ``full_packed``), optionally followed by
             ``@hardware`` where another GPU wants another layout -> its layout.
@@ -62,7 +62,7 @@ class RecipeEntry:
     shape: ModelShape
     seq_length: int
     finetune_seq_length: int
-    base: str
+    base: str | None
     instruct: str | None
     layouts: dict[str, Layout] = field(hash=False)
     needs_gpu: bool = True
@@ -119,6 +119,7 @@ def _layout(
 
 
 _NEMO = "NeMo 2.0's recipe."
+_NEMO_FAST = "NeMo 2.0's performance mode: EP1, TP8, SP."
 _IN_NODE = "expert TP 1, so that the experts' all-to-all over EP 8 stays inside a node"
 
 _SHAPE_8X7B = ModelShape(32, 4096, 32, 8, 14336, 8, 4096)
@@ -127,27 +128,96 @@ _SHAPE_8X3B = ModelShape(32, 2560, 32, 8, 8960, 8, 4096)
 _SHAPE_TINY = ModelShape(4, 128, 8, 4, 256, 8, 512)
 
 
-def _long(shape: ModelShape, positions: int) -> ModelShape:
-    return dataclasses.replace(shape, max_position_embeddings=positions)
-
-
 # Columns: nodes, TP, PP, VPP, CP, EP, expert TP. "GB" is memory per GPU as `footprint` counts it.
 _LAYOUTS_8X7B = {
     "pretrain": _layout(8, 1, 4, 8, 1, 8, why=_NEMO),
-    "pretrain@h200": _layout(8, 1, 1, None, 1, 8, why="NVIDIA's published 8x7B layout for large memory (TP1 EP8)."),
-    "pretrain@b200": _layout(8, 1, 1, None, 1, 8, why="NeMo performance summary 25.02, 8x7B on B200 (TP1 EP8)."),
-    "performance": _layout(8, 8, 4, 8, 1, 1, why="NeMo 2.0's performance mode: EP1, TP8, SP."),
+    "pretrain@h200": _layout(8, 1, 1, None, 1, 8, why="141 GB hold the layers of a rank without a pipeline."),
+    "pretrain@b200": _layout(8, 1, 1, None, 1, 8, why="NeMo performance summary 25.02, 8x7B on B200: TP1 EP8."),
+    "performance": _layout(8, 8, 4, 8, 1, 1, why=_NEMO_FAST),
     "peft": _layout(1, 1, 1, None, 1, 8, why="NeMo 2.0's recipe: one node, EP8."),
     "full": _layout(
-        4, 1, 4, 8, 1, 8, why="NeMo's sizes (EP8 x PP4 = 32), on the 4 nodes they need; NeMo's 8 GPUs cannot start."
+        4, 1, 4, 8, 1, 8, why="NeMo's EP8 x PP4 on the 32 GPUs it needs; NeMo gives it 8 and cannot start."
     ),
     "full_packed": _layout(
-        4, 4, 1, None, 1, 8, 1,
-        why=f"8 packs per step leave one microbatch per rank, so no pipeline; TP4 for memory; {_IN_NODE}.",
+        4, 4, 1, None, 1, 8, 1, why=f"8 packs per step are too few for a pipeline, so TP4 for memory; {_IN_NODE}."
     ),
     "full@h200": _layout(2, 2, 1, None, 1, 8, 1, why=f"Fits 2 nodes of 141 GB without a pipeline; {_IN_NODE}."),
-    "full@b200": _layout(1, 1, 1, None, 1, 8, why="Weights, gradients and Adam fit one node of 180 GB."),
-}  # fmt: skip
+    "full@b200": _layout(1, 1, 1, None, 1, 8, why="Weights, gradients and Adam's state fit one node of 180 GB."),
+}
+_LAYOUTS_8X7B_16K = {
+    "pretrain": _layout(4, 4, 2, None, 4, 1, why=_NEMO),
+    "pretrain@h200": _layout(4, 1, 1, None, 4, 8, why="141 GB need no tensor parallelism; CP4 and EP8 inside a node."),
+    "pretrain@b200": _layout(4, 1, 1, None, 2, 8, why="180 GB need half the context parallelism."),
+    "performance": _layout(4, 8, 2, None, 2, 1, why=f"{_NEMO_FAST} CP2, so that TP8 still fits 32 GPUs."),
+    "peft": _layout(1, 2, 1, None, 4, 8, 1, why="One node: TP2 x CP4 leave 2048 tokens per rank, as at 2k; EP8."),
+    "full": _layout(4, 2, 4, 8, 4, 8, 1, why=f"TP2 x CP4 leave 2048 tokens per rank; PP4 for the weights; {_IN_NODE}."),
+}
+_LAYOUTS_8X7B_64K = {
+    "pretrain": _layout(16, 8, 4, None, 4, 1, why=_NEMO),
+    "pretrain@h200": _layout(16, 2, 1, None, 8, 8, 1, why=f"TP2 x CP8 leave 4096 tokens per rank; {_IN_NODE}."),
+    "pretrain@b200": _layout(16, 1, 1, None, 8, 8, why="CP8 leaves 8192 tokens per rank; CP and EP inside a node."),
+    "performance": _layout(16, 8, 4, None, 4, 1, why=f"{_NEMO_FAST} The recipe's own layout has them already."),
+    "peft": _layout(2, 8, 1, None, 2, 8, 1, why=f"TP8 in a node, CP2 across two: 4096 tokens per rank; {_IN_NODE}."),
+    "full": _layout(8, 8, 4, 8, 2, 8, 1, why=f"As for adapters, with PP4 for gradients and Adam's state; {_IN_NODE}."),
+}
+_LAYOUTS_8X22B = {
+    "pretrain": _layout(16, 2, 4, 14, 2, 8, why=_NEMO),
+    "pretrain@h200": _layout(16, 2, 4, 14, 1, 8, 1, why=f"141 GB need no context parallelism at 4k; {_IN_NODE}."),
+    "pretrain@b200": _layout(16, 1, 4, 14, 1, 8, why="180 GB need no tensor or context parallelism at 4k."),
+    "performance": _layout(16, 8, 4, 14, 2, 1, why=_NEMO_FAST),
+    "peft": _layout(
+        8, 8, 1, None, 1, 8, 1, why=f"NeMo's TP8 EP8 with the sequence parallelism its MoE layer needs; {_IN_NODE}."
+    ),
+    "full": _layout(
+        8,
+        8,
+        4,
+        14,
+        1,
+        8,
+        1,
+        why=f"NeMo's TP8 PP4 EP8, which needs 256 GPUs with expert TP 8 and 32 with 1; {_IN_NODE}.",
+    ),
+    "full@h200": _layout(4, 8, 4, 14, 1, 8, 1, why="The same layout, one copy: 32 GPUs of 141 GB hold it."),
+}
+_LAYOUTS_8X22B_16K = {
+    "pretrain": _layout(16, 4, 4, 14, 4, 8, 1, why=f"TP4 x CP4 leave 1024 tokens per rank, as at 4k; {_IN_NODE}."),
+    "pretrain@h200": _layout(16, 2, 4, 14, 4, 8, 1, why=f"TP2 x CP4 fill a node: 2048 tokens per rank; {_IN_NODE}."),
+    "pretrain@b200": _layout(16, 2, 4, 14, 2, 8, 1, why=f"180 GB hold 4096 tokens per rank; {_IN_NODE}."),
+    "performance": _layout(16, 8, 4, 14, 2, 1, why=_NEMO_FAST),
+    "peft": _layout(8, 8, 1, None, 2, 8, 1, why=f"TP8 in a node, CP2 across two: 1024 tokens per rank; {_IN_NODE}."),
+    "full": _layout(
+        16, 8, 4, 14, 2, 8, 1, why=f"As for adapters, with PP4 for gradients and Adam's state; {_IN_NODE}."
+    ),
+}
+_LAYOUTS_8X22B_64K = {
+    "pretrain": _layout(
+        16, 2, 4, 14, 2, 8, recompute=True, why=f"{_NEMO} Its 16k tokens per rank fit 80 GB only when recomputed."
+    ),
+    "pretrain@h200": _layout(
+        16, 4, 4, 14, 8, 8, 1, why=f"TP4 x CP8 leave 2048 tokens per rank: no recomputation; {_IN_NODE}."
+    ),
+    "pretrain@b200": _layout(16, 4, 4, 14, 4, 8, 1, why=f"180 GB hold 4096 tokens per rank; {_IN_NODE}."),
+    "performance": _layout(16, 8, 4, 14, 2, 1, recompute=True, why=f"{_NEMO_FAST} Recomputed, as without it."),
+    "peft": _layout(8, 8, 1, None, 8, 8, 1, why=f"TP8 in a node, CP8 across eight: 1024 tokens per rank; {_IN_NODE}."),
+    "full": _layout(
+        16,
+        8,
+        4,
+        14,
+        4,
+        8,
+        1,
+        recompute=True,
+        why=f"TP8 x CP4 x PP4 fill 128 GPUs; 2048 tokens per rank, recomputed; {_IN_NODE}.",
+    ),
+}
+_LAYOUTS_8X3B = {
+    "pretrain": _layout(4, 1, 1, None, 1, 8, why="18 B parameters fit without a pipeline; EP8 inside a node."),
+    "performance": _layout(4, 8, 1, None, 1, 1, why=_NEMO_FAST),
+    "peft": _layout(1, 1, 1, None, 1, 8, why="One node, EP8, as for 8x7B."),
+    "full": _layout(1, 1, 1, None, 1, 8, why="18 B parameters with Adam's state fit one node."),
+}
 
 _LAYOUTS_TINY = {
     "pretrain": _layout(1, 1, 1, None, 1, 2, gpus=2, why="Two processes, four experts each."),
@@ -155,18 +225,44 @@ _LAYOUTS_TINY = {
     "full": _layout(1, 1, 1, None, 1, 2, gpus=2, why="Two processes, four experts each."),
 }
 
+_8X7B = ("mistralai/Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1")
+_8X22B = ("mistralai/Mixtral-8x22B-v0.1", "mistralai/Mixtral-8x22B-Instruct-v0.1")
+
+
+def _entry(
+    name: str,
+    model: str,
+    shape: ModelShape,
+    seq_length: int,
+    checkpoints: tuple[str | None, str | None],
+    layouts: dict[str, Layout],
+    about: str,
+) -> RecipeEntry:
+    """A large model's entry: fine-tuning at 2k tokens (NeMo's), or at the full length for the long variants."""
+    finetune_seq_length = 2048 if seq_length == 4096 else seq_length
+    # NeMo's 64k variants leave max_position_embeddings at 4096; here it follows the sequence length.
+    shape = dataclasses.replace(shape, max_position_embeddings=seq_length)
+    return RecipeEntry(name, model, shape, seq_length, finetune_seq_length, *checkpoints, layouts=layouts, about=about)
+
+
 _ENTRIES = (
-    RecipeEntry(
-        name="mixtral_8x7b",
-        model="Mixtral 8x7B",
-        shape=_SHAPE_8X7B,
-        seq_length=4096,
-        finetune_seq_length=2048,
-        base="mistralai/Mixtral-8x7B-v0.1",
-        instruct="mistralai/Mixtral-8x7B-Instruct-v0.1",
-        layouts=_LAYOUTS_8X7B,
-        about="Mixtral 8x7B at 4k tokens",
+    _entry("mixtral_8x7b", "Mixtral 8x7B", _SHAPE_8X7B, 4096, _8X7B, _LAYOUTS_8X7B, "Mixtral 8x7B"),
+    _entry("mixtral_8x7b_16k", "Mixtral 8x7B", _SHAPE_8X7B, 16384, _8X7B, _LAYOUTS_8X7B_16K, "8x7B on long texts"),
+    _entry("mixtral_8x7b_64k", "Mixtral 8x7B", _SHAPE_8X7B, 65536, _8X7B, _LAYOUTS_8X7B_64K, "8x7B on very long texts"),
+    _entry("mixtral_8x22b", "Mixtral 8x22B", _SHAPE_8X22B, 4096, _8X22B, _LAYOUTS_8X22B, "Mixtral 8x22B"),
+    _entry(
+        "mixtral_8x22b_16k", "Mixtral 8x22B", _SHAPE_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K, "8x22B on long texts"
     ),
+    _entry(
+        "mixtral_8x22b_64k",
+        "Mixtral 8x22B",
+        _SHAPE_8X22B,
+        65536,
+        _8X22B,
+        _LAYOUTS_8X22B_64K,
+        "8x22B on very long texts",
+    ),
+    _entry("mixtral_8x3b", "Mixtral 8x3B", _SHAPE_8X3B, 4096, (None, None), _LAYOUTS_8X3B, "NeMo's smaller Mixtral"),
     RecipeEntry(
         name="mixtral_tiny",
         model="Mixtral tiny",
@@ -178,7 +274,7 @@ _ENTRIES = (
         layouts=_LAYOUTS_TINY,
         needs_gpu=False,
         precisions=("fp32", "bf16", "fp8"),
-        about="A 4-layer Mixtral that trains on a laptop's CPU",
+        about="4 layers, trains on a laptop's CPU",
     ),
 )
 

@@ -215,10 +215,17 @@ def _log(dir: str | None, name: str, ckpt: run.Config[ModelCheckpoint]) -> run.C
     return run.Config(NeMoLogger, ckpt=ckpt, name=name, tensorboard=tensorboard, wandb=None, log_dir=dir)
 
 
-def resume(path: str | None = None) -> run.Config[AutoResume]:
-    """Take up the run's own newest checkpoint, else start from ``path``, else from scratch."""
-    restore = run.Config(RestoreConfig, path=path) if path else None
-    return run.Config(AutoResume, restore_config=restore, resume_if_exists=True, resume_ignore_no_checkpoint=True)
+def resume(path: str | None = None, *, restore: bool = False) -> run.Config[AutoResume]:
+    """Take up the run's own newest checkpoint, else start from ``path``, else from scratch.
+
+    Args:
+        path: Weights to start from.
+        restore: Whether there must be weights to start from, named here or later.
+    """
+    restore_config = run.Config(RestoreConfig, path=path) if restore else None
+    return run.Config(
+        AutoResume, restore_config=restore_config, resume_if_exists=True, resume_ignore_no_checkpoint=True
+    )
 
 
 def squad(seq_length: int, *, packed: bool, dataset_root: str | None = None) -> run.Config[SquadDataModule]:

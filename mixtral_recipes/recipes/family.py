@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import nemo_run as run
+import torch
 
 from mixtral_recipes import api
 from mixtral_recipes.data.mock import MockDataModule
@@ -11,14 +12,54 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.callbacks import (
     GarbageCollectionCallback,
     MegatronCommOverlapCallback,
     MegatronTokenDropCallback,
 )
+from mixtral_recipes.training.trainer import Trainer
 
 LORA_LR = 1e-4  # NeMo 2.0: LoRA and DoRA
 FULL_LR = 5e-6  # NeMo 2.0: full fine-tuning
+# Instruct models whose vocabulary is not the base model's. Source: their config.json.
+INSTRUCT_VOCABULARY = {"mistralai/Mixtral-8x22B-Instruct-v0.1": 32768}
+
+
+def trainer(
+    *,
+    tensor_parallelism: int,
+    pipeline_parallelism: int,
+    pipeline_parallelism_type: torch.dtype | None,
+    virtual_pipeline_parallelism: int | None,
+    context_parallelism: int,
+    sequence_parallelism: bool,
+    expert_parallelism: int,
+    expert_tensor_parallelism: int | None,
+    num_nodes: int,
+    num_gpus_per_node: int,
+    max_steps: int,
+    callbacks: list[Any] | None,
+) -> run.Config[Trainer]:
+    """A pretraining trainer from NeMo's argument names."""
+    topology = Topology(
+        num_nodes * num_gpus_per_node,
+        tensor_parallelism,
+        pipeline_parallelism,
+        virtual_pipeline_parallelism,
+        context_parallelism,
+        expert_parallelism,
+        expert_tensor_parallelism,
+        sequence_parallelism,
+    )
+    return defaults.trainer(
+        topology,
+        num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node,
+        max_steps=max_steps,
+        pipeline_dtype=pipeline_parallelism_type,
+        callbacks=callbacks,
+    )
 
 
 def pretrain(
@@ -100,6 +141,8 @@ def finetune(
         instruct: Whether to start from the Instruct variant.
     """
     peft = defaults.is_peft(peft_scheme)
+    if instruct and entry.instruct in INSTRUCT_VOCABULARY:
+        model.config.vocab_size = INSTRUCT_VOCABULARY[entry.instruct]
     layout = entry.layout("peft" if peft else "full_packed" if packed_sequence else "full", hardware)
     recipe = run.Partial(
         api.finetune,
@@ -110,7 +153,7 @@ def finetune(
         optim=defaults.adam_with_cosine_annealing(
             max_lr=LORA_LR if peft else FULL_LR, min_lr=0.0, warmup_steps=50, adam_beta2=0.98
         ),
-        resume=defaults.resume(starting_weights(entry, instruct)),
+        resume=defaults.resume(starting_weights(entry, instruct), restore=True),
         peft=defaults.adapter(peft_scheme),
         tokenizer="model",
     )
@@ -119,13 +162,17 @@ def finetune(
     return recipe
 
 
-def starting_weights(entry: RecipeEntry, instruct: bool) -> str:
+def starting_weights(entry: RecipeEntry, instruct: bool) -> str | None:
     """Where fine-tuning starts: ``nemo://ID`` (imported beforehand, as in NeMo), or the embedded model.
+
+    None where nobody publishes the model.
 
     Raises:
         RecipeError: there is no Instruct variant.
     """
     if not instruct:
+        if entry.base is None:
+            return None
         return entry.base if "://" in entry.base else f"nemo://{entry.base}"
     if entry.instruct is None:
         raise RecipeError(f"instruct=True: {entry.name} has no Instruct variant; use instruct=False.")

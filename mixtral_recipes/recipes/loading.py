@@ -22,12 +22,21 @@ def load(recipe_name: str, task: str, **arguments: Any) -> Any:
     Raises:
         RecipeError: an unknown recipe, task or argument.
     """
-    if task not in catalog.TASKS:
-        raise RecipeError(f"task {task!r} is not known.{nearest(task, catalog.TASKS)}")
-    module = importlib.import_module(f"mixtral_recipes.recipes.{catalog.entry(recipe_name).name}")
-    function = getattr(module, f"{task}_recipe")
+    function = recipe_function(recipe_name, task)
     known = list(inspect.signature(function).parameters)
     for name in arguments:
         if name not in known:
             raise RecipeError(f"{recipe_name}.{task} has no argument {name!r}.{nearest(name, known)}")
     return function(**arguments)
+
+
+def recipe_function(recipe_name: str, task: str) -> Any:
+    """The function that makes a recipe.
+
+    Raises:
+        RecipeError: an unknown recipe or task.
+    """
+    if task not in catalog.TASKS:
+        raise RecipeError(f"task {task!r} is not known.{nearest(task, catalog.TASKS)}")
+    module = importlib.import_module(f"mixtral_recipes.recipes.{catalog.entry(recipe_name).name}")
+    return getattr(module, f"{task}_recipe")

@@ -9,7 +9,6 @@ import torch
 from mixtral_recipes.api import finetune, pretrain
 from mixtral_recipes.models.config import MixtralConfig8x7B, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.trainer import Trainer
 
 NAME = "mixtral_8x7b"
@@ -35,25 +34,10 @@ def trainer(
     num_gpus_per_node: int = 8,
     max_steps: int = defaults.PRETRAIN_STEPS,
     callbacks: list[Any] | None = None,
+    expert_tensor_parallelism: int | None = None,
 ) -> run.Config[Trainer]:
-    """The pretraining trainer, NeMo's layout by default (``catalog.py`` has the reasons)."""
-    topology = Topology(
-        num_nodes * num_gpus_per_node,
-        tensor_parallelism,
-        pipeline_parallelism,
-        virtual_pipeline_parallelism,
-        context_parallelism,
-        expert_parallelism,
-        sequence_parallel=sequence_parallelism,
-    )
-    return defaults.trainer(
-        topology,
-        num_nodes=num_nodes,
-        num_gpus_per_node=num_gpus_per_node,
-        max_steps=max_steps,
-        pipeline_dtype=pipeline_parallelism_type,
-        callbacks=callbacks,
-    )
+    """The pretraining trainer; `catalog` says where its layout comes from."""
+    return family.trainer(**locals())
 
 
 @run.cli.factory(target=pretrain, name=NAME)
@@ -68,22 +52,19 @@ def pretrain_recipe(
     precision: str = "bf16",
     hardware: str = "h100",
 ) -> run.Partial[Any]:
-    """Pretrain Mixtral 8x7B on random tokens; set ``data`` to train on text.
+    """Pretrain on random tokens; set ``data`` to train on text.
 
     Args:
         dir: Folder of runs.
         name: Run name.
         num_nodes: Nodes; None takes the layout's (8 for H100).
         num_gpus_per_node: Processes per node; None takes the layout's.
-        performance_mode: Whether to trade exact routing for speed (`family.performance_mode`).
+        performance_mode: Whether to trade exact routing for speed (`family.apply_performance_mode`).
         fn: What the recipe calls.
         precision: ``bf16`` or ``fp8``.
         hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
     """
-    return family.pretrain(
-        ENTRY, model(), dir=dir, name=name, num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node,
-        performance_mode=performance_mode, fn=fn, precision=precision, hardware=hardware,
-    )  # fmt: skip
+    return family.pretrain(ENTRY, model(), **locals())
 
 
 @run.cli.factory(target=finetune, name=NAME)
@@ -99,12 +80,12 @@ def finetune_recipe(
     hardware: str = "h100",
     instruct: bool = False,
 ) -> run.Partial[Any]:
-    """Fine-tune Mixtral 8x7B on SQuAD; set ``data`` to train on something else.
+    """Fine-tune on SQuAD; set ``data`` to train on something else.
 
     Args:
         dir: Folder of runs.
         name: Run name.
-        num_nodes: Nodes; None takes the layout's (1 for adapters, 4 for full fine-tuning on H100).
+        num_nodes: Nodes; None takes the layout's (1 for adapters, 4 for all weights on H100).
         num_gpus_per_node: Processes per node; None takes the layout's.
         peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
         packed_sequence: Whether samples are packed into full sequences.
@@ -112,8 +93,4 @@ def finetune_recipe(
         hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
         instruct: Whether to start from Mixtral-8x7B-Instruct.
     """
-    return family.finetune(
-        ENTRY, model(), dir=dir, name=name, num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node,
-        peft_scheme=peft_scheme, packed_sequence=packed_sequence, precision=precision, hardware=hardware,
-        instruct=instruct,
-    )  # fmt: skip
+    return family.finetune(ENTRY, model(), **locals())

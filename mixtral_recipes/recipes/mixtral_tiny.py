@@ -11,7 +11,6 @@ from mixtral_recipes import embedded
 from mixtral_recipes.api import finetune, pretrain
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.trainer import Trainer
 
 NAME = "mixtral_tiny"
@@ -53,25 +52,10 @@ def trainer(
     num_gpus_per_node: int = 2,
     max_steps: int = STEPS,
     callbacks: list[Any] | None = None,
+    expert_tensor_parallelism: int | None = None,
 ) -> run.Config[Trainer]:
     """Two processes with four experts each, on the CPU or on GPUs, whichever is there."""
-    topology = Topology(
-        num_nodes * num_gpus_per_node,
-        tensor_parallelism,
-        pipeline_parallelism,
-        virtual_pipeline_parallelism,
-        context_parallelism,
-        expert_parallelism,
-        sequence_parallel=sequence_parallelism,
-    )
-    config = defaults.trainer(
-        topology,
-        num_nodes=num_nodes,
-        num_gpus_per_node=num_gpus_per_node,
-        max_steps=max_steps,
-        pipeline_dtype=pipeline_parallelism_type,
-        callbacks=callbacks,
-    )
+    config = family.trainer(**locals())
     _for_a_laptop(config)
     return config
 
@@ -111,10 +95,7 @@ def pretrain_recipe(
         precision: ``fp32``, ``bf16`` or ``fp8``.
         hardware: ``h100``, ``h200``, ``b200`` or ``gb200``, for FP8's scaling recipe.
     """
-    recipe = family.pretrain(
-        ENTRY, model(), dir=dir, name=name, num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node,
-        performance_mode=performance_mode, fn=fn, precision=precision, hardware=hardware,
-    )  # fmt: skip
+    recipe = family.pretrain(ENTRY, model(), **locals())
     _for_a_laptop(recipe.trainer)
     recipe.trainer.max_steps = STEPS
     recipe.data.global_batch_size, recipe.data.micro_batch_size = GLOBAL_BATCH, MICRO_BATCH
@@ -148,11 +129,7 @@ def finetune_recipe(
         hardware: ``h100``, ``h200``, ``b200`` or ``gb200``, for FP8's scaling recipe.
         instruct: There is no Instruct variant of the tiny model.
     """
-    recipe = family.finetune(
-        ENTRY, model(), dir=dir, name=name, num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node,
-        peft_scheme=peft_scheme, packed_sequence=packed_sequence, precision=precision, hardware=hardware,
-        instruct=instruct,
-    )  # fmt: skip
+    recipe = family.finetune(ENTRY, model(), **locals())
     _for_a_laptop(recipe.trainer)
     recipe.trainer.max_steps = STEPS
     recipe.data.dataset_root = "embedded://squad"

@@ -48,7 +48,7 @@ CLASSES = {
 # What a recipe calls: only at the top of a file.
 TASKS = {"pretrain": "mixtral_recipes.api", "finetune": "mixtral_recipes.api"}
 # Functions that are values, e.g. of model.config.activation_func.
-FUNCTIONS = {name: "torch.nn.functional" for name in ("silu", "gelu", "relu")}
+FUNCTIONS = dict.fromkeys(("silu", "gelu", "relu"), "torch.nn.functional")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "uint8")
 # Settings that name code which Megatron imports; a file may not set them.
 NAMES_CODE = ("fp8_quantizer_factory", "fp4_quantizer_factory")
@@ -89,7 +89,10 @@ def spelling_of(value: Any) -> str:
         RecipeError: it is not in any table, so no file could name it.
     """
     path = f"{value.__module__}.{value.__qualname__}"
-    for table in ("classes", "tasks", "functions"):
+    for table in ("classes", "tasks"):
         if path in _paths(table):
             return path
+    for name, module in FUNCTIONS.items():  # by identity: torch's functions do not know where they stand
+        if value is getattr(importlib.import_module(module), name):
+            return f"{module}.{name}"
     raise RecipeError(f"{path} is not among the classes and functions a recipe file may name; set it from Python.")

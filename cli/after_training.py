@@ -1,0 +1,57 @@
+"""What follows a fine-tuning run: export the trained model, and compare its answers with the base model's."""
+
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.cli import jobs
+from mixtral_recipes.cli.output import console
+
+
+def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> dict[str, Any]:
+    """Export a checkpoint to RUN/exported, then answer held-out questions before and after.
+
+    Args:
+        job: The job that ran.
+        checkpoint: What it saved; merged with its base when it holds adapters.
+        questions: Held-out questions to answer; 0 skips the comparison.
+
+    Returns:
+        ``exported`` and, where it was measured, ``em_before``, ``f1_before``, ``em_after`` and ``f1_after`` in percent.
+    """
+    from mixtral_recipes import api
+
+    exported = job.run_dir / "exported"
+    api.export_ckpt(Path(checkpoint), target="hf", output_path=exported, overwrite=True)
+    outcome: dict[str, Any] = {"exported": str(exported)}
+    if not questions:
+        return outcome
+    from mixtral_recipes.evaluation import evaluate_squad
+
+    data = job.recipe.data.dataset_root or "rajpurkar/squad"
+    for when, folder in (("before", base_folder(job.recipe)), ("after", exported)):
+        if folder is not None:
+            scores = evaluate_squad(folder, data, limit=questions)
+            outcome |= {f"em_{when}": scores["exact_match"], f"f1_{when}": scores["f1"], "questions": scores["count"]}
+    console().print(scores_table(outcome))
+    return outcome
+
+
+def base_folder(recipe: Any) -> Path | None:
+    """The Hugging Face folder training started from, if it is one on this machine."""
+    from mixtral_recipes.embedded import resolve
+
+    folder = resolve(str(recipe.resume.restore_config.path).removeprefix("hf://"))
+    return folder if (folder / "config.json").is_file() else None
+
+
+def scores_table(outcome: dict[str, Any]) -> Any:
+    """Exact match and F1, before and after, side by side."""
+    from rich.table import Table
+
+    table = Table(title=f"{outcome['questions']} held-out questions")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    for key, label in (("em", "exact match"), ("f1", "F1")):
+        values = [outcome.get(f"{key}_{when}") for when in ("before", "after")]
+        table.add_row(label, *("-" if value is None else f"{value:.1f} %" for value in values))
+    return table

@@ -1,0 +1,148 @@
+"""``mixtral-recipes recipes``: list, show and compare."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mixtral_recipes.cli import options
+from mixtral_recipes.cli.output import console, print_json
+from mixtral_recipes.recipes import catalog
+
+app = typer.Typer(no_args_is_help=True, help="List, show and compare recipes.", pretty_exceptions_enable=False)
+
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Recipes with their tasks."""
+    specs = [f"{name}.{task}" for name in catalog.names() for task in catalog.TASKS]
+    return [spec for spec in specs if spec.startswith(incomplete)]
+
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        help="mixtral_8x7b.pretrain, mixtral_8x7b.finetune(...), or a YAML file.", autocompletion=complete_spec
+    ),
+]
+
+
+@app.command("list")
+def list_command(json: options.Json = False) -> None:
+    """Every recipe: model, context, precision, GPUs, layouts, what it needs."""
+    rows = [row(entry) for entry in catalog.CATALOG.values()]
+    if json:
+        print_json({"recipes": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right" if column == "context" else "left", no_wrap=True)
+    for values in rows:
+        table.add_row(*map(str, values.values()))
+    console().print(table)
+
+
+def row(entry: catalog.RecipeEntry) -> dict[str, Any]:
+    """One recipe's row, from the static catalog."""
+    pretrain, peft = entry.layout("pretrain"), entry.layout("peft")
+    return {
+        "recipe": entry.name,
+        "model": entry.model,
+        "context": entry.seq_length,
+        "precision": ", ".join(entry.precisions),
+        "pretrain": f"{gpus(pretrain, entry)}: {sizes(pretrain)}",
+        "lora": f"{gpus(peft, entry)}: {sizes(peft)}",
+        "needs": "H100 80 GB or larger" if entry.needs_gpu else "nothing: runs on a CPU",
+    }
+
+
+def gpus(layout: catalog.Layout, entry: catalog.RecipeEntry) -> str:
+    """How many GPUs (or processes) a layout takes."""
+    return f"{layout.topology.world_size} {'GPUs' if entry.needs_gpu else 'processes'}"
+
+
+def sizes(layout: catalog.Layout) -> str:
+    """The layout's sizes that are not 1."""
+    words = layout.topology.describe().split()
+    return " ".join(w for w in words if not w.startswith("DP") and (w.startswith("ETP") or not w.endswith("P1")))
+
+
+@app.command("show")
+def show_command(
+    spec: Spec,
+    overrides: options.Overrides = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, ready for `run`.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Also what nobody set, with its default.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """A recipe's resolved configuration, as a tree or as YAML."""
+    recipe = resolved(spec, overrides or [])
+    from mixtral_recipes.recipes.inspection import flat
+
+    if json:
+        print_json({"recipe": spec, "settings": flat(recipe, defaults=all)})
+    elif yaml:
+        from mixtral_recipes.recipes.yaml_file import to_yaml
+
+        print(to_yaml(recipe, name=spec.partition(".")[0]), end="")
+    else:
+        _print_tree(spec, flat(recipe, defaults=all))
+
+
+def _print_tree(title: str, settings: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    tree = Tree(f"[bold]{escape(title)}")
+    branches: dict[str, Tree] = {"": tree}
+    for path, value in settings.items():
+        parent, _, name = path.rpartition(".")
+        is_part = any(other.startswith((f"{path}.", f"{path}[")) for other in settings)
+        text = f"{name}: {value}" if is_part or path.endswith("]") else f"{name} = {value!r}"
+        above = branches.get(parent, tree)
+        branches[path] = above.add(f"[cyan]{escape(text)}" if is_part else escape(text))
+    console().print(tree)
+
+
+@app.command("diff")
+def diff_command(
+    a: Spec,
+    b: Annotated[str | None, typer.Argument(help="Another recipe; or go straight to overrides of the first.")] = None,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """What differs between two recipes, or between a recipe and itself with overrides (they apply to the second)."""
+    changes = list(overrides or [])
+    if b is None or "=" in b.partition("(")[0]:
+        changes, b = [*([b] if b else []), *changes], a
+    from mixtral_recipes.recipes.inspection import differences
+
+    found = differences(resolved(a, []), resolved(b, changes))
+    if json:
+        print_json({"differences": [{"path": path, "a": x, "b": y} for path, x, y in found]})
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("setting", a, b if b != a else "with overrides"):
+        table.add_column(escape(title), overflow="fold")
+    for path, x, y in found:
+        table.add_row(escape(path), escape(_text(x)), escape(_text(y)))
+    console().print(table if found else "No difference.")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def resolved(spec: str, overrides: list[str]) -> Any:
+    """A recipe by its name or file, with overrides applied."""
+    from mixtral_recipes.recipes import overrides as dotted
+    from mixtral_recipes.recipes.inspection import recipe_of
+
+    recipe = recipe_of(spec)
+    dotted.apply(recipe, overrides)
+    return recipe

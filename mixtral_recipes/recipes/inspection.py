@@ -1,0 +1,88 @@
+"""Looking at recipes: name one in a line, flatten it to dotted paths, compare two."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.recipes import catalog, loading
+
+_SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")
+
+
+def recipe_of(spec: str, default_task: str = "finetune") -> Any:
+    """The recipe a person names.
+
+    Args:
+        spec: ``mixtral_8x7b.pretrain``, ``mixtral_8x7b.finetune(peft_scheme='dora')``, or a YAML file.
+        default_task: What a name without a task means.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if spec.endswith((".yaml", ".yml")):
+        from mixtral_recipes.recipes.yaml_file import read_recipe
+
+        return read_recipe(Path(spec))
+    match = _SPEC.fullmatch(spec)
+    if not match:
+        raise RecipeError(f"{spec!r} names no recipe; write e.g. mixtral_8x7b.finetune, or a .yaml file.")
+    name, task, call = match[1], match[2] or default_task, match[3]
+    return loading.load(catalog.entry(name).name, task, **(_arguments(spec, call) if call else {}))
+
+
+def _arguments(spec: str, call: str) -> dict[str, Any]:
+    try:
+        node = ast.parse(f"f{call}", mode="eval").body
+        assert isinstance(node, ast.Call)
+        if node.args:
+            raise ValueError
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except (SyntaxError, ValueError):
+        raise RecipeError(
+            f"{spec!r}: write arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
+        ) from None
+
+
+def flat(config: Any, *, defaults: bool, path: str = "") -> dict[str, Any]:
+    """Every setting by its dotted path; a part's class stands under its own path.
+
+    Args:
+        config: A recipe or a part of one.
+        defaults: Whether settings nobody set are listed with their defaults.
+        path: Where ``config`` stands.
+    """
+    if isinstance(config, fdl.Buildable):
+        found = {path: fdl.get_callable(config).__name__} if path else {}
+        for name, value in fdl.ordered_arguments(config, include_defaults=defaults).items():
+            found |= flat(value, defaults=defaults, path=f"{path}.{name}" if path else str(name))
+        return found
+    if isinstance(config, list) and any(isinstance(item, fdl.Buildable) for item in config):
+        found = {}
+        for number, item in enumerate(config):
+            found |= flat(item, defaults=defaults, path=f"{path}[{number}]")
+        return found
+    return {path: config}
+
+
+def differences(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """Every setting that differs, as (path, value in a, value in b); `MISSING` where a side has no such setting."""
+    left, right = flat(a, defaults=True), flat(b, defaults=True)
+    paths = [*left, *(path for path in right if path not in left)]
+    pairs = ((path, left.get(path, MISSING), right.get(path, MISSING)) for path in paths)
+    return [(path, x, y) for path, x, y in pairs if not _same(x, y)]
+
+
+def _same(x: Any, y: Any) -> bool:
+    return x is y or (type(x) is type(y) and x == y) or (isinstance(x, int | float) and x == y)
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "-"
+
+
+MISSING = _Missing()

@@ -1,0 +1,197 @@
+"""Recipes as YAML files, in two forms:
+
+    recipe: mixtral_8x7b.finetune        # short: a recipe, arguments of its function, and what differs
+    peft_scheme: lora
+    trainer: {max_steps: 200}
+
+    _target_: mixtral_recipes.api.finetune   # full: every part by class, as `write_recipe` (and nemo_run) writes it
+    _partial_: true
+    trainer: {_target_: mixtral_recipes.training.trainer.Trainer, ...}
+
+Reading a file runs nothing: classes are looked up in the table in `targets`, everything else is plain data.
+"""
+
+import enum
+import inspect
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import torch
+import yaml
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.recipes import catalog, loading, overrides, targets, values
+from mixtral_recipes.recipes.plain_yaml import load_plain
+
+_TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
+_FROM = "recipe"  # in a full file: which recipe it was written from
+
+
+def header(path: Path) -> tuple[str, str]:
+    """A file's recipe and task, e.g. ``("mixtral_8x7b", "finetune")``; a full file may name no recipe of ours.
+
+    Raises:
+        RecipeError: the file cannot be read, or names neither a recipe nor a task.
+    """
+    return _header(load_plain(path), path)
+
+
+def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
+    name = data.get(_FROM)
+    if name is not None and not isinstance(name, str):
+        raise RecipeError(f"{path}: recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
+    if _TARGET in data:
+        task = targets.find(data[_TARGET], "tasks", f"{path}: {_TARGET}").__name__
+        return (name or path.stem).partition(".")[0], task
+    if name is None:
+        raise RecipeError(f"{path}: names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
+    recipe, _, task = name.partition(".")
+    if not task:
+        raise RecipeError(f"{path}: recipe: {name} names no task; write {name}.finetune or {name}.pretrain")
+    catalog.entry(recipe)
+    return recipe, task
+
+
+def read_recipe(path: Path) -> run.Partial[Any]:
+    """Read a recipe file.
+
+    Args:
+        path: A YAML file of either form.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: it cannot be read, or names a class, setting or value that a recipe has not.
+    """
+    data = load_plain(path)
+    name, task = _header(data, path)
+    data.pop(_FROM, None)
+    try:
+        if _TARGET in data:
+            data.pop(_TARGET)
+            if data.pop(_PARTIAL, True) is not True:
+                raise RecipeError(f"{_PARTIAL} must be true.")
+            recipe = run.Partial(targets.find(task, "tasks", _TARGET))
+            for key, value in data.items():
+                _set(recipe, key, value, key)
+            return recipe
+        function = loading.recipe_function(name, task)
+        arguments = {key: data.pop(key) for key in list(data) if key in _argument_names(function)}
+        recipe = function(**{key: _argument(function, key, value) for key, value in arguments.items()})
+        _merge(recipe, data, "")
+        return recipe
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _argument_names(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "fn"]
+
+
+def _argument(function: Any, name: str, value: Any) -> Any:
+    return values.check(value, inspect.signature(function).parameters[name].annotation, name)
+
+
+def _merge(holder: Any, data: dict[str, Any], path: str) -> None:
+    """Put what a mapping says into a config, leaving the rest as it is."""
+    for key, value in data.items():
+        where = f"{path}.{key}" if path else str(key)
+        inner = _inner(holder, key, value, where)
+        if inner is None:
+            _set(holder, key, value, where)
+        else:
+            _merge(inner, value, where)
+
+
+def _inner(holder: Any, key: str, value: Any, where: str) -> Any:
+    """The part a mapping without ``_target_`` changes, created where it is None; None when the value is set whole."""
+    if not isinstance(value, dict) or _TARGET in value or not isinstance(holder, fdl.Buildable):
+        return None
+    part, _ = overrides.locate(holder, f"{key}.{next(iter(value), '')}", where) if value else (None, None)
+    return part if isinstance(part, fdl.Buildable) else None
+
+
+def _set(holder: Any, key: str, value: Any, where: str) -> None:
+    overrides.locate(holder, key, where)  # refuses an unknown setting
+    if key in targets.NAMES_CODE and value is not None:
+        raise RecipeError(f"{where}: {value!r} names code to import, which a recipe file may not; set it from Python.")
+    built = _build(value, where)
+    wanted = overrides.annotation(holder, key)
+    setattr(holder, key, values.check(built, wanted, where))
+
+
+def _build(value: Any, where: str) -> Any:
+    """Configs in place of mappings with ``_target_``; plain data as it is."""
+    if isinstance(value, list):
+        return [_build(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if _TARGET not in value:
+        return {key: _build(item, f"{where}.{key}") for key, item in value.items()}
+    arguments = {key: item for key, item in value.items() if key not in (_TARGET, _PARTIAL, _CALL)}
+    if value.get(_CALL) is False and not arguments:
+        return _constant(value[_TARGET], where)
+    if value.get(_CALL, True) is not True or value.get(_PARTIAL, False) is not False:
+        raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} do not go with {value[_TARGET]!r}.")
+    config = run.Config(targets.find(value[_TARGET], "classes", where))
+    for key, item in arguments.items():
+        _set(config, key, item, f"{where}.{key}")
+    return config
+
+
+def _constant(spelling: Any, where: str) -> Any:
+    """nemo_run's way of writing a dtype or a function."""
+    if isinstance(spelling, str) and spelling.removeprefix("torch.") in targets.DTYPES:
+        return values.dtype(spelling, where)
+    return targets.find(spelling, "functions", where)
+
+
+def write_recipe(recipe: run.Partial[Any], path: Path, *, name: str | None = None) -> None:
+    """Write a recipe in full form.
+
+    Args:
+        recipe: The recipe.
+        path: The file, replaced as a whole.
+        name: The recipe's name, kept in the file.
+
+    Raises:
+        RecipeError: it holds something no file can name, such as a class of your own.
+    """
+    text = to_yaml(recipe, name=name)
+    staging = path.with_name(f".{path.name}.new")
+    staging.write_text(text)
+    staging.replace(path)
+
+
+def to_yaml(recipe: run.Partial[Any], *, name: str | None = None) -> str:
+    """A recipe as the text of a full file."""
+    plain = _plain(recipe)
+    if name is not None:
+        plain = {_FROM: f"{name}.{fdl.get_callable(recipe).__name__}", **plain}
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=False, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, fdl.Buildable):
+        head: dict[str, Any] = {_TARGET: targets.spelling_of(fdl.get_callable(value))}
+        if isinstance(value, fdl.Partial):
+            head[_PARTIAL] = True
+        return head | {key: _plain(item) for key, item in fdl.ordered_arguments(value).items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value):
+        return targets.spelling_of(value)
+    raise RecipeError(f"{type(value).__name__} {value!r} cannot be written to a recipe file; use run.Config(...).")
