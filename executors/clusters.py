@@ -83,6 +83,12 @@ class Cluster:
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < 0):
                 raise LaunchError(f"{field}={value!r} is not allowed; use a whole number, 0 or more.")
+        seconds = time_limit_s(self.time)
+        if self.grace_s and seconds < self.grace_s + 90:
+            raise LaunchError(
+                f"time={self.time!r} leaves no time to train: SIGTERM comes grace_s={self.grace_s} s before the end, "
+                f"and Slurm may send it 60 s earlier still; use at least {self.grace_s + 90} s, or a smaller grace_s."
+            )
         self._settle_mode()
 
     def _settle_mode(self) -> None:
@@ -107,6 +113,14 @@ class Cluster:
         value = getattr(self, field)
         if value is not None and (not isinstance(value, str) or not pattern.fullmatch(value)):
             raise LaunchError(f"{field}={value!r} is not allowed; {rule}.")
+
+
+def time_limit_s(text: str) -> int:
+    """Seconds of a Slurm time: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def profile_file() -> Path:

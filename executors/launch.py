@@ -89,8 +89,7 @@ def store(recipe: Any, path: Path) -> None:
             "import, or use run.run(recipe, executor=...), which sends the script along."
         )
     records.private_folder(path.parent)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
+    records.write_private(path, text)
 
 
 def _plain(recipe: Any) -> Any:
@@ -164,7 +163,7 @@ def _slurm(
     record = _record(recipe, name, run_dir, "slurm")
     recipe_file = record.path.parent / "recipe.json"
     store(recipe, recipe_file)
-    script = submit(executor, record, recipe_file, dry_run=dry_run)
+    script = submit(recipe, executor, record, recipe_file, dry_run=dry_run)
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
         shutil.rmtree(recipe_file.parent)

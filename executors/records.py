@@ -95,6 +95,13 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a text file that only its owner may read, never through a link or onto an older file's mode."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object, or None when it is missing or half-written."""
     try:

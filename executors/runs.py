@@ -12,7 +12,8 @@ from typing import Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import records, slurm_status
-from mixtral_recipes.executors.records import RunRecord
+from mixtral_recipes.executors.records import RunRecord, write_private
+from mixtral_recipes.executors.sbatch import secrets_file
 from mixtral_recipes.executors.slurm_status import FINAL, JobState
 
 
@@ -124,6 +125,9 @@ def resubmit(record: RunRecord) -> str:
     folder = record.remote_dir if record.ssh else record.job_dir
     if not record.ssh:
         job_dir = Path(record.job_dir)
+        secrets = secrets_file(tuple(record.secrets))
+        if secrets:
+            write_private(job_dir / "secrets.env", secrets)
         (job_dir / "cancelled").unlink(missing_ok=True)
         if (job_dir / "attempts.jsonl").exists():  # failures and preemptions are counted afresh
             number = len(list(job_dir.glob("attempts-*.jsonl"))) + 1
@@ -135,6 +139,24 @@ def resubmit(record: RunRecord) -> str:
     record.job_id, record.state, record.created = match.group(1), "submitted", time.time()
     record.save()
     return record.job_id
+
+
+def restart(record: RunRecord) -> dict[str, Any]:
+    """Start a local run's stored recipe again, in the same run folder, under a new id; return its result.
+
+    Raises:
+        LaunchError: it has not ended, or was started from Python without storing its recipe.
+    """
+    now = state(record)
+    if now.state not in FINAL:
+        raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
+    stored = Path(record.job_dir or record.path.parent, "recipe.json")
+    if record.executor != "local" or not stored.exists():
+        raise LaunchError(f"run {record.id} ({record.executor}) has no stored recipe; give its command again.")
+    from mixtral_recipes.executors.launch import launch
+    from mixtral_recipes.executors.rank import load
+
+    return launch(load(stored), executor="local", name=record.name, run_dir=Path(record.run_dir))
 
 
 def fetch(record: RunRecord) -> None:

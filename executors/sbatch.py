@@ -44,7 +44,7 @@ count() {{  # outcome: how often it was recorded
     grep -c "\\"outcome\\": \\"$1\\"" "$job_dir/attempts.jsonl"
 }}
 finish() {{  # outcome, exit code
-    record "$1" "$2"
+    record "$1" "$2" true
     rm -f "$job_dir/secrets.env"
     exit "$2"
 }}
@@ -52,12 +52,13 @@ again() {{  # outcome, exit code: back into the queue, unless someone cancelled 
     if [ -e "$job_dir/cancelled" ] || squeue -h -j "$SLURM_JOB_ID" -o %T | grep -q CANCELLED; then
         finish cancelled "$2"
     fi
-    record "$1" "$2"
+    if [ "$(count started)" -gt {attempts} ]; then finish failed "$2"; fi
+    record "$1" "$2" false
     scontrol requeue "$SLURM_JOB_ID" || echo "this cluster refuses to requeue job $SLURM_JOB_ID; submit it again" >&2
     exit "$2"
 }}
 
-record started 0
+record started 0 false
 
 # Environment
 {environment}
@@ -70,12 +71,9 @@ srun {srun_flags} \\
 code=$?
 
 # Outcome: preempted and lost jobs run again, failed ones {retries} time(s)
-if [ -e "$attempt/preempted" ]; then
-    if [ "$(count preempted)" -lt {max_preemptions} ]; then again preempted 75; fi
-    finish preempted 75
-fi
+if [ -e "$attempt/preempted" ]; then again preempted 75; fi
 if [ "$code" -eq 0 ]; then finish succeeded 0; fi
-if [ -n "$stopping" ]; then again stopped "$code"; fi
+if [ -n "$stopping" ] || [ "$code" -eq 143 ]; then again stopped "$code"; fi  # SIGTERM before any rank could save
 {node_check}
 if [ "$(count failed)" -lt {retries} ]; then again failed "$code"; fi
 finish failed "$code"
@@ -126,7 +124,7 @@ def render(job: Job, cluster: Cluster) -> str:
         srun_flags=" ".join(srun_flags(job, cluster)),
         command=command(job, cluster),
         retries=cluster.retries,
-        max_preemptions=cluster.max_preemptions,
+        attempts=cluster.max_preemptions + cluster.retries,
         node_check=NODE_CHECK
         if job.nodes > 1
         else ": # one node: if it is lost, so is this script, and Slurm requeues",

@@ -18,6 +18,7 @@ from torchx.specs import AppState, Role
 from mixtral_recipes.executors import slurm_status
 from mixtral_recipes.executors.clusters import Cluster
 from mixtral_recipes.executors.names import check_path
+from mixtral_recipes.executors.records import write_private
 from mixtral_recipes.executors.sbatch import Job, render, secrets_file
 
 RANK_MODULE = "mixtral_recipes.executors.rank"
@@ -94,7 +95,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
     if settings.recipe_file:
         target = local / "configs" / "recipe.json"
         target.parent.mkdir(exist_ok=True)
-        _write_private(target, Path(settings.recipe_file).read_text())
+        write_private(target, Path(settings.recipe_file).read_text())
     cluster = settings.profile()
     umask = os.umask(0o077)
     os.umask(umask)
@@ -108,11 +109,11 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
         folders=tuple(settings.folders),
     )
     script = render(job, cluster)
-    _write_private(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script)
-    _write_private(local / "sbatch.sh", script)
+    write_private(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script)
+    write_private(local / "sbatch.sh", script)
     secrets = secrets_file(cluster.secrets)
     if secrets:
-        _write_private(local / "secrets.env", secrets)
+        write_private(local / "secrets.env", secrets)
     return script
 
 
@@ -122,12 +123,6 @@ def _arguments(role: Any, job_dir: str) -> tuple[str, ...]:
     if arguments[:2] == ["-m", "nemo_run.core.runners.fdl_runner"]:
         return ("-m", RANK_MODULE, arguments[-1])
     return tuple(arguments) if role.entrypoint == "python" else ("--no-python", role.entrypoint, *arguments)
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
 
 
 def create_scheduler(session_name: str, **settings: Any) -> RecipeScheduler:

@@ -68,8 +68,8 @@ def history(job_dir: str) -> list[dict[str, Any]]:
 def from_history(job_dir: str) -> JobState | None:
     """How the job ended by its own account; None while it has not said."""
     events = history(job_dir)
-    if events and events[-1]["outcome"] in FINAL:
-        last = events[-1]
+    last = events[-1] if events else {}
+    if last.get("final") and last.get("outcome") in FINAL:
         return JobState(last["outcome"], "history", f"exit code {last['exit_code']}")
     return None
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 RECIPE_IN_JOB = "/nemo_run/configs/recipe.json"  # nemo_run's word for the job folder
 
 
-def submit(executor: "run.SlurmExecutor", record: RunRecord, recipe_file: Path, *, dry_run: bool = False) -> str:
+def submit(
+    recipe: Any, executor: "run.SlurmExecutor", record: RunRecord, recipe_file: Path, *, dry_run: bool = False
+) -> str:
     """Submit one job and complete ``record``; return the sbatch script.
+
+    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise (0 asks for none).
 
     Raises:
         LaunchError: another unfinished run uses the folder, a path is not allowed, or sbatch refuses the job.
@@ -36,6 +40,9 @@ def submit(executor: "run.SlurmExecutor", record: RunRecord, recipe_file: Path, 
     executor = executor.clone()
     executor.job_details.recipe_file = str(recipe_file)  # type: ignore[attr-defined]
     executor.job_details.folders = [check_path(Path(record.run_dir).parent, "output folder")]  # type: ignore[attr-defined]
+    trainer = getattr(recipe, "trainer", None)
+    if getattr(trainer, "accelerator", "") == "gpu" and settings.cluster.get("gpus_per_node") is None:  # type: ignore[attr-defined]
+        executor.job_details.cluster["gpus_per_node"] = settings.nproc_per_node  # type: ignore[attr-defined]
     task = run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
     try:
         with run.Experiment(

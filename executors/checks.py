@@ -1,0 +1,241 @@
+"""Checks of this machine and of a cluster, each with a way to mend what it finds.
+
+Heavy packages are imported in a child process only: a broken one may print, hang or crash, and doctor should tell.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from mixtral_recipes.executors import slurm_status
+from mixtral_recipes.executors.clusters import Cluster
+from mixtral_recipes.executors.names import home, jobs_home
+
+_SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+_ROOM_GIB = 10
+_PROBE_S = 120
+
+
+@dataclasses.dataclass
+class Check:
+    """One finding. ``verdict``: good, note (works, or is not needed here), bad (mend it first)."""
+
+    name: str
+    verdict: str
+    finding: str
+    mend: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The finding as a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def show(checks: list[Check]) -> None:
+    """Print one line per finding, and how to mend it below the bad ones."""
+    for check in checks:
+        print(f"{ {'good': 'ok  ', 'note': 'note', 'bad': 'BAD '}[check.verdict] } {check.name:20} {check.finding}")
+        if check.mend:
+            print(f"     {'':20} -> {check.mend}")
+
+
+def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
+    """Everything ``doctor`` looks at."""
+    return [
+        _python(), _package("torch"), _cuda(), _nccl(),
+        _package("megatron-core", "megatron.core"), _transformer_engine(),
+        _package("nemo_run"),
+        *_slurm(insist_on_slurm), *_containers(), _folder("job folder", jobs_home()), _room(home()),
+    ]  # fmt: skip
+
+
+def check_cluster(site: Cluster) -> list[Check]:
+    """Everything ``clusters check`` looks at; the settings themselves were checked when the profile was read."""
+    ssh = site.ssh or ""
+    answer = slurm_status.slurm(["sinfo", "--noheader", "--format=%R|%a|%D|%l"], ssh)
+    if answer.returncode != 0:
+        mend = f"try `ssh {ssh} sinfo`" if ssh else "run this on a login node, or set ssh = 'user@host' in the profile"
+        return [Check("Slurm", "bad", slurm_status.one_line(answer.stderr) or "no answer", mend)]
+    partitions = {line.split("|")[0]: line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 3}
+    found = [Check("Slurm", "good", f"answers, {len(partitions)} partition(s)")]
+    if site.partition and site.partition not in partitions:
+        found.append(Check("partition", "bad", f"no {site.partition!r}", f"use one of {', '.join(partitions)}"))
+    elif site.partition:
+        _, up, nodes, limit = partitions[site.partition]
+        found.append(Check("partition", "good" if up == "up" else "bad", f"{up}, {nodes} node(s), time limit {limit}"))
+    accounting = slurm_status.slurm(["sacct", "--noheader", "--jobs=1"], ssh)
+    found.append(
+        Check("accounting", "good", "sacct answers")
+        if accounting.returncode == 0
+        else Check("accounting", "note", "no sacct; states come from squeue and the job's own history")
+    )
+    found.append(_runtime(site, ssh))
+    if ssh:
+        done = slurm_status.slurm(["mkdir", "-p", str(site.job_dir)], ssh)
+        verdict = "good" if done.returncode == 0 else "bad"
+        found.append(
+            Check("job folder", verdict, f"{site.job_dir}: {slurm_status.one_line(done.stderr) or 'writable'}")
+        )
+    else:
+        found.append(_folder("job folder", jobs_home()))
+    return found
+
+
+def _runtime(site: Cluster, ssh: str) -> Check:
+    """Whether the way Python starts on a node is there, as far as the login node can tell."""
+    if site.mode == "venv":
+        done = slurm_status.slurm(["test", "-e", f"{site.venv}/bin/activate"], ssh)
+        if done.returncode == 0:
+            return Check("venv", "good", str(site.venv))
+        return Check("venv", "bad", f"no {site.venv}/bin/activate", "create it on a file system that all nodes see")
+    if site.mode == "pyxis":
+        done = slurm_status.slurm(["srun", "--help"], ssh)
+        if "--container-image" in done.stdout:
+            return Check("pyxis", "good", "srun knows --container-image")
+        return Check(
+            "pyxis", "bad", "srun has no --container-image", "use mode = 'apptainer' or a venv, or ask for pyxis"
+        )
+    done = slurm_status.slurm(["apptainer", "--version"], ssh)
+    if done.returncode == 0:
+        return Check("apptainer", "good", done.stdout.strip())
+    return Check("apptainer", "note", "not on the login node; the compute nodes may have it", "or load it with modules")
+
+
+def _probe(code: str) -> tuple[bool, str]:
+    """Whether Python code runs in a fresh process, and its last line of output or error."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"gave no answer in {_PROBE_S} s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Check:
+    return Check(
+        "Python", "good", f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.prefix}"
+    )  # older ones cannot import us
+
+
+def _package(name: str, module: str = "") -> Check:
+    version = _version(name)
+    if version is None:
+        return Check(name, "bad", "not installed", f"pip install {name}")
+    good, text = _probe(f"import {module or name}")
+    if good:
+        return Check(name, "good", version)
+    mend = f"pip install --force-reinstall {name}=={version}"
+    return Check(name, "bad", f"{version} is installed but does not import: {text}", mend)
+
+
+def _cuda() -> Check:
+    good, text = _probe(
+        "import torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
+        "print(f'{n} x {torch.cuda.get_device_name(0)}' if n else '')"
+    )
+    if good and text and "exit code" not in text:
+        return Check("CUDA", "good", text)
+    if shutil.which("nvidia-smi"):
+        return Check(
+            "CUDA", "bad", "nvidia-smi is here but torch sees no GPU", "install a torch built for this driver's CUDA"
+        )
+    return Check("CUDA", "note", "no GPU; recipes run on the CPU, which suits mixtral_tiny")
+
+
+def _nccl() -> Check:
+    good, text = _probe("import torch; print('.'.join(map(str, torch.cuda.nccl.version())))")
+    return Check("NCCL", "good" if good else "note", text if good else "this torch has none; gloo is used")
+
+
+def _transformer_engine() -> Check:
+    parts = [name for name in ("transformer-engine", "transformer-engine-torch") if _version(name)]
+    libraries = [name for name in ("transformer-engine-cu12", "transformer-engine-cu13") if _version(name)]
+    if not parts and not libraries:
+        return Check(
+            "Transformer Engine",
+            "note",
+            "not installed; needed for fp8 and for speed on GPUs",
+            "pip install 'mixtral-recipes[gpu]'",
+        )
+    if "transformer-engine-torch" not in parts:
+        return Check(
+            "Transformer Engine", "bad", f"half installed: {', '.join(parts + libraries)} without its torch extension; "
+            "megatron-core then fails to import",
+            "pip install --no-build-isolation 'transformer-engine[pytorch]', or uninstall it",
+        )  # fmt: skip
+    good, text = _probe("import transformer_engine.pytorch, transformer_engine as t; print(t.__version__)")
+    if good:
+        return Check("Transformer Engine", "good", text)
+    return Check(
+        "Transformer Engine", "bad", f"installed but does not import: {text}", "reinstall it for this torch and CUDA"
+    )
+
+
+def _slurm(insist: bool) -> list[Check]:
+    missing = [tool for tool in _SLURM_TOOLS if not shutil.which(tool)]
+    if len(missing) == len(_SLURM_TOOLS):
+        mend = "work on a login node, or set ssh = 'user@host' in a cluster profile"
+        return [Check("Slurm", "bad" if insist else "note", "no Slurm commands here", mend)]
+    if missing:
+        return [Check("Slurm", "bad", f"missing: {', '.join(missing)}", "install the rest of Slurm's client commands")]
+    if slurm_status.slurm(["scontrol", "ping"]).returncode != 0:
+        verdict = "bad" if insist else "note"
+        return [Check("Slurm", verdict, "its commands are here, its controller does not answer", "see `scontrol ping`")]
+    return [Check("Slurm", "good", slurm_status.slurm(["sinfo", "--version"]).stdout.strip())]
+
+
+def _containers() -> list[Check]:
+    if not shutil.which("srun"):
+        return []
+    pyxis = "--container-image" in slurm_status.slurm(["srun", "--help"]).stdout
+    apptainer = shutil.which("apptainer") or shutil.which("singularity")
+    have = [name for name, there in (("pyxis", pyxis), (f"apptainer ({apptainer})", apptainer)) if there]
+    return [
+        Check(
+            "containers",
+            "good" if have else "note",
+            ", ".join(have) or "neither pyxis nor apptainer; venv mode needs none",
+        )
+    ]
+
+
+def _folder(name: str, path: Path) -> Check:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Check(name, "bad", f"{existing} is not writable", "set MIXTRAL_RECIPES_HOME to a folder of yours")
+    kind = _file_system(existing)
+    if shutil.which("sbatch") and kind in ("tmpfs", "overlay", "ext4", "xfs", "btrfs"):
+        mend = "on a cluster set MIXTRAL_RECIPES_HOME to a folder that all nodes see"
+        return Check(name, "note", f"{path} on {kind}, a local file system", mend)
+    return Check(name, "good", f"{path} on {kind}")
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system a path is on, from /proc/mounts; the longest mount point that holds it."""
+    best = ("", "unknown")
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, point, kind = line.split(" ")[:3]
+        if path.is_relative_to(point) and len(point) > len(best[0]):
+            best = (point, kind)
+    return best[1]
+
+
+def _room(path: Path) -> Check:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    finding = f"{free:.0f} GiB free at {existing}"
+    if free >= _ROOM_GIB:
+        return Check("disk room", "good", finding)
+    return Check("disk room", "bad", finding, f"free at least {_ROOM_GIB} GiB, or set MIXTRAL_RECIPES_HOME elsewhere")
