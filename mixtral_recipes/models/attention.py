@@ -1,13 +1,18 @@
 """Core attention and RMSNorm in plain PyTorch, for where Transformer Engine does not run.
 
 Shape suffixes: s sequence, b batch, n query heads, g KV groups, m heads per group (n = g * m), d head dimension,
-t tokens of a packed batch (b = 1, all sequences one after the other).
+t tokens of a packed batch (b = 1, all sequences one after the other). Under context parallelism s and t count this
+rank's tokens; S and T count all ranks'.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -34,28 +39,65 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     query heads that share it.
 
     Args:
-        query: [s, b, n, d], any strides.
-        key: [s, b, g, d].
-        value: [s, b, g, d].
+        query: [s, b, n, d], any strides: the last s positions of the keys.
+        key: [S, b, g, d], S >= s.
+        value: [S, b, g, d].
         scale: What the scores are multiplied by.
 
     Returns:
         [s, b, n, d], dtype of query.
     """
     s, b, n, d = query.shape
-    g = key.shape[2]
+    whole, _, g, _ = key.shape
     q = query.reshape(s, b * g, n // g, d).permute(1, 2, 0, 3)
-    k = key.reshape(s, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
-    v = value.reshape(s, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    k = key.reshape(whole, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
+    v = value.reshape(whole, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
+    if s == whole:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        seen = torch.ones(s, whole, dtype=torch.bool, device=q.device).tril(whole - s)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
     return out.permute(2, 0, 1, 3).reshape(s, b, n, d)
+
+
+def split_sequence_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, group: torch.distributed.ProcessGroup
+) -> Tensor:
+    """`causal_attention` of sequences whose tokens are spread over the context-parallel ranks.
+
+    Every rank holds one chunk from the front of each sequence and one from the back (`data/context_parallel.py`).
+    Keys and values are gathered; in the backward pass their gradients are summed and scattered back.
+
+    Args:
+        query: [s, b, n, d]: this rank's front chunk, then its back chunk.
+        key: [s, b, g, d], likewise.
+        value: [s, b, g, d], likewise.
+        scale: What the scores are multiplied by.
+        group: The context-parallel ranks.
+
+    Returns:
+        [s, b, n, d], laid out as query.
+    """
+    size, rank = group.size(), group.rank()
+    both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=-1), group=group)
+    # [rank, front or back, chunk, ...] -> fronts in rank order, then backs in reverse rank order.
+    chunks = both.unflatten(0, (size, 2, -1))
+    ordered = torch.cat([chunks[:, 0], chunks[:, 1].flip(0)]).flatten(0, 1)
+    k, v = ordered.split(key.shape[-1], dim=-1)
+    length = query.shape[0] // 2
+    return torch.cat(
+        [
+            causal_attention(q, k[: (number + 1) * length], v[: (number + 1) * length], scale)
+            for q, number in zip(query.split(length), (rank, 2 * size - 1 - rank), strict=True)
+        ]
+    )
 
 
 class CoreAttention(nn.Module):
     """Causal attention on torch's SDPA, in Megatron's core-attention interface.
 
-    Takes padded batches (queries [s, b, n, d]) and packed ones (queries [t, n, d] with ``packed_seq_params``).
-    No dropout: Mixtral has none.
+    Takes padded batches (queries [s, b, n, d]) and packed ones (queries [t, n, d] with ``packed_seq_params``), each
+    also spread over context-parallel ranks. No dropout: Mixtral has none.
     """
 
     def __init__(
@@ -72,6 +114,9 @@ class CoreAttention(nn.Module):
         if config.attention_dropout:
             raise ValueError("attention_dropout is not part of Mixtral and not supported by CoreAttention")
         self.scale = softmax_scale if softmax_scale is not None else (config.kv_channels or 1) ** -0.5
+        self.group = None
+        if config.context_parallel_size > 1:
+            self.group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
 
     def forward(
         self,
@@ -92,18 +137,25 @@ class CoreAttention(nn.Module):
             attention_mask: Unused: the mask is causal, per sequence when packed.
             attn_mask_type: Unused, as above.
             attention_bias: Must be None.
-            packed_seq_params: ``cu_seqlens_q`` [sequences + 1] gives the packed sequences' borders.
+            packed_seq_params: ``cu_seqlens_q`` [sequences + 1] gives the packed sequences' borders, counted over all
+                context-parallel ranks.
 
         Returns:
             [s, b, n * d], or [t, n * d] when packed; dtype of query.
         """
         if packed_seq_params is None:
-            return causal_attention(query, key, value, self.scale).flatten(2)
+            return self._attend(query, key, value).flatten(2)
+        ranks = self.group.size() if self.group is not None else 1
         borders = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in zip(borders, borders[1:], strict=False)]
+        lengths = [(end - start) // ranks for start, end in itertools.pairwise(borders)]
         parts = [
-            causal_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), self.scale).squeeze(1)
+            self._attend(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
             for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
             if q.shape[0]
         ]
         return torch.cat(parts).flatten(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.group is None:
+            return causal_attention(query, key, value, self.scale)
+        return split_sequence_attention(query, key, value, self.scale, self.group)

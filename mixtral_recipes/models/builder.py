@@ -22,9 +22,11 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
 from mixtral_recipes.models.attention import CoreAttention, RMSNorm
 from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.models.router import Router
 from mixtral_recipes.topology import ModelShape, Topology
 
 # On disk both specs use Transformer Engine's names, so a checkpoint loads under either.
@@ -72,6 +74,10 @@ def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -
         expert_model_parallel_size=topology.expert_model_parallel_size,
         expert_tensor_parallel_size=topology.expert_tp,
         sequence_parallel=topology.sequence_parallel,
+        # Megatron fills this in from the pipeline size, which is 1 in a recipe's own configuration.
+        microbatch_group_size_per_vp_stage=max(
+            config.microbatch_group_size_per_vp_stage or 1, topology.pipeline_model_parallel_size
+        ),
         **overrides,
     )
 
@@ -99,7 +105,7 @@ def local_layer_spec() -> ModuleSpec:
             ),
             self_attn_bda=_bias_dropout_add(),
             pre_mlp_layernorm=RMSNorm,
-            mlp=functools.partial(MoELayer, submodules=MoESubmodules(experts=experts)),
+            mlp=functools.partial(MoELayer, submodules=MoESubmodules(experts=experts, router=Router)),
             mlp_bda=_bias_dropout_add(),
             sharded_state_dict_keys_map=_LOCAL_NAMES_ON_DISK,
         ),
@@ -152,8 +158,38 @@ def build_model(config: MixtralConfig, *, transformer_engine: bool | None = None
     ]
 
 
-def _build_chunk(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> GPTModel:
-    return GPTModel(
+class MixtralGPT(GPTModel):
+    """Megatron's GPTModel with two gaps closed: padded vocabulary rows, and padding masks on later pipeline stages.
+
+    Megatron rounds the vocabulary up and lets the rows that stand for no token take part in the softmax; here they
+    have probability zero, so losses do not depend on the layout and equal transformers'.
+    """
+
+    def __init__(self, config: MixtralConfig, **settings: Any) -> None:
+        super().__init__(config=config, **settings)
+        if self.post_process:
+            rows = self.output_layer.weight.shape[0]
+            first = parallel_state.get_tensor_model_parallel_rank() * rows
+            self._real_rows = min(max(config.vocab_size - first, 0), rows)
+            if self._real_rows < rows:
+                self.output_layer.register_forward_hook(self._mask_padding_rows)
+
+    def _mask_padding_rows(self, layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+        # Their gradient is then zero by itself, so autograd need not know; logits are [s, b, rows].
+        logits = output[0].detach()
+        rows = logits[..., self._real_rows : layer.weight.shape[0]]
+        rows.fill_(torch.finfo(logits.dtype).min)
+
+    def forward(self, *args: Any, padding_mask: Tensor | None = None, **named: Any) -> Any:
+        """As GPTModel's; a padding mask [b, s] is cut to this rank's share of the sequence on every stage."""
+        if padding_mask is not None and self.config.sequence_parallel and not self.pre_process:
+            ranks, rank = self.pg_collection.tp.size(), self.pg_collection.tp.rank()
+            padding_mask = padding_mask.chunk(ranks, dim=1)[rank]
+        return super().forward(*args, padding_mask=padding_mask, **named)
+
+
+def _build_chunk(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> MixtralGPT:
+    return MixtralGPT(
         config=config,
         transformer_layer_spec=block_spec(config, transformer_engine=transformer_engine, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]
         vocab_size=padded_vocab_size(config),

@@ -77,12 +77,14 @@ def activate() -> None:
         for module_name, attribute, stand_in in _REPLACEMENTS:
             _replace(importlib.import_module(module_name), attribute, stand_in)
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.tensor_parallel import mappings
 
-    _replace(
-        DistributedOptimizer,
-        "_set_main_param_and_optimizer_states",
-        _step_apart(DistributedOptimizer._set_main_param_and_optimizer_states),
-    )
+    for target, attribute, around in (
+        (DistributedOptimizer, "_set_main_param_and_optimizer_states", _step_apart),
+        (mappings, "_gather_along_first_dim", _gather_uneven),
+        (mappings, "_reduce_scatter_along_first_dim", _reduce_scatter_uneven),
+    ):
+        _replace(target, attribute, around(getattr(target, attribute)))
     # Megatron's random tracker warns when the CPU's state moves inside it; here the CPU's state is what it tracks.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_not_about_cpu_state)
     if "transformer_engine" in sys.modules:
@@ -129,13 +131,14 @@ def _replace(target: Any, attribute: str, value: Any) -> None:
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A tensor factory that reads a CUDA ``device`` as the CPU."""
+    """A tensor factory that reads a CUDA ``device`` as the CPU, and has no pinned memory."""
 
     @functools.wraps(factory)
     def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
         device = kwargs.get("device")
         if device is not None and (isinstance(device, int) or str(device).startswith("cuda")):
             kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return on_cpu
@@ -152,6 +155,37 @@ def _set_rng_state(state: torch.Tensor, device: Any = None, **kwargs: Any) -> No
 def _maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Megatron's own leaves a CPU tensor a tensor; the all-to-all then refuses it where it expects numpy sizes."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _gather_uneven(gather: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Gathering of differently many rows per rank (expert tensor parallelism), which gloo refuses."""
+
+    @functools.wraps(gather)
+    def gather_(input_: torch.Tensor, group: Any, output_split_sizes: Any = None, *rest: Any, **named: Any) -> Any:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, output_split_sizes, *rest, **named)
+        longest = max(output_split_sizes)
+        padded = input_.new_zeros(longest, *input_.shape[1:])
+        padded[: input_.shape[0]] = input_
+        parts = [torch.empty_like(padded) for _ in output_split_sizes]
+        torch.distributed.all_gather(parts, padded, group=group)
+        return torch.cat([part[:rows] for part, rows in zip(parts, output_split_sizes, strict=True)])
+
+    return gather_
+
+
+def _reduce_scatter_uneven(reduce_scatter: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The sum of differently many rows per rank, which gloo refuses."""
+
+    @functools.wraps(reduce_scatter)
+    def reduce_scatter_(input_: torch.Tensor, group: Any, input_split_sizes: Any = None, *rest: Any, **named: Any) -> Any:
+        if input_split_sizes is None or group.size() == 1:
+            return reduce_scatter(input_, group, input_split_sizes, *rest, **named)
+        total = input_.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total, group=group)
+        return total.split(input_split_sizes)[group.rank()].contiguous()
+
+    return reduce_scatter_
 
 
 def _step_apart(set_states: Callable[..., None]) -> Callable[..., None]:

@@ -26,6 +26,7 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from mixtral_recipes.errors import RecipeError, nearest
 
@@ -168,9 +169,14 @@ class Adapter(nn.Module):
         mine = drawn if self.column else drawn.chunk(self._tp_size(), dim=1)[self._tp_rank()]
         self.lora_a.data.copy_(mine)
 
+    @property
+    def whole(self) -> nn.Parameter:
+        """The factor every tensor-parallel rank holds whole; the other is split as the layer is."""
+        return self.lora_a if self.column else self.lora_b
+
     def _mark(self) -> None:
         """Tell Megatron how each parameter is split, so that it reduces and counts its gradient once."""
-        split, whole = (self.lora_b, self.lora_a) if self.column else (self.lora_a, self.lora_b)
+        split, whole = (self.lora_b if self.column else self.lora_a), self.whole
         marks: list[tuple[nn.Parameter, str, Any]] = [
             (split, "tensor_model_parallel", self._tp_size() > 1),
             (whole, "tensor_model_parallel", False),
@@ -251,6 +257,26 @@ def _stable_seed(text: str) -> int:
     import zlib
 
     return zlib.crc32(text.encode())
+
+
+def reduce_expert_adapter_gradients(ddp: list[Any]) -> None:
+    """Add up the gradients that expert-tensor-parallel ranks hold in part, over those ranks.
+
+    An expert's layer is split over them, and each computes the adapter's unsplit factor's gradient from its part
+    only. Megatron adds up such gradients for sequence parallelism, not here.
+
+    Args:
+        ddp: Model chunks in Megatron's DDP, gradients already reduced over data-parallel ranks.
+    """
+    group = parallel_state.get_expert_tensor_parallel_group()
+    if group.size() == 1:
+        return
+    partial = [adapter.whole.main_grad for adapter in adapters_of(ddp) if adapter.is_expert]  # pyright: ignore[reportAttributeAccessIssue]
+    if partial:
+        together = _flatten_dense_tensors(partial)
+        torch.distributed.all_reduce(together, group=group)
+        for gradient, total in zip(partial, _unflatten_dense_tensors(together, partial), strict=True):
+            gradient.copy_(total)
 
 
 def adapters_of(model: list[nn.Module]) -> list[Adapter]:

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Install Transformer Engine beside this project, on a machine with or without a GPU driver.
+#
+#   scripts/install_te.sh [VENV]      default: .venv-te
+#
+# VENV is a second environment that sees the project's own (PYTHON, default .venv/bin/python) through a .pth file, so
+# nothing is downloaded twice and the first environment stays without Transformer Engine. Its torch extension is built
+# from source (about ten minutes on two cores); pip keeps the wheel in its cache and takes it from there next time.
+# Needs: nvcc of the CUDA version torch was built for, a C++ compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=${1:-.venv-te}
+python=${PYTHON:-.venv/bin/python}
+
+command -v nvcc >/dev/null || { echo "install_te.sh: nvcc is not on PATH; install the CUDA toolkit torch was built for." >&2; exit 2; }
+"$python" -c 'import torch, mixtral_recipes' || { echo "install_te.sh: install the project into $python first." >&2; exit 2; }
+
+[ -x "$venv/bin/python" ] || "$("$python" -c 'import sys; print(sys._base_executable)')" -m venv "$venv"
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# addsitedir also reads that folder's .pth files: the editable installation of the project is one.
+echo "import site; site.addsitedir('$site')" > "$own/project.pth"
+if "$venv/bin/python" -c 'import torch, transformer_engine.pytorch' 2>/dev/null; then
+    echo "install_te.sh: Transformer Engine is already in $venv."
+    exit 0
+fi
+
+# What the build imports; --no-build-isolation makes it build against the torch that is installed.
+"$venv/bin/pip" install --quiet setuptools wheel packaging pybind11 ninja nvdlfw-inspect nvidia-cudnn-frontend
+
+# Headers and libraries that torch's wheels bring (cublas, cudnn, nccl, ...) stand in the nvidia folders.
+CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+includes=$("$python" -c 'import glob, sys; print(":".join(glob.glob(sys.argv[1] + "/nvidia/*/include")))' "$site")
+export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
+export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1
+export MAX_JOBS=${MAX_JOBS:-2} PATH="$PWD/$venv/bin:$PATH"
+"$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8"
+"$venv/bin/python" -c 'import torch, transformer_engine.pytorch, transformer_engine; print("Transformer Engine", transformer_engine.__version__)'

@@ -1,0 +1,131 @@
+"""Runs a function on several gloo processes that are forked from one parent which has imported torch and Megatron.
+
+Importing them takes seconds per process; forking takes milliseconds. The parent is Python's fork server, not pytest
+itself: a process in which autograd has run must not be forked.
+"""
+
+import functools
+import multiprocessing
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+_PRELOAD = ("tests.distributed.quiet", "pytest", "mixtral_recipes.training.loop", "mixtral_recipes.training.distributed")
+
+
+class RankFailed(AssertionError):
+    """A rank raised, or did not finish; carries its traceback."""
+
+
+def launch(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
+    """Call a function on every rank of a fresh gloo world.
+
+    Args:
+        world_size: Processes.
+        function: A module-level function of an importable module; torch.distributed is initialised when it runs.
+        *args: Its arguments, the same on every rank; must be picklable.
+        timeout: Seconds for all ranks together.
+
+    Returns:
+        What each rank returned, by rank.
+
+    Raises:
+        RankFailed: the first rank that raised, with its traceback, or those that did not finish in time.
+    """
+    context = _context()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = []
+        for rank in range(world_size):
+            receiver, sender = context.Pipe(duplex=False)
+            work = pickle.dumps((function, args))
+            process = context.Process(target=_rank_main, args=(rank, world_size, folder, work, sender), daemon=True)
+            process.start()
+            sender.close()
+            ranks.append((process, receiver))
+        try:
+            return _collect([receiver for _, receiver in ranks], time.monotonic() + timeout)
+        finally:
+            for process, _ in ranks:
+                process.join(timeout=5)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+
+def _collect(receivers: list[Connection], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    open_ends: dict[Any, int] = {receiver: rank for rank, receiver in enumerate(receivers)}
+    while open_ends:
+        ready = wait(list(open_ends), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise RankFailed(f"ranks {sorted(open_ends.values())} did not finish in time")
+        for end in ready:
+            rank = open_ends.pop(end)
+            try:
+                ok, value = pickle.loads(end.recv_bytes())  # pyright: ignore[reportAttributeAccessIssue]
+            except EOFError:
+                raise RankFailed(f"rank {rank} died without a word") from None
+            if not ok:
+                raise RankFailed(f"rank {rank}:\n{value}")
+            results[rank] = value
+    return [results[rank] for rank in range(len(receivers))]
+
+
+@functools.cache
+def _context() -> ForkServerContext:
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    # The fork server is a fresh interpreter: only it shall see these.
+    before = dict(os.environ)
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])]),
+    }
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def _rank_main(rank: int, world_size: int, folder: str, work: bytes, sender: Connection) -> None:
+    import torch
+
+    from mixtral_recipes.models import cpu_device
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    try:
+        function, args = pickle.loads(work)
+        if not torch.cuda.is_available():
+            cpu_device.activate()
+        torch.distributed.init_process_group(
+            "gloo",
+            store=torch.distributed.FileStore(str(Path(folder) / "store"), world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=60),
+        )
+        answer = (True, function(*args))
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    sender.send_bytes(pickle.dumps(answer))
+    sender.close()
+    # Without the interpreter's end: gloo's threads and Megatron's atexit hooks have nothing left to save.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
