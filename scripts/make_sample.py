@@ -32,14 +32,18 @@ TRAIN_PASSAGES = 900
 VALIDATION_PASSAGES = 80
 FACTS_PER_PASSAGE = (4, 6)  # fewest, most
 SECOND_SUBJECT_SHARE = 0.2  # passages that also tell one or two facts about another subject of the same kind
-PRETRAINING_COPIES = 2  # documents per train passage, each with its own choice, order and wording of questions
+CLOSING_SHARE = 0.5  # passages that end with a sentence without a fact
+EXCERPTS = 1  # pretraining documents per train passage of its opening and a few facts, followed by questions
+RETELLINGS = 1  # and those followed by the same facts told again. Looking up is learnt first from short, dense texts
+FACTS_PER_EXCERPT = (2, 4)
 
 # ---------------------------------------------------------------------------------------------------- word lists
 
 WORDS = {
     "first_she": "Mira Ada Clara Greta Hanna Lena Marta Nora Olga Rosa Sofia Vera",
     "first_he": "Jonas Anton Boris David Emil Felix Hugo Jakob Martin Oscar Simon Theo",
-    "last": "Tolen Berg Castell Falk Grant Holm Keller Lund Marsh Novak Olsen Quist Reed Stern Thorn Voss Arden Bloom Crane Frost",
+    "last": "Tolen Berg Castell Falk Grant Holm Keller Lund Marsh Novak Olsen Quist Reed Stern Thorn Voss Arden Bloom "
+    "Crane Frost",
     "town": "Alderford Brackholm Cranleigh Dunmore Elmstead Hartwick Kelford Larkham Millbrook Netherby Oakham Penfold "
     "Ravenhill Saltmarsh Thornbury Wexcombe Yarrow Ashdale Coldwater Foxley",
     "river": "Ard Bourne Calder Dove Fleet Isen Lune Mere Rill Tarn",
@@ -73,7 +77,8 @@ WORDS = {
     "street": "Mill Church Bridge King Orchard Castle Garden Market Station Abbey",
     "adjective": "Silent Golden Broken Hidden Crooked Distant Painted Lonely Gentle Winter",
     "thing": "Lantern Garden River Mirror Door Island Letter Clock Forest Mountain",
-    "name": "Calloway Redmond Fairfax Whitlock Ashby Corbett Hawthorn Langley Tremaine Merrick Selwyn Harlow Digby Winslow",
+    "name": "Calloway Redmond Fairfax Whitlock Ashby Corbett Hawthorn Langley Tremaine Merrick Selwyn Harlow Digby "
+    "Winslow",
 }
 POOLS = {pool: words.split() for pool, words in WORDS.items()}
 
@@ -117,7 +122,8 @@ DOMAINS = (
     domain(
         "Neighbours", "{person}",
         "Everybody in the valley knows {s}. / This is the story of {s}. / People like to talk about {s}.",
-        "In the evening {he} writes long letters. / {He} never seems to be in a hurry. / Children wave when {he} walks by.",
+        "In the evening {he} writes long letters. / {He} never seems to be in a hurry. / "
+        "Children wave when {he} walks by.",
         fact("job", "{S} works as a {a}. / {He} works as a {a}, like {his} uncle.",
              "What does {s} work as? / What is the job of {s}?", "As a {a}."),
         fact("workplace", "{S} can be found at the {a} every morning. / Every morning {he} walks to the {a}.",
@@ -139,7 +145,8 @@ DOMAINS = (
     ),
     domain(
         "Towns", "{town}",
-        "{S} is a small town between two hills. / Few travellers stop in {s}. / {S} is an old town with narrow streets.",
+        "{S} is a small town between two hills. / Few travellers stop in {s}. / "
+        "{S} is an old town with narrow streets.",
         "The streets are quiet at night. / Visitors like the clean air. / In winter the roads are often closed.",
         fact("river", "{S} lies on the river {a}. / The river {a} runs past the old walls.",
              "On which river does {s} lie? / Which river runs past {s}?", "The river {a}."),
@@ -154,7 +161,8 @@ DOMAINS = (
         fact("month", "{S} has a music festival in {a}. / The music festival takes place in {a}.",
              "In which month is the music festival in {s}? / When is the music festival in {s}?", "In {a}."),
         fact("tree", "{S} has an old {a} tree in its square. / In the square stands an old {a} tree.",
-             "Which tree stands in the square of {s}? / What kind of tree stands in the square of {s}?", "An old {a} tree."),
+             "Which tree stands in the square of {s}? / What kind of tree stands in the square of {s}?",
+             "An old {a} tree."),
         fact("animal", "{S} shows a {a} on its flag. / The flag shows a {a}.",
              "Which animal is on the flag of {s}? / What does the flag of {s} show?", "A {a}."),
     ),
@@ -200,7 +208,8 @@ DOMAINS = (
     ),
     domain(
         "Shops", "the {colour_cap} {animal_cap}",
-        "{S} is a shop with a wide window. / People come from far away to visit {s}. / {S} is the smallest shop in town.",
+        "{S} is a shop with a wide window. / People come from far away to visit {s}. / "
+        "{S} is the smallest shop in town.",
         "The shelves reach up to the ceiling. / A bell rings when the door opens. / There is always a long queue.",
         fact("person", "{S} belongs to {a}. / The owner of the shop is {a}.",
              "Who is the owner of {s}? / To whom does {s} belong?", "The owner is {a}."),
@@ -220,7 +229,8 @@ DOMAINS = (
     domain(
         "Animals", "{pet_name}",
         "{S} is the most famous animal on the hill. / The children are fond of {s}. / Nobody can forget {s}.",
-        "On warm days there is a long nap in the sun. / Strangers are greeted with a loud noise. / The photographs sell well.",
+        "On warm days there is a long nap in the sun. / Strangers are greeted with a loud noise. / "
+        "The photographs sell well.",
         fact("pet", "{S} is a {a} with one white foot. / This animal is a {a} with one white foot.",
              "What kind of animal is {s}? / Which animal is {s}?", "A {a}."),
         fact("person", "{S} is looked after by {a}. / The keeper is {a}.",
@@ -268,7 +278,8 @@ DOMAINS = (
         fact("hour", "{S} starts at {a} in the morning. / The first train leaves at {a} in the morning.",
              "When does the first train leave on {s}? / At which hour does {s} start?", "At {a}."),
         fact("flower", "{S} has stations with {a} on the walls. / On the station walls grow {a}.",
-             "Which flowers are on the station walls of {s}? / What grows on the station walls of {s}?", "Lots of {a}."),
+             "Which flowers are on the station walls of {s}? / What grows on the station walls of {s}?",
+             "Lots of {a}."),
         fact("goods", "{S} transports {a}. / At night the trains transport {a}.",
              "What does {s} transport? / Which goods does {s} transport?", "Tons of {a}."),
         fact("river", "{S} crosses the {a}. / A high bridge crosses the {a}.",
@@ -329,7 +340,8 @@ DOMAINS = (
         fact("year", "{S} was formed in {a}. / The club was formed in {a}.",
              "When was {s} formed? / In which year was {s} formed?", "In {a}."),
         fact("instrument", "{S} ends each evening with a {a} tune. / Each evening ends with a {a} tune.",
-             "Which instrument ends each evening at {s}? / With what tune does each evening end at {s}?", "With a {a} tune."),
+             "Which instrument ends each evening at {s}? / With what tune does each evening end at {s}?",
+             "With a {a} tune."),
     ),
     domain(
         "Expeditions", "the {name} expedition",
@@ -386,14 +398,16 @@ DOMAINS = (
         fact("animal", "{S} named a comet after a {a}. / A comet was named after a {a}.",
              "After which animal was the comet of {s} named? / What did {s} name a comet after?", "After a {a}."),
         fact("things", "{S} has a collection of {a}. / Downstairs is a collection of {a}.",
-             "What does the collection of {s} contain? / Which things are in the collection of {s}?", "It contains {a}."),
+             "What does the collection of {s} contain? / Which things are in the collection of {s}?",
+             "It contains {a}."),
     ),
     domain(
         "Schools", "{name} School",
         "{S} has a good name. / The bell of {s} rings twice a day. / Parents are pleased with {s}.",
         "There is a race in the last week of term. / The windows look out on the fields. / Nobody is ever bored.",
         fact("person", "{S} has a head teacher named {a}. / The head teacher is {a}.",
-             "Who is the head teacher of {s}? / What is the name of the head teacher of {s}?", "The head teacher is {a}."),
+             "Who is the head teacher of {s}? / What is the name of the head teacher of {s}?", "The head teacher is "
+             "{a}."),
         fact("subject", "{S} is best in {a}. / The pupils are best in {a}.",
              "In which subject is {s} best? / What is {s} best in?", "In {a}."),
         fact("instrument", "{S} has a {a} in every room. / There is a {a} in every room.",
@@ -457,6 +471,25 @@ class Told:
     sentence: str  # still with {a}
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A passage before it is set: an opening, the facts, and perhaps a closing."""
+
+    kind: Domain
+    opening: str
+    told: tuple[Told, ...]
+    closing: str
+
+    def text(self) -> tuple[str, list[int]]:
+        """Return the passage, and the offset of each fact's answer in it."""
+        text, starts = self.opening, []
+        for one in self.told:
+            behind = len(one.sentence) - one.sentence.index("{a}") - len("{a}")
+            text += " " + with_answer(one.sentence, one.answer)
+            starts.append(len(text) - behind - len(one.answer))
+        return f"{text} {self.closing}".rstrip(), starts
+
+
 def draw_person(rng: random.Random) -> tuple[str, str, str]:
     """Draw a full name with its pronouns."""
     she = rng.random() < 0.5
@@ -490,62 +523,49 @@ def with_answer(template: str, answer: str) -> str:
     return template.replace("{a}", answer)
 
 
-def draw_passage(kind: Domain, rng: random.Random) -> tuple[str, list[tuple[Told, int]]]:
-    """Draw a passage and the facts told in it.
-
-    Returns:
-        The passage, and each fact with the offset of its answer in the passage.
-    """
+def draw_passage(kind: Domain, rng: random.Random) -> Passage:
+    """Draw a passage of a domain."""
     subject = draw_subject(kind, rng)
-    used: set[str] = set(subject.name.split())
+    used = set(subject.name.split())
 
     def tell(about: Subject, one: Fact, sentences: list[str]) -> Told:
-        while True:
+        answer = draw_word(one.pool, rng)
+        while used & set(answer.split()):  # no word answers two questions of a passage
             answer = draw_word(one.pool, rng)
-            if answer not in used and not used & set(answer.split()):
-                used.update({answer, *answer.split()})
-                return Told(about, one, answer, about.fill(rng.choice(sentences)))
+        used.update(answer.split())
+        return Told(about, one, answer, about.fill(rng.choice(sentences)))
 
     chosen = rng.sample(kind.facts, rng.randint(*FACTS_PER_PASSAGE))
     told = [tell(subject, one, list(one.sentences)) for one in chosen]
     if rng.random() < SECOND_SUBJECT_SHARE:
+        common = set(re.sub(r"\{\w+\}", "", kind.subject).split())  # words every subject of this kind has
         other = draw_subject(kind, rng)
-        while set(other.name.split()) & used - {"the", "The", "of", "club", "garden", "line", "stew", "Bridge", "School",
-                                                 "Farm", "expedition", "observatory"}:
+        while set(other.name.split()) & used - common:
             other = draw_subject(kind, rng)
         for one in rng.sample(chosen, rng.randint(1, 2)):
-            named = [sentence for sentence in one.sentences if "{S}" in sentence]
-            told.append(tell(other, one, named))
-    passage, found = subject.fill(rng.choice(kind.openings)), []
-    for one in told:
-        before, _, _ = with_answer(one.sentence, "{a}").partition("{a}")
-        sentence = with_answer(one.sentence, one.answer)
-        shift = 1 if len(sentence) - len(one.sentence.replace("{a}", one.answer)) else 0  # "a" became "an"
-        found.append((one, len(passage) + 1 + len(before) + shift))
-        passage += " " + sentence
-    if rng.random() < 0.5:
-        passage += " " + subject.fill(rng.choice(kind.closings))
-    return passage, found
+            told.append(tell(other, one, [sentence for sentence in one.sentences if "{S}" in sentence]))
+    opening = subject.fill(rng.choice(kind.openings))
+    closing = subject.fill(rng.choice(kind.closings)) if rng.random() < CLOSING_SHARE else ""
+    return Passage(kind, opening, tuple(told), closing)
 
 
-def squad(name: str, passages: list[tuple[Domain, str, list[tuple[Told, int]]]], rng: random.Random) -> str:
+def squad(name: str, passages: list[Passage], rng: random.Random) -> str:
     """Return passages as SQuAD v1.1 JSON text, one paragraph a line."""
     articles = []
     serial = 0
     for kind in DOMAINS:
         paragraphs = []
-        for passage_kind, passage, found in passages:
-            if passage_kind is not kind:
-                continue
+        for passage in (one for one in passages if one.kind is kind):
+            text, starts = passage.text()
             questions = []
-            for one, start in found:
-                if passage[start : start + len(one.answer)] != one.answer:
-                    raise AssertionError(f"answer_start {start} does not point at {one.answer!r} in {passage!r}")
+            for one, start in zip(passage.told, starts, strict=True):
+                if text[start : start + len(one.answer)] != one.answer:
+                    raise AssertionError(f"answer_start {start} does not point at {one.answer!r} in {text!r}")
                 question = one.subject.fill(rng.choice(one.fact.questions))
-                questions.append({"id": f"{name}-{serial:05d}", "question": question,
-                                  "answers": [{"text": one.answer, "answer_start": start}]})
+                answers = [{"text": one.answer, "answer_start": start}]
+                questions.append({"id": f"{name}-{serial:05d}", "question": question, "answers": answers})
                 serial += 1
-            paragraphs.append(json.dumps({"context": passage, "qas": questions}))
+            paragraphs.append(json.dumps({"context": text, "qas": questions}))
         lines = ",\n".join(paragraphs)
         articles.append(f'{{"title": {json.dumps(kind.title)}, "paragraphs": [\n{lines}\n]}}')
     return '{"version": "1.1", "data": [\n' + ",\n".join(articles) + "\n]}\n"
@@ -554,26 +574,41 @@ def squad(name: str, passages: list[tuple[Domain, str, list[tuple[Told, int]]]],
 def restate(one: Told, rng: random.Random) -> str:
     """Ask for a fact and answer it in one of several everyday wordings."""
     question = one.subject.fill(rng.choice(one.fact.questions))
-    reply = with_answer(one.fact.reply, one.answer)
-    told = next(sentence for sentence in one.fact.sentences if "{S}" in sentence)
-    sentence = with_answer(one.subject.fill(told), one.answer)
-    style = rng.randrange(4)
-    if style == 0:
-        return f"{question} {reply}"
-    if style == 1:
-        return f"{question} {sentence}"
-    if style == 2:
-        return f"Q. {question} A. {one.answer}."
-    return f"Asked: {question} Reply: {one.answer}."
+    sentence = one.subject.fill(next(told for told in one.fact.sentences if "{S}" in told))
+    wording = rng.choice(("{q} {reply}", "{q} {sentence}", "Q. {q} A. {a}.", "Asked: {q} Reply: {a}."))
+    return wording.format(
+        q=question,
+        reply=with_answer(one.fact.reply, one.answer),
+        sentence=with_answer(sentence, one.answer),
+        a=one.answer,
+    )
 
 
-def pretraining(passages: list[tuple[Domain, str, list[tuple[Told, int]]]], rng: random.Random) -> str:
-    """Return the pretraining text: train passages, each followed by questions in everyday wording."""
+def retell(one: Told, rng: random.Random) -> str:
+    """Tell a fact again, naming its subject, or just as the passage does."""
+    named = one.subject.fill(next(told for told in one.fact.sentences if "{S}" in told))
+    return with_answer(rng.choice((named, one.sentence)), one.answer)
+
+
+def pretraining(passages: list[Passage], rng: random.Random) -> str:
+    """Return the pretraining text.
+
+    Of every passage there is the whole followed by questions on all its facts, excerpts followed by questions, and
+    excerpts told again in another order.
+    """
     lines = []
-    for _, passage, found in [one for one in passages for _ in range(PRETRAINING_COPIES)]:
-        told = [one for one, _ in found]
-        chosen = rng.sample(told, rng.randint(max(3, len(told) - 1), len(told)))
-        lines.append(json.dumps({"text": passage + "\n" + "\n".join(restate(one, rng) for one in chosen)}))
+    for passage in passages:
+        for excerpt, again in ((False, False), *[(True, False)] * EXCERPTS, *[(True, True)] * RETELLINGS):
+            part = passage
+            if excerpt:
+                kept = sorted(rng.sample(range(len(passage.told)), rng.randint(*FACTS_PER_EXCERPT)))
+                part = Passage(passage.kind, passage.opening, tuple(passage.told[i] for i in kept), "")
+            facts = rng.sample(part.told, len(part.told))
+            if again:
+                rest = "Once more: " + " ".join(retell(one, rng) for one in facts)
+            else:
+                rest = "\n".join(restate(one, rng) for one in facts)
+            lines.append(json.dumps({"text": f"{part.text()[0]}\n{rest}"}))
     rng.shuffle(lines)
     return "\n".join(lines) + "\n"
 
@@ -581,14 +616,13 @@ def pretraining(passages: list[tuple[Domain, str, list[tuple[Told, int]]]], rng:
 def make_files(seed: int = SEED) -> dict[str, str]:
     """Return the text of each file of the sample by name."""
     rng = random.Random(seed)
+    passages: list[Passage] = []
     seen: set[str] = set()
-    passages = []
     while len(passages) < TRAIN_PASSAGES + VALIDATION_PASSAGES:
-        kind = DOMAINS[len(passages) % len(DOMAINS)]
-        passage, found = draw_passage(kind, rng)
-        if passage not in seen:
-            seen.add(passage)
-            passages.append((kind, passage, found))
+        passage = draw_passage(DOMAINS[len(passages) % len(DOMAINS)], rng)
+        if passage.text()[0] not in seen:
+            seen.add(passage.text()[0])
+            passages.append(passage)
     train, validation = passages[:TRAIN_PASSAGES], passages[TRAIN_PASSAGES:]
     return {
         "train.json": squad("train", train, rng),

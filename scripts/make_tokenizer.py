@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train the embedded model's tokenizer on the sample, and write it and the model's config.json.
 
-Writes, under mixtral_recipes/embedded/mixtral_tiny/, all of a Hugging Face Mixtral folder but its weights. The tokenizer is
-a byte-level BPE, so any text can be encoded; like Mixtral's it puts <s> in front and nothing behind. Training is
-deterministic for a given version of `tokenizers`.
+Writes, under mixtral_recipes/embedded/mixtral_tiny/, all of a Hugging Face Mixtral folder but its weights. The
+tokenizer is a byte-level BPE, so any text can be encoded; like Mixtral's it puts <s> in front and nothing behind.
+Training is deterministic for a given version of `tokenizers`.
 
     python scripts/make_sample.py       # first: the text it learns from
     python scripts/make_tokenizer.py    # write the files
@@ -131,9 +131,9 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
             print(f"{name}: {len(text.encode())} bytes")
     if different:
-        print(f"{', '.join(different)}: not what scripts/make_tokenizer.py makes; run it without --check", file=sys.stderr)
+        print(f"{', '.join(different)}: not what this script makes; run it without --check", file=sys.stderr)
     elif options.check:
-        print("the files are what scripts/make_tokenizer.py makes")
+        print("the files are what this script makes")
     return 1 if different else 0
 
 
