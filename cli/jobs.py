@@ -202,6 +202,9 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
 
     note(describe(job))
     executor: Any = job.place.executor
+    if dry_run and executor == "local" and job.recipe.trainer.num_nodes > 1:
+        note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
+        return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}
     if executor == "slurm":
         from mixtral_recipes.executors.slurm import slurm_executor
 

@@ -9,6 +9,7 @@ import torch
 
 from mixtral_recipes import embedded
 from mixtral_recipes.api import finetune, pretrain
+from mixtral_recipes.data.pretraining import PreTrainingDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
 from mixtral_recipes.training.trainer import Trainer
@@ -98,7 +99,14 @@ def pretrain_recipe(
     recipe = family.pretrain(ENTRY, model(), **locals())
     _for_a_laptop(recipe.trainer)
     recipe.trainer.max_steps = STEPS
-    recipe.data.global_batch_size, recipe.data.micro_batch_size = GLOBAL_BATCH, MICRO_BATCH
+    recipe.data = run.Config(
+        PreTrainingDataModule,
+        paths="embedded://squad/pretraining.jsonl",
+        seq_length=ENTRY.seq_length,
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=MICRO_BATCH,
+        split="98,2,0",
+    )
     recipe.optim = defaults.adam_with_cosine_annealing(max_lr=PRETRAIN_LR, warmup_steps=40)
     return recipe
 

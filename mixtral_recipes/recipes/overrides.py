@@ -44,7 +44,7 @@ def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
         holder, name = locate(recipe, path, text)
         new = _value(holder, name, value, path)
         if operation is not Operation.ASSIGN:
-            old = holder[name] if isinstance(holder, dict | list) else getattr(holder, name)
+            old = get(holder, name)
             try:
                 new = parser.apply_operation(operation, old, new)
             except CLIException:
@@ -94,11 +94,29 @@ def locate(recipe: Any, path: str, text: str) -> tuple[Any, Any]:
         _require(holder, step, text)
         if number == len(steps) - 1:
             return holder, step
-        inner = holder[step] if isinstance(holder, dict | list) else getattr(holder, step)
+        inner = get(holder, step)
         if inner is None:
             inner = _create(holder, step, text)
         holder = inner
     raise RecipeError(f"{text!r} names no setting.")
+
+
+def get(holder: Any, name: Any) -> Any:
+    """What stands in a part under a name: what was set, or its default.
+
+    A default made anew for each object (a list, a part) is put in place, so that it can be changed.
+    """
+    if not isinstance(holder, fdl.Buildable):
+        return holder[name]
+    target = fdl.get_callable(holder)
+    if name in fdl.ordered_arguments(holder) or not dataclasses.is_dataclass(target):
+        return getattr(holder, name, None)
+    field = {field.name: field for field in dataclasses.fields(target)}[name]
+    if field.default_factory is dataclasses.MISSING:
+        return getattr(holder, name, None)
+    parts = [option for option in values.options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
+    _assign(holder, name, run.Config(parts[0]) if parts else field.default_factory())
+    return getattr(holder, name)
 
 
 def _steps(path: str, text: str) -> list[str | int]:
