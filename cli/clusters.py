@@ -22,7 +22,7 @@ def list_clusters(as_json: _Json = False) -> None:
         print(f"no profiles; write one into {profile_file()} (see docs/clusters.md)")
     else:
         for name in names:
-            site = cluster(name, venv=None)
+            site = cluster(name)
             print(
                 f"{name}: {site.mode}, partition {site.partition}, {'through ' + site.ssh if site.ssh else 'from here'}"
             )

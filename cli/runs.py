@@ -70,29 +70,29 @@ def logs(
     """Print a run's logs, every attempt of it; after a failure the failed rank's error comes first."""
     from mixtral_recipes.executors import logs as files
     from mixtral_recipes.executors import records, runs
+    from mixtral_recipes.executors.slurm_status import FINAL
 
     record = records.find(run_id)
     runs.fetch(record)
+    state = runs.state(record).state
     if not follow:
-        for line in files.failure(record):
+        for line in files.failure(record) if state == "failed" else ():
             print(line)
         for line in files.lines(record, rank):
             print(line)
         return
-    from mixtral_recipes.executors.slurm_status import FINAL
-
-    asked, ended = 0.0, False
+    asked = time.monotonic()
 
     def has_ended() -> bool:
-        nonlocal asked, ended
+        nonlocal asked, state
         if time.monotonic() - asked > 1:
             runs.fetch(record)
-            ended, asked = runs.state(record).state in FINAL, time.monotonic()
-        return ended
+            state, asked = runs.state(record).state, time.monotonic()
+        return state in FINAL
 
     for line in files.follow(record, rank or 0, has_ended):
         print(line, flush=True)
-    for line in files.failure(record):
+    for line in files.failure(record) if state == "failed" else ():
         print(line)
 
 

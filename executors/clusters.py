@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,8 @@ def profiles() -> dict[str, dict[str, Any]]:
 def cluster(name: str | None = None, **settings: Any) -> Cluster:
     """A profile from clusters.toml with ``settings`` that are not None laid over it.
 
+    Where nothing says how Python starts on a node, it is this process's virtual environment.
+
     Raises:
         LaunchError: no such profile or setting, or a value that is not allowed.
     """
@@ -161,6 +164,8 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
         if name not in known:
             raise LaunchError(f"no cluster {name!r} in {profile_file()}.{nearest(name, list(known))}")
         table = dict(known[name])
+    if not any(settings.get(key) or table.get(key) for key in ("venv", "container_image", "ssh")):
+        table["venv"] = sys.prefix  # the environment this process runs in, on a file system that all nodes see
     table["env"] = {**table.get("env", {}), **(settings.pop("env", None) or {})}
     table |= {key: value for key, value in settings.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}

@@ -44,7 +44,6 @@ def launch(
         Preempted: it was asked to stop, saved, and can be started again.
     """
     check_name(name)
-    os.environ.setdefault("NEMORUN_HOME", str(jobs_home()))
     if executor == "direct":
         return _direct(recipe, name, Path(run_dir), dry_run)
     import nemo_run as run
@@ -63,6 +62,18 @@ def launch(
     if isinstance(executor, run.SlurmExecutor):
         return _slurm(recipe, executor, name, Path(run_dir), dry_run, detach)
     raise LaunchError(f"executor {executor!r} is not known; use direct, local or a nemo_run Local or Slurm executor.")
+
+
+def use_jobs_home() -> Path:
+    """Point nemo_run at our folder; it reads NEMORUN_HOME when imported, which a recipe already did."""
+    from nemo_run.config import set_nemorun_home
+    from nemo_run.run.torchx_backend.schedulers import local, slurm
+
+    folder = records.private_folder(jobs_home())
+    set_nemorun_home(str(folder))
+    local.LOCAL_JOB_DIRS = str(folder / ".local_jobs.json")
+    slurm.SLURM_JOB_DIRS = str(folder / ".slurm_jobs")
+    return folder
 
 
 def size(recipe: Any) -> tuple[int, int]:
@@ -148,7 +159,7 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
         "PET_LOG_DIR": str(attempt / "torchrun"),  # torchrun's --log-dir: one stdout.log and stderr.log per rank
     }
     with records.locked(run_dir):
-        records.private_folder(jobs_home())
+        use_jobs_home()
         record.save()
         store(recipe, recipe_file)
         run_local(task, executor, record)
@@ -158,15 +169,13 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
 def _slurm(
     recipe: Any, executor: "run.SlurmExecutor", name: str, run_dir: Path, dry_run: bool, detach: bool
 ) -> dict[str, Any]:
-    from mixtral_recipes.executors.submit import submit, watch
+    from mixtral_recipes.executors.submit import Task, submit, watch
 
     record = _record(recipe, name, run_dir, "slurm")
-    recipe_file = record.path.parent / "recipe.json"
-    store(recipe, recipe_file)
-    script = submit(recipe, executor, record, recipe_file, dry_run=dry_run)
+    (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
-        shutil.rmtree(recipe_file.parent)
+        shutil.rmtree(record.path.parent)
         return {"dry_run": True, "executor": "slurm", "run_dir": str(run_dir), "script": script}
     result = None if detach else watch(record)
     return described if result is None else result | described

@@ -41,11 +41,17 @@ def failure(record: RunRecord) -> list[str]:
     """What went wrong in the last attempt, told by the rank that failed first; empty if no rank failed."""
     folders = records.attempt_folders(record)
     ends = records.rank_ends(folders[-1]) if folders else []
+    if not ends and folders:  # a command that no rank reports for: its last line
+        return [line for line in _last_line(folders[-1] / "node-0.log") if line]
     if not ends or ends[0]["exit_code"] in (0, 75):
         return []
     first = ends[0]
     head = f"rank {first['rank']} on {first['host']} failed first (attempt {folders[-1].name}): {first['error']}"
     return [head, *first["traceback"].rstrip().splitlines(), ""]
+
+
+def _last_line(path: Path) -> list[str]:
+    return path.read_text(errors="replace").strip().splitlines()[-1:] if path.exists() else []
 
 
 def lines(record: RunRecord, rank: int | None = None) -> Iterator[str]:

@@ -50,7 +50,8 @@ class RunRecord:
     state: str = "submitted"  # the last state this machine saw
     logs: list[str] = dataclasses.field(default_factory=list)  # the agent's stdout and stderr (local)
     secrets: list[str] = dataclasses.field(default_factory=list)  # names only
-    stage: str = ""  # pipeline stage, empty otherwise
+    pipeline: str = ""
+    stage: str = ""  # of the pipeline
     depends_on: list[str] = dataclasses.field(default_factory=list)
 
     @property

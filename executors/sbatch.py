@@ -102,6 +102,7 @@ class Job:
     nodes: int
     nproc_per_node: int
     arguments: tuple[str, ...]  # after `torchrun ...`: ("-m", module, file)
+    torchrun: bool = True  # False: ``arguments`` go to one plain python
     umask: int = 0o022  # of the user who submitted; the run's own files are written with it
     folders: tuple[str, ...] = ()  # further folders containers must see
 
@@ -119,7 +120,7 @@ def render(job: Job, cluster: Cluster) -> str:
         job_dir=quote(job.job_dir),
         environment="\n".join(environment(job, cluster)),
         nproc=job.nproc_per_node,
-        rendezvous='endpoint="localhost:0"  # one node: torchrun picks a free port' if job.nodes == 1 else RENDEZVOUS,
+        rendezvous=rendezvous(job),
         threads=threads(job.nproc_per_node),
         srun_flags=" ".join(srun_flags(job, cluster)),
         command=command(job, cluster),
@@ -196,6 +197,13 @@ def environment(job: Job, cluster: Cluster) -> list[str]:
     return lines
 
 
+def rendezvous(job: Job) -> str:
+    """Lines that choose where the ranks of a job meet."""
+    if not job.torchrun:
+        return ": # one process, which meets nobody"
+    return RENDEZVOUS if job.nodes > 1 else 'endpoint="localhost:0"  # one node: torchrun picks a free port'
+
+
 def threads(nproc_per_node: int) -> str:
     """OMP_NUM_THREADS: the node's allocated cores divided among its ranks, at least 1, unless it is set already."""
     return f"""\
@@ -230,20 +238,23 @@ def srun_flags(job: Job, cluster: Cluster) -> list[str]:
 
 def command(job: Job, cluster: Cluster) -> str:
     """What srun starts on every node."""
-    torchrun = [
+    arguments = " ".join(quote(argument) for argument in job.arguments)
+    lines = [
         "python -m torch.distributed.run",
         f'--nnodes={job.nodes} --nproc-per-node={job.nproc_per_node} --rdzv-backend=c10d --rdzv-endpoint="$endpoint"',
         '--rdzv-id="$SLURM_JOB_ID.$number" --log-dir="$attempt/torchrun" --tee=3',
-        " ".join(quote(argument) for argument in job.arguments),
+        arguments,
     ]
+    if not job.torchrun:
+        lines = [f"python {arguments}"]
     if cluster.mode == "apptainer":
         binds = [quote(f"{folder}:{folder}") for folder in (job.job_dir, *job.folders)] + [
             quote(m) for m in cluster.mounts
         ]
         nvidia = " --nv" if cluster.gpus_per_node else ""
         bound = " ".join(f"--bind {bind}" for bind in binds)
-        torchrun.insert(0, f'apptainer exec{nvidia} {bound} --pwd "$job_dir/code" {quote(cluster.container_image)}')
-    return " \\\n    ".join(torchrun)
+        lines.insert(0, f'apptainer exec{nvidia} {bound} --pwd "$job_dir/code" {quote(cluster.container_image)}')
+    return " \\\n    ".join(lines)
 
 
 def secrets_file(names: tuple[str, ...]) -> str:

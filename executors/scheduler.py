@@ -34,6 +34,7 @@ class JobSettings(SlurmJobDetails):
 
     cluster: dict[str, Any] = dataclasses.field(default_factory=dict)
     nproc_per_node: int = 1
+    torchrun: bool = True
     recipe_file: str = ""  # copied into the job folder; empty when nemo_run stores the task itself
     folders: list[str] = dataclasses.field(default_factory=list)
 
@@ -106,6 +107,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
         nproc_per_node=settings.nproc_per_node,
         arguments=_arguments(role, remote),
         umask=umask,
+        torchrun=settings.torchrun,
         folders=tuple(settings.folders),
     )
     script = render(job, cluster)

@@ -1,13 +1,12 @@
 """Run a recipe on Slurm through nemo_run's SlurmExecutor: with a virtual environment, pyxis or Apptainer."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mixtral_recipes
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import Cluster, cluster, profiles
+from mixtral_recipes.executors.clusters import Cluster, cluster
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -41,9 +40,6 @@ def slurm_executor(
 
     if nodes < 1 or nproc_per_node < 1:
         raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} starts nothing; use 1 or more.")
-    profile = profiles().get(cluster_name, {}) if cluster_name else {}
-    if not any(settings.get(key) or profile.get(key) for key in ("venv", "container_image", "ssh")):
-        settings["venv"] = sys.prefix  # the environment this process runs in, on a file system that all nodes see
     site = cluster(cluster_name, **settings)
     install()
     return run.SlurmExecutor(

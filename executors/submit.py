@@ -1,80 +1,122 @@
-"""Submit a recipe to Slurm through nemo_run, and on request watch it to its end."""
+"""Submit recipes and commands to Slurm through one nemo_run experiment, and on request watch them to their end."""
 
 import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import logs, records, runs
-from mixtral_recipes.executors.names import check_path, jobs_home
+from mixtral_recipes.executors import logs, records, runs, slurm_status
+from mixtral_recipes.executors.names import check_name, check_path, jobs_home
 from mixtral_recipes.executors.records import RunRecord
-from mixtral_recipes.executors.slurm_status import FINAL
+from mixtral_recipes.executors.slurm_status import FINAL, JobState, one_line
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 RECIPE_IN_JOB = "/nemo_run/configs/recipe.json"  # nemo_run's word for the job folder
+CLI_MODULE = "mixtral_recipes.cli.main"
 
 
-def submit(
-    recipe: Any, executor: "run.SlurmExecutor", record: RunRecord, recipe_file: Path, *, dry_run: bool = False
-) -> str:
-    """Submit one job and complete ``record``; return the sbatch script.
+@dataclass
+class Task:
+    """One job to submit: a recipe under torchrun, or a mixtral-recipes command in one plain process."""
 
-    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise (0 asks for none).
+    executor: "run.SlurmExecutor"
+    record: RunRecord
+    recipe: Any = None
+    command: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # names of earlier tasks that must have succeeded
+
+
+def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]:
+    """Submit all tasks and complete their records; return their sbatch scripts.
 
     Raises:
-        LaunchError: another unfinished run uses the folder, a path is not allowed, or sbatch refuses the job.
+        LaunchError: another unfinished run uses a folder, a path is not allowed, or sbatch refuses a job.
     """
     import nemo_run as run
-    from nemo_run.config import set_nemorun_home
 
-    from mixtral_recipes.executors.launch import RANK_MODULE
+    from mixtral_recipes.executors.launch import use_jobs_home
 
-    settings = executor.job_details
-    refuse_shared_folder(record)
-    set_nemorun_home(str(records.private_folder(jobs_home())))
-    executor = executor.clone()
-    executor.job_details.recipe_file = str(recipe_file)  # type: ignore[attr-defined]
-    executor.job_details.folders = [check_path(Path(record.run_dir).parent, "output folder")]  # type: ignore[attr-defined]
-    trainer = getattr(recipe, "trainer", None)
-    if getattr(trainer, "accelerator", "") == "gpu" and settings.cluster.get("gpus_per_node") is None:  # type: ignore[attr-defined]
-        executor.job_details.cluster["gpus_per_node"] = settings.nproc_per_node  # type: ignore[attr-defined]
-    task = run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
+    check_name(title)
+    use_jobs_home()
+    for task in tasks:
+        refuse_shared_folder(task.record)
+    prepared = [_prepare(task) for task in tasks]
+    experiment = run.Experiment(
+        title, executor=prepared[0][0], log_level="ERROR", base_dir=str(jobs_home()), clean_mode=True,
+        enable_goodbye_message=False, skip_status_at_exit=True, serialize_metadata_for_scripts=False,
+    )  # fmt: skip
     try:
-        with run.Experiment(
-            record.name, executor=executor, log_level="ERROR", base_dir=str(jobs_home()), clean_mode=True,
-            enable_goodbye_message=False, skip_status_at_exit=True, serialize_metadata_for_scripts=False,
-        ) as experiment:  # fmt: skip
-            experiment.add(task, name=record.name)
-            job = experiment.jobs[0].executor
-            assert isinstance(job, run.SlurmExecutor)
+        with experiment:
+            for task, (executor, script) in zip(tasks, prepared, strict=True):
+                experiment.add(script, executor, name=check_name(task.record.name), dependencies=list(task.after))
+            jobs: list[Any] = [job.executor for job in experiment.jobs]
             if dry_run:
                 experiment.dryrun(log=False, delete_exp_dir=False)
-                script = Path(job.job_dir, "sbatch.sh").read_text()
-                shutil.rmtree(job.experiment_dir)
-                return script
+                scripts = [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
+                shutil.rmtree(jobs[0].experiment_dir)
+                return scripts
             experiment.run(detach=True)
-            record.job_id = experiment.jobs[0].handle.rpartition("/")[2]
+            handles = [str(getattr(job, "handle", "")) for job in experiment.jobs]
+            for task, handle in zip(tasks, handles, strict=True):
+                task.record.job_id = handle.rpartition("/")[2]
     except LaunchError:
         raise
     except Exception as error:
-        raise LaunchError(f"the job was not submitted: {_reason(error)}.") from error
-    record.job_dir = job.job_dir
-    record.nodes, record.nproc_per_node = executor.nnodes(), settings.nproc_per_node  # type: ignore[attr-defined]
-    record.cluster = settings.cluster.get("name", "")  # type: ignore[attr-defined]
-    record.secrets = list(settings.cluster.get("secrets", ()))  # type: ignore[attr-defined]
-    if isinstance(job.tunnel, run.SSHTunnel):
-        from mixtral_recipes.executors.scheduler import ssh_address
+        for job in experiment.jobs:  # those that were queued before the one that was refused
+            if handle := str(getattr(job, "handle", "")):
+                settings: Any = tasks[0].executor.job_details
+                slurm_status.slurm(["scancel", handle.rpartition("/")[2]], settings.cluster["ssh"] or "")
+        stderr = getattr(getattr(error, "result", None), "stderr", "")
+        raise LaunchError(f"the job was not submitted: {one_line(stderr or str(error))}.") from error
+    for task, job in zip(tasks, jobs, strict=True):
+        _complete(task.record, job)
+    return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
 
+
+def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
+    """The executor with this job's settings, and what it starts.
+
+    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise (0 asks for none).
+    """
+    import nemo_run as run
+
+    from mixtral_recipes.executors.launch import RANK_MODULE, store
+
+    executor = task.executor.clone()
+    settings: Any = executor.job_details
+    settings.folders = [check_path(Path(task.record.run_dir).parent, "output folder")]
+    if task.command:
+        settings.torchrun = False
+        return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)
+    settings.recipe_file = str(task.record.path.parent / "recipe.json")
+    store(task.recipe, Path(settings.recipe_file))
+    accelerator = getattr(getattr(task.recipe, "trainer", None), "accelerator", "")
+    if accelerator == "gpu" and settings.cluster.get("gpus_per_node") is None:
+        settings.cluster["gpus_per_node"] = settings.nproc_per_node
+    return executor, run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
+
+
+def _complete(record: RunRecord, job: Any) -> None:
+    """Write down where a submitted job is."""
+    from nemo_run.core.tunnel.client import SSHTunnel
+
+    from mixtral_recipes.executors.scheduler import ssh_address
+
+    record.job_dir = job.job_dir
+    record.nodes, record.nproc_per_node = job.nnodes(), job.job_details.nproc_per_node
+    record.cluster = job.job_details.cluster.get("name", "")
+    record.secrets = list(job.job_details.cluster.get("secrets", ()))
+    if isinstance(job.tunnel, SSHTunnel):
         record.ssh = ssh_address(job.tunnel)
         record.remote_dir = os.path.join(job.tunnel.job_dir, Path(job.job_dir).name)
         Path(job.job_dir, "secrets.env").unlink(missing_ok=True)  # it is over there now
     record.save()
-    return Path(job.job_dir, "sbatch.sh").read_text()
 
 
 def watch(record: RunRecord) -> dict[str, Any] | None:
@@ -96,7 +138,7 @@ def watch(record: RunRecord) -> dict[str, Any] | None:
             runs.fetch(record)
             state, asked = runs.state(record), time.monotonic()
         if state.detail != shown and state.state in ("pending", "unknown"):
-            print(f"[slurm] job {record.job_id}: {state.state} {state.detail}".rstrip(), file=sys.stderr, flush=True)
+            print(f"[slurm] job {record.job_id}: {state.detail or state.state}", file=sys.stderr, flush=True)
             shown = state.detail
         return state.state in FINAL
 
@@ -106,13 +148,16 @@ def watch(record: RunRecord) -> dict[str, Any] | None:
     except KeyboardInterrupt:
         print(f"job {record.job_id} goes on; see `mixtral-recipes runs logs -f {record.id}`", file=sys.stderr)
         return None
-    if state.state == "succeeded":
-        return records.result(record.run_dir) or {}
+    if state.state != "succeeded":
+        raise LaunchError(how_it_ended(record, state))
+    return records.result(record.run_dir) or {}
+
+
+def how_it_ended(record: RunRecord, state: JobState) -> str:
+    """One line on a job that did not succeed: its first failed rank's error, else Slurm's word."""
     failed = logs.failure(record)
-    raise LaunchError(
-        f"job {record.job_id} {state.state}: {failed[0] if failed else state.detail or 'no rank reported an error'} "
-        f"(`mixtral-recipes runs logs {record.id}`)."
-    )
+    reason = failed[0] if failed else state.detail or "no rank reported an error"
+    return f"job {record.job_id} {state.state}: {reason} (`mixtral-recipes runs logs {record.id}`)."
 
 
 def refuse_shared_folder(record: RunRecord) -> None:
@@ -121,20 +166,10 @@ def refuse_shared_folder(record: RunRecord) -> None:
     Raises:
         LaunchError: naming the other run.
     """
-    others = [
-        r for r in records.all_records() if r.executor == "slurm" and r.run_dir == record.run_dir and r.id != record.id
-    ]
-    for run_id, state in runs.states(others).items():
+    others = [r for r in records.all_records() if r.run_dir == record.run_dir and r.id != record.id]
+    for run_id, state in runs.states([r for r in others if r.executor == "slurm" and r.job_id]).items():
         if state.state not in FINAL:
             raise LaunchError(
                 f"run folder {record.run_dir} belongs to run {run_id}, which has not ended ({state.state}); "
                 f"choose another --name or --dir, or `mixtral-recipes runs cancel {run_id}`."
             )
-
-
-def _reason(error: Exception) -> str:
-    """sbatch's own last line out of invoke's report, or the error's text."""
-    stderr = getattr(getattr(error, "result", None), "stderr", "")
-    from mixtral_recipes.executors.slurm_status import one_line
-
-    return one_line(stderr or str(error))

@@ -1,0 +1,189 @@
+"""Several jobs that depend on each other, as one experiment: import -> finetune -> export -> evaluate."""
+
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import LaunchError, MixtralRecipesError, nearest
+from mixtral_recipes.executors import records, runs
+from mixtral_recipes.executors.names import check_name
+from mixtral_recipes.executors.slurm_status import FINAL
+
+_KEYS = ("name", "command", "recipe", "task", "overrides", "arguments", "after", "slurm")
+
+
+@dataclass
+class Stage:
+    """One table of a pipeline file: a mixtral-recipes ``command``, or a ``recipe`` to train.
+
+    ``after`` names the stages that must have succeeded; left out, it is the stage before.
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    recipe: str = ""
+    task: str = "finetune"
+    overrides: tuple[str, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the recipe function: {"num_nodes": 2}
+    after: tuple[str, ...] = ()
+    slurm: dict[str, Any] = field(default_factory=dict)  # settings over the cluster profile's
+
+
+@dataclass
+class Pipeline:
+    """A pipeline file."""
+
+    name: str
+    dir: Path
+    cluster: str | None
+    slurm: dict[str, Any]
+    stages: list[Stage]
+
+
+def read(path: Path) -> Pipeline:
+    """Read and check a pipeline file (TOML).
+
+    Raises:
+        LaunchError: no such file, not TOML, an unknown key, or a stage that depends on one not before it.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise LaunchError(f"{path}: no such file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise LaunchError(f"{path}: {error}.") from None
+    _known(table, ("name", "dir", "cluster", "slurm", "stage"), str(path))
+    stages: list[Stage] = []
+    for entry in table.get("stage", []):
+        where = f"{path}: stage {entry.get('name', len(stages) + 1)!r}"
+        _known(entry, _KEYS, where)
+        check_name(entry.get("name", ""), f"{path}: stage name")
+        if bool(entry.get("command")) == bool(entry.get("recipe")):
+            raise LaunchError(f"{where} needs either command or recipe.")
+        earlier = [stage.name for stage in stages]
+        after = entry.get("after", earlier[-1:])
+        for name in after:
+            if name not in earlier:
+                raise LaunchError(f"{where} comes after {name!r}, which is no stage before it.{nearest(name, earlier)}")
+        if entry["name"] in earlier:
+            raise LaunchError(f"{where} has the name of an earlier stage.")
+        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+        stages.append(Stage(**(entry | lists | {"after": tuple(after)})))
+    if not stages:
+        raise LaunchError(f"{path} has no [[stage]].")
+    name = check_name(table.get("name", path.stem), "pipeline name")
+    folder = Path(table.get("dir", "runs")).absolute()
+    return Pipeline(name, folder, table.get("cluster"), table.get("slurm", {}), stages)
+
+
+def _known(table: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in keys:
+            raise LaunchError(f"{where} has an unknown key {key!r}.{nearest(key, keys)}")
+
+
+def run_local(pipeline: Pipeline) -> dict[str, Any]:
+    """Run the stages one after the other on this machine.
+
+    Raises:
+        LaunchError: a stage failed; the message names it and those that were not started.
+    """
+    results: dict[str, Any] = {}
+    for number, stage in enumerate(pipeline.stages):
+        print(f"== stage {stage.name}", file=sys.stderr, flush=True)
+        try:
+            results[stage.name] = _run_stage(pipeline, stage)
+        except MixtralRecipesError as error:
+            raise LaunchError(f"stage {stage.name!r} failed: {error}{_skipped(pipeline, number)}") from error
+    return results
+
+
+def _run_stage(pipeline: Pipeline, stage: Stage) -> dict[str, Any]:
+    if stage.command:
+        done = subprocess.run([sys.executable, "-m", "mixtral_recipes.cli.main", *stage.command], check=False)
+        if done.returncode != 0:
+            raise LaunchError(f"`mixtral-recipes {stage.command[0]}` ended with exit code {done.returncode}.")
+        return {}
+    from mixtral_recipes.executors.launch import launch
+
+    recipe, run_dir = _recipe(pipeline, stage)
+    return launch(recipe, executor="local", name=stage.name, run_dir=run_dir)
+
+
+def _skipped(pipeline: Pipeline, number: int) -> str:
+    rest = [stage.name for stage in pipeline.stages[number + 1 :]]
+    return f" Not started: {', '.join(rest)}." if rest else ""
+
+
+def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.RunRecord], list[str]]":
+    """Submit every stage at once, each waiting for those it comes after.
+
+    Returns:
+        The records of the stages, and their sbatch scripts.
+
+    Raises:
+        LaunchError: a setting that is not allowed, or sbatch refuses a stage; nothing stays queued then.
+    """
+    from mixtral_recipes.executors.slurm import slurm_executor
+    from mixtral_recipes.executors.submit import Task
+    from mixtral_recipes.executors.submit import submit as submit_tasks
+
+    tasks = []
+    for stage in pipeline.stages:
+        recipe, run_dir = _recipe(pipeline, stage) if stage.recipe else (None, pipeline.dir / stage.name)
+        nodes = recipe.trainer.num_nodes if recipe is not None else 1
+        processes = recipe.trainer.devices if recipe is not None else 1
+        executor = slurm_executor(nodes, processes, cluster_name=pipeline.cluster, **(pipeline.slurm | stage.slurm))
+        record = records.RunRecord(
+            id=records.new_id(f"{pipeline.name}-{stage.name}"[:57]), name=stage.name, executor="slurm",
+            run_dir=str(run_dir), created=time.time(), recipe=stage.recipe, stage=stage.name,
+            depends_on=list(stage.after), pipeline=pipeline.name,
+        )  # fmt: skip
+        tasks.append(Task(executor, record, recipe=recipe, command=stage.command, after=stage.after))
+    return [task.record for task in tasks], submit_tasks(tasks, pipeline.name, dry_run=dry_run)
+
+
+def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
+    """Tell each stage's state as it changes; when one fails, cancel what waits for it.
+
+    Raises:
+        LaunchError: naming the stage that failed, its error, and what was not run.
+    """
+    from mixtral_recipes.executors.submit import how_it_ended
+
+    told: dict[str, str] = {}
+    while True:
+        states = runs.states(stages)
+        for record in stages:
+            state = states[record.id].state
+            if told.get(record.id) != state:
+                print(f"stage {record.stage}: {state} (job {record.job_id})", file=sys.stderr, flush=True)
+                told[record.id] = state
+        bad = [record for record in stages if told[record.id] in FINAL and told[record.id] != "succeeded"]
+        if bad:
+            waiting = [record for record in stages if told[record.id] not in FINAL]
+            for record in waiting:
+                runs.cancel(record)
+            stopped = [r.stage for r in stages if r is not bad[0] and told[r.id] != "succeeded"]
+            rest = f" Not run: {', '.join(stopped)}." if stopped else ""
+            raise LaunchError(f"stage {bad[0].stage!r} failed: {how_it_ended(bad[0], states[bad[0].id])}{rest}")
+        if all(state == "succeeded" for state in told.values()):
+            return
+        time.sleep(poll_s)
+
+
+def _recipe(pipeline: Pipeline, stage: Stage) -> tuple[Any, Path]:
+    """The stage's recipe, changed, checked, and with its run folder set."""
+    from mixtral_recipes.recipes import overrides
+    from mixtral_recipes.recipes.loading import load
+    from mixtral_recipes.recipes.preflight import preflight
+
+    recipe = load(stage.recipe, stage.task, **stage.arguments)
+    overrides.apply(recipe, list(stage.overrides))
+    recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
+    preflight(recipe)
+    return recipe, pipeline.dir / stage.name
