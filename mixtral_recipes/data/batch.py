@@ -143,22 +143,22 @@ class PadCollate:
         """Collate."""
         longest = max(len(sample["tokens"]) - 1 for sample in samples)
         s = self.length or -(-longest // self.multiple) * self.multiple
-        tokens = torch.full((len(samples), s + 1), self.pad_id, dtype=torch.int64)
-        loss_mask = torch.zeros(len(samples), s)
-        padding = torch.ones(len(samples), s, dtype=torch.bool)
+        tokens = np.full((len(samples), s + 1), self.pad_id, np.int64)
+        loss_mask = np.zeros((len(samples), s), np.float32)
+        padding = np.ones((len(samples), s), np.bool_)
         for row, sample in enumerate(samples):
             n = len(sample["tokens"]) - 1
-            tokens[row, : n + 1] = torch.as_tensor(sample["tokens"])
-            loss_mask[row, :n] = torch.as_tensor(sample["loss_mask"])
+            tokens[row, : n + 1] = sample["tokens"]
+            loss_mask[row, :n] = sample["loss_mask"]
             padding[row, :n] = False
         batch = Batch(
-            tokens=tokens[:, :-1].contiguous(),
-            labels=tokens[:, 1:].contiguous(),
-            loss_mask=loss_mask,
+            tokens=torch.from_numpy(tokens[:, :-1].copy()),
+            labels=torch.from_numpy(tokens[:, 1:].copy()),
+            loss_mask=torch.from_numpy(loss_mask),
             position_ids=torch.arange(s).expand(len(samples), -1).contiguous(),
         )
         if padding.any():
-            batch["padding_mask"] = padding
+            batch["padding_mask"] = torch.from_numpy(padding)
         return batch
 
 

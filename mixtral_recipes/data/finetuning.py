@@ -1,162 +1,144 @@
 """Fine-tuning on prompt and answer pairs, with the loss on the answer."""
 
-import json
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Sample
+from mixtral_recipes.data.cache import tokenizer_hash
 from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.data.pairs import PairEncoder, PairTemplate
+from mixtral_recipes.data.records import BadRecord, stop
+from mixtral_recipes.data.samples import Encoded, Fit, SampleStore, tokenized_splits
+from mixtral_recipes.data.sources import open_source
+from mixtral_recipes.errors import DataError, nearest
 
-
-class Pair(NamedTuple):
-    """A prompt and the answer to learn, e.g. ``("... Answer:", " Paris")``: the texts are joined as they are."""
-
-    prompt: str
-    answer: str
-
-
-class PairDataset(Dataset[Sample]):
-    """Tokenized pairs: ``<bos> prompt answer <eos>``, loss on the answer and ``<eos>``.
-
-    The joined text is tokenized once, so the training tokens are those that generation will see; a token counts as
-    answer when it ends behind the prompt.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], tokenizer: Any, seq_length: int) -> None:
-        self.truncated = 0
-        self._samples = [self._fit(*sample, seq_length) for sample in _tokenize(pairs, tokenizer)]
-
-    def _fit(self, tokens: list[int], is_answer: list[bool], seq_length: int) -> Sample:
-        """Cut a long prompt at its start: the question and the answer stand at the end."""
-        excess = len(tokens) - (seq_length + 1)
-        if excess > 0:
-            self.truncated += 1
-            tokens = tokens[:1] + tokens[1 + excess :]
-            is_answer = is_answer[:1] + is_answer[1 + excess :]
-        return Sample(tokens=np.asarray(tokens), loss_mask=np.asarray(is_answer[1:], np.float32))
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
-
-
-def _tokenize(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[list[int], list[bool]]]:
-    if not pairs:
-        return []
-    encoded = tokenizer(
-        [pair.prompt + pair.answer for pair in pairs], return_offsets_mapping=True, add_special_tokens=False
-    )
-    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    eos = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    samples = []
-    for pair, ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        answer = [end > len(pair.prompt) for _, end in offsets]
-        samples.append(([*bos, *ids, *eos], [False] * len(bos) + answer + [True] * len(eos)))
-    return samples
+# NeMo's GPTSFTDataset arguments that mean something here; the others are warned about.
+_KNOWN_KWARGS = ("prompt_template", "label_key", "answer_only_loss", "add_bos", "add_eos")
 
 
 @dataclass
 class FineTuningDataModule(DataModule):
-    """JSONL records with ``input`` and ``output``, in a file or a folder with one file per split.
+    """Records with a prompt and an answer: a file, a folder with a file per split, or a Hub data set.
 
     Attributes:
-        dataset_root: A file, or a folder with ``training.jsonl`` and optionally ``validation.jsonl``.
+        dataset_root: JSONL, JSON, parquet or CSV; a folder with such files named ``training``, ``validation``,
+            ``test``; or a Hub id.
         tokenizer: Unused here; the model's tokenizer is given to `setup`.
-        packed_sequence_specs: How samples are packed; None pads instead.
-        dataset_kwargs: Accepted for NeMo's recipes.
-        val_proportion: Share of a single file's records held out for validation.
+        columns: Names in the template -> names in the records, e.g. ``{"input": "prompt", "output": "completion"}``.
+        prompt_template: Text around the fields; it ends with the answer's.
+        dataset_kwargs: NeMo's: ``prompt_template``, ``label_key``, ``answer_only_loss``, ``add_bos``, ``add_eos``.
+        val_proportion: Share of the records held out for validation where no validation split is there.
+        on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records and say how many.
     """
 
     dataset_root: str | Path | None = None
     tokenizer: Any = None
-    packed_sequence_specs: PackedSequenceSpecs | None = None
+    columns: dict[str, str] | None = None
+    prompt_template: str = "{input} {output}"
     dataset_kwargs: dict[str, Any] | None = None
     val_proportion: float = 0.05  # NeMo's
+    on_bad_record: str = "stop"
 
     fixed_length = False
 
-    def datasets(self, tokenizer: Any) -> tuple[Dataset[Sample], Dataset[Sample] | None]:
-        """Read and tokenize both splits."""
-        if tokenizer is None:
-            raise DataError(f"{type(self).__name__} needs a tokenizer; the checkpoint has none in its context folder.")
-        train, validation = self.pairs()
-        return (
-            PairDataset(train, tokenizer, self.seq_length),
-            PairDataset(validation, tokenizer, self.seq_length) if validation else None,
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+        """Read and tokenize the splits, once."""
+        need_tokenizer(self, tokenizer)
+        kwargs = self.dataset_kwargs or {}
+        ignored = sorted(set(kwargs) - set(_KNOWN_KWARGS))
+        if ignored:
+            warnings.warn(
+                f"data.dataset_kwargs: {', '.join(ignored)} ignored.{nearest(ignored[0], _KNOWN_KWARGS)}", stacklevel=2
+            )
+        template = PairTemplate(
+            kwargs.get("prompt_template", self.prompt_template), kwargs.get("label_key", "output"), self.columns or {}
         )
+        encoder = PairEncoder(
+            tokenizer,
+            add_bos=kwargs.get("add_bos", True),
+            add_eos=kwargs.get("add_eos", True),
+            answer_only=kwargs.get("answer_only_loss", True),
+        )
+        source = open_source(self.dataset_root)
+        made_from = {
+            "pairs": source.identity(),
+            "template": [template.template, template.answer, template.columns],
+            "encoder": [encoder.add_bos, encoder.add_eos, encoder.answer_only],
+            "on_bad_record": self.on_bad_record,
+        }
 
-    def pairs(self) -> tuple[list[Pair], list[Pair]]:
-        """Training and validation pairs.
+        def splits() -> dict[str, Iterable[Encoded]]:
+            bad = bad_record_policy(self.on_bad_record)
+            return {name: encoder(template.pairs(source.records(name, bad), bad)) for name in source.splits}
 
-        Raises:
-            DataError: names the file and line of the first record that cannot be used.
-        """
-        root = existing(self.dataset_root)
-        if root.is_dir():
-            train = split_file(root, ("training", "train"), (".jsonl",))
-            validation = split_file(root, ("validation", "val", "dev"), (".jsonl",), required=False)
-            return read_jsonl_pairs(train), read_jsonl_pairs(validation) if validation else []
-        pairs = read_jsonl_pairs(root)
-        held_out = round(len(pairs) * self.val_proportion)
-        return pairs[: len(pairs) - held_out], pairs[len(pairs) - held_out :]
-
-
-def existing(root: str | Path | None) -> Path:
-    """The path of a dataset that must be there.
-
-    Raises:
-        DataError: it is not.
-    """
-    if root is None:
-        raise DataError("data.dataset_root is not set; give a file or a folder (--data PATH).")
-    path = resolve(root)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder (data.dataset_root, --data).")
-    return path
+        return store_splits(self, tokenizer, made_from, splits, keep_end=True)
 
 
-def split_file(folder: Path, names: tuple[str, ...], endings: tuple[str, ...], *, required: bool = True) -> Path | None:
-    """The file of one split in a folder; None when it is optional and missing.
+def need_tokenizer(module: DataModule, tokenizer: Any) -> None:
+    """Refuse to go on without a tokenizer.
 
     Raises:
-        DataError: a required split is missing.
+        DataError: there is none.
     """
-    for name in names:
-        for ending in endings:
-            if (folder / (name + ending)).is_file():
-                return folder / (name + ending)
-    if required:
-        wanted = ", ".join(name + ending for name in names for ending in endings)
-        raise DataError(f"{folder}: none of {wanted} is there.")
-    return None
+    if tokenizer is None:
+        raise DataError(f"{type(module).__name__} needs a tokenizer; the checkpoint has none in its context folder.")
 
 
-def read_jsonl_pairs(path: Path | None) -> list[Pair]:
-    """Pairs from ``{"input": ..., "output": ...}`` lines; a space joins them, as NeMo's template does."""
-    assert path is not None
-    pairs = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                prompt, answer = record["input"], record["output"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}:{number}: needs an object with 'input' and 'output' ({error!r}).") from error
-            if not isinstance(prompt, str) or not isinstance(answer, str) or not answer.strip():
-                raise DataError(f"{path}:{number}: 'input' and 'output' must be text, and 'output' not empty.")
-            pairs.append(Pair(prompt, " " + answer))
-    if not pairs:
-        raise DataError(f"{path}: no records.")
-    return pairs
+def store_splits(
+    module: Any,
+    tokenizer: Any,
+    made_from: dict[str, Any],
+    splits: Callable[[], dict[str, Iterable[Encoded]]],
+    *,
+    keep_end: bool,
+    hold_out: bool = True,
+) -> dict[str, Dataset[Any]]:
+    """The tokenized splits of a fine-tuning module, with a validation set held out where there is none.
+
+    Args:
+        module: The data module: its ``sample_length`` and ``val_proportion`` are used.
+        tokenizer: What tokenizes.
+        made_from: All that the samples depend on besides tokenizer and length.
+        splits: Gives the tokenized records of each split.
+        keep_end: Whether samples that are too long lose their start, or their end.
+        hold_out: Whether a missing validation set is taken from the end of the training set.
+    """
+    specs = module.packed_sequence_specs
+    given = {"train": specs.packed_train_data_path, "validation": specs.packed_val_data_path} if specs else {}
+    stores: dict[str, SampleStore] = {n: SampleStore(Path(p)) for n, p in given.items() if p}
+    if "train" not in stores:
+        key = {**made_from, "tokenizer": tokenizer_hash(tokenizer)}
+        fit = Fit(module.sample_length, keep_end)
+        stores = tokenized_splits(key, splits, fit, vocab_size=len(tokenizer)) | stores
+    if hold_out and "validation" not in stores and module.val_proportion:
+        stores["train"], held_out = stores["train"].split_off(module.val_proportion)
+        if held_out is not None:
+            stores["validation"] = held_out
+    return {name: store for name, store in stores.items() if len(store) or name == "train"}
+
+
+def bad_record_policy(name: str) -> BadRecord:
+    """``stop``, or ``skip``: the first ten are named, and after that only counted.
+
+    Raises:
+        DataError: another word.
+    """
+    if name not in ("stop", "skip"):
+        raise DataError(f"data.on_bad_record={name!r} is not known; use 'stop' or 'skip'.")
+    if name == "stop":
+        return stop
+    seen: Counter[str] = Counter()
+
+    def skip(error: DataError) -> None:
+        seen["bad"] += 1
+        if seen["bad"] <= 10:
+            warnings.warn(f"left out: {error}", stacklevel=3)
+        elif seen["bad"] == 11:
+            warnings.warn("more records are left out; `mixtral-recipes data check` names them all.", stacklevel=3)
+
+    return skip

@@ -21,6 +21,11 @@ class MockDataset(Dataset[Sample]):
         self.vocab_size = vocab_size
         self.seed = seed
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n], positions each sample takes."""
+        return np.full(self.num_samples, self.seq_length)
+
     def __len__(self) -> int:
         return self.num_samples
 
@@ -51,8 +56,9 @@ class MockDataModule(DataModule):
     num_val_samples: int = 10_000
     vocab_size: int | None = None
 
-    def datasets(self, tokenizer: Any) -> tuple[Dataset[Sample], Dataset[Sample] | None]:
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Make both sets; they never share a sample."""
         vocab = self.vocab_size or (len(tokenizer) if tokenizer is not None else _VOCAB_WITHOUT_TOKENIZER)
         train = MockDataset(self.num_train_samples, self.seq_length, vocab, self.seed)
-        return train, MockDataset(self.num_val_samples, self.seq_length, vocab, self.seed + 1)
+        validation = MockDataset(self.num_val_samples, self.seq_length, vocab, self.seed + 1)
+        return {"train": train, "validation": validation}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batch import (
@@ -16,6 +17,7 @@ from mixtral_recipes.data.batch import (
     Shuffled,
     microbatches,
 )
+from mixtral_recipes.data.packing import Balanced, PackCollate, PackedDataset, PackedSequenceSpecs
 from mixtral_recipes.errors import DataError
 
 
@@ -25,10 +27,11 @@ class DataModule:
 
     Attributes:
         seq_length: Most tokens of a sequence.
-        micro_batch_size: Sequences per forward pass of one data-parallel rank.
-        global_batch_size: Sequences per optimizer step.
+        micro_batch_size: Rows (sequences, or packs) per forward pass of one data-parallel rank; 1 for packs.
+        global_batch_size: Rows per optimizer step.
         num_workers: Loader processes per rank; 0 loads in the training process.
         seed: Seed of the order.
+        packed_sequence_specs: How samples are packed; None pads instead.
     """
 
     seq_length: int = 2048
@@ -36,48 +39,79 @@ class DataModule:
     global_batch_size: int = 8
     num_workers: int = 0
     seed: int = 1234
+    packed_sequence_specs: PackedSequenceSpecs | None = None
 
     # Whether every microbatch has row_length tokens, or only as many as its longest sample.
     fixed_length = True
     # Whether each training epoch has an order of its own.
     shuffles = True
 
-    @property
-    def row_length(self) -> int:
-        """Tokens of a full row of a microbatch: ``seq_length``, or the size of a pack."""
-        return self.seq_length
-
-    def datasets(self, tokenizer: Any) -> tuple[Dataset[Any], Dataset[Any] | None]:
-        """Make the training and validation sets.
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+        """Make the sets of samples under ``train`` and, where there are such, ``validation`` and ``test``.
 
         Args:
             tokenizer: A transformers tokenizer, or None for data that needs none.
         """
         raise TypeError(f"{type(self).__name__} must define datasets()")
 
+    @property
+    def pack_size(self) -> int | None:
+        """Tokens per pack; None when samples are padded."""
+        specs = self.packed_sequence_specs
+        return specs.packed_sequence_size if specs is not None and specs.packed_sequence_size > 0 else None
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a full row of a microbatch: ``seq_length``, or the size of a pack."""
+        return self.pack_size or self.seq_length
+
+    @property
+    def sample_length(self) -> int:
+        """Most tokens of one sample: ``seq_length``, and no more than a pack holds."""
+        return min(self.seq_length, self.row_length)
+
     def setup(self, tokenizer: Any) -> None:
         """Make the datasets; called once on every rank before batches are asked for."""
-        self._train, self._validation = self.datasets(tokenizer)
+        sets: Any = self.datasets(tokenizer)
+        if isinstance(sets, tuple):
+            sets = {name: part for name, part in zip(("train", "validation"), sets, strict=True) if part is not None}
+        self._sets: dict[str, Dataset[Any]] = sets
+        self._packed: dict[tuple[str, int], PackedDataset] = {}
         self._pad_id = _pad_id(tokenizer)
-        if not len(self._train):  # pyright: ignore[reportArgumentType]
+        if not len(self._sets["train"]):  # pyright: ignore[reportArgumentType]
             raise DataError(f"{type(self).__name__} has no training samples.")
 
-    def rows(self, dataset: Any, sequence_multiple: int) -> Any:
-        """What one row of a microbatch is taken from: the samples, or packs of them."""
-        return dataset
+    def rows(self, split: str, sequence_multiple: int = 1) -> Any:
+        """What the rows of microbatches are taken from: a split's samples, or packs of them."""
+        samples = self._sets[split]
+        if self.pack_size is None:
+            return samples
+        if (split, sequence_multiple) not in self._packed:
+            lengths = np.asarray(samples.lengths)  # pyright: ignore[reportAttributeAccessIssue]
+            packed = PackedDataset(samples, lengths, self.pack_size, sequence_multiple)
+            self._packed[split, sequence_multiple] = packed
+        return self._packed[split, sequence_multiple]
 
-    def make_collate(self, *, length: int | None, multiple: int, sequence_multiple: int) -> Callable[[Any], Batch]:
+    def make_collate(self, rows: Any, *, length: int | None, multiple: int, sequence_multiple: int) -> Any:
         """What makes a microbatch of rows.
 
         Args:
+            rows: As `rows` gave them.
             length: Tokens per row; None takes as few as hold the longest.
             multiple: What that is rounded up to.
             sequence_multiple: What each sequence of a pack is rounded up to.
         """
-        return PadCollate(self._pad_id, length, multiple)
+        if self.pack_size is None:
+            return PadCollate(self._pad_id, length, multiple)
+        assert self.packed_sequence_specs is not None
+        constant = self.packed_sequence_specs.pad_cu_seqlens
+        size = int(np.diff(rows.packs.starts).max()) + 2 if constant else None
+        return PackCollate(self._pad_id, length, multiple, sequence_multiple, size)
 
     def train_order(self, rows: Any) -> EpochOrder:
         """The order of the training rows."""
+        if self.pack_size is not None:
+            return Balanced(rows.costs, self.global_batch_size, self.seed)
         return Shuffled(len(rows), self.seed) if self.shuffles else Sequential(len(rows))
 
     def train_batches(
@@ -93,12 +127,12 @@ class DataModule:
 
         Args:
             place: This rank's share.
-            consumed_samples: Samples all ranks have taken before (a resumed run's position).
+            consumed_samples: Rows all ranks have taken before (a resumed run's position).
             multiple: What row lengths are rounded up to.
             sequence_multiple: What each sequence of a pack is rounded up to (context parallelism splits each one).
             fixed: Whether every microbatch must have ``row_length`` tokens (pipelines send fixed shapes).
         """
-        rows = self.rows(self._train, sequence_multiple)
+        rows = self.rows("train", sequence_multiple)
         sampler = MicrobatchSampler(
             len(rows), self.micro_batch_size, place, self.train_order(rows), consumed_samples=consumed_samples
         )
@@ -112,6 +146,7 @@ class DataModule:
         multiple: int = 8,
         sequence_multiple: int = 1,
         fixed: bool = False,
+        split: str = "validation",
     ) -> Iterator[Batch] | None:
         """Validation microbatches of whole global batches, always the same ones; None without a validation set.
 
@@ -121,28 +156,33 @@ class DataModule:
             multiple: As for training.
             sequence_multiple: As for training.
             fixed: As for training.
+            split: ``validation`` or ``test``.
         """
-        batches = self.num_validation_batches(limit_batches, sequence_multiple=sequence_multiple)
+        batches = self.num_validation_batches(limit_batches, sequence_multiple=sequence_multiple, split=split)
         if not batches:
             return None
-        rows = self.rows(self._validation, sequence_multiple)
+        rows = self.rows(split, sequence_multiple)
         limit = batches * self.global_batch_size
         order = Sequential(len(rows))
         sampler = MicrobatchSampler(len(rows), self.micro_batch_size, place, order, limit_samples=limit)
         return self._batches(rows, sampler, multiple, sequence_multiple, fixed)
 
-    def num_validation_batches(self, limit_batches: int | None, *, sequence_multiple: int = 1) -> int:
+    def num_validation_batches(
+        self, limit_batches: int | None, *, sequence_multiple: int = 1, split: str = "validation"
+    ) -> int:
         """Global batches per validation (the last one wraps around when the set does not divide)."""
-        if self._validation is None:
+        if split not in self._sets:
             return 0
-        whole = -(-len(self.rows(self._validation, sequence_multiple)) // self.global_batch_size)
+        whole = -(-len(self.rows(split, sequence_multiple)) // self.global_batch_size)
         return whole if limit_batches is None else min(whole, limit_batches)
 
     def _batches(
         self, rows: Any, sampler: MicrobatchSampler, multiple: int, sequence_multiple: int, fixed: bool
     ) -> Iterator[Batch]:
         length = self.row_length if fixed or self.fixed_length else None
-        collate = self.make_collate(length=length, multiple=multiple, sequence_multiple=sequence_multiple)
+        collate: Callable[[Any], Batch] = self.make_collate(
+            rows, length=length, multiple=multiple, sequence_multiple=sequence_multiple
+        )
         return microbatches(rows, sampler, collate, num_workers=self.num_workers)
 
 

@@ -85,8 +85,10 @@ class PreTrainingDataModule(DataModule):
         """Whether each epoch gets an order of its own; Megatron's order is kept where it counts the samples."""
         return self.num_train_samples is None
 
-    def datasets(self, tokenizer: Any) -> tuple[Dataset[Any], Dataset[Any] | None]:
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Open the corpora, building the index maps once."""
+        if self.pack_size is not None:
+            raise DataError("packed_sequence_specs is not for PreTrainingDataModule: its sequences are full already.")
         if tokenizer is None:
             raise DataError("PreTrainingDataModule needs a tokenizer (model.tokenizer, or the checkpoint's).")
         if self.reset_attention_mask and self.micro_batch_size != 1:
@@ -94,14 +96,12 @@ class PreTrainingDataModule(DataModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not determine rank")  # one process, no torchrun
             splits = self._build(tokenizer)
-        train, validation = splits[0], splits[1]
-        if train is None or not len(train):
+        found = {name: split for name, split in zip(_SPLITS, splits, strict=True) if split is not None and len(split)}
+        if "train" not in found:
             raise DataError(f"{self.paths}: fewer than seq_length + 1 = {self.seq_length + 1} tokens to train on.")
-        if validation is not None and not len(validation):
-            validation = None
-        return train, validation
+        return found
 
-    def make_collate(self, *, length: int | None, multiple: int, sequence_multiple: int) -> Any:
+    def make_collate(self, rows: Any, *, length: int | None, multiple: int, sequence_multiple: int) -> Any:
         """Sequences are full: they only need stacking."""
         return stack
 

@@ -1,16 +1,21 @@
 """SQuAD: question answering over passages, from the Hub or from a file in any of its usual forms."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixtral_recipes.data.finetuning import FineTuningDataModule, Pair, existing, split_file
+from torch.utils.data import Dataset
+
+from mixtral_recipes.data.finetuning import need_tokenizer, store_splits
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.pairs import Pair, PairEncoder
+from mixtral_recipes.data.samples import Encoded
+from mixtral_recipes.data.sources import Source, open_source
 from mixtral_recipes.errors import DataError
 
 HUB_ID = "rajpurkar/squad"
-_ENDINGS = (".json", ".jsonl", ".parquet")
 
 
 class Question(NamedTuple):
@@ -34,23 +39,40 @@ class Question(NamedTuple):
 
 
 @dataclass
-class SquadDataModule(FineTuningDataModule):
+class SquadDataModule(DataModule):
     """SQuAD in NeMo's prompt, loss on the answer.
 
     Attributes:
         dataset_root: A SQuAD v1.1 JSON, JSONL or parquet file; a folder with a file per split; None takes
             ``rajpurkar/squad`` from the Hub. A single file gives 5 % of its passages to validation.
+        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        dataset_kwargs: Accepted for NeMo's recipes.
+        val_proportion: Share of a single file's passages held out for validation.
         force_redownload: Whether the Hub is asked again although its files are cached.
         delete_raw: Accepted for NeMo's recipes; the Hub's cache is kept.
     """
 
+    dataset_root: str | Path | None = None
+    tokenizer: Any = None
+    dataset_kwargs: dict[str, Any] | None = None
+    val_proportion: float = 0.05  # NeMo's
     force_redownload: bool = False
     delete_raw: bool = True
 
-    def pairs(self) -> tuple[list[Pair], list[Pair]]:
-        """Training and validation pairs."""
-        train, validation = self.questions()
-        return [_pair(q) for q in train], [_pair(q) for q in validation]
+    fixed_length = False
+
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+        """Read and tokenize both splits, once."""
+        need_tokenizer(self, tokenizer)
+        source = self._source()
+        made_from = {"squad": source.identity(), "val_proportion": self.val_proportion}
+
+        def splits() -> dict[str, Iterable[Encoded]]:
+            encode = PairEncoder(tokenizer)
+            train, validation = self._split(source)
+            return {name: encode(map(_pair, q)) for name, q in (("train", train), ("validation", validation)) if q}
+
+        return store_splits(self, tokenizer, made_from, splits, keep_end=True, hold_out=False)
 
     def questions(self) -> tuple[list[Question], list[Question]]:
         """Training and validation questions; no passage is in both.
@@ -58,34 +80,26 @@ class SquadDataModule(FineTuningDataModule):
         Raises:
             DataError: names the file and line of the first record that cannot be used.
         """
-        if self.dataset_root is None:
-            return self._from_hub()
-        root = existing(self.dataset_root)
-        if not root.is_dir():
-            return hold_out_passages(read_squad(root), self.val_proportion)
-        train = split_file(root, ("train", "training"), _ENDINGS)
-        validation = split_file(root, ("validation", "val", "dev"), _ENDINGS, required=False)
-        assert train is not None
-        if validation is None:
-            return hold_out_passages(read_squad(train), self.val_proportion)
-        return read_squad(train), read_squad(validation)
+        return self._split(self._source())
 
-    def _from_hub(self) -> tuple[list[Question], list[Question]]:
-        import datasets
+    def _source(self) -> Source:
+        if self.dataset_root is None and self.force_redownload:
+            import datasets
 
-        mode = "force_redownload" if self.force_redownload else None
-        try:
-            loaded = datasets.load_dataset(HUB_ID, download_mode=mode)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{HUB_ID} cannot be read from the Hub ({type(error).__name__}: {error}); check the network, or give a "
-                "local SQuAD file with --data PATH."
-            ) from error
-        splits = [
-            [_question(row, f"{HUB_ID}:{split}[{i}]") for i, row in enumerate(loaded[split])]
-            for split in ("train", "validation")
-        ]
-        return splits[0], splits[1]
+            datasets.load_dataset(HUB_ID, download_mode="force_redownload")
+        return open_source(HUB_ID if self.dataset_root is None else self.dataset_root)
+
+    def _split(self, source: Source) -> tuple[list[Question], list[Question]]:
+        train = _read_split(source, "train")
+        if "validation" in source.splits:
+            return train, _read_split(source, "validation")
+        return hold_out_passages(train, self.val_proportion)
+
+
+def _read_split(source: Source, split: str) -> list[Question]:
+    if source.hub:
+        return [_question(value, where) for value, where in source.records(split)]
+    return [question for path in source.files[split] for question in read_squad(path)]
 
 
 def _pair(question: Question) -> Pair:

@@ -1,0 +1,143 @@
+"""Prompts with answers: from records, through a template and a column map, to tokens with the loss on the answer."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mixtral_recipes.data.records import BadRecord, Record, stop
+from mixtral_recipes.data.samples import Encoded
+from mixtral_recipes.errors import DataError
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_AT_ONCE = 1024
+
+
+class Pair(NamedTuple):
+    """A prompt and the answer to learn, e.g. ``("... Answer:", " Paris")``: the texts are joined as they are."""
+
+    prompt: str
+    answer: str
+
+
+def text_of(value: Any, name: str, where: str, *, empty: bool = False) -> str:
+    """A text of a record.
+
+    Raises:
+        DataError: it is missing, not text, empty (unless allowed), or holds half of a UTF-16 pair.
+    """
+    if not isinstance(value, str):
+        what = "is missing" if value is None else f"is {type(value).__name__}, not text"
+        raise DataError(f"{where}: {name!r} {what}.")
+    if not empty and not value.strip():
+        raise DataError(f"{where}: {name!r} is empty.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {name!r} holds half of a character (\\u{ord(value[error.start]):04x}).") from error
+    return value
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """How a record becomes a pair.
+
+    Attributes:
+        template: Text with ``{name}`` for fields; it must end with the answer's. NeMo's default joins with a space.
+        answer: Name of the answer's field.
+        columns: Names used in the template -> names in the records.
+    """
+
+    template: str = "{input} {output}"
+    answer: str = "output"
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = _FIELD.findall(self.template)
+        if self.answer not in names or not self.template.endswith("{" + self.answer + "}"):
+            raise DataError(f"prompt_template {self.template!r} must end with {{{self.answer}}}, the answer's field.")
+        unknown = set(self.columns) - set(names)
+        if unknown:
+            raise DataError(f"columns: {sorted(unknown)} are not in prompt_template {self.template!r}.")
+
+    def pair(self, record: Record) -> Pair:
+        """Fill in a record; the spaces before the answer belong to it, as they do when it is generated.
+
+        Raises:
+            DataError: a field is missing, not text, or the answer is empty.
+        """
+        value, where = record
+        texts = {}
+        for name in map(str, _FIELD.findall(self.template)):
+            column = self.columns.get(name, name)
+            texts[name] = text_of(value.get(column), column, where, empty=name != self.answer)
+        before = self.template.removesuffix("{" + self.answer + "}")
+        prompt = before.rstrip()
+        filled = _FIELD.sub(lambda match: texts[match[1]], prompt)
+        return Pair(filled, before[len(prompt) :] + texts[self.answer])
+
+    def pairs(self, records: Iterable[Record], bad: BadRecord = stop) -> Iterator[Pair]:
+        """The pairs of records; bad ones are told and left out."""
+        for record in records:
+            try:
+                pair = self.pair(record)
+            except DataError as error:
+                bad(error)
+                continue
+            yield pair
+
+
+@dataclass(frozen=True)
+class PairEncoder:
+    """Tokenizes pairs: ``<bos> prompt answer <eos>``, loss on the answer and ``<eos>``.
+
+    The joined text is tokenized once, so the training tokens are those that generation will see; a token counts as
+    answer when it ends behind the prompt.
+
+    Attributes:
+        tokenizer: A transformers tokenizer.
+        add_bos: Whether sequences start with the tokenizer's bos, if it has one.
+        add_eos: Whether they end with its eos.
+        answer_only: Whether the loss is on the answer only.
+    """
+
+    tokenizer: Any
+    add_bos: bool = True
+    add_eos: bool = True
+    answer_only: bool = True
+
+    def __call__(self, pairs: Iterable[Pair]) -> Iterator[Encoded]:
+        """Tokenize."""
+        stream = iter(pairs)
+        while some := list(itertools.islice(stream, _AT_ONCE)):
+            yield from self._encode(some)
+
+    def _encode(self, pairs: list[Pair]) -> Iterator[Encoded]:
+        tokenizer = self.tokenizer
+        bos = [tokenizer.bos_token_id] if self.add_bos and tokenizer.bos_token_id is not None else []
+        eos = [tokenizer.eos_token_id] if self.add_eos and tokenizer.eos_token_id is not None else []
+        for pair, (ids, is_answer) in zip(pairs, self._split(pairs), strict=True):
+            learned = is_answer if self.answer_only else [bool(pair)] * len(ids)
+            yield Encoded([*bos, *ids, *eos], [False] * len(bos) + learned + [True] * len(eos))
+
+    def _split(self, pairs: list[Pair]) -> Iterator[tuple[list[int], list[bool]]]:
+        texts = [pair.prompt + pair.answer for pair in pairs]
+        if not getattr(self.tokenizer, "is_fast", False):
+            for pair, text in zip(pairs, texts, strict=True):
+                yield _split_by_prefix(self.tokenizer, pair.prompt, text)
+            return
+        # split_special_tokens: "</s>" inside a text is text, as Mistral's own tokenizer has it.
+        encoded = self.tokenizer(
+            texts, return_offsets_mapping=True, add_special_tokens=False, split_special_tokens=True
+        )
+        for pair, ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            yield ids, [end > len(pair.prompt) for _, end in offsets]
+
+
+def _split_by_prefix(tokenizer: Any, prompt: str, text: str) -> tuple[list[int], list[bool]]:
+    """For a tokenizer without offsets: the answer begins where its tokens differ from the prompt's alone."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    alone = tokenizer.encode(prompt, add_special_tokens=False)
+    same = next((n for n, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+    return ids, [False] * same + [True] * (len(ids) - same)

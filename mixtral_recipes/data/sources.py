@@ -1,0 +1,120 @@
+"""Where a data set comes from: a file, a folder with a file per split, or the Hugging Face Hub."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.data.cache import content_hash
+from mixtral_recipes.data.records import SUFFIXES, BadRecord, Record, read_records, stop, suffix_of
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError
+
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?(?:@([\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits of a data set.
+
+    Attributes:
+        spec: What the user named.
+        files: Files of each split; empty for the Hub.
+        hub: Splits of a Hub data set, as `datasets` gave them.
+    """
+
+    spec: str
+    files: dict[str, list[Path]]
+    hub: dict[str, Any]
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that are there."""
+        return list(self.files or self.hub)
+
+    def records(self, split: str, bad: BadRecord = stop) -> Iterator[Record]:
+        """The records of a split.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+            bad: As in `read_records`.
+        """
+        if self.hub:
+            for number, row in enumerate(self.hub[split]):
+                yield Record(row, f"{self.spec}:{split}[{number}]")
+            return
+        for path in self.files[split]:
+            yield from read_records(path, bad)
+
+    def identity(self) -> dict[str, Any]:
+        """What the content depends on, for the cache."""
+        if self.hub:
+            return {split: getattr(rows, "_fingerprint", None) for split, rows in self.hub.items()}
+        return {split: [content_hash(path) for path in paths] for split, paths in self.files.items()}
+
+
+def open_source(spec: str | Path | None) -> Source:
+    """Find the splits of a data set.
+
+    Args:
+        spec: A file; a folder; ``org/name``, ``org/name:config`` or ``org/name@revision`` of the Hub; ``embedded://``.
+
+    Raises:
+        DataError: there is nothing, or nothing that can be read.
+    """
+    if spec is None:
+        raise DataError("data.dataset_root is not set; give a file, a folder or a Hub id (--data X).")
+    path = resolve(spec).expanduser() if not str(spec).startswith("hf://") else None
+    if path is not None and path.is_file():
+        return Source(str(spec), {"train": [path]}, {})
+    if path is not None and path.is_dir():
+        return Source(str(spec), _folder_splits(path), {})
+    named = _HUB_ID.fullmatch(str(spec))
+    looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
+    if named is None or looks_like_path:
+        raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
+    return Source(str(spec), {}, _hub_splits(str(spec), *named.groups()))
+
+
+def _folder_splits(folder: Path) -> dict[str, list[Path]]:
+    """``train.jsonl``, ``train-00000-of-00002.parquet``, ``train/*.parquet``, in the folder or its ``data/``."""
+    found: dict[str, list[Path]] = {}
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and suffix_of(p) in SUFFIXES]
+    files = [p for p in files if len(p.relative_to(folder).parts) <= 3 and not p.name.startswith(".")]
+    for name, spellings in SPLITS.items():
+        wanted = re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE)
+        for path in files:
+            inside = path.relative_to(folder)
+            if wanted.fullmatch(path.name) or any(part.lower() in spellings for part in inside.parts[:-1]):
+                found.setdefault(name, []).append(path)
+    if "train" not in found and len(files) == 1:
+        return {"train": files}
+    if "train" not in found:
+        what = f"found {', '.join(p.name for p in files[:5])}" if files else f"no file ends in {', '.join(SUFFIXES)}"
+        raise DataError(
+            f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
+        )
+    return found
+
+
+def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None) -> dict[str, Any]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(repo, config, revision=revision)
+    except Exception as error:  # datasets raises its own, requests', and Python's
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {lines[0]}); check the name "
+            "and the network, or give a local file with --data PATH."
+        ) from error
+    found = {name: loaded[s] for name, spellings in SPLITS.items() for s in spellings if s in loaded}
+    if "train" not in found:
+        raise DataError(f"{spec}: has no train split; it has {', '.join(map(str, loaded))}.")
+    return found
