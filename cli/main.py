@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
     "generate": ("generate", "Answer prompts with a checkpoint."),
     "evaluate": ("evaluate", "Measure a checkpoint on held-out questions."),
+    "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "plan": ("plan", "Memory, speed and cost of a layout, before it runs."),
     "runs": ("runs", "See, follow, resume and stop runs."),
     "clusters": ("clusters", "Describe the Slurm clusters you can reach."),

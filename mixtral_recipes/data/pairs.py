@@ -21,7 +21,7 @@ class Pair(NamedTuple):
     answer: str
 
 
-def text_of(value: Any, name: str, where: str, *, empty: bool = False) -> str:
+def text_of(value: Any, name: str, where: object, *, empty: bool = False) -> str:
     """A text of a record.
 
     Raises:

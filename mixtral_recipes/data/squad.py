@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from mixtral_recipes.data.finetuning import need_tokenizer, store_splits
 from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.pairs import Pair, PairEncoder
+from mixtral_recipes.data.pairs import Pair, PairEncoder, text_of
+from mixtral_recipes.data.records import BadRecord, read_records, stop, suffix_of
 from mixtral_recipes.data.samples import Encoded
 from mixtral_recipes.data.sources import Source, open_source
 from mixtral_recipes.errors import DataError
@@ -96,10 +97,26 @@ class SquadDataModule(DataModule):
         return hold_out_passages(train, self.val_proportion)
 
 
-def _read_split(source: Source, split: str) -> list[Question]:
+def located_questions(source: Source, split: str, bad: BadRecord = stop) -> Iterator[tuple[Question, object]]:
+    """The questions of a split, each with its place; bad records are told and left out."""
     if source.hub:
-        return [_question(value, where) for value, where in source.records(split)]
-    return [question for path in source.files[split] for question in read_squad(path)]
+        records: Iterable[tuple[Any, object]] = source.records(split, bad)
+    else:
+        records = (record for path in source.files[split] for record in _read_file(path, bad))
+    for value, where in records:
+        try:
+            question = _question(value, where)
+        except DataError as error:
+            bad(error)
+            continue
+        yield question, where
+
+
+def _read_split(source: Source, split: str) -> list[Question]:
+    questions = [question for question, _ in located_questions(source, split)]
+    if not questions:
+        raise DataError(f"{source.spec}: no questions in its {split} split.")
+    return questions
 
 
 def _pair(question: Question) -> Pair:
@@ -113,45 +130,19 @@ def hold_out_passages(questions: list[Question], proportion: float) -> tuple[lis
     return [q for q in questions if q.context not in held_out], [q for q in questions if q.context in held_out]
 
 
-def read_squad(path: Path) -> list[Question]:
-    """Every question of a SQuAD file: v1.1 JSON, JSONL with one record per line, or parquet.
-
-    Raises:
-        DataError: names the file, the line and what is wrong with it.
-    """
-    if path.suffix == ".parquet":
-        records = _read_parquet(path)
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}).") from error
-        records = _read_jsonl(path, text) if path.suffix == ".jsonl" else _read_json(path, text)
-    questions = [_question(record, where) for record, where in records]
-    if not questions:
-        raise DataError(f"{path}: no questions.")
-    return questions
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _read_file(path: Path, bad: BadRecord) -> Iterator[tuple[Any, object]]:
+    """Records of a SQuAD file, flat (JSONL, parquet, CSV, a JSON list) or nested as v1.1 and v2.0 are."""
+    if suffix_of(path) != ".json":
+        yield from read_records(path, bad)
+        return
     try:
-        rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}).") from error
-    for number, row in enumerate(rows, 1):
-        yield row, f"{path}: row {number}"
-
-
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[Any, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line), f"{path}:{number}"
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error}).") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    if '"paragraphs"' in text:
+        yield from _read_json(path, text)
+    else:
+        yield from read_records(path, bad)
 
 
 def _read_json(path: Path, text: str) -> Iterator[tuple[Any, object]]:
@@ -201,13 +192,13 @@ def _question(record: Any, where: object) -> Question:
     if not isinstance(record, dict):
         raise DataError(f"{where}: is not an object.")
     for name in ("context", "question"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise DataError(f"{where}: {name!r} must be text, and is {record.get(name)!r}.")
+        text_of(record.get(name), name, where)
     answers = record.get("answers")
     if isinstance(answers, dict):  # the Hub's columns: {"text": [...], "answer_start": [...]}
         texts = answers.get("text")
     else:
         texts = [a.get("text") if isinstance(a, dict) else a for a in answers] if isinstance(answers, list) else None
-    if texts is None or not len(texts) or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise DataError(f"{where}: 'answers' must hold at least one non-empty text.")
-    return Question(str(record.get("id", where)), record["context"], record["question"], [str(t) for t in texts])
+    if texts is None or not len(texts):
+        raise DataError(f"{where}: 'answers' must hold at least one text.")
+    answers = [text_of(text, "answers", where) for text in texts]
+    return Question(str(record.get("id", where)), record["context"], record["question"], answers)

@@ -1,0 +1,225 @@
+"""``mixtral-recipes data``: prepare a corpus, check a data set, show what is learned."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mixtral_recipes.data.check import Report
+    from mixtral_recipes.data.recognition import Recognized
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Prepare a corpus, check a data set, show what is learned.",
+)
+
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Folder, Hub id, SentencePiece file, mistral://mixtral-8x7b (needs no download), embedded://mixtral_tiny.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="JSONL, parquet, CSV or text files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Path of the corpus, without .bin and .idx.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="As for `check`.")] = "mistral://mixtral-8x7b",
+    text_key: Annotated[str, typer.Option("--text-key", help="Field or column of the text.")] = "text",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")] = None,
+    part_mb: Annotated[int, typer.Option("--part-mb", min=1, help="Megabytes of input per part.")] = 32,
+    bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Start documents with the tokenizer's bos.")] = True,
+    eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End documents with its eos.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Tokenize text into Megatron's indexed corpus. A stopped run goes on where it was."""
+    from mixtral_recipes.cli.output import note, print_json
+    from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+    from mixtral_recipes.embedded import resolve
+
+    paths = [resolve(path) for path in _package_paths(inputs)]
+    encoder = Encoder.of(load_tokenizer(tokenizer), bos=bos, eos=eos)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _progress("tokenizing", sum(path.stat().st_size for path in paths if path.is_file()), "bytes") as advance:
+        made = prepare_corpus(
+            paths,
+            output,
+            encoder,
+            text_key=text_key,
+            num_workers=workers or os.cpu_count() or 1,
+            part_bytes=part_mb << 20,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    reused = f", {made.reused_parts} parts from a run before" if made.reused_parts else ""
+    note(f"{made.prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens{reused}")
+    if json:
+        print_json(
+            {
+                "prefix": str(made.prefix),
+                "documents": made.documents,
+                "tokens": made.tokens,
+                "reused": made.reused_parts,
+            }
+        )
+
+
+def _package_paths(inputs: list[Path]) -> list[str]:
+    """A Path drops one of the slashes of ``embedded://``."""
+    return [str(path).replace("embedded:/", "embedded://", 1) for path in inputs]
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="FILE|FOLDER|ID", help="What `finetune --data` would get.")],
+    tokenizer: Tokenizer = None,
+    seq_length: Annotated[int, typer.Option("--seq-length", min=8, help="Positions a sample may take.")] = 2048,
+    show_all: Annotated[bool, typer.Option("--all", help="Name every finding, not the first five of a kind.")] = False,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the length histogram to this file.")] = None,
+    json: Json = False,
+) -> None:
+    """Look every record over: unusable ones by line, lengths, truncation, duplicates."""
+    from mixtral_recipes.cli.output import note, print_json
+    from mixtral_recipes.data.check import check as check_data
+    from mixtral_recipes.data.recognition import recognize
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+    from mixtral_recipes.errors import DataError
+
+    recognized = recognize(data)
+    note(recognized.description)
+    loaded = load_tokenizer(tokenizer) if tokenizer else None
+    with _progress("checking", None, "records") as advance:
+        report = check_data(recognized, loaded, seq_length=seq_length, progress=advance)
+    _print_report(report, seq_length, limit=None if show_all else 5)
+    if png:
+        from mixtral_recipes.data.histogram import save_png
+
+        save_png(report, png, seq_length)
+        note(f"histogram: {png}")
+    if json:
+        print_json(_as_json(report, recognized))
+    if report.errors:
+        raise DataError(f"{data}: {report.errors} record(s) cannot be used; they are named above.")
+
+
+@app.command()
+def show(
+    data: Annotated[str, typer.Argument(metavar="FILE|FOLDER|ID", help="What `finetune --data` would get.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="As for `check`.")] = "mistral://mixtral-8x7b-instruct",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples.")] = 3,
+    seq_length: Annotated[int, typer.Option("--seq-length", min=8, help="Positions a sample may take.")] = 2048,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+) -> None:
+    """Print samples as they are tokenized, with what is learned in colour (in brackets where there is none)."""
+    from mixtral_recipes.cli.output import console, note
+    from mixtral_recipes.data.batch import Sample
+    from mixtral_recipes.data.recognition import recognize
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+    from mixtral_recipes.errors import DataError, nearest
+
+    recognized = recognize(data)
+    note(recognized.description)
+    loaded = load_tokenizer(tokenizer)
+    sets: dict[str, Any] = recognized.module_class(**recognized.kwargs, seq_length=seq_length).datasets(loaded)
+    if split not in sets:
+        raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
+    out = console()
+    for number in range(min(count, len(sets[split]))):
+        item = sets[split][number]
+        if "labels" in item:  # a pretraining sequence: every token is learned
+            item = Sample(tokens=item["tokens"].numpy(), loss_mask=item["loss_mask"].numpy()[:-1])
+        out.rule(f"{split} {number}: {len(item['tokens'])} tokens, {int(sum(item['loss_mask']))} learned")
+        out.print(_coloured(item, loaded, colour=out.color_system is not None))
+
+
+def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
+    import itertools
+
+    from rich.text import Text
+
+    learned = [False, *(bool(x) for x in sample["loss_mask"])]
+    text = Text()
+    runs = itertools.groupby(zip(sample["tokens"].tolist(), learned, strict=True), key=lambda pair: pair[1])
+    for is_learned, run in runs:
+        part = tokenizer.decode([token for token, _ in run])
+        text.append(part if colour or not is_learned else f"[[{part}]]", style="bold green" if is_learned else "dim")
+    return text
+
+
+def _progress(title: str, total: int | None, unit: str) -> Any:
+    """A bar on standard error, where that is a terminal; yields a function that advances it."""
+    import contextlib
+    import sys
+
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext(lambda count: None)
+
+    @contextlib.contextmanager
+    def bar() -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        done = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return bar()
+
+
+def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> None:
+    from rich.table import Table
+
+    from mixtral_recipes.cli.output import console
+    from mixtral_recipes.data.histogram import bars
+
+    out = console()
+    shown: dict[tuple[str, str], int] = {}
+    for finding in report.findings:
+        key = (finding.level, finding.kind)
+        shown[key] = shown.get(key, 0) + 1
+        if limit is None or shown[key] <= limit:
+            detail = f": {finding.detail}" if finding.detail else ""
+            out.print(f"{finding.where}: {finding.level}: {finding.kind}{detail}", markup=False, soft_wrap=True)
+    if report.counts:
+        table = Table("level", "what", "records")
+        for (level, kind), number in sorted(report.counts.items()):
+            table.add_row(level, kind, f"{number:,}")
+        out.print(table)
+    table = Table("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
+    for split, lengths in report.lengths.items():
+        if len(lengths):
+            low, median, high, most = (int(x) for x in _quantiles(lengths))
+            cut = "-" if report.unit == "characters" else f"{int((lengths > seq_length + 1).sum()):,}"
+            cells = (low, median, high, most)
+            table.add_row(split, f"{len(lengths):,}", f"{int(lengths.sum()):,}", *(f"{x:,}" for x in cells), cut)
+    out.print(table)
+    out.print(bars(report, width=60), markup=False)
+
+
+def _quantiles(lengths: Any) -> Any:
+    import numpy as np
+
+    return np.quantile(lengths, (0, 0.5, 0.99, 1), method="nearest")
+
+
+def _as_json(report: "Report", recognized: "Recognized") -> dict[str, Any]:
+    return {
+        "kind": recognized.kind,
+        "module": recognized.module_class.__name__,
+        "records": report.records,
+        "errors": report.errors,
+        "findings": {f"{level}: {kind}": count for (level, kind), count in report.counts.items()},
+        "named": [finding._asdict() for finding in report.findings],
+        report.unit: {split: int(lengths.sum()) for split, lengths in report.lengths.items()},
+    }

@@ -1,0 +1,135 @@
+"""What a data set is: looked at once, and told to the user before anything runs."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.data.records import SUFFIXES, suffix_of
+from mixtral_recipes.data.sources import Source, open_source
+from mixtral_recipes.embedded import PREFIX, resolve
+from mixtral_recipes.errors import DataError
+
+# Names people give to prompts and answers, most telling first.
+PAIR_COLUMNS = (
+    ("input", "output"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("source", "target"),
+)
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a data set was taken for.
+
+    Attributes:
+        module_class: The data module that reads it.
+        kwargs: Arguments that make that module read it.
+        description: One line for the user.
+        kind: ``squad``, ``chat``, ``pairs``, ``text`` or ``corpus``.
+    """
+
+    module_class: type
+    kwargs: dict[str, Any]
+    description: str
+    kind: str
+    source: Source | None = field(default=None, repr=False)
+
+
+def recognize(spec: str | Path) -> Recognized:
+    """Find out what a data set is.
+
+    Args:
+        spec: ``squad``; a file; a folder; a Hub id; an indexed corpus (its path with or without ``.bin``).
+
+    Raises:
+        DataError: it is not there, or its records are of no known form.
+    """
+    text = str(spec)
+    if text in ("squad", "rajpurkar/squad"):
+        from mixtral_recipes.data.squad import SquadDataModule
+
+        return Recognized(SquadDataModule, {"dataset_root": None}, "rajpurkar/squad on the Hub: SQuAD", "squad")
+    path = resolve(spec).expanduser()
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    if prefix.with_name(prefix.name + ".idx").is_file() and prefix.with_name(prefix.name + ".bin").is_file():
+        return _pretraining(spec, prefix, "an indexed corpus (.bin and .idx)", "corpus", None)
+    if path.is_file() and suffix_of(path) in TEXT_SUFFIXES:
+        return _pretraining(spec, path, "plain text, documents between blank lines", "text", None)
+    return _by_records(spec, open_source(spec))
+
+
+def _by_records(spec: str | Path, source: Source) -> Recognized:
+    errors: list[DataError] = []
+    records = [r.value for r in itertools.islice(source.records("train", errors.append), _LOOKED_AT)]
+    if not records:
+        raise errors[0] if errors else DataError(f"{spec}: no records.")
+    names = [name for name in records[0] if all(name in record for record in records)]
+    root = _stable(spec)
+    size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
+    if {"context", "question", "answers"} <= set(names) or "paragraphs" in names:
+        from mixtral_recipes.data.squad import SquadDataModule
+
+        return Recognized(SquadDataModule, {"dataset_root": root}, f"{spec}: SQuAD, {size}", "squad", source)
+    shape = _chat_shape(records[0], names)
+    if shape:
+        from mixtral_recipes.data.chat import ChatDataModule
+
+        told = f"{spec}: conversations ({shape}), {size}, loss on the assistant's turns"
+        return Recognized(ChatDataModule, {"dataset_root": root}, told, "chat", source)
+    for prompt, answer in PAIR_COLUMNS:
+        if prompt in names and answer in names:
+            from mixtral_recipes.data.finetuning import FineTuningDataModule
+
+            columns = {k: v for k, v in (("input", prompt), ("output", answer)) if k != v}
+            kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
+            told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
+            return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
+    if "text" in names and isinstance(records[0]["text"], str) and source.files:
+        return _pretraining(spec, resolve(spec), "documents (text), loss on every token", "text", source)
+    known = "; ".join(
+        ("context, question, answers", "messages", "conversations", "instruction, output", "input, output")
+    )
+    raise DataError(
+        f"{spec}: records have {', '.join(records[0]) or 'no fields'}, which is no known form ({known}); name the "
+        "fields with FineTuningDataModule's columns={'input': ..., 'output': ...}."
+    )
+
+
+def _chat_shape(record: dict[str, Any], names: list[str]) -> str | None:
+    if "messages" in names:
+        return "messages"
+    if "conversations" in names:
+        return "sharegpt"
+    if "instruction" in names and "output" in names:
+        return "alpaca"
+    if isinstance(record.get("prompt"), list) and "completion" in names:
+        return "prompt and completion messages"
+    return None
+
+
+def _pretraining(spec: str | Path, path: Path, what: str, kind: str, source: Source | None) -> Recognized:
+    from mixtral_recipes.data.pretraining import PreTrainingDataModule
+
+    if path.is_dir():
+        raise DataError(f"{spec}: a folder of documents; run `mixtral-recipes data prepare` on its files first.")
+    kwargs = {"paths": [_stable(spec)], "split": "95,5,0"}
+    return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source)
+
+
+def _stable(spec: str | Path) -> str:
+    """A path that means the same from any folder; Hub ids and package data as they are."""
+    text = str(spec)
+    if text.startswith((PREFIX, "hf://")):
+        return text
+    path = Path(text).expanduser()
+    there = path.exists() or path.with_name(path.name + ".idx").exists() or path.suffix in (*SUFFIXES, ".bin")
+    return str(path.absolute()) if there else text
