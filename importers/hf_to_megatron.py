@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mixtral_recipes.importers.processes import Processes
 from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import TORCH_NAMES, Stream
 from mixtral_recipes.training.manifest import NAME as MANIFEST
-from mixtral_recipes.training.manifest import locked, publish, read_manifest, write_manifest
+from mixtral_recipes.training.manifest import Pieces, locked, publish, read_manifest, write_manifest
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _ROOM_FOR_THE_REST = 64 << 20  # metadata, tokenizer, alignment
@@ -127,7 +128,8 @@ class _Import:
 
     def run(self, threads: int, *, progress: bool) -> None:
         """Write weights, context and manifest; this process does its share."""
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         from mixtral_recipes.importers.torch_dist_write import (
             ConversionPlanner,
@@ -149,11 +151,13 @@ class _Import:
             stream = Stream(threads, on_bytes)
             writer = StreamingWriter(weights, stream)
             planner = ConversionPlanner(self.source.tensors, mine, objects)
-            try:
-                dcp.save({}, storage_writer=writer, planner=planner, no_dist=self.processes.count == 1)
-            except dcp.CheckpointException as error:
-                raise _cause(error) from error
-        gathered = self.processes.gather((writer.sha256, stream.digests))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is, on purpose
+                try:
+                    save({}, storage_writer=writer, planner=planner, no_dist=self.processes.count == 1)
+                except CheckpointException as error:
+                    raise _cause(error) from error
+        gathered = self.processes.gather((writer.hashes, stream.digests))
         self.processes.first(lambda: self._finish(dtypes, gathered))
 
     def _dtypes_on_disk(self) -> dict[str, str]:
@@ -174,7 +178,7 @@ class _Import:
             found[weight.disk] = self.dtype or dtypes.pop()
         return found
 
-    def _finish(self, dtypes: dict[str, str], gathered: list[tuple[dict[str, str], dict[str, str]]]) -> None:
+    def _finish(self, dtypes: dict[str, str], gathered: list[tuple[dict[str, Pieces], dict[str, str]]]) -> None:
         """Write what stands beside the weights, the manifest last."""
         (self.staging / "weights" / "metadata.json").write_text(
             json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
@@ -192,7 +196,7 @@ class _Import:
             self.staging,
             "model",
             source=self.origin | {"layout": self.source.layout},
-            known={f"weights/{name}": digest for part, _ in gathered for name, digest in part.items()},
+            known={f"weights/{name}": pieces for part, _ in gathered for name, pieces in part.items()},
             tensors={
                 name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
                 for name, shape in shapes.items()

@@ -5,6 +5,7 @@ which files are needed, pins everything to one commit, retries, and refuses byte
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import time
@@ -55,7 +56,7 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
         EnvironmentProblem: the Hub cannot be reached and the cache does not hold the model.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi()
     with _quiet(not progress):
@@ -69,7 +70,7 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
             with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
                 paths = list(pool.map(lambda name: _fetch(api, where, commit, published[name]), names))
             return paths[0].parent, commit
-        except (OSError, HTTPError) as error:
+        except _network_errors() as error:
             if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
                 raise _refused(where, error) from error
             return _cached(where, error)
@@ -127,22 +128,28 @@ def _is_published(path: Path, file: _Published) -> bool:
 
 def _patiently[T](where: HubId, call: Callable[[], T]) -> T:
     """Call, and call again when the network or the server failed; a broken download goes on where it stopped."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    for attempt in range(_ATTEMPTS):
+    for wait in [_FIRST_WAIT_S * 2**attempt for attempt in range(_ATTEMPTS - 1)] + [None]:
         try:
             return call()
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code < 500 and error.response.status_code != 429:
                 raise _refused(where, error) from error
-            last: Exception = error
-        except (LocalEntryNotFoundError, OSError, HTTPError) as error:
-            if isinstance(error, OSError) and error.errno == 28:  # no space left
+            if wait is None:
                 raise
-            last = error
-        if attempt < _ATTEMPTS - 1:
-            time.sleep(_FIRST_WAIT_S * 2**attempt)
-    raise last
+        except _network_errors() as error:
+            if wait is None or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+                raise
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What a failed transfer raises: files and sockets, or the HTTP library huggingface_hub was built on."""
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    return OSError, HTTPError
 
 
 def _refused(where: HubId, error: Any) -> CheckpointError:
@@ -169,7 +176,7 @@ def _cached(where: HubId, error: Exception) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise EnvironmentProblem(
             "the disk is full while downloading; free some room or set HF_HOME to a larger disk."
         ) from error
@@ -235,7 +242,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         EnvironmentProblem: it cannot be reached, or nobody is logged in.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -247,5 +254,5 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         status = error.response.status_code if error.response is not None else "no"
         hint = "; log in with `hf auth login` or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
         raise CheckpointError(f"--push-to-hub {repo}: the Hub answered {status}{hint}.") from error
-    except (OSError, HTTPError) as error:
+    except _network_errors() as error:
         raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({_in_short(error)}).") from error

@@ -7,7 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import hf_config, safetensors_io
@@ -19,7 +19,6 @@ from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.training.manifest import locked, publish, read_manifest
 
-Layout = Literal["v4", "v5"]
 PROVENANCE = "mixtral-recipes.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -28,7 +27,7 @@ def export_checkpoint(
     checkpoint: Path,
     output: Path,
     *,
-    layout: Layout = "v4",
+    layout: str = "v4",
     max_shard_size: str = "5GB",
     dtype: str | None = None,
     overwrite: bool = False,
@@ -103,7 +102,7 @@ class _Export:
     manifest: dict[str, Any]
     config: dict[str, Any]
     staging: Path
-    layout: Layout
+    layout: str
     dtype: str | None
     dims: Dims = field(init=False)
 

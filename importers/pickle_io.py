@@ -52,4 +52,4 @@ def _locate(path: Path, name: str, tensor: object) -> StoredTensor:
     start = tensor.untyped_storage()._checkpoint_offset
     if start is None:
         raise CheckpointError(f"{path}: {name} does not say where its data is; save the model as safetensors.")
-    return stored(path, start + tensor.storage_offset() * ITEM_BYTES[dtype], dtype, tuple(tensor.shape))
+    return stored(path, start + int(tensor.storage_offset()) * ITEM_BYTES[dtype], dtype, tuple(tensor.shape))

@@ -21,9 +21,8 @@ from typing import Protocol
 import numpy as np
 
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.importers.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
 
-BUFFER_BYTES = 4 << 20  # per thread; stays within the last-level cache
-BLOCK = 4096  # O_DIRECT alignment that every file system in use accepts
 ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
 
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
@@ -44,48 +43,6 @@ class Rows(Protocol):
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
         ...
-
-
-class _Descriptors:
-    """Files opened once for reading, shared by all threads (``pread`` keeps no position)."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def get(self, path: str) -> int:
-        with self._lock:
-            if path not in self._open:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._open[path]
-
-    def close(self) -> None:
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
-
-
-_descriptors = _Descriptors()
-close_inputs = _descriptors.close
-
-
-def read_exactly(path: str, offset: int, out: memoryview) -> None:
-    """Fill ``out`` from a file.
-
-    Raises:
-        CheckpointError: the file ends before ``out`` is full.
-    """
-    descriptor = _descriptors.get(path)
-    done = 0
-    while done < len(out):
-        got = os.preadv(descriptor, [out[done:]], offset + done)
-        if got == 0:
-            raise CheckpointError(
-                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; "
-                "the file is truncated, copy or download it again."
-            )
-        done += got
 
 
 @dataclass(frozen=True)
@@ -144,14 +101,14 @@ class Run:
     """A stretch of one file, written front to back by one thread.
 
     Attributes:
-        sha256: Filled when the run is done and ``hashed`` asks for it.
+        hashes: Length and SHA-256 of every piece written (a record's rows, or the literal bytes between two records'),
+            in order and without gaps; filled when the run is done.
     """
 
     path: Path
     records: list[Record]
     start: int = 0
-    hashed: bool = False
-    sha256: str = ""
+    hashes: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def stop(self) -> int:
@@ -178,7 +135,6 @@ class _Output:
         self._view = memoryview(self._memory)
         self._base = run.start // BLOCK * BLOCK
         self._first = self._fill = run.start - self._base  # a neighbour writes what comes before _first
-        self._hash = hashlib.sha256() if run.hashed else None
 
     @property
     def position(self) -> int:
@@ -205,8 +161,6 @@ class _Output:
 
     def _flush(self, stop: int) -> None:
         start, self._first = self._first, 0
-        if self._hash:
-            self._hash.update(self._view[start:stop])
         aligned = -(-start // BLOCK) * BLOCK
         if start < aligned:
             _write(self._plain, self._view[start : min(aligned, stop)], self._base + start)
@@ -233,11 +187,10 @@ class _Output:
             self._direct = None
             _write(self._plain, view, offset)
 
-    def finish(self) -> str:
-        """Write what is left, make it durable, and answer the hash."""
+    def finish(self) -> None:
+        """Write what is left and make it durable."""
         self._flush(self._fill)
         os.fsync(self._plain)
-        return self._hash.hexdigest() if self._hash else ""
 
     def close(self) -> None:
         os.close(self._plain)
@@ -304,18 +257,24 @@ class Stream:
     def _write_run(self, run: Run) -> None:
         widest = max((part.source.row_bytes for record in run.records for part in record.parts), default=BLOCK)
         output = _Output(run, 2 * widest)  # casting from 16 bits to 32 doubles a row
+        between = b""
         try:
             for record in run.records:
-                output.append(bytes(record.offset - output.position))
-                output.append(record.prefix)
-                self._write_rows(record, output)
-                output.append(record.suffix)
-            run.sha256 = output.finish()
+                between += bytes(record.offset - output.position - len(between)) + record.prefix
+                if record.parts:
+                    _write_literal(between, output, run)
+                    run.hashes.append((record.nbytes, self._write_rows(record, output)))
+                    between = b""
+                between += record.suffix
+            _write_literal(between, output, run)
+            output.finish()
         finally:
             output.close()
 
-    def _write_rows(self, record: Record, output: _Output) -> None:
+    def _write_rows(self, record: Record, output: _Output) -> str:
+        """Write a record's rows; returns their hash, having noted that of every tensor among them."""
         hashes = {part.name: hashlib.sha256() for part in record.parts}
+        whole = hashlib.sha256() if len(hashes) > 1 else None
         for part in record.parts:
             width = part.source.row_bytes * ITEM_BYTES[record.dtype] // ITEM_BYTES[part.source.dtype]
             row = part.start
@@ -328,10 +287,19 @@ class Stream:
                 read_rows(part.source, row, count, rows, record.dtype)
                 check_finite(rows, record.dtype, part.name)
                 hashes[part.name].update(rows)
+                if whole:
+                    whole.update(rows)
                 output.advance(len(rows))
                 self.on_bytes(len(rows))
                 row += count
         self.digests.update((name, digest.hexdigest()) for name, digest in hashes.items())
+        return (whole or hashes[record.parts[0].name]).hexdigest()
+
+
+def _write_literal(data: bytes, output: _Output, run: Run) -> None:
+    if data:
+        output.append(data)
+        run.hashes.append((len(data), hashlib.sha256(data).hexdigest()))
 
 
 class _StoppedError(Exception):

@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import WEIGHTS, Dims, Weight, disk_shape
-from mixtral_recipes.importers.streaming import ITEM_BYTES, TORCH_NAMES, Extent, read_exactly
+from mixtral_recipes.importers.reading import read_exactly
+from mixtral_recipes.importers.streaming import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.importers.torch_dist_write import torch_save_frame
 
 _DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
@@ -170,7 +171,8 @@ def _searched_offset(path: str, offset: int, length: int, dtype: str, sizes: tup
 
     try:
         with open(path, "rb") as file, FakeTensorMode():
-            tensor = torch.load(_create_file_view(file, offset, length), map_location="cpu", weights_only=True)
+            view = _create_file_view(file, offset, length)
+            tensor = torch.load(cast(Any, view), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise CheckpointError(f"{path}: the item at byte {offset} cannot be read; the file is damaged.") from error
     start = tensor.untyped_storage()._checkpoint_offset

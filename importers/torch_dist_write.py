@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     StorageMeta,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -159,8 +160,9 @@ class ConversionPlanner(SavePlanner):
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         plans, metadata = create_default_global_save_plan(all_plans)
         for key, entry in metadata.state_dict_metadata.items():
-            chunks = getattr(entry, "chunks", None)
-            if chunks is not None and sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(entry.size):
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
                 raise CheckpointError(f"{key}: the items to write do not add up to {list(entry.size)}.")
         return plans, metadata
 
@@ -212,13 +214,13 @@ class StreamingWriter(StorageWriter):
     """Writes a plan's items as they are read from the source, and hashes the files as it goes.
 
     Attributes:
-        sha256: File name -> hash, of the files this process wrote.
+        hashes: File name -> (length, SHA-256) of its pieces, of the files this process wrote.
     """
 
     def __init__(self, folder: Path, stream: Stream) -> None:
         self._folder = folder
         self._stream = stream
-        self.sha256: dict[str, str] = {}
+        self.hashes: dict[str, list[tuple[int, str]]] = {}
 
     def reset(self, checkpoint_id: Any = None) -> None: ...
 
@@ -243,9 +245,9 @@ class StreamingWriter(StorageWriter):
         for index, content in enumerate(file for file in files if file):
             records = [record for record, _ in content]
             lay_out(records)
-            runs.append(Run(self._folder / f"__{plan.storage_data}_{index}.distcp", records, hashed=True))
+            runs.append(Run(self._folder / f"__{plan.storage_data}_{index}.distcp", records))
         self._stream.write(runs)
-        self.sha256 = {run.path.name: run.sha256 for run in runs}
+        self.hashes = {run.path.name: run.hashes for run in runs}
         results = [
             WriteResult(item.index, record.length, _StorageInfo(run.path.name, record.offset, record.length))
             for run, content in zip(runs, (file for file in files if file), strict=True)
@@ -279,7 +281,7 @@ def torch_save_frame(dtype: str, sizes: tuple[int, ...]) -> tuple[bytes, bytes]:
         tensor = torch.empty(sizes, dtype=getattr(torch, TORCH_NAMES[dtype]))  # never touched, so never resident
         recorder = _Recorder()
         with torch.serialization.skip_data():
-            torch.save(tensor, recorder)
+            torch.save(tensor, cast(Any, recorder))
         nbytes = math.prod(sizes) * ITEM_BYTES[dtype]
         _frames[dtype, sizes] = recorder.around(nbytes)
     return _frames[dtype, sizes]

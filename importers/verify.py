@@ -13,7 +13,8 @@ from mixtral_recipes.importers.hf_to_megatron import default_threads, fetch
 from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_sources
 from mixtral_recipes.importers.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.progress import progress_bar
-from mixtral_recipes.importers.streaming import BUFFER_BYTES, ITEM_BYTES, Rows, close_inputs, read_rows
+from mixtral_recipes.importers.reading import BUFFER_BYTES, close_inputs
+from mixtral_recipes.importers.streaming import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.training.manifest import verify_files
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ def verify_checkpoint(
     manifest, config = open_checkpoint(checkpoint)
     source = open_source(fetch(against, progress=progress)[0]) if against else None
     _attempt(report, "files", lambda: _files(checkpoint))
+    if manifest["kind"] == "adapter":
+        if source or logits:
+            raise CheckpointError(f"{checkpoint} holds adapters only; export it (merged) and compare that.")
+        return report
     saved = _attempt(report, "structure", lambda: _structure(checkpoint, hf_config.dims(config)))
     if saved is not None:
         tensors = manifest["tensors"]
@@ -156,11 +161,8 @@ def _tensors(
                     problem = f"{name}: differs from the source from row {done} on"
                 done += count
                 on_bytes(len(ours))
-        if (
-            name in recorded
-            and recorded[name]["dtype"] == matrix.dtype
-            and recorded[name]["sha256"] != digest.hexdigest()
-        ):
+        entry = recorded.get(name, {})
+        if entry.get("dtype") == matrix.dtype and entry["sha256"] != digest.hexdigest():
             problem = problem or f"{name}: its SHA-256 is not the one import wrote down"
         return problem
 

@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from mixtral_recipes.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROMPTS = 3
 TOKENS = 16
@@ -57,7 +61,7 @@ def _run(kind: str, model: Path, output: Path) -> Path:
     return output
 
 
-def _tokens(vocab_size: int):  # a Tensor; torch is not imported at module level
+def _tokens(vocab_size: int) -> "Tensor":
     import torch
 
     return torch.randint(vocab_size, (PROMPTS, TOKENS), generator=torch.Generator().manual_seed(0))
@@ -66,6 +70,7 @@ def _tokens(vocab_size: int):  # a Tensor; torch is not imported at module level
 def _megatron(checkpoint: Path, output: Path) -> None:
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if not torch.cuda.is_available():
         from mixtral_recipes.models import cpu_device
@@ -78,14 +83,15 @@ def _megatron(checkpoint: Path, output: Path) -> None:
     from mixtral_recipes.models.builder import build_model
     from mixtral_recipes.models.config import MixtralConfig
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(0)
     fields = hf_config.to_megatron(json.loads((checkpoint / "context" / "config.json").read_text()))
     config = MixtralConfig(**fields, seq_length=TOKENS, bf16=False, params_dtype=torch.float32)
     model = build_model(config)[0].eval()
     state = {k: v for k, v in model.sharded_state_dict().items() if not k.endswith("_extra_state")}
-    model.load_state_dict(dist_checkpointing.load(state, str(checkpoint / "weights")), strict=False)
+    loaded = cast(dict[str, torch.Tensor], dist_checkpointing.load(state, str(checkpoint / "weights")))
+    model.load_state_dict(loaded, strict=False)
     device = next(model.parameters()).device
     tokens = _tokens(config.vocab_size).to(device)
     positions = torch.arange(TOKENS, device=device).expand_as(tokens)

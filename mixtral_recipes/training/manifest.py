@@ -4,6 +4,9 @@
     CKPT/context/        config.json, generation_config.json, tokenizer files
     CKPT/manifest.json   what this is, where it came from, size and SHA-256 of every file
 
+A file's entry has "sha256", or "pieces": the lengths and hashes of the consecutive pieces it was written in. Import
+hashes each tensor as it writes it; the pieces make those the file's hashes too, and let several threads check one file.
+
 Pure Python; importers and training both use it.
 """
 
@@ -24,6 +27,7 @@ from mixtral_recipes.errors import CheckpointError
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
 Kind = Literal["model", "training", "adapter"]
+Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
 _READ_BYTES = 4 << 20
 
 
@@ -33,7 +37,7 @@ def write_manifest(
     *,
     source: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Any] | None = None,
-    known: Mapping[str, str] | None = None,
+    known: Mapping[str, Pieces] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Describe every file in a checkpoint folder; call it when all of them are written.
@@ -43,14 +47,14 @@ def write_manifest(
         kind: What the checkpoint holds.
         source: Where it came from (Hub id and revision, recipe, step).
         tensors: name -> {"dtype", "shape", "sha256"} of the weights, where they are known.
-        known: relative path -> SHA-256, for files hashed while they were written.
+        known: relative path -> pieces, for files hashed while they were written.
         extra: Further top-level keys.
     """
     known = known or {}
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if path != NAME]
     with ThreadPoolExecutor(_threads()) as pool:
-        hashes = list(pool.map(lambda path: known.get(path) or sha256(folder / path), paths))
+        hashes = list(pool.map(lambda path: None if path in known else sha256(folder / path), paths))
     manifest = {
         "format": FORMAT,
         "kind": kind,
@@ -58,12 +62,16 @@ def write_manifest(
         "source": dict(source or {}),
         **(extra or {}),
         "files": {
-            path: {"size": (folder / path).stat().st_size, "sha256": digest}
+            path: {
+                "size": (folder / path).stat().st_size,
+                **({"sha256": digest} if digest else {"pieces": known[path]}),
+            }
             for path, digest in zip(paths, hashes, strict=True)
         },
         "tensors": dict(tensors or {}),
     }
-    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest["seal"] = _seal(manifest)
+    (folder / NAME).write_text(_as_text(manifest))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -82,11 +90,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         known = manifest["format"] == FORMAT and manifest["kind"] and manifest["files"]
+        sealed = manifest["seal"] == _seal(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint manifest ({error!r}).") from error
     if not known:
         raise CheckpointError(f"{path}: format {manifest['format']!r} is not {FORMAT!r}, the only one known here.")
+    if not sealed:
+        raise CheckpointError(f"{path}: damaged, its seal (the hash of the rest of it) does not match.")
     return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """A hash of the manifest's own content, which finds a damage in it."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def verify_files(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
@@ -113,21 +130,54 @@ def verify_files(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
                 f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}; it is damaged."
             )
     if hashes:
+        pieces = [(folder / name, *piece) for name, entry in files.items() for piece in _pieces(entry)]
         with ThreadPoolExecutor(_threads()) as pool:
-            for name, digest in zip(files, pool.map(lambda name: sha256(folder / name), files), strict=True):
-                if digest != files[name]["sha256"]:
-                    raise CheckpointError(f"{folder / name}: its SHA-256 is not the manifest's; it is damaged.")
+            found = pool.map(lambda piece: sha256(piece[0], piece[1], piece[2]), pieces)
+            for (path, start, length, expected), digest in zip(pieces, found, strict=True):
+                if digest != expected:
+                    raise CheckpointError(
+                        f"{path}: bytes {start} to {start + length} do not have the manifest's SHA-256; it is damaged."
+                    )
     return manifest
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def _pieces(entry: dict[str, Any]) -> list[tuple[int, int, str]]:
+    """Start, length and expected hash of the stretches a file is checked in."""
+    if "pieces" not in entry:
+        return [(0, entry["size"], entry["sha256"])]
+    found: list[tuple[int, int, str]] = []
+    start = 0
+    for length, digest in entry["pieces"]:
+        found.append((start, length, digest))
+        start += length
+    if start != entry["size"]:
+        raise CheckpointError(f"the manifest's pieces add up to {start} of {entry['size']} bytes; it is damaged.")
+    return found
+
+
+def sha256(path: Path, start: int = 0, length: int | None = None) -> str:
+    """SHA-256 of a file, or of a stretch of it, in hex."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
+    left = path.stat().st_size - start if length is None else length
+    buffer = memoryview(bytearray(min(_READ_BYTES, max(left, 1))))
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+        file.seek(start)
+        while left and (count := file.readinto(buffer[:left])):
             digest.update(buffer[:count])
+            left -= count
     return digest.hexdigest()
+
+
+def _as_text(manifest: dict[str, Any]) -> str:
+    """JSON with one line per file and tensor."""
+    blocks = []
+    for key, value in manifest.items():
+        if key in ("files", "tensors") and value:
+            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            blocks.append(f" {json.dumps(key)}: {{\n{lines}\n }}")
+        else:
+            blocks.append(f" {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
 def staging_path(final: Path) -> Path:

@@ -1,0 +1,292 @@
+"""What is refused: in one line that names the culprit, leaving nothing under the final name."""
+
+import errno
+import json
+import os
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
+from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.megatron_to_hf import export_checkpoint, parse_size
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.3."
+
+
+def refused(source: Path, output: Path, *words: str, error: type[MixtralRecipesError] = CheckpointError) -> str:
+    """Import, expecting a one-line error with these words, and nothing left behind."""
+    before = sorted(path.name for path in output.parent.iterdir())
+    with pytest.raises(error) as caught:
+        import_checkpoint(str(source), output)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert sorted(path.name for path in output.parent.iterdir()) == before
+    return message
+
+
+def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.pop(name) and None
+
+
+def put(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.update({name: value})
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.update({new: tensors.pop(old)})
+
+
+def test_a_dropped_expert(make_model, tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(EXPERT)]:
+            del tensors[name]
+
+    folder, _, _ = make_model(change=change)
+    refused(folder, tmp_path / "out", EXPERT + "w1.weight", "and 2 more missing")
+
+
+def test_every_expert_dropped(make_model, tmp_path: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".experts." in name]:
+            del tensors[name]
+
+    folder, _, _ = make_model(change=change)
+    refused(folder, tmp_path / "out", "experts.0.w1.weight", "missing")
+
+
+def test_a_renamed_key(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=rename(EXPERT + "w2.weight", EXPERT + "w2_proj.weight"))
+    message = refused(folder, tmp_path / "out", EXPERT + "w2.weight missing")
+    assert f"Did you mean '{EXPERT}w2_proj.weight'?" in message
+
+
+def test_a_key_too_many(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=put("model.layers.0.self_attn.q_proj.bias", torch.zeros(4)))
+    refused(folder, tmp_path / "out", "q_proj.bias", "no such tensor")
+
+
+@pytest.mark.parametrize("name", ["w1", "w3"])
+def test_a_swapped_shape(make_model, tmp_path: Path, name: str) -> None:
+    folder, _, _ = make_model(change=put(EXPERT + name + ".weight", torch.zeros(32, 48, dtype=torch.bfloat16)))
+    refused(folder, tmp_path / "out", EXPERT + name + ".weight has shape [32, 48]", "[48, 32]")
+
+
+@pytest.mark.parametrize("layout", ["v4", "v5"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_inf(make_model, tmp_path: Path, layout: str, bad: float) -> None:
+    name = EXPERT + "w2.weight" if layout == "v4" else "model.layers.1.mlp.experts.down_proj"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[-1 if layout == "v4" else 3 * 32 * 48 + 7] = bad
+
+    folder, _, _ = make_model(layout=layout, change=change)
+    refused(folder, tmp_path / "out", EXPERT + "w2.weight", "NaN or Inf")
+
+
+def test_too_large_for_fp16(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=lambda tensors: tensors["model.norm.weight"].fill_(1e30))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        import_checkpoint(str(folder), tmp_path / "out", dtype="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_shard(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(shards=3)
+    shard = folder / "model-00002-of-00003.safetensors"
+    os.truncate(shard, shard.stat().st_size - 100)
+    refused(folder, tmp_path / "out", shard.name, "truncated")
+    os.truncate(shard, 5)
+    refused(folder, tmp_path / "out", shard.name, "truncated")
+
+
+def test_truncated_while_it_is_read(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = make_model()
+    from mixtral_recipes.importers import hf_to_megatron
+
+    def then_truncate(source: Path) -> Any:
+        opened = opening(source)
+        os.truncate(folder / "model.safetensors", 100_000)
+        return opened
+
+    opening = hf_to_megatron.open_source
+    monkeypatch.setattr(hf_to_megatron, "open_source", then_truncate)
+    refused(folder, tmp_path / "out", "model.safetensors", "truncated")
+
+
+def test_an_index_naming_a_missing_file(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(shards=3)
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    refused(folder, tmp_path / "out", "model.safetensors.index.json", "names model-00003-of-00003.safetensors")
+
+
+def test_an_index_that_disagrees(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = "../model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index))
+    refused(folder, tmp_path / "out", "names ../model")
+    index["weight_map"]["lm_head.weight"] = "model-00001-of-00002.safetensors"
+    del index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index))
+    refused(folder, tmp_path / "out", "index")
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "'llama'"),
+        ({"architectures": ["MixtralForSequenceClassification"]}, "MixtralForSequenceClassification"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"num_hidden_layers": 3}, "model.layers.2."),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9"),
+        ({"vocab_size": "many"}, "vocab_size='many'"),
+    ],
+)
+def test_a_config_that_cannot_be_honoured(make_model, tmp_path: Path, fields: dict[str, Any], word: str) -> None:
+    folder, config, _ = make_model()
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    refused(folder, tmp_path / "out", word)
+
+
+def test_folders_that_are_no_model(make_model, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path / "out", "no config.json")
+    refused(tmp_path / "nowhere", tmp_path / "out", "does not exist")
+    folder, _, _ = make_model()
+    (folder / "model.safetensors").unlink()
+    refused(folder, tmp_path / "out", "no weights")
+    (folder / "model.safetensors").write_bytes(b"\x10" * 64)
+    refused(folder, tmp_path / "out", "model.safetensors")
+    (folder / "config.json").write_text("{")
+    refused(folder, tmp_path / "out", "not valid JSON")
+
+
+class Payload:
+    """What a hostile pickle looks like."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_carries_code(make_model, tmp_path: Path) -> None:
+    folder, _, tensors = make_model(kind="bin")
+    torch.save(tensors | {"lm_head.weight": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    refused(folder, tmp_path / "out", "pytorch_model.bin", "could run code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_bin_files(make_model, tmp_path: Path) -> None:
+    folder, _, tensors = make_model(kind="bin")
+    file = folder / "pytorch_model.bin"
+    os.truncate(file, file.stat().st_size // 2)
+    refused(folder, tmp_path / "out", "truncated")
+    torch.save(tensors | {"model.norm.weight": tensors["lm_head.weight"].t()}, file)
+    refused(folder, tmp_path / "out", "model.norm.weight", "contiguous")
+    torch.save([1], file)
+    refused(folder, tmp_path / "out", "list")
+
+
+def test_an_unsupported_dtype(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=put("model.norm.weight", torch.zeros(32, dtype=torch.float64)))
+    refused(folder, tmp_path / "out", "model.norm.weight", "F64")
+
+
+def test_mixed_dtypes_need_a_choice(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=put("model.layers.1.input_layernorm.weight", torch.ones(32)))
+    refused(folder, tmp_path / "out", "BF16 and F32", "--dtype")
+    assert import_checkpoint(str(folder), tmp_path / "out", dtype="bf16").is_dir()
+
+
+def test_an_output_that_exists(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("data")
+    refused(folder, tmp_path / "out", "exists")
+    with pytest.raises(CheckpointError, match="not a checkpoint folder"):
+        import_checkpoint(str(folder), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "precious").read_text() == "data"
+
+
+def test_overwrite_replaces_a_checkpoint(make_model, tmp_path: Path) -> None:
+    first, _, _ = make_model("one", seed=1)
+    second, _, _ = make_model("two", seed=2)
+    import_checkpoint(str(first), tmp_path / "out")
+    before = (tmp_path / "out" / "manifest.json").read_text()
+    import_checkpoint(str(second), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "manifest.json").read_text() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "out", "two"]
+
+
+def test_too_little_room_is_foreseen(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = make_model()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    refused(folder, tmp_path / "out", "GB are needed", error=EnvironmentProblem)
+
+
+def test_a_disk_that_fills_up(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = make_model()
+    calls = []
+
+    def pwrite(*arguments: Any) -> int:
+        calls.append(1)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*arguments)
+
+    original = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    refused(folder, tmp_path / "out", "the disk is full", error=EnvironmentProblem)
+
+
+def test_export_refuses(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
+    with pytest.raises(CheckpointError, match="exists"):
+        export_checkpoint(checkpoint, folder)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        export_checkpoint(folder, tmp_path / "back")
+    with pytest.raises(CheckpointError, match="5XB"):
+        parse_size("5XB")
+    with pytest.raises(CheckpointError, match="v6"):
+        export_checkpoint(checkpoint, tmp_path / "back", layout="v6")  # pyright: ignore[reportArgumentType]
+    (checkpoint / "context" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        export_checkpoint(checkpoint, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_export_refuses_a_damaged_checkpoint(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
+    file = checkpoint / "weights" / "__0_1.distcp"
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1  # in the first item, past its header
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not what the manifest says"):
+        export_checkpoint(checkpoint, tmp_path / "back")
+    os.truncate(file, len(data) // 2)
+    with pytest.raises(CheckpointError, match="distcp"):
+        export_checkpoint(checkpoint, tmp_path / "back")
+    (checkpoint / "weights" / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"\.metadata"):
+        export_checkpoint(checkpoint, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
