@@ -154,8 +154,6 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
         raise RecipeError(f"precision={precision!r} is not offered.{nearest(precision, choices)}")
     if precision == "fp8":
         recipe.trainer.plugins = fp8_mixed(hardware)
-        # FP8 products need 16 rows; the router fills each expert's tokens up to that (Megatron).
-        recipe.model.config.moe_router_padding_for_quantization = True
         if recipe.trainer.plugins.fp8_recipe == "mxfp8":  # NeMo: bf16_with_mxfp8_mixed
             recipe.trainer.strategy.ddp.reuse_grad_buf_for_mxfp8_param_ag = True
             recipe.optim.config.reuse_grad_buf_for_mxfp8_param_ag = True

@@ -1,0 +1,68 @@
+"""One rank of a large job on this machine: a fake process group, the meta device."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mixtral_recipes.topology import Topology
+
+BuildRank = Callable[[Any, int], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def build_rank() -> Iterator[BuildRank]:
+    """A function (recipe, rank) -> that rank's model chunks on the meta device, with its adapters."""
+    import fiddle as fdl
+    from megatron.core.transformer import transformer_config
+    from torch.utils._device import _device_constructors
+
+    from mixtral_recipes.models import cpu_device
+    from mixtral_recipes.models.builder import build_model, with_topology
+    from mixtral_recipes.recipes.preflight import topology_of
+
+    def build(recipe: Any, rank: int) -> list[Any]:
+        topology = topology_of(recipe)
+        precision = fdl.build(recipe.trainer.plugins).model_fields()
+        # Meta tensors have nothing to initialise; Megatron would draw the numbers on the CPU.
+        fields = precision | {"perform_initialization": False}
+        config = with_topology(fdl.build(recipe.model.config), topology, **fields)
+        with one_of(topology, rank), torch.device("meta"):
+            chunks = build_model(config, transformer_engine=False)
+            if getattr(recipe, "peft", None) is not None:
+                fdl.build(recipe.peft).apply(chunks)
+            return chunks
+
+    _device_constructors()  # torch remembers its factories on first use; the stand-ins replace some
+    cpu_device.activate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))  # Megatron's linears ask for it
+        # FP8 configurations ask for Transformer Engine's version; the layers here are PyTorch's.
+        patch.setattr(transformer_config, "is_te_min_version", lambda *args, **kwargs: True)
+        yield build
+    cpu_device.deactivate()
+
+
+@contextlib.contextmanager
+def one_of(topology: Topology, rank: int) -> Iterator[None]:
+    """Be one rank of a job whose other ranks do not exist."""
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=rank, world_size=topology.world_size, store=FakeStore())
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=topology.tensor_model_parallel_size,
+            pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
+            context_parallel_size=topology.context_parallel_size,
+            expert_model_parallel_size=topology.expert_model_parallel_size,
+            expert_tensor_parallel_size=topology.expert_tp,
+            create_gloo_process_groups=False,  # they would look for the other ranks
+        )
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
