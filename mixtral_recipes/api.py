@@ -6,16 +6,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mixtral_recipes import embedded
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
-from mixtral_recipes.training import distributed
-from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
+from mixtral_recipes.training import distributed, recipe_changes
+from mixtral_recipes.training.agreement import sole_writer
+from mixtral_recipes.training.checkpoint import (
+    Checkpointer,
+    ModelCheckpoint,
+    Position,
+    clear_leftovers,
+    read_run_facts,
+)
+from mixtral_recipes.training.environment import describe_environment
+from mixtral_recipes.training.integrity import identity_of, verify_together
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.metrics import NeMoLogger, RunLog
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
+from mixtral_recipes.training.report import write_report_of
 from mixtral_recipes.training.resume import AutoResume
 from mixtral_recipes.training.setup import build_run, check_layout
 from mixtral_recipes.training.trainer import Trainer
@@ -88,43 +100,107 @@ def _train(
     check_layout(model, trainer, data)
     device = distributed.choose_device(trainer.accelerator, place)
     distributed.initialize(trainer.topology(), place, device, seed=trainer.seed)
+    run_log = None
     try:
-        base = restore_source(resume)
-        if base is not None:
-            model = dataclasses.replace(model, config=_matching(model.config, base))
-        tokenizer_from = tokenizer or model.tokenizer or (str(base / "context") if base else None)
-        tokenizer_loaded = load_tokenizer(tokenizer_from)
-        data.setup(tokenizer_loaded)
-        found = resume.find(log.run_dir / "checkpoints")
-        run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=base)
-        run_log = RunLog(log, trainer.max_steps, is_writer=place.rank == 0)
-        checkpointer = Checkpointer(
-            log.run_dir / "checkpoints",
-            log.ckpt or ModelCheckpoint(),
-            model_name=log.name,
-            model=run.model,
-            optimizer=run.optimizer,
-            scheduler=run.scheduler,
-            adapters_only=peft is not None,
-            context=base / "context" if base else _new_context(log, run.config, tokenizer_loaded, place.rank),
-            facts=_facts(run.topology, peft, base),
-        )
-        position = checkpointer.load(found) if found else Position()
-        run_log.say(_opening(run.topology, found, base, position))
-        result = fit(run, position, checkpointer, run_log)
-        result |= {
-            "world_size": trainer.world_size,
-            "expert_model_parallel_size": run.topology.expert_model_parallel_size,
-            "topology": run.topology.describe(),
-            "run_dir": str(log.run_dir),
-        }
-        result["checkpoint"] = result["checkpoint"] or (str(found) if found else None)
-        if place.rank == 0:
-            write_json(log.run_dir / "result.json", result)
-        run_log.close()
-        return result
+        with sole_writer(log.run_dir / "checkpoints"):
+            clear_leftovers(log.run_dir / "checkpoints")
+            run_log = RunLog(log, trainer.max_steps, is_writer=place.rank == 0)
+            return _train_alone(model, data, trainer, log, optim, resume, peft, tokenizer, device, run_log)
+    except Exception as error:
+        if run_log is not None:
+            run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
+        raise
     finally:
+        if run_log is not None:
+            run_log.close()
+            write_report_of(run_log)
         distributed.shut_down()
+
+
+def _train_alone(
+    model: MixtralModel,
+    data: DataModule,
+    trainer: Trainer,
+    log: NeMoLogger,
+    optim: MegatronOptimizerModule,
+    resume: AutoResume,
+    peft: LoRA | None,
+    tokenizer: str | None,
+    device: torch.device,
+    run_log: RunLog,
+) -> dict[str, Any]:
+    """Train in a run folder no other run writes to."""
+    rank = torch.distributed.get_rank()
+    base = restore_source(resume)
+    if base is not None:
+        model = dataclasses.replace(model, config=_matching(model.config, base))
+    loaded_tokenizer = load_tokenizer(tokenizer or model.tokenizer or (str(base / "context") if base else None))
+    data.setup(loaded_tokenizer)
+    recipe = recipe_changes.describe(model=model, trainer=trainer, data=data, optim=optim, peft=peft)
+    if base is not None and peft is not None:
+        recipe["base"] = identity_of(base)
+    found = resume.find(log.run_dir / "checkpoints", run_log.say)
+    changed = _compare_with(found, recipe, run_log)
+    weights = base if found is None or peft is not None else None  # a full checkpoint of the run's own has them all
+    if weights is not None:
+        verify_together(weights)
+    run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=weights)
+    checkpointer = Checkpointer(
+        log.run_dir / "checkpoints",
+        log.ckpt or ModelCheckpoint(),
+        model_name=log.name,
+        model=run.model,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        adapters_only=peft is not None,
+        context=base / "context" if base else _new_context(log, run.config, loaded_tokenizer, rank),
+        facts=_facts(run.topology, peft, base) | {"recipe": recipe},
+        asynchronous=trainer.strategy.ckpt_async_save,
+    )
+    position = checkpointer.load(found) if found else Position()
+    if base is not None and not found and resume.restore_config and resume.restore_config.load_optim_state:
+        checkpointer.load_optimizer(base)
+    run_log.say(_opening(run.topology, found, base, position))
+    run_log.event(
+        "start",
+        {
+            "step": position.step,
+            "restored_from": str(found or base or "random weights"),
+            "changed": [str(change) for change in changed],
+            "topology": run.topology.describe(),
+            "world_size": trainer.world_size,
+            "environment": describe_environment(device),
+            "recipe": recipe,
+        },
+    )
+    result = fit(run, position, checkpointer, run_log)
+    result |= {
+        "world_size": trainer.world_size,
+        "expert_model_parallel_size": run.topology.expert_model_parallel_size,
+        "topology": run.topology.describe(),
+        "run_dir": str(log.run_dir),
+    }
+    result["checkpoint"] = result["checkpoint"] or (str(found) if found else None)
+    run_log.event("end", result)
+    if rank == 0:
+        write_json(log.run_dir / "result.json", result)
+    return result
+
+
+def _compare_with(found: Path | None, recipe: dict[str, Any], run_log: RunLog) -> list[recipe_changes.Change]:
+    """Say what changed in the recipe since a checkpoint was written; refuse what may not change.
+
+    Raises:
+        RecipeError: names what may not change.
+    """
+    before = read_run_facts(found).get("recipe") if found else None
+    if not before:
+        return []
+    changed = recipe_changes.changes(before, recipe)
+    recipe_changes.refuse_fixed(changed)
+    for change in changed:
+        run_log.say(f"changed since that checkpoint: {change}")
+    return changed
 
 
 def _opening(topology: Any, found: Path | None, base: Path | None, position: Position) -> str:
@@ -155,6 +231,7 @@ def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any
             k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()
         } | {"class": type(peft).__name__}
         facts["base"] = str(base)
+        facts["base_identity"] = identity_of(base) if base else None
     return facts
 
 

@@ -1,8 +1,9 @@
 """Callbacks under NeMo's names: small objects with the hooks they need.
 
 A callback may define any of ``configure(settings)`` (before the model is built: change Megatron's configs),
-``on_train_start(run)``, ``on_step_end(run, metrics)``, ``on_validation_end(run, metrics)`` and ``on_train_end(run)``.
-The loop calls those that exist, in the order of ``trainer.callbacks``.
+``on_train_start(run)``, ``on_step_start(run, step)``, ``on_step_end(run, metrics)``,
+``on_validation_end(run, metrics)`` and ``on_train_end(run)``. The loop calls those that exist, in the order of
+``trainer.callbacks``; ``on_train_end`` also when training stops early. Profilers are in `profiling.py`.
 """
 
 import gc
@@ -10,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-HOOKS = ("configure", "on_train_start", "on_step_end", "on_validation_end", "on_train_end")
+HOOKS = ("configure", "on_train_start", "on_step_start", "on_step_end", "on_validation_end", "on_train_end")
 
 
 def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:
@@ -154,10 +155,10 @@ class MegatronCommOverlapCallback:
 
 @dataclass
 class PreemptionCallback:
-    """Makes the run save and stop when a signal arrives. The loop always watches SIGTERM; this adds others.
+    """Makes the run save and stop when a signal arrives. The loop always watches SIGTERM, SIGUSR1 and Ctrl-C.
 
     Attributes:
-        sig: Signal name to watch besides SIGTERM, e.g. ``"SIGUSR1"``; None adds none.
+        sig: Signal name to watch besides those, e.g. ``"SIGUSR2"``; None adds none.
     """
 
     sig: str | None = None

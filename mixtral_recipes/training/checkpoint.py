@@ -1,10 +1,15 @@
-"""Training checkpoints: Megatron `dist_checkpointing` folders that load under any layout.
+"""Training checkpoints: what is saved, when it is kept, and how it is taken up again.
 
 A checkpoint is a folder: ``weights/`` (torch_dist: model or adapters, optimizer, schedule, random state), ``context/``
-(the model's config.json, tokenizer files, ``run.json``) and ``manifest.json``. It has its final name only when complete.
+(the model's config.json, tokenizer files, ``run.json``) and ``manifest.json``. It has its name only when complete, and
+every layout can read it.
 """
 
+import dataclasses
+import io
+import itertools
 import json
+import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -14,42 +19,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-from torch.distributed.checkpoint import FileSystemWriter
 
-from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.peft.lora import adapters_of
-from mixtral_recipes.training.manifest import write_manifest
-from mixtral_recipes.training.optimizer import load_optimizer
+from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.training import retention
+from mixtral_recipes.training.agreement import first, gathered, rank_and_size
+from mixtral_recipes.training.saving import Destination, HostCopy, Save
+from mixtral_recipes.training.shard_reader import StoredWeights
+from mixtral_recipes.training.shards import (
+    Shard,
+    model_shards,
+    model_state,
+    optimizer_shards,
+    parts_of,
+    write_shares,
+)
 
-# The optimizer's state is written as one tensor per parameter, so that any layout can read it.
-_OPTIMIZER_FORM = {"distrib_optim_sharding_type": "fully_reshardable"}
+__all__ = ["Checkpointer", "ModelCheckpoint", "Position", "list_checkpoints", "load_model", "model_state"]
 
-
-class InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist format written by this process.
-
-    Megatron's own strategy starts a process per save even when it waits for it: seconds of imports each time.
-    """
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Any) -> None:
-        """Write this rank's shards; all ranks call it together."""
-        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        torch.distributed.checkpoint.save(
-            mcore_to_pyt_state_dict(by_key),
-            storage_writer=FileSystemWriter(checkpoint_dir, thread_count=self.thread_count, sync_files=True),
-            planner=MCoreSavePlanner(
-                dedup_replicated_tensors=False, flatten_state_dict=False, flatten_sharded_tensors=False
-            ),
-        )
+LATEST = "latest"
+_COMMON = "common_state/shard_0_1"  # as Megatron names its one shared object
 
 
 @dataclass
@@ -64,6 +53,7 @@ class ModelCheckpoint:
         every_n_train_steps: Steps between checkpoints; None: by time, or at the end only.
         train_time_interval: Time between checkpoints.
         filename: Folder name; ``{model_name}``, ``{val_loss}``, ``{step}`` and ``{consumed_samples}`` are filled in.
+        max_disk_gb: Most the run's checkpoints may take together, in 1e9 bytes; the worst go first. None: no limit.
     """
 
     monitor: str = "val_loss"
@@ -73,33 +63,22 @@ class ModelCheckpoint:
     every_n_train_steps: int | None = None
     train_time_interval: timedelta | None = None
     filename: str = "{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"
+    max_disk_gb: float | None = None
 
 
 @dataclass
 class Position:
-    """How far a run has come."""
+    """How far a run has come.
+
+    Attributes:
+        step: Steps made, skipped ones included.
+        consumed_samples: Samples taken from the data's stream.
+        skipped_steps: Steps left out because their loss or gradient was not finite.
+    """
 
     step: int = 0
     consumed_samples: int = 0
-
-
-def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
-    """The model's tensors with their place in the whole, keyed as a checkpoint keys them.
-
-    Args:
-        model: This rank's chunks, without DDP.
-        adapters_only: Whether only LoRA's tensors are wanted (or only the base's, without them).
-    """
-    if adapters_only:
-        return {key: value for a in adapters_of(model) for key, value in a.sharded_state_dict().items()}
-    state: dict[str, Any] = {}
-    for number, chunk in enumerate(model):
-        for name, value in chunk.sharded_state_dict(prefix="").items():
-            # Empty except under Transformer Engine's delayed scaling, whose state belongs to one layout; adapters
-            # are saved by their own keys.
-            if not name.endswith("_extra_state") and ".adapter." not in name:
-                state[f"{number}.{name}" if len(model) > 1 else name] = value
-    return state
+    skipped_steps: int = 0
 
 
 def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -> None:
@@ -111,31 +90,7 @@ def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -
     weights = folder / "weights"
     if not weights.is_dir():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no weights folder.")
-    state = model_state(model, adapters_only=adapters_only)
-    try:
-        loaded = dist_checkpointing.load({"model": state}, str(weights))["model"]
-    except (KeyError, dist_checkpointing.core.CheckpointingException, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the weights do not fit this model ({str(error).splitlines()[0]}).") from error
-    _put(model, loaded, adapters_only=adapters_only)
-
-
-def _put(model: list[Any], loaded: dict[str, Any], *, adapters_only: bool) -> None:
-    with torch.no_grad():
-        if adapters_only:
-            for adapter in adapters_of(model):
-                adapter.lora_a.copy_(loaded[f"{adapter.key}.lora_a"])
-                adapter.lora_b.copy_(loaded[f"{adapter.key}.lora_b"])
-            return
-        for number, chunk in enumerate(model):
-            own = f"{number}." if len(model) > 1 else ""
-            tensors = {k.removeprefix(own): v for k, v in loaded.items() if k.startswith(own)}
-            missing = [k for k in chunk.load_state_dict(tensors, strict=False).missing_keys if _is_weight(k)]
-            if missing:
-                raise CheckpointError(f"the checkpoint lacks {missing[0]} and {len(missing) - 1} more.")
-
-
-def _is_weight(key: str) -> bool:
-    return not key.endswith("_extra_state") and ".adapter." not in key
+    StoredWeights(weights).read_into(model_shards(model, adapters_only=adapters_only))
 
 
 class Checkpointer:
@@ -143,6 +98,7 @@ class Checkpointer:
 
     Attributes:
         folder: Where this run's checkpoints stand.
+        policy: When they are written and which are kept.
     """
 
     def __init__(
@@ -157,136 +113,277 @@ class Checkpointer:
         adapters_only: bool,
         context: Path | None,
         facts: dict[str, Any],
+        asynchronous: bool = False,
     ) -> None:
+        """Arguments beyond the attributes.
+
+        Args:
+            model_name: Fills ``{model_name}`` in folder names.
+            model: This rank's chunks, without DDP.
+            optimizer: Megatron's optimizer.
+            scheduler: Megatron's schedule.
+            adapters_only: Whether only adapters are trained and saved.
+            context: Folder whose files every checkpoint carries.
+            facts: What run.json says besides the position.
+            asynchronous: Whether files are written beside training.
+        """
         self.folder = folder
         self.policy = policy
-        self.model_name = model_name
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.adapters_only = adapters_only
-        self.context = context
-        self.facts = facts
+        self._name = model_name
+        self._model = model
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._adapters_only = adapters_only
+        self._context = context
+        self._facts = facts
+        self._asynchronous = asynchronous
+        self._numbers = itertools.count()
+        self._mine: list[Shard] | None = None
+        self._host: HostCopy | None = None
+        self._total = (0, 0)  # bytes and items of a checkpoint, over all ranks
+        self._pending: Save | None = None
+        if any(getattr(part.config, "use_precision_aware_optimizer", False) for part in parts_of(optimizer)):
+            raise RecipeError(
+                "optim.config.use_precision_aware_optimizer=True cannot be checkpointed; set it to False."
+            )
 
-    def _state(self, *, loading: bool) -> dict[str, Any]:
-        model = model_state(self.model, adapters_only=self.adapters_only)
-        return {
-            "model": model,
-            "optimizer": self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_OPTIMIZER_FORM),
-            "scheduler": self.scheduler.state_dict(),
-        }
+    def prepare(self) -> None:
+        """Decide which rank writes what, and make room for the copy; all ranks call it together, once."""
+        if self._mine is not None:
+            return
+        shards = self._shards()
+        held = [(shard.place, shard.nbytes) for shard in shards]
+        places = gathered(held)
+        rank, _ = rank_and_size()
+        share = write_shares(places)[rank]
+        self._mine = [shard for shard in shards if shard.place in share]
+        sizes = dict(itertools.chain.from_iterable(places))
+        self._total = (sum(sizes.values()), len(sizes))
+        if self._asynchronous:
+            self._host = HostCopy(self._mine)
+
+    def _shards(self) -> list[Shard]:
+        _allocate_state(self._optimizer)
+        model = model_shards(self._model, adapters_only=self._adapters_only)
+        return model + optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
 
     def save(self, position: Position, metrics: dict[str, float]) -> Path:
-        """Write a checkpoint; all ranks call it together. It gets its name when every rank has finished."""
+        """Begin to save, and finish unless saves are asynchronous; all ranks call it together.
+
+        Returns:
+            The folder it will be, or is.
+
+        Raises:
+            EnvironmentProblem: this save, or the one before, could not be written.
+        """
+        self.prepare()
+        self.wait()
+        assert self._mine is not None
+        destination = self._destination(position, metrics)
+        shards = self._host.take() if self._host is not None else self._mine
+        self._pending = Save(
+            next(self._numbers), destination, shards, self._objects(), self._make_room, self._published
+        )
+        if self._asynchronous:
+            self._pending.start()
+        else:
+            self._pending.run()
+            self.wait()
+        return destination.final
+
+    def saving(self) -> bool:
+        """Whether a save has begun and not been waited for."""
+        return self._pending is not None
+
+    def unfinished(self) -> bool:
+        """Whether this rank waits to hear how an asynchronous save ended."""
+        return self._pending is not None and not self._pending.ended()
+
+    def wait(self) -> Path | None:
+        """The checkpoint that was being written, once it is there; None when none was. All ranks call it together.
+
+        Raises:
+            EnvironmentProblem: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        return pending.result() if pending is not None else None
+
+    def _destination(self, position: Position, metrics: dict[str, float]) -> Destination:
         name = self.policy.filename.format(
-            model_name=self.model_name,
+            model_name=self._name,
             val_loss=metrics.get("val_loss", float("nan")),
             step=position.step,
             consumed_samples=position.consumed_samples,
         )
-        final, staging = self.folder / name, self.folder / f".staging-{name}"
-        if torch.distributed.get_rank() == 0:
-            shutil.rmtree(staging, ignore_errors=True)
-            (staging / "weights").mkdir(parents=True)
-        torch.distributed.barrier()
-        state = self._state(loading=False) | {"rng": _rng_object()}
-        dist_checkpointing.save(state, str(staging / "weights"), InProcessSave())
-        if torch.distributed.get_rank() == 0:
-            self._write_context(staging / "context", position, metrics)
-            write_manifest(staging, "adapter" if self.adapters_only else "training", source={"run": self.model_name})
-            shutil.rmtree(final, ignore_errors=True)
-            staging.rename(final)
-            self._prune()
-        torch.distributed.barrier()
-        return final
+        run_facts = {
+            "run": self._name,
+            **dataclasses.asdict(position),
+            "world_size": rank_and_size()[1],
+            "metrics": metrics,
+            **self._facts,
+        }
+        kind = "adapter" if self._adapters_only else "training"
+        return Destination(self.folder / name, kind, run_facts, self._context, *self._total)
 
-    def _write_context(self, context: Path, position: Position, metrics: dict[str, float]) -> None:
-        if self.context is not None:
-            shutil.copytree(self.context, context)
-        context.mkdir(exist_ok=True)
-        (context / "run.json").write_text(
-            json.dumps(
-                {
-                    "step": position.step,
-                    "consumed_samples": position.consumed_samples,
-                    "world_size": torch.distributed.get_world_size(),
-                    "metrics": metrics,
-                    **self.facts,
-                },
-                indent=1,
-            )
-        )
+    def _objects(self) -> dict[str, bytes]:
+        rank, size = rank_and_size()
+        objects = {_rng_key(rank, size): _torch_bytes([_rng_state()])}
+        if rank == 0:
+            scalers = [part.grad_scaler for part in parts_of(self._optimizer) if getattr(part, "grad_scaler", None)]
+            common = {
+                "scheduler": self._scheduler.state_dict(),
+                "optimizer": {"step": self._scheduler.num_steps},
+                "grad_scaler": scalers[0].state_dict() if scalers else None,
+            }
+            objects[_COMMON] = _torch_bytes([common])
+        return objects
 
-    def _prune(self) -> None:
-        """Delete what the policy does not keep: all but the newest and the best ``save_top_k``."""
-        keep = self.policy.save_top_k
-        if keep < 0:
-            return
-        found = list_checkpoints(self.folder)
+    def _make_room(self, needed: int) -> None:
+        if self.policy.max_disk_gb is not None:
+            for kept in retention.to_make_room(self._kept(), needed, int(self.policy.max_disk_gb * 1e9)):
+                retention.delete(kept.path)
+
+    def _published(self, final: Path) -> None:
+        link = self.folder / f".{LATEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        os.replace(link, self.folder / LATEST)
+        for kept in retention.surplus(self._kept(), self.policy.save_top_k):
+            retention.delete(kept.path)
+
+    def _kept(self) -> list[retention.Kept]:
+        return [self._judge(path) for path in list_checkpoints(self.folder) if _facts_or_none(path)]
+
+    def _judge(self, path: Path) -> retention.Kept:
+        facts = read_run_facts(path)
+        value = facts.get("metrics", {}).get(self.policy.monitor)
         sign = 1 if self.policy.mode == "min" else -1
-
-        def score(path: Path) -> float:
-            value = read_run_facts(path).get("metrics", {}).get(self.policy.monitor)
-            return sign * value if value is not None else float("inf")
-
-        # Among equals the newer is better; sorted() is stable.
-        best = sorted(reversed(found), key=score)[:keep]
-        for path in found[:-1]:
-            if path not in best:
-                shutil.rmtree(path)
+        size = retention.size_of(path) if self.policy.max_disk_gb is not None else 0
+        return retention.Kept(path, facts["step"], float("inf") if value is None else sign * value, size)
 
     def load(self, checkpoint: Path) -> Position:
-        """Take up a checkpoint of this run, also from another layout.
+        """Take up a checkpoint of this run, also from another layout; its files must have been verified.
 
         The random state is restored when as many processes run as did; otherwise it continues from the seed.
         """
         facts = read_run_facts(checkpoint)
-        weights = str(checkpoint / "weights")
-        same_size = facts["world_size"] == torch.distributed.get_world_size()
-        state = self._state(loading=True) | ({"rng": _rng_object()} if same_size else {})
-        loaded = dist_checkpointing.load(state, weights)
-        _put(self.model, loaded["model"], adapters_only=self.adapters_only)
-        load_optimizer(self.optimizer, loaded["optimizer"])
-        self.scheduler.load_state_dict(loaded["scheduler"])
-        if same_size:
-            _set_rng(loaded["rng"])
-        return Position(facts["step"], facts["consumed_samples"])
+        stored = StoredWeights(checkpoint / "weights")
+        stored.read_into(self._shards())
+        (common,) = stored.read_object(_COMMON)
+        _set_steps(self._optimizer, common["optimizer"]["step"])
+        for part in parts_of(self._optimizer):
+            if common["grad_scaler"] and getattr(part, "grad_scaler", None):
+                part.grad_scaler.load_state_dict(common["grad_scaler"])
+        # The recipe's schedule, at the checkpoint's step: what was changed in the recipe since takes effect.
+        self._scheduler.num_steps = 0
+        self._scheduler.step(increment=common["scheduler"]["num_steps"])
+        rank, size = rank_and_size()
+        if facts["world_size"] == size:
+            _set_rng_state(stored.read_object(_rng_key(rank, size))[0])
+        return Position(facts["step"], facts["consumed_samples"], facts.get("skipped_steps", 0))
+
+    def load_optimizer(self, checkpoint: Path) -> None:
+        """Take only the optimizer's moments and step count from another run's checkpoint."""
+        stored = StoredWeights(checkpoint / "weights")
+        _allocate_state(self._optimizer)
+        shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
+        stored.read_into(shards)
+        _set_steps(self._optimizer, stored.read_object(_COMMON)[0]["optimizer"]["step"])
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-written; call it while holding the folder's lock. All ranks call it."""
+
+    def remove() -> None:
+        for pattern in (".*.partial", ".*.replaced", ".*.deleted"):
+            for path in folder.glob(pattern):
+                final = folder / path.name[1:].removesuffix(".replaced")
+                if pattern == ".*.replaced" and not final.exists():
+                    path.rename(final)  # killed between moving the old one away and the new one in
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    first(remove)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """A run's checkpoints, oldest first; one whose step cannot be read stands last, to be looked at."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if not p.name.startswith(".") and (p / "context" / "run.json").is_file()]
-    return sorted(found, key=lambda p: read_run_facts(p)["step"])
+    found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    return sorted(found, key=lambda path: ((_facts_or_none(path) or {}).get("step", float("inf")), path.name))
+
+
+def _facts_or_none(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        return read_run_facts(checkpoint)
+    except CheckpointError:
+        return None
 
 
 def read_run_facts(checkpoint: Path) -> dict[str, Any]:
-    """What ``context/run.json`` says: step, consumed_samples, world_size, metrics and the run's own facts."""
+    """What ``context/run.json`` says: step, consumed_samples, world_size, metrics and the run's own facts.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = checkpoint / "context" / "run.json"
     try:
-        return json.loads((checkpoint / "context" / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: context/run.json cannot be read ({error}).") from error
+        facts = json.loads(path.read_text())
+        if isinstance(facts["step"], int) and isinstance(facts["consumed_samples"], int):
+            return facts
+        raise TypeError("step is no number")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _rng_object() -> ShardedObject:
-    """This rank's random state, to be saved or to be filled."""
-    states = {
+def _allocate_state(optimizer: Any) -> None:
+    """Make the moments that a fused Adam makes at its first step, so that they can be read or written before it."""
+    for part in parts_of(optimizer):
+        if not getattr(part, "is_stub_optimizer", False) and not part.optimizer.state and part.init_state_fn:
+            part.init_state_fn(part.optimizer, part.config)
+
+
+def _set_steps(optimizer: Any, step: int) -> None:
+    """Tell Adam how many steps it has made: torch's counts per parameter, Transformer Engine's per group."""
+    for part in parts_of(optimizer):
+        if getattr(part, "is_stub_optimizer", False):
+            continue
+        for group in part.optimizer.param_groups:
+            states = [part.optimizer.state[parameter] for parameter in group["params"]]
+            if any("step" in state for state in states):
+                for state in states:
+                    state["step"] = torch.tensor(float(step))
+            elif step:
+                group["step"] = step
+
+
+def _torch_bytes(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _rng_key(rank: int, size: int) -> str:
+    return f"rng_state/shard_{rank}_{size}"
+
+
+def _rng_state() -> dict[str, Any]:
+    """This rank's random state, of plain values and tensors only: it is read back with ``weights_only=True``."""
+    name, keys, *rest = np.random.get_state()
+    return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
         "megatron": get_cuda_rng_tracker().get_states(),
     }
-    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return ShardedObject("rng_state", states, (world,), (rank,))
 
 
-def _set_rng(states: dict[str, Any]) -> None:
+def _set_rng_state(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state(states["device"])
     get_cuda_rng_tracker().set_states(states["megatron"])
-
-

@@ -1,4 +1,4 @@
-"""Seeing a run: progress lines or a live bar, metrics.jsonl, TensorBoard."""
+"""Seeing a run: progress lines or a live bar, metrics.jsonl, TensorBoard, Weights & Biases, MLflow."""
 
 import json
 import math
@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mixtral_recipes.training.checkpoint import ModelCheckpoint
+from mixtral_recipes.training.scalar_writers import scalar_writers
 
 
 @dataclass
@@ -43,6 +44,21 @@ class WandbLogger:
 
 
 @dataclass
+class MLFlowLogger:
+    """MLflow, when the ``mlflow`` package is installed.
+
+    Attributes:
+        experiment_name: Experiment.
+        run_name: Run name; None takes the run's.
+        tracking_uri: Server or folder; None takes MLflow's own default.
+    """
+
+    experiment_name: str = "mixtral-recipes"
+    run_name: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass
 class NeMoLogger:
     """Where a run writes, in NeMo's spelling: RUN is ``log_dir/name``.
 
@@ -52,6 +68,7 @@ class NeMoLogger:
         ckpt: Checkpoint policy; None saves at the end only.
         tensorboard: TensorBoard; None writes none.
         wandb: Weights & Biases; None does not log there.
+        mlflow: MLflow; None does not log there.
     """
 
     name: str = "default"
@@ -59,6 +76,7 @@ class NeMoLogger:
     ckpt: ModelCheckpoint | None = None
     tensorboard: TensorBoardLogger | None = None
     wandb: WandbLogger | None = None
+    mlflow: MLFlowLogger | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -70,50 +88,53 @@ class RunLog:
     """Writes one run's metrics; silent on every rank but 0.
 
     On a terminal a bar shows the progress; elsewhere each logged step is a plain line.
+
+    Attributes:
+        run_dir: The run's folder.
     """
 
     def __init__(self, log: NeMoLogger, max_steps: int, *, is_writer: bool) -> None:
+        """Open every writer that was asked for.
+
+        Raises:
+            EnvironmentProblem: its package is not installed.
+        """
+        self.run_dir = log.run_dir
         self.max_steps = max_steps
         self.is_writer = is_writer
-        self._file = self._tensorboard = self._wandb = self._progress = None
+        self._file: TextIO | None = None
+        self._scalars: list[Any] = []
+        self._bar: _Bar | None = None
         if not is_writer:
             return
         log.run_dir.mkdir(parents=True, exist_ok=True)
         self._file = (log.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        if log.tensorboard is not None:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(log.run_dir / log.tensorboard.save_dir / log.tensorboard.name))
-        if log.wandb is not None:
-            import wandb  # pyright: ignore[reportMissingImports]
-
-            self._wandb = wandb.init(
-                project=log.wandb.project,
-                name=log.wandb.name or log.name,
-                entity=log.wandb.entity,
-                config=log.wandb.config,
-                dir=str(log.run_dir),
-            )
+        self._scalars = scalar_writers(log)
         if sys.stdout.isatty():
-            self._progress = _Bar(max_steps)
+            self._bar = _Bar(max_steps)
 
     def say(self, text: str) -> None:
         """One line for the reader."""
-        if self.is_writer:
-            if self._progress:
-                self._progress.bar.console.print(text, highlight=False)
-            else:
-                print(text, flush=True)
+        if not self.is_writer:
+            return
+        if self._bar:
+            self._bar.bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None:
+        """Record something that is no metric of a step: how the run started, a save, how it ended."""
+        if self._file is not None:
+            plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in facts.items()}
+            self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, default=str) + "\n")
 
     def training(self, metrics: dict[str, Any], *, show: bool) -> None:
         """Record one training step; also show it when it is time for a line."""
-        if not self.is_writer:
-            return
         self._record("train", metrics)
-        if self._progress:
-            self._progress.update(metrics)
-        elif show:
-            print(self._line(metrics), flush=True)
+        if self._bar:
+            self._bar.update(metrics)
+        elif show and self.is_writer:
+            print(f"step {metrics['step']}/{self.max_steps}  {summary(metrics)}  ETA {_clock(metrics)}", flush=True)
 
     def validation(self, metrics: dict[str, Any]) -> None:
         """Record and show one validation."""
@@ -121,31 +142,32 @@ class RunLog:
         self.say(f"step {metrics['step']}/{self.max_steps}  validation loss {metrics['val_loss']:.4f}")
 
     def _record(self, kind: str, metrics: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in metrics.items()}
-        self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}) + "\n")
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "step"}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, metrics["step"])
-        if self._wandb is not None:
-            self._wandb.log({f"{kind}/{k}": v for k, v in numbers.items()}, step=metrics["step"])
-
-    def _line(self, m: dict[str, Any]) -> str:
-        return (
-            f"step {m['step']}/{self.max_steps}  loss {m['loss']:.4f}  grad norm {m['grad_norm']:.3f}  "
-            f"lr {m['lr']:.2e}  {m['tokens_per_second']:,.0f} tokens/s  busiest expert {m['expert_imbalance']:.2f}x  "
-            f"ETA {_clock(m['eta_seconds'])}"
-        )
+        self.event(kind, metrics)
+        numbers = {
+            f"{kind}/{name}": float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value)
+        }
+        for writer in self._scalars:
+            writer.write(numbers, metrics["step"])
 
     def close(self) -> None:
-        """Finish every writer."""
-        for writer in (self._progress, self._tensorboard, self._file):
+        """Finish every writer. Can be called twice."""
+        for writer in (*self._scalars, self._bar, self._file):
             if writer is not None:
                 writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._scalars, self._bar, self._file = [], None, None
+
+
+def summary(m: dict[str, Any]) -> str:
+    """One step's metrics in a line."""
+    peak = f" ({m['share_of_peak']:.0%} of peak)" if "share_of_peak" in m else ""
+    dropped = f"  dropped {m['dropped_share']:.1%}" if m.get("dropped_share") else ""
+    return (
+        f"loss {m['loss']:.4f}  grad norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
+        f"{m['tokens_per_second']:,.0f} tokens/s  {m['tflops_per_process']:.3g} TFLOP/s{peak}  "
+        f"{m['memory_gb']:.2f} GB  busiest expert {m['expert_imbalance']:.2f}x{dropped}"
+    )
 
 
 class _Bar:
@@ -156,21 +178,17 @@ class _Bar:
 
         self.bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(),
         )  # fmt: skip
         self.task = self.bar.add_task("training", total=max_steps, facts="")
         self.bar.start()
 
-    def update(self, m: dict[str, Any]) -> None:
-        facts = (
-            f"loss {m['loss']:.4f}  grad norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
-            f"{m['tokens_per_second']:,.0f} tokens/s"
-        )
-        self.bar.update(self.task, completed=m["step"], facts=facts)
+    def update(self, metrics: dict[str, Any]) -> None:
+        self.bar.update(self.task, completed=metrics["step"], facts=summary(metrics))
 
     def close(self) -> None:
         self.bar.stop()
 
 
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _clock(metrics: dict[str, Any]) -> str:
+    return str(timedelta(seconds=round(metrics["eta_seconds"])))

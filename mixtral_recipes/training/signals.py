@@ -1,28 +1,57 @@
-"""Being asked to stop: the signal is noted, and the loop saves and leaves at the next step's end."""
+"""Being asked to stop: the signal is noted, and the loop saves and leaves when the step is done."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mixtral_recipes.errors import RecipeError, nearest
+
+ALWAYS = ("SIGTERM", "SIGUSR1", "SIGINT")
+
 
 class StopRequest:
-    """Whether any rank has been asked to stop."""
+    """Whether this rank has been asked to stop.
+
+    Attributes:
+        received: The signal's name, or None.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None = None) -> None:
+        """Take note of a signal. After Ctrl-C, the next one kills at once, whatever the process is doing."""
         self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # Not print(): the signal may have interrupted one.
+            os.write(2, b"\nCtrl-C: saving when this step is done; once more quits without saving.\n")
 
 
 @contextmanager
-def watching(*names: str) -> Iterator[StopRequest]:
-    """Note these signals instead of dying of them, until the block ends."""
+def watching(*more: str) -> Iterator[StopRequest]:
+    """Note SIGTERM, SIGUSR1, Ctrl-C and the signals named, instead of dying of them, until the block ends.
+
+    Outside the main thread, where Python delivers no signals, nothing is watched.
+
+    Raises:
+        RecipeError: no such signal.
+    """
     request = StopRequest()
-    before = {name: signal.signal(getattr(signal, name), request._note) for name in names}
+    known = [found.name for found in signal.Signals]
+    for name in more:
+        if name not in known:
+            raise RecipeError(f"PreemptionCallback.sig={name!r} is no signal.{nearest(name, known)}")
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = {getattr(signal, name) for name in (*ALWAYS, *more)}
+    before = {number: signal.signal(number, request.note) for number in numbers}
     try:
         yield request
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

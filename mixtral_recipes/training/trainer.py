@@ -77,6 +77,10 @@ class Trainer:
         plugins: Number formats.
         callbacks: Small objects whose hooks the loop calls.
         seed: Seed of initialisation, data order and dropout.
+        max_skipped_steps: How many steps whose loss or gradient is not finite are left out before the run stops; 0
+            stops at the first.
+        hang_timeout_seconds: How long a rank may make no progress before it is ended with its stacks; more than the
+            longest step, validation batch or save takes.
     """
 
     accelerator: str = "gpu"
@@ -93,6 +97,8 @@ class Trainer:
     plugins: MegatronMixedPrecision = field(default_factory=MegatronMixedPrecision)
     callbacks: list[Any] | None = None
     seed: int = 1234  # Megatron's default
+    max_skipped_steps: int = 0
+    hang_timeout_seconds: float = 1800.0  # torch.distributed's default for gloo's collectives
 
     @property
     def world_size(self) -> int:

@@ -1,0 +1,89 @@
+"""Is a checkpoint what its manifest says? Asked before anything in it is unpickled."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.training.agreement import gathered, rank_and_size
+from mixtral_recipes.training.manifest import NAME, read_manifest, sha256
+from mixtral_recipes.training.manifest import _pieces as pieces_of
+
+
+def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a checkpoint's files.
+
+    Args:
+        folder: The checkpoint.
+        share: (rank, ranks): which of the files to hash; presence, size and names are checked for all.
+
+    Returns:
+        One sentence that names the file, or None when all is well.
+    """
+    try:
+        files: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
+        named = _wrong_names(folder, files) or _wrong_sizes(folder, files)
+        if named:
+            return named
+        # Large files first, then dealt out: every rank hashes about as much.
+        order = sorted(files, key=lambda name: (-files[name]["size"], name))
+        for name in order[share[0] :: share[1]]:
+            for start, length, expected in pieces_of(files[name]):
+                if sha256(folder / name, start, length) != expected:
+                    return f"{folder / name}: its SHA-256 is not the manifest's; it is damaged."
+    except CheckpointError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder}: cannot be read ({type(error).__name__}: {error})."
+    return None
+
+
+def _wrong_names(folder: Path, files: dict[str, Any]) -> str | None:
+    for name in files:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            return f"{folder / NAME}: names {name!r}, which lies outside the checkpoint."
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            return f"{path}: is a link; a checkpoint has none."
+        if path.is_file() and name != NAME and name not in files:
+            return f"{path}: is not in the manifest."
+    return None
+
+
+def _wrong_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: missing, but the manifest names it; the checkpoint is incomplete."
+        if path.stat().st_size != entry["size"]:
+            return f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}; it is damaged."
+    return None
+
+
+def damage_together(folder: Path) -> str | None:
+    """`damage_of`, the files' hashing shared by all ranks; every rank gets the same answer."""
+    return next((found for found in gathered(damage_of(folder, share=rank_and_size())) if found), None)
+
+
+def verify_together(folder: Path) -> None:
+    """Refuse a damaged checkpoint, on every rank.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    damage = damage_together(folder)
+    if damage:
+        raise CheckpointError(damage)
+
+
+def identity_of(folder: Path) -> str:
+    """A hash that two checkpoints share when they hold the same weights, whatever files they are spread over.
+
+    Made of what the manifest says: the tensors' hashes where it has them, else the files'.
+    """
+    manifest = read_manifest(folder)
+    content = manifest["tensors"] or manifest["files"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""What a recipe says, in one flat table; and what changed in it between two starts of a run."""
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from mixtral_recipes.errors import RecipeError
+
+# What a checkpoint's tensors or its optimizer's state depend on.
+_FIXED_MODEL = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "moe_ffn_hidden_size", "num_attention_heads", "num_query_groups",
+    "kv_channels", "num_moe_experts", "vocab_size", "share_embeddings_and_output_weights",
+)  # fmt: skip
+FIXED = (*(f"model.config.{name}" for name in _FIXED_MODEL), "optim.config.optimizer", "peft", "base")
+# Where a run runs and how often it reports: no change of the recipe.
+_PASSING = ("trainer.callbacks", "model.tokenizer")
+
+Plain = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs. ``before`` or ``after`` is ``"(absent)"`` where the setting did not exist."""
+
+    path: str
+    before: Plain
+    after: Plain
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before} -> {self.after}"
+
+
+def describe(**parts: Any) -> dict[str, Plain]:
+    """Dotted path -> value of every setting of a recipe's parts (``model=``, ``trainer=``, ...)."""
+    table: dict[str, Plain] = {}
+    for name, part in parts.items():
+        _flatten(name, part, table)
+    return {path: value for path, value in table.items() if not path.startswith(_PASSING)}
+
+
+def _flatten(path: str, value: Any, into: dict[str, Plain]) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        into[f"{path}.class"] = type(value).__name__
+        for field in dataclasses.fields(value):
+            _flatten(f"{path}.{field.name}", getattr(value, field.name, None), into)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _flatten(f"{path}.{key}", item, into)
+    elif value is None or isinstance(value, bool | int | float | str):
+        into[path] = value.name if isinstance(value, enum.Enum) else value
+    elif isinstance(value, list | tuple | set):
+        into[path] = ", ".join(map(_text, sorted(value, key=str) if isinstance(value, set) else value))
+    else:
+        into[path] = _text(value)
+
+
+def _text(value: Any) -> str:
+    """A value in words that are the same in every process."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    name = getattr(value, "__qualname__", None)
+    if name:
+        return f"{getattr(value, '__module__', '')}.{name}"
+    text = str(value)
+    return type(value).__name__ if " at 0x" in text else text
+
+
+def changes(before: dict[str, Plain], after: dict[str, Plain]) -> list[Change]:
+    """What differs between two tables."""
+    absent = "(absent)"
+    return [
+        Change(path, before.get(path, absent), after.get(path, absent))
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path, absent) != after.get(path, absent)
+    ]
+
+
+def refuse_fixed(found: list[Change]) -> None:
+    """Refuse to go on where something changed that a checkpoint depends on.
+
+    Raises:
+        RecipeError: names every such setting and both values.
+    """
+    fixed = [change for change in found if change.path in FIXED or change.path.startswith(("peft.", "base."))]
+    if fixed:
+        raise RecipeError(
+            f"the run's checkpoints were written with other settings ({'; '.join(map(str, fixed))}), which cannot "
+            "change within a run: set them back, or start a run of another --name."
+        )

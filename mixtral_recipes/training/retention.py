@@ -1,0 +1,78 @@
+"""Which checkpoints of a run are kept."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtral_recipes.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint, as far as keeping it is concerned.
+
+    Attributes:
+        path: Its folder.
+        step: When it was written.
+        score: Its metric, lower is better; infinite where it has none.
+        nbytes: Its size.
+    """
+
+    path: Path
+    step: int
+    score: float
+    nbytes: int = 0
+
+
+def surplus(found: list[Kept], save_top_k: int) -> list[Kept]:
+    """What the policy does not keep: all but the newest and the best ``save_top_k`` (-1 keeps all), worst first."""
+    if save_top_k < 0:
+        return []
+    by_age = sorted(found, key=lambda kept: kept.step)
+    best = _best_first(by_age)[:save_top_k]
+    return _worst_first([kept for kept in by_age[:-1] if kept not in best])
+
+
+def to_make_room(found: list[Kept], needed: int, limit: int) -> list[Kept]:
+    """What has to go so that one more checkpoint fits under a limit; the newest stays.
+
+    Raises:
+        EnvironmentProblem: the newest and the next do not fit under it together.
+    """
+    by_age = sorted(found, key=lambda kept: kept.step)
+    total = needed + sum(kept.nbytes for kept in found)
+    gone: list[Kept] = []
+    for kept in _worst_first(by_age[:-1]):
+        if total <= limit:
+            break
+        gone.append(kept)
+        total -= kept.nbytes
+    if total > limit:
+        raise EnvironmentProblem(
+            f"log.ckpt.max_disk_gb={limit / 1e9:g} is too little: the newest checkpoint and the next one take "
+            f"{total / 1e9:.3g} GB together; raise it."
+        )
+    return gone
+
+
+def _best_first(by_age: list[Kept]) -> list[Kept]:
+    # Among equals the newer is better.
+    return sorted(by_age, key=lambda kept: (kept.score, -kept.step))
+
+
+def _worst_first(by_age: list[Kept]) -> list[Kept]:
+    return _best_first(by_age)[::-1]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def delete(folder: Path) -> None:
+    """Remove a checkpoint; a kill on the way leaves nothing half-removed under its name."""
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

@@ -1,0 +1,230 @@
+"""Where each tensor of this rank lies in the whole model's: what is written to a checkpoint and read from one.
+
+Megatron's own reshardable form gathers the optimizer on one rank of each data-parallel group to save it, and names it
+after the chain of optimizers a layout happens to have, so that it cannot be read where the experts are split otherwise.
+Here a rank's contiguous part of a parameter's state is cut into boxes of the whole tensor: nothing is exchanged, and
+any layout reads what it needs.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
+
+from mixtral_recipes.peft.lora import adapters_of
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A box of a whole tensor, and the memory on this rank that holds it.
+
+    Attributes:
+        key: The whole tensor's name in a checkpoint.
+        tensor: The box's elements in order, contiguous, of any shape.
+        offsets: Where the box starts in the whole tensor.
+        sizes: The box's extent; as many axes as the whole tensor has.
+        whole: The whole tensor's shape.
+        padded: Whether the whole tensor may be longer or shorter in a checkpoint (a vocabulary's padding).
+    """
+
+    key: str
+    tensor: Tensor
+    offsets: Shape
+    sizes: Shape
+    whole: Shape
+    padded: bool = False
+
+    @property
+    def place(self) -> tuple[str, Shape, Shape]:
+        """What makes two shards the same piece of the same tensor."""
+        return self.key, self.offsets, self.sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+
+def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
+    """Megatron's sharded state dict of a model, or of its adapters.
+
+    Args:
+        model: This rank's chunks, without DDP.
+        adapters_only: Whether only the adapters' tensors are wanted (or only the base's, without them).
+    """
+    if adapters_only:
+        return {key: value for a in adapters_of(model) for key, value in a.sharded_state_dict().items()}
+    state: dict[str, Any] = {}
+    for number, chunk in enumerate(model):
+        for name, value in chunk.sharded_state_dict(prefix="").items():
+            # Empty except under Transformer Engine's delayed scaling, whose state belongs to one layout; adapters
+            # are saved by their own keys.
+            if not name.endswith("_extra_state") and ".adapter." not in name:
+                state[f"{number}.{name}" if len(model) > 1 else name] = value
+    return state
+
+
+def model_shards(model: list[Any], *, adapters_only: bool) -> list[Shard]:
+    """This rank's weights."""
+    return [
+        Shard(
+            key=piece.key,
+            tensor=_data(piece),
+            offsets=tuple(piece.global_offset),
+            sizes=(1,) * piece.prepend_axis_num + tuple(piece.local_shape),
+            whole=tuple(piece.global_shape),
+            padded=piece.allow_shape_mismatch,
+        )
+        for _, pieces in _pieces(model, adapters_only=adapters_only)
+        for piece in pieces
+    ]
+
+
+def optimizer_shards(optimizer: Any, model: list[Any], *, adapters_only: bool) -> list[Shard]:
+    """This rank's part of the optimizer's state: fp32 weights and moments, named after the weights.
+
+    Args:
+        optimizer: Megatron's optimizer over the model.
+        model: This rank's chunks, without DDP.
+        adapters_only: As for `model_shards`.
+    """
+    pieces_of = dict(_pieces(model, adapters_only=adapters_only))
+    found: list[Shard] = []
+    for part in parts_of(optimizer):
+        for parameter, pieces in pieces_of.items():
+            state, start = _state_of(part, parameter)
+            for piece in pieces:
+                for name, flat in state.items():
+                    found += _cut(piece, parameter, name, flat, start)
+    return found
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizers Megatron chained, with and without experts' parameters."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _pieces(model: list[Any], *, adapters_only: bool) -> Iterator[tuple[Tensor, list[ShardedTensor]]]:
+    """Each parameter with the pieces a checkpoint stores it as (a gated layer's two halves are two)."""
+    for value in model_state(model, adapters_only=adapters_only).values():
+        if isinstance(value, ShardedTensorFactory):
+            yield value.data, [piece for piece in nested_values(value.build()) if isinstance(piece, ShardedTensor)]
+        elif isinstance(value, ShardedTensor) and value.data is not None:
+            yield value.data, [value]
+
+
+def _data(piece: ShardedTensor) -> Tensor:
+    assert piece.data is not None
+    return piece.data.detach()
+
+
+def _state_of(part: Any, parameter: Tensor) -> tuple[dict[str, Tensor], int]:
+    """A parameter's tensors in one optimizer, and where in the flat parameter they start; empty where it has none."""
+    if isinstance(part, DistributedOptimizer):
+        if parameter not in part.model_param_group_index_map:
+            return {}, 0
+        tensors = part._get_main_param_and_optimizer_states(parameter)
+        start = part._get_model_param_range_map(parameter)["param"].start
+    else:
+        main = getattr(parameter, "main_param", None)
+        main = parameter if main is None else main
+        if main not in part.optimizer.state:
+            return {}, 0
+        tensors, start = {"param": main, **part.optimizer.state[main]}, 0
+    # torch's AdamW counts its steps in a tensor per parameter; the count is saved once, with the schedule.
+    return {k: v.detach().view(-1) for k, v in tensors.items() if isinstance(v, Tensor) and k != "step"}, start
+
+
+def _cut(piece: ShardedTensor, parameter: Tensor, name: str, flat: Tensor, start: int) -> Iterator[Shard]:
+    """The boxes of one piece that a contiguous part of its parameter's state covers."""
+    data = _data(piece)
+    begin = data.storage_offset() - parameter.storage_offset()
+    first, last = max(start, begin), min(start + flat.numel(), begin + data.numel())
+    if first >= last:
+        return
+    ones = (1,) * piece.prepend_axis_num
+    zeros = (0,) * piece.prepend_axis_num
+    for offset, sizes, position in boxes(tuple(piece.local_shape), first - begin, last - begin):
+        at = begin + position - start
+        yield Shard(
+            key=f"optimizer.state.{name}.{piece.key}",
+            tensor=flat[at : at + math.prod(sizes)],
+            offsets=tuple(g + o for g, o in zip(piece.global_offset, zeros + offset, strict=True)),
+            sizes=ones + sizes,
+            whole=tuple(piece.global_shape),
+            padded=piece.allow_shape_mismatch,
+        )
+
+
+def boxes(shape: Shape, first: int, last: int) -> Iterator[tuple[Shape, Shape, int]]:
+    """Cut a contiguous range of a tensor's elements into boxes.
+
+    Args:
+        shape: The tensor's.
+        first: First element, counted in memory order.
+        last: One after the last.
+
+    Yields:
+        (offsets, sizes, first element) of each box; at most two per axis, and one more.
+    """
+    if first >= last:
+        return
+    if len(shape) <= 1:
+        yield (first,) * len(shape), (last - first,) * len(shape), first
+        return
+    row = math.prod(shape[1:])
+    start, end = -(-first // row), last // row  # whole rows
+    if start > end:  # inside one row
+        yield from _within_row(shape, end, first, last)
+        return
+    if first < start * row:
+        yield from _within_row(shape, start - 1, first, start * row)
+    if start < end:
+        yield (start,) + (0,) * (len(shape) - 1), (end - start, *shape[1:]), start * row
+    if end * row < last:
+        yield from _within_row(shape, end, end * row, last)
+
+
+def _within_row(shape: Shape, row: int, first: int, last: int) -> Iterator[tuple[Shape, Shape, int]]:
+    begin = row * math.prod(shape[1:])
+    for offsets, sizes, position in boxes(shape[1:], first - begin, last - begin):
+        yield (row, *offsets), (1, *sizes), begin + position
+
+
+def write_shares(places: list[list[tuple[Any, int]]]) -> list[set[Any]]:
+    """Who writes what: every piece once, spread evenly over the ranks that hold a copy of it.
+
+    Args:
+        places: Per rank, (place, bytes) of each shard it holds.
+
+    Returns:
+        Per rank, the places it writes.
+    """
+    holders: dict[Any, tuple[int, list[int]]] = {}
+    for rank, held in enumerate(places):
+        for place, nbytes in held:
+            holders.setdefault(place, (nbytes, []))[1].append(rank)
+    loads = [0] * len(places)
+    shares: list[set[Any]] = [set() for _ in places]
+    # What only one rank has comes first, then the large before the small.
+    for place, (nbytes, ranks) in sorted(holders.items(), key=lambda h: (len(h[1][1]) > 1, -h[1][0], h[0])):
+        writer = min(ranks, key=lambda rank: (loads[rank], rank))
+        loads[writer] += nbytes
+        shares[writer].add(place)
+    return shares
+
+
+def zero_padding(shards: Iterable[Shard]) -> None:
+    """Zero what may be longer than a checkpoint has it, before that is read (a vocabulary's padding rows)."""
+    with torch.no_grad():
+        for shard in shards:
+            if shard.padded:
+                shard.tensor.zero_()

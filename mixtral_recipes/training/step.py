@@ -1,0 +1,192 @@
+"""One training step, and one validation. `train_step` reads top to bottom; everything it calls is Megatron's.
+
+Shape suffixes: b sequences of a microbatch, s tokens per sequence.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from torch import Tensor
+
+from mixtral_recipes.data.batch import Batch
+from mixtral_recipes.data.context_parallel import this_ranks_share
+from mixtral_recipes.training.anomalies import checked_step, where_not_finite
+from mixtral_recipes.training.setup import TrainingRun
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step gave.
+
+    Attributes:
+        loss: Mean over the global batch's label tokens.
+        label_tokens: How many those were.
+        tokens: Real tokens processed, padding aside.
+        grad_norm: Before clipping.
+        updated: False when the weights stayed as they were (fp16 overflow, or ``trouble``).
+        trouble: What was not finite, and on which rank; None when all was.
+    """
+
+    loss: float
+    label_tokens: int
+    tokens: int
+    grad_norm: float
+    updated: bool
+    trouble: str | None = None
+
+
+def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
+    """One optimizer step over one global batch.
+
+    Args:
+        run: This rank's run.
+        batches: Microbatches of this rank.
+    """
+    for chunk in run.ddp:
+        chunk.zero_grad_buffer()
+    run.optimizer.zero_grad()
+
+    # Forward and backward of all microbatches; gradients end as sums over ranks, divided by all label tokens.
+    sums = run.forward_backward(
+        forward_step_func=forward_step,
+        data_iterator=_per_chunk(batches, run),
+        model=run.ddp,
+        num_microbatches=run.topology.num_microbatches(run.batch),
+        seq_length=run.batch.seq_length,
+        micro_batch_size=run.batch.micro_batch_size,
+        forward_only=False,
+    )
+
+    # Look before updating: a loss or a gradient that is not finite must not reach the weights.
+    loss_sum, label_tokens, tokens = reduce_sums(sums, run.device)
+    loss = loss_sum / max(label_tokens, 1.0)
+
+    # Clips over all parallel groups, updates this rank's shard, gathers the parameters.
+    updated, grad_norm = checked_step(run.optimizer) if math.isfinite(loss) else (False, math.nan)
+    if updated:
+        run.scheduler.step(increment=1)
+
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    return StepResult(
+        loss=loss,
+        label_tokens=int(label_tokens),
+        tokens=int(tokens),
+        grad_norm=grad_norm,
+        updated=updated,
+        trouble=None if finite else where_not_finite(run.model, sums, loss, grad_norm),
+    )
+
+
+def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
+    """Megatron's forward-step function: one microbatch through one model chunk.
+
+    Returns:
+        Per-token losses [b, s] (or activations on an earlier pipeline stage), and the function that sums them.
+    """
+    batch = this_ranks_share(
+        next(batches), parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    )
+    device = next(model.parameters()).device
+    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    output = model(
+        on_device["tokens"],
+        on_device["position_ids"],
+        None,  # the attention mask: causal, made inside the attention kernel
+        labels=on_device["labels"],
+        packed_seq_params=_packed(on_device.get("cu_seqlens")),
+        padding_mask=on_device.get("padding_mask"),
+    )
+    return output, partial(sum_losses, on_device["loss_mask"], on_device.get("padding_mask"))
+
+
+def sum_losses(loss_mask: Tensor, padding: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the losses of label tokens; Megatron divides by the global batch's count of them.
+
+    Args:
+        loss_mask: [b, s], 1.0 where the loss counts.
+        padding: [b, s], True where there is no token; None without padding.
+        losses: [b, s], float32.
+
+    Returns:
+        The sum, the count (int), and [sum, count, real tokens] detached, for the log.
+    """
+    mask = loss_mask.flatten().float()
+    total = (losses.flatten().float() * mask).sum()
+    count = mask.sum()
+    real = padding.logical_not().sum() if padding is not None else torch.tensor(losses.numel())
+    return total, count.int(), torch.stack([total.detach(), count, real.to(total)])
+
+
+def reduce_sums(sums: list[Tensor], device: torch.device) -> tuple[float, float, float]:
+    """Add up [loss sum, label tokens, real tokens] over microbatches, data ranks and to every pipeline stage."""
+    total = torch.stack(sums).sum(0) if sums else torch.zeros(3, device=device)
+    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    loss_sum, label_tokens, tokens = total.tolist()
+    return loss_sum, label_tokens, tokens
+
+
+def _packed(cu_seqlens: Tensor | None) -> PackedSeqParams | None:
+    if cu_seqlens is None:
+        return None
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+def _per_chunk(batches: Iterator[Batch], run: TrainingRun) -> Any:
+    """Megatron wants one iterator per interleaved chunk; they all see the same microbatches."""
+    if len(run.ddp) == 1:
+        return batches
+    count = run.topology.num_microbatches(run.batch)
+    step = [next(batches) for _ in range(count)]
+    return [iter(step) for _ in run.ddp]
+
+
+def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> float | None:
+    """Mean loss over the validation set's label tokens; None without one.
+
+    Args:
+        run: This rank's run.
+        alive: Called before each batch.
+    """
+    batches = run.data.validation_batches(
+        run.data_place, limit_batches=run.trainer.limit_val_batches, **run.loader_shape
+    )
+    if batches is None:
+        return None
+    for chunk in run.ddp:
+        chunk.eval()
+    totals = [0.0, 0.0]
+    multiple = run.loader_shape["sequence_multiple"]
+    for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
+        alive()
+        with torch.no_grad():
+            sums = run.forward_backward(
+                forward_step_func=forward_step,
+                data_iterator=_per_chunk(batches, run),
+                model=run.ddp,
+                num_microbatches=run.topology.num_microbatches(run.batch),
+                seq_length=run.batch.seq_length,
+                micro_batch_size=run.batch.micro_batch_size,
+                forward_only=True,
+            )
+        loss_sum, label_tokens, _ = reduce_sums(sums, run.device)
+        totals[0] += loss_sum
+        totals[1] += label_tokens
+    for chunk in run.ddp:
+        chunk.train()
+    get_moe_metrics_tracker().clear()
+    return totals[0] / max(totals[1], 1.0)
