@@ -8,6 +8,7 @@ import collections.abc
 import enum
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
@@ -68,10 +69,13 @@ def parse(text: str, annotation: Any, where: str) -> Any:
 
 
 def options(annotation: Any) -> list[Any]:
-    """The alternatives of a union; of anything else itself. Text comes last, since it accepts everything."""
+    """The alternatives of a union; of anything else itself. Text comes last, since it accepts everything.
+
+    Path comes behind text: a recipe holds the text, which every file format can.
+    """
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         found = list(typing.get_args(annotation))
-        return sorted(found, key=lambda option: (option is str, option is not type(None)))
+        return sorted(found, key=lambda option: (option is Path, option is str, option is not type(None)))
     return [annotation]
 
 

@@ -1,4 +1,4 @@
-"""Every recipe x task x precision x adapters x packing x hardware: builds, reloads equal, passes preflight, has a model.
+"""Every recipe x task x precision x adapters x packing x hardware builds, reloads equal, passes preflight.
 
 Models are built once per layout; with MIXTRAL_RECIPES_FULL_MATRIX=1 for every single case.
 """

@@ -1,0 +1,236 @@
+"""Settings changed from Python, from the command line and from YAML: the same result, and errors that help."""
+
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import pytest
+import torch
+import yaml
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.recipes import loading, override_paths, overrides
+from mixtral_recipes.recipes.yaml_file import read_recipe
+
+# Every path of NeMo's recipes that users override: (task, path, text on the command line, value in YAML, in Python).
+PATHS: list[tuple[str, str, str, Any, Any]] = [
+    ("finetune", "model.config.num_layers", "16", 16, 16),
+    ("finetune", "model.config.seq_length", "2048", 2048, 2048),
+    ("finetune", "model.config.max_position_embeddings", "32768", 32768, 32768),
+    ("finetune", "model.config.rotary_base", "5e5", 5e5, 5e5),
+    ("finetune", "model.config.moe_aux_loss_coeff", "0.02", 0.02, 0.02),
+    ("finetune", "model.config.recompute_granularity", "full", "full", "full"),
+    ("finetune", "model.config.recompute_modules", "['moe']", ["moe"], ["moe"]),
+    ("finetune", "model.config.num_query_groups", "4", 4, 4),
+    ("finetune", "model.config.activation_func", "gelu", "gelu", torch.nn.functional.gelu),
+    ("finetune", "trainer.accelerator", "cpu", "cpu", "cpu"),
+    ("finetune", "trainer.devices", "4", 4, 4),
+    ("finetune", "trainer.num_nodes", "2", 2, 2),
+    ("finetune", "trainer.max_steps", "20", 20, 20),
+    ("finetune", "trainer.val_check_interval", "5", 5, 5),
+    ("finetune", "trainer.limit_val_batches", "3", 3, 3),
+    ("finetune", "trainer.limit_test_batches", "None", None, None),
+    ("finetune", "trainer.log_every_n_steps", "2", 2, 2),
+    ("finetune", "trainer.accumulate_grad_batches", "1", 1, 1),
+    (
+        "finetune",
+        "trainer.callbacks",
+        "[TimingCallback,GarbageCollectionCallback(gc_interval_train=5)]",
+        [{"_target_": "TimingCallback"}, {"_target_": "GarbageCollectionCallback", "gc_interval_train": 5}],
+        [run.Config(llm.TimingCallback), run.Config(llm.GarbageCollectionCallback, gc_interval_train=5)],
+    ),
+    (
+        "finetune",
+        "trainer.plugins",
+        "MegatronMixedPrecision(precision='32')",
+        {"_target_": "MegatronMixedPrecision", "precision": "32"},
+        run.Config(llm.MegatronMixedPrecision, precision="32"),
+    ),
+    ("finetune", "trainer.strategy.tensor_model_parallel_size", "2", 2, 2),
+    ("finetune", "trainer.strategy.pipeline_model_parallel_size", "2", 2, 2),
+    ("finetune", "trainer.strategy.virtual_pipeline_model_parallel_size", "4", 4, 4),
+    ("finetune", "trainer.strategy.pipeline_dtype", "torch.float32", "float32", torch.float32),
+    ("finetune", "trainer.strategy.context_parallel_size", "2", 2, 2),
+    ("finetune", "trainer.strategy.sequence_parallel", "True", True, True),
+    ("finetune", "trainer.strategy.expert_model_parallel_size", "4", 4, 4),
+    ("finetune", "trainer.strategy.expert_tensor_parallel_size", "1", 1, 1),
+    ("finetune", "trainer.strategy.gradient_as_bucket_view", "false", False, False),
+    ("finetune", "trainer.strategy.ckpt_async_save", "true", True, True),
+    ("finetune", "trainer.strategy.ckpt_parallel_load", "true", True, True),
+    ("finetune", "trainer.strategy.ckpt_load_strictness", "None", None, None),
+    ("finetune", "trainer.strategy.ddp.overlap_grad_reduce", "True", True, True),
+    ("finetune", "trainer.strategy.ddp.bucket_size", "1000", 1000, 1000),
+    ("finetune", "trainer.plugins.precision", "16-mixed", "16-mixed", "16-mixed"),
+    ("finetune", "trainer.plugins.grad_reduce_in_fp32", "False", False, False),
+    ("finetune", "trainer.plugins.fp8", "hybrid", "hybrid", "hybrid"),
+    ("finetune", "trainer.plugins.fp8_recipe", "tensorwise", "tensorwise", "tensorwise"),
+    ("finetune", "data.seq_length", "1024", 1024, 1024),
+    ("finetune", "data.global_batch_size", "64", 64, 64),
+    ("finetune", "data.micro_batch_size", "2", 2, 2),
+    (
+        "finetune",
+        "data.packed_sequence_specs",
+        "PackedSequenceSpecs(packed_sequence_size=512)",
+        {"_target_": "PackedSequenceSpecs", "packed_sequence_size": 512},
+        run.Config(llm.PackedSequenceSpecs, packed_sequence_size=512),
+    ),
+    ("finetune", "data.num_workers", "2", 2, 2),
+    ("finetune", "data.dataset_root", "some.folder/squad.json", "some.folder/squad.json", "some.folder/squad.json"),
+    ("finetune", "data.dataset_kwargs", "{'a': 1}", {"a": 1}, {"a": 1}),
+    ("finetune", "optim.config.lr", "1e-5", 1e-5, 1e-5),
+    ("finetune", "optim.config.adam_beta2", "0.99", 0.99, 0.99),
+    ("finetune", "optim.lr_scheduler.warmup_steps", "7", 7, 7),
+    ("finetune", "optim.lr_scheduler.constant_steps", "3", 3, 3),
+    ("finetune", "optim.lr_scheduler.min_lr", "1e-6", "1e-6", 1e-6),
+    ("finetune", "log.name", "mine", "mine", "mine"),
+    ("finetune", "log.log_dir", "runs.of/mine", "runs.of/mine", "runs.of/mine"),
+    ("finetune", "log.ckpt", "None", None, None),
+    ("finetune", "log.ckpt.save_last", "False", False, False),
+    ("finetune", "log.ckpt.save_top_k", "-1", -1, -1),
+    ("finetune", "log.ckpt.every_n_train_steps", "25", 25, 25),
+    ("pretrain", "log.ckpt.train_time_interval.minutes", "30", 30, 30),
+    ("finetune", "log.ckpt.filename", "{step}", "{step}", "{step}"),
+    ("finetune", "log.tensorboard", "None", None, None),
+    (
+        "finetune",
+        "log.wandb",
+        "WandbLogger(project='p')",
+        {"_target_": "WandbLogger", "project": "p"},
+        run.Config(llm.WandbLogger, project="p"),
+    ),
+    (
+        "pretrain",
+        "resume.restore_config",
+        "RestoreConfig(path='hf://x/y')",
+        {"_target_": "RestoreConfig", "path": "hf://x/y"},
+        run.Config(llm.RestoreConfig, path="hf://x/y"),
+    ),
+    ("finetune", "resume.restore_config.path", "hf://x/y", "hf://x/y", "hf://x/y"),
+    ("finetune", "resume.resume_if_exists", "False", False, False),
+    ("finetune", "resume.resume_ignore_no_checkpoint", "False", False, False),
+    ("finetune", "resume.resume_from_path", "a.b/c", "a.b/c", "a.b/c"),
+    ("finetune", "peft.target_modules", "['linear_qkv']", ["linear_qkv"], ["linear_qkv"]),
+    ("finetune", "peft.target_modules", "attention", "attention", "attention"),
+    ("finetune", "peft.exclude_modules", "['linear_fc2']", ["linear_fc2"], ["linear_fc2"]),
+    ("finetune", "peft.dim", "8", 8, 8),
+    ("finetune", "peft.alpha", "64", 64, 64),
+    ("finetune", "peft.dropout", "0.1", 0.1, 0.1),
+    ("finetune", "peft.dropout_position", "post", "post", "post"),
+    ("finetune", "peft.lora_dtype", "bf16", "bfloat16", torch.bfloat16),
+]
+
+
+def set_in_python(recipe: Any, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        recipe = getattr(recipe, parent)
+    setattr(recipe, last, value)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    head, _, rest = path.partition(".")
+    return {head: nested(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(("task", "path", "text", "in_yaml", "value"), PATHS, ids=lambda x: x if "." in str(x) else "")
+def test_three_ways_give_the_same_recipe(
+    tmp_path: Path, task: str, path: str, text: str, in_yaml: Any, value: Any
+) -> None:
+    by_python = loading.load("mixtral_8x7b", task)
+    set_in_python(by_python, path, value)
+    by_command_line = loading.load("mixtral_8x7b", task)
+    overrides.apply(by_command_line, [f"{path}={text}"])
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"recipe": f"mixtral_8x7b.{task}", **nested(path, in_yaml)}))
+    assert by_command_line == by_python
+    assert read_recipe(file) == by_python
+
+
+def test_the_reference_paths_are_offered_for_completion() -> None:
+    assert {path for _, path, *_ in PATHS} <= set(override_paths.PATHS)
+
+
+def changed(*texts: str, task: str = "pretrain", **arguments: Any) -> Any:
+    recipe = loading.load("mixtral_8x7b", task, **arguments)
+    overrides.apply(recipe, texts)
+    return recipe
+
+
+def test_operators_work_on_what_stands_there() -> None:
+    recipe = changed("trainer.max_steps=20", "trainer.max_steps*=3", "optim.config.lr/=3", "data.seq_length-=96")
+    assert recipe.trainer.max_steps == 60
+    assert recipe.optim.config.lr == pytest.approx(1e-4)
+    assert recipe.data.seq_length == 4000
+
+
+def test_elements_of_lists_are_reached_by_index() -> None:
+    recipe = changed("trainer.callbacks[2].gc_interval_train=7", performance_mode=True)
+    assert recipe.trainer.callbacks[2].gc_interval_train == 7
+
+
+def test_a_part_that_is_none_is_created() -> None:
+    recipe = changed("resume.restore_config.path=hf://x/y", "log.wandb.project=p", "data=SquadDataModule")
+    assert recipe.resume.restore_config == run.Config(llm.RestoreConfig, path="hf://x/y")
+    assert recipe.log.wandb.project == "p"
+
+
+def test_settings_of_a_bare_part_start_from_its_defaults() -> None:
+    recipe = changed("trainer=Trainer(max_steps=3)", "trainer.strategy.ddp.overlap_grad_reduce=True")
+    assert recipe.trainer.strategy.ddp.overlap_grad_reduce is True
+
+
+def test_a_registered_factory_is_named_as_in_nemo() -> None:
+    assert changed("model=mixtral_8x22b").model == llm.mixtral_8x22b.model()
+
+
+def test_nemo_run_finds_the_factories() -> None:
+    assert run.cli.resolve_factory(llm.MixtralModel, "mixtral_8x7b") is not None
+    names = [factory.wrapped.__module__ for factory in run.cli.list_factories("mixtral_recipes.api.pretrain")]
+    assert "mixtral_recipes.recipes.mixtral_8x7b" in names
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trainer.max_step=1", "trainer.max_step=1: Trainer has no setting 'max_step'. Did you mean 'max_steps'?"),
+        ("traner.max_steps=1", "pretrain has no setting 'traner'. Did you mean 'trainer'?"),
+        ("model.config.num_layrs=3", "MixtralConfig8x7B has no setting 'num_layrs'. Did you mean 'num_layers'?"),
+        ("trainer.max_steps=many", "trainer.max_steps=many: needs a whole number."),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5: needs a whole number."),
+        ("trainer.strategy.sequence_parallel=maybe", "needs true or false."),
+        ("model.config.recompute_granularity=ful", "needs null or one of full, selective."),
+        ("trainer.callbacks[9].x=1", "no element 9 in a list of 1."),
+        ("trainer.max_steps.x=1", "1168251 has no settings."),
+        ("max_steps", "'max_steps' is not a setting: write path=value"),
+        ("trainer=TimingCallback", "needs a Trainer"),
+        ("data=os.system", "'os.system' is not among the classes a recipe may name."),
+        ("trainer.callbacks=[os.system]", "'os.system' is not among the classes a recipe may name."),
+        ("log.name=Config[os.system]", "name the class itself"),
+        ("trainer.strategy.pipeline_dtype=int3", "needs null or a dtype."),
+        ("trainer.callbacks=[TimingCallback(]", "is not a list of classes."),
+        ("data=SquadDataModule(1)", "write arguments by name"),
+    ],
+)
+def test_errors_name_the_setting_and_the_closest(text: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(text)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapter_settings_without_adapters_say_so() -> None:
+    with pytest.raises(RecipeError, match="trains all weights"):
+        changed("peft.dim=8", task="finetune", peft_scheme="none")
+
+
+def test_completion_knows_every_setting() -> None:
+    import importlib.util
+
+    script = Path(__file__).parents[3] / "scripts" / "write_override_paths.py"
+    spec = importlib.util.spec_from_file_location("write_override_paths", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TARGET.read_text() == module.text(), "run python scripts/write_override_paths.py"
