@@ -4,33 +4,17 @@ megatron-core announces GPTModel as deprecated; only this file names it, and the
 """
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from mixtral_recipes.models.attention import CoreAttention, RMSNorm
 from mixtral_recipes.models.config import MixtralConfig
-from mixtral_recipes.models.router import Router
+from mixtral_recipes.models.layer_specs import block_spec
 from mixtral_recipes.topology import ModelShape, Topology
-
-# On disk both specs use Transformer Engine's names, so a checkpoint loads under either.
-_LOCAL_NAMES_ON_DISK = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
 def transformer_engine_usable() -> bool:
@@ -82,65 +66,22 @@ def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -
     )
 
 
-def local_layer_spec() -> ModuleSpec:
-    """A Mixtral layer in plain PyTorch: SDPA attention, RMSNorm, one MLP per expert."""
-    experts = functools.partial(
-        SequentialMLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-    )
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=CoreAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=_bias_dropout_add(),
-            pre_mlp_layernorm=RMSNorm,
-            mlp=functools.partial(MoELayer, submodules=MoESubmodules(experts=experts, router=Router)),
-            mlp_bda=_bias_dropout_add(),
-            sharded_state_dict_keys_map=_LOCAL_NAMES_ON_DISK,
-        ),
-    )
-
-
-def _bias_dropout_add() -> Callable[..., Any]:
-    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-
-    return get_bias_dropout_add
-
-
-def block_spec(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers one pipeline stage builds, from Transformer Engine or from PyTorch."""
-    if transformer_engine:
-        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
-    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[local_layer_spec()] * layers, layer_norm=RMSNorm)
-
-
 def padded_vocab_size(config: MixtralConfig) -> int:
     """The vocabulary rounded up so that every tensor-parallel rank holds an equal share."""
     unit = config.make_vocab_size_divisible_by * config.tensor_model_parallel_size
     return -(-config.vocab_size // unit) * unit
 
 
-def build_model(config: MixtralConfig, *, transformer_engine: bool | None = None) -> list[GPTModel]:
+def build_model(
+    config: MixtralConfig, *, adapters: bool = False, transformer_engine: bool | None = None
+) -> list[GPTModel]:
     """Build this rank's part of the model.
 
     Megatron's parallel state must be initialised, and the configuration carry its parallel sizes (`with_topology`).
 
     Args:
         config: The configuration.
+        adapters: Whether adapters will be attached (`layer_specs.block_spec`).
         transformer_engine: Which layer spec; None decides by what this machine can run.
 
     Returns:
@@ -153,7 +94,9 @@ def build_model(config: MixtralConfig, *, transformer_engine: bool | None = None
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     chunks = config.virtual_pipeline_model_parallel_size
     return [
-        _build_chunk(config, transformer_engine=transformer_engine, vp_stage=stage if chunks else None)
+        _build_chunk(
+            config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=stage if chunks else None
+        )
         for stage in range(chunks or 1)
     ]
 
@@ -188,10 +131,13 @@ class MixtralGPT(GPTModel):
         return super().forward(*args, padding_mask=padding_mask, **named)
 
 
-def _build_chunk(config: MixtralConfig, *, transformer_engine: bool, vp_stage: int | None) -> MixtralGPT:
+def _build_chunk(
+    config: MixtralConfig, *, transformer_engine: bool, adapters: bool, vp_stage: int | None
+) -> MixtralGPT:
+    spec = block_spec(config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=vp_stage)
     return MixtralGPT(
         config=config,
-        transformer_layer_spec=block_spec(config, transformer_engine=transformer_engine, vp_stage=vp_stage),  # pyright: ignore[reportArgumentType]
+        transformer_layer_spec=spec,
         vocab_size=padded_vocab_size(config),
         max_sequence_length=config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -55,7 +55,8 @@ class MixtralConfig(TransformerConfig):
     bf16: bool = True
     params_dtype: torch.dtype = torch.bfloat16
 
-    # Fusions need Transformer Engine's kernels; the builder switches them on where those run.
+    # Fused kernels (`models/acceleration.py`) are switched on where they run; False leaves the fields below alone.
+    accelerate: bool = True
     bias_activation_fusion: bool = False
     bias_dropout_fusion: bool = False
     masked_softmax_fusion: bool = False

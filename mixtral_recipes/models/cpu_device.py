@@ -178,7 +178,9 @@ def _reduce_scatter_uneven(reduce_scatter: Callable[..., torch.Tensor]) -> Calla
     """The sum of differently many rows per rank, which gloo refuses."""
 
     @functools.wraps(reduce_scatter)
-    def reduce_scatter_(input_: torch.Tensor, group: Any, input_split_sizes: Any = None, *rest: Any, **named: Any) -> Any:
+    def reduce_scatter_(
+        input_: torch.Tensor, group: Any, input_split_sizes: Any = None, *rest: Any, **named: Any
+    ) -> Any:
         if input_split_sizes is None or group.size() == 1:
             return reduce_scatter(input_, group, input_split_sizes, *rest, **named)
         total = input_.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Megatron's router, with its load-balancing loss exact where padding is spread unevenly over ranks."""
+"""Megatron's router, with its load-balancing loss exact where sequences are padded and split over ranks."""
 
 from typing import Any
 
@@ -10,19 +10,28 @@ from torch import Tensor
 class Router(TopKRouter):
     """Megatron's top-k router.
 
-    With ``calculate_per_token_loss`` Megatron multiplies the auxiliary loss by the microbatch's token count, which it
-    takes as this rank's real tokens times the number of tensor- and context-parallel ranks. Padding stands at the end
-    of sequences, so ranks hold different numbers of real tokens and would weigh the loss differently. Here all use
-    the mean: without padding the number is Megatron's, with it every layout gives what one process gives.
+    With ``calculate_per_token_loss`` Megatron multiplies the auxiliary loss by the microbatch's token count, written as
+    this rank's real tokens times the number of tensor- and context-parallel ranks. With a padding mask its count is
+    already the sum over those ranks (an all-reduce in place), so the loss weighs as many times too much as there are
+    ranks. Here it is the mean over the ranks: every layout gives what one process gives, and without padding the
+    number is Megatron's own.
+
+    Source: Megatron-Core 0.19 `moe_utils.py` get_tokens_per_expert_and_token_count.
     """
 
-    def attach_and_log_load_balancing_loss(
-        self, *args: Any, valid_token_count: int | Tensor | None = None, **named: Any
-    ) -> Tensor:
-        """As Megatron's; ``valid_token_count`` is a tensor where there is a padding mask."""
+    _real_tokens: Tensor | None = None
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As Megatron's; remembers how many tokens are real."""
+        self._real_tokens = None
         ranks = self.tp_cp_group.size()
-        if isinstance(valid_token_count, Tensor) and ranks > 1:
-            total = valid_token_count.clone()
+        if padding_mask is not None and ranks > 1:
+            total = padding_mask.logical_not().sum()
             torch.distributed.all_reduce(total, group=self.tp_cp_group)
-            valid_token_count = total / ranks
-        return super().attach_and_log_load_balancing_loss(*args, valid_token_count=valid_token_count, **named)
+            self._real_tokens = total / ranks
+        return super().routing(logits, padding_mask)
+
+    def attach_and_log_load_balancing_loss(self, *args: Any, valid_token_count: Any = None, **named: Any) -> Tensor:
+        """As Megatron's, with the right count."""
+        count = valid_token_count if self._real_tokens is None else self._real_tokens
+        return super().attach_and_log_load_balancing_loss(*args, valid_token_count=count, **named)

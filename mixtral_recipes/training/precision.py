@@ -8,6 +8,12 @@ import torch
 from mixtral_recipes.errors import RecipeError
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+FP8_FORMATS = ("hybrid", "e4m3")
+
+# Compute capability each scaling recipe's kernels need. Source: Transformer Engine 2.x `pytorch/quantization.py`
+# (check_fp8_support, check_fp8_block_scaling_support, check_mxfp8_support).
+_CAPABILITY = {"delayed": (9, 0), "tensorwise": (9, 0), "blockwise": (9, 0), "mxfp8": (10, 0)}
+_GENERATION = {(9, 0): "Hopper (H100, H200) or later", (10, 0): "Blackwell (B200, GB200)"}
 
 
 @dataclass
@@ -96,14 +102,57 @@ class MegatronMixedPrecision:
         if self.dtype is torch.float16:
             same_name = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
             fields |= {name: getattr(self, name) for name in same_name}
+        if self.fp8:
+            fields |= {"fp8_recipe": self.fp8_recipe, **self._mxfp8_buffers()}
         return fields
 
     def ddp_fields(self) -> dict[str, Any]:
         """DistributedDataParallelConfig fields this precision sets."""
-        fields: dict[str, Any] = {"fp8_param_gather": bool(self.fp8 and self.fp8_param_gather)}
+        fields: dict[str, Any] = {"fp8_param_gather": self._gathers_fp8, **self._mxfp8_buffers()}
         if self.grad_reduce_in_fp32 is not None:
             fields["grad_reduce_in_fp32"] = self.grad_reduce_in_fp32
         return fields
+
+    @property
+    def token_multiple(self) -> int:
+        """What the number of tokens in a matrix product must be a multiple of."""
+        if not self.fp8:
+            return 1
+        return 32 if self.fp8_recipe == "mxfp8" else 16
+
+    @property
+    def _gathers_fp8(self) -> bool:
+        return bool(self.fp8 and self.fp8_param_gather)
+
+    def _mxfp8_buffers(self) -> dict[str, bool]:
+        # MXFP8 weights are two copies, by row and by column; Megatron gathers them through the gradient buffer.
+        return {"reuse_grad_buf_for_mxfp8_param_ag": self._gathers_fp8 and self.fp8_recipe == "mxfp8"}
+
+    def check(self) -> None:
+        """Refuse words and combinations that no machine runs.
+
+        Raises:
+            RecipeError: names the setting, its value and what it may be.
+        """
+        _ = self.dtype
+        if not self.fp8:
+            return
+        if self.fp8 not in FP8_FORMATS:
+            raise RecipeError(f"trainer.plugins.fp8={self.fp8!r} is not known; use 'hybrid' or 'e4m3'.")
+        if self.fp8_recipe not in _CAPABILITY:
+            raise RecipeError(
+                f"trainer.plugins.fp8_recipe={self.fp8_recipe!r} is not known; use {', '.join(_CAPABILITY)}."
+            )
+        if self.precision != "bf16-mixed":
+            raise RecipeError(
+                f"trainer.plugins.fp8={self.fp8!r} with precision={self.precision!r}: FP8 products stand in a bf16 "
+                "model; set trainer.plugins.precision='bf16-mixed'."
+            )
+        if self.first_last_layers_bf16 and self.fp8_recipe == "delayed":
+            raise RecipeError(
+                "trainer.plugins.first_last_layers_bf16=True with fp8_recipe='delayed': delayed scaling keeps one "
+                "state for all layers; use tensorwise, blockwise or mxfp8."
+            )
 
     def check_device(self) -> None:
         """Refuse a format this machine's GPU does not have.
@@ -111,19 +160,15 @@ class MegatronMixedPrecision:
         Raises:
             RecipeError: names the GPU generation that is needed.
         """
+        self.check()
         if not self.fp8:
             return
-        if self.fp8 not in ("hybrid", "e4m3"):
-            raise RecipeError(f"trainer.plugins.fp8={self.fp8!r} is not known; use 'hybrid' or 'e4m3'.")
-        needed = {"delayed": 9, "tensorwise": 9, "blockwise": 9, "mxfp8": 10}
-        if self.fp8_recipe not in needed:
-            raise RecipeError(f"trainer.plugins.fp8_recipe={self.fp8_recipe!r} is not known; use {', '.join(needed)}.")
-        generation = "Blackwell (B200, GB200)" if needed[self.fp8_recipe] == 10 else "Hopper (H100, H200) or later"
-        found = f"this machine has {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "there is no GPU"
-        if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < needed[self.fp8_recipe]:
-            raise RecipeError(
-                f"trainer.plugins.fp8={self.fp8!r} with fp8_recipe={self.fp8_recipe!r} needs {generation}; {found}; "
-                "set trainer.plugins.fp8=null or choose such a machine."
-            )
-
-
+        needed = _CAPABILITY[self.fp8_recipe]
+        present = torch.cuda.is_available()
+        if present and torch.cuda.get_device_capability() >= needed:
+            return
+        found = f"this machine has {torch.cuda.get_device_name()}" if present else "there is no GPU"
+        raise RecipeError(
+            f"trainer.plugins.fp8={self.fp8!r} with fp8_recipe={self.fp8_recipe!r} needs {_GENERATION[needed]}; "
+            f"{found}; set trainer.plugins.fp8=null or choose such a machine."
+        )

@@ -12,12 +12,14 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from mixtral_recipes.data.batch import DataParallelPlace
 from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.models.builder import build_model, shape_of, with_topology
+from mixtral_recipes.models.acceleration import accelerate
+from mixtral_recipes.models.builder import build_model, shape_of, transformer_engine_usable, with_topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
 from mixtral_recipes.topology import BatchShape, Topology
 from mixtral_recipes.training import callbacks
 from mixtral_recipes.training.checkpoint import load_model
@@ -58,17 +60,17 @@ class TrainingRun:
     @property
     def data_place(self) -> DataParallelPlace:
         """Which share of each global batch this rank reads."""
-        return DataParallelPlace(
-            parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        )
+        return DataParallelPlace(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
 
     @property
     def loader_shape(self) -> dict[str, Any]:
         """How long microbatches are: a multiple of what splits them; fixed where pipeline stages exchange them."""
         t = self.topology
         chunks = 2 * t.context_parallel_size if t.context_parallel_size > 1 else 1
+        # FP8 products want a multiple of 16 tokens on each rank, MXFP8 of 32.
+        tokens = self.trainer.plugins.token_multiple * t.context_parallel_size * t.tensor_model_parallel_size
         return {
-            "multiple": math.lcm(8, chunks * t.tensor_model_parallel_size),
+            "multiple": math.lcm(8, tokens, chunks * t.tensor_model_parallel_size),
             # Context parallelism splits each sequence of a pack, not the pack.
             "sequence_multiple": chunks,
             "fixed": t.pipeline_model_parallel_size > 1,
@@ -118,7 +120,9 @@ def build_run(
     callbacks.call(trainer.callbacks, "configure", settings)
     trainer.plugins.check_device()
     config = with_topology(model.config, topology, **settings["model"])
-    chunks = build_model(config)
+    if transformer_engine_usable():
+        config = accelerate(config, adapters=peft is not None)
+    chunks = build_model(config, adapters=peft is not None)
     if weights is not None:
         load_model(chunks, weights)
     if peft is not None:
@@ -152,6 +156,9 @@ def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dic
         model["pipeline_dtype"] = trainer.strategy.pipeline_dtype
     if topology.pipeline_model_parallel_size == 1:
         model["pipeline_dtype"] = None
+    if topology.virtual_pipeline_model_parallel_size:
+        # Batched sends need three pipeline ranks: with two, both neighbours are the same rank and messages cross.
+        model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return {
         "model": model,
         "ddp": trainer.plugins.ddp_fields(),
@@ -194,10 +201,16 @@ def _wrap(chunks: list[Any], config: MixtralConfig, ddp_config: DistributedDataP
     ]
 
 
+def _finalize_gradients(ddp: list[Any], num_tokens: Tensor | None = None, **named: Any) -> None:
+    """Reduce all gradients over the ranks that share a parameter, and divide by the global batch's label tokens."""
+    finalize_model_grads(ddp, num_tokens, **named)
+    reduce_expert_adapter_gradients(ddp)
+
+
 def _connect(config: MixtralConfig, ddp: list[Any], optimizer: Any) -> None:
     """Give Megatron's schedules the hooks they call."""
     single = len(ddp) == 1
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = _finalize_gradients
     config.grad_scale_func = optimizer.scale_loss
     ddp_config = ddp[0].ddp_config
     if ddp_config.overlap_grad_reduce:

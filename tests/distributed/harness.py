@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-_PRELOAD = ("tests.distributed.quiet", "pytest", "mixtral_recipes.training.loop", "mixtral_recipes.training.distributed")
+_PRELOAD = (
+    "tests.distributed.quiet",
+    "pytest",
+    "mixtral_recipes.training.loop",
+    "mixtral_recipes.training.distributed",
+)
 
 
 class RankFailed(AssertionError):

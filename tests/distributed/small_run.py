@@ -24,12 +24,13 @@ from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.topology import Topology
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.shards import model_state
-from mixtral_recipes.training.step import train_step
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.setup import TrainingRun, build_run
+from mixtral_recipes.training.shards import model_state
+from mixtral_recipes.training.step import train_step
 from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
+from tests.distributed.sabotage import leave_out
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Case:
         precision: Fields of MegatronMixedPrecision.
         steps: Optimizer steps.
         optimizer: Fields of OptimizerConfig.
+        without: A reduction to leave out (`tests/distributed/sabotage.py`); None leaves the code as it is.
     """
 
     layout: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Case:
     precision: dict[str, Any] = field(default_factory=dict)
     steps: int = 5
     optimizer: dict[str, Any] = field(default_factory=dict)
+    without: str | None = None
 
 
 @dataclass
@@ -165,6 +168,8 @@ def _initialize(topology: Topology) -> None:
 
 def train(case: Case) -> Outcome:
     """Train a case and report what this rank has."""
+    if case.without is not None:
+        leave_out(case.without)
     run = build(case)
     batches = run.data.train_batches(run.data_place, **run.loader_shape)
     losses, norms, router_losses = [], [], {}
@@ -244,7 +249,7 @@ def start_weight(key: str, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     rows = 256 if is_vocabulary(key) else shape[0]
     whole = torch.randn(rows, *shape[1:], generator=generator)[: shape[0]] * 0.1
-    return whole + 1.0 if "norm" in key else whole
+    return whole + 1.0 if "norm" in key or key.endswith("magnitude") else whole
 
 
 def is_vocabulary(key: str) -> bool:
@@ -255,5 +260,3 @@ def is_vocabulary(key: str) -> bool:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest value."""
     return float((found - expected).abs().max() / expected.abs().max())
-
-

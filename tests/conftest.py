@@ -1,0 +1,37 @@
+"""What every test needs: `tests.*` importable under importlib mode, one thread per process, and no GPU by accident."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Several tests fork processes that share the machine's cores; libraries read this when they are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = str(Path(__file__).parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, saying what it needs."""
+    missing = {"gpu": _why_no_gpu, "te": _why_no_transformer_engine}
+    for item in items:
+        for marker, why in missing.items():
+            reason = why() if item.get_closest_marker(marker) else None
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA GPU"
+
+
+def _why_no_transformer_engine() -> str | None:
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "needs Transformer Engine (scripts/install_te.sh, then .venv-te/bin/python -m pytest tests/te)"
+    return None
