@@ -11,8 +11,10 @@
 Reading a file runs nothing: classes are looked up in the table in `targets`, everything else is plain data.
 """
 
+import contextlib
 import enum
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +37,34 @@ def header(path: Path) -> tuple[str, str]:
     Raises:
         RecipeError: the file cannot be read, or names neither a recipe nor a task.
     """
-    return _header(load_plain(path), path)
+    data = load_plain(path)
+    with _told_of(path):
+        return _header(data, path)
 
 
 def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
     name = data.get(_FROM)
     if name is not None and not isinstance(name, str):
-        raise RecipeError(f"{path}: recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
+        raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
     if _TARGET in data:
-        task = targets.find(data[_TARGET], "tasks", f"{path}: {_TARGET}").__name__
+        task = targets.find(data[_TARGET], "tasks", _TARGET).__name__
         return (name or path.stem).partition(".")[0], task
     if name is None:
-        raise RecipeError(f"{path}: names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
+        raise RecipeError("names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
     recipe, _, task = name.partition(".")
-    if not task:
-        raise RecipeError(f"{path}: recipe: {name} names no task; write {name}.finetune or {name}.pretrain")
     catalog.entry(recipe)
+    if not task:
+        raise RecipeError(f"recipe: {name} names no task; write {name}.finetune or {name}.pretrain")
     return recipe, task
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
 
 
 def read_recipe(path: Path) -> run.Partial[Any]:
@@ -67,24 +80,28 @@ def read_recipe(path: Path) -> run.Partial[Any]:
         RecipeError: it cannot be read, or names a class, setting or value that a recipe has not.
     """
     data = load_plain(path)
-    name, task = _header(data, path)
-    data.pop(_FROM, None)
-    try:
-        if _TARGET in data:
-            data.pop(_TARGET)
-            if data.pop(_PARTIAL, True) is not True:
-                raise RecipeError(f"{_PARTIAL} must be true.")
-            recipe = run.Partial(targets.find(task, "tasks", _TARGET))
-            for key, value in data.items():
-                _set(recipe, key, value, key)
-            return recipe
-        function = loading.recipe_function(name, task)
-        arguments = {key: data.pop(key) for key in list(data) if key in _argument_names(function)}
-        recipe = function(**{key: _argument(function, key, value) for key, value in arguments.items()})
-        _merge(recipe, data, "")
-        return recipe
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from None
+    with _told_of(path):
+        name, task = _header(data, path)
+        data.pop(_FROM, None)
+        return _full(data, task) if _TARGET in data else _short(data, name, task)
+
+
+def _full(data: dict[str, Any], task: str) -> run.Partial[Any]:
+    data.pop(_TARGET)
+    if data.pop(_PARTIAL, True) is not True:
+        raise RecipeError(f"{_PARTIAL} must be true.")
+    recipe = run.Partial(targets.find(task, "tasks", _TARGET))
+    for key, value in data.items():
+        _set(recipe, key, value, key)
+    return recipe
+
+
+def _short(data: dict[str, Any], name: str, task: str) -> run.Partial[Any]:
+    function = loading.recipe_function(name, task)
+    arguments = {key: data.pop(key) for key in list(data) if key in _argument_names(function)}
+    recipe = function(**{key: _argument(function, key, value) for key, value in arguments.items()})
+    _merge(recipe, data, "")
+    return recipe
 
 
 def _argument_names(function: Any) -> list[str]:
@@ -115,6 +132,8 @@ def _inner(holder: Any, key: str, value: Any, where: str) -> Any:
 
 
 def _set(holder: Any, key: str, value: Any, where: str) -> None:
+    if "." in key:
+        raise RecipeError(f"{where}: write settings nested, not dotted.")
     overrides.locate(holder, key, where)  # refuses an unknown setting
     if key in targets.NAMES_CODE and value is not None:
         raise RecipeError(f"{where}: {value!r} names code to import, which a recipe file may not; set it from Python.")

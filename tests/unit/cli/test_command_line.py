@@ -1,0 +1,198 @@
+"""The command line: fast help, one-line errors with exit code 2, and what it resolves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.cli import machine, main
+from mixtral_recipes.recipes import catalog
+
+HEAVY = ("torch", "nemo_run", "megatron", "transformers", "fiddle")
+
+
+def call(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main.run(argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "gpu_count", lambda: 0)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+
+
+def modules_after(*argv: str) -> list[str]:
+    """The heavy modules a command line loads, asked in a fresh process."""
+    code = (
+        f"import sys; from mixtral_recipes.cli import main; main.run({list(argv)!r}); "
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(found.stderr.splitlines()[-1].replace("'", '"'))
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["recipes", "list"]], ids=" ".join)
+def test_nothing_heavy_is_loaded(argv: list[str]) -> None:
+    assert modules_after(*argv) == []
+
+
+@pytest.mark.parametrize("command", list(main.available()))
+def test_help_of_every_command_loads_nothing_heavy(command: str) -> None:
+    assert modules_after(command, "--help") == []
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["--help"], capsys)
+    assert code == 0
+    assert all(f"  {name} " in out for name in main.available())
+
+
+def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["recipes", "list", "--json"], capsys)
+    rows = json.loads(out)["recipes"]
+    assert code == 0
+    assert [row["recipe"] for row in rows] == catalog.names()
+    assert "64 GPUs: PP4 VPP8 EP8" in rows[0].values()
+
+
+# command line -> what its one line says
+MENDABLE = {
+    "finetun": "command 'finetun' is not known. Did you mean 'finetune'?",
+    "finetune --pft lora": "No such option: --pft",
+    "finetune --recipe mixtral_8x8b": "recipe 'mixtral_8x8b' is not known. Did you mean 'mixtral_8x7b'?",
+    "finetune --recipe mixtral_8x7b": "mixtral_8x7b needs 8 GPUs (1 node x 8, TP1 PP1 CP1 EP8 DP8);",
+    "pretrain --recipe mixtral_8x22b": "mixtral_8x22b needs 128 GPUs (16 nodes x 8,",
+    "finetune --data missing.json": "--data missing.json: no such file or folder.",
+    "finetune --recipe mixtral_tiny trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
+    "finetune --recipe mixtral_tiny --nproc-per-node 3": "world size 3 is not a multiple of expert TP x EP x PP",
+    "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not offered.",
+    "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "hardware='h300' is not known. Did you mean 'h200'?",
+    "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
+    "pretrain --recipe mixtral_8x7b --num-nodes 2 --dry-run": "trainer.strategy.pipeline_model_parallel_size=2",
+    "run missing.yaml": "missing.yaml: cannot be read",
+    "recipes show mixtral_8x7b.train": "task 'train' is not known. Did you mean 'pretrain'?",
+    "recipes diff mixtral_8x7b trainer.max_step=1": "Did you mean 'max_steps'?",
+}
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("line", MENDABLE)
+def test_an_error_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(line.split(), capsys)
+    assert code == 2
+    assert MENDABLE[line] in err
+    assert err.count("error: ") == 1
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(Exception, match="not known"):
+        main.run(["finetune", "--recipe", "mixtral_8x8b", "--debug"])
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_a_newcomer_gets_the_tiny_model_on_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(["finetune", "--dry-run", "--json", "trainer.max_steps=20"], capsys)
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert result["recipe"] == "mixtral_tiny"
+    assert result["dry_run"] is True
+    assert "No GPU here: taking --recipe mixtral_tiny" in err.splitlines()[0]
+    assert "2 process(es), TP1 PP1 CP1 EP2 DP2, 20 steps" in err
+
+
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Catch what would be launched."""
+    from mixtral_recipes.executors import launch
+
+    calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def start(recipe: Any, **arguments: Any) -> dict[str, Any]:
+        calls.append((recipe, arguments))
+        return {"first_loss": 2.0, "last_loss": 1.0}
+
+    monkeypatch.setattr(launch, "launch", start)
+    return calls
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_options_overrides_and_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = started(monkeypatch)
+    data = tmp_path / "questions.json"
+    data.write_text("{}")
+    line = f"finetune --peft dora --data {data} --restore-from hf://x/y --packed --dir {tmp_path} --name mine"
+    assert main.run([*line.split(), "trainer.max_steps=3", "peft.dim=4"]) == 0
+    ((recipe, arguments),) = calls
+    assert arguments["run_dir"] == tmp_path / "mine"
+    assert arguments["executor"] == "local"
+    assert (recipe.log.log_dir, recipe.log.name) == (str(tmp_path), "mine")
+    assert recipe.peft.__fn_or_cls__.__name__ == "DoRA"
+    assert (recipe.trainer.max_steps, recipe.peft.dim) == (3, 4)
+    assert recipe.data.dataset_root == str(data)
+    assert recipe.data.packed_sequence_specs.packed_sequence_size == 256
+    assert recipe.resume.restore_config.path == "hf://x/y"
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_one_process_holds_all_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = started(monkeypatch)
+    assert main.run(["finetune", "--executor", "direct"]) == 0
+    trainer = calls[0][0].trainer
+    assert (trainer.devices, trainer.strategy.expert_model_parallel_size) == (1, 1)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_a_saved_recipe_runs_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = started(monkeypatch)
+    line = ["finetune", "--recipe", "mixtral_tiny", "--dir", str(tmp_path), "--name", "a", "trainer.max_steps=7"]
+    assert main.run(line) == 0
+    assert main.run([*line, "--to-yaml", "saved.yaml"]) == 0
+    assert str(tmp_path) not in Path("saved.yaml").read_text()
+    assert main.run(["run", "saved.yaml", "--dir", str(tmp_path), "--name", "a"]) == 0
+    assert main.run(["finetune", "--yaml", "saved.yaml", "--dir", str(tmp_path), "--name", "a"]) == 0
+    assert calls[0][0] == calls[1][0] == calls[2][0]
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_show_prints_yaml_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from mixtral_recipes.recipes import loading
+    from mixtral_recipes.recipes.yaml_file import read_recipe
+
+    code, out, _ = call(["recipes", "show", "mixtral_8x7b.pretrain", "--yaml"], capsys)
+    file = tmp_path / "shown.yaml"
+    file.write_text(out)
+    assert code == 0
+    assert read_recipe(file) == loading.load("mixtral_8x7b", "pretrain")
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_diff_tells_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["recipes", "diff", "mixtral_8x7b", "trainer.max_steps=9", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["differences"] == [{"path": "trainer.max_steps", "a": 1000, "b": 9}]
+
+
+def test_completion_of_recipes_and_paths() -> None:
+    from mixtral_recipes.cli.options import complete_override, complete_recipe
+
+    assert complete_recipe("mixtral_8x7b_") == ["mixtral_8x7b_16k", "mixtral_8x7b_64k"]
+    assert "trainer.max_steps=" in complete_override("trainer.max")
+
+
+def test_the_shell_asks_for_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "_MIXTRAL_RECIPES_COMPLETE": "complete_bash",
+        "COMP_WORDS": "mixtral-recipes finetune --recipe mixtral_t",
+    }
+    environment |= {"COMP_CWORD": "3", "PATH": "/usr/bin:/bin"}
+    code = "import sys; sys.argv=['mixtral-recipes']; from mixtral_recipes.cli.main import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert found.stdout.strip() == "mixtral_tiny"

@@ -1,0 +1,220 @@
+"""Recipe files: short and full forms, and hostile ones that must run nothing."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.recipes import loading, overrides, plain_yaml
+from mixtral_recipes.recipes.yaml_file import header, read_recipe, to_yaml, write_recipe
+
+MARK = "tests_hostile_yaml_ran"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_short_file_is_the_recipe_with_what_differs(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        """
+        recipe: mixtral_8x7b.finetune
+        peft_scheme: dora
+        num_nodes: 2
+        trainer:
+          max_steps: 7
+          strategy: {context_parallel_size: 2}
+        optim: {config: {lr: 1e-5}}
+        data: {packed_sequence_specs: {packed_sequence_size: 64}, dataset_kwargs: {a: [1, 2]}}
+        log: {wandb: {project: mine}}
+        """,
+    )
+    expected = llm.mixtral_8x7b.finetune_recipe(peft_scheme="dora", num_nodes=2)
+    overrides.apply(
+        expected,
+        [
+            "trainer.max_steps=7",
+            "trainer.strategy.context_parallel_size=2",
+            "optim.config.lr=1e-5",
+            "data.packed_sequence_specs.packed_sequence_size=64",
+            "data.dataset_kwargs={'a': [1, 2]}",
+            "log.wandb.project=mine",
+        ],
+    )
+    assert read_recipe(file) == expected
+    assert header(file) == ("mixtral_8x7b", "finetune")
+
+
+def test_a_part_with_a_class_is_made_anew(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        "recipe: mixtral_8x7b.pretrain\ndata: {_target_: SquadDataModule, seq_length: 64}\n"
+        "trainer: {callbacks: [{_target_: TimingCallback}]}\n",
+    )
+    recipe = read_recipe(file)
+    assert recipe.data.__fn_or_cls__ is llm.SquadDataModule
+    assert recipe.data.seq_length == 64
+    assert len(recipe.trainer.callbacks) == 1
+
+
+def test_a_full_file_says_where_it_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "full.yaml"
+    recipe = loading.load("mixtral_tiny", "finetune", packed_sequence=True)
+    overrides.apply(recipe, ["model.config.activation_func=gelu", "model.config.attention_backend=fused"])
+    write_recipe(recipe, file, name="mixtral_tiny")
+    assert header(file) == ("mixtral_tiny", "finetune")
+    assert read_recipe(file) == recipe
+    assert [path.name for path in tmp_path.iterdir()] == ["full.yaml"]
+
+
+def test_a_file_that_nemo_run_wrote_is_read(tmp_path: Path) -> None:
+    from nemo_run.core.serialization.yaml import YamlSerializer
+
+    recipe = loading.load("mixtral_8x7b", "pretrain")
+    file = write(tmp_path, YamlSerializer().serialize(recipe))
+    assert "_call_: false" in file.read_text()  # how nemo_run writes pipeline_dtype
+    assert read_recipe(file) == recipe
+
+
+def test_what_no_file_can_name_is_refused_when_written() -> None:
+    import nemo_run as run
+
+    recipe = loading.load("mixtral_tiny", "pretrain")
+    recipe.data = run.Config(Path, "x")
+    with pytest.raises(RecipeError, match="not among the classes"):
+        to_yaml(recipe)
+
+
+FULL = "_target_: mixtral_recipes.api.pretrain\n_partial_: true\n"
+SHORT = "recipe: mixtral_tiny.pretrain\n"
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]\n" for i in range(12))
+RUN = f"import os; os.environ['{MARK}'] = '1'"
+
+# name -> (file, what the refusal names)
+HOSTILE: dict[str, tuple[str, str]] = {
+    "os.system": (f"{SHORT}data: {{_target_: os.system, command: 'export {MARK}=1'}}", "os.system"),
+    "subprocess": (f"{SHORT}data: {{_target_: subprocess.run, args: [touch, {MARK}]}}", "subprocess.run"),
+    "builtins.eval": (f'{SHORT}data: {{_target_: builtins.eval, source: "{RUN}"}}', "builtins.eval"),
+    "builtins.exec at the top": (f'_target_: builtins.exec\nsource: "{RUN}"', "builtins.exec"),
+    "a class at the top": ("_target_: mixtral_recipes.training.trainer.Trainer\nmax_steps: 1", "Trainer"),
+    "a task inside": (f"{SHORT}data: {{_target_: mixtral_recipes.api.pretrain}}", "mixtral_recipes.api.pretrain"),
+    "python/object": (f"{SHORT}data: !!python/object:os.system {{}}", "!!python/object:os.system"),
+    "python/object/apply": (
+        f"{SHORT}data: !!python/object/apply:os.system ['export {MARK}=1']",
+        "!!python/object/apply:os.system",
+    ),
+    "python/object/new": (f"{SHORT}data: !!python/object/new:os.system [x]", "!!python/object/new:os.system"),
+    "python/module": (f"{SHORT}data: !!python/module:antigravity ''", "!!python/module:antigravity"),
+    "python/name": (f"{SHORT}data: !!python/name:os.system ''", "!!python/name:os.system"),
+    "a tag of the file's own": (f"{SHORT}data: !run {{}}", "!run"),
+    "binary": (f"{SHORT}data: !!binary aGk=", "!!binary"),
+    "torch.load": (f"{SHORT}data: {{_target_: torch.load, f: evil.pt}}", "torch.load"),
+    "torch.hub.load": (f"{SHORT}model: {{_target_: torch.hub.load, repo_or_dir: x, model: y}}", "torch.hub.load"),
+    "torch's cpp_extension": (f"{SHORT}data: {{_target_: torch.utils.cpp_extension.load, name: x}}", "cpp_extension"),
+    "a function kept uncalled": (
+        f"{SHORT}model: {{config: {{activation_func: {{_target_: os.system, _call_: false}}}}}}",
+        "os.system",
+    ),
+    "a function as text": (f"{SHORT}model: {{config: {{activation_func: os.system}}}}", "activation_func=os.system"),
+    "a module of torch as a dtype": (
+        f"{SHORT}trainer: {{strategy: {{pipeline_dtype: torch.os}}}}",
+        "trainer.strategy.pipeline_dtype=torch.os",
+    ),
+    "through an attribute": (
+        f"{SHORT}data: {{_target_: mixtral_recipes.training.checkpoint.shutil.rmtree, path: x}}",
+        "shutil.rmtree",
+    ),
+    "through a class's attribute": (
+        f"{SHORT}data: {{_target_: mixtral_recipes.training.trainer.Trainer.__init__}}",
+        "Trainer.__init__",
+    ),
+    "a module beside the table": (f"{SHORT}data: {{_target_: mixtral_recipes.api.os.system}}", "os.system"),
+    "our prefix": (
+        f"{SHORT}data: {{_target_: mixtral_recipes.data.squad.Path, x: 1}}",
+        "mixtral_recipes.data.squad.Path",
+    ),
+    "megatron's prefix": (
+        f"{SHORT}data: {{_target_: megatron.core.utils.is_te_min_version, version: x}}",
+        "megatron.core.utils.is_te_min_version",
+    ),
+    "a target that is a mapping": (f"{SHORT}data: {{_target_: {{_target_: os.system}}}}", "os.system"),
+    "a target that is a list": (f"{SHORT}data: {{_target_: [os, system]}}", "['os', 'system']"),
+    "inside plain data": (f"{SHORT}log: {{wandb: {{config: {{x: [{{_target_: os.system}}]}}}}}}", "os.system"),
+    "inside callbacks": (f"{SHORT}trainer: {{callbacks: [{{_target_: os._exit, status: 3}}]}}", "os._exit"),
+    "Config[...] as text": (
+        f"{SHORT}trainer: {{max_steps: 'Config[os.system]'}}",
+        "trainer.max_steps=Config[os.system]",
+    ),
+    "a factory's spelling": (f"{SHORT}data: os.getcwd", "data"),
+    "a comprehension": (
+        f"{SHORT}trainer: {{max_steps: \"[__import__('os')._exit(3) for x in 'a']\"}}",
+        "trainer.max_steps",
+    ),
+    "a ternary": (f"{SHORT}trainer: {{max_steps: \"1 if __import__('os')._exit(3) else 2\"}}", "trainer.max_steps"),
+    "a lambda": (f"{SHORT}trainer: {{max_steps: 'lambda: 1'}}", "trainer.max_steps"),
+    "code that Megatron would import": (
+        f"{SHORT}model: {{config: {{fp8: e4m3, fp8_recipe: custom, fp8_quantizer_factory: os.system}}}}",
+        "model.config.fp8_quantizer_factory",
+    ),
+    "a private setting": (f"{SHORT}model: {{config: {{_cpu_offloading_context: x}}}}", "_cpu_offloading_context"),
+    "a dunder": (f"{SHORT}model: {{__class__: x}}", "__class__"),
+    "a dotted key": (f"{SHORT}trainer.max_steps: 3", "trainer.max_steps"),
+    "huge aliases": (BOMB, "*a0"),
+    "an alias of itself": ("recipe: &a [*a]", "*a"),
+    "a merge": (f"{SHORT}trainer: {{<<: {{max_steps: 1}}}}", "<<"),
+    "a key given twice": (f"{SHORT}trainer: {{max_steps: 1, max_steps: 2}}", "max_steps"),
+    "a number for a key": (f"{SHORT}trainer: {{1: 2}}", "1"),
+    "nested very deep": (f"{SHORT}data: {'[' * 5000}{']' * 5000}", "nested deeper"),
+    "very large": (f"{SHORT}# {'x' * 1_000_001}", "larger than"),
+    "not text": ("\x00\x01", "recipe.yaml"),
+    "a number of a million digits": (f"{SHORT}trainer: {{max_steps: {'9' * 100_000}}}", "recipe.yaml"),
+    "no mapping": ("- 1", "holds no mapping"),
+    "an unknown recipe": ("recipe: os.system", "recipe 'os'"),
+    "a recipe as a path": ("recipe: ../../etc/passwd.finetune", "recipe"),
+    "an argument that is code": (f"{SHORT}fn: os.system", "fn"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_runs_nothing_and_is_refused_by_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, named = HOSTILE[name]
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path, text)
+    loading.load("mixtral_tiny", "pretrain")  # what reading a good file imports is imported already
+    modules = set(sys.modules)
+    with monkeypatch.context() as patch:
+        for command in ("system", "_exit", "getcwd", "popen"):
+            patch.setattr(os, command, _must_not_run)
+        with pytest.raises(RecipeError) as caught:
+            read_recipe(file)
+    message = str(caught.value)
+    assert named in message
+    assert re.match(rf"{re.escape(str(file))}\b", message)
+    assert "\n" not in message
+    assert MARK not in os.environ
+    assert not {new for new in set(sys.modules) - modules if not new.startswith(("mixtral_recipes", "megatron"))}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def _must_not_run(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("a recipe file ran something")
+
+
+def test_at_least_thirty_files_are_hostile() -> None:
+    assert len(HOSTILE) >= 30
+
+
+def test_dates_stay_text_and_errors_name_the_line(tmp_path: Path) -> None:
+    assert plain_yaml.load_plain(write(tmp_path, "a: 2024-01-01")) == {"a": "2024-01-01"}
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:2: "):
+        plain_yaml.load_plain(write(tmp_path, "a: 1\nb: [1"))
