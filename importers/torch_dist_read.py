@@ -13,13 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import WEIGHTS, Dims, Weight, disk_shape
 from mixtral_recipes.importers.reading import read_exactly
 from mixtral_recipes.importers.streaming import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.importers.torch_dist_write import torch_save_frame
+from mixtral_recipes.training.restricted_pickle import read_metadata
 
 _DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
 
@@ -71,6 +72,7 @@ class SavedCheckpoint:
         self._folder = folder
         self._metadata = read_metadata(folder)
         self._tiles: dict[tuple[str, int | None, int | None], list[Tile]] = {}
+        self._sizes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         for weight in WEIGHTS:
             self._add(weight, dims)
@@ -78,12 +80,13 @@ class SavedCheckpoint:
 
     def matrix(self, weight: Weight, layer: int | None, expert: int | None) -> Tiled:
         """One layer's and expert's matrix of a table row (a vector is a matrix of one column)."""
-        tiles = self._tiles[weight.disk, layer, expert]
+        tiles = self._tiles.get((weight.disk, layer, expert), [])
         dtype = self.dtypes[weight.disk]
-        columns = max(tile.column + tile.columns for tile in tiles)
-        rows = max(tile.row + tile.extent.rows for tile in tiles)
+        rows, *rest = self._sizes[weight.disk][weight.per_layer + weight.per_expert :]
+        columns = math.prod(rest)
         if sum(tile.columns * tile.extent.rows for tile in tiles) != rows * columns:
-            raise CheckpointError(f"{self._folder}: {weight.disk} (layer {layer}, expert {expert}) has gaps.")
+            where = "" if layer is None else f" of layer {layer}" + ("" if expert is None else f", expert {expert}")
+            raise CheckpointError(f"{self._folder}: parts of {weight.disk}{where} are missing.")
         return Tiled(dtype, rows, columns * ITEM_BYTES[dtype], tuple(tiles))
 
     def _add(self, weight: Weight, dims: Dims) -> None:
@@ -93,6 +96,7 @@ class SavedCheckpoint:
         if entry.properties.dtype not in _DTYPES:
             raise CheckpointError(f"{self._folder}: {weight.disk} is {entry.properties.dtype}; no exact export exists.")
         self.dtypes[weight.disk] = _DTYPES[entry.properties.dtype]
+        self._sizes[weight.disk] = tuple(entry.size)
         _check_shape(self._folder, weight, tuple(entry.size), disk_shape(weight, dims))
         stacked = weight.per_layer + weight.per_expert
         for chunk in entry.chunks:
@@ -179,46 +183,3 @@ def _searched_offset(path: str, offset: int, length: int, dtype: str, sizes: tup
     if tuple(tensor.shape) != sizes or _DTYPES.get(tensor.dtype) != dtype or not tensor.is_contiguous() or not start:
         raise CheckpointError(f"{path}: the item at byte {offset} is not the tensor .metadata describes.")
     return start + tensor.storage_offset() * ITEM_BYTES[dtype]
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """A checkpoint's ``.metadata``, letting its pickle name only what torch and Megatron put there.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or names anything else.
-    """
-    path = folder / ".metadata"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {folder} is not a finished torch_dist checkpoint.")
-    try:
-        with path.open("rb") as file:
-            return _MetadataUnpickler(file).load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"{path}: damaged ({error}).") from error
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    _MODULES = (
-        "torch.distributed.checkpoint.",
-        "megatron.core.dist_checkpointing.strategies.torch",
-        "torch.distributed._shard.sharded_tensor.metadata",
-    )
-    _NAMES = frozenset(
-        {
-            ("torch", "Size"),
-            ("torch.serialization", "_get_layout"),
-            ("collections", "OrderedDict"),
-            ("builtins", "set"),
-            ("pathlib", "PosixPath"),
-            ("pathlib._local", "PosixPath"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        allowed = dtype or (module, name) in self._NAMES
-        if allowed or (module.startswith(self._MODULES) and isinstance(super().find_class(module, name), type)):
-            return super().find_class(module, name)
-        raise CheckpointError(f".metadata names {module}.{name}, which a checkpoint has no use for; it is not read.")

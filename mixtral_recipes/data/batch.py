@@ -166,4 +166,7 @@ def microbatches(
     dataset: Dataset[Any], sampler: MicrobatchSampler, collate: Callable[[list[Any]], Batch], *, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Collated microbatches in the sampler's order."""
-    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers))
+    # A generator of its own: torch would draw the workers' seed from the training's random state, which then depended
+    # on how often a run was interrupted or validated.
+    own = torch.Generator().manual_seed(0)
+    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, generator=own))

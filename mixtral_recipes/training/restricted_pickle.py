@@ -23,6 +23,10 @@ _NAMES = frozenset(
             "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
         )),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        # Checkpoints that Megatron wrote itself.
+        ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
+        ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
+        ("builtins", "set"),
         ("torch", "Size"),
         ("torch.serialization", "_get_layout"),
         ("collections", "OrderedDict"),

@@ -126,7 +126,7 @@ def _data(piece: ShardedTensor) -> Tensor:
     return piece.data.detach()
 
 
-def _state_of(part: Any, parameter: Tensor) -> tuple[dict[str, Tensor], int]:
+def _state_of(part: Any, parameter: Any) -> tuple[dict[str, Tensor], int]:
     """A parameter's tensors in one optimizer, and where in the flat parameter they start; empty where it has none."""
     if isinstance(part, DistributedOptimizer):
         if parameter not in part.model_param_group_index_map:
@@ -146,7 +146,7 @@ def _state_of(part: Any, parameter: Tensor) -> tuple[dict[str, Tensor], int]:
 def _cut(piece: ShardedTensor, parameter: Tensor, name: str, flat: Tensor, start: int) -> Iterator[Shard]:
     """The boxes of one piece that a contiguous part of its parameter's state covers."""
     data = _data(piece)
-    begin = data.storage_offset() - parameter.storage_offset()
+    begin = int(data.storage_offset()) - int(parameter.storage_offset())
     first, last = max(start, begin), min(start + flat.numel(), begin + data.numel())
     if first >= last:
         return

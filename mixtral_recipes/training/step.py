@@ -127,8 +127,12 @@ def sum_losses(loss_mask: Tensor, padding: Tensor | None, losses: Tensor) -> tup
 def reduce_sums(sums: list[Tensor], device: torch.device) -> tuple[float, float, float]:
     """Add up [loss sum, label tokens, real tokens] over microbatches, data ranks and to every pipeline stage."""
     total = torch.stack(sums).sum(0) if sums else torch.zeros(3, device=device)
-    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    torch.distributed.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+    groups: list[Any] = [
+        parallel_state.get_data_parallel_group(with_context_parallel=True),
+        parallel_state.get_pipeline_model_parallel_group(),
+    ]
+    for group in groups:
+        torch.distributed.all_reduce(total, group=group)
     loss_sum, label_tokens, tokens = total.tolist()
     return loss_sum, label_tokens, tokens
 
