@@ -1,0 +1,123 @@
+"""Chat encoding against mistral-common's tokens and transformers' assistant mask, on random conversations."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mixtral_recipes.data.chat import ChatEncoder
+from mixtral_recipes.data.conversations import Message
+from mixtral_recipes.data.tokenizers import load_tokenizer
+
+mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed")
+
+FILES = {
+    "mixtral-8x7b-instruct": "tokenizer.model.v1",
+    "mixtral-8x22b-instruct": "mistral_instruct_tokenizer_240323.model.v3",
+}
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# Ordinary text, and everything a tokenizer trips over: runs of spaces, control tokens spelled out, other scripts.
+_ODD = ["Hello", "hi", " ", "  ", "\n", "\t", "'s", ".", "1234", "x=1", "wörld", "日本", "🙂", "▁", "<0x0A>", "\u200d"]
+_CONTROL = ["<s>", "</s>", "<unk>", "[INST]", "[/INST]", "[", "]"]
+pieces = st.sampled_from([*_ODD, *_CONTROL])
+contents = st.one_of(st.lists(pieces, min_size=1, max_size=8).map("".join), st.text(max_size=30)).filter(
+    lambda text: bool(text.strip()) and "\ue00a" not in text and "\ue00b" not in text
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    system = draw(st.booleans())
+    messages = [{"role": "system", "content": draw(contents)}] if system else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages += [{"role": "user", "content": draw(contents)}, {"role": "assistant", "content": draw(contents)}]
+    return messages
+
+
+def package_file(name: str) -> Path:
+    return Path(mistral_common.__file__).parent / "data" / FILES[name]
+
+
+@pytest.fixture(scope="module", params=list(FILES))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(name: str) -> Any:
+    return load_tokenizer(f"mistral://{name}")
+
+
+@pytest.fixture(scope="module")
+def mistral(name: str) -> Any:
+    from mistral_common.protocol.instruct.validator import ValidationMode
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    return MistralTokenizer.from_file(str(package_file(name)), mode=ValidationMode.finetuning)
+
+
+@EXAMPLES
+@given(messages=conversations())
+def test_tokens_are_mistral_commons(tokenizer: Any, mistral: Any, messages: list[Message]) -> None:
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(messages))
+    expected = mistral.encode_chat_completion(request).tokens
+    assert ChatEncoder(tokenizer).encode(messages).tokens == expected
+
+
+@EXAMPLES
+@given(messages=conversations())
+def test_mask_is_transformers_assistant_mask(tokenizer: Any, messages: list[Message]) -> None:
+    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for message in messages:  # spelled out, they are tokens to transformers and text to us
+        for token in control:
+            message["content"] = message["content"].replace(token, "x")
+    expected = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+    )
+    encoded = ChatEncoder(tokenizer).encode(messages)
+    assert encoded.tokens == expected["input_ids"]
+    assert encoded.learned == [bool(x) for x in expected["assistant_masks"]]
+
+
+@EXAMPLES
+@given(messages=conversations())
+def test_mask_is_the_same_without_marks_in_the_template(tokenizer: Any, messages: list[Message]) -> None:
+    marked = ChatEncoder(tokenizer)
+    bare = marked.template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    for message in messages:  # the space a template puts before an answer belongs to the answer's first word
+        message["content"] = message["content"].strip()
+    assert ChatEncoder(tokenizer, bare).encode(messages) == marked.encode(messages)
+
+
+@EXAMPLES
+@given(text=st.one_of(st.lists(pieces, max_size=12).map("".join), st.text(max_size=60)))
+def test_text_is_split_as_sentencepiece_splits_it(tokenizer: Any, name: str, text: str) -> None:
+    model = _sentencepiece(name)
+    if "\0" in text:  # ends a C string
+        return
+    assert tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) == model.encode(text)
+
+
+_models: dict[str, Any] = {}
+
+
+def _sentencepiece(name: str) -> Any:
+    if name not in _models:
+        from sentencepiece import SentencePieceProcessor
+
+        _models[name] = SentencePieceProcessor(model_file=str(package_file(name)))
+    return _models[name]
+
+
+def test_tokenizer_survives_saving(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    talk = [{"role": "user", "content": " two  spaces"}, {"role": "assistant", "content": "ok </s>"}]
+    assert ChatEncoder(again).encode(talk) == ChatEncoder(tokenizer).encode(talk)
+    assert again.chat_template == tokenizer.chat_template
