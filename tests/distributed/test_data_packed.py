@@ -1,0 +1,158 @@
+"""Packed rows against padded ones under every kind of parallelism: same samples, same loss, same gradients."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from mixtral_recipes.data.batch import Sample
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.packing import PackedSequenceSpecs
+from mixtral_recipes.topology import BatchShape
+from mixtral_recipes.training.step import train_step
+from tests.distributed.harness import launch
+from tests.distributed.small_run import Case, Outcome, _data, assemble, build, relative_error, shards
+
+TOLERANCE = 1e-5  # fp32: the same sums in another order
+LENGTHS = (32, 31, 30, 27, 24, 20, 18, 17, 13, 11, 9, 7, 5)  # four packs of 64, none of them full
+LAYOUTS = {
+    "one": (1, {}),
+    "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline_model_parallel_size": 2}),
+    "ep2": (2, {"expert_model_parallel_size": 2}),
+    "cp2": (2, {"context_parallel_size": 2}),
+    "dp2": (2, {}),
+}
+
+
+class Sequences(Dataset[Sample]):
+    """Random sequences of given lengths; the last two thirds of each are learned."""
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        self.lengths = np.array(lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Sample:
+        n = int(self.lengths[index])
+        tokens = np.random.default_rng(index).integers(0, 101, n + 1)
+        return Sample(tokens=tokens, loss_mask=np.arange(n) >= n // 3)
+
+
+@dataclasses.dataclass
+class SequenceData(DataModule):
+    """The same few sequences, packed or padded."""
+
+    lengths: tuple[int, ...] = LENGTHS
+    fixed_length = False
+    shuffles = False
+
+    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+        return {"train": Sequences(self.lengths)}
+
+
+def gradients(layout: dict[str, Any], pack_size: int) -> Outcome:
+    """Loss and gradients of one step over all sequences (this rank's pieces); ``pack_size`` -1 pads."""
+    case = Case(
+        layout=layout, model={"moe_aux_loss_coeff": 0.0}, optimizer={"use_distributed_optimizer": False}, steps=2
+    )
+    run = build(case)
+    specs = PackedSequenceSpecs(pack_size) if pack_size > 0 else None
+    data = SequenceData(seq_length=32, micro_batch_size=1, packed_sequence_specs=specs)
+    data.setup(None)
+    data.global_batch_size = len(data.rows("train", run.loader_shape["sequence_multiple"]))
+    run = dataclasses.replace(run, data=data, batch=BatchShape(data.global_batch_size, 1, data.row_length))
+    result = train_step(run, data.train_batches(run.data_place, **run.loader_shape))
+    assert result.tokens == sum(LENGTHS)
+    for chunk in run.model:
+        for parameter in chunk.parameters():
+            parameter.data.copy_(parameter.main_grad)
+    pieces = list(shards(run.model, adapters=False))
+    weights: dict[str, list[Any]] = {}
+    for piece in pieces:
+        weights.setdefault(piece.key, []).append((piece.global_offset, _data(piece).clone()))
+    shapes = {p.key: tuple(p.global_shape) for p in pieces}
+    return Outcome([result.loss], [result.grad_norm], weights, shapes, {})
+
+
+@pytest.fixture(scope="module")
+def padded() -> list[Outcome]:
+    """The reference: one process, one padded sequence per microbatch."""
+    return launch(1, gradients, {}, -1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_packed_gradients_equal_the_unpacked_ones(name: str, padded: list[Outcome]) -> None:
+    world, layout = LAYOUTS[name]
+    packed = launch(world, gradients, layout, 64)
+    for outcome in packed:
+        assert outcome.losses[0] == pytest.approx(padded[0].losses[0], rel=TOLERANCE)
+        assert outcome.grad_norms[0] == pytest.approx(padded[0].grad_norms[0], rel=TOLERANCE)
+    expected, found = assemble(padded), assemble(packed)
+    assert found.keys() == expected.keys()
+    errors = {key: relative_error(found[key], expected[key]) for key in expected}
+    assert max(errors.values()) < TOLERANCE, max(errors.items(), key=lambda item: item[1])
+
+
+def router_loads(packed: bool, pack_size: int, padding: int) -> tuple[list[float], float]:
+    """Tokens per expert and the aux loss of one microbatch of two sequences, with ``padding`` tokens behind them."""
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+    from mixtral_recipes.training.router_health import RouterHealth
+    from tests.distributed.small_run import read_router_losses
+
+    run = build(Case(model={"moe_aux_loss_coeff": 0.1}))
+    specs = PackedSequenceSpecs(pack_size) if packed else None
+    rows = 1 if packed else 2
+    data = SequenceData(
+        seq_length=32, micro_batch_size=rows, global_batch_size=rows, lengths=(24, 16), packed_sequence_specs=specs
+    )
+    data.setup(None)
+    run = dataclasses.replace(run, data=data, batch=BatchShape(rows, rows, pack_size if packed else 32))
+    get_moe_metrics_tracker().clear()
+    health = RouterHealth(run.model, run.config.num_layers, 8, torch.device("cpu"))
+    train_step(run, data.train_batches(run.data_place, multiple=40 + padding if packed else 24 + padding))
+    return health.read().flatten().tolist(), read_router_losses(run)["load_balancing_loss"]
+
+
+def test_router_statistics_do_not_count_padding() -> None:
+    plain, plain_loss = launch(1, router_loads, True, 64, 0)[0]
+    assert sum(plain) == 40 * 2 * 4  # tokens x top-2 x layers
+    for packed, padding in ((True, 8), (True, 88), (False, 0), (False, 40)):
+        loads, loss = launch(1, router_loads, packed, 128, padding)[0]
+        assert loads == plain
+        assert loss == pytest.approx(plain_loss, rel=1e-6)
+
+
+def logits_of_pack(changed: bool) -> list[torch.Tensor]:
+    """Logits of each sequence of one pack; ``changed`` replaces every token of the second sequence."""
+    from mixtral_recipes.data.packing import PackCollate
+    from mixtral_recipes.training import step
+
+    run = build(Case())
+    samples = [Sequences(LENGTHS)[index] for index in (3, 4, 5, 6)]
+    if changed:
+        samples[1] = Sample(tokens=(samples[1]["tokens"] + 50) % 101, loss_mask=samples[1]["loss_mask"])
+    batch = PackCollate(0, multiple=8)([samples])
+    run.model[0].eval()
+    with torch.no_grad():
+        logits = run.model[0](
+            batch["tokens"],
+            batch["position_ids"],
+            None,
+            packed_seq_params=step._packed(batch["cu_seqlens"]),
+            padding_mask=batch.get("padding_mask"),
+        )
+    borders = batch["cu_seqlens"].tolist()
+    return [logits[0, a:b].clone() for a, b in itertools.pairwise(borders)]
+
+
+def test_a_changed_sequence_leaves_the_others_alone() -> None:
+    before, after = (launch(1, logits_of_pack, changed)[0] for changed in (False, True))
+    for number, (a, b) in enumerate(zip(before[:4], after[:4], strict=True)):
+        assert torch.equal(a, b) == (number != 1)

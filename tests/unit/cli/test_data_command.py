@@ -1,0 +1,72 @@
+"""The data command as it is typed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Say {n}", "completion": f"It is {n}"}) + "\n" for n in range(40)))
+    return path
+
+
+TINY = ["--tokenizer", "embedded://mixtral_tiny"]
+
+
+def test_prepare_check_and_show(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Document {n}."}) + "\n" for n in range(20)))
+    assert run(["data", "prepare", str(text), "-o", str(tmp_path / "c"), "--workers", "1", "--json", *TINY]) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["documents"] == 20
+    assert (tmp_path / "c.bin").stat().st_size == 2 * made["tokens"]
+
+    assert run(["data", "check", str(pairs), "--json", "--seq-length", "64", *TINY]) == 0
+    captured = capsys.readouterr()
+    assert "prompts and answers (prompt -> completion)" in captured.err
+    assert json.loads(captured.out.splitlines()[-1])["records"] == {"train": 40}
+
+    assert run(["data", "show", str(pairs), "-n", "2", "--seq-length", "64", *TINY]) == 0
+    assert "<s>Say 0[[ It is 0</s>]]" in capsys.readouterr().out
+
+
+def test_check_fails_where_records_are_unusable(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pairs.open("a") as file:
+        file.write('{"prompt": "x"}\n')
+    assert run(["data", "check", str(pairs), *TINY]) == 2
+    captured = capsys.readouterr()
+    assert f"{pairs}:41: error: unusable: 'completion' is missing" in captured.out
+    assert "1 record(s) cannot be used" in captured.err
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "check", str(tmp_path / "nothing.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(["data", "show", "embedded://squad", "--tokenizer", "mistral://mixtral"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["prepare"], ["check"], ["show"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    program = (
+        "import sys; from mixtral_recipes.cli.main import run; code = run(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'megatron', 'nemo_run', 'datasets', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "data", *command, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout

@@ -1,0 +1,152 @@
+"""Conversations in every shape, and the tokens that are learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixtral_recipes.data.chat import ChatDataModule, ChatEncoder
+from mixtral_recipes.data.conversations import conversation
+from mixtral_recipes.data.records import Record
+from mixtral_recipes.errors import DataError
+
+U, A, S = "user", "assistant", "system"
+# Templates as they are found on the Hub: without marks, with other control tokens, stripping messages.
+PLAIN_MIXTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+STRIPPING = (
+    "{{ bos_token }}{% for m in messages %}{{ '# ' + m['role'] + '\n' + m['content'] | trim + eos_token + '\n' }}"
+    "{% endfor %}"
+)
+UPPERCASE = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+
+
+def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+TWO_TURNS = messages((U, "Hi"), (A, "Hello there"), (U, "Bye"), (A, "See you"))
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"messages": TWO_TURNS}, TWO_TURNS),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},
+            messages((U, "Hi"), (A, "Yes")),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "S"},
+                    {"role": "user", "content": "Hi"},
+                    {"from": "gpt", "value": "Yes"},
+                ]
+            },
+            messages((S, "S"), (U, "Hi"), (A, "Yes")),
+        ),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, messages((U, "Add\n\n1 2"), (A, "3"))),
+        ({"instruction": "Add", "input": "", "output": "3", "system": "S"}, messages((S, "S"), (U, "Add"), (A, "3"))),
+        (
+            {"instruction": "c", "output": "d", "history": [["a", "b"]]},
+            messages((U, "a"), (A, "b"), (U, "c"), (A, "d")),
+        ),
+        ({"prompt": messages((U, "Hi")), "completion": messages((A, "Yes"))}, messages((U, "Hi"), (A, "Yes"))),
+        ({"prompt": "Hi", "completion": "Yes"}, messages((U, "Hi"), (A, "Yes"))),
+        ({"messages": messages((U, "a"), (U, "b"), (A, "c"))}, messages((U, "a\n\nb"), (A, "c"))),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *messages((A, "b"))]},
+            messages((U, "a"), (A, "b")),
+        ),
+    ],
+)
+def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
+    assert conversation(Record(record, "x:1")) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"messages": []}, "'messages' must be a list of messages, and is empty"),
+        ({"messages": "Hi"}, "'messages' must be a list of messages, and is not one"),
+        ({"messages": ["Hi"]}, "messages[0] is not an object"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0] has the role 'tool'"),
+        ({"messages": [{"role": U}]}, "'messages[0].content' is missing"),
+        ({"messages": messages((U, "a"), (A, ""))}, "'messages[1].content' is empty"),
+        ({"messages": messages((U, "a"), (A, 5))}, "'messages[1].content' is int, not text"),  # pyright: ignore[reportArgumentType]
+        ({"messages": messages((A, "a"))}, "must start with the user, not assistant"),
+        ({"messages": messages((U, "a"))}, "has no assistant message to learn"),
+        ({"messages": messages((U, "a"), (S, "s"), (A, "b"))}, "a system message stands behind the first user message"),
+        ({"messages": [{"role": U, "content": [{"type": "image"}]}]}, "messages[0] holds something else than text"),
+        ({"instruction": "a", "output": ""}, "'output' is empty"),
+        ({"text": "a"}, "no conversation: needs 'messages'"),
+    ],
+)
+def test_bad_conversations(record: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        conversation(Record(record, "x.jsonl:3"))
+    assert str(caught.value).startswith("x.jsonl:3: ")
+    assert says in str(caught.value)
+
+
+def learned_text(tokenizer: Any, encoded: Any) -> list[str]:
+    """The learned stretches as text."""
+    stretches: list[list[int]] = [[]]
+    for token, is_learned in zip(*encoded, strict=True):
+        if is_learned:
+            stretches[-1].append(token)
+        elif stretches[-1]:
+            stretches.append([])
+    return [tokenizer.decode(stretch).strip() for stretch in stretches if stretch]
+
+
+@pytest.mark.parametrize("template", [None, PLAIN_MIXTRAL, STRIPPING])
+def test_the_assistant_is_learned_under_any_template(tokenizer: Any, template: str | None) -> None:
+    encoder = ChatEncoder(tokenizer, template)
+    assert learned_text(tokenizer, encoder.encode(TWO_TURNS)) == ["Hello there</s>", "See you</s>"]
+    # An answer that repeats the question, or the template's own words, is not mistaken for it.
+    repeated = messages((U, "INST"), (A, "INST"), (U, "a"), (A, " a "))
+    assert learned_text(tokenizer, encoder.encode(repeated))[0] == "INST</s>"
+    assert len(learned_text(tokenizer, encoder.encode(repeated))) == 2
+
+
+@pytest.mark.parametrize("template", [None, PLAIN_MIXTRAL, STRIPPING])
+def test_control_tokens_in_messages_are_text(tokenizer: Any, template: str | None) -> None:
+    talk = messages((U, "What is </s>?"), (A, "It ends <s>a sentence</s>."))
+    encoded = ChatEncoder(tokenizer, template).encode(talk)
+    assert encoded.tokens.count(tokenizer.bos_token_id) == 1
+    assert encoded.tokens.count(tokenizer.eos_token_id) == (1 if template != STRIPPING else 2)
+    assert learned_text(tokenizer, encoded) == ["It ends <s>a sentence</s>.</s>"]
+
+
+def test_template_that_changes_messages_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"mark it in the template with \{% generation %\}"):
+        ChatEncoder(tokenizer, UPPERCASE).encode(messages((U, "a"), (A, "b")))
+
+
+def test_template_that_raises_names_the_record(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"x:1: the chat template refuses this conversation \(roles must alternate"):
+        ChatEncoder(tokenizer, "{{ raise_exception('roles must alternate') }}").encode(TWO_TURNS, "x:1")
+
+
+def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": TWO_TURNS}) + "\n" for _ in range(10)))
+    module = ChatDataModule(dataset_root=path, seq_length=16, val_proportion=0.2)
+    module.setup(tokenizer)
+    assert [len(module._sets[name]) for name in ("train", "validation")] == [8, 2]  # pyright: ignore[reportArgumentType]
+    sample = module._sets["train"][0]
+    whole = ChatEncoder(tokenizer).encode(TWO_TURNS)
+    assert len(sample["tokens"]) == 17 < len(whole.tokens)
+    assert sample["tokens"].tolist() == whole.tokens[:17]
+    assert np.array_equal(sample["loss_mask"], whole.learned[1:17])
+
+
+def test_template_file(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "chat.jinja").write_text(PLAIN_MIXTRAL)
+    assert ChatEncoder(tokenizer, str(tmp_path / "chat.jinja")).template == PLAIN_MIXTRAL

@@ -1,0 +1,181 @@
+"""Text to indexed corpora: the same bytes however it is cut, stopped or spread, and errors with their line."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixtral_recipes.data import corpus
+from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+from mixtral_recipes.data.text_parts import TextPart, documents, split_into_parts
+from mixtral_recipes.errors import DataError
+
+TEXTS = [f"Document {n} has {'many ' * (n % 7)}words.\nAnd a second line." for n in range(300)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "n": n}) + "\n" for n, text in enumerate(TEXTS)))
+    return path
+
+
+def both_files(prefix: Path) -> tuple[bytes, bytes]:
+    return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes()
+
+
+def test_megatron_reads_what_was_written(source: Path, tmp_path: Path, tokenizer: Any) -> None:
+    made = prepare_corpus([source], tmp_path / "c", Encoder.of(tokenizer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Megatron's, about Transformer Engine and ranks
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+        read = IndexedDataset(str(made.prefix))
+    assert (made.documents, made.tokens) == (len(TEXTS), int(read.sequence_lengths.sum()))
+    for number, text in enumerate(TEXTS):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert read[number].tolist() == [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    assert read.document_indices.tolist() == list(range(len(TEXTS) + 1))
+    assert read.index.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("part_bytes", "workers"), [(1 << 20, 1), (1000, 1), (97, 1), (5000, 2)])
+def test_cuts_and_processes_change_nothing(
+    source: Path, tmp_path: Path, tokenizer: Any, part_bytes: int, workers: int
+) -> None:
+    prepare_corpus([source], tmp_path / "whole", Encoder.of(tokenizer))
+    prepare_corpus([source], tmp_path / "cut", Encoder.of(tokenizer), part_bytes=part_bytes, num_workers=workers)
+    assert both_files(tmp_path / "whole") == both_files(tmp_path / "cut")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    blocks=st.lists(st.sampled_from(["a", "bb b", "c\nd", "", " ", "\n", "é" * 5]), max_size=12),
+    part_bytes=st.integers(1, 30),
+    newline=st.sampled_from(["\n", "\r\n"]),
+)
+def test_text_documents_survive_any_cut(
+    tmp_path_factory: pytest.TempPathFactory, blocks: list[str], part_bytes: int, newline: str
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes("\n\n".join(blocks).replace("\n", newline).encode())
+    whole = list(documents(TextPart(path, "text", 0, -1, "text", 0)))
+    parts = split_into_parts(path, "text", part_bytes)
+    assert [text for part in parts for text in documents(part)] == whole
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [text.replace("\n", " ") for text in TEXTS[:20]]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.txt").write_text("\n\n".join(texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet", row_group_size=7)
+    with (tmp_path / "e.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
+    for path in sorted(tmp_path.iterdir()):
+        parts = split_into_parts(path, "text", 100)
+        assert [text for part in parts for text in documents(part)] == texts, path.name
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"text": "cut', "needs a JSON object with 'text'"),
+        (b'{"body": "x"}', "KeyError: 'text'"),
+        (b'{"text": 5}', "'text' is not text"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'["text"]', "needs a JSON object"),
+    ],
+)
+def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    good = b'{"text": "good"}\n'
+    path.write_bytes(good * 41 + line + b"\n" + good * 9)
+    with pytest.raises(DataError) as caught:
+        prepare_corpus([path], tmp_path / "c", Encoder.of(tokenizer), part_bytes=100)
+    assert str(caught.value).startswith(f"{path}:42: ")
+    assert says in str(caught.value)
+    assert not (tmp_path / "c.idx").exists()
+
+
+def test_stopped_run_goes_on(source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.of(tokenizer)
+    prepare_corpus([source], tmp_path / "whole", encoder)
+    done: list[int] = []
+    encode_part = corpus._encode_part
+
+    def stops(part: TextPart, target: Path, encoder: Encoder) -> None:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(1)
+        encode_part(part, target, encoder)
+
+    monkeypatch.setattr(corpus, "_encode_part", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([source], tmp_path / "c", encoder, part_bytes=1000)
+    assert not (tmp_path / "c.idx").exists()
+    monkeypatch.setattr(corpus, "_encode_part", encode_part)
+    assert prepare_corpus([source], tmp_path / "c", encoder, part_bytes=1000).reused_parts == 5
+    assert both_files(tmp_path / "c") == both_files(tmp_path / "whole")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".c")] == []
+
+
+def test_changed_input_takes_over_nothing(source: Path, tmp_path: Path, tokenizer: Any) -> None:
+    encoder = Encoder.of(tokenizer)
+    parts = split_into_parts(source, "text", 1000)
+    before = corpus._plan_hash(parts, encoder)
+    os.utime(source, (1, 1))
+    assert corpus._plan_hash(parts, encoder) != before
+    assert corpus._plan_hash(parts, Encoder.of(tokenizer, eos=False)) != corpus._plan_hash(parts, encoder)
+
+
+def test_existing_corpus_is_kept(source: Path, tmp_path: Path, tokenizer: Any) -> None:
+    encoder = Encoder.of(tokenizer)
+    prepare_corpus([source], tmp_path / "c", encoder)
+    with pytest.raises(DataError, match="exists; choose another --output, or give --overwrite"):
+        prepare_corpus([source], tmp_path / "c", encoder)
+    prepare_corpus([source], tmp_path / "c", encoder, overwrite=True)
+
+
+def test_nothing_to_prepare(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="holds no documents"):
+        prepare_corpus([tmp_path / "empty.jsonl"], tmp_path / "c", Encoder.of(tokenizer))
+    (tmp_path / "a.pdf").touch()
+    with pytest.raises(DataError, match="cannot tell what this is"):
+        prepare_corpus([tmp_path / "a.pdf"], tmp_path / "c", Encoder.of(tokenizer))
+
+
+@pytest.mark.slow
+def test_killed_command_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    source.write_text(source.read_text() * 200)
+    command = [sys.executable, "-m", "mixtral_recipes.cli.main", "data", "prepare", str(source), "--tokenizer"]
+    command += ["embedded://mixtral_tiny", "--workers", "1", "--part-mb", "1", "-o"]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".killed.*/*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.idx").exists()
+    again = subprocess.run([*command, str(tmp_path / "killed")], capture_output=True, text=True, check=True)
+    assert "from a run before" in again.stderr
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    assert both_files(tmp_path / "killed") == both_files(tmp_path / "whole")

@@ -1,0 +1,141 @@
+"""Stopping anywhere and resuming sees what the uninterrupted run sees; ranks read disjoint samples."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixtral_recipes.data.batch import Batch, DataParallelPlace, MicrobatchSampler, Sequential, Shuffled
+from mixtral_recipes.data.chat import ChatDataModule
+from mixtral_recipes.data.finetuning import FineTuningDataModule
+from mixtral_recipes.data.mock import MockDataModule
+from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.packing import PackedSequenceSpecs
+from mixtral_recipes.data.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.squad import SquadDataModule
+
+GLOBAL = 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.integers(1, 50),
+    micro=st.sampled_from([1, 2]),
+    size=st.sampled_from([1, 2, 4]),
+    stop=st.integers(0, 12),
+    shuffle=st.booleans(),
+)
+def test_stream_is_the_same_for_any_ranks_and_any_stop(
+    samples: int, micro: int, size: int, stop: int, shuffle: bool
+) -> None:
+    order = Shuffled(samples, 3) if shuffle else Sequential(samples)
+
+    def global_batches(size: int, consumed: int, steps: int) -> list[list[int]]:
+        ranks = [
+            iter(MicrobatchSampler(samples, micro, DataParallelPlace(r, size), order, consumed_samples=consumed))
+            for r in range(size)
+        ]
+        rows = GLOBAL // (micro * size)
+        return [[x for _ in range(rows) for rank in ranks for x in next(rank)] for _ in range(steps)]
+
+    whole = global_batches(1, 0, 16)
+    assert global_batches(size, stop * GLOBAL, 16 - stop) == whole[stop:]
+    flat = [x for step in whole for x in step]
+    for epoch in range(len(flat) // samples):
+        assert sorted(flat[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
+def files(folder: Path) -> None:
+    rows = range(61)
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps({"input": f"Add {i}", "output": f"{i + 1}"}) + "\n" for i in rows)
+    )
+    chat = (
+        [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{i} " * (i % 9 + 1)}] for i in rows
+    )
+    (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in chat))
+
+
+def modules(folder: Path) -> dict[str, DataModule]:
+    shape: dict[str, Any] = {"seq_length": 64, "global_batch_size": GLOBAL, "micro_batch_size": 1, "num_workers": 0}
+    packed = {"packed_sequence_specs": PackedSequenceSpecs(128)}
+    return {
+        "mock": MockDataModule(num_train_samples=37, **shape),
+        "pretraining": PreTrainingDataModule(paths="embedded://squad/pretraining.jsonl", **shape),
+        "blend": PreTrainingDataModule(
+            paths=[30, "embedded://squad/pretraining.jsonl", 70, "embedded://squad/pretraining.jsonl"],
+            num_train_samples=200,
+            **shape,
+        ),
+        "pairs": FineTuningDataModule(dataset_root=folder / "pairs.jsonl", **shape),
+        "chat": ChatDataModule(dataset_root=folder / "chat.jsonl", **shape),
+        "squad": SquadDataModule(dataset_root="embedded://squad", **(shape | {"seq_length": 192})),
+        "pairs packed": FineTuningDataModule(dataset_root=folder / "pairs.jsonl", **shape, **packed),
+        "chat packed": ChatDataModule(dataset_root=folder / "chat.jsonl", **shape, **packed),
+    }
+
+
+NAMES = ("mock", "pretraining", "blend", "pairs", "chat", "squad", "pairs packed", "chat packed")
+
+
+def steps(module: DataModule, size: int, consumed: int, count: int) -> list[list[list[int]]]:
+    """Tokens of every row of each global batch, in the order of ranks and microbatches."""
+    ranks: list[Iterator[Batch]] = [
+        module.train_batches(DataParallelPlace(r, size), consumed_samples=consumed) for r in range(size)
+    ]
+    rows = GLOBAL // size
+    return [[tokens(next(rank)) for _ in range(rows) for rank in ranks] for _ in range(count)]
+
+
+def tokens(batch: Batch) -> list[int]:
+    kept = ~batch["padding_mask"] if "padding_mask" in batch else torch.ones_like(batch["tokens"], dtype=torch.bool)
+    return batch["tokens"][kept].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_run_sees_what_the_uninterrupted_one_sees(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    files(tmp_path)
+    module = modules(tmp_path)[name]
+    module.setup(tokenizer)
+    whole = steps(module, 1, 0, 12)
+    assert len({tuple(row) for step in whole[:2] for row in step}) > 8  # the rows do differ
+    for size in (1, 2, 4):
+        for stop in (0, 1, 5, 11):
+            fresh = modules(tmp_path)[name]
+            fresh.setup(tokenizer)
+            assert steps(fresh, size, stop * GLOBAL, 12 - stop) == whole[stop:], (size, stop)
+
+
+@pytest.mark.parametrize("name", ["pretraining", "chat packed"])
+def test_loader_processes_change_nothing(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    files(tmp_path)
+    module = modules(tmp_path)[name]
+    module.setup(tokenizer)
+    whole = steps(module, 1, 0, 6)
+    module.num_workers = 2
+    assert steps(module, 2, 2 * GLOBAL, 4) == whole[2:]
+
+
+def test_validation_is_always_the_same_and_never_trained_on(tmp_path: Path, tokenizer: Any) -> None:
+    files(tmp_path)
+    module = modules(tmp_path)["pairs"]
+    module.setup(tokenizer)
+
+    def validation(size: int) -> list[list[int]]:
+        place = [module.validation_batches(DataParallelPlace(r, size), limit_batches=None) for r in range(size)]
+        return [tokens(batch) for batches in zip(*place, strict=True) for batch in batches]  # pyright: ignore[reportArgumentType]
+
+    assert validation(1) == validation(1) == validation(2)
+    trained = {tuple(row) for step in steps(module, 1, 0, 16) for row in step}
+    assert not trained & {tuple(row) for row in validation(1)}
+
+
+def test_seed_and_epoch_change_the_order() -> None:
+    assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 1)(1))
+    assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 2)(0))

@@ -1,0 +1,152 @@
+"""Indexed corpora: blends, splits, text on the fly, document borders, and index maps that are never stale."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixtral_recipes.data.batch import DataParallelPlace
+from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+from mixtral_recipes.data.packing import PackedSequenceSpecs
+from mixtral_recipes.data.pretraining import PreTrainingDataModule, split_weights
+from mixtral_recipes.errors import DataError
+
+
+@pytest.fixture
+def prepared_corpus(tmp_path: Path, tokenizer: Any) -> Path:
+    return make_corpus(tmp_path / "corpus", tokenizer, "word")
+
+
+def make_corpus(prefix: Path, tokenizer: Any, word: str, documents: int = 200) -> Path:
+    source = prefix.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps({"text": f"{word} {n}. " * 5}) + "\n" for n in range(documents)))
+    prepare_corpus([source], prefix, Encoder.of(tokenizer), overwrite=True)
+    return prefix
+
+
+def module(paths: Any, tokenizer: Any, **fields: Any) -> PreTrainingDataModule:
+    made = PreTrainingDataModule(paths=paths, **({"seq_length": 32, "micro_batch_size": 1} | fields))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing Megatron without Transformer Engine warns
+        import megatron.core.datasets.gpt_dataset  # noqa: F401
+    made.setup(tokenizer)
+    return made
+
+
+def size(made: PreTrainingDataModule, split: str = "train") -> int:
+    return len(made.rows(split))
+
+
+def text_of(made: PreTrainingDataModule, tokenizer: Any, rows: int) -> str:
+    batches = made.train_batches(DataParallelPlace())
+    return " ".join(tokenizer.decode(next(batches)["tokens"][0]) for _ in range(rows))
+
+
+def test_sequences_are_full_and_shifted_by_one(prepared_corpus: Path, tokenizer: Any) -> None:
+    made = module(str(prepared_corpus), tokenizer)
+    batch = next(made.train_batches(DataParallelPlace()))
+    assert batch["tokens"].shape == (1, 32)
+    assert torch.equal(batch["tokens"][0, 1:], batch["labels"][0, :-1])
+    assert batch["loss_mask"].all()
+    assert batch["position_ids"].tolist() == [list(range(32))]
+    assert not {"padding_mask", "cu_seqlens"} & set(batch)
+
+
+def test_text_is_tokenized_into_the_cache(prepared_corpus: Path, tokenizer: Any) -> None:
+    text = module(str(prepared_corpus.with_suffix(".jsonl")), tokenizer)
+    indexed = module(str(prepared_corpus) + ".bin", tokenizer)
+    assert size(text) == size(indexed)
+    assert text_of(text, tokenizer, 5) == text_of(indexed, tokenizer, 5)
+
+
+def test_split(prepared_corpus: Path, tokenizer: Any) -> None:
+    made = module(str(prepared_corpus), tokenizer, split="50,30,20")
+    sizes = [size(made, split) for split in ("train", "validation", "test")]
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+    assert list(module(str(prepared_corpus), tokenizer, split="1,0,0")._sets) == ["train"]
+
+
+def test_blend_by_weight(tmp_path: Path, tokenizer: Any) -> None:
+    few = make_corpus(tmp_path / "few", tokenizer, "few")
+    many = make_corpus(tmp_path / "many", tokenizer, "many")
+    made = module(
+        [10, str(few), 90, str(many)], tokenizer, num_train_samples=100, num_val_samples=8, num_test_samples=8
+    )
+    text = text_of(made, tokenizer, 100)
+    assert 5 * text.count("few") < text.count("many")
+    by_size = module([str(few), str(many)], tokenizer)
+    assert size(by_size) > 200
+    whole = module([10, str(few), 90, str(many)], tokenizer)
+    assert abs(size(whole) - size(by_size)) <= 2
+
+
+def test_paths_per_split(tmp_path: Path, tokenizer: Any) -> None:
+    a, b = make_corpus(tmp_path / "a", tokenizer, "first"), make_corpus(tmp_path / "b", tokenizer, "second")
+    made = module({"train": [str(a)], "validation": str(b)}, tokenizer)
+    validation = made.validation_batches(DataParallelPlace(), limit_batches=1)
+    assert validation is not None
+    assert "second" in tokenizer.decode(next(validation)["tokens"][0])
+    assert "first" in text_of(made, tokenizer, 1)
+    with pytest.raises(DataError, match=r"\['val'\] is not a split"):
+        module({"train": str(a), "val": str(b)}, tokenizer)
+
+
+def test_documents_are_kept_apart_when_asked(prepared_corpus: Path, tokenizer: Any) -> None:
+    made = module(str(prepared_corpus), tokenizer, reset_attention_mask=True)
+    batch = next(made.train_batches(DataParallelPlace()))
+    starts = batch["cu_seqlens"].tolist()
+    assert starts[0] == 0
+    assert starts[-1] == 32
+    assert all(batch["position_ids"][0, start] == 0 for start in starts[:-1])
+    with pytest.raises(DataError, match="reset_attention_mask needs micro_batch_size=1, not 2"):
+        module(str(prepared_corpus), tokenizer, reset_attention_mask=True, micro_batch_size=2)
+
+
+def test_corpus_prepared_again_meets_no_old_index_map(tmp_path: Path, tokenizer: Any) -> None:
+    made = module(str(make_corpus(tmp_path / "c", tokenizer, "old", 200)), tokenizer)
+    again = module(str(make_corpus(tmp_path / "c", tokenizer, "new", 400)), tokenizer)
+    assert size(again) > 1.5 * size(made)
+    assert "old" not in text_of(again, tokenizer, 5)
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (None, "data.paths is not set"),
+        ("nowhere/corpus", "corpus.bin: no such file; `mixtral-recipes data prepare"),
+        (
+            [0, "embedded://squad/pretraining.jsonl", 1, "embedded://squad/pretraining.jsonl"],
+            "weights must be positive",
+        ),
+    ],
+)
+def test_bad_paths(paths: Any, says: str, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=says):
+        module(paths, tokenizer)
+
+
+def test_other_refusals(tmp_path: Path, prepared_corpus: Path, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="fewer than seq_length \\+ 1 = 100001 tokens"):
+        module(str(prepared_corpus), tokenizer, seq_length=100_000)
+    with pytest.raises(DataError, match="needs a tokenizer"):
+        module(str(prepared_corpus), None)
+    with pytest.raises(DataError, match="its sequences are full already"):
+        module(str(prepared_corpus), tokenizer, packed_sequence_specs=PackedSequenceSpecs(64))
+
+    class Small:
+        eos_token_id = 2
+
+        def __len__(self) -> int:
+            return 100
+
+    with pytest.raises(DataError, match="but the tokenizer has 100"):
+        module(str(prepared_corpus), Small())
+
+
+def test_weights_in_nemo_spelling() -> None:
+    assert split_weights(["30", "a", "70", "b"]) == (["a", "b"], [30.0, 70.0])
+    assert split_weights([0.5, "a", 0.5, "b"]) == (["a", "b"], [0.5, 0.5])
+    assert split_weights(["a", "b"]) == (["a", "b"], None)

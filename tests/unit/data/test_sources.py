@@ -1,0 +1,151 @@
+"""Where data comes from, what it is taken for, and what errors say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.data import recognize
+from mixtral_recipes.data.finetuning import FineTuningDataModule
+from mixtral_recipes.data.records import read_records
+from mixtral_recipes.data.sources import open_source
+from mixtral_recipes.errors import DataError
+
+ROWS = [{"input": f"in {n}", "output": f"out {n}"} for n in range(30)]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_all_kinds(folder: Path) -> list[Path]:
+    import csv
+    import gzip
+
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    jsonl = write_jsonl(folder / "a.jsonl", ROWS)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(jsonl.read_bytes()))
+    (folder / "c.json").write_text(json.dumps(ROWS, indent=2))
+    (folder / "d.json").write_text(json.dumps({"version": 1, "data": ROWS}))
+    (folder / "e.json").write_bytes(jsonl.read_bytes())
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "f.parquet")
+    for name, delimiter in (("g.csv", ","), ("h.tsv", "\t")):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([["input", "output"], *(list(r.values()) for r in ROWS)])
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(folder / "arrow"))
+    return [*(path for path in sorted(folder.iterdir()) if path.is_file()), *(folder / "arrow").glob("*.arrow")]
+
+
+def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
+    paths = write_all_kinds(tmp_path)
+    assert len(paths) == 9
+    for path in paths:
+        assert [record.value for record in read_records(path)] == ROWS, path.name
+
+
+def test_records_of_a_json_list_have_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[\n  {"a": 1},\n  {\n    "a": 2\n  },\n\n  {"a": 3}\n]\n')
+    assert [record.where for record in read_records(tmp_path / "a.json")] == [
+        f"{tmp_path}/a.json:{n}" for n in (2, 3, 7)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("training.jsonl", "validation.jsonl", "test.jsonl"), {"train": 1, "validation": 1, "test": 1}),
+        (("train.jsonl", "dev.jsonl"), {"train": 1, "validation": 1}),
+        (("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"), {"train": 2}),
+        (("train/a.jsonl", "val/b.jsonl"), {"train": 1, "validation": 1}),
+        (("pretraining.jsonl",), {"train": 1}),
+    ],
+)
+def test_folder_splits(tmp_path: Path, names: tuple[str, ...], splits: dict[str, int]) -> None:
+    for name in names:
+        write_jsonl(tmp_path / name, ROWS)
+    assert {split: len(paths) for split, paths in open_source(tmp_path).files.items()} == splits
+
+
+def test_missing_sources_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not set; give a file, a folder or a Hub id"):
+        open_source(None)
+    with pytest.raises(DataError, match="no such file or folder, and not a Hub id"):
+        open_source(tmp_path / "nothing.jsonl")
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(DataError, match=r"no training split \(train or training"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "module", "shape"),
+    [
+        ({"input": "a", "output": "b"}, "FineTuningDataModule", "input -> output"),
+        ({"prompt": "a", "completion": "b"}, "FineTuningDataModule", "prompt -> completion"),
+        ({"instruction": "a", "response": "b", "category": "c"}, "FineTuningDataModule", "instruction -> response"),
+        ({"question": "a", "answer": "b"}, "FineTuningDataModule", "question -> answer"),
+        ({"messages": []}, "ChatDataModule", "messages"),
+        ({"conversations": [], "id": 1}, "ChatDataModule", "sharegpt"),
+        ({"instruction": "a", "input": "", "output": "b"}, "ChatDataModule", "alpaca"),
+        ({"context": "a", "question": "b", "answers": {"text": ["c"]}}, "SquadDataModule", "SQuAD"),
+        ({"text": "a"}, "PreTrainingDataModule", "documents"),
+    ],
+)
+def test_records_are_recognised(tmp_path: Path, row: dict[str, Any], module: str, shape: str) -> None:
+    found = recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 3))
+    assert found.module_class.__name__ == module
+    assert shape in found.description
+    assert found.kwargs.get("dataset_root", found.kwargs.get("paths", [""])[0]) == str(tmp_path / "x.jsonl")
+
+
+def test_other_things_that_are_recognised(tmp_path: Path) -> None:
+    assert recognize("squad").kwargs == {"dataset_root": None}
+    assert recognize("embedded://squad").module_class.__name__ == "SquadDataModule"
+    assert recognize("embedded://squad/train.json").kind == "squad"
+    (tmp_path / "c.bin").touch()
+    (tmp_path / "c.idx").touch()
+    for spec in ("c", "c.bin", "c.idx"):
+        assert recognize(tmp_path / spec).kind == "corpus"
+    (tmp_path / "book.txt").write_text("It was a dark night.")
+    assert recognize(tmp_path / "book.txt").module_class.__name__ == "PreTrainingDataModule"
+    with pytest.raises(DataError, match="records have a, b, which is no known form"):
+        recognize(write_jsonl(tmp_path / "odd.jsonl", [{"a": 1, "b": 2}]))
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"bad.jsonl:1: not JSON"):
+        recognize(tmp_path / "bad.jsonl")
+
+
+def test_hub_data_sets_are_read_by_name_config_and_revision(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(repo: str, config: str | None = None, revision: str | None = None) -> Any:
+        asked.append((repo, config, revision))
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:2]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert open_source("org/name").splits == ["train", "test"]
+    open_source("hf://org/name:config@refs/pr/1")
+    assert asked == [("org/name", None, None), ("org/name", "config", "refs/pr/1")]
+    assert recognize("org/name").kwargs == {"dataset_root": "org/name"}
+    module = FineTuningDataModule(dataset_root="org/name", seq_length=32)
+    module.setup(tokenizer)
+    assert [len(module._sets[name]) for name in ("train", "validation", "test")] == [28, 2, 2]  # pyright: ignore[reportArgumentType]
+
+
+def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(DataError, match=r"org/name: .*Couldn't reach the Hub\); check the name and the network"):
+        open_source("org/name")
