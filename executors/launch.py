@@ -107,15 +107,13 @@ def _plain(recipe: Any) -> Any:
     """A copy with fiddle's own Config and Partial in place of nemo_run's subclasses of them."""
     import fiddle as fdl
     from fiddle import daglish
-    from fiddle._src.casting import register_supported_cast  # as nemo_run does; without it every cast warns
 
     def convert(value: Any, state: Any) -> Any:
-        value = state.map_children(value) if state.is_traversable(value) else value
         for plain in (fdl.Partial, fdl.Config):
             if isinstance(value, plain):
-                register_supported_cast(type(value), plain)
-                return fdl.cast(plain, value)
-        return value
+                parts = state.flattened_map_children(value)
+                return plain.__unflatten__(parts.values, parts.metadata)
+        return state.map_children(value) if state.is_traversable(value) else value
 
     return daglish.MemoizedTraversal.run(convert, recipe)
 

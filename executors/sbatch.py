@@ -122,7 +122,7 @@ def render(job: Job, cluster: Cluster) -> str:
         nproc=job.nproc_per_node,
         rendezvous=rendezvous(job),
         threads=threads(job.nproc_per_node),
-        srun_flags=" ".join(srun_flags(job, cluster)),
+        srun_flags=" \\\n    ".join(srun_flags(job, cluster)),
         command=command(job, cluster),
         retries=cluster.retries,
         attempts=cluster.max_preemptions + cluster.retries,
@@ -169,7 +169,7 @@ def environment(job: Job, cluster: Cluster) -> list[str]:
     """Modules, variables, secrets and the virtual environment, in this order."""
     lines = []
     if cluster.modules:
-        lines.append("command -v module > /dev/null || . /etc/profile")
+        lines += ["# shellcheck source=/dev/null", "command -v module > /dev/null || . /etc/profile"]
         lines += [f"module load {quote(module)}" for module in cluster.modules]
     variables = {
         "PYTHONUNBUFFERED": "1",
@@ -217,9 +217,9 @@ def srun_flags(job: Job, cluster: Cluster) -> list[str]:
     A node that ends first gives the others ``grace_s`` to end by themselves: they may be writing the same checkpoint.
     """
     flags = [
-        f"--nodes={job.nodes}", "--ntasks-per-node=1", f"--wait={max(cluster.grace_s, 1)}", "--kill-on-bad-exit=0",
+        f"--nodes={job.nodes} --ntasks-per-node=1 --wait={max(cluster.grace_s, 1)} --kill-on-bad-exit=0",
         '--output="$attempt/node-%n.log"',
-    ]  # fmt: skip
+    ]
     if cluster.cpus_per_node:
         flags.append(f"--cpus-per-task={cluster.cpus_per_node}")
     if cluster.mpi:

@@ -4,6 +4,7 @@ It resumes from RUN/state.json, all-reduces over gloo at every step, agrees with
 exits 75 on SIGTERM, and rank 0 writes RUN/result.json.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -34,9 +35,12 @@ def train(
     fail_rank: int = -1,
     fail_once: bool = False,
     text: str = "",
-    show_env: str = "",
+    dump_env: str = "",
 ) -> None:
-    """Add up 0.5 ** step over the steps; every rank prints what it does."""
+    """Add up 0.5 ** step over the steps; every rank prints what it does.
+
+    ``dump_env`` writes the lengths and hashes of all variables that start with it to RUN/env.json.
+    """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -47,9 +51,12 @@ def train(
         dist.init_process_group("gloo")
     state_file, marker = log.folder / "state.json", log.folder / f"failed-{rank}"
     step, loss = json.loads(state_file.read_text()) if state_file.exists() else (0, 0.0)
-    print(f"rank {rank} of {world_size} starts at step {step} {text!r}", flush=True)
-    if show_env:
-        print(f"rank {rank} has {show_env} of length {len(os.environ.get(show_env, ''))}", flush=True)
+    print(f"rank {rank} of {world_size} starts at step {step}", flush=True)
+    if dump_env and rank == 0:
+        log.folder.mkdir(parents=True, exist_ok=True)
+        found = {key: value for key, value in os.environ.items() if key.startswith(dump_env)}
+        hashes = {key: hashlib.sha256(value.encode()).hexdigest() for key, value in found.items()}
+        (log.folder / "env.json").write_text(json.dumps(hashes | {"text": hashlib.sha256(text.encode()).hexdigest()}))
     if rank == fail_rank and not (fail_once and marker.exists()):
         log.folder.mkdir(parents=True, exist_ok=True)
         marker.touch()
@@ -74,3 +81,11 @@ def train(
         (log.folder / "result.json").write_text(json.dumps(result))
     if world_size > 1:
         dist.destroy_process_group()
+
+
+def expected_loss(steps: int) -> float:
+    """The uninterrupted run's last loss, added up in the same order."""
+    loss = 0.0
+    for step in range(steps):
+        loss += 0.5**step
+    return loss

@@ -3,7 +3,7 @@
 Everything runs in the foreground as a child process on free ports, out of one scratch folder, and is stopped by its
 own pid. Nothing is installed and no existing Slurm configuration is read.
 
-``python tests/slurm/cluster.py [--accounting]`` starts one to play with and prints the variables to export.
+``python tests/slurm/slurm_cluster.py [--accounting]`` starts one to play with and prints the variables to export.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ KillWait=30
 MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
-NodeName=mx[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{slurmd_low}-{slurmd_high}] CPUs=4 SocketsPerBoard=1 \
-CoresPerSocket=4 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+NodeName=mx[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{slurmd_low}-{slurmd_high}] CPUs=8 SocketsPerBoard=1 \
+CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 SLURMDBD_CONF = """\

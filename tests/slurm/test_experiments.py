@@ -1,0 +1,72 @@
+"""Several jobs that depend on each other, from a file and from Python; and a real recipe over two nodes."""
+
+import time
+from pathlib import Path
+
+import pytest
+from slurm_site import Site
+
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors import pipeline, records
+from mixtral_recipes.executors.launch import launch
+
+PIPELINE = """
+name = "demo"
+cluster = "own"
+dir = "{dir}"
+[[stage]]
+name = "look"
+command = ["recipes", "list"]
+[[stage]]
+name = "broken"
+command = ["import", "/nonexistent", "--to", "{dir}/out"]
+[[stage]]
+name = "never"
+command = ["recipes", "list"]
+"""
+
+
+def test_failed_stage_stops_the_rest(plain: Site, tmp_path: Path) -> None:
+    (plain.root / "clusters.toml").write_text('[own]\naccount = "none"\npartition = "debug"\n')
+    file = tmp_path / "demo.toml"
+    file.write_text(PIPELINE.format(dir=plain.runs))
+    stages, scripts = pipeline.submit(pipeline.read(file))
+    assert len(scripts) == 3
+    with pytest.raises(LaunchError, match=r"stage 'broken' failed: .*Not run: never") as caught:
+        pipeline.watch(stages)
+    assert "job" in str(caught.value)
+    assert plain.wait(stages[2]) == "cancelled"
+    assert plain.wait(stages[0]) == "succeeded"
+    assert records.attempt_folders(stages[2]) == []
+
+
+def test_experiment_from_python_waits_without_sacct(plain: Site) -> None:
+    import nemo_run as run
+
+    from mixtral_recipes.executors.launch import use_jobs_home
+
+    use_jobs_home()
+    with run.Experiment("plain", log_level="WARNING", base_dir=str(use_jobs_home())) as experiment:
+        first = experiment.add(plain.recipe("py1", 1, 1, steps=2), plain.executor(1, 1), name="first")
+        experiment.add(plain.recipe("py2", 1, 1, steps=2), plain.executor(1, 1), name="second", dependencies=[first])
+        experiment.run()
+    assert plain.result("py1")["steps"] == 2
+    assert plain.result("py2")["steps"] == 2
+    assert {job.id: str(job.state) for job in experiment.jobs} == {"first": "SUCCEEDED", "second": "SUCCEEDED"}  # type: ignore[union-attr]
+
+
+def test_real_recipe_over_two_nodes_equals_local(plain: Site) -> None:
+    from mixtral_recipes.recipes import overrides
+    from mixtral_recipes.recipes.loading import load
+
+    losses = []
+    for name, nodes, executor in (("tiny-slurm", 2, plain.executor(2, 1)), ("tiny-local", 1, "local")):
+        recipe = load("mixtral_tiny", "pretrain", num_nodes=nodes, num_gpus_per_node=2 // nodes)
+        overrides.apply(recipe, ["trainer.max_steps=4", "trainer.limit_val_batches=0"])
+        recipe.log.log_dir, recipe.log.name = str(plain.runs), name
+        began = time.monotonic()
+        result = launch(recipe, executor=executor, name=name, run_dir=plain.runs / name)
+        print(f"{name}: {time.monotonic() - began:.0f} s")
+        assert (result["world_size"], result["expert_model_parallel_size"]) == (2, 2)
+        losses.append((result["first_loss"], result["last_loss"]))
+    assert losses[0] == losses[1]

@@ -1,0 +1,60 @@
+"""Cluster profiles."""
+
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors.clusters import cluster, profiles
+
+PROFILES = """
+[big]
+account = "research"
+partition = "batch"
+container_image = "nvcr.io/nvidia/nemo:25.09"
+mounts = ["/data:/data"]
+gpus_per_node = 8
+env = {NCCL_DEBUG = "WARN"}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "clusters.toml"
+    monkeypatch.setenv("MIXTRAL_RECIPES_CLUSTERS", str(path))
+    return path
+
+
+def test_profile_with_settings_over_it(file: Path) -> None:
+    file.write_text(PROFILES)
+    site = cluster("big", partition="short", account=None, env={"A": "1"})
+    assert (site.account, site.partition, site.mode) == ("research", "short", "pyxis")
+    assert site.env == {"NCCL_DEBUG": "WARN", "A": "1"}
+    assert site.mounts == ("/data:/data",)
+
+
+def test_no_file_means_no_profiles(file: Path) -> None:
+    assert profiles() == {}
+    with pytest.raises(LaunchError, match="no cluster 'big'"):
+        cluster("big")
+
+
+def test_unknown_name_and_key_give_the_nearest(file: Path) -> None:
+    file.write_text(PROFILES)
+    with pytest.raises(LaunchError, match="Did you mean 'big'"):
+        cluster("bigg")
+    with pytest.raises(LaunchError, match="Did you mean 'partition'"):
+        cluster("big", partitoin="x")
+
+
+@pytest.mark.parametrize("text", ["[big", "account = 'x'", "['a b']\naccount='x'"])
+def test_broken_file_is_named(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(LaunchError, match=r"clusters\.toml"):
+        profiles()
+
+
+def test_ssh_needs_paths_over_there() -> None:
+    with pytest.raises(LaunchError, match="job_dir"):
+        cluster(ssh="me@login", venv="/v")
+    assert cluster(ssh="me@login:2222", venv="/v", job_dir="/scratch/me").mode == "venv"

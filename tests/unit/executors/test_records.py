@@ -1,0 +1,122 @@
+"""Run records, locks, and who failed first."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.executors import logs, records, runs
+from mixtral_recipes.executors.local import raise_for_ranks
+from mixtral_recipes.executors.records import RunRecord
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def record(tmp_path: Path, name: str = "r", **fields: object) -> RunRecord:
+    defaults: dict[str, object] = {
+        "executor": "local",
+        "run_dir": str(tmp_path / "run"),
+        "created": 1.0,
+        "host": os.uname().nodename,
+    }
+    made = RunRecord(id=records.new_id(name), name=name, **(defaults | fields))  # type: ignore[arg-type]
+    made.job_dir = made.job_dir or str(made.path.parent)
+    made.save()
+    return made
+
+
+def end(folder: Path, rank: int, code: int, error: str = "", time: float = 0.0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    value = {"rank": rank, "host": "h", "exit_code": code, "error": error, "traceback": f"trace {rank}", "time": time}
+    records.write_json(folder / f"rank-{rank}.json", value)
+    if code == 75:
+        (folder / "preempted").touch()
+
+
+def test_files_are_private(tmp_path: Path, home: Path) -> None:
+    made = record(tmp_path)
+    assert made.path.stat().st_mode & 0o777 == 0o600
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert made.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_find_by_id_job_and_name(tmp_path: Path) -> None:
+    old = record(tmp_path, "tune", created=1.0)
+    new = record(tmp_path, "tune", created=2.0, job_id="77")
+    assert records.find(old.id).id == old.id
+    assert records.find("77").id == new.id
+    assert records.find("tune").id == new.id
+    with pytest.raises(LaunchError, match="no run 'tun'"):
+        records.find("tun")
+
+
+def test_unreadable_record_is_left_out(tmp_path: Path) -> None:
+    made = record(tmp_path)
+    made.path.write_text("{")
+    assert records.all_records() == []
+
+
+def test_lock_refuses_a_second_run(tmp_path: Path) -> None:
+    with records.locked(tmp_path), pytest.raises(LaunchError, match="in use"), records.locked(tmp_path):
+        pass
+    with records.locked(tmp_path):
+        pass
+
+
+def test_lost_connection_is_not_the_cause(tmp_path: Path) -> None:
+    made = record(tmp_path, nproc_per_node=2)
+    attempt = Path(made.job_dir, "attempts", "0")
+    end(attempt, 0, 1, "RuntimeError: Connection closed by peer [127.0.0.1]:1", time=1.0)
+    end(attempt, 1, 1, "ValueError: the cause", time=2.0)
+    with pytest.raises(LaunchError, match="rank 1 failed: ValueError: the cause"):
+        raise_for_ranks(made, 1)
+    assert logs.failure(made)[0].startswith("rank 1 on h failed first")
+
+
+def test_silent_rank_is_named_when_the_other_only_lost_it(tmp_path: Path) -> None:
+    made = record(tmp_path, nproc_per_node=2)
+    end(Path(made.job_dir, "attempts", "0"), 0, 1, "RuntimeError: Connection reset by peer")
+    with pytest.raises(LaunchError, match="rank 1 ended without a report"):
+        raise_for_ranks(made, 1)
+
+
+def test_saved_ranks_mean_preempted_whatever_torchrun_says(tmp_path: Path) -> None:
+    made = record(tmp_path, nproc_per_node=2)
+    for rank in (0, 1):
+        end(Path(made.job_dir, "attempts", "0"), rank, 75)
+    for code in (0, 1):
+        with pytest.raises(Preempted):
+            raise_for_ranks(made, code)
+
+
+def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
+    made = record(tmp_path)
+    for number, code in ((2, 1), (10, 0)):
+        end(Path(made.job_dir, "attempts", str(number)), 0, code, "old error")
+    raise_for_ranks(made, 0)
+    assert logs.failure(made) == []
+
+
+def test_local_state_without_the_process(tmp_path: Path) -> None:
+    made = record(tmp_path, state="running", pid=os.getpid(), pid_start=records.process_start(os.getpid()))
+    assert runs.local_state(made).state == "running"
+    made.pid_start = "1"  # the pid was given to another process
+    assert runs.local_state(made).state == "failed"
+    end(Path(made.job_dir, "attempts", "0"), 0, 0)
+    assert runs.local_state(made).state == "succeeded"
+    made.host = "elsewhere"
+    assert runs.local_state(made).state == "unknown"
+
+
+def test_logs_of_one_rank(tmp_path: Path) -> None:
+    log = tmp_path / "stdout.log"
+    log.write_text("[default0]:a\n[default1]:b\ntorchrun's own\n[default10]:c\n[rank1]:d\n")
+    made = record(tmp_path, nproc_per_node=2, logs=[str(log)])
+    assert list(logs.lines(made, 1))[1:] == ["b", "d"]
+    assert "torchrun's own" in list(logs.lines(made))
+    assert list(logs.follow(made, 0, lambda: True)) == ["a"]

@@ -1,0 +1,88 @@
+"""What is said about a job when Slurm answers, has forgotten it, or is away. Slurm's programs are played by scripts."""
+
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors import records, runs, slurm_status
+from mixtral_recipes.executors.records import RunRecord
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    for name in ("squeue", "sacct", "scancel"):
+        play(folder, name, f"echo {name}: command not set up >&2; exit 1")
+    return folder
+
+
+def play(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+
+
+def test_squeue_knows(programs: Path) -> None:
+    play(programs, "squeue", "printf '7|RUNNING|None\\n8|PENDING|Dependency\\n'")
+    states = slurm_status.query(["7", "8"])
+    assert (states["7"].state, states["8"].state) == ("running", "pending")
+    assert states["8"].detail == "PENDING (Dependency)"
+
+
+def test_sacct_knows_what_squeue_forgot(programs: Path) -> None:
+    play(programs, "squeue", FORGOTTEN)
+    play(programs, "sacct", "echo '7|CANCELLED by 1000|0:15'")
+    assert slurm_status.query(["7"])["7"].state == "cancelled"
+
+
+def test_controller_away_is_unknown_and_never_cancelled(programs: Path, tmp_path: Path) -> None:
+    play(programs, "squeue", AWAY)
+    play(programs, "sacct", "echo '7|FAILED|1:0'")  # accounting may be behind; it is not asked
+    play(programs, "scancel", f"touch {tmp_path}/asked; exit 1")
+    made = slurm_run(tmp_path)
+    assert runs.state(made).state == "unknown"
+    assert records.find(made.id).state == "submitted"
+    with pytest.raises(LaunchError, match="not cancelled"):
+        runs.cancel(made)
+    assert not Path(made.job_dir, "cancelled").exists()
+
+
+def test_history_tells_an_end_without_slurm(programs: Path, tmp_path: Path) -> None:
+    play(programs, "squeue", AWAY)
+    made = slurm_run(tmp_path)
+    write_history(made, ("started", "false"), ("preempted", "false"))
+    assert runs.state(made).state == "unknown"  # it is in the queue again, as far as anyone knows
+    write_history(made, ("started", "false"), ("preempted", "false"), ("started", "false"), ("succeeded", "true"))
+    assert runs.state(made).state == "succeeded"
+    assert runs.attempts(made) == {"attempts": 2, "preemptions": 1, "nodes_lost": 0, "failures": 0}
+
+
+def test_hostile_job_id_is_not_asked_about(programs: Path) -> None:
+    assert slurm_status.query(["7;touch x"])["7;touch x"].state == "unknown"
+
+
+def test_missing_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm_status.query(["7"])["7"].state == "unknown"
+
+
+def slurm_run(tmp_path: Path) -> RunRecord:
+    made = RunRecord(
+        id=records.new_id("s"), name="s", executor="slurm", run_dir=str(tmp_path / "run"), created=1.0, job_id="7"
+    )
+    made.job_dir = str(records.private_folder(tmp_path / "job"))
+    made.save()
+    return made
+
+
+def write_history(made: RunRecord, *events: tuple[str, str]) -> None:
+    lines = [f'{{"attempt": 0, "outcome": "{outcome}", "exit_code": 0, "final": {final}}}' for outcome, final in events]
+    Path(made.job_dir, "attempts.jsonl").write_text("\n".join(lines) + "\n{half")
