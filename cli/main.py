@@ -18,14 +18,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "Train a model from random weights."),
     "run": ("run", "Run a recipe written in a YAML file."),
     "recipes": ("recipes", "List, show and compare recipes."),
+    "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
     "export": ("export", "Export a checkpoint to a Hugging Face folder."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
     "generate": ("generate", "Answer prompts with a checkpoint."),
     "evaluate": ("evaluate", "Measure a checkpoint on held-out questions."),
-    "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "plan": ("plan", "Memory, speed and cost of a layout, before it runs."),
     "runs": ("runs", "See, follow, resume and stop runs."),
+    "report": ("report", "Write a page about a run."),
+    "pipeline": ("pipeline", "Run several jobs that depend on each other."),
     "clusters": ("clusters", "Describe the Slurm clusters you can reach."),
     "doctor": ("doctor", "Check this machine."),
 }
@@ -94,7 +96,7 @@ def _call(argv: list[str], debug: bool) -> int:
     from mixtral_recipes.errors import MixtralRecipesError
 
     # typer carries its own click; the base of its usage errors is reached through what typer exports.
-    usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+    usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
     if not debug:
         quiet.libraries()

@@ -15,7 +15,9 @@ from megatron.core.optimizer import OptimizerConfig
 from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.peft.dora import DoRA
 from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.recipes import values  # noqa: F401  # teaches nemo_run dtypes and X | None
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
 from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.callbacks import TimingCallback
@@ -257,7 +259,7 @@ def is_peft(scheme: str | None) -> bool:
     return scheme != "none"
 
 
-def adapter(scheme: str | None) -> run.Config[Any] | None:
+def adapter(scheme: str | None) -> run.Config[LoRA] | run.Config[DoRA] | None:
     """Adapters of dim 32 on all linear layers, experts included; None for full fine-tuning.
 
     NeMo's code adapts ``linear_qkv`` and ``linear_proj`` only while its documentation promises all linear layers; the
@@ -266,8 +268,4 @@ def adapter(scheme: str | None) -> run.Config[Any] | None:
     if not is_peft(scheme):
         return None
     layers = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
-    if str(scheme).lower() == "dora":
-        from mixtral_recipes.peft.dora import DoRA
-
-        return run.Config(DoRA, target_modules=layers, dim=32)
-    return run.Config(LoRA, target_modules=layers, dim=32)
+    return run.Config(DoRA if str(scheme).lower() == "dora" else LoRA, target_modules=layers, dim=32)

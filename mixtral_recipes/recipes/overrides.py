@@ -115,7 +115,7 @@ def get(holder: Any, name: Any) -> Any:
     if field.default_factory is dataclasses.MISSING:
         return getattr(holder, name, None)
     parts = [option for option in values.options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
-    _assign(holder, name, run.Config(parts[0]) if parts else field.default_factory())
+    _assign(holder, name, run.Config(_class(parts[0])) if parts else field.default_factory())
     return getattr(holder, name)
 
 
@@ -166,6 +166,11 @@ def annotation(holder: Any, name: Any) -> Any:
     return float if target.__name__ == "timedelta" else _hints(target).get(name, Any)
 
 
+def _class(option: Any) -> Any:
+    """A class among a setting's types; type checkers take a dataclass for an instance too."""
+    return option
+
+
 def _create(holder: Any, name: Any, text: str) -> Any:
     """Fill in a part that is None, where its class is plain from its type."""
     options = values.options(annotation(holder, name))
@@ -175,7 +180,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
     if dict in [typing.get_origin(option) or option for option in options]:
         part: Any = {}
     elif classes:
-        part = run.Config(classes[0])
+        part = run.Config(_class(classes[0]))
     else:
         raise RecipeError(f"{text}: {name} is None.")
     _assign(holder, name, part)

@@ -26,7 +26,7 @@ _IMPORTS = ("Config", "Partial", "<Config", "<Partial")
 for _name in targets.DTYPES:
     serialization.register_constant("torch", _name, compare_by_identity=False)
 
-type_parser.register_parser(types.UnionType)(type_parser.parse_union)
+type_parser.register_parser(types.UnionType)(type_parser.parse_union)  # pyright: ignore[reportArgumentType]
 
 
 def dtype(text: str, where: str) -> torch.dtype:

@@ -25,14 +25,16 @@ def build_rank() -> Iterator[BuildRank]:
 
     def build(recipe: Any, rank: int) -> list[Any]:
         topology = topology_of(recipe)
-        precision = fdl.build(recipe.trainer.plugins).model_fields()
+        plugins: Any = fdl.build(recipe.trainer.plugins)
+        precision = plugins.model_fields()
         # Meta tensors have nothing to initialise; Megatron would draw the numbers on the CPU.
         fields = precision | {"perform_initialization": False}
         config = with_topology(fdl.build(recipe.model.config), topology, **fields)
         with one_of(topology, rank), torch.device("meta"):
             chunks = build_model(config, transformer_engine=False)
             if getattr(recipe, "peft", None) is not None:
-                fdl.build(recipe.peft).apply(chunks)
+                peft: Any = fdl.build(recipe.peft)
+                peft.apply(chunks)
             return chunks
 
     _device_constructors()  # torch remembers its factories on first use; the stand-ins replace some

@@ -185,8 +185,12 @@ def test_a_registered_factory_is_named_as_in_nemo() -> None:
 
 
 def test_nemo_run_finds_the_factories() -> None:
+    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+
     assert run.cli.resolve_factory(llm.MixtralModel, "mixtral_8x7b") is not None
-    names = [factory.wrapped.__module__ for factory in run.cli.list_factories("mixtral_recipes.api.pretrain")]
+    assert set(run.cli.list_entrypoints("llm")) == {"llm"}
+    factories: list[Any] = run.cli.list_factories("mixtral_recipes.api.pretrain")
+    names = [factory.wrapped.__module__ for factory in factories]
     assert "mixtral_recipes.recipes.mixtral_8x7b" in names
 
 

@@ -1,0 +1,18 @@
+"""What nemo_run's own command line (``nemo llm pretrain --factory mixtral_8x7b``) finds: tasks and recipe factories.
+
+nemo_run imports this module through the entry-point group ``nemo_run.cli``. Importing a recipe module registers its
+factories; the tasks are registered here.
+"""
+
+import importlib
+
+import nemo_run as run
+
+from mixtral_recipes import api
+from mixtral_recipes.recipes.catalog import names
+
+for _name in names():
+    importlib.import_module(f"mixtral_recipes.recipes.{_name}")
+
+for _task in (api.pretrain, api.finetune):
+    run.cli.entrypoint(_task, namespace="llm")
