@@ -92,13 +92,19 @@ def build_model(
         transformer_engine = transformer_engine_usable()
     # GPTModel announces its deprecation at WARNING on every build; we know (see above).
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
-    chunks = config.virtual_pipeline_model_parallel_size
-    return [
+    interleaved = config.virtual_pipeline_model_parallel_size
+    chunks = [
         _build_chunk(
-            config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=stage if chunks else None
+            config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=stage if interleaved else None
         )
-        for stage in range(chunks or 1)
+        for stage in range(interleaved or 1)
     ]
+    if config.freeze_router:
+        for chunk in chunks:
+            for name, parameter in chunk.named_parameters():
+                if ".mlp.router." in name:
+                    parameter.requires_grad_(False)
+    return chunks
 
 
 class MixtralGPT(GPTModel):

@@ -51,6 +51,7 @@ class MixtralConfig(TransformerConfig):
     moe_router_load_balancing_type: Any = "aux_loss"
     moe_aux_loss_coeff: Any = 0.01  # NeMo's recipes; config.json's router_aux_loss_coef is 0.02
     moe_token_dispatcher_type: str = "alltoall"
+    freeze_router: bool = False  # full fine-tuning may keep the pretrained routing
 
     bf16: bool = True
     params_dtype: torch.dtype = torch.bfloat16

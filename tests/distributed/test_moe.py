@@ -1,0 +1,172 @@
+"""Router losses, dropping, dispatchers, recomputation, number formats and overlap, each against plain training."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor
+
+from mixtral_recipes.models import layer_specs
+from mixtral_recipes.peft.lora import LoRA
+from tests.distributed.harness import launch
+from tests.distributed.small_run import Case, Outcome, assemble, build, train
+
+FULL = {"full": True}  # sequences without padding
+EP2 = {"expert_model_parallel_size": 2}
+
+
+@functools.cache
+def _reference(key: str) -> Outcome:
+    return launch(1, train, _CASES[key])[0]
+
+
+_CASES = {
+    "plain": Case(steps=3),
+    "lora": Case(steps=3, peft=LoRA(dim=4, alpha=8)),
+    "dropping": Case(steps=3, model={"moe_expert_capacity_factor": 0.75}),
+}
+
+
+def identical(found: Outcome, expected: Outcome) -> None:
+    """No bit differs."""
+    assert found.losses == expected.losses
+    assert found.grad_norms == expected.grad_norms
+    for key, pieces in expected.weights.items():
+        for (_, a), (_, b) in zip(found.weights[key], pieces, strict=True):
+            assert torch.equal(a, b), key
+
+
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "full-uniform": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "full-block": {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2},
+    "core_attn": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+    "moe_act-layernorm": {"recompute_granularity": "selective", "recompute_modules": ["moe_act", "layernorm"]},
+}
+
+
+@pytest.mark.parametrize("scheme", ["plain", "lora"])
+@pytest.mark.parametrize("kind", [k for k in RECOMPUTE if k != "moe_act-layernorm"])
+def test_recomputation_changes_no_bit(kind: str, scheme: str) -> None:
+    identical(launch(1, train, dataclasses.replace(_CASES[scheme], model=RECOMPUTE[kind]))[0], _reference(scheme))
+
+
+def router_losses_by_hand(case: Case) -> tuple[dict[str, float], dict[str, float]]:
+    """What Megatron reports for the first microbatches, and the formulas written out on the router's logits."""
+    run = build(dataclasses.replace(case, steps=1))
+    logits: list[Tensor] = []
+    for module in run.model[0].modules():
+        if isinstance(module, TopKRouter):
+            gating = module.gating
+            module.gating = lambda x, gating=gating: logits.append(gating(x)) or logits[-1]  # pyright: ignore
+    from mixtral_recipes.training.step import train_step
+    from tests.distributed.small_run import read_router_losses
+
+    train_step(run, run.data.train_batches(run.data_place, **run.loader_shape))
+    balance, z = [], []
+    for scores in (each.detach().flatten(0, 1).float() for each in logits):
+        experts = scores.shape[1]
+        chosen = scores.topk(2, dim=1).indices.flatten().bincount(minlength=experts) / scores.shape[0] / 2
+        balance.append(experts * (chosen * scores.softmax(1).mean(0)).sum())
+        z.append(scores.logsumexp(1).square().mean())
+    by_hand = {"load_balancing_loss": float(torch.stack(balance).mean()), "z_loss": float(torch.stack(z).mean())}
+    return read_router_losses(run), by_hand
+
+
+def test_router_losses_are_the_published_formulas() -> None:
+    case = Case(model={"moe_z_loss_coeff": 1e-3}, data=FULL)
+    reported, by_hand = launch(1, router_losses_by_hand, case)[0]
+    assert reported == pytest.approx(by_hand, rel=1e-5)
+
+
+def train_with_megatrons_router(case: Case) -> Outcome:
+    """Train with Megatron's TopKRouter in place of ours."""
+    vars(layer_specs)["Router"] = TopKRouter
+    return train(case)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"moe_aux_loss_coeff": 0.1},
+        {"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": 0.1},
+        {"moe_router_load_balancing_type": "global_aux_loss", "moe_aux_loss_coeff": 0.1},
+        {"moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0, "moe_z_loss_coeff": 0.1},
+    ],
+    ids=["aux", "seq_aux", "global_aux", "z"],
+)
+def test_without_padding_the_gradients_are_megatrons(fields: dict[str, Any]) -> None:
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    case = Case(layout, model=fields, data=FULL, steps=2)
+    for ours, theirs in zip(launch(2, train, case), launch(2, train_with_megatrons_router, case), strict=True):
+        identical(ours, theirs)
+    plain = Case(
+        layout, model={"moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0}, data=FULL, steps=2
+    )
+    assert launch(2, train, plain)[0].grad_norms != pytest.approx(ours.grad_norms, rel=1e-4)
+
+
+def test_padded_and_plain_dropping_agree() -> None:
+    padded = {"moe_expert_capacity_factor": 0.75, "moe_pad_expert_input_to_capacity": True}
+    expected = _reference("dropping")
+    found = launch(1, train, Case(steps=3, model=padded))[0]
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+    assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+    assert expected.losses != pytest.approx(_reference("plain").losses, rel=1e-4)
+
+
+def test_dropping_under_expert_parallelism() -> None:
+    case = Case(EP2, steps=3, model={"moe_expert_capacity_factor": 0.75})
+    for outcome in launch(2, train, case):
+        assert outcome.losses == pytest.approx(_reference("dropping").losses, rel=1e-5)
+        assert outcome.grad_norms == pytest.approx(_reference("dropping").grad_norms, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "ddp"),
+    [
+        ({"moe_token_dispatcher_type": "allgather"}, {}),
+        ({}, {"overlap_grad_reduce": True}),
+        ({}, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    ],
+    ids=["allgather", "overlap_grad_reduce", "overlap_both"],
+)
+def test_settings_that_change_no_number(model: dict[str, Any], ddp: dict[str, Any]) -> None:
+    for outcome in launch(2, train, Case(EP2, steps=3, model=model, ddp=ddp, data=FULL)):
+        expected = launch(1, train, Case(steps=3, data=FULL))[0]
+        assert outcome.losses == pytest.approx(expected.losses, rel=1e-5)
+        assert outcome.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+
+
+def test_a_frozen_router_stays() -> None:
+    frozen = launch(1, train, Case(steps=2, model={"freeze_router": True}))
+    still = launch(1, train, Case(steps=0, model={"freeze_router": True}))
+    key = "decoder.layers.mlp.router.weight"
+    assert torch.equal(assemble(frozen)[key], assemble(still)[key])
+    other = "decoder.layers.self_attention.linear_proj.weight"
+    assert not torch.equal(assemble(frozen)[other], assemble(still)[other])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_sixteen_bit_training_follows_fp32(precision: str) -> None:
+    case = Case(
+        EP2,
+        steps=3,
+        precision={"precision": precision, "initial_loss_scale": 2.0**10},
+        model={"moe_router_dtype": "fp32"},
+    )
+    for outcome in launch(2, train, case):
+        assert outcome.losses == pytest.approx(_reference("plain").losses, rel=1e-2)
+        assert outcome.grad_norms == pytest.approx(_reference("plain").grad_norms, rel=5e-2)
+        assert outcome.losses != _reference("plain").losses
+
+
+@pytest.mark.parametrize("peft", [None, LoRA(dim=4, alpha=8)], ids=["full", "lora"])
+def test_loss_curves_of_one_and_two_expert_ranks_agree(peft: LoRA | None) -> None:
+    one = launch(1, train, Case(peft=peft, steps=20))[0]
+    for two in launch(2, train, Case(EP2, peft=peft, steps=20)):
+        assert two.losses == pytest.approx(one.losses, rel=1e-4)
+    assert one.losses[-1] < one.losses[0]
