@@ -119,21 +119,14 @@ def _tiles(run: RunRecord) -> str:
 
 
 def _charts(run: RunRecord) -> list[str]:
-    losses = run.series("loss")
-    loss = [
-        Series("each step", losses, "faint"),
-        Series("smoothed", smooth(losses, max(2, len(losses) // 25)), "a"),
-        Series("validation", run.validation_losses(), "b", dots=True),
-    ]
+    loss = [*_smoothed(run.series("loss")), Series("validation", run.validation_losses(), "b", dots=True)]
     spikes = sum(bool(metrics.get("loss_spike")) for metrics in run.steps.values())
     note = f'<p class="note">{spikes} step(s) flagged as spikes.</p>' if spikes else ""
-    speed = run.series("tokens_per_second")
-    throughput = [Series("each step", speed, "faint"), Series("smoothed", smooth(speed, max(2, len(speed) // 25)), "a")]
     return [
         _card("Loss", line_chart(loss, unit="loss per token") + note),
         _card("Learning rate", line_chart([Series("learning rate", run.series("lr"))], unit="learning rate")),
-        _card("Gradient norm", line_chart([Series("norm", run.series("grad_norm"))], unit="norm before clipping")),
-        _card("Throughput", line_chart(throughput, unit="tokens per second, all processes")),
+        _card("Gradient norm", line_chart(_smoothed(run.series("grad_norm")), unit="norm before clipping")),
+        _card("Throughput", line_chart(_smoothed(run.series("tokens_per_second")), unit="tokens per second, all")),
         _card(
             "Expert load",
             heat_map(run.expert_load(), row_name="layer", column_name="expert")
@@ -141,6 +134,11 @@ def _charts(run: RunRecord) -> list[str]:
         ),
         _card("Router", line_chart(_router(run), unit="share") + _router_note(run)),
     ]
+
+
+def _smoothed(points: list[tuple[float, float]]) -> list[Series]:
+    """Points too noisy to read, faintly, under their running mean."""
+    return [Series("each step", points, "faint"), Series("smoothed", smooth(points, max(2, len(points) // 25)), "a")]
 
 
 def _router(run: RunRecord) -> list[Series]:

@@ -1,10 +1,10 @@
 """Being asked to stop: the signal is noted, and the loop saves and leaves when the step is done."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 from mixtral_recipes.errors import RecipeError, nearest
@@ -27,11 +27,11 @@ class StopRequest:
         self.received = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            # Not print(): the signal may have interrupted one.
-            os.write(2, b"\nCtrl-C: saving when this step is done; once more quits without saving.\n")
+            with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
+                os.write(2, b"\nCtrl-C: saving when this step is done; once more quits without saving.\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def watching(*more: str) -> Iterator[StopRequest]:
     """Note SIGTERM, SIGUSR1, Ctrl-C and the signals named, instead of dying of them, until the block ends.
 

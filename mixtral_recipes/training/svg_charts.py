@@ -103,15 +103,17 @@ def _cell(value: float, x: float, y: float, width: float, height: float, title: 
     return rect + _text("on" if strength > 0.6 else "cell", x + width / 2, y + height / 2 + 4, f"{value:.2f}")
 
 
-def smooth(points: Sequence[Point], steps: int) -> list[Point]:
-    """An exponential moving average over about ``steps`` steps, started without a bias."""
+def smooth(points: Sequence[Point], width: int) -> list[Point]:
+    """Each point's mean with its ``width`` neighbours, as many before as behind, so that it does not lag.
+
+    Near the ends there are fewer; what is not finite is left out.
+    """
+    finite = [p for p in points if math.isfinite(p[1])]
     found: list[Point] = []
-    mean = weight = 0.0
-    keep = 1 - 1 / max(1, steps)
-    for x, y in points:
-        if math.isfinite(y):
-            mean, weight = keep * mean + (1 - keep) * y, keep * weight + (1 - keep)
-            found.append((x, mean / weight))
+    for place, (x, _) in enumerate(finite):
+        reach = min(width // 2, place, len(finite) - 1 - place)
+        around = finite[place - reach : place + reach + 1]
+        found.append((x, sum(y for _, y in around) / len(around)))
     return found
 
 

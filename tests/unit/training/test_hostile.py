@@ -1,0 +1,214 @@
+"""Checkpoints made to run something when they are read: each is refused, the file named, and nothing is run."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.pickle_io import read_tensors
+from mixtral_recipes.training.integrity import damage_of
+from mixtral_recipes.training.manifest import write_manifest
+from mixtral_recipes.training.restricted_pickle import read_metadata
+from mixtral_recipes.training.shard_reader import StoredWeights
+from mixtral_recipes.training.shard_writer import write_file, write_metadata
+from mixtral_recipes.training.shards import Shard
+
+OBJECT = "common_state/shard_0_1"
+
+
+class Call:
+    """Pickles as a call of a function given by its names."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> Any:
+        return self.function, self.args
+
+
+def by_name(module: str, name: str, *args: str) -> bytes:
+    """A pickle (protocol 4) that calls ``module.name``, whatever dots the name has."""
+
+    def text(value: str) -> bytes:
+        data = value.encode()
+        return b"\x8c" + bytes([len(data)]) + data
+
+    return b"\x80\x04" + text(module) + text(name) + b"\x93(" + b"".join(map(text, args)) + b"tR."
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A whole checkpoint of one tensor."""
+    weights = folder / "weights"
+    weights.mkdir(parents=True)
+    shard = Shard("w", torch.arange(12.0), (0, 0), (3, 4), (3, 4))
+    buffer = io.BytesIO()
+    torch.save([{"step": 3}], buffer)
+    write_metadata(weights, [write_file(weights, 0, [shard], {OBJECT: buffer.getvalue()})])
+    (folder / "context").mkdir()
+    (folder / "context" / "run.json").write_text("{}")
+    write_manifest(folder, "training")
+    return folder
+
+
+def read_all(folder: Path) -> None:
+    """Read everything, as a resumed run does."""
+    stored = StoredWeights(folder / "weights")
+    stored.read_into([Shard("w", torch.empty(12), (0, 0), (3, 4), (3, 4))])
+    stored.read_object(OBJECT)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "it-ran"
+
+
+METADATA: dict[str, Callable[[Path], bytes]] = {
+    "os.system": lambda m: pickle.dumps(Call(os.system, f"touch {m}")),
+    "os.system, protocol 0": lambda m: pickle.dumps(Call(os.system, f"touch {m}"), protocol=0),
+    "eval": lambda m: pickle.dumps(Call(eval, f"open({str(m)!r}, 'w')")),
+    "exec": lambda m: pickle.dumps(Call(exec, f"open({str(m)!r}, 'w')")),
+    "open": lambda m: pickle.dumps(Call(open, str(m), "w")),
+    "subprocess": lambda m: by_name("subprocess", "check_call", f"touch {m}"),
+    "a class with a side effect, by a dotted name": lambda m: by_name(
+        "torch.distributed.checkpoint.filesystem", "io.FileIO", str(m), "w"
+    ),
+    "a function of an allowed module": lambda m: by_name(
+        "torch.distributed.checkpoint.metadata", "os.system", f"touch {m}"
+    ),
+    "a dotted name under torch": lambda m: by_name("torch", "os.system", f"touch {m}"),
+    "torch.load": lambda m: by_name("torch", "load", str(m)),
+    "a method of a path": lambda m: by_name("pathlib", "PosixPath.touch", str(m)),
+    "torch's bytes loader": lambda m: by_name("torch.storage", "_load_from_bytes", str(m)),
+    "numpy's loader": lambda m: by_name("numpy", "load", str(m)),
+    "importlib": lambda m: by_name("importlib", "import_module", "antigravity"),
+    "another class of torch's": lambda m: by_name(
+        "torch.distributed.checkpoint.filesystem", "FileSystemWriter", str(m)
+    ),
+    "not a Metadata": lambda m: pickle.dumps({"state_dict_metadata": {}}),
+    "no pickle": lambda m: b"\x00" * 100,
+}
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_metadata(tmp_path: Path, marker: Path, kind: str) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    (folder / "weights" / ".metadata").write_bytes(METADATA[kind](marker))
+    with pytest.raises(CheckpointError, match=r"\.metadata"):
+        read_all(folder)
+    assert not marker.exists()
+
+
+def _zip_with(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, content)
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return buffer.getvalue()
+
+
+ITEMS: dict[str, Callable[[Path], bytes]] = {
+    "an object saved by torch": lambda m: _saved([Call(os.system, f"touch {m}")]),
+    "a tensor's place taken by a call": lambda m: _saved(Call(eval, f"open({str(m)!r}, 'w')")),
+    "a plain pickle": lambda m: pickle.dumps(Call(os.system, f"touch {m}")),
+    "an archive that climbs out": lambda m: _zip_with(f"archive/../../../{m.name}", b"x"),
+    "an archive with an absolute name": lambda m: _zip_with(str(m), b"x"),
+    "an archive whose pickle calls": lambda m: _zip_with(
+        "archive/data.pkl", pickle.dumps(Call(os.system, f"touch {m}"))
+    ),
+    "nothing": lambda m: b"",
+}
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("key", ["w", OBJECT])
+@pytest.mark.parametrize("kind", ITEMS)
+def test_what_stands_in_a_weight_file(tmp_path: Path, marker: Path, kind: str, key: str) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    metadata = read_metadata(folder / "weights")
+    content = ITEMS[kind](marker)
+    for index, info in metadata.storage_data.items():
+        if index.fqn == key:
+            info.offset, info.length = 0, len(content)
+            info.relative_path = "hostile.distcp"
+    (folder / "weights" / "hostile.distcp").write_bytes(content)
+    (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"hostile\.distcp"):
+        read_all(folder)
+    assert not marker.exists()
+    assert not (tmp_path.parent / marker.name).exists()
+
+
+@pytest.mark.parametrize("target", ["../../secret", "/etc/passwd", "..", "sub/file"])
+def test_metadata_that_points_elsewhere(tmp_path: Path, target: str) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    (tmp_path / "secret").write_bytes(b"x" * 4096)
+    metadata = read_metadata(folder / "weights")
+    for info in metadata.storage_data.values():
+        info.relative_path = target
+    (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+        read_all(folder)
+
+
+def test_a_weight_file_that_is_a_link(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    file = folder / "weights" / "__0_0.distcp"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+        read_all(folder)
+    assert "is a link" in str(damage_of(folder))
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "weights/../../secret"])
+def test_a_manifest_that_names_other_files(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"size": 1, "sha256": "0" * 64}
+    from mixtral_recipes.training.manifest import _seal
+
+    manifest["seal"] = _seal(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "outside the checkpoint" in str(damage_of(folder))
+
+
+def test_a_file_the_manifest_does_not_name(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    assert damage_of(folder) is None
+    (folder / "weights" / "more.distcp").write_bytes(b"x")
+    assert "more.distcp: is not in the manifest" in str(damage_of(folder))
+
+
+@pytest.mark.parametrize("kind", ["an object saved by torch", "a plain pickle", "an archive whose pickle calls"])
+def test_bin_files(tmp_path: Path, marker: Path, kind: str) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(ITEMS[kind](marker))
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        read_tensors(path)
+    assert not marker.exists()
+
+
+def test_a_tokenizer_with_code_beside_it(tmp_path: Path, marker: Path) -> None:
+    from mixtral_recipes.api import load_tokenizer
+
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Tok: pass\n")
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
+    auto = {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(auto))
+    with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path))
+    assert not marker.exists()

@@ -1,0 +1,49 @@
+"""Which checkpoints stay."""
+
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.training.retention import Kept, delete, surplus, to_make_room
+
+INFINITE = float("inf")
+
+
+def _kept(*scores: float, nbytes: int = 10) -> list[Kept]:
+    return [Kept(Path(f"step-{step}"), step, score, nbytes) for step, score in enumerate(scores, start=1)]
+
+
+def _steps(found: list[Kept]) -> list[int]:
+    return [kept.step for kept in found]
+
+
+def test_the_newest_and_the_best_stay() -> None:
+    found = _kept(3.0, 1.0, 2.0, 4.0, 5.0)
+    assert _steps(surplus(found, 2)) == [4, 1]
+    assert _steps(surplus(found, 0)) == [4, 1, 3, 2]
+    assert surplus(found, -1) == []
+    assert surplus(found[:1], 0) == []
+
+
+def test_among_equals_the_newer_stays() -> None:
+    assert _steps(surplus(_kept(INFINITE, INFINITE, INFINITE), 1)) == [1, 2]
+    assert _steps(surplus(_kept(INFINITE, 2.0, INFINITE, INFINITE), 2)) == [1, 3]
+
+
+def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
+    found = _kept(3.0, 1.0, 9.0)
+    assert to_make_room(found, 10, 40) == []
+    assert _steps(to_make_room(found, 10, 30)) == [1]
+    assert _steps(to_make_room(found, 10, 20)) == [1, 2]
+    with pytest.raises(EnvironmentProblem, match=r"max_disk_gb=1\.9e-08 is too little"):
+        to_make_room(found, 10, 19)
+
+
+def test_deleting_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "file").write_text("x")
+    (tmp_path / ".one.deleted").mkdir()
+    delete(folder)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,52 @@
+"""Signals are noted, not died of; after one Ctrl-C the next kills."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.training.signals import ALWAYS, watching
+
+
+@pytest.mark.parametrize("name", [*ALWAYS, "SIGUSR2"])
+def test_noted_and_handlers_put_back(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with watching("SIGUSR2") as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_kills_at_once() -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(2)  # as under a terminal that has gone
+            with watching():
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+
+
+def test_other_threads_watch_nothing() -> None:
+    seen = []
+
+    def look() -> None:
+        with watching() as stop:
+            seen.append(stop.received)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+
+
+def test_an_unknown_signal_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"SIGUSR9' is no signal.*SIGUSR"), watching("SIGUSR9"):
+        pass
