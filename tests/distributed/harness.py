@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-_PRELOAD = (
-    "tests.distributed.quiet",
-    "pytest",
-    "mixtral_recipes.training.loop",
-    "mixtral_recipes.training.distributed",
-)
+_PRELOAD = ("tests.distributed.quiet", "pytest")
 
 
 class RankFailed(AssertionError):
@@ -97,6 +92,7 @@ def _context() -> ForkServerContext:
     before = dict(os.environ)
     os.environ |= {
         "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])]),
     }
     try:

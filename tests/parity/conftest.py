@@ -1,0 +1,3 @@
+"""Megatron is imported before pytest turns warnings into errors."""
+
+from tests.distributed import quiet  # noqa: F401
