@@ -1,7 +1,7 @@
 """The Hugging Face Hub: fetch a revision's weight and tokenizer files, checked by hash; upload a finished folder.
 
-huggingface_hub does the transfers (resumable, tokens from its usual places, never printed here). This module decides
-which files are needed, pins everything to one commit, retries, and refuses bytes that are not the ones published.
+huggingface_hub does the transfers (tokens from its usual places, never printed here). This module decides which files
+are needed, pins everything to one commit, retries, and refuses bytes that are not the ones published.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers import pickle_io, safetensors_io
 from mixtral_recipes.importers.hf_source import SIDECARS
+from mixtral_recipes.importers.hub_resume import into_cache
 from mixtral_recipes.importers.locations import HubId
 from mixtral_recipes.training.manifest import sha256
 
@@ -69,6 +70,7 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
             names = _needed(api, where, commit, published)
             with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
                 paths = list(pool.map(lambda name: _fetch(api, where, commit, published[name]), names))
+            _remember(api, where)
             return paths[0].parent, commit
         except _network_errors() as error:
             if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
@@ -102,6 +104,8 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
 
 def _fetch(api: "HfApi", where: HubId, commit: str, file: _Published) -> Path:
     """One file, from the cache or the Hub, whose hash is the published one; wrong bytes are thrown away once."""
+    if file.sha256 and file.size is not None:
+        _patiently(where, partial(into_cache, api, where.repo, file.name, commit, file.sha256, file.size))
     for force in (False, True):
         get = partial(api.hf_hub_download, where.repo, file.name, revision=commit, force_download=force)
         path = Path(_patiently(where, get))
@@ -110,9 +114,15 @@ def _fetch(api: "HfApi", where: HubId, commit: str, file: _Published) -> Path:
         path.resolve().unlink(missing_ok=True)  # the blob, so that nothing uses it again
         path.unlink(missing_ok=True)
     raise CheckpointError(
-        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, twice; "
+        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, again and again; "
         "they were thrown away. Check the network or the mirror in HF_ENDPOINT."
     )
+
+
+def _remember(api: "HfApi", where: HubId) -> None:
+    """Let the cache note which commit the revision's name stood for, so that it can be found without a network."""
+    with contextlib.suppress(*_network_errors()):
+        api.hf_hub_download(where.repo, "config.json", revision=where.revision)
 
 
 def _is_published(path: Path, file: _Published) -> bool:

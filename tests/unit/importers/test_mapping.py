@@ -1,5 +1,7 @@
 """The table, checked against names and layouts spelled out by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -84,7 +86,7 @@ def test_every_canonical_row_has_one_place() -> None:
         edges = sorted(ranges)
         assert edges[0][0] == 0
         assert edges[-1][1] == rows
-        assert all(stop == start for (_, stop), (start, _) in zip(edges, edges[1:], strict=False))
+        assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(edges))
 
 
 def test_fused_names() -> None:

@@ -1,6 +1,7 @@
 """The engine: rows from files to files, checked and hashed on the way."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_neighbouring_runs_make_one_file(tmp_path: Path, monkeypatch: pytest.Mon
     data = file_of(tmp_path / "in", 11 << 20)
     cuts = [0, 2, 4094, 4096, 10_000, 10_002, 5 << 20, (9 << 20) + 6, len(data)]
     records = []
-    for number, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
         extent = Extent(str(tmp_path / "in"), start, "BF16", (stop - start) // 2, 2)
         part = Part(f"t{number}", extent, 0, extent.rows)
         records.append(Record(b"<%d" % number, [part], b">", "BF16", stop - start, align=(1, 64)[number % 2]))

@@ -1,0 +1,116 @@
+"""Killed, raced, interrupted: a checkpoint has its name only when it is whole."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers import hf_to_megatron
+from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.training.manifest import locked, publish, verify_files
+
+# Set MIXTRAL_RECIPES_KILLS=20 for the full number.
+KILLS = int(os.environ.get("MIXTRAL_RECIPES_KILLS", "5"))
+BIG = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2000}  # 30 MB: long enough to be killed in
+
+
+def test_killed_at_random_moments(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(**BIG)
+    output = tmp_path / "out" / "checkpoint"
+    script = Path(__file__).with_name("killed_import.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, folder, output, "0", str(KILLS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    early, late = map(int, done.stdout.split()[-2:])
+    assert early + late == KILLS
+    assert early > 0
+    import_checkpoint(str(folder), output)  # takes no notice of what the killed ones left
+    verify_files(output)
+    assert [path.name for path in output.parent.iterdir()] == ["checkpoint"]
+
+
+def test_two_at_once_do_the_work_once(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = make_model()
+    runs = []
+    run = hf_to_megatron._Import.run
+
+    def counted(self, *arguments, **options):
+        runs.append(threading.get_ident())
+        run(self, *arguments, **options)
+
+    monkeypatch.setattr(hf_to_megatron._Import, "run", counted)
+    with ThreadPoolExecutor(3) as pool:  # flock is per open file, so threads exclude each other as processes do
+        found = set(pool.map(lambda _: import_checkpoint(str(folder)), range(3)))
+    assert len(found) == 1
+    assert len(runs) == 1
+    verify_files(found.pop())
+
+
+def test_interrupt_leaves_nothing(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _, _ = make_model()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hf_to_megatron, "write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoint(str(folder), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_publish(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with publish(final) as staging:
+        (staging / "file").write_text("one")
+        assert not final.exists()
+    assert (final / "file").read_text() == "one"
+    with pytest.raises(CheckpointError, match="exists"), publish(final):
+        pass
+    (final / "manifest.json").write_text("{}")
+    with pytest.raises(RuntimeError), publish(final, overwrite=True) as staging:
+        raise RuntimeError
+    assert (final / "file").read_text() == "one"
+    with publish(final, overwrite=True) as staging:
+        (staging / "file").write_text("two")
+    assert (final / "file").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_lock_waits_and_leaves_no_file(tmp_path: Path) -> None:
+    order = []
+
+    def hold(name: str) -> None:
+        with locked(tmp_path / "final"):
+            order.append(name)
+            order.append(name)
+
+    with locked(tmp_path / "final"):
+        threads = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        order.append("first")
+        order.append("first")
+    for thread in threads:
+        thread.join()
+    assert order[:2] == ["first", "first"]
+    assert order[2] == order[3] != order[4] == order[5]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    stale = tmp_path / ".final.partial"
+    stale.mkdir()
+    (stale / "half").write_text("x")
+    with publish(tmp_path / "final") as staging:
+        assert list(staging.iterdir()) == []
+    shutil.rmtree(tmp_path / "final")
