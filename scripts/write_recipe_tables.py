@@ -1,0 +1,75 @@
+"""Writes the tables in docs/recipes/ from the catalog, between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+
+    python scripts/write_recipe_tables.py
+
+A test runs the same and compares.
+"""
+
+import re
+from pathlib import Path
+
+from mixtral_recipes.recipes import catalog, footprint
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_TASKS = {
+    "pretrain": "pretraining",
+    "performance": "pretraining, performance mode",
+    "peft": "LoRA, DoRA",
+    "full": "all weights",
+    "full_packed": "all weights, packed",
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every page with a table -> its text with the tables as they should be."""
+    found = {}
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text()
+        if _TABLE.search(text):
+            found[page] = _TABLE.sub(lambda match: match[1] + table(match[2]) + match[3], text)
+    return found
+
+
+def table(name: str) -> str:
+    """A table by its name: ``recipes``, or ``layouts RECIPE``."""
+    if name == "recipes":
+        return recipes()
+    return layouts(catalog.entry(name.removeprefix("layouts ")))
+
+
+def recipes() -> str:
+    """Every recipe: model, context, precision, GPUs."""
+    rows = ["| recipe | model | parameters | context | precision | pretraining | adapters | all weights |"]
+    rows.append("|---|---|--:|--:|---|--:|--:|--:|")
+    for entry in catalog.CATALOG.values():
+        counts = [entry.layout(task).topology.world_size for task in ("pretrain", "peft", "full")]
+        unit = "GPUs" if entry.needs_gpu else "processes"
+        size = footprint.parameters(entry.shape)
+        words = f"{size / 1e9:.2f} B" if size > 1e9 else f"{size / 1e6:.1f} M"
+        rows.append(
+            f"| `{entry.name}` | {entry.model} | {words} | {entry.seq_length:,} | "
+            f"{', '.join(entry.precisions)} | {' | '.join(f'{count} {unit}' for count in counts)} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def layouts(entry: catalog.RecipeEntry) -> str:
+    """Every default layout of a recipe, its memory per GPU, and why it is the default."""
+    rows = ["| task | GPU | nodes x GPUs | layout | memory per GPU | why |", "|---|---|--:|---|--:|---|"]
+    for key, layout in entry.layouts.items():
+        task, _, hardware = key.partition("@")
+        memory = footprint.of_layout(entry, task, layout).total
+        gpu = hardware or "h100"
+        room = catalog.HARDWARE[gpu][0]
+        rows.append(
+            f"| {_TASKS[task]} | {gpu.upper()} | {layout.num_nodes} x {layout.num_gpus_per_node} | "
+            f"{layout.topology.describe()}{', recomputed' if layout.recompute else ''} | {memory:.0f} of {room} GB | "
+            f"{layout.why} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        page.write_text(text)

@@ -1,0 +1,32 @@
+"""What scripts write from the recipes is what they would write now: tables in docs/recipes/, golden files."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.recipes import catalog
+
+
+def script(name: str) -> Any:
+    path = Path(__file__).parents[3] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_generated() -> None:
+    pages = script("write_recipe_tables").pages()
+    for page, text in pages.items():
+        assert page.read_text() == text, "run python scripts/write_recipe_tables.py"
+    written = "".join(pages.values())
+    assert all(f"<!-- table: layouts {name} -->" in written for name in catalog.names())
+
+
+def test_resolved_recipes_are_the_golden_files() -> None:
+    for path, text in script("write_golden_recipes").files().items():
+        assert path.read_text() == text, (
+            f"{path.name} changed; if it should, run python scripts/write_golden_recipes.py"
+        )
