@@ -79,6 +79,8 @@ class LoRA:
         """
         for chunk in model:
             chunk.requires_grad_(False)
+            if chunk.config.recompute_granularity and chunk.pre_process:  # pyright: ignore[reportAttributeAccessIssue]
+                chunk.embedding.register_forward_hook(_want_gradient)  # pyright: ignore[reportAttributeAccessIssue]
         for chunk, name, layer in self._matching_layers(model):
             self._attach(chunk, name, layer)
         adapters = adapters_of(model)
@@ -111,6 +113,11 @@ class LoRA:
     def make_adapter(self, name: str, weight: Tensor, *, column: bool, config: Any) -> Adapter:
         """The adapter of one weight; DoRA makes another kind."""
         return Adapter(self, name, weight, column=column, config=config)
+
+
+def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """A recomputed layer gives no gradients unless its input wants one, and frozen embeddings' output does not."""
+    return output.requires_grad_(torch.is_grad_enabled())
 
 
 def _add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

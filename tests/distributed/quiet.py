@@ -1,4 +1,4 @@
-"""Imports Megatron without what it says then and on every build: pytest takes warnings for errors, and it gives many."""
+"""Imports Megatron without what it says then and on every build: pytest takes warnings for errors."""
 
 import logging
 import warnings

@@ -1,0 +1,71 @@
+"""transformers loads what export writes, in either layout, and computes the same; import reads what it saves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+from mixtral_recipes.importers.verify import verify_checkpoint
+from tests.distributed.harness import launch
+from tests.parity.hf_mixtral import Folders, hf_model, make_model, tokens
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
+
+
+def transformers_logits(folder: Path) -> tuple[Tensor, list[str]]:
+    """What transformers says to `tokens`, and which weights it missed."""
+    from transformers import MixtralForCausalLM
+
+    hf_model(Folders(folder, folder))
+    model, info = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    with torch.no_grad():
+        return model(tokens()).logits, [*info["missing_keys"], *info["unexpected_keys"]]
+
+
+@pytest.mark.parametrize("shard", ["5GB", "60KB"])
+def test_transformers_computes_the_same(folders: Folders, tmp_path: Path, shard: str) -> None:
+    expected, _ = launch(1, transformers_logits, folders.hf)[0]
+    export_checkpoint(folders.megatron, tmp_path / "back", max_shard_size=shard)
+    found, wrong = launch(1, transformers_logits, tmp_path / "back")[0]
+    assert wrong == []
+    assert torch.equal(found, expected)
+
+
+def save_in_memory_layout(folders: Folders, folder: Path) -> None:
+    """A checkpoint with fused experts, as users hold who saved ``model.state_dict()`` themselves."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    model = hf_model(folders)
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    assert any(name.endswith("experts.gate_up_proj") for name in state)
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    shutil.copyfile(folders.hf / "config.json", folder / "config.json")
+
+
+def test_fused_experts_as_transformers_holds_them(folders: Folders, tmp_path: Path) -> None:
+    """The v5 layout is transformers' own, not only ours: import reads it, export writes it."""
+    launch(1, save_in_memory_layout, folders, tmp_path / "fused")
+    checkpoint = import_checkpoint(str(tmp_path / "fused"), tmp_path / "megatron")
+    assert verify_checkpoint(checkpoint, against=str(folders.hf)).passed
+    export_checkpoint(checkpoint, tmp_path / "back", layout="v5")
+    from safetensors.torch import load_file
+
+    theirs = load_file(tmp_path / "fused" / "model.safetensors")
+    ours = load_file(tmp_path / "back" / "model.safetensors")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_verify_compares_logits(folders: Folders) -> None:
+    report = verify_checkpoint(folders.megatron, against=str(folders.hf), logits=True)
+    assert report.passed, report
+    assert [check.name for check in report.checks][-1] == "logits"
