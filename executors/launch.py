@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import records
 from mixtral_recipes.executors.names import check_name, jobs_home
 
@@ -122,7 +122,7 @@ def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, A
     import fiddle as fdl
 
     if dry_run:
-        return {"dry_run": True, "executor": "direct", "run_dir": str(run_dir)}
+        return _shown(recipe, "this process", {"executor": "direct", "run_dir": str(run_dir)})
     record = _record(recipe, name, run_dir, "direct")
     record.pid, record.pid_start, record.state = os.getpid(), records.process_start(os.getpid()), "running"
     with records.locked(run_dir):
@@ -131,6 +131,11 @@ def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, A
         try:
             fdl.build(recipe)()
             record.state = "succeeded"
+        except (Preempted, SystemExit) as stop:
+            record.state = (
+                "preempted" if getattr(stop, "code", Preempted.exit_code) == Preempted.exit_code else "failed"
+            )
+            raise
         finally:
             record.save()
     return _result(record)
@@ -148,7 +153,7 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
     task = run.Script(RANK_MODULE, args=[str(recipe_file)], entrypoint="python", m=True)
     if dry_run:
         line = f"torchrun --nproc-per-node {record.nproc_per_node} -m {RANK_MODULE} {recipe_file}"
-        return {"dry_run": True, "executor": "local", "run_dir": str(run_dir), "command": line}
+        return _shown(recipe, line, {"executor": "local", "run_dir": str(run_dir), "command": line})
     attempt = Path(record.job_dir, "attempts", "0")
     executor = executor.clone()
     executor.env_vars |= {
@@ -174,9 +179,19 @@ def _slurm(
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
         shutil.rmtree(record.path.parent)
-        return {"dry_run": True, "executor": "slurm", "run_dir": str(run_dir), "script": script}
+        return _shown(recipe, script, {"executor": "slurm", "run_dir": str(run_dir), "script": script})
     result = None if detach else watch(record)
     return described if result is None else result | described
+
+
+def _shown(recipe: Any, what: str, described: dict[str, Any]) -> dict[str, Any]:
+    """Print the resolved recipe, its layout and exactly what would run; return ``described`` as a dry run's result."""
+    from nemo_run.core.serialization.yaml import YamlSerializer
+
+    nodes, processes = size(recipe)
+    print(f"# recipe\n{YamlSerializer().serialize(recipe).rstrip()}\n")
+    print(f"# layout: {nodes} node(s) x {processes} process(es) = {nodes * processes} rank(s)\n\n# would run\n{what}")
+    return {"dry_run": True, **described}
 
 
 def _record(recipe: Any, name: str, run_dir: Path, executor: str) -> records.RunRecord:

@@ -124,14 +124,16 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = 0
+    asked = 0  # signals so far
 
     def forward(number: int, _frame: Any) -> None:
         nonlocal asked
         asked += 1
-        with contextlib.suppress(ProcessLookupError):
-            # torchrun starts the ranks in sessions of their own and passes SIGTERM on to them
-            os.killpg(agent.pid, signal.SIGTERM if asked == 1 or number != signal.SIGINT else signal.SIGKILL)
+        kill = asked > 1 and number == signal.SIGINT
+        # torchrun starts the ranks in sessions of their own and passes SIGTERM on to them, but cannot pass on SIGKILL
+        for pid in [*(children(agent.pid) if kill else ()), agent.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -139,6 +141,16 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by ``pid`` itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
 @contextlib.contextmanager

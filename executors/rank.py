@@ -19,6 +19,7 @@ from typing import Any
 from mixtral_recipes import quiet
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.records import locked, private_folder, write_json
+from mixtral_recipes.training import watchdog
 
 
 def load(path: Path) -> Any:
@@ -103,6 +104,7 @@ def main() -> int:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
     signal.signal(signal.SIGTERM, _stopped_early)
     quiet.libraries()
+    watchdog.before_exit.append(lambda error: _record(_end(error)))  # it ends a hung rank without coming back here
     error: BaseException | None = None
     try:
         call(Path(sys.argv[1]))

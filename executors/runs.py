@@ -12,9 +12,22 @@ from typing import Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import records, slurm_status
-from mixtral_recipes.executors.records import RunRecord, write_private
+from mixtral_recipes.executors.records import RunRecord
 from mixtral_recipes.executors.sbatch import secrets_file
 from mixtral_recipes.executors.slurm_status import FINAL, JobState
+
+#: Before a job folder is used again: its old end is forgotten, failures and preemptions are counted afresh, and the
+#: secrets, which the last end deleted, come anew from stdin.
+_PREPARE_AGAIN = """
+cd "$1" && rm -f cancelled || exit 1
+number=1
+while [ -e "$(printf attempts-%03d.jsonl $number)" ]; do number=$((number + 1)); done
+[ ! -e attempts.jsonl ] || mv attempts.jsonl "$(printf attempts-%03d.jsonl $number)"
+umask 077
+rm -f secrets.env
+cat > secrets.env
+[ -s secrets.env ] || rm -f secrets.env
+"""
 
 
 def states(runs: list[RunRecord]) -> dict[str, JobState]:
@@ -123,15 +136,10 @@ def resubmit(record: RunRecord) -> str:
     if now.state not in FINAL:
         raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
     folder = record.remote_dir if record.ssh else record.job_dir
-    if not record.ssh:
-        job_dir = Path(record.job_dir)
-        secrets = secrets_file(tuple(record.secrets))
-        if secrets:
-            write_private(job_dir / "secrets.env", secrets)
-        (job_dir / "cancelled").unlink(missing_ok=True)
-        if (job_dir / "attempts.jsonl").exists():  # failures and preemptions are counted afresh
-            number = len(list(job_dir.glob("attempts-*.jsonl"))) + 1
-            (job_dir / "attempts.jsonl").rename(job_dir / f"attempts-{number:03d}.jsonl")
+    secrets = secrets_file(tuple(record.secrets))
+    prepared = slurm_status.slurm(["bash", "-c", _PREPARE_AGAIN, "bash", folder], record.ssh, stdin=secrets)
+    if prepared.returncode != 0:
+        raise LaunchError(f"the job folder of {record.id} is gone: {slurm_status.one_line(prepared.stderr)}.")
     done = slurm_status.slurm(["sbatch", "--requeue", "--parsable", f"{folder}/sbatch.sh"], record.ssh)
     match = re.match(r"(\d+)", done.stdout.strip())
     if done.returncode != 0 or not match:

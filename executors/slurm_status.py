@@ -85,13 +85,13 @@ def cancel(job_id: str, *, ssh: str = "") -> None:
         raise LaunchError(f"job {job_id} was not cancelled: {one_line(done.stderr) or 'Slurm does not answer'}.")
 
 
-def slurm(command: list[str], ssh: str = "") -> subprocess.CompletedProcess[str]:
+def slurm(command: list[str], ssh: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run one Slurm command, here or on the login node; a missing program or a timeout is a non-zero return code."""
     if ssh:
         host, _, port = ssh.partition(":")
         command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, shlex.join(command)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
     except subprocess.TimeoutExpired:

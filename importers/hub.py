@@ -114,8 +114,8 @@ def _fetch(api: "HfApi", where: HubId, commit: str, file: _Published) -> Path:
         path.resolve().unlink(missing_ok=True)  # the blob, so that nothing uses it again
         path.unlink(missing_ok=True)
     raise CheckpointError(
-        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, again and again; "
-        "they were thrown away. Check the network or the mirror in HF_ENDPOINT."
+        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, again and "
+        "again; they were thrown away. Check the network or the mirror in HF_ENDPOINT."
     )
 
 

@@ -41,12 +41,16 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.training.callbacks import PreemptionCallback as PreemptionCallback
     from mixtral_recipes.training.callbacks import TimingCallback as TimingCallback
     from mixtral_recipes.training.checkpoint import ModelCheckpoint as ModelCheckpoint
+    from mixtral_recipes.training.metrics import MLFlowLogger as MLFlowLogger
     from mixtral_recipes.training.metrics import NeMoLogger as NeMoLogger
     from mixtral_recipes.training.metrics import TensorBoardLogger as TensorBoardLogger
     from mixtral_recipes.training.metrics import WandbLogger as WandbLogger
     from mixtral_recipes.training.optimizer import CosineAnnealingScheduler as CosineAnnealingScheduler
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule as MegatronOptimizerModule
     from mixtral_recipes.training.precision import MegatronMixedPrecision as MegatronMixedPrecision
+    from mixtral_recipes.training.profiling import MemoryProfileCallback as MemoryProfileCallback
+    from mixtral_recipes.training.profiling import NsysCallback as NsysCallback
+    from mixtral_recipes.training.profiling import PytorchProfilerCallback as PytorchProfilerCallback
     from mixtral_recipes.training.resume import AutoResume as AutoResume
     from mixtral_recipes.training.resume import RestoreConfig as RestoreConfig
     from mixtral_recipes.training.trainer import MegatronStrategy as MegatronStrategy
@@ -88,11 +92,15 @@ _NAMES = {
     "NeMoLogger": "training.metrics",
     "TensorBoardLogger": "training.metrics",
     "WandbLogger": "training.metrics",
+    "MLFlowLogger": "training.metrics",
     "TimingCallback": "training.callbacks",
     "GarbageCollectionCallback": "training.callbacks",
     "MegatronCommOverlapCallback": "training.callbacks",
     "MegatronTokenDropCallback": "training.callbacks",
     "PreemptionCallback": "training.callbacks",
+    "NsysCallback": "training.profiling",
+    "PytorchProfilerCallback": "training.profiling",
+    "MemoryProfileCallback": "training.profiling",
     "Topology": "topology",
 }
 _RECIPES = (

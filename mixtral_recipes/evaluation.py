@@ -61,9 +61,7 @@ def evaluate_squad(
     questions = held_out_questions(data, limit)
     answers = list(generate(model_folder, [q.prompt() for q in questions], batch_size, max_new_tokens))
     predicted = [{"id": q.id, "prediction_text": answer} for q, answer in zip(questions, answers, strict=True)]
-    expected = [
-        {"id": q.id, "answers": {"text": q.answers, "answer_start": [0] * len(q.answers)}} for q in questions
-    ]
+    expected = [{"id": q.id, "answers": {"text": q.answers, "answer_start": [0] * len(q.answers)}} for q in questions]
     scores = squad(predicted, expected)  # pyright: ignore[reportArgumentType]
     return {
         "exact_match": round(float(scores["exact_match"]), 2),

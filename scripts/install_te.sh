@@ -30,7 +30,9 @@ fi
 "$venv/bin/pip" install --quiet setuptools wheel packaging pybind11 ninja nvdlfw-inspect nvidia-cudnn-frontend
 
 # Headers and libraries that torch's wheels bring (cublas, cudnn, nccl, ...) stand in the nvidia folders.
-CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+# nvcc itself says where it is: the one on PATH may be a link or a wrapper.
+here=$(nvcc --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^#\$ _HERE_=//p' | head -1)
+CUDA_HOME=${CUDA_HOME:-$(dirname "$here")}
 includes=$("$python" -c 'import glob, sys; print(":".join(glob.glob(sys.argv[1] + "/nvidia/*/include")))' "$site")
 export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1

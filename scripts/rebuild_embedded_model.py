@@ -4,7 +4,7 @@
     python scripts/make_tokenizer.py         # tokenizer and config.json
     python scripts/rebuild_embedded_model.py # weights; about half an hour on two cores
 
-The weights go to mixtral_recipes/embedded/mixtral_tiny/model.safetensors, beside the tokenizer and config they belong to.
+The weights go to mixtral_recipes/embedded/mixtral_tiny/model.safetensors, beside their tokenizer and config.
 An interrupted run goes on where its last checkpoint was: start it again with the same --dir.
 """
 
@@ -12,8 +12,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-import mixtral_recipes as llm
 import nemo_run as run
+
+import mixtral_recipes as llm
 from mixtral_recipes import api, embedded, quiet
 from mixtral_recipes.data.pretraining import PreTrainingDataModule
 from mixtral_recipes.executors.launch import launch

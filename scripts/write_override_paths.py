@@ -21,10 +21,10 @@ HEAD = '''"""Every setting's dotted path, for shell completion. Written by scrip
 # part of a recipe -> its settings
 SETTINGS = {
 '''
-TAIL = '''}
+TAIL = """}
 
 PATHS = [f"{part}.{name}" if part else name for part, names in SETTINGS.items() for name in names.split()]
-'''
+"""
 
 
 def settings() -> dict[str, list[str]]:

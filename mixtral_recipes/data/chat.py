@@ -159,21 +159,23 @@ class ChatEncoder:
             marked.append({**message, "content": f"{around[0]}{_OPEN}{number}{_OPEN}{core}{_CLOSE}{around[2]}"})
             roles.append(message["role"])
         with_marks, _ = self._apply(marked, where)
-        spans: list[tuple[str, Span]] = []
-        plain, start, role = "", 0, ""
+        spans: dict[int, Span] = {}
+        plain, start, number = "", 0, -1
         for piece in re.split(f"({_OPEN}\\d+{_OPEN}|{_CLOSE})", with_marks):
             if piece.startswith(_OPEN):
-                start, role = len(plain), roles[int(piece.strip(_OPEN))]
+                start, number = len(plain), int(piece.strip(_OPEN))
             elif piece == _CLOSE:
-                spans.append((role, (start, len(plain))))
+                spans[number] = (start, len(plain))
+                number = -1
             else:
                 plain += piece
-        if plain != text:
+        answers = {number for number, role in enumerate(roles) if role == "assistant"}
+        if plain != text or not answers <= spans.keys():
             raise DataError(
                 f"{where}: this chat template changes the messages' text, so what the assistant says cannot be found; "
                 "mark it in the template with {% generation %}."
             )
-        return spans
+        return [(roles[number], span) for number, span in spans.items() if number >= 0]
 
     def _with_end_of_turn(self, text: str, span: Span) -> Span:
         """Reach over spaces to the control token behind the answer."""

@@ -13,7 +13,7 @@ from mixtral_recipes.data.cache import tokenizer_hash
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.data.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.data.records import BadRecord, stop
-from mixtral_recipes.data.samples import Encoded, Fit, SampleStore, tokenized_splits
+from mixtral_recipes.data.samples import Encoded, Fit, tokenized_splits
 from mixtral_recipes.data.sources import open_source
 from mixtral_recipes.errors import DataError, nearest
 
@@ -108,13 +108,9 @@ def store_splits(
         keep_end: Whether samples that are too long lose their start, or their end.
         hold_out: Whether a missing validation set is taken from the end of the training set.
     """
-    specs = module.packed_sequence_specs
-    given = {"train": specs.packed_train_data_path, "validation": specs.packed_val_data_path} if specs else {}
-    stores: dict[str, SampleStore] = {n: SampleStore(Path(p)) for n, p in given.items() if p}
-    if "train" not in stores:
-        key = {**made_from, "tokenizer": tokenizer_hash(tokenizer)}
-        fit = Fit(module.sample_length, keep_end)
-        stores = tokenized_splits(key, splits, fit, vocab_size=len(tokenizer)) | stores
+    key = {**made_from, "tokenizer": tokenizer_hash(tokenizer)}
+    fit = Fit(module.sample_length, keep_end)
+    stores = tokenized_splits(key, splits, fit, vocab_size=len(tokenizer))
     if hold_out and "validation" not in stores and module.val_proportion:
         stores["train"], held_out = stores["train"].split_off(module.val_proportion)
         if held_out is not None:

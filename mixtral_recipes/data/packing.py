@@ -29,11 +29,10 @@ class PackedSequenceSpecs:
 
     Attributes:
         packed_sequence_size: Tokens per pack; -1 does not pack. Samples are cut to ``seq_length``, which may be less.
-        tokenizer_model_name: Accepted for NeMo's recipes; packs are cached under the tokenizer's content.
-        packed_train_data_path: A folder written by `data prepare --pack`, or NeMo's ``.npy``; None packs the module's
-            own samples.
-        packed_val_data_path: As above, for validation.
-        packed_metadata_path: Accepted for NeMo's recipes; nothing is needed from it.
+        tokenizer_model_name: Accepted for NeMo's recipes; samples are cached under the tokenizer's content.
+        packed_train_data_path: NeMo's file of packs, which is not read: packs are made from the samples.
+        packed_val_data_path: As above.
+        packed_metadata_path: As above.
         pad_cu_seqlens: Give ``cu_seqlens`` the same number of entries in every microbatch (CUDA graphs need it).
     """
 
@@ -201,10 +200,11 @@ def _by_pack(order: np.ndarray, bins: np.ndarray) -> Packs:
 
 @dataclass(frozen=True)
 class Balanced:
-    """An order in which every run of ``window`` packs costs about the same, and neighbours in it too.
+    """An order in which neighbours cost about the same, and every step has packs of every cost.
 
-    Packs are sorted by cost and cut into ``window`` strata; each step takes one pack of each stratum, drawn anew every
-    epoch. So steps take equally long, and data-parallel ranks, which read neighbouring packs, wait little for another.
+    Packs are sorted by cost, a little noise added, and cut into tiles of a few neighbours; the tiles are cut into as
+    many strata as a step has tiles, and each step takes one tile of each stratum, drawn anew every epoch. Data-parallel
+    ranks read neighbouring packs, so that within a microbatch they wait little for one another.
 
     Attributes:
         costs: [p], cost of each pack.
@@ -222,8 +222,19 @@ class Balanced:
         packs = draw.permutation(len(self.costs))
         steps = len(packs) // self.window
         even, left_over = packs[: steps * self.window], packs[steps * self.window :]
-        even = even[np.argsort(-self.costs[even], kind="stable")]
-        return np.concatenate([draw.permuted(even.reshape(self.window, steps), axis=1).T.ravel(), left_over])
+        noisy = self.costs[even] * draw.uniform(1.0, 1.1, len(even))  # other neighbours every epoch
+        tile = self._tile()
+        strata = even[np.argsort(-noisy)].reshape(self.window // tile, steps, tile)
+        turns = np.argsort(draw.random(strata.shape[:2]), axis=1)
+        drawn = np.take_along_axis(strata, turns[:, :, None], axis=1)
+        return np.concatenate([drawn.swapaxes(0, 1).ravel(), left_over])
+
+    def _tile(self) -> int:
+        """The largest power of two that divides the step and is no more than its square root."""
+        tile = 1
+        while self.window % (2 * tile) == 0 and 4 * tile * tile <= self.window:
+            tile *= 2
+        return tile
 
 
 class PackedDataset(Dataset[list[Sample]]):

@@ -1,6 +1,7 @@
 """What a data set is: looked at once, and told to the user before anything runs."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,16 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     records = [r.value for r in itertools.islice(source.records("train", errors.append), _LOOKED_AT)]
     if not records:
         raise errors[0] if errors else DataError(f"{spec}: no records.")
-    names = [name for name in records[0] if all(name in record for record in records)]
+    counts = Counter(name for record in records for name in record)
+    names = [name for name, count in counts.items() if 2 * count > len(records)]  # a few bad records change nothing
     root = _stable(spec)
     size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
     if {"context", "question", "answers"} <= set(names) or "paragraphs" in names:
         from mixtral_recipes.data.squad import SquadDataModule
 
         return Recognized(SquadDataModule, {"dataset_root": root}, f"{spec}: SQuAD, {size}", "squad", source)
-    shape = _chat_shape(records[0], names)
+    typical = next(record for record in records if set(names) <= set(record))
+    shape = _chat_shape(typical, names)
     if shape:
         from mixtral_recipes.data.chat import ChatDataModule
 
@@ -93,13 +96,13 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
             kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
             told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
             return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
-    if "text" in names and isinstance(records[0]["text"], str) and source.files:
+    if "text" in names and isinstance(typical["text"], str) and source.files:
         return _pretraining(spec, resolve(spec), "documents (text), loss on every token", "text", source)
     known = "; ".join(
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output")
     )
     raise DataError(
-        f"{spec}: records have {', '.join(records[0]) or 'no fields'}, which is no known form ({known}); name the "
+        f"{spec}: records have {', '.join(names) or 'no field in common'}, which is no known form ({known}); name the "
         "fields with FineTuningDataModule's columns={'input': ..., 'output': ...}."
     )
 

@@ -80,7 +80,7 @@ SETTINGS = {
         "moe_paged_stash_buffer_size_factor_cuda moe_paged_stash_buffer_size_factor_cpu "
         "fine_grained_offloading_max_inflight_offloads position_embedding_type share_embeddings_and_output_weights "
         "vocab_size make_vocab_size_divisible_by seq_length max_position_embeddings rotary_base rotary_percent "
-        "accelerate"
+        "freeze_router accelerate"
     ),
     "data": (
         "seq_length micro_batch_size global_batch_size num_workers seed packed_sequence_specs dataset_root tokenizer "

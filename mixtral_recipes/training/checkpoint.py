@@ -147,6 +147,11 @@ class Checkpointer:
                 "optim.config.use_precision_aware_optimizer=True cannot be checkpointed; set it to False."
             )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors this rank writes; known after `prepare`."""
+        return sum(shard.nbytes for shard in self._mine or [])
+
     def prepare(self) -> None:
         """Decide which rank writes what, and make room for the copy; all ranks call it together, once."""
         if self._mine is not None:

@@ -61,7 +61,9 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
     return torch.device("cpu")
 
 
-def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int, timeout_minutes: int = 30) -> None:
+def initialize(
+    topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int, timeout_minutes: int = 30
+) -> None:
     """Start torch.distributed and Megatron's groups, and seed everything.
 
     Args:

@@ -105,7 +105,8 @@ def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: i
         warmup = decay_steps // 10
     if decay_steps < 1:
         raise RecipeError(
-            f"optim.lr_scheduler.constant_steps={schedule.constant_steps} leaves no step of trainer.max_steps={max_steps}."
+            f"optim.lr_scheduler.constant_steps={schedule.constant_steps} leaves no step of "
+            f"trainer.max_steps={max_steps}."
         )
     return OptimizerParamScheduler(
         optimizer,

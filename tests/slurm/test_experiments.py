@@ -19,7 +19,7 @@ name = "look"
 command = ["recipes", "list"]
 [[stage]]
 name = "broken"
-command = ["import", "/nonexistent", "--to", "{dir}/out"]
+command = ["import", "/nonexistent"]
 [[stage]]
 name = "never"
 command = ["recipes", "list"]

@@ -22,7 +22,8 @@ STRIPPING = (
     "{{ bos_token }}{% for m in messages %}{{ '# ' + m['role'] + '\n' + m['content'] | trim + eos_token + '\n' }}"
     "{% endfor %}"
 )
-UPPERCASE = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+BACKWARDS = "{% for m in messages %}{{ m['content'] | reverse }}{% endfor %}"
+FIRST_WORDS = "{% for m in messages %}{{ m['content'][:5] }}{% endfor %}"
 
 
 def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -124,9 +125,10 @@ def test_control_tokens_in_messages_are_text(tokenizer: Any, template: str | Non
     assert learned_text(tokenizer, encoded) == ["It ends <s>a sentence</s>.</s>"]
 
 
-def test_template_that_changes_messages_is_refused(tokenizer: Any) -> None:
+@pytest.mark.parametrize("template", [BACKWARDS, FIRST_WORDS])
+def test_template_that_changes_messages_is_refused(tokenizer: Any, template: str) -> None:
     with pytest.raises(DataError, match=r"mark it in the template with \{% generation %\}"):
-        ChatEncoder(tokenizer, UPPERCASE).encode(messages((U, "a"), (A, "b")))
+        ChatEncoder(tokenizer, template).encode(TWO_TURNS)
 
 
 def test_template_that_raises_names_the_record(tokenizer: Any) -> None:
@@ -137,14 +139,14 @@ def test_template_that_raises_names_the_record(tokenizer: Any) -> None:
 def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": TWO_TURNS}) + "\n" for _ in range(10)))
-    module = ChatDataModule(dataset_root=path, seq_length=16, val_proportion=0.2)
+    whole = ChatEncoder(tokenizer).encode(TWO_TURNS)
+    length = len(whole.tokens) - 4
+    module = ChatDataModule(dataset_root=path, seq_length=length, val_proportion=0.2)
     module.setup(tokenizer)
     assert [len(module._sets[name]) for name in ("train", "validation")] == [8, 2]  # pyright: ignore[reportArgumentType]
     sample = module._sets["train"][0]
-    whole = ChatEncoder(tokenizer).encode(TWO_TURNS)
-    assert len(sample["tokens"]) == 17 < len(whole.tokens)
-    assert sample["tokens"].tolist() == whole.tokens[:17]
-    assert np.array_equal(sample["loss_mask"], whole.learned[1:17])
+    assert sample["tokens"].tolist() == whole.tokens[: length + 1]
+    assert np.array_equal(sample["loss_mask"], whole.learned[1 : length + 1])
 
 
 def test_template_file(tmp_path: Path, tokenizer: Any) -> None:

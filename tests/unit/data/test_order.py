@@ -104,7 +104,7 @@ def test_resumed_run_sees_what_the_uninterrupted_one_sees(name: str, tmp_path: P
     module = modules(tmp_path)[name]
     module.setup(tokenizer)
     whole = steps(module, 1, 0, 12)
-    assert len({tuple(row) for step in whole[:2] for row in step}) > 8  # the rows do differ
+    assert len({tuple(row) for step in whole[:2] for row in step}) > 4  # the rows do differ
     for size in (1, 2, 4):
         for stop in (0, 1, 5, 11):
             fresh = modules(tmp_path)[name]

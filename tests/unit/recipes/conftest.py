@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import tests.unit.recipes.quiet  # noqa: F401
 from mixtral_recipes.topology import Topology
 
 BuildRank = Callable[[Any, int], list[Any]]

@@ -1,0 +1,184 @@
+"""Import and export against ``cp`` and fsync of the same bytes, at the true widths of Mixtral with few layers.
+
+    python benchmarks/conversion.py --shape 8x7b --layers 4 --repeats 5 --folder /big/disk
+
+Times are ratios within one run: each repeat copies, imports and exports in turn, to outputs that did not exist. Memory
+is the peak of the process's anonymous pages (RssAnon), sampled from outside while a conversion runs by itself.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtral_recipes.importers import hf_config
+from mixtral_recipes.importers.mapping import canonical_shapes
+from mixtral_recipes.importers.safetensors_io import INDEX, header_bytes, shard_name, split_shards
+
+SHAPES: dict[str, dict[str, int]] = {  # mistralai's config.json of each
+    "8x7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "vocab_size": 32000},
+    "8x22b": {"hidden_size": 6144, "intermediate_size": 16384, "num_attention_heads": 48, "vocab_size": 32000},
+    "small": {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "vocab_size": 2000},
+}
+_NOISE_BYTES = 64 << 20
+SHARD_BYTES = 5 * 10**9
+
+
+def write_source(folder: Path, shape: str, layers: int) -> int:
+    """A synthetic bf16 checkpoint in the v4 layout, in shards of 5 GB; returns its bytes."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_hidden_layers": layers,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "torch_dtype": "bfloat16",
+        **SHAPES[shape],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = canonical_shapes(hf_config.dims(config))
+    sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
+    # Random bf16 in (-2, 2): sign, exponents below 128, any mantissa. Never NaN, and nothing a disk could compress.
+    noise = np.random.default_rng(0).integers(0, 2**16, _NOISE_BYTES // 2, dtype=np.uint16) & 0xBFFF
+    data = memoryview(noise.view(np.uint8))
+    shards = split_shards(sizes, SHARD_BYTES)
+    for index, names in enumerate(shards):
+        with (folder / shard_name(index, len(shards))).open("wb") as file:
+            file.write(header_bytes({name: ("BF16", shapes[name]) for name in names}))
+            for name in names:
+                left = sizes[name]
+                while left:
+                    count = min(left, len(data))
+                    file.write(data[:count])
+                    left -= count
+            os.fsync(file.fileno())
+    if len(shards) > 1:
+        weight_map = {name: shard_name(i, len(shards)) for i, names in enumerate(shards) for name in names}
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return sum(sizes.values())
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds ``cp -r`` and an fsync of every file take."""
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    for path in target.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return time.perf_counter() - start
+
+
+def convert(kind: str, source: Path, target: Path, *, sampled: bool = False) -> dict[str, float]:
+    """Run one conversion in a fresh process: its seconds (imports of Python modules apart), its peak memory."""
+    command = [sys.executable, __file__, "--convert", kind, str(source), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        peak = 0
+        while sampled and process.poll() is None:
+            peak = max(peak, _anonymous(process.pid))
+            time.sleep(0.005)
+        output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{kind} failed")
+    return json.loads(output.splitlines()[-1]) | {"peak_anonymous_gib": peak / 2**30}
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def convert_here(kind: str, source: Path, target: Path) -> None:
+    """The body of the process `convert` starts."""
+    start = time.perf_counter()
+    import torch.distributed.checkpoint  # noqa: F401
+
+    from mixtral_recipes.importers import torch_dist_read  # noqa: F401
+    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+
+    loaded = time.perf_counter()
+    if kind == "import":
+        import_checkpoint(str(source), target, progress=False)
+    else:
+        export_checkpoint(source, target, progress=False)
+    print(json.dumps({"seconds": time.perf_counter() - loaded, "start_seconds": loaded - start}))
+
+
+def measure(shape: str, layers: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Times and memory at one size."""
+    source, copied, imported, exported = (folder / name for name in ("source", "copied", "imported", "exported"))
+    nbytes = write_source(source, shape, layers)
+    times: dict[str, list[float]] = {"copy": [], "import": [], "export": []}
+    memory = {}
+    for repeat in range(repeats):
+        times["copy"].append(copy(source, copied))
+        shutil.rmtree(copied)
+        times["import"].append(convert("import", source, imported)["seconds"])
+        times["export"].append(convert("export", imported, exported)["seconds"])
+        shutil.rmtree(exported)
+        if repeat < repeats - 1:
+            shutil.rmtree(imported)
+        print(f"  {repeat}: " + "  ".join(f"{kind} {values[-1]:.2f} s" for kind, values in times.items()), flush=True)
+    memory["export"] = convert("export", imported, exported, sampled=True)["peak_anonymous_gib"]
+    shutil.rmtree(imported)
+    memory["import"] = convert("import", source, imported, sampled=True)["peak_anonymous_gib"]
+    for path in (source, imported, exported):
+        shutil.rmtree(path)
+    median = {kind: statistics.median(values) for kind, values in times.items()}
+    return {
+        "shape": shape,
+        "layers": layers,
+        "gigabytes": nbytes / 1e9,
+        "seconds": median,
+        "ratio_to_copy": {kind: median[kind] / median["copy"] for kind in ("import", "export")},
+        "peak_anonymous_gib": memory,
+    }
+
+
+def main() -> None:
+    """Measure every size asked for; print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--layers", type=int, action="append")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--convert", nargs=3, metavar=("KIND", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.convert:
+        kind, source, target = options.convert
+        convert_here(kind, Path(source), Path(target))
+        return
+    results = []
+    for shape in options.shape or ["8x7b", "8x22b"]:
+        for layers in options.layers or [2, 4]:
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                print(f"{shape}, {layers} layers", flush=True)
+                results.append(measure(shape, layers, options.repeats, Path(folder)))
+    print("| shape | layers | GB | cp s | import s (ratio) | export s (ratio) | anonymous GiB, import / export |")
+    print("|---|---|---|---|---|---|---|")
+    for r in results:
+        s, q, m = r["seconds"], r["ratio_to_copy"], r["peak_anonymous_gib"]
+        print(
+            f"| {r['shape']} | {r['layers']} | {r['gigabytes']:.1f} | {s['copy']:.2f} "
+            f"| {s['import']:.2f} ({q['import']:.2f}) | {s['export']:.2f} ({q['export']:.2f}) "
+            f"| {m['import']:.2f} / {m['export']:.2f} |"
+        )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What a run tells: lines, metrics.jsonl, TensorBoard, W&B and MLflow."""
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.training.metrics import MLFlowLogger, NeMoLogger, RunLog, TensorBoardLogger, WandbLogger, summary
+
+STEP: dict[str, Any] = {
+    "step": 3, "loss": 1.25, "grad_norm": float("inf"), "lr": 1e-4, "tokens_per_second": 12345.6, "updated": True,
+    "tflops_per_process": 0.5, "memory_gb": 2.0, "expert_imbalance": 1.5, "dropped_share": 0.0, "eta_seconds": 61.0,
+    "expert_load": [[1, 2]],
+}  # fmt: skip
+
+
+def test_lines_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(NeMoLogger("run", str(tmp_path)), 10, is_writer=True)
+    log.training(STEP, show=True)
+    log.training(STEP | {"step": 4}, show=False)
+    log.validation({"step": 4, "val_loss": 1.0})
+    log.event("save", {"step": 4, "stall_seconds": 0.1})
+    log.close()
+    log.close()
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(
+        "step 3/10  loss 1.2500  grad norm inf  lr 1.00e-04  12,346 tokens/s  0.5 TFLOP/s  2.00 GB"
+    )
+    assert out[0].endswith("ETA 0:01:01")
+    assert out[1:] == ["step 4/10  validation loss 1.0000"]
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in entries] == ["train", "train", "val", "save"]
+    assert entries[0]["grad_norm"] == "inf"
+    assert entries[0]["expert_load"] == [[1, 2]]
+
+
+def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(NeMoLogger("run", str(tmp_path), wandb=WandbLogger()), 10, is_writer=False)
+    log.training(STEP, show=True)
+    log.say("text")
+    log.close()
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_share_of_peak_and_drops_are_said_where_they_are_known() -> None:
+    assert "(45% of peak)" in summary(STEP | {"share_of_peak": 0.45})
+    assert "dropped 2.5%" in summary(STEP | {"dropped_share": 0.025})
+    assert "peak" not in summary(STEP)
+    assert "dropped" not in summary(STEP)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    log = RunLog(NeMoLogger("run", str(tmp_path), tensorboard=TensorBoardLogger(name="tb")), 10, is_writer=True)
+    log.training(STEP, show=False)
+    log.close()
+    (events,) = (tmp_path / "run" / "tb_logs" / "tb").iterdir()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert accumulator.Scalars("train/loss")[0].value == 1.25
+    assert "train/grad_norm" not in accumulator.Tags()["scalars"], "what is not finite is left out"
+
+
+def test_wandb_and_mlflow_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Any]] = []
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            told.append(("wandb", (numbers["train/loss"], step)))
+
+        def finish(self) -> None:
+            told.append(("wandb", "finished"))
+
+    wandb, mlflow = types.ModuleType("wandb"), types.ModuleType("mlflow")
+    wandb.init = lambda **settings: told.append(("init", settings["project"])) or Run()  # pyright: ignore
+    for name in ("set_tracking_uri", "set_experiment", "end_run"):
+        setattr(mlflow, name, lambda *args, name=name: told.append((name, args)))
+    mlflow.start_run = lambda run_name: told.append(("start_run", run_name))  # pyright: ignore
+    mlflow.log_metrics = lambda numbers, step: told.append(("mlflow", (numbers["train/loss"], step)))  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    settings = NeMoLogger("run", str(tmp_path), wandb=WandbLogger("p"), mlflow=MLFlowLogger(tracking_uri="uri"))
+    log = RunLog(settings, 10, is_writer=True)
+    log.training(STEP, show=False)
+    log.close()
+    assert ("wandb", (1.25, 3)) in told
+    assert ("mlflow", (1.25, 3)) in told
+    assert ("start_run", "run") in told
+    assert told[-1] == ("end_run", ())
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(EnvironmentProblem, match="wandb is not installed; run `pip install wandb`"):
+        RunLog(NeMoLogger("run", str(tmp_path), wandb=WandbLogger()), 1, is_writer=True)
