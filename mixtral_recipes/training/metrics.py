@@ -108,8 +108,8 @@ class RunLog:
         if not is_writer:
             return
         log.run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (log.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._scalars = scalar_writers(log)
+        self._file = (log.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         if sys.stdout.isatty():
             self._bar = _Bar(max_steps)
 

@@ -40,7 +40,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2 VPP2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
     "EP2": (2, {"expert_model_parallel_size": 2}),
     "EP4": (4, {"expert_model_parallel_size": 4}),
-    "TP2 EP2": (2, {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "sequence_parallel": True}),
+    "TP2 EP2": (
+        2,
+        {
+            "tensor_model_parallel_size": 2,
+            "expert_model_parallel_size": 2,
+            "expert_tensor_parallel_size": 1,
+            "sequence_parallel": True,
+        },
+    ),
     "PP2 EP2": (4, {"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2}),
     "ETP2": (
         2,
@@ -112,7 +120,7 @@ def test_a_refusal_reaches_every_process(imported: Imported, tmp_path: Path) -> 
 def load_and_run(checkpoint: Path, layout: dict[str, Any], target: Path | None) -> Tensor | None:
     """Build under a layout, load with Megatron's own loader, compute logits, save again in Megatron's format."""
     world = torch.distributed.get_world_size()
-    topology = Topology(num_nodes=1, num_gpus_per_node=world, **layout)
+    topology = Topology(world_size=world, **layout)
     distributed.initialize(topology, distributed.ProcessPlace.from_environment(), torch.device("cpu"), seed=1)
     fields = hf_config.to_megatron(json.loads((checkpoint / "context" / "config.json").read_text()))
     config = MixtralConfig(

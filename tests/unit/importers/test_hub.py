@@ -1,6 +1,5 @@
 """The Hub path, against a loopback server that speaks the Hub's API and fails in every way a network does."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,12 +13,7 @@ from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers import hub, locations
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.training.manifest import read_manifest, verify_files
-
-_spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-assert _spec
-assert _spec.loader
-hub_server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hub_server)
+from tests.unit.importers import hub_server
 
 SHARD = "model-00002-of-00003.safetensors"
 

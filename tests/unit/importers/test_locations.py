@@ -1,0 +1,57 @@
+"""hf://, nemo:// and paths."""
+
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.locations import HubId, parse_source
+
+
+def test_hub_ids() -> None:
+    assert parse_source("hf://mistralai/Mixtral-8x7B-v0.1") == HubId("mistralai/Mixtral-8x7B-v0.1")
+    assert parse_source("mistralai/Mixtral-8x7B-v0.1@abc") == HubId("mistralai/Mixtral-8x7B-v0.1", "abc")
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert parse_source(str(tmp_path)) == tmp_path
+    assert parse_source(f"hf://{tmp_path}") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert parse_source("org/name") == tmp_path / "org" / "name"
+    for wrong in ("./missing", "name", "s3://bucket/key", "nemo://org/name"):
+        with pytest.raises(CheckpointError):
+            parse_source(wrong)
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path))
+    assert locations.home() == tmp_path
+    monkeypatch.delenv("MIXTRAL_RECIPES_HOME")
+    assert locations.home() == Path.home() / ".cache" / "mixtral-recipes"
+
+
+def test_finished_imports(tmp_path: Path) -> None:
+    for name in ("org/model@aaa", "org/model@bbb", "org/other"):
+        folder = locations.models_home() / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    import os
+
+    os.utime(locations.models_home() / "org/model@aaa" / "manifest.json", (1, 1))
+    assert locations.resolve("nemo://org/model") == locations.models_home() / "org/model@bbb"
+    assert locations.resolve("nemo://org/model@aaa") == locations.models_home() / "org/model@aaa"
+    assert locations.checkpoint("nemo://org/other") == locations.models_home() / "org/other"
+    with pytest.raises(CheckpointError, match="Did you mean 'org/other'"):
+        locations.resolve("nemo://org/othre")
+    with pytest.raises(CheckpointError, match="checkpoint folder or nemo://ID"):
+        locations.checkpoint("hf://org/model")
+
+
+def test_a_hugging_face_folder_is_imported_and_a_checkpoint_is_not(make_model) -> None:
+    folder, _, _ = make_model()
+    checkpoint = locations.resolve(str(folder))
+    assert (checkpoint / "weights").is_dir()
+    assert locations.resolve(str(checkpoint)) == checkpoint
+    assert locations.resolve(f"hf://{folder}") == checkpoint
