@@ -5,6 +5,7 @@
     python scripts/rebuild_embedded_model.py # weights; about half an hour on two cores
 
 The weights go to mixtral_recipes/embedded/mixtral_tiny/model.safetensors, beside their tokenizer and config.
+The committed weights are a first version from an earlier text and schedule; this script does not reproduce them.
 An interrupted run goes on where its last checkpoint was: start it again with the same --dir.
 """
 
