@@ -116,7 +116,8 @@ class SavedAdapters:
         self._unused -= mine
         tensors = self._read(prefix)
         lora_a, lora_b = tensors["lora_a"], tensors["lora_b"].flatten(0, -2)
-        return MergedRows(base, lora_a, lora_b, self._scale, tensors.get("magnitude"))
+        magnitude = tensors.get("magnitude")  # [2, ffn] for linear_fc1, as lora_b
+        return MergedRows(base, lora_a, lora_b, self._scale, None if magnitude is None else magnitude.flatten())
 
     def check_all_merged(self) -> None:
         """Refuse to finish while an adapter has found no layer.
