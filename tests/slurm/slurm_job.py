@@ -37,7 +37,7 @@ def train(
     text: str = "",
     dump_env: str = "",
 ) -> None:
-    """Add up 0.5 ** step over the steps; every rank prints what it does.
+    """Add up 1 / (step + 1) over the steps; every rank prints what it does.
 
     ``dump_env`` writes the lengths and hashes of all variables that start with it to RUN/env.json.
     """
@@ -63,7 +63,7 @@ def train(
         raise ValueError(f"told to fail in rank {rank}")
     while step < steps:
         time.sleep(step_s)
-        agreed = torch.tensor([0.5**step, float(len(stopped))], dtype=torch.float64)
+        agreed = torch.tensor([1 / (step + 1), float(len(stopped))], dtype=torch.float64)
         if world_size > 1:
             dist.all_reduce(agreed)
         loss += agreed[0].item() / world_size
@@ -87,5 +87,5 @@ def expected_loss(steps: int) -> float:
     """The uninterrupted run's last loss, added up in the same order."""
     loss = 0.0
     for step in range(steps):
-        loss += 0.5**step
+        loss += 1 / (step + 1)
     return loss
