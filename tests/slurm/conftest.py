@@ -17,7 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("slurm")
-            item.add_marker("slow")
             item.add_marker(pytest.mark.filterwarnings("ignore"))
 
 
