@@ -6,24 +6,26 @@ every layout can read it.
 """
 
 import dataclasses
-import io
 import itertools
 import json
 import os
-import random
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.training import retention
 from mixtral_recipes.training.agreement import first, gathered, rank_and_size
+from mixtral_recipes.training.run_state import (
+    allocate_state,
+    random_key,
+    random_state,
+    set_random_state,
+    set_steps,
+    torch_bytes,
+)
 from mixtral_recipes.training.saving import Destination, HostCopy, Save
 from mixtral_recipes.training.shard_reader import StoredWeights
 from mixtral_recipes.training.shards import (
@@ -168,7 +170,7 @@ class Checkpointer:
             self._host = HostCopy(self._mine)
 
     def _shards(self) -> list[Shard]:
-        _allocate_state(self._optimizer)
+        allocate_state(self._optimizer)
         model = model_shards(self._model, adapters_only=self._adapters_only)
         return model + optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
 
@@ -232,7 +234,7 @@ class Checkpointer:
 
     def _objects(self) -> dict[str, bytes]:
         rank, size = rank_and_size()
-        objects = {_rng_key(rank, size): _torch_bytes([_rng_state()])}
+        objects = {random_key(rank, size): torch_bytes([random_state()])}
         if rank == 0:
             scalers = [part.grad_scaler for part in parts_of(self._optimizer) if getattr(part, "grad_scaler", None)]
             common = {
@@ -240,7 +242,7 @@ class Checkpointer:
                 "optimizer": {"step": self._scheduler.num_steps},
                 "grad_scaler": scalers[0].state_dict() if scalers else None,
             }
-            objects[_COMMON] = _torch_bytes([common])
+            objects[_COMMON] = torch_bytes([common])
         return objects
 
     def _make_room(self, needed: int) -> None:
@@ -275,7 +277,7 @@ class Checkpointer:
         stored = StoredWeights(checkpoint / "weights")
         stored.read_into(self._shards())
         (common,) = stored.read_object(_COMMON)
-        _set_steps(self._optimizer, common["optimizer"]["step"])
+        set_steps(self._optimizer, common["optimizer"]["step"])
         for part in parts_of(self._optimizer):
             if common["grad_scaler"] and getattr(part, "grad_scaler", None):
                 part.grad_scaler.load_state_dict(common["grad_scaler"])
@@ -284,16 +286,16 @@ class Checkpointer:
         self._scheduler.step(increment=common["scheduler"]["num_steps"])
         rank, size = rank_and_size()
         if facts["world_size"] == size:
-            _set_rng_state(stored.read_object(_rng_key(rank, size))[0])
+            set_random_state(stored.read_object(random_key(rank, size))[0])
         return Position(facts["step"], facts["consumed_samples"], facts.get("skipped_steps", 0))
 
     def load_optimizer(self, checkpoint: Path) -> None:
         """Take only the optimizer's moments and step count from another run's checkpoint."""
         stored = StoredWeights(checkpoint / "weights")
-        _allocate_state(self._optimizer)
+        allocate_state(self._optimizer)
         shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
         stored.read_into(shards)
-        _set_steps(self._optimizer, stored.read_object(_COMMON)[0]["optimizer"]["step"])
+        set_steps(self._optimizer, stored.read_object(_COMMON)[0]["optimizer"]["step"])
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -340,55 +342,3 @@ def read_run_facts(checkpoint: Path) -> dict[str, Any]:
         raise TypeError("step is no number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _allocate_state(optimizer: Any) -> None:
-    """Make the moments that a fused Adam makes at its first step, so that they can be read or written before it."""
-    for part in parts_of(optimizer):
-        if not getattr(part, "is_stub_optimizer", False) and not part.optimizer.state and part.init_state_fn:
-            part.init_state_fn(part.optimizer, part.config)
-
-
-def _set_steps(optimizer: Any, step: int) -> None:
-    """Tell Adam how many steps it has made: torch's counts per parameter, Transformer Engine's per group."""
-    for part in parts_of(optimizer):
-        if getattr(part, "is_stub_optimizer", False):
-            continue
-        for group in part.optimizer.param_groups:
-            states = [part.optimizer.state[parameter] for parameter in group["params"]]
-            if any("step" in state for state in states):
-                for state in states:
-                    state["step"] = torch.tensor(float(step))
-            elif step:
-                group["step"] = step
-
-
-def _torch_bytes(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def _rng_key(rank: int, size: int) -> str:
-    return f"rng_state/shard_{rank}_{size}"
-
-
-def _rng_state() -> dict[str, Any]:
-    """This rank's random state, of plain values and tensors only: it is read back with ``weights_only=True``."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state(),
-        "megatron": get_cuda_rng_tracker().get_states(),
-    }
-
-
-def _set_rng_state(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    torch.cuda.set_rng_state(states["device"])
-    get_cuda_rng_tracker().set_states(states["megatron"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import CheckpointError, RecipeError
-from mixtral_recipes.training.shards import Shard, model_shards, optimizer_shards
+from mixtral_recipes.training.shards import Shard, model_shards, optimizer_shards, parts_of
 from tests.distributed.harness import launch
 from tests.distributed.tiny_job import Job, Seen, checkpoints_of, metrics_of, silent, start
 
@@ -209,6 +210,37 @@ def read_by_megatron(job: Job) -> bool:
 def test_megatron_reads_what_was_written(tmp_path: Path) -> None:
     job = Job(str(tmp_path), steps=1, layout={"expert_model_parallel_size": 2})
     assert launch(2, read_by_megatron, job) == [True, True]
+
+
+def starts_from(job: Job) -> tuple[float, float]:
+    """The largest first moment and the step count that training starts with."""
+    found: list[float] = []
+
+    class Look:
+        def on_train_start(self, run: Any) -> None:
+            for part in parts_of(run.optimizer):
+                for state in part.optimizer.state.values():
+                    found.extend((float(state["exp_avg"].abs().max()), float(state["step"])))
+
+    with silent():
+        start(job, Look())
+    return max(found[0::2]), max(found[1::2])
+
+
+def test_the_optimizers_state_is_taken_when_asked(tmp_path: Path) -> None:
+    base = Job(str(tmp_path), "base", steps=2)
+    assert launch(1, starts_from, base) == [(0.0, 0.0)]
+    full = Job(str(tmp_path), "full", steps=1, base=str(checkpoints_of(base)[0]))
+    assert launch(1, starts_from, full) == [(0.0, 0.0)]
+    ((moment, step),) = launch(1, starts_from, dataclasses.replace(full, name="both", optimizer_too=True))
+    assert moment > 0
+    assert step == 2
+
+
+def test_time_intervals(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), steps=3, ckpt={"train_time_interval": timedelta(0), "save_top_k": -1})
+    launch(1, _started, job)
+    assert len(checkpoints_of(job)) == 3
 
 
 def two_in_one_folder(job: Job) -> str:

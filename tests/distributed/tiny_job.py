@@ -28,6 +28,7 @@ from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.resume import AutoResume, RestoreConfig
+from mixtral_recipes.training.run_state import random_state
 from mixtral_recipes.training.shards import model_shards, optimizer_shards
 from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 
@@ -42,6 +43,7 @@ class Job:
         steps: Where it ends.
         layout: Fields of MegatronStrategy.
         base: Checkpoint to fine-tune; None pretrains.
+        optimizer_too: Whether the base's optimizer state is taken too.
         lora: Whether adapters are trained instead of all weights.
         packed: Whether samples are packed.
         every: Steps between checkpoints; None saves at the end only.
@@ -57,6 +59,7 @@ class Job:
     steps: int = 4
     layout: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
+    optimizer_too: bool = False
     lora: bool = False
     packed: bool = False
     every: int | None = None
@@ -118,9 +121,9 @@ class Watcher:
         shards += optimizer_shards(run.optimizer, run.model, adapters_only=adapters)
         shards.sort(key=lambda shard: shard.place)
         tensors = [shard.tensor for shard in shards]
-        random_state = repr(checkpoint._rng_state()["python"]) + hash_of([torch.get_rng_state()])
+        states = repr(random_state()["python"]) + hash_of([torch.get_rng_state()])
         schedule = str(run.scheduler.num_steps)
-        self.state = hash_of(tensors, random_state + schedule)
+        self.state = hash_of(tensors, states + schedule)
 
 
 def hash_of(tensors: list[Tensor], text: str = "") -> str:
@@ -180,7 +183,7 @@ def start(job: Job, *more: Any) -> Seen:
             OptimizerConfig(lr=job.lr, use_distributed_optimizer=True),
             CosineAnnealingScheduler(warmup_steps=2, max_steps=30, min_lr=1e-4),
         ),
-        "resume": AutoResume(RestoreConfig(job.base) if job.base else None),
+        "resume": AutoResume(RestoreConfig(job.base, load_optim_state=job.optimizer_too) if job.base else None),
     }
     if job.base is None:
         result = api.pretrain(**arguments)
