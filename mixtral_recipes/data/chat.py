@@ -1,5 +1,6 @@
 """Fine-tuning on conversations, with the loss on the assistant's turns."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -73,8 +74,8 @@ class ChatEncoder:
     """Tokenizes conversations through a chat template, and finds the tokens the assistant says.
 
     A template that marks them (``{% generation %}``) is believed. With any other one the conversation is rendered a
-    second time with marks around each message's text: what lies between an assistant's marks is learned, and the
-    control token right behind it (the end of the turn).
+    second time with marks around each message's text: what lies between an assistant's marks is learned, and what the
+    template puts behind an answer (the end of the turn).
 
     A control token spelled out inside a message is encoded as the text it is.
     """
@@ -130,10 +131,10 @@ class ChatEncoder:
             return text, learned, []
         spans = self._message_spans(messages, text, where)
         if not believed:
-            learned = [self._with_end_of_turn(text, span) for role, span in spans if role == "assistant"]
+            learned = [self._whole_turn(text, span) for role, span in spans if role == "assistant"]
         return text, learned, [span for _, span in spans] if suspicious else []
 
-    def _apply(self, messages: list[Message], where: str) -> tuple[str, list[Span]]:
+    def _apply(self, messages: list[Message], where: str, *, prompt: bool = False) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -142,6 +143,7 @@ class ChatEncoder:
                 conversations=[messages],  # pyright: ignore[reportArgumentType]
                 chat_template=self.template,
                 return_assistant_tokens_mask=bool(_GENERATION.search(self.template)),
+                add_generation_prompt=prompt,
                 **self.tokenizer.special_tokens_map,
             )
         except (TemplateError, TypeError) as error:
@@ -177,13 +179,31 @@ class ChatEncoder:
             )
         return [(roles[number], span) for number, span in spans.items() if number >= 0]
 
-    def _with_end_of_turn(self, text: str, span: Span) -> Span:
-        """Reach over spaces to the control token behind the answer."""
-        end = span[1]
-        while end < len(text) and text[end] == " ":
+    @functools.cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """What the template puts between the generation prompt and an answer, and behind an answer."""
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text, _ = self._apply(talk, "chat_template")
+            prompt, _ = self._apply(talk[:1], "chat_template", prompt=True)
+            start, end = dict(self._message_spans(talk, text, "chat_template"))["assistant"]
+        except DataError:
+            return "", ""
+        before = text[len(prompt) : start] if text.startswith(prompt) else ""
+        return "" if before.strip() else before, text[end:].rstrip()
+
+    def _whole_turn(self, text: str, span: Span) -> Span:
+        """All that is generated in a turn: the answer, the space before it, and what ends the turn."""
+        start, end = span
+        before, behind = self._around_answer
+        if before and text[:start].endswith(before):
+            start -= len(before)
+        while end < len(text) and text[end] == " ":  # of the answer itself
             end += 1
+        if behind and text.startswith(behind, end):
+            return start, end + len(behind)
         token = self._control.match(text, end)
-        return (span[0], token.end()) if token else span
+        return start, token.end() if token else span[1]
 
     def _encode(self, rendered: list[tuple[str, list[Span], list[Span]]]) -> Iterator[Encoded]:
         texts = [text for text, _, _ in rendered]

@@ -18,6 +18,7 @@ PLAIN_MIXTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 STRIPPING = (
     "{{ bos_token }}{% for m in messages %}{{ '# ' + m['role'] + '\n' + m['content'] | trim + eos_token + '\n' }}"
     "{% endfor %}"
@@ -147,6 +148,12 @@ def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) ->
     sample = module._sets["train"][0]
     assert sample["tokens"].tolist() == whole.tokens[: length + 1]
     assert np.array_equal(sample["loss_mask"], whole.learned[1 : length + 1])
+
+
+def test_an_end_of_turn_that_is_no_token_is_learned(tokenizer: Any) -> None:
+    """As it must be, or the model never ends its turn."""
+    encoded = ChatEncoder(tokenizer, CHATML).encode(TWO_TURNS)
+    assert learned_text(tokenizer, encoded) == ["Hello there<|im_end|>", "See you<|im_end|>"]
 
 
 def test_template_file(tmp_path: Path, tokenizer: Any) -> None:
