@@ -15,6 +15,10 @@ def _check_range(name: str, start_step: int, end_step: int) -> None:
         raise RecipeError(f"{name}: start_step={start_step} and end_step={end_step} are no range; steps count from 1.")
 
 
+def _cuda_runtime() -> Any:
+    return torch.cuda.cudart()
+
+
 @dataclass
 class NsysCallback:
     """Lets ``nsys profile --capture-range=cudaProfilerApi`` record a range of steps, each in an NVTX range.
@@ -44,7 +48,7 @@ class NsysCallback:
         if not self._records or not self.start_step <= step <= self.end_step:
             return
         if step == self.start_step:
-            torch.cuda.cudart().cudaProfilerStart()
+            _cuda_runtime().cudaProfilerStart()
             self._nvtx = torch.autograd.profiler.emit_nvtx(record_shapes=self.gen_shape)
             self._nvtx.__enter__()
         torch.cuda.nvtx.range_push(f"step {step}")
@@ -61,7 +65,7 @@ class NsysCallback:
         """End the recording."""
         if self._nvtx is not None:
             self._nvtx.__exit__(None, None, None)
-            torch.cuda.cudart().cudaProfilerStop()
+            _cuda_runtime().cudaProfilerStop()
             self._nvtx = None
 
 

@@ -52,7 +52,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
-        "megatron": get_cuda_rng_tracker().get_states(),
+        "megatron": _tracker().get_states(),
     }
 
 
@@ -63,4 +63,9 @@ def set_random_state(states: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     torch.cuda.set_rng_state(states["device"])
-    get_cuda_rng_tracker().set_states(states["megatron"])
+    _tracker().set_states(states["megatron"])
+
+
+def _tracker() -> Any:
+    """Megatron's random states by name; there from the moment the groups are."""
+    return get_cuda_rng_tracker()

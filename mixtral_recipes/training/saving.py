@@ -80,7 +80,7 @@ class HostCopy:
     def take(self) -> list[Shard]:
         """Copy the tensors as they are now; the only part of an asynchronous save that training waits for."""
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, self._sources, non_blocking=self._on_gpu)
+            torch._foreach_copy_(self._copies, self._sources, non_blocking=self._on_gpu)  # pyright: ignore[reportPrivateImportUsage]
         if self._on_gpu:
             torch.cuda.synchronize()
         return self.shards

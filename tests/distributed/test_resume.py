@@ -70,11 +70,12 @@ def test_same_layout_resumes_bit_for_bit(tmp_path: Path, world: int, cases: list
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_same_layout_resumes_bit_for_bit_everywhere(tmp_path: Path, world: int) -> None:
-    layouts = ["ep1"] if world == 1 else ["ep1", "ep2"]
-    cases = [(kind, layout, saves) for kind in KINDS for layout in layouts for saves in (False, True)]
-    _check_bit_for_bit(launch(world, interrupted_and_not, str(tmp_path), cases, *LONG, timeout=1800))
+def test_same_layout_resumes_bit_for_bit_everywhere(tmp_path: Path, world: int, kind: str) -> None:
+    cases = [(kind, "ep1", False), (kind, "ep1" if world == 1 else "ep2", True)]
+    _check_bit_for_bit(launch(world, interrupted_and_not, str(tmp_path), cases, *LONG, timeout=3500))
 
 
 RESHARDED = {

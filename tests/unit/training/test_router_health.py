@@ -16,10 +16,10 @@ class _Router(TopKRouter):
 
     def __init__(self, layer: int, routing: Tensor) -> None:
         nn.Module.__init__(self)
-        self.layer_number, self.topk, self.routing = layer, 2, routing
+        self.layer_number, self.topk, self.given = layer, 2, routing
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x, self.routing
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return input, self.given
 
 
 @pytest.fixture(autouse=True)
