@@ -35,8 +35,8 @@ def import_checkpoint(
     """Convert a Hugging Face Mixtral into a Megatron checkpoint that loads at any parallel layout.
 
     Without ``output`` the result is kept under `locations.models_home`, keyed by the source's revision or content, and
-    the same source is converted once: a second call, or a second process, gets the first one's result. Under torchrun
-    all processes share the work.
+    the same source is converted once: a second call, or a second process, gets the first one's result. Under torchrun,
+    or where torch.distributed is initialised, all processes must call this together and share the work.
 
     Args:
         source: ``hf://org/name[@revision]``, or a model folder.
@@ -154,7 +154,8 @@ class _Import:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is, on purpose
                 try:
-                    save({}, storage_writer=writer, planner=planner, no_dist=self.processes.count == 1)
+                    alone, group = self.processes.count == 1, self.processes.group
+                    save({}, storage_writer=writer, planner=planner, process_group=group, no_dist=alone)
                 except CheckpointException as error:
                     raise _cause(error) from error
         gathered = self.processes.gather((writer.hashes, stream.digests))

@@ -14,7 +14,7 @@ from mixtral_recipes.importers import hf_config, safetensors_io
 from mixtral_recipes.importers.hf_source import SIDECARS, read_config
 from mixtral_recipes.importers.hf_to_megatron import check_room, default_threads
 from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
-from mixtral_recipes.importers.model_card import model_card
+from mixtral_recipes.importers.model_card import model_card, provenance
 from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.training.manifest import locked, publish, read_manifest
@@ -195,15 +195,11 @@ class _Export:
             if path.is_file():
                 shutil.copyfile(path, self.staging / name)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
-        provenance = {
-            "source": self.manifest["source"],
-            "kind": self.manifest["kind"],
-            "created": self.manifest["created"],
-            "layout": self.layout,
-            "tensors": {name: {"sha256": digest} for name, digest in sorted(digests.items())},
-        }
-        (self.staging / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n")
-        (self.staging / "README.md").write_text(model_card(self.manifest, self.config, self.layout, tensors[0].dtype))
+        origin = provenance(self.checkpoint, self.manifest)
+        hashes = {name: {"sha256": digest} for name, digest in sorted(digests.items())}
+        content = origin | {"layout": self.layout, "tensors": hashes}
+        (self.staging / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n")
+        (self.staging / "README.md").write_text(model_card(origin, self.config, self.layout, tensors[0].dtype))
 
 
 def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:

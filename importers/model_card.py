@@ -1,8 +1,12 @@
 """The README.md of an exported model: what it is and where it came from."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import hf_config
+from mixtral_recipes.training.manifest import read_manifest
 
 _TEMPLATE = """---
 library_name: transformers
@@ -25,19 +29,40 @@ Every tensor's SHA-256 is in `mixtral-recipes.json`.
 """
 
 
-def model_card(manifest: dict[str, Any], config: dict[str, Any], layout: str, dtype: str) -> str:
+def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint came from, without folders of someone's machine: they say nothing to a reader.
+
+    Args:
+        checkpoint: The checkpoint folder; ``context/run.json`` of a training run adds what it knows.
+        manifest: Its manifest.
+
+    Returns:
+        "kind", "created", and what is known of: "id" and "revision" of the Hub model it began as, "run", "step",
+        "consumed_samples", "recipe".
+    """
+    found = {"kind": manifest["kind"], "created": manifest["created"]}
+    found |= {key: value for key, value in manifest["source"].items() if key != "path" and value is not None}
+    try:
+        facts = json.loads((checkpoint / "context" / "run.json").read_text())
+        found |= {key: facts[key] for key in ("run", "step", "consumed_samples") if key in facts}
+        if facts.get("base"):
+            base = read_manifest(Path(facts["base"]))["source"]
+            found |= {key: base[key] for key in ("id", "revision") if key in base}
+    except (OSError, ValueError, CheckpointError):
+        pass  # an imported model has no run, and a base may have gone
+    return found
+
+
+def model_card(origin: dict[str, Any], config: dict[str, Any], layout: str, dtype: str) -> str:
     """Text of the model card.
 
     Args:
-        manifest: The checkpoint's manifest; all of its ``source`` is shown, local paths excepted.
+        origin: As `provenance` returns it; all of it is shown.
         config: config.json.
         layout: "v4" or "v5".
         dtype: The weights' dtype, as safetensors spells it.
     """
-    source: dict[str, Any] = manifest["source"]
-    repo = str(source.get("id", "")).removeprefix("hf://")
-    shown = {"kind": manifest["kind"], "checkpoint written": manifest["created"], **source}
-    shown.pop("path", None)  # a folder on someone's machine says nothing to a reader
+    repo = str(origin.get("id", "")).removeprefix("hf://")
     return _TEMPLATE.format(
         base=f"base_model: {repo}\n" if repo else "",
         title=f"{repo.split('/')[-1]} (exported)" if repo else "Mixtral (exported)",
@@ -47,5 +72,5 @@ def model_card(manifest: dict[str, Any], config: dict[str, Any], layout: str, dt
         hidden=hf_config.value(config, "hidden_size"),
         dtype=dtype,
         layout=layout,
-        rows="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
+        rows="\n".join(f"| {name} | {value} |" for name, value in origin.items()),
     )

@@ -21,6 +21,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    group: Any = None  # gloo, whatever the training uses; None is the default group
 
     @staticmethod
     @contextlib.contextmanager
@@ -29,7 +30,12 @@ class Processes:
         import torch.distributed as dist
 
         if dist.is_initialized():
-            yield Processes(dist.get_rank(), dist.get_world_size())
+            own = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+            try:
+                yield Processes(dist.get_rank(), dist.get_world_size(), own)
+            finally:
+                if own is not None:
+                    dist.destroy_process_group(own)
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("gloo")
             try:
@@ -46,7 +52,7 @@ class Processes:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def first[T](self, work: Callable[[], T]) -> T:
@@ -61,7 +67,7 @@ class Processes:
                 outcome[0] = work()
             except Exception as error:
                 outcome[1] = error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]

@@ -212,7 +212,7 @@ def matching_config(config: MixtralConfig, base: Path) -> MixtralConfig:
 
     stored = to_megatron(json.loads((base / "context" / "config.json").read_text()))
     shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
-             "num_moe_experts", "moe_router_topk")  # fmt: skip
+             "kv_channels", "num_moe_experts", "moe_router_topk")  # fmt: skip
     for name in shape:
         if name in stored and getattr(config, name) != stored[name]:
             raise RecipeError(

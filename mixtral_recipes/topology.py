@@ -6,6 +6,7 @@ Nothing else in this package computes ``world_size // (tp * pp * cp)``; ask a `T
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 
@@ -23,11 +24,26 @@ class ModelShape:
     max_position_embeddings: int
     vocab_size: int = 32000
     make_vocab_size_divisible_by: int = 128
+    kv_channels: int | None = None
+
+    @staticmethod
+    def of(config: Any) -> "ModelShape":
+        """The sizes of a Mixtral configuration, whether already built or still a `run.Config` of one."""
+        return ModelShape(
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            num_query_groups=config.num_query_groups or config.num_attention_heads,
+            ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * config.hidden_size,
+            num_moe_experts=config.num_moe_experts or 1,
+            max_position_embeddings=config.max_position_embeddings,
+            kv_channels=config.kv_channels,
+        )
 
     @property
     def head_dim(self) -> int:
         """Size of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)

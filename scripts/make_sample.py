@@ -6,11 +6,12 @@ into its own sentences. It writes three files under mixtral_recipes/embedded/squ
 
     train.json         SQuAD v1.1, the passages to fine-tune on
     validation.json    SQuAD v1.1, passages that appear nowhere else
-    pretraining.jsonl  {"text": ...}, each train passage followed by some of its questions and their answers in
-                       everyday wording, for pretraining the embedded model
+    pretraining.jsonl  {"text": ...}, train passages and excerpts of them, followed by their questions and answers in
+                       everyday wording, or told again: what the embedded model's pretraining looks like
 
-The base model thus learns to look things up in a passage, but never sees the fine-tuning prompt, nor ends after an
-answer. A given seed gives the same bytes everywhere (only random.Random and ASCII text are used).
+`corpora` makes more such text, of passages that ship nowhere, for scripts/rebuild_embedded_model.py. The base model
+thus learns to look things up in a passage, but never sees the fine-tuning prompt, nor ends after an answer. A given
+seed gives the same bytes everywhere (only random.Random and ASCII text are used).
 
     python scripts/make_sample.py            # write the files
     python scripts/make_sample.py --check    # exit status 1 if a committed file differs
@@ -23,6 +24,7 @@ import json
 import random
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,9 +35,8 @@ VALIDATION_PASSAGES = 80
 FACTS_PER_PASSAGE = (4, 6)  # fewest, most
 SECOND_SUBJECT_SHARE = 0.2  # passages that also tell one or two facts about another subject of the same kind
 CLOSING_SHARE = 0.5  # passages that end with a sentence without a fact
-EXCERPTS = 1  # pretraining documents per train passage of its opening and a few facts, followed by questions
-RETELLINGS = 1  # and those followed by the same facts told again. Looking up is learnt first from short, dense texts
-FACTS_PER_EXCERPT = (2, 4)
+FACTS_PER_EXCERPT = (1, 3)
+WORDS_PER_LIST = (4, 14)
 
 # ---------------------------------------------------------------------------------------------------- word lists
 
@@ -1071,39 +1072,99 @@ def retell(one: Told, rng: random.Random) -> str:
     return with_answer(rng.choice((named, one.sentence)), one.answer)
 
 
-def pretraining(passages: list[Passage], rng: random.Random) -> str:
-    """Return the pretraining text.
+def excerpt(passage: Passage, rng: random.Random) -> Passage:
+    """Keep the opening and a few of the facts, in their order."""
+    most = min(FACTS_PER_EXCERPT[1], len(passage.told))
+    kept = sorted(rng.sample(range(len(passage.told)), rng.randint(FACTS_PER_EXCERPT[0], most)))
+    return Passage(passage.kind, passage.opening, tuple(passage.told[i] for i in kept), "")
 
-    Of every passage there is the whole followed by questions on all its facts, excerpts followed by questions, and
-    excerpts told again in another order.
-    """
-    lines = []
+
+def asked(passage: Passage, rng: random.Random, times: int = 1) -> str:
+    """Return a passage and questions on all its facts, in any order, each as often as said."""
+    facts = list(passage.told) * times
+    rng.shuffle(facts)
+    return "\n".join((passage.text()[0], *(restate(one, rng) for one in facts)))
+
+
+def told_again(passage: Passage, rng: random.Random) -> str:
+    """Return a passage and its facts once more, in any order."""
+    facts = rng.sample(passage.told, len(passage.told))
+    return f"{passage.text()[0]}\nOnce more: " + " ".join(retell(one, rng) for one in facts)
+
+
+def word_list(rng: random.Random) -> str:
+    """Return words of the pools, and the same words once more."""
+    pools = sorted(set(POOLS) | {"year"})
+    words = list(dict.fromkeys(draw_word(rng.choice(pools), rng) for _ in range(rng.randint(*WORDS_PER_LIST))))
+    return f"{' '.join(words)}.\nOnce more: {' '.join(words)}."
+
+
+def pretraining(passages: list[Passage], rng: random.Random) -> str:
+    """Return the pretraining text: every passage whole, an excerpt with each question twice, and one told again."""
+    texts = []
     for passage in passages:
-        for excerpt, again in ((False, False), *[(True, False)] * EXCERPTS, *[(True, True)] * RETELLINGS):
-            part = passage
-            if excerpt:
-                kept = sorted(rng.sample(range(len(passage.told)), rng.randint(*FACTS_PER_EXCERPT)))
-                part = Passage(passage.kind, passage.opening, tuple(passage.told[i] for i in kept), "")
-            facts = rng.sample(part.told, len(part.told))
-            if again:
-                rest = "Once more: " + " ".join(retell(one, rng) for one in facts)
-            else:
-                rest = "\n".join(restate(one, rng) for one in facts)
-            lines.append(json.dumps({"text": f"{part.text()[0]}\n{rest}"}))
-    rng.shuffle(lines)
-    return "\n".join(lines) + "\n"
+        part = excerpt(passage, rng)
+        texts += [asked(passage, rng), asked(part, rng, times=2), told_again(excerpt(passage, rng), rng)]
+    rng.shuffle(texts)
+    return as_jsonl(texts)
+
+
+def as_jsonl(texts: list[str]) -> str:
+    """Return texts as lines of {"text": ...}."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def corpora(documents: int, seed: int = SEED) -> dict[str, str]:
+    """Return three texts to pretrain on one after the other; none of the held-out passages is in them.
+
+    A small model learns the patterns of a text long before it learns to look something up in it, and then has little
+    left to learn the latter from. So it starts with bare lists of words told twice, where there is nothing else to
+    learn; goes on to excerpts, each fact asked for twice; and ends with whole passages.
+
+    Args:
+        documents: Of each text.
+        seed: Of the passages and lists.
+
+    Returns:
+        JSONL by name: "lists", "excerpts", "passages", in the order of use.
+    """
+    rng = random.Random(seed + 1)
+    held_out = {passage.text()[0] for passage in draw_passages(random.Random(seed))[TRAIN_PASSAGES:]}
+
+    def passage() -> Passage:
+        while (drawn := draw_passage(rng.choice(DOMAINS), rng)).text()[0] in held_out:
+            pass
+        return drawn
+
+    def mixed(shares: tuple[float, float, float], part: Callable[[Passage], Passage], times: int) -> str:
+        kinds = rng.choices(("list", "again", "asked"), shares, k=documents)
+        write = {
+            "list": lambda: word_list(rng),
+            "again": lambda: told_again(part(passage()), rng),
+            "asked": lambda: asked(part(passage()), rng, times),
+        }
+        return as_jsonl([write[kind]() for kind in kinds])
+
+    return {
+        "lists": mixed((1, 0, 0), lambda whole: whole, 1),
+        "excerpts": mixed((0.2, 0.2, 0.6), lambda whole: excerpt(whole, rng), 2),
+        "passages": mixed((0.1, 0.2, 0.7), lambda whole: whole, 1),
+    }
+
+
+def draw_passages(rng: random.Random) -> list[Passage]:
+    """Draw the passages of the sample, all different: the train ones, then the held-out ones."""
+    passages: dict[str, Passage] = {}
+    while len(passages) < TRAIN_PASSAGES + VALIDATION_PASSAGES:
+        passage = draw_passage(DOMAINS[len(passages) % len(DOMAINS)], rng)
+        passages.setdefault(passage.text()[0], passage)
+    return list(passages.values())
 
 
 def make_files(seed: int = SEED) -> dict[str, str]:
     """Return the text of each file of the sample by name."""
     rng = random.Random(seed)
-    passages: list[Passage] = []
-    seen: set[str] = set()
-    while len(passages) < TRAIN_PASSAGES + VALIDATION_PASSAGES:
-        passage = draw_passage(DOMAINS[len(passages) % len(DOMAINS)], rng)
-        if passage.text()[0] not in seen:
-            seen.add(passage.text()[0])
-            passages.append(passage)
+    passages = draw_passages(rng)
     train, validation = passages[:TRAIN_PASSAGES], passages[TRAIN_PASSAGES:]
     return {
         "train.json": squad("train", train, rng),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.layer_specs import block_spec
-from mixtral_recipes.topology import ModelShape, Topology
+from mixtral_recipes.topology import Topology
 
 
 def transformer_engine_usable() -> bool:
@@ -26,19 +26,6 @@ def transformer_engine_usable() -> bool:
     except (ImportError, FileNotFoundError, OSError):
         return False
     return True
-
-
-def shape_of(config: MixtralConfig) -> ModelShape:
-    """The part of a configuration that decides which layouts it allows."""
-    return ModelShape(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_query_groups or config.num_attention_heads,
-        ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * config.hidden_size,
-        num_moe_experts=config.num_moe_experts or 1,
-        max_position_embeddings=config.max_position_embeddings,
-    )
 
 
 def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -> MixtralConfig:

@@ -95,13 +95,15 @@ class MixtralConfigTiny(MixtralConfig):
 
     num_layers: int = 4
     hidden_size: int = 128
-    num_attention_heads: int = 8
-    num_query_groups: int | None = 4
-    ffn_hidden_size: int | None = 256
-    vocab_size: int = 2000
+    num_attention_heads: int = 4
+    num_query_groups: int | None = 2
+    kv_channels: int | None = 64  # heads narrower than this hardly learn to match one of a few hundred words
+    ffn_hidden_size: int | None = 128
+    vocab_size: int = 1999
     seq_length: int = 256
     max_position_embeddings: int = 512
     rotary_base: float = 1e4
+    init_method_std: float = 0.06  # 0.02 suits hidden sizes of thousands
     bf16: bool = False
     params_dtype: torch.dtype = torch.float32
 

@@ -125,7 +125,7 @@ _IN_NODE = "expert TP 1, so that the experts' all-to-all over EP 8 stays inside 
 _SHAPE_8X7B = ModelShape(32, 4096, 32, 8, 14336, 8, 4096)
 _SHAPE_8X22B = ModelShape(56, 6144, 48, 8, 16384, 8, 4096)
 _SHAPE_8X3B = ModelShape(32, 2560, 32, 8, 8960, 8, 4096)
-_SHAPE_TINY = ModelShape(4, 128, 8, 4, 256, 8, 512, vocab_size=1999)  # the embedded config.json
+_SHAPE_TINY = ModelShape(4, 128, 4, 2, 128, 8, 512, vocab_size=1999, kv_channels=64)  # the embedded config.json
 
 
 # Columns: nodes, TP, PP, VPP, CP, EP, expert TP. "GB" is memory per GPU as `footprint` counts it.

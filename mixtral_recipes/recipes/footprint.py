@@ -49,8 +49,8 @@ def parameters(shape: ModelShape, *, vocab_size: int | None = None) -> int:
         shape: The model.
         vocab_size: Rows of the embedding and of the output layer; None takes the model's.
     """
-    h, kv = shape.hidden_size, shape.num_query_groups * shape.head_dim
-    layer = 2 * h * h + 2 * h * kv + shape.num_moe_experts * h + 2 * h
+    h, kv, q = shape.hidden_size, shape.num_query_groups * shape.head_dim, shape.num_attention_heads * shape.head_dim
+    layer = 2 * h * q + 2 * h * kv + shape.num_moe_experts * h + 2 * h
     vocabulary = 2 * (vocab_size or shape.vocab_size) * h
     return expert_parameters(shape) + shape.num_layers * layer + vocabulary + h
 

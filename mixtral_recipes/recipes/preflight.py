@@ -20,20 +20,6 @@ def topology_of(recipe: Any) -> Topology:
     )
 
 
-def shape_of(recipe: Any) -> ModelShape:
-    """The model's sizes, read from its configuration without building it."""
-    config = recipe.model.config
-    return ModelShape(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_query_groups or config.num_attention_heads,
-        ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * config.hidden_size,
-        num_moe_experts=config.num_moe_experts or 1,
-        max_position_embeddings=config.max_position_embeddings,
-    )
-
-
 def batch_of(recipe: Any) -> BatchShape:
     """The recipe's batch."""
     data = recipe.data
@@ -53,4 +39,4 @@ def preflight(recipe: Any) -> None:
     Raises:
         RecipeError: every broken rule, and the nearest layout that breaks none.
     """
-    topology_of(recipe).check(shape_of(recipe), batch_of(recipe))
+    topology_of(recipe).check(ModelShape.of(recipe.model.config), batch_of(recipe))

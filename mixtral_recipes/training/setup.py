@@ -17,10 +17,10 @@ from torch import Tensor
 from mixtral_recipes.data.batch import DataParallelPlace
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.models.acceleration import accelerate
-from mixtral_recipes.models.builder import build_model, shape_of, transformer_engine_usable, with_topology
+from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
-from mixtral_recipes.topology import BatchShape, Topology
+from mixtral_recipes.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.training import callbacks
 from mixtral_recipes.training.checkpoint import load_model
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
@@ -91,7 +91,7 @@ def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> Non
         packed=packed is not None and packed.packed_sequence_size > 0,
         fp8=bool(trainer.plugins.fp8),
     )
-    trainer.topology().check(shape_of(model.config), batch)
+    trainer.topology().check(ModelShape.of(model.config), batch)
 
 
 def build_run(

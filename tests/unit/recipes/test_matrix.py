@@ -14,8 +14,9 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 from mixtral_recipes.peft.lora import adapters_of
 from mixtral_recipes.recipes import catalog, loading
 from mixtral_recipes.recipes.footprint import of_layout, parameters
-from mixtral_recipes.recipes.preflight import preflight, shape_of, topology_of
+from mixtral_recipes.recipes.preflight import preflight, topology_of
 from mixtral_recipes.recipes.yaml_file import read_recipe, write_recipe
+from mixtral_recipes.topology import ModelShape
 
 # Megatron says so of every configuration without shared experts' sizes; the value it takes is the one we want.
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
@@ -72,7 +73,7 @@ def test_every_case_reloads_equal_and_passes_preflight(name: str, tmp_path: Path
 def test_the_catalog_is_what_the_recipes_build() -> None:
     for case in cases(("h100",)):
         entry, recipe = catalog.entry(case[0]), loading.load(case[0], case[1], **case[2])
-        shape = shape_of(recipe)
+        shape = ModelShape.of(recipe.model.config)
         assert (shape.num_layers, shape.hidden_size, shape.num_attention_heads, shape.num_query_groups) == (
             entry.shape.num_layers,
             entry.shape.hidden_size,
@@ -129,7 +130,7 @@ def test_parameters_over_all_ranks_are_the_published_number(build_rank: Any, nam
         for chunk in build_rank(recipe, stage * ranks_per_stage):
             for parameter in chunk.parameters():
                 total += parameter.numel() * copies(parameter, topology)
-    padding = topology.padded_vocab_size(shape_of(recipe)) - config.vocab_size
+    padding = topology.padded_vocab_size(ModelShape.of(recipe.model.config)) - config.vocab_size
     assert total - 2 * padding * config.hidden_size == published == parameters(catalog.entry(name).shape)
 
 
