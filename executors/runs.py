@@ -46,7 +46,7 @@ def states(runs: list[RunRecord]) -> dict[str, JobState]:
         for record in waiting:
             state = answers[record.job_id]
             if state.state == "unknown" or state.source == "sacct":
-                state = slurm_status.from_history(record.job_dir) or state
+                state = slurm_status.from_history(record.job_dir, record.job_id) or state
             found[record.id] = state
     for record in runs:
         state = found[record.id].state

@@ -70,7 +70,7 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
         ssh = ssh_address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
         state = slurm_status.query([app_id], ssh=ssh)[app_id]
         if state.state == "unknown":
-            state = slurm_status.from_history(folder) or state
+            state = slurm_status.from_history(folder, app_id) or state
         name = Path(folder).name
         return DescribeAppResponse(
             app_id=app_id,

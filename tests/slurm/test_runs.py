@@ -90,7 +90,7 @@ def test_cancel_saves_and_resume_goes_on(site: Site) -> None:
     code, _ = site.cli("cancel", record.id)
     assert code == 2
     end = time.monotonic() + 120
-    while runs.slurm_status.from_history(record.job_dir) is None and time.monotonic() < end:
+    while runs.slurm_status.from_history(record.job_dir, record.job_id) is None and time.monotonic() < end:
         time.sleep(0.3)  # Slurm says CANCELLED while the ranks still save
     _, text = site.cli("logs", record.id, "--rank", "0")
     assert "saved at step" in text

@@ -25,9 +25,9 @@ attempt="$job_dir/attempts/$number"
 stopping=
 trap 'stopping=1' TERM         # scancel, preemption or the time limit; the steps get the signal too
 
-record() {  # outcome, exit code: one line of the job's own history
-    printf '{"attempt": %d, "outcome": "%s", "exit_code": %d, "job_id": "%s", "nodes": "%s", "time": %d}\n' \
-        "$number" "$1" "$2" "$SLURM_JOB_ID" "$SLURM_JOB_NODELIST" "$(date +%s)" \
+record() {  # outcome, exit code, whether the job ended with it: one line of the job's own history
+    printf '{"attempt": %d, "outcome": "%s", "exit_code": %d, "final": %s, "job_id": "%s", "nodes": "%s", "time": %d}\n' \
+        "$number" "$1" "$2" "$3" "$SLURM_JOB_ID" "$SLURM_JOB_NODELIST" "$(date +%s)" \
         >> "$job_dir/attempts.jsonl"
 }
 count() {  # outcome: how often it was recorded

@@ -65,6 +65,14 @@ def test_history_tells_an_end_without_slurm(programs: Path, tmp_path: Path) -> N
     assert runs.attempts(made) == {"attempts": 2, "preemptions": 1, "nodes_lost": 0, "failures": 0}
 
 
+def test_end_of_an_earlier_job_of_a_resumed_run_does_not_count(programs: Path, tmp_path: Path) -> None:
+    play(programs, "squeue", AWAY)
+    made = slurm_run(tmp_path)
+    write_history(made, ("started", "false"), ("cancelled", "true"))
+    made.job_id = "8"  # resubmitted; its script has not started yet
+    assert runs.state(made).state == "unknown"
+
+
 def test_hostile_job_id_is_not_asked_about(programs: Path) -> None:
     assert slurm_status.query(["7;touch x"])["7;touch x"].state == "unknown"
 
@@ -84,5 +92,8 @@ def slurm_run(tmp_path: Path) -> RunRecord:
 
 
 def write_history(made: RunRecord, *events: tuple[str, str]) -> None:
-    lines = [f'{{"attempt": 0, "outcome": "{outcome}", "exit_code": 0, "final": {final}}}' for outcome, final in events]
+    lines = [
+        f'{{"attempt": 0, "outcome": "{outcome}", "exit_code": 0, "final": {final}, "job_id": "7"}}'
+        for outcome, final in events
+    ]
     Path(made.job_dir, "attempts.jsonl").write_text("\n".join(lines) + "\n{half")
