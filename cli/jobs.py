@@ -7,7 +7,7 @@ from typing import Any
 
 from mixtral_recipes.cli import machine
 from mixtral_recipes.cli.output import note
-from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.errors import EnvironmentProblem, LaunchError, RecipeError
 from mixtral_recipes.recipes import catalog
 
 
@@ -19,11 +19,36 @@ class Place:
         executor: ``direct``, ``local`` or ``slurm``.
         cluster: A profile of clusters.toml, for Slurm.
         detach: Whether to return once the job is queued.
+        settings: Settings over the profile's, e.g. ``{"partition": "gpu"}``.
     """
 
     executor: str = "local"
     cluster: str | None = None
     detach: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def place(executor: str, cluster: str | None, detach: bool, more: list[str] | None, **given: Any) -> Place:
+    """Where a job runs, from its options.
+
+    Args:
+        executor: ``direct``, ``local`` or ``slurm``.
+        cluster: A profile of clusters.toml.
+        detach: Whether to return once the job is queued.
+        more: ``--slurm`` options.
+        given: Settings with an option of their own; None where it was not given.
+
+    Raises:
+        LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
+    """
+    from mixtral_recipes.executors.clusters import settings_from
+
+    settings = settings_from(more or []) | {key: value for key, value in given.items() if value is not None}
+    own = {"cluster": cluster, **given}
+    ignored = [f"--{key}" for key, value in own.items() if value is not None] + ["--slurm"] * bool(more)
+    if ignored and executor != "slurm":
+        raise LaunchError(f"{', '.join(ignored)} has no effect with --executor {executor}; use --executor slurm.")
+    return Place(executor, cluster, detach, settings)
 
 
 @dataclass
@@ -209,7 +234,9 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
         from mixtral_recipes.executors.slurm import slurm_executor
 
         trainer = job.recipe.trainer
-        executor = slurm_executor(trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster)
+        executor = slurm_executor(
+            trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster, **job.place.settings
+        )
     result = start(
         job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
     )

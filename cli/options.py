@@ -55,6 +55,20 @@ Executor = Annotated[
     ExecutorName, typer.Option("--executor", help="This process, local processes (torchrun), or a Slurm cluster.")
 ]
 Cluster = Annotated[str | None, typer.Option("--cluster", help="Slurm: a profile of clusters.toml.")]
+Account = Annotated[str | None, typer.Option("--account", help="Slurm: account; default: the profile's.")]
+Partition = Annotated[str | None, typer.Option("--partition", help="Slurm: partition; default: the profile's.")]
+Time = Annotated[
+    str | None, typer.Option("--time", help="Slurm: time limit of one attempt, HH:MM:SS; a longer job comes back.")
+]
+Retries = Annotated[
+    int | None, typer.Option("--retries", min=0, help="Slurm: restarts after a failure; preemptions are not counted.")
+]
+SlurmSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm", metavar="KEY=VALUE", help="Any other setting of a cluster profile, e.g. --slurm env.NCCL_DEBUG=INFO."
+    ),
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Slurm: return once the job is queued.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, and run nothing.")]
 Yaml = Annotated[Path | None, typer.Option("--yaml", help="Run the recipe in this file.")]

@@ -17,6 +17,11 @@ def command(
     num_gpus_per_node: options.NumGpus = None,
     executor: options.Executor = options.ExecutorName.local,
     cluster: options.Cluster = None,
+    account: options.Account = None,
+    partition: options.Partition = None,
+    time: options.Time = None,
+    retries: options.Retries = None,
+    slurm: options.SlurmSettings = None,
     detach: options.Detach = False,
     precision: options.Precision = None,
     hardware: options.Hardware = None,
@@ -44,7 +49,9 @@ def command(
             yaml=yaml,
             dir=dir,
             name=name,
-            place=jobs.Place(executor.value, cluster, detach),
+            place=jobs.place(
+                executor.value, cluster, detach, slurm, account=account, partition=partition, time=time, retries=retries
+            ),
             only_check=dry_run or to_yaml is not None,
             overrides=overrides or [],
             arguments={key: value for key, value in given.items() if value is not None},

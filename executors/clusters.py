@@ -176,3 +176,44 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
         if isinstance(table[key], list):
             table[key] = tuple(table[key])
     return Cluster(name=name or "", **table)
+
+
+def settings_from(texts: list[str]) -> dict[str, Any]:
+    """Settings of a profile from ``key=value`` and ``table.key=value``; a list is written with commas.
+
+    Raises:
+        LaunchError: not of that form, no such setting, or a value that is no number or truth value where one is needed.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
+    settings: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        key, dot, inner = path.partition(".")
+        if not equals:
+            raise LaunchError(f"--slurm {text!r} has no value; use key=value.")
+        if key not in fields:
+            raise LaunchError(f"--slurm {text!r} names no setting.{nearest(key, list(fields))}")
+        kind = getattr(fields[key].type, "__name__", str(fields[key].type))
+        if kind.startswith("dict") != bool(dot and inner):
+            form = f"{key}.NAME" if kind.startswith("dict") else key
+            raise LaunchError(f"--slurm {text!r} does not fit {key}; use {form}=value.")
+        if dot:
+            settings.setdefault(key, {})[inner] = value
+        elif kind.startswith("tuple"):
+            settings[key] = tuple(value.split(",")) if value else ()
+        else:
+            settings[key] = _typed(key, value, kind)
+    return settings
+
+
+def _typed(key: str, value: str, kind: str) -> Any:
+    """``value`` as the int, bool or text that ``kind`` says."""
+    if "int" in kind:
+        if not re.fullmatch(r"\d{1,9}", value):
+            raise LaunchError(f"{key}={value!r} is not allowed; use a whole number, 0 or more.")
+        return int(value)
+    if kind == "bool":
+        if value not in ("true", "false"):
+            raise LaunchError(f"{key}={value!r} is not allowed; use true or false.")
+        return value == "true"
+    return value

@@ -4,8 +4,11 @@ nemo_run looks a scheduler up by name; :func:`install` puts this subclass under 
 ``slurm_executor`` did not make pass through to nemo_run unchanged.
 """
 
+import contextlib
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +59,17 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
         settings = cfg.job_details
         if isinstance(settings, JobSettings):
             check_path(cfg.experiment_dir, "job folder")
-        info = super()._submit_dryrun(app, cfg)
+        with own_stdin():
+            info = super()._submit_dryrun(app, cfg)
         if isinstance(settings, JobSettings):
             script = write_job(app.roles[0], cfg, settings)
             info._fmt = lambda _request: script
         return info
+
+    def schedule(self, dryrun_info: Any) -> str:
+        """Submit the script; return the job id."""
+        with own_stdin():
+            return super().schedule(dryrun_info)
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of a job from squeue, sacct, or the job's own history; UNKNOWN while the controller is away."""
@@ -78,6 +87,18 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
             state=_APP_STATES.get(state.state, AppState.UNKNOWN),
             msg=state.detail,
         )
+
+
+@contextlib.contextmanager
+def own_stdin() -> Iterator[None]:
+    """Keep stdin from nemo_run's commands: invoke would read away what a shell loop still wants to."""
+    before = sys.stdin
+    with open(os.devnull) as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 def ssh_address(tunnel: SSHTunnel) -> str:

@@ -66,7 +66,7 @@ def history(job_dir: str) -> list[dict[str, Any]]:
 
 
 def from_history(job_dir: str, job_id: str) -> JobState | None:
-    """How the job ended by its own account; None while it has not said (an earlier job of a resumed run does not count)."""
+    """How the job ended by its own account; None while it has not said (a resumed run's earlier job does not count)."""
     events = history(job_dir)
     last = events[-1] if events and events[-1].get("job_id") == job_id else {}
     if last.get("final") and last.get("outcome") in FINAL:

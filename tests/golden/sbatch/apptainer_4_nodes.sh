@@ -31,9 +31,10 @@ stopping=
 trap 'stopping=1' TERM         # scancel, preemption or the time limit; the steps get the signal too
 
 record() {  # outcome, exit code, whether the job ended with it: one line of the job's own history
-    printf '{"attempt": %d, "outcome": "%s", "exit_code": %d, "final": %s, "job_id": "%s", "nodes": "%s", "time": %d}\n' \
-        "$number" "$1" "$2" "$3" "$SLURM_JOB_ID" "$SLURM_JOB_NODELIST" "$(date +%s)" \
-        >> "$job_dir/attempts.jsonl"
+    local event job
+    event=$(printf '"attempt": %d, "outcome": "%s", "exit_code": %d, "final": %s' "$number" "$1" "$2" "$3")
+    job=$(printf '"job_id": "%s", "nodes": "%s", "time": %d' "$SLURM_JOB_ID" "$SLURM_JOB_NODELIST" "$(date +%s)")
+    echo "{$event, $job}" >> "$job_dir/attempts.jsonl"
 }
 count() {  # outcome: how often it was recorded
     grep -c "\"outcome\": \"$1\"" "$job_dir/attempts.jsonl"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import cluster, profiles
+from mixtral_recipes.executors.clusters import cluster, profiles, settings_from
 
 PROFILES = """
 [big]
@@ -58,3 +58,38 @@ def test_ssh_needs_paths_over_there() -> None:
     with pytest.raises(LaunchError, match="job_dir"):
         cluster(ssh="me@login", venv="/v")
     assert cluster(ssh="me@login:2222", venv="/v", job_dir="/scratch/me").mode == "venv"
+
+
+def test_settings_from_the_command_line() -> None:
+    given = [
+        "env.NCCL_DEBUG=a=b",
+        "gpus_per_node=4",
+        "exclusive=true",
+        "mounts=/a:/b,/c",
+        "time=30",
+        "sbatch.comment=x",
+    ]
+    settings = settings_from(given)
+    assert settings == {
+        "env": {"NCCL_DEBUG": "a=b"}, "gpus_per_node": 4, "exclusive": True, "mounts": ("/a:/b", "/c"), "time": "30",
+        "sbatch": {"comment": "x"},
+    }  # fmt: skip
+    assert cluster(**settings, venv="/v").mounts == ("/a:/b", "/c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partion=x", "Did you mean 'partition'"),
+        ("time", "has no value"),
+        ("env=x", r"use env\.NAME=value"),
+        ("env.=x", r"use env\.NAME=value"),
+        ("time.x=1", "use time=value"),
+        ("gpus_per_node=-1", "whole number"),
+        ("exclusive=1", "true or false"),
+        ("name=x", "names no setting"),
+    ],
+)
+def test_setting_that_does_not_fit_is_refused(text: str, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        settings_from([text])

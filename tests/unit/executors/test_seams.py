@@ -38,7 +38,26 @@ def test_nemo_run_still_has_what_we_use() -> None:
     finally:
         slurm.create_scheduler = before
     assert "_submit_dryrun" in vars(slurm.SlurmTunnelScheduler)
+    assert "schedule" in vars(slurm.SlurmTunnelScheduler)
     assert "describe" in vars(slurm.SlurmTunnelScheduler)
     assert {"clean_mode", "skip_status_at_exit", "base_dir"} <= set(
         inspect.signature(run.Experiment.__init__).parameters
     )
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # invoke leaves its pipes to the garbage collector
+def test_submitting_leaves_stdin_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import io
+
+    from invoke.context import Context
+
+    from mixtral_recipes.executors.scheduler import own_stdin
+
+    ours = io.StringIO("the next line of a shell loop")
+    monkeypatch.setattr(sys, "stdin", ours)
+    with own_stdin():
+        Context().run("cat", hide=True)
+    gc.collect()
+    assert sys.stdin is ours
+    assert ours.read() == "the next line of a shell loop"
