@@ -266,3 +266,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         raise CheckpointError(f"--push-to-hub {repo}: the Hub answered {status}{hint}.") from error
     except _network_errors() as error:
         raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({_in_short(error)}).") from error
+    except RuntimeError as error:  # what huggingface_hub makes of a file it could not send
+        raise EnvironmentProblem(
+            f"--push-to-hub {repo}: the upload broke off ({_in_short(error)}); {folder} is finished, upload it again."
+        ) from error

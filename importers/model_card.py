@@ -29,6 +29,21 @@ Every tensor's SHA-256 is in `mixtral-recipes.json`.
 """
 
 
+# What a recipe is known by, of the hundreds of settings run.json lists.
+_TOLD = (
+    "model.config.class",
+    "peft.class",
+    "peft.dim",
+    "peft.alpha",
+    "data.class",
+    "data.seq_length",
+    "data.global_batch_size",
+    "optim.config.lr",
+    "trainer.max_steps",
+    "trainer.plugins.precision",
+)
+
+
 def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Where a checkpoint came from, without folders of someone's machine: they say nothing to a reader.
 
@@ -37,20 +52,38 @@ def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         manifest: Its manifest.
 
     Returns:
-        "kind", "created", and what is known of: "id" and "revision" of the Hub model it began as, "run", "step",
-        "consumed_samples", "recipe".
+        "kind", "created", and what is known of: "id" and "revision" of the Hub model it began as, "layout" of the files
+        it was imported from, "run", "step", "consumed_samples" and "recipe", the settings of `_TOLD`.
     """
     found = {"kind": manifest["kind"], "created": manifest["created"]}
     found |= {key: value for key, value in manifest["source"].items() if key != "path" and value is not None}
+    facts = _run_facts(checkpoint)
+    found |= {key: facts[key] for key in ("run", "step", "consumed_samples") if key in facts}
+    recipe = {key: value for key, value in facts.get("recipe", {}).items() if key in _TOLD and value is not None}
+    return found | _hub_origin(facts) | ({"recipe": recipe} if recipe else {})
+
+
+def _run_facts(checkpoint: Path) -> dict[str, Any]:
+    """What a training run wrote down; nothing where the checkpoint is an import."""
     try:
-        facts = json.loads((checkpoint / "context" / "run.json").read_text())
-        found |= {key: facts[key] for key in ("run", "step", "consumed_samples") if key in facts}
-        if facts.get("base"):
-            base = read_manifest(Path(facts["base"]))["source"]
-            found |= {key: base[key] for key in ("id", "revision") if key in base}
-    except (OSError, ValueError, CheckpointError):
-        pass  # an imported model has no run, and a base may have gone
-    return found
+        return json.loads((checkpoint / "context" / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _hub_origin(facts: dict[str, Any]) -> dict[str, Any]:
+    """The Hub model at the end of a chain of bases; nothing where a base has gone or came from a folder."""
+    seen: set[str] = set()
+    while (base := facts.get("base")) and base not in seen:
+        seen.add(base)
+        try:
+            source = read_manifest(Path(base))["source"]
+        except CheckpointError:
+            return {}
+        if "id" in source:
+            return {key: source[key] for key in ("id", "revision") if key in source}
+        facts = _run_facts(Path(base))
+    return {}
 
 
 def model_card(origin: dict[str, Any], config: dict[str, Any], layout: str, dtype: str) -> str:
@@ -72,5 +105,12 @@ def model_card(origin: dict[str, Any], config: dict[str, Any], layout: str, dtyp
         hidden=hf_config.value(config, "hidden_size"),
         dtype=dtype,
         layout=layout,
-        rows="\n".join(f"| {name} | {value} |" for name, value in origin.items()),
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in origin.items()),
     )
+
+
+def _cell(value: Any) -> str:
+    """A value in one cell of a Markdown table."""
+    if isinstance(value, dict):
+        value = ", ".join(f"`{key}={setting}`" for key, setting in value.items())
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,5 +1,6 @@
-"""A loopback server that speaks as much of the Hub's API as a download needs, and misbehaves when told to."""
+"""A loopback server that speaks as much of the Hub's API as transfers need, and misbehaves when told to."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,13 +15,17 @@ LARGE = (".safetensors", ".bin", ".model")  # what the Hub keeps in LFS, filed b
 
 
 class HubServer:
-    """Serves one repository, ``org/mixtral``.
+    """Serves one repository, ``org/mixtral``, and takes uploads to any.
 
     Attributes:
         faults: File name (or "api") -> what goes wrong, one entry per request: "500", "reset" and "short" (half the
-            body, then the connection closes or the answer ends), "wrong" (other bytes of the same length).
+            body, then the connection closes or the answer ends), "wrong" (other bytes of the same length). Under
+            "upload", statuses that files sent are answered with.
         served: Method, file name and Range header of every request that was answered with a body.
         gated: Answer as a gated repository.
+        uploaded: Repository -> file name -> content, of every commit made.
+        private: Repository -> whether it was made private.
+        writers: Authorization headers that may upload.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,6 +34,10 @@ class HubServer:
         self.served: list[tuple[str, str, str | None]] = []
         self.gated = False
         self.tokens: set[str | None] = set()
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+        self.writers = {"Bearer hf_writer"}
+        self._objects: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -57,6 +66,24 @@ class HubServer:
 
             def do_GET(self) -> None:
                 self._answer(body=True)
+
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                path = urlsplit(self.path).path
+                if self.headers.get("Authorization") not in hub.writers:
+                    self._refuse(401)
+                else:
+                    lines = [json.loads(line) for line in sent.splitlines()]
+                    answer = json.dumps(hub.take(path, lines)).encode()
+                    self._send(answer, {"Content-Type": "application/json"}, True)
+
+            def do_PUT(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                if hub.faults["upload"]:
+                    self._refuse(int(hub.faults["upload"].pop(0)))
+                else:
+                    hub.keep(self.path.rsplit("/", 1)[1], content)
+                    self._send(b"", {}, True)
 
             def _answer(self, *, body: bool) -> None:
                 hub.tokens.add(self.headers.get("Authorization"))
@@ -124,6 +151,38 @@ class HubServer:
                     self._send(rest, headers, True, 206 if span else 200)
 
         return Handler
+
+    def take(self, path: str, lines: list[Any]) -> dict[str, Any]:
+        """What a POST of an upload is answered: make a repository, say how to send files, commit them."""
+        sent = lines[0]
+        if path == "/api/repos/create":
+            repo = "/".join(filter(None, (sent.get("organization"), sent["name"])))
+            self.private[repo] = sent.get("visibility", "private") == "private" and sent.get("private", True)
+            return {"url": f"{self.url}/{repo}"}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path.endswith("/preupload/main"):
+            modes = [(file["path"], "lfs" if file["path"].endswith(LARGE) else "regular") for file in sent["files"]]
+            return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes]}
+        if path.endswith("/objects/batch"):
+            return {
+                "transfer": "basic",
+                "objects": [
+                    {**entry, "actions": {"upload": {"href": f"{self.url}/objects/{entry['oid']}"}}}
+                    for entry in sent["objects"]
+                ],
+            }
+        repo = path.removeprefix("/api/models/").removesuffix("/commit/main")
+        for line in lines[1:]:
+            value = line["value"]
+            content = self._objects[value["oid"]] if line["key"] == "lfsFile" else base64.b64decode(value["content"])
+            self.uploaded.setdefault(repo, {})[value["path"]] = content
+        return {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.url}/{repo}/commit/{COMMIT}"}
+
+    def keep(self, oid: str, content: bytes) -> None:
+        """A large file's bytes, filed under the SHA-256 they must have."""
+        assert hashlib.sha256(content).hexdigest() == oid
+        self._objects[oid] = content
 
     def info(self) -> dict[str, Any]:
         """What /api/models answers."""

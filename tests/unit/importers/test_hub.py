@@ -152,3 +152,50 @@ def test_from_the_command_line(server: "hub_server.HubServer", tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert '"checkpoint"' in done.stdout.splitlines()[-1]
     verify_files(tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub of httpx
+def test_push_both_ways(server: "hub_server.HubServer", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--push-to-hub of import and of export: the finished folder, byte for byte, private unless told otherwise."""
+    from mixtral_recipes.cli.main import run
+
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    checkpoint, back = tmp_path / "megatron", tmp_path / "back"
+    assert run(["import", str(server.folder), "--output", str(checkpoint), "--push-to-hub", "org/megatron"]) == 0
+    assert run(["export", str(checkpoint), str(back), "--push-to-hub", "org/back", "--public"]) == 0
+    assert server.private == {"org/megatron": True, "org/back": False}
+    for repo, folder in (("org/megatron", checkpoint), ("org/back", back)):
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        assert server.uploaded[repo].keys() == files.keys()
+        assert all(server.uploaded[repo][name] == path.read_bytes() for name, path in files.items())
+
+
+def test_push_without_leave_keeps_the_folder(
+    server: "hub_server.HubServer", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mixtral_recipes.cli.main import run
+
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    words = ["import", str(server.folder), "--output", str(tmp_path / "out"), "--push-to-hub", "org/elsewhere"]
+    assert run(words) == 2
+    said = capsys.readouterr().err
+    assert "401" in said
+    assert "may write" in said
+    assert "hf_reader" not in said
+    assert server.uploaded == {}
+    verify_files(tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_push_that_breaks_off_says_so(
+    server: "hub_server.HubServer", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    server.faults["upload"] = ["500"]
+    hub.upload(server.folder, "org/once")
+    assert server.faults["upload"] == []
+    assert server.uploaded["org/once"].keys() == {path.name for path in server.folder.iterdir()}
+    server.faults["upload"] = ["500"] * 100
+    with pytest.raises(EnvironmentProblem, match="--push-to-hub org/twice: .*broke off"):
+        hub.upload(server.folder, "org/twice")
+    assert "org/twice" not in server.uploaded
