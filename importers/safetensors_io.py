@@ -4,6 +4,7 @@ Source: https://github.com/huggingface/safetensors, "Format": eight bytes header
 """
 
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,22 +50,42 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
         except (ValueError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: its safetensors header is not JSON; get the file again.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its safetensors header is not a table of tensors; get the file again.")
     header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        dtype, shape = entry["dtype"], entry["shape"]
-        if dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{path}: {name} has dtype {dtype}; only {', '.join(ITEM_BYTES)} can be converted.")
-        if stop - start != prod(shape) * ITEM_BYTES[dtype]:
-            raise CheckpointError(f"{path}: {name} has {stop - start} bytes, its shape {shape} needs another number.")
-        if 8 + length + stop > size:
-            raise CheckpointError(
-                f"{path}: {name} ends at byte {8 + length + stop}, but the file has {size}; "
-                "it is truncated, copy or download it again."
-            )
-        tensors[name] = stored(path, 8 + length + start, dtype, shape)
+    tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_apart(path, tensors)
     return tensors
+
+
+def _check_apart(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    """Refuse tensors that lie over one another, which the format forbids: a copy stands where a weight should."""
+    end, before = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].extent.offset):
+        if tensor.extent.offset < end:
+            raise CheckpointError(f"{path}: {before} and {name} overlap in the file; get the file again.")
+        end, before = tensor.extent.offset + tensor.extent.rows * tensor.extent.row_bytes, name
+
+
+def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
+    """One tensor's entry in a header, checked; ``data`` is where the tensors begin, ``size`` the file's length."""
+    try:
+        start, stop = map(operator.index, entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(map(operator.index, entry["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {name} is not described as safetensors asks; get the file again.") from error
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{path}: {name} has dtype {dtype}; only {', '.join(ITEM_BYTES)} can be converted.")
+    if start < 0 or min(shape, default=1) < 0 or stop - start != prod(shape) * ITEM_BYTES[dtype]:
+        raise CheckpointError(
+            f"{path}: {name} is at bytes {start} to {stop}, its shape {list(shape)} needs another number."
+        )
+    if data + stop > size:
+        raise CheckpointError(
+            f"{path}: {name} ends at byte {data + stop}, but the file has {size}; "
+            "it is truncated, copy or download it again."
+        )
+    return stored(path, data + start, dtype, shape)
 
 
 def header_bytes(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:

@@ -181,8 +181,9 @@ def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any
         facts["peft"] = {k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()} | {
             "class": type(peft).__name__
         }
-        facts["base"] = str(base)
         facts["base_identity"] = identity_of(base) if base else None
+    if base is not None:
+        facts["base"] = str(base)  # adapters need it; an export of any run says where its weights began
     return facts
 
 

@@ -196,6 +196,11 @@ def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         CheckpointError: ``final`` exists and ``overwrite`` is false.
     """
+    replaced = final.with_name(f".{final.name}.replaced")
+    if replaced.exists() and final.exists():  # killed while it removed what it had replaced
+        shutil.rmtree(replaced)
+    elif replaced.exists():  # killed between the two renames
+        replaced.rename(final)
     refuse_existing(final, overwrite=overwrite)
     staging = staging_path(final)
     if staging.exists():
@@ -205,7 +210,6 @@ def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield staging
         sync_tree(staging)
         refuse_existing(final, overwrite=overwrite)
-        replaced = final.with_name(f".{final.name}.replaced")
         if final.exists():
             final.rename(replaced)
         staging.rename(final)

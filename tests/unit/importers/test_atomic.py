@@ -114,3 +114,18 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     with publish(tmp_path / "final") as staging:
         assert list(staging.iterdir()) == []
     shutil.rmtree(tmp_path / "final")
+
+
+@pytest.mark.parametrize("replacement_is_there", [True, False])
+def test_what_a_killed_overwrite_left(tmp_path: Path, replacement_is_there: bool) -> None:
+    """Killed before the second rename, the old folder gets its name back; killed after it, the old one goes."""
+    final, replaced = tmp_path / "final", tmp_path / ".final.replaced"
+    for folder in (final, replaced) if replacement_is_there else (replaced,):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(folder.name)
+    with pytest.raises(CheckpointError, match="exists"), publish(final):
+        pass
+    assert (final / "manifest.json").read_text() == ("final" if replacement_is_there else ".final.replaced")
+    with publish(final, overwrite=True) as staging:
+        (staging / "file").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["final", "file"]

@@ -176,6 +176,45 @@ def test_folders_that_are_no_model(make_model, tmp_path: Path) -> None:
     refused(folder, tmp_path / "out", "not valid JSON")
 
 
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ({"dtype": "BF16", "shape": [32], "data_offsets": [-64, 0]}, "bytes -64 to 0"),
+        ({"dtype": "BF16", "shape": [-4, -8], "data_offsets": [0, 64]}, "needs another number"),
+        ({"dtype": "BF16", "shape": [32], "data_offsets": [0, 62]}, "needs another number"),
+        ({"dtype": "BF16", "shape": "32", "data_offsets": [0, 64]}, "as safetensors asks"),
+        ({"dtype": "BF16", "shape": [32.0], "data_offsets": [0, 64]}, "as safetensors asks"),
+        ({"dtype": ["BF16"], "shape": [32], "data_offsets": [0, 64]}, "has dtype"),
+        ({"dtype": "BF16", "shape": [32]}, "as safetensors asks"),
+        ([0, 64], "as safetensors asks"),
+    ],
+)
+def test_a_header_that_lies(make_model, tmp_path: Path, entry: Any, word: str) -> None:
+    folder, _, _ = make_model()
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(header | {"model.norm.weight": entry}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(folder, tmp_path / "out", "model.norm.weight", word)
+    file.write_bytes((2).to_bytes(8, "little") + b"[]" + content[8 + length :])
+    refused(folder, tmp_path / "out", "not a table of tensors")
+
+
+def test_two_tensors_in_one_place(make_model, tmp_path: Path) -> None:
+    """A file whose header lays one expert over another: every key and shape is right, a tensor is missing."""
+    folder, _, _ = make_model()
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[EXPERT + "w1.weight"]["data_offsets"] = header[EXPERT + "w3.weight"]["data_offsets"]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(folder, tmp_path / "out", EXPERT, "overlap")
+
+
 class Payload:
     """What a hostile pickle looks like."""
 
