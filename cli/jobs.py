@@ -47,7 +47,7 @@ def place(executor: str, cluster: str | None, detach: bool, more: list[str] | No
     own = {"cluster": cluster, **given}
     ignored = [f"--{key}" for key, value in own.items() if value is not None] + ["--slurm"] * bool(more)
     if ignored and executor != "slurm":
-        raise LaunchError(f"{', '.join(ignored)} has no effect with --executor {executor}; use --executor slurm.")
+        raise LaunchError(f"{', '.join(ignored)}: no effect with --executor {executor}; use --executor slurm.")
     return Place(executor, cluster, detach, settings)
 
 

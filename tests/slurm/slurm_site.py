@@ -5,7 +5,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,11 @@ class Site:
     def wait_for_step(self, name: str, step: int) -> None:
         """Wait until a job has saved this many steps."""
         file = self.runs / name / "state.json"
-        slurm_cluster.wait_for(
-            lambda: file.exists() and json.loads(file.read_text())[0] >= step, f"{name} at {step}", PATIENCE_S
-        )
+        self.wait_for(lambda: file.exists() and json.loads(file.read_text())[0] >= step, f"{name} at {step}")
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait as long as a job may take."""
+        slurm_cluster.wait_for(condition, what, PATIENCE_S)
 
     def result(self, name: str) -> dict[str, Any]:
         """RUN/result.json."""

@@ -1,6 +1,5 @@
-"""Several jobs that depend on each other, from a file and from Python; and a real recipe over two nodes."""
+"""Several jobs that depend on each other, from a file and from Python."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ from slurm_site import Site
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import pipeline, records
-from mixtral_recipes.executors.launch import launch
 
 PIPELINE = """
 name = "demo"
@@ -53,20 +51,3 @@ def test_experiment_from_python_waits_without_sacct(plain: Site) -> None:
     assert plain.result("py1")["steps"] == 2
     assert plain.result("py2")["steps"] == 2
     assert {job.id: str(job.state) for job in experiment.jobs} == {"first": "SUCCEEDED", "second": "SUCCEEDED"}  # type: ignore[union-attr]
-
-
-def test_real_recipe_over_two_nodes_equals_local(plain: Site) -> None:
-    from mixtral_recipes.recipes import overrides
-    from mixtral_recipes.recipes.loading import load
-
-    losses = []
-    for name, nodes, executor in (("tiny-slurm", 2, plain.executor(2, 1)), ("tiny-local", 1, "local")):
-        recipe = load("mixtral_tiny", "pretrain", num_nodes=nodes, num_gpus_per_node=2 // nodes)
-        overrides.apply(recipe, ["trainer.max_steps=4", "trainer.limit_val_batches=0"])
-        recipe.log.log_dir, recipe.log.name = str(plain.runs), name
-        began = time.monotonic()
-        result = launch(recipe, executor=executor, name=name, run_dir=plain.runs / name)
-        print(f"{name}: {time.monotonic() - began:.0f} s")
-        assert (result["world_size"], result["expert_model_parallel_size"]) == (2, 2)
-        losses.append((result["first_loss"], result["last_loss"]))
-    assert losses[0] == losses[1]

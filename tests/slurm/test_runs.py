@@ -67,16 +67,20 @@ def test_folder_in_use_is_refused(site: Site) -> None:
         launch(site.recipe("long"), executor=site.executor(), name="other", run_dir=site.runs / "long", detach=True)
 
 
-def test_controller_away_is_unknown(site: Site) -> None:
+def test_controller_away_is_unknown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     record = records.find("long")
     site.wait_for_step("long", 1)
+    impatient = site.cluster.conf.with_name("impatient.conf")
+    impatient.write_text(site.cluster.conf.read_text() + "MessageTimeout=2\n")  # squeue would ask for ten seconds
     site.cluster.stop_controller()
+    monkeypatch.setenv("SLURM_CONF", str(impatient))
     try:
         assert runs.state(record).state == "unknown"
         assert runs.state(records.find("good")).state == "succeeded"
         code, _ = site.cli("cancel", "long")
         assert code == 2
     finally:
+        monkeypatch.undo()
         site.cluster.start_controller()
     assert site.wait(record, "running") == "running"
 

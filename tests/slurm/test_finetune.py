@@ -1,0 +1,98 @@
+"""The real fine-tuning command over two Slurm nodes, expert-parallel across them, against the same job here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_site import PATIENCE_S, Site
+
+from mixtral_recipes.executors import records, runs
+
+FINETUNE = [
+    "finetune", "--recipe", "mixtral_tiny", "--peft", "lora", "--no-export", "--json",
+    "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1",
+]  # fmt: skip
+SLURM = [
+    "--executor", "slurm", "--account", "none", "--partition", "debug", "--num-nodes", "2", "--num-gpus-per-node", "1",
+    "--slurm", "env.OMP_NUM_THREADS=1",
+]  # fmt: skip
+SHORT, MIDDLE, LONG = 4, 60, 240  # steps; LONG takes longer than two minutes on two cores
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """Run ``mixtral-recipes`` as a user does; the JSON object it ends with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mixtral_recipes.cli.main", *arguments],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of every step, from RUN/metrics.jsonl; a step that was done again counts as it was the last time."""
+    events = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    by_step = {event["step"]: event["loss"] for event in events if event["kind"] == "train"}
+    assert sorted(by_step) == list(range(1, len(by_step) + 1))
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def here(folder: Path, steps: int) -> list[float]:
+    """The losses with both ranks on this machine."""
+    result = command(
+        *FINETUNE, "--num-gpus-per-node", "2", "--dir", str(folder), "--name", "tune", f"trainer.max_steps={steps}"
+    )
+    assert (result["world_size"], result["expert_model_parallel_size"]) == (2, 2)
+    found = losses(folder / "tune")
+    assert len(found) == steps
+    return found
+
+
+@pytest.fixture(scope="module")
+def short_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return here(tmp_path_factory.mktemp("here"), SHORT)
+
+
+def test_two_nodes_give_the_losses_of_one_machine(site: Site, short_losses: list[float]) -> None:
+    result = command(*FINETUNE, *SLURM, "--dir", str(site.runs), "--name", "tune", f"trainer.max_steps={SHORT}")
+    assert (result["world_size"], result["expert_model_parallel_size"]) == (2, 2)
+    assert losses(site.runs / "tune") == short_losses
+    status = command("runs", "status", result["job_id"], "--json")
+    assert (status["state"], status["world_size"], status["attempts"]) == ("succeeded", 2, 1)
+    (attempt,) = records.attempt_folders(records.find("tune"))
+    assert {end["host"] for end in records.rank_ends(attempt)} == {"mx0", "mx1"}
+
+
+@pytest.mark.slow
+def test_two_minute_limit_leaves_the_losses(plain: Site, tmp_path: Path) -> None:
+    """Stopped before the limit, requeued and resumed until it is done, the run has the losses of one that was not."""
+    limit = ["--time", "2", "--slurm", "grace_s=25"]
+    steps = f"trainer.max_steps={LONG}"
+    command(*FINETUNE, *SLURM, *limit, "--dir", str(plain.runs), "--name", "limited", steps)
+    counts = runs.attempts(records.find("limited"))
+    print(counts)
+    assert counts["preemptions"] >= 1
+    assert (counts["attempts"], counts["failures"], counts["nodes_lost"]) == (counts["preemptions"] + 1, 0, 0)
+    assert losses(plain.runs / "limited") == here(tmp_path, LONG)
+
+
+@pytest.mark.slow
+def test_lost_node_leaves_the_losses(plain: Site, tmp_path: Path) -> None:
+    """One slurmd is killed with its rank; the job waits for the node and goes on from its last checkpoint."""
+    more = ["--detach", "--dir", str(plain.runs), "--name", "lost", f"trainer.max_steps={MIDDLE}"]
+    command(*FINETUNE, *SLURM, *more, "log.ckpt.every_n_train_steps=10")
+    record = records.find("lost")
+    plain.wait_for((plain.runs / "lost" / "checkpoints" / "latest").exists, "a checkpoint")
+    plain.cluster.kill_node("mx1")
+    plain.wait(record, "pending")
+    plain.cluster.start_node("mx1")
+    assert plain.wait(record) == "succeeded"
+    counts = runs.attempts(record)
+    print(counts)
+    assert (counts["attempts"] >= 2, counts["failures"]) == (True, 0)
+    assert losses(plain.runs / "lost") == here(tmp_path, MIDDLE)
