@@ -1,5 +1,6 @@
 """transformers loads what export writes, in either layout, and computes the same; import reads what it saves."""
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,15 @@ from torch import Tensor
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.verify import verify_checkpoint
+from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.dora import DoRA
+from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
 from tests.distributed.harness import launch
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, tokens
+from tests.distributed.small_run import relative_error
+from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, tokens
+
+TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +77,42 @@ def test_verify_compares_logits(folders: Folders) -> None:
     report = verify_checkpoint(folders.megatron, against=str(folders.hf), logits=True)
     assert report.passed, report
     assert [check.name for check in report.checks][-1] == "logits"
+
+
+def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, Path]:
+    """Logits of the model under random adapters, experts over the ranks, and the adapters' checkpoint."""
+    run = our_run(folders, {"expert_model_parallel_size": torch.distributed.get_world_size()}, peft=peft)
+    with torch.no_grad():
+        for adapter in adapters_of(run.model):
+            random = torch.Generator().manual_seed(zlib.crc32(adapter.key.encode()))
+            adapter.lora_b.normal_(std=0.3, generator=random)
+            if isinstance(peft, DoRA):
+                adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))
+    facts = {"peft": {"dim": peft.dim, "alpha": peft.alpha}, "base": str(folders.megatron)}
+    saver = Checkpointer(
+        saved,
+        ModelCheckpoint(),
+        model_name="adapted",
+        model=run.model,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        adapters_only=True,
+        context=folders.megatron / "context",
+        facts=facts,
+    )
+    return our_logits(run, tokens()), saver.save(Position(), {})
+
+
+@pytest.mark.parametrize("peft", [LoRA(dim=4, alpha=8), DoRA(dim=4, alpha=8)], ids=["LoRA", "DoRA"])
+def test_merged_adapters_compute_what_the_adapted_model_did(folders: Folders, tmp_path: Path, peft: LoRA) -> None:
+    """All four linear layers, every expert; row lengths too under DoRA."""
+    expected, checkpoint = launch(2, adapted_logits, folders, peft, tmp_path)[0]
+    merged = export_checkpoint(checkpoint, tmp_path / "merged")
+    found, wrong = launch(1, transformers_logits, merged)[0]
+    assert wrong == []
+    assert relative_error(found, expected) < TOLERANCE
+    base, _ = launch(1, transformers_logits, folders.hf)[0]
+    assert relative_error(base, expected) > 1e-2  # the adapters do something
+    card = (merged / "README.md").read_text()
+    assert "| kind | adapter |" in card
+    assert str(tmp_path) not in card
