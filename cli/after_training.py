@@ -16,7 +16,8 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
         questions: Held-out questions to answer; 0 skips the comparison.
 
     Returns:
-        ``exported`` and, where it was measured, ``em_before``, ``f1_before``, ``em_after`` and ``f1_after`` in percent.
+        ``exported`` and, where it was measured, ``em_before``, ``f1_before``, ``em_after`` and ``f1_after`` in percent
+        (``em_first_line_...``: if answers were cut off at their first line break).
     """
     from mixtral_recipes import api
 
@@ -31,7 +32,12 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
     for when, folder in (("before", base_folder(job.recipe)), ("after", exported)):
         if folder is not None:
             scores = evaluate_squad(folder, data, limit=questions)
-            outcome |= {f"em_{when}": scores["exact_match"], f"f1_{when}": scores["f1"], "questions": scores["count"]}
+            outcome |= {
+                f"em_{when}": scores["exact_match"],
+                f"f1_{when}": scores["f1"],
+                f"em_first_line_{when}": scores["exact_match_of_first_line"],
+                "questions": scores["count"],
+            }
     console().print(scores_table(outcome))
     return outcome
 
@@ -51,7 +57,7 @@ def scores_table(outcome: dict[str, Any]) -> Any:
     table = Table(title=f"{outcome['questions']} held-out questions")
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
-    for key, label in (("em", "exact match"), ("f1", "F1")):
+    for key, label in (("em", "exact match"), ("f1", "F1"), ("em_first_line", "exact match of the first line")):
         values = [outcome.get(f"{key}_{when}") for when in ("before", "after")]
         table.add_row(label, *("-" if value is None else f"{value:.1f} %" for value in values))
     return table

@@ -50,31 +50,41 @@ def evaluate_squad(
         max_new_tokens: Longest answer.
 
     Returns:
-        ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id.
+        ``exact_match`` and ``f1`` in percent, ``exact_match_of_first_line`` (what the former would be if the model
+        were cut off at its first line break: a base model may find the answer and not stop), ``count``, and
+        ``predictions`` by question id.
 
     Raises:
         CheckpointError: the folder cannot be loaded.
         DataError: there are no held-out questions.
     """
-    from torchmetrics.functional.text import squad
-
     questions = held_out_questions(data, limit)
     answers = list(generate(model_folder, [q.prompt() for q in questions], batch_size, max_new_tokens))
-    predicted = [{"id": q.id, "prediction_text": answer} for q, answer in zip(questions, answers, strict=True)]
-    expected = [{"id": q.id, "answers": {"text": q.answers, "answer_start": [0] * len(q.answers)}} for q in questions]
-    scores = squad(predicted, expected)  # pyright: ignore[reportArgumentType]
+    whole = _scores(questions, answers)
+    first_lines = _scores(questions, [answer.split("\n")[0] for answer in answers])
     return {
-        "exact_match": round(float(scores["exact_match"]), 2),
-        "f1": round(float(scores["f1"]), 2),
+        "exact_match": whole["exact_match"],
+        "f1": whole["f1"],
+        "exact_match_of_first_line": first_lines["exact_match"],
         "count": len(questions),
         "predictions": {q.id: answer for q, answer in zip(questions, answers, strict=True)},
     }
 
 
+def _scores(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
+    """SQuAD's exact match and F1, in percent."""
+    from torchmetrics.functional.text import squad
+
+    predicted = [{"id": q.id, "prediction_text": answer} for q, answer in zip(questions, answers, strict=True)]
+    expected = [{"id": q.id, "answers": {"text": q.answers, "answer_start": [0] * len(q.answers)}} for q in questions]
+    scores = squad(predicted, expected)  # pyright: ignore[reportArgumentType]
+    return {name: round(float(value), 2) for name, value in scores.items()}
+
+
 def generate(
     model_folder: Path, prompts: Sequence[str], batch_size: int = 32, max_new_tokens: int = 24
 ) -> Iterator[str]:
-    """Greedy continuations of prompts, in their order, up to the first line break.
+    """Greedy continuations of prompts, in their order, up to the end the model gives them.
 
     Prompts of like length are generated together, so that little is spent on padding.
     """
@@ -103,5 +113,5 @@ def generate(
             )
         new = output[:, inputs["input_ids"].shape[1] :]
         for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            texts[i] = text.strip().split("\n")[0].strip()
+            texts[i] = text.strip()
     yield from (texts[i] for i in range(len(prompts)))

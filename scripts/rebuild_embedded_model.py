@@ -2,7 +2,7 @@
 
     python scripts/make_sample.py            # passages, questions, pretraining text
     python scripts/make_tokenizer.py         # tokenizer and config.json
-    python scripts/rebuild_embedded_model.py # weights; about twenty minutes on two cores
+    python scripts/rebuild_embedded_model.py # weights; about half an hour on two cores
 
 The weights go to mixtral_recipes/embedded/mixtral_tiny/model.safetensors, beside their tokenizer and config.
 Three texts are learnt from one after the other (see `corpora` in make_sample.py), each by a run of its own that starts
@@ -57,7 +57,6 @@ def recipe_of(stage: Stage, folder: Path, start: str | None) -> Any:
     recipe.trainer.log_every_n_steps = 50
     recipe.log.ckpt.every_n_train_steps = 600
     recipe.optim.config.lr = stage.lr
-    recipe.optim.config.adam_eps = 1e-8  # NeMo's 1e-5 is large beside the gradients of so small a model
     recipe.optim.lr_scheduler.warmup_steps = 50
     recipe.optim.lr_scheduler.min_lr = stage.lr / 4
     recipe.data = run.Config(

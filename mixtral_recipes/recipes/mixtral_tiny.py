@@ -19,9 +19,11 @@ ENTRY = catalog.entry(NAME)
 
 # Found by trying (two cores, LoRA of dim 32 on all linear layers): see docs/recipes/mixtral_tiny.md.
 PRETRAIN_LR = 3e-3
-LORA_LR = 3e-3
-FULL_LR = 1e-3
-STEPS = 400
+LORA_LR = 1e-3
+FULL_LR = 5e-4
+ADAM_EPS = 1e-8  # NeMo's 1e-5 is large beside the gradients of so small a model
+PRETRAIN_STEPS = 400
+FINETUNE_STEPS = 120
 GLOBAL_BATCH = 32
 MICRO_BATCH = 16
 PACKED_GLOBAL_BATCH = 8  # packs of 256 tokens, about two samples each
@@ -51,7 +53,7 @@ def trainer(
     expert_parallelism: int = 2,
     num_nodes: int = 1,
     num_gpus_per_node: int = 2,
-    max_steps: int = STEPS,
+    max_steps: int = FINETUNE_STEPS,
     callbacks: list[Any] | None = None,
     expert_tensor_parallelism: int | None = None,
 ) -> run.Config[Trainer]:
@@ -98,7 +100,7 @@ def pretrain_recipe(
     """
     recipe = family.pretrain(ENTRY, model(), **locals())
     _for_a_laptop(recipe.trainer)
-    recipe.trainer.max_steps = STEPS
+    recipe.trainer.max_steps = PRETRAIN_STEPS
     recipe.data = run.Config(
         PreTrainingDataModule,
         paths="embedded://squad/pretraining.jsonl",
@@ -108,6 +110,7 @@ def pretrain_recipe(
         split="98,2,0",
     )
     recipe.optim = defaults.adam_with_cosine_annealing(max_lr=PRETRAIN_LR, warmup_steps=40)
+    recipe.optim.config.adam_eps = ADAM_EPS
     return recipe
 
 
@@ -139,13 +142,14 @@ def finetune_recipe(
     """
     recipe = family.finetune(ENTRY, model(), **locals())
     _for_a_laptop(recipe.trainer)
-    recipe.trainer.max_steps = STEPS
+    recipe.trainer.max_steps = FINETUNE_STEPS
     recipe.data.dataset_root = "embedded://squad"
     if packed_sequence:
         recipe.data.global_batch_size = PACKED_GLOBAL_BATCH
     else:
         recipe.data.global_batch_size, recipe.data.micro_batch_size = GLOBAL_BATCH, MICRO_BATCH
     recipe.optim.config.lr = LORA_LR if defaults.is_peft(peft_scheme) else FULL_LR
+    recipe.optim.config.adam_eps = ADAM_EPS
     recipe.optim.lr_scheduler.warmup_steps = 20
     recipe.log.ckpt.every_n_train_steps = None  # a run of a few minutes is saved at its end
     return recipe

@@ -58,8 +58,16 @@ def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision:
     with cpu_device.cuda_type_names():
         optimizer = get_megatron_optimizer(config, model)
     if cpu_device.active():
+        for part in _parts(optimizer):
+            for group in part.optimizer.param_groups:
+                group["fused"] = True  # torch's AdamW then makes one pass over each parameter, not twelve
         _count_steps_from_zero(optimizer)
     return optimizer
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """Megatron's optimizers: dense and expert parameters have one each."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _count_steps_from_zero(optimizer: Any) -> None:
@@ -68,7 +76,7 @@ def _count_steps_from_zero(optimizer: Any) -> None:
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
     FusedAdam keeps elsewhere; torch's AdamW takes a state without it for a finished one and fails.
     """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer):
         adam = part.optimizer
         for group in adam.param_groups:
             for parameter in group["params"]:
@@ -84,7 +92,7 @@ def load_optimizer(optimizer: Any, state: Any) -> None:
     optimizer.load_state_dict(state)
     if cpu_device.active():
         # Megatron gives all parameters one ``step`` tensor, which torch's AdamW would count up once for each.
-        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for part in _parts(optimizer):
             for values in part.optimizer.state.values():
                 values["step"] = values["step"].clone()
 

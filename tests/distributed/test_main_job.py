@@ -1,0 +1,57 @@
+"""The quickstart's job as a user starts it: two processes, LoRA, adapters merged, answers before and after."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROMISED = {
+    "recipe", "steps", "world_size", "expert_model_parallel_size", "first_loss", "last_loss", "tokens_per_second",
+    "checkpoint", "exported", "em_before", "em_after",
+}  # fmt: skip
+
+
+def finetune(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The result of `mixtral-recipes finetune --peft lora --json`."""
+    command = [str(Path(sys.executable).with_name("mixtral-recipes")), "finetune", "--peft", "lora", "--json"]
+    environment = os.environ | {"MIXTRAL_RECIPES_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [*command, "--dir", str(folder), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_short_job_ends_in_one_line_of_json(tmp_path: Path) -> None:
+    result = finetune(tmp_path, "--evaluate", "8", "trainer.max_steps=10")
+    assert result.keys() >= PROMISED
+    assert (result["recipe"], result["steps"], result["world_size"]) == ("mixtral_tiny", 10, 2)
+    assert result["expert_model_parallel_size"] == 2
+    assert result["last_loss"] < result["first_loss"]
+    assert (Path(result["exported"]) / "model.safetensors").is_file()
+    saved = list(Path(result["checkpoint"]).rglob("*.distcp"))
+    assert 0 < sum(file.stat().st_size for file in saved) < 2.5e6 * 2  # adapters and their moments, not the model's
+
+
+def test_any_squad_file_can_be_learnt(tmp_path: Path) -> None:
+    passages = [
+        {"context": f"Box {n} holds {n * 7} pens.", "qas": [
+            {"id": str(n), "question": f"How many pens are in box {n}?",
+             "answers": [{"text": str(n * 7), "answer_start": len(f"Box {n} holds ")}]}]}
+        for n in range(1, 61)
+    ]  # fmt: skip
+    file = tmp_path / "pens.json"
+    file.write_text(json.dumps({"version": "1.1", "data": [{"title": "Pens", "paragraphs": passages}]}))
+    result = finetune(tmp_path, "--data", str(file), "--evaluate", "0", "--name", "pens", "trainer.max_steps=3")
+    assert (result["steps"], "em_after" in result) == (3, False)
+
+
+@pytest.mark.slow
+def test_the_whole_job_learns_to_answer(tmp_path: Path) -> None:
+    result = finetune(tmp_path)
+    assert result["em_after"] >= 40
+    assert result["em_after"] >= 2 * result["em_before"]
