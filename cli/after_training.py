@@ -42,6 +42,13 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
     return outcome
 
 
+def asks_questions(data: Any) -> bool:
+    """Whether a recipe's data is SQuAD's form, whose held-out questions can be answered and scored."""
+    from mixtral_recipes.data.squad import SquadDataModule
+
+    return issubclass(data.__fn_or_cls__, SquadDataModule)
+
+
 def base_folder(recipe: Any) -> Path | None:
     """The Hugging Face folder training started from, if it is one on this machine."""
     from mixtral_recipes.embedded import resolve

@@ -1,6 +1,5 @@
 """``mixtral-recipes finetune``: train, export, and answer held-out questions before and after."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ def command(
         options.PeftScheme | None, typer.Option("--peft", help="Adapters to train (default: lora), or all weights.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="SQuAD file or folder (JSON, JSONL, parquet), or `squad` from the Hub.")
+        str | None, typer.Option("--data", help="File, folder or Hub id: SQuAD, chat, prompts and answers, text.")
     ] = None,
     restore_from: Annotated[
         str | None, typer.Option("--restore-from", help="Start from hf://ID, nemo://ID or a folder.")
@@ -56,8 +55,6 @@ def command(
         "instruct": instruct or None,
     }
     settings: list[tuple[str, Any]] = []
-    if data is not None:
-        settings.append(("data.dataset_root", _dataset(data)))
     if restore_from is not None:
         settings.append(("resume.restore_config.path", restore_from))
     job = jobs.prepare(
@@ -74,6 +71,7 @@ def command(
             overrides=overrides or [],
             arguments={key: value for key, value in given.items() if value is not None},
             settings=settings,
+            data=data,
         )
     )
     if to_yaml:
@@ -85,23 +83,12 @@ def command(
         print_json(result)
 
 
-def _dataset(data: str) -> str | None:
-    """``--data`` as ``data.dataset_root``: None is the Hub's SQuAD."""
-    from mixtral_recipes.embedded import resolve
-    from mixtral_recipes.errors import DataError
-
-    if data in ("squad", "rajpurkar/squad"):
-        return None
-    if not resolve(data).exists():
-        raise DataError(f"--data {data}: no such file or folder.")
-    return data if "://" in data else str(Path(data).absolute())
-
-
 def after(job: jobs.Job, result: dict[str, Any], *, export: bool | None, evaluate: int) -> dict[str, Any]:
     """Export and evaluate where the run left a checkpoint and it was asked for (by default: mixtral_tiny)."""
     wanted = job.recipe_name == "mixtral_tiny" if export is None else export
     if not wanted or not result.get("checkpoint"):
         return {}
-    from mixtral_recipes.cli.after_training import export_and_evaluate
+    from mixtral_recipes.cli.after_training import asks_questions, export_and_evaluate
 
-    return export_and_evaluate(job, result["checkpoint"], questions=evaluate)
+    questions = evaluate if asks_questions(job.recipe.data) else 0
+    return export_and_evaluate(job, result["checkpoint"], questions=questions)

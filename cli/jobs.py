@@ -65,7 +65,8 @@ class JobOptions:
         only_check: Whether nothing will be run, so that this machine need not fit.
         overrides: Dotted overrides.
         arguments: Arguments of the recipe function the user gave, e.g. ``{"num_nodes": 2}``.
-        settings: Settings from options of their own, as (path, value), e.g. ``--data``.
+        settings: Settings from options of their own, as (path, value), e.g. ``--restore-from``.
+        data: The data set that takes the place of the recipe's; None keeps it.
     """
 
     task: str | None
@@ -78,6 +79,7 @@ class JobOptions:
     overrides: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
     settings: list[tuple[str, Any]] = field(default_factory=list)
+    data: str | None = None
 
     @property
     def here(self) -> bool:
@@ -104,13 +106,19 @@ def prepare(options: JobOptions) -> Job:
         RecipeError: a recipe, setting or layout that cannot run.
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
+    notes: list[str] = []  # said once all checks have passed: an error stands alone
     if options.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.yaml)
     else:
         recipe_name, task = _choose(options), options.task or "finetune"
+        if options.recipe is None:
+            notes.append(f"No GPU here: taking --recipe {recipe_name}, a small Mixtral that runs on the CPU.")
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
+    if options.data is not None:
+        recipe.data, taken_for = _data(options.data, recipe.data)
+        notes.append(f"Data: {taken_for}.")
     _change(recipe, options)
     name = options.name or recipe.log.name
     if name in (None, "default"):
@@ -118,6 +126,8 @@ def prepare(options: JobOptions) -> Job:
     folder = (options.dir or Path(recipe.log.log_dir or "runs")).absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
     _check(recipe, recipe_name, task, options)
+    for line in notes:
+        note(line)
     return Job(recipe_name, task, recipe, options.place, name, folder / name)
 
 
@@ -126,7 +136,6 @@ def _choose(options: JobOptions) -> str:
         return catalog.entry(options.recipe).name
     if machine.gpu_count():
         raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
-    note("No GPU here: taking --recipe mixtral_tiny, a small Mixtral that runs on the CPU.")
     return "mixtral_tiny"
 
 
@@ -173,6 +182,23 @@ def _change(recipe: Any, options: JobOptions) -> None:
     for path, value in options.settings:
         overrides.set_value(recipe, path, value)
     overrides.apply(recipe, options.overrides)
+
+
+def _data(spec: str, replaced: Any) -> tuple[Any, str]:
+    """A configuration of the module that reads a data set, with the batch of the one it replaces, and what it found.
+
+    SQuAD files are read through: better a broken record now than in a job that waited for its turn.
+    """
+    import nemo_run as run
+
+    from mixtral_recipes.data.recognition import recognize
+
+    found = recognize(spec)
+    if found.kind == "squad" and found.source is not None and found.source.files:
+        found.module_class(**found.kwargs).questions()
+    batch = ("seq_length", "micro_batch_size", "global_batch_size", "num_workers", "seed", "packed_sequence_specs")
+    kept = {name: getattr(replaced, name) for name in batch if name in replaced.__arguments__}
+    return run.Config(found.module_class, **kept, **found.kwargs), found.description
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:

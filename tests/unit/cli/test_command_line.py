@@ -25,6 +25,8 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "gpu_count", lambda: 0)
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.chdir(tmp_path)
+    broken = {"context": "A box.", "qas": [{"id": "1", "question": "What?"}]}
+    (tmp_path / "broken.json").write_text(json.dumps({"data": [{"title": "Boxes", "paragraphs": [broken]}]}))
 
 
 def modules_after(*argv: str) -> list[str]:
@@ -68,7 +70,9 @@ MENDABLE = {
     "finetune --recipe mixtral_8x8b": "recipe 'mixtral_8x8b' is not known. Did you mean 'mixtral_8x7b'?",
     "finetune --recipe mixtral_8x7b": "mixtral_8x7b needs 8 GPUs (1 node x 8, TP1 PP1 CP1 EP8 DP8);",
     "pretrain --recipe mixtral_8x22b": "mixtral_8x22b needs 128 GPUs (16 nodes x 8,",
-    "finetune --data missing.json": "--data missing.json: no such file or folder.",
+    "finetune --data missing.json": "missing.json: no such file or folder",
+    "finetune --data broken.json": "broken.json:1: data[0].paragraphs[0].qas[0]: 'answers' must hold",
+    "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --recipe mixtral_tiny trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --recipe mixtral_tiny --nproc-per-node 3": "world size 3 is not a multiple of expert TP x EP x PP",
     "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not offered.",
@@ -126,8 +130,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]
 @pytest.mark.usefixtures("without_gpu")
 def test_options_overrides_and_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = started(monkeypatch)
-    data = tmp_path / "questions.json"
-    data.write_text("{}")
+    data = tmp_path / "questions.jsonl"
+    data.write_text('{"prompt": "Which?", "completion": "That."}\n')
     line = f"finetune --peft dora --data {data} --restore-from hf://x/y --packed --dir {tmp_path} --name mine"
     assert main.run([*line.split(), "trainer.max_steps=3", "peft.dim=4"]) == 0
     ((recipe, arguments),) = calls
@@ -136,7 +140,8 @@ def test_options_overrides_and_the_run_folder(monkeypatch: pytest.MonkeyPatch, t
     assert (recipe.log.log_dir, recipe.log.name) == (str(tmp_path), "mine")
     assert recipe.peft.__fn_or_cls__.__name__ == "DoRA"
     assert (recipe.trainer.max_steps, recipe.peft.dim) == (3, 4)
-    assert recipe.data.dataset_root == str(data)
+    assert recipe.data.__fn_or_cls__.__name__ == "FineTuningDataModule"
+    assert (recipe.data.dataset_root, recipe.data.columns) == (str(data), {"input": "prompt", "output": "completion"})
     assert recipe.data.packed_sequence_specs.packed_sequence_size == 256
     assert recipe.resume.restore_config.path == "hf://x/y"
 
