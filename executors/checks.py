@@ -54,10 +54,14 @@ def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
 
 def check_cluster(site: Cluster) -> list[Check]:
     """Everything ``clusters check`` looks at; the settings themselves were checked when the profile was read."""
-    ssh = site.ssh or ""
+    ssh = site.login
     answer = slurm_status.slurm(["sinfo", "--noheader", "--format=%R|%a|%D|%l"], ssh)
     if answer.returncode != 0:
-        mend = f"try `ssh {ssh} sinfo`" if ssh else "run this on a login node, or set ssh = 'user@host' in the profile"
+        mend = (
+            f"try `ssh {site.ssh} sinfo`"
+            if ssh
+            else "run this on a login node, or set ssh = 'user@host' in the profile"
+        )
         return [Check("Slurm", "bad", slurm_status.one_line(answer.stderr) or "no answer", mend)]
     partitions = {line.split("|")[0]: line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 3}
     found = [Check("Slurm", "good", f"answers, {len(partitions)} partition(s)")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, nearest
+from mixtral_recipes.executors import slurm_status
 from mixtral_recipes.executors.names import check_env, check_name, check_path
 
 MODES = ("venv", "pyxis", "apptainer")
@@ -91,6 +92,11 @@ class Cluster:
                 f"and Slurm may send it 60 s earlier still; use at least {self.grace_s + 90} s, or a smaller grace_s."
             )
         self._settle_mode()
+
+    @property
+    def login(self) -> str:
+        """The login node as `slurm_status` takes it; empty when Slurm's commands are here."""
+        return slurm_status.ssh_address(self.ssh, self.ssh_key) if self.ssh else ""
 
     def _settle_mode(self) -> None:
         mode = self.mode

@@ -45,7 +45,7 @@ class RunRecord:
     pid_start: str = ""  # its start time, so that a reused pid is not taken for it
     host: str = ""
     cluster: str = ""  # profile name
-    ssh: str = ""  # user@host[:port] when Slurm is reached through a tunnel
+    ssh: str = ""  # slurm_status.ssh_address when Slurm is reached through a tunnel
     remote_dir: str = ""  # job_dir over there
     state: str = "submitted"  # the last state this machine saw
     logs: list[str] = dataclasses.field(default_factory=list)  # the agent's stdout and stderr (local)

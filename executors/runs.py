@@ -12,6 +12,7 @@ from typing import Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import records, slurm_status
+from mixtral_recipes.executors.names import quote
 from mixtral_recipes.executors.records import RunRecord
 from mixtral_recipes.executors.sbatch import secrets_file
 from mixtral_recipes.executors.slurm_status import FINAL, JobState
@@ -82,8 +83,12 @@ def local_state(record: RunRecord) -> JobState:
 def attempts(record: RunRecord) -> dict[str, int]:
     """How often the run started, was preempted, lost a node, failed."""
     outcomes = [event["outcome"] for event in slurm_status.history(record.job_dir)]
-    names = {"started": "attempts", "preempted": "preemptions", "node_lost": "nodes_lost", "failed": "failures"}
-    return {label: outcomes.count(outcome) for outcome, label in names.items()}
+    return {
+        "attempts": outcomes.count("started"),
+        "preemptions": outcomes.count("preempted") + outcomes.count("stopped"),  # stopped: before a rank could save
+        "nodes_lost": outcomes.count("node_lost"),
+        "failures": outcomes.count("failed"),
+    }
 
 
 def summary(record: RunRecord, state: JobState) -> dict[str, Any]:
@@ -171,11 +176,10 @@ def fetch(record: RunRecord) -> None:
     """Bring logs and history of a run behind ssh into its local job folder; nothing to do for any other run."""
     if not record.ssh:
         return
-    host, _, port = record.ssh.partition(":")
     files = "$(ls -d attempts attempts*.jsonl sbatch_*.out 2>/dev/null)"
-    command = f"cd {record.remote_dir} && tar -cf - --exclude=torchrun {files}"
-    ssh = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, command]
-    with subprocess.Popen(ssh, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    command = f"cd {quote(record.remote_dir)} && tar -cf - --exclude=torchrun {files}"
+    ssh = slurm_status.login(record.ssh)
+    with subprocess.Popen([*ssh, command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             tar.extractall(record.job_dir, filter="data")

@@ -44,6 +44,14 @@ record() {{  # outcome, exit code, whether the job ended with it: one line of th
 count() {{  # outcome: how often it was recorded
     grep -c "\\"outcome\\": \\"$1\\"" "$job_dir/attempts.jsonl"
 }}
+ranks() {{  # extended regular expression: how many ranks of this attempt recorded such an exit code
+    cat "$attempt"/rank-*.json 2> /dev/null | grep -cE "\\"exit_code\\": $1,"
+}}
+signalled() {{  # SIGTERM came before any rank could save or report; torchrun then fails with 1 or 143
+    if [ -n "$stopping" ] || [ "$code" -eq 143 ]; then return 0; fi
+    [ "$(ranks '[0-9]+')" -eq "$(ranks '(0|75)')" ] \\
+        && grep -qs 'SignalException: .*got signal: 15' "$attempt"/node-*.log
+}}
 finish() {{  # outcome, exit code
     record "$1" "$2" true
     rm -f "$job_dir/secrets.env"
@@ -73,8 +81,8 @@ code=$?
 
 # Outcome: preempted and lost jobs run again, failed ones {retries} time(s)
 if [ -e "$attempt/preempted" ]; then again preempted 75; fi
-if [ "$code" -eq 0 ]; then finish succeeded 0; fi
-if [ -n "$stopping" ] || [ "$code" -eq 143 ]; then again stopped "$code"; fi  # SIGTERM before any rank could save
+if [ "$code" -eq 0 ] || [ "$(ranks 0)" -eq {world_size} ]; then finish succeeded 0; fi  # SIGTERM after all was done
+if signalled; then again stopped "$code"; fi
 {node_check}
 if [ "$(count failed)" -lt {retries} ]; then again failed "$code"; fi
 finish failed "$code"
@@ -125,6 +133,7 @@ def render(job: Job, cluster: Cluster) -> str:
         threads=threads(job.nproc_per_node),
         srun_flags=" \\\n    ".join(srun_flags(job, cluster)),
         command=command(job, cluster),
+        world_size=job.nodes * job.nproc_per_node,
         retries=cluster.retries,
         attempts=cluster.max_preemptions + cluster.retries,
         node_check=NODE_CHECK

@@ -76,7 +76,7 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
         folder, tunnel, _ = nemo_slurm._get_job_dirs().get(app_id, ("", None, ""))
         if not Path(folder, "configs").is_dir() or not Path(folder, "sbatch.sh").exists():
             return super().describe(app_id)
-        ssh = ssh_address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
+        ssh = tunnel_address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
         state = slurm_status.query([app_id], ssh=ssh)[app_id]
         if state.state == "unknown":
             state = slurm_status.from_history(folder, app_id) or state
@@ -101,10 +101,10 @@ def own_stdin() -> Iterator[None]:
             sys.stdin = before
 
 
-def ssh_address(tunnel: SSHTunnel) -> str:
-    """user@host[:port] of a tunnel."""
-    port = getattr(tunnel, "port", None)
-    return f"{tunnel.user}@{tunnel.host}" + (f":{port}" if port else "")
+def tunnel_address(tunnel: SSHTunnel) -> str:
+    """A tunnel's login node as `slurm_status` takes it."""
+    port = f":{tunnel.port}" if tunnel.port else ""
+    return slurm_status.ssh_address(f"{tunnel.user}@{tunnel.host}{port}", tunnel.identity)
 
 
 def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:

@@ -88,14 +88,25 @@ def cancel(job_id: str, *, ssh: str = "") -> None:
 def slurm(command: list[str], ssh: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run one Slurm command, here or on the login node; a missing program or a timeout is a non-zero return code."""
     if ssh:
-        host, _, port = ssh.partition(":")
-        command = ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), "--", host, shlex.join(command)]
+        command = [*login(ssh), shlex.join(command)]
     try:
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"{command[0]} gave no answer in {_TIMEOUT_S} s")
+
+
+def ssh_address(address: str, key: str | None) -> str:
+    """How records name a login node: ``user@host[:port]``, and after a ``#`` the key file, if one is given."""
+    return f"{address}#{key}" if key else address
+
+
+def login(ssh: str) -> list[str]:
+    """The ssh command of a login node, without what it shall run there."""
+    address, _, key = ssh.partition("#")
+    host, _, port = address.partition(":")
+    return ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
 
 
 def one_line(text: str) -> str:

@@ -71,7 +71,7 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
         for job in experiment.jobs:  # those that were queued before the one that was refused
             if handle := str(getattr(job, "handle", "")):
                 settings: Any = tasks[0].executor.job_details
-                slurm_status.slurm(["scancel", handle.rpartition("/")[2]], settings.cluster["ssh"] or "")
+                slurm_status.slurm(["scancel", handle.rpartition("/")[2]], settings.profile().login)
         stderr = getattr(getattr(error, "result", None), "stderr", "")
         raise LaunchError(f"the job was not submitted: {one_line(stderr or str(error))}.") from error
     for task, job in zip(tasks, jobs, strict=True):
@@ -106,14 +106,14 @@ def _complete(record: RunRecord, job: Any) -> None:
     """Write down where a submitted job is."""
     from nemo_run.core.tunnel.client import SSHTunnel
 
-    from mixtral_recipes.executors.scheduler import ssh_address
+    from mixtral_recipes.executors.scheduler import tunnel_address
 
     record.job_dir = job.job_dir
     record.nodes, record.nproc_per_node = job.nnodes(), job.job_details.nproc_per_node
     record.cluster = job.job_details.cluster.get("name", "")
     record.secrets = list(job.job_details.cluster.get("secrets", ()))
     if isinstance(job.tunnel, SSHTunnel):
-        record.ssh = ssh_address(job.tunnel)
+        record.ssh = tunnel_address(job.tunnel)
         record.remote_dir = os.path.join(job.tunnel.job_dir, Path(job.job_dir).name)
         Path(job.job_dir, "secrets.env").unlink(missing_ok=True)  # it is over there now
     record.save()

@@ -34,6 +34,14 @@ record() {  # outcome, exit code, whether the job ended with it: one line of the
 count() {  # outcome: how often it was recorded
     grep -c "\"outcome\": \"$1\"" "$job_dir/attempts.jsonl"
 }
+ranks() {  # extended regular expression: how many ranks of this attempt recorded such an exit code
+    cat "$attempt"/rank-*.json 2> /dev/null | grep -cE "\"exit_code\": $1,"
+}
+signalled() {  # SIGTERM came before any rank could save or report; torchrun then fails with 1 or 143
+    if [ -n "$stopping" ] || [ "$code" -eq 143 ]; then return 0; fi
+    [ "$(ranks '[0-9]+')" -eq "$(ranks '(0|75)')" ] \
+        && grep -qs 'SignalException: .*got signal: 15' "$attempt"/node-*.log
+}
 finish() {  # outcome, exit code
     record "$1" "$2" true
     rm -f "$job_dir/secrets.env"
@@ -81,8 +89,8 @@ code=$?
 
 # Outcome: preempted and lost jobs run again, failed ones 0 time(s)
 if [ -e "$attempt/preempted" ]; then again preempted 75; fi
-if [ "$code" -eq 0 ]; then finish succeeded 0; fi
-if [ -n "$stopping" ] || [ "$code" -eq 143 ]; then again stopped "$code"; fi  # SIGTERM before any rank could save
+if [ "$code" -eq 0 ] || [ "$(ranks 0)" -eq 8 ]; then finish succeeded 0; fi  # SIGTERM after all was done
+if signalled; then again stopped "$code"; fi
 : # one node: if it is lost, so is this script, and Slurm requeues
 if [ "$(count failed)" -lt 0 ]; then again failed "$code"; fi
 finish failed "$code"

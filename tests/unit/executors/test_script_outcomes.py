@@ -119,6 +119,35 @@ def test_failure_on_two_nodes_that_are_there(node: Node) -> None:
     assert (node.outcomes()[-1], node.requeued()) == (("failed", True), 0)
 
 
+def ranks(*codes: int) -> str:
+    """A line of bash that records these exit codes as `mixtral_recipes.executors.rank` does."""
+    ends = [json.dumps({"rank": rank, "exit_code": code, "error": ""}, indent=1) for rank, code in enumerate(codes)]
+    return "\n".join(f"echo '{end}' > $MIXTRAL_RECIPES_ATTEMPT_DIR/rank-{rank}.json" for rank, end in enumerate(ends))
+
+
+AGENT_STOPPED = (
+    'echo "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15" '
+    '> "$MIXTRAL_RECIPES_ATTEMPT_DIR/node-0.log"'
+)
+ONE_NODE_OF_TWO = 'case "$*" in *--overlap*) exit 0 ;; esac'
+
+
+def test_signal_after_the_last_step_is_too_late(node: Node) -> None:
+    assert node.run(f"{ranks(0, 0)}\n{AGENT_STOPPED}\nexit 1", nodes=2) == 0
+    assert (node.outcomes()[-1], node.requeued()) == (("succeeded", True), 0)
+
+
+@pytest.mark.parametrize("codes", [(), (0,)])
+def test_signal_to_torchrun_alone_is_no_failure(node: Node, codes: tuple[int, ...]) -> None:
+    node.run(f"{ONE_NODE_OF_TWO}\n{ranks(*codes)}\n{AGENT_STOPPED}\nexit 1", nodes=2)
+    assert (node.outcomes()[-1], node.requeued()) == (("stopped", False), 1)
+
+
+def test_failed_rank_whose_peers_are_stopped_is_a_failure(node: Node) -> None:
+    node.run(f"{ONE_NODE_OF_TWO}\n{ranks(1)}\n{AGENT_STOPPED}\nexit 1", nodes=2)
+    assert (node.outcomes()[-1], node.requeued()) == (("failed", True), 0)
+
+
 def test_stopped_before_any_rank_could_save(node: Node) -> None:
     node.run("exit 143")
     assert (node.outcomes()[-1], node.requeued()) == (("stopped", False), 1)

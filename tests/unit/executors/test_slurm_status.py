@@ -97,3 +97,19 @@ def write_history(made: RunRecord, *events: tuple[str, str]) -> None:
         for outcome, final in events
     ]
     Path(made.job_dir, "attempts.jsonl").write_text("\n".join(lines) + "\n{half")
+
+
+def test_through_a_login_node(programs: Path, tmp_path: Path) -> None:
+    play(programs, "ssh", f'printf "%s\\n" "$@" > {tmp_path}/asked; shift 8; exec bash -c "$1"')
+    play(programs, "squeue", "echo '7|RUNNING|None'")
+    play(programs, "scancel", f'echo "$@" > {tmp_path}/cancelled')
+    made = slurm_run(tmp_path)
+    made.ssh = slurm_status.ssh_address("me@login:2222", "/keys/mine")
+    made.remote_dir = str(tmp_path / "it's there")
+    (tmp_path / "it's there").mkdir()
+    assert runs.state(made).state == "running"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[:8] == ["-o", "BatchMode=yes", "-p", "2222", "-i", "/keys/mine", "--", "me@login"]
+    runs.cancel(made)
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+    assert Path(made.remote_dir, "cancelled").exists()
