@@ -2,8 +2,12 @@
 
     python benchmarks/conversion.py --shape 8x7b --layers 4 --repeats 5 --folder /big/disk
 
+    python benchmarks/conversion.py --shape 8x7b --layers 2 --layers 8 --memory-only --folder /big/disk
+
 Times are ratios within one run: each repeat copies, imports and exports in turn, to outputs that did not exist. Memory
-is the peak of the process's anonymous pages (RssAnon), sampled from outside while a conversion runs by itself.
+is the peak of the process's anonymous pages (RssAnon), sampled from outside while a conversion runs by itself. With
+``--memory-only`` the source is a file of holes and an import's zeros are made holes again, so that one copy of the
+model is on the disk at a time; what the processes hold does not depend on the numbers they move.
 """
 
 import argparse
@@ -33,8 +37,8 @@ _NOISE_BYTES = 64 << 20
 SHARD_BYTES = 5 * 10**9
 
 
-def write_source(folder: Path, shape: str, layers: int) -> int:
-    """A synthetic bf16 checkpoint in the v4 layout, in shards of 5 GB; returns its bytes."""
+def write_source(folder: Path, shape: str, layers: int, *, holes: bool = False) -> int:
+    """A synthetic bf16 checkpoint in the v4 layout, in shards of 5 GB, of noise or of holes; returns its bytes."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["MixtralForCausalLM"],
@@ -55,6 +59,9 @@ def write_source(folder: Path, shape: str, layers: int) -> int:
     for index, names in enumerate(shards):
         with (folder / shard_name(index, len(shards))).open("wb") as file:
             file.write(header_bytes({name: ("BF16", shapes[name]) for name in names}))
+            if holes:
+                file.truncate(file.tell() + sum(sizes[name] for name in names))
+                continue
             for name in names:
                 left = sizes[name]
                 while left:
@@ -149,6 +156,17 @@ def measure(shape: str, layers: int, repeats: int, folder: Path) -> dict[str, An
     }
 
 
+def measure_memory(shape: str, layers: int, folder: Path) -> dict[str, Any]:
+    """Memory at one size, with one copy of the model on the disk at a time."""
+    source, imported, exported = (folder / name for name in ("source", "imported", "exported"))
+    nbytes = write_source(source, shape, layers, holes=True)
+    memory = {"import": convert("import", source, imported, sampled=True)["peak_anonymous_gib"]}
+    for path in (imported / "weights").glob("*.distcp"):
+        subprocess.run(["fallocate", "--dig-holes", path], check=True)
+    memory["export"] = convert("export", imported, exported, sampled=True)["peak_anonymous_gib"]
+    return {"shape": shape, "layers": layers, "gigabytes": nbytes / 1e9, "peak_anonymous_gib": memory}
+
+
 def main() -> None:
     """Measure every size asked for; print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,6 +174,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--memory-only", action="store_true", help="no times; needs room for one copy of the model")
     parser.add_argument("--convert", nargs=3, metavar=("KIND", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.convert:
@@ -167,17 +186,25 @@ def main() -> None:
         for layers in options.layers or [2, 4]:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
                 print(f"{shape}, {layers} layers", flush=True)
-                results.append(measure(shape, layers, options.repeats, Path(folder)))
+                if options.memory_only:
+                    results.append(measure_memory(shape, layers, Path(folder)))
+                else:
+                    results.append(measure(shape, layers, options.repeats, Path(folder)))
+    _print_table(results)
+    print(json.dumps(results))
+
+
+def _print_table(results: list[dict[str, Any]]) -> None:
     print("| shape | layers | GB | cp s | import s (ratio) | export s (ratio) | anonymous GiB, import / export |")
     print("|---|---|---|---|---|---|---|")
     for r in results:
-        s, q, m = r["seconds"], r["ratio_to_copy"], r["peak_anonymous_gib"]
-        print(
-            f"| {r['shape']} | {r['layers']} | {r['gigabytes']:.1f} | {s['copy']:.2f} "
-            f"| {s['import']:.2f} ({q['import']:.2f}) | {s['export']:.2f} ({q['export']:.2f}) "
-            f"| {m['import']:.2f} / {m['export']:.2f} |"
-        )
-    print(json.dumps(results))
+        m = r["peak_anonymous_gib"]
+        times = ["-", "-", "-"]
+        if "seconds" in r:
+            s, q = r["seconds"], r["ratio_to_copy"]
+            times = [f"{s['copy']:.2f}", *(f"{s[kind]:.2f} ({q[kind]:.2f})" for kind in ("import", "export"))]
+        cells = [r["shape"], r["layers"], f"{r['gigabytes']:.1f}", *times, f"{m['import']:.2f} / {m['export']:.2f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

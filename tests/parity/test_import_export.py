@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.verify import verify_checkpoint
 from mixtral_recipes.peft.adapter import adapters_of
-from mixtral_recipes.peft.dora import DoRA
+from mixtral_recipes.peft.dora import DoRA, DoRAAdapter
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
 from tests.distributed.harness import launch
@@ -31,7 +32,8 @@ def transformers_logits(folder: Path) -> tuple[Tensor, list[str]]:
     from transformers import MixtralForCausalLM
 
     hf_model(Folders(folder, folder))
-    model, info = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
     with torch.no_grad():
         return model(tokens()).logits, [*info["missing_keys"], *info["unexpected_keys"]]
 
@@ -86,7 +88,7 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
         for adapter in adapters_of(run.model):
             random = torch.Generator().manual_seed(zlib.crc32(adapter.key.encode()))
             adapter.lora_b.normal_(std=0.3, generator=random)
-            if isinstance(peft, DoRA):
+            if isinstance(adapter, DoRAAdapter):
                 adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))
     facts = {"peft": {"dim": peft.dim, "alpha": peft.alpha}, "base": str(folders.megatron)}
     saver = Checkpointer(

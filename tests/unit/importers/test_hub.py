@@ -196,6 +196,6 @@ def test_push_that_breaks_off_says_so(
     assert server.faults["upload"] == []
     assert server.uploaded["org/once"].keys() == {path.name for path in server.folder.iterdir()}
     server.faults["upload"] = ["500"] * 100
-    with pytest.raises(EnvironmentProblem, match="--push-to-hub org/twice: .*broke off"):
+    with pytest.raises(EnvironmentProblem, match=r"--push-to-hub org/twice: .*broke off"):
         hub.upload(server.folder, "org/twice")
     assert "org/twice" not in server.uploaded

@@ -11,7 +11,13 @@ from mixtral_recipes.training.manifest import read_manifest, write_manifest
 from tests.unit.importers.conftest import mixtral_config
 
 HUB = {"id": "hf://org/name", "revision": "abc123", "layout": "v4"}
-RECIPE = {"peft.class": "LoRA", "peft.dim": 16, "data.class": "SquadDataModule", "trainer.seed": 1, "data.tokenizer": None}
+RECIPE = {
+    "peft.class": "LoRA",
+    "peft.dim": 16,
+    "data.class": "SquadDataModule",
+    "trainer.seed": 1,
+    "data.tokenizer": None,
+}
 
 
 def checkpoint(folder: Path, kind: Any, source: dict[str, Any], **facts: Any) -> Path:

@@ -32,10 +32,6 @@ def refused(source: Path, output: Path, *words: str, error: type[MixtralRecipesE
     return message
 
 
-def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: tensors.pop(name) and None
-
-
 def put(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
     return lambda tensors: tensors.update({name: value})
 

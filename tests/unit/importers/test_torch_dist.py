@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -124,7 +124,7 @@ def save_in_boxes(state: dict[str, torch.Tensor], folder: Path, columns: int) ->
             return create_default_global_save_plan(all_plans)
 
         def resolve_data(self, write_item):
-            return boxes[write_item.index.fqn, write_item.index.offset]
+            return boxes[write_item.index.fqn, torch.Size(write_item.index.offset or ())]
 
     save({}, storage_writer=FileSystemWriter(folder), planner=Planner(), no_dist=True)
 
