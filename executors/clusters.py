@@ -204,7 +204,8 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
             form = f"{key}.NAME" if kind.startswith("dict") else key
             raise LaunchError(f"--slurm {text!r} does not fit {key}; use {form}=value.")
         if dot:
-            settings.setdefault(key, {})[inner] = value
+            flag = key == "sbatch" and value == "true"  # an option without a value, as --hold is
+            settings.setdefault(key, {})[inner] = True if flag else value
         elif kind.startswith("tuple"):
             settings[key] = tuple(value.split(",")) if value else ()
         else:

@@ -13,7 +13,7 @@ import pytest
 import slurm_cluster
 import slurm_job
 
-PATIENCE_S = 900  # for one job; generous, because it says nothing about speed
+PATIENCE_S = 1800  # for one job; generous, because it says nothing about speed
 
 
 def need(*, accounting: bool = False) -> None:

@@ -20,7 +20,7 @@ SLURM = [
     "--executor", "slurm", "--account", "none", "--partition", "debug", "--num-nodes", "2", "--num-gpus-per-node", "1",
     "--slurm", "env.OMP_NUM_THREADS=1",
 ]  # fmt: skip
-SHORT, MIDDLE, LONG = 4, 60, 240  # steps; LONG takes longer than two minutes on two cores
+SHORT, MIDDLE, LONG = 4, 60, 180  # steps; LONG takes two minutes on two idle cores, a start of twenty seconds apart
 
 
 def command(*arguments: str) -> dict[str, Any]:

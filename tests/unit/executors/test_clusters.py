@@ -68,11 +68,12 @@ def test_settings_from_the_command_line() -> None:
         "mounts=/a:/b,/c",
         "time=30",
         "sbatch.comment=x",
+        "sbatch.hold=true",
     ]
     settings = settings_from(given)
     assert settings == {
         "env": {"NCCL_DEBUG": "a=b"}, "gpus_per_node": 4, "exclusive": True, "mounts": ("/a:/b", "/c"), "time": "30",
-        "sbatch": {"comment": "x"},
+        "sbatch": {"comment": "x", "hold": True},
     }  # fmt: skip
     assert cluster(**settings, venv="/v").mounts == ("/a:/b", "/c")
 

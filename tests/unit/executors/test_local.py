@@ -31,7 +31,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(tmp_path: Path, name: str, processes: int = 2, **job: Any) -> Any:
     import nemo_run as run
-    import slurm_job
+    import slurm_job  # pyright: ignore[reportMissingImports]  # on PYTHONPATH above
 
     log = run.Config(slurm_job.Log, log_dir=str(tmp_path / "runs"), name=name)
     return run.Partial(slurm_job.train, log=log, trainer=run.Config(slurm_job.Trainer, devices=processes), **job)
