@@ -58,16 +58,16 @@ def prepare_over_raw(folder: Path, tokenizer: Any, megabytes: int) -> dict[str, 
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     backend = tokenizer.backend_tokenizer
     backend.encode_batch_fast(lines[:100], add_special_tokens=False)
-    raw, whole = [], []
+    raw, whole, tokens = [], [], 0
     for number in range(3):
         start = time.process_time()
         for first in range(0, len(lines), 512):
             backend.encode_batch_fast(lines[first : first + 512], add_special_tokens=False)
         raw.append(time.process_time() - start)
         start = time.process_time()
-        made = prepare_corpus([path], folder / f"prepared{number}", Encoder.of(tokenizer))
+        tokens = prepare_corpus([path], folder / f"prepared{number}", Encoder.of(tokenizer)).tokens
         whole.append(time.process_time() - start)
-    return {"prepare_over_raw": min(raw) / min(whole), "prepare_tokens_per_second": made.tokens / min(whole)}
+    return {"prepare_over_raw": min(raw) / min(whole), "prepare_tokens_per_second": tokens / min(whole)}
 
 
 def json_texts(megabytes: int) -> list[str]:
@@ -76,12 +76,12 @@ def json_texts(megabytes: int) -> list[str]:
 
     passages = [json.loads(line)["text"] for line in resolve("embedded://squad/pretraining.jsonl").open()]
     texts, size = [], 0
-    for number in itertools.count():
+    while size <= megabytes << 20:
+        number = len(texts)
         some = (passages[(number * 7 + k * 13) % len(passages)] for k in range(1 + number % 5))
         texts.append("\n\n".join([f"Document {number}", *some]))
         size += len(texts[-1])
-        if size > megabytes << 20:
-            return texts
+    return texts
 
 
 def main() -> None:
@@ -102,10 +102,11 @@ def main() -> None:
         os.environ["MIXTRAL_RECIPES_HOME"] = folder
         corpus = synthetic_corpus(Path(folder) / "corpus", options.tokens, len(tokenizer))
         shape: dict[str, Any] = {"seq_length": options.seq_length, "micro_batch_size": 1}
+        padded: dict[str, Any] = shape | {"micro_batch_size": 16}
         specs = PackedSequenceSpecs(options.seq_length)
         modules: dict[str, DataModule] = {
             "indexed": PreTrainingDataModule(paths=str(corpus), split="1,0,0", **shape),
-            "squad padded": SquadDataModule(dataset_root="embedded://squad", **(shape | {"micro_batch_size": 16})),
+            "squad padded": SquadDataModule(dataset_root="embedded://squad", **padded),
             "squad packed": SquadDataModule(dataset_root="embedded://squad", **shape, packed_sequence_specs=specs),
         }
         for name, module in modules.items():

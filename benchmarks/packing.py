@@ -125,7 +125,7 @@ def pack_table(table: Any, capacity: int) -> Any:
     import pyarrow.compute as pc
 
     column = table.column(0).combine_chunks()
-    packs = pack(pc.list_value_length(column).to_numpy(), capacity)
+    packs = pack(pc.call_function("list_value_length", [column]).to_numpy(), capacity)
     moved = column.take(pa.array(packs.samples))
     return pa.ListArray.from_arrays(pc.take(moved.offsets, pa.array(packs.starts)), moved.values)
 

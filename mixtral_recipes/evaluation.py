@@ -94,7 +94,7 @@ def generate(
     disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model_folder}: cannot be loaded ({str(error).splitlines()[0]}).") from error
     if torch.cuda.is_available():

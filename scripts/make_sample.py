@@ -976,7 +976,8 @@ def draw_person(rng: random.Random) -> tuple[str, str, str]:
     """Draw a full name with its pronouns."""
     she = rng.random() < 0.5
     first = rng.choice(POOLS["first_she" if she else "first_he"])
-    return f"{first} {rng.choice(POOLS['last'])}", *(("she", "her") if she else ("he", "his"))
+    name = f"{first} {rng.choice(POOLS['last'])}"
+    return (name, "she", "her") if she else (name, "he", "his")
 
 
 def draw_word(pool: str, rng: random.Random) -> str:

@@ -86,9 +86,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in make_sample.corpora(DOCUMENTS).items():
         (folder / f"{name}.jsonl").write_text(text)
-    checkpoint = None
+    checkpoint = ""
     for stage in STAGES:
-        recipe = recipe_of(stage, folder, checkpoint)
+        recipe = recipe_of(stage, folder, checkpoint or None)
         checkpoint = launch(recipe, executor="local", name=stage.text, run_dir=folder / stage.text)["checkpoint"]
     exported = api.export_ckpt(checkpoint, output_path=folder / "exported", overwrite=True, dtype="bf16")
     if not options.no_install:

@@ -6,7 +6,7 @@ Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Sample(TypedDict):
     loss_mask: np.ndarray
 
 
-class Batch(TypedDict, total=False):
+class Batch(TypedDict):
     """One microbatch.
 
     Attributes:
@@ -37,8 +37,8 @@ class Batch(TypedDict, total=False):
     labels: Tensor
     loss_mask: Tensor
     position_ids: Tensor
-    padding_mask: Tensor
-    cu_seqlens: Tensor
+    padding_mask: NotRequired[Tensor]
+    cu_seqlens: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)

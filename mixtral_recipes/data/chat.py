@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import Dataset
 
@@ -148,7 +148,7 @@ class ChatEncoder:
             )
         except (TemplateError, TypeError) as error:
             raise DataError(f"{where}: the chat template refuses this conversation ({error}).") from error
-        return texts[0], spans[0] if spans else []
+        return str(texts[0]), cast(list[Span], spans[0]) if spans else []
 
     def _message_spans(self, messages: list[Message], text: str, where: str) -> list[tuple[str, Span]]:
         """Where each message's text stands in the rendered conversation."""

@@ -6,6 +6,7 @@ rank's tokens; S and T count all ranks'.
 """
 
 import itertools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -114,9 +115,10 @@ class CoreAttention(nn.Module):
         if config.attention_dropout:
             raise ValueError("attention_dropout is not part of Mixtral and not supported by CoreAttention")
         self.scale = softmax_scale if softmax_scale is not None else (config.kv_channels or 1) ** -0.5
-        self.group = None
+        self.group: torch.distributed.ProcessGroup | None = None
         if config.context_parallel_size > 1:
-            self.group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
+            group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
+            self.group = cast(torch.distributed.ProcessGroup, group)
 
     def forward(
         self,

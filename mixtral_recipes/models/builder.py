@@ -80,7 +80,7 @@ def build_model(
     # GPTModel announces its deprecation at WARNING on every build; we know (see above).
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     interleaved = config.virtual_pipeline_model_parallel_size
-    chunks = [
+    chunks: list[GPTModel] = [
         _build_chunk(
             config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=stage if interleaved else None
         )
@@ -104,7 +104,7 @@ class MixtralGPT(GPTModel):
     def __init__(self, config: MixtralConfig, **settings: Any) -> None:
         super().__init__(config=config, **settings)
         if self.post_process:
-            rows = self.output_layer.weight.shape[0]
+            rows = self.output_layer.weight.shape[0]  # pyright: ignore[reportOptionalMemberAccess]
             first = parallel_state.get_tensor_model_parallel_rank() * rows
             self._real_rows = min(max(config.vocab_size - first, 0), rows)
             if self._real_rows < rows:

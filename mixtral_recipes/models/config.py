@@ -21,7 +21,7 @@ class MixtralConfig(TransformerConfig):
     Hugging Face's (softmax over the chosen experts equals softmax over all, then renormalising over the chosen).
     """
 
-    normalization: str = "RMSNorm"
+    normalization: Any = "RMSNorm"
     activation_func: Callable[..., Any] = F.silu
     gated_linear_unit: bool = True
     add_bias_linear: bool = False
@@ -50,7 +50,7 @@ class MixtralConfig(TransformerConfig):
     moe_router_pre_softmax: bool = False  # True would not renormalise over the chosen experts
     moe_router_load_balancing_type: Any = "aux_loss"
     moe_aux_loss_coeff: Any = 0.01  # NeMo's recipes; config.json's router_aux_loss_coef is 0.02
-    moe_token_dispatcher_type: str = "alltoall"
+    moe_token_dispatcher_type: Any = "alltoall"
     freeze_router: bool = False  # full fine-tuning may keep the pretrained routing
 
     bf16: bool = True
@@ -117,5 +117,5 @@ class MixtralModel:
         tokenizer: A folder or Hub id to load the tokenizer from; None takes the checkpoint's own.
     """
 
-    config: MixtralConfig = field(default_factory=MixtralConfig8x7B)
+    config: MixtralConfig = field(default_factory=MixtralConfig8x7B)  # pyright: ignore[reportCallIssue, reportArgumentType]
     tokenizer: str | None = None

@@ -106,10 +106,10 @@ def _layer(
                     k_layernorm=IdentityOp,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             pre_mlp_layernorm=mlp_norm,
             mlp=functools.partial(MoELayer, submodules=MoESubmodules(experts=experts, router=Router)),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]
             sharded_state_dict_keys_map=names_on_disk,
         ),
     )

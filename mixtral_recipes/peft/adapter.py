@@ -11,7 +11,8 @@ Shape suffixes in comments: t tokens, r the adapter's dim.
 
 import math
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed import ProcessGroup
 
 from mixtral_recipes.errors import RecipeError
 
@@ -97,11 +99,11 @@ class Adapter(nn.Module):
             parameter.allreduce = not self.is_expert
 
     @property
-    def tp_group(self) -> torch.distributed.ProcessGroup:
+    def tp_group(self) -> ProcessGroup:
         """The ranks that split the adapted layer."""
         if self.is_expert:
-            return parallel_state.get_expert_tensor_parallel_group()
-        return parallel_state.get_tensor_model_parallel_group()
+            return _expert_tensor_group()
+        return cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """The adapted layer's output.
@@ -183,9 +185,13 @@ class GroupedAdapter(nn.Module):
         return torch.cat([adapter.add_to(o, part) for adapter, o, part in parts])  # pyright: ignore[reportCallIssue]
 
 
-def adapters_of(model: list[Any]) -> list[Adapter]:
+def adapters_of(model: Sequence[Any]) -> list[Adapter]:
     """Every adapter of a model, in module order."""
     return [module for chunk in model for module in chunk.modules() if isinstance(module, Adapter)]
+
+
+def _expert_tensor_group() -> ProcessGroup:
+    return cast(ProcessGroup, parallel_state.get_expert_tensor_parallel_group())
 
 
 def reduce_expert_adapter_gradients(ddp: list[Any]) -> None:
@@ -197,7 +203,7 @@ def reduce_expert_adapter_gradients(ddp: list[Any]) -> None:
     Args:
         ddp: Model chunks in Megatron's DDP, gradients already reduced over data-parallel ranks.
     """
-    group = parallel_state.get_expert_tensor_parallel_group()
+    group = _expert_tensor_group()
     if group.size() == 1:
         return
     partial = [

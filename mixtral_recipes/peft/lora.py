@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class LoRA:
             raise RecipeError(f"peft.lora_B_init_method={self.lora_B_init_method!r}; only 'zero' starts at the base.")
         return set(wanted) - set(self.exclude_modules)
 
-    def apply(self, model: list[nn.Module]) -> list[Adapter]:
+    def apply(self, model: Sequence[nn.Module]) -> list[Adapter]:
         """Freeze a model and attach adapters to it.
 
         Args:
@@ -88,7 +88,7 @@ class LoRA:
             raise RecipeError(f"peft.target_modules={self.target_modules!r} matches no layer of this model.")
         return adapters
 
-    def _matching_layers(self, model: list[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
+    def _matching_layers(self, model: Sequence[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
         wanted = self.targets()
         for chunk in model:
             for name, module in list(chunk.named_modules()):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore
 
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.models import cpu_device
@@ -83,7 +84,7 @@ def initialize(
         )
     if not torch.distributed.is_initialized():
         # A process alone needs no rendezvous server; a file-less in-memory store does.
-        alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1} if place.world_size == 1 else {}
+        alone = {"store": HashStore(), "rank": 0, "world_size": 1} if place.world_size == 1 else {}
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes), **alone
         )

@@ -207,8 +207,8 @@ def _finalize_gradients(ddp: list[Any], num_tokens: Tensor | None = None, **name
     reduce_expert_adapter_gradients(ddp)
 
 
-def _connect(config: MixtralConfig, ddp: list[Any], optimizer: Any) -> None:
-    """Give Megatron's schedules the hooks they call."""
+def _connect(config: Any, ddp: list[Any], optimizer: Any) -> None:
+    """Give Megatron's schedules, through its config, the hooks they call."""
     single = len(ddp) == 1
     config.finalize_model_grads_func = _finalize_gradients
     config.grad_scale_func = optimizer.scale_loss

@@ -42,7 +42,7 @@ class MegatronStrategy:
     ckpt_async_save: bool = False
     ckpt_parallel_load: bool = False
     ckpt_load_strictness: str | None = None
-    ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)
+    ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def topology(self, world_size: int) -> Topology:
         """The layout on that many processes."""

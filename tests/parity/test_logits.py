@@ -46,11 +46,11 @@ def test_a_changed_weight_is_noticed(folders: Folders, tmp_path: Path) -> None:
 
 
 def make_model_with_a_change(folder: str) -> Folders:
-    """As `make_model`, one expert's weight multiplied by 1.01."""
+    """As `make_model`, one expert's weight multiplied by 1.1."""
     folders = make_model(folder)
     model = hf_model(folders)
     with torch.no_grad():
-        model.model.layers[2].mlp.experts.down_proj[3] *= 1.01
+        model.model.layers[2].mlp.experts.down_proj[3] *= 1.1
     model.save_pretrained(folders.hf)
     from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 
