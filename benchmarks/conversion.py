@@ -4,7 +4,8 @@
 
     python benchmarks/conversion.py --shape 8x7b --layers 2 --layers 8 --memory-only --folder /big/disk
 
-Times are ratios within one run: each repeat copies, imports and exports in turn, to outputs that did not exist. Memory
+Times are ratios within one run: each repeat copies, imports and exports in turn, to outputs that did not exist, from
+inputs that are all in the page cache or, with ``--cold-input``, all out of it. Memory
 is the peak of the process's anonymous pages (RssAnon), sampled from outside while a conversion runs by itself. With
 ``--memory-only`` the source is a file of holes and an import's zeros are made holes again, so that one copy of the
 model is on the disk at a time; what the processes hold does not depend on the numbers they move.
@@ -86,6 +87,17 @@ def copy(source: Path, target: Path) -> float:
     return time.perf_counter() - start
 
 
+def set_cache(folder: Path, *, cached: bool) -> None:
+    """Bring a folder's files into the page cache, or make it forget them (they are on the disk already)."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while cached and file.read(_NOISE_BYTES):
+                    pass
+                if not cached:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def convert(kind: str, source: Path, target: Path, *, sampled: bool = False) -> dict[str, float]:
     """Run one conversion in a fresh process: its seconds (imports of Python modules apart), its peak memory."""
     command = [sys.executable, __file__, "--convert", kind, str(source), str(target)]
@@ -125,16 +137,19 @@ def convert_here(kind: str, source: Path, target: Path) -> None:
     print(json.dumps({"seconds": time.perf_counter() - loaded, "start_seconds": loaded - start}))
 
 
-def measure(shape: str, layers: int, repeats: int, folder: Path) -> dict[str, Any]:
+def measure(shape: str, layers: int, repeats: int, folder: Path, *, cached: bool) -> dict[str, Any]:
     """Times and memory at one size."""
     source, copied, imported, exported = (folder / name for name in ("source", "copied", "imported", "exported"))
     nbytes = write_source(source, shape, layers)
     times: dict[str, list[float]] = {"copy": [], "import": [], "export": []}
     memory = {}
     for repeat in range(repeats):
+        set_cache(source, cached=cached)
         times["copy"].append(copy(source, copied))
         shutil.rmtree(copied)
+        set_cache(source, cached=cached)
         times["import"].append(convert("import", source, imported)["seconds"])
+        set_cache(imported, cached=cached)
         times["export"].append(convert("export", imported, exported)["seconds"])
         shutil.rmtree(exported)
         if repeat < repeats - 1:
@@ -150,7 +165,9 @@ def measure(shape: str, layers: int, repeats: int, folder: Path) -> dict[str, An
         "shape": shape,
         "layers": layers,
         "gigabytes": nbytes / 1e9,
+        "input": "cached" if cached else "cold",
         "seconds": median,
+        "every_second": times,
         "ratio_to_copy": {kind: median[kind] / median["copy"] for kind in ("import", "export")},
         "peak_anonymous_gib": memory,
     }
@@ -174,6 +191,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--cold-input", action="store_true", help="evict every input from the page cache first")
     parser.add_argument("--memory-only", action="store_true", help="no times; needs room for one copy of the model")
     parser.add_argument("--convert", nargs=3, metavar=("KIND", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -189,7 +207,7 @@ def main() -> None:
                 if options.memory_only:
                     results.append(measure_memory(shape, layers, Path(folder)))
                 else:
-                    results.append(measure(shape, layers, options.repeats, Path(folder)))
+                    results.append(measure(shape, layers, options.repeats, Path(folder), cached=not options.cold_input))
     _print_table(results)
     print(json.dumps(results))
 
