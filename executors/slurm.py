@@ -43,7 +43,7 @@ def slurm_executor(
     site = cluster(cluster_name, **settings)
     install()
     return run.SlurmExecutor(
-        account=site.account,  # type: ignore[arg-type]  # None leaves the line out
+        account=site.account or "",  # nemo_run splits it; our script leaves the line out
         partition=site.partition,
         job_name_prefix="",
         nodes=nodes,

@@ -164,10 +164,13 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Kill slurmd and every job step on the node, as a power cut would."""
-        self.processes.pop(node).kill()
-        for pid in self._node_processes(node):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        slurmd = self.processes.pop(node)
+        pids = [slurmd.pid, *self._node_processes(node)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none may live to report another's death
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        slurmd.wait()
 
     def stop_controller(self) -> None:
         """Stop slurmctld only; jobs keep running."""
@@ -199,17 +202,19 @@ class Cluster:
             self._stop(name)
 
     def _node_processes(self, node: str) -> list[int]:
-        """Processes whose environment says that they belong to a job of this cluster on this node."""
+        """Processes whose environment names a job of this cluster on this node, after the slurmstepd they belong to."""
         marks = (f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode())
-        pids = []
+        found: list[int] = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 entries = (path / "environ").read_bytes().split(b"\0")
-                title = (path / "cmdline").read_bytes()
-                spool = f"{self.root}/spool/{node}".encode()
-                if all(mark in entries for mark in marks) or (b"slurmstepd" in title and spool in title):
-                    pids.append(int(path.name))
-        return [pid for pid in pids if pid != os.getpid()]
+                if not all(mark in entries for mark in marks):
+                    continue
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                found.append(int(path.name))
+                if (Path("/proc", str(parent)) / "cmdline").read_bytes().startswith(b"slurmstepd"):
+                    found.insert(0, parent)
+        return [pid for pid in dict.fromkeys(found) if pid != os.getpid()]
 
     def _munge(self) -> None:
         key = self.root / "etc" / "munge.key"
