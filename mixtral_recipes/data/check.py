@@ -264,7 +264,7 @@ def _look_at_length(report: Report, item: Item, encoded: Encoded, seq_length: in
 
 
 class _Seen:
-    """Hashes of all records, 40 bytes each, and where they stand."""
+    """Hashes of all records and where they stand, 27 bytes each."""
 
     def __init__(self) -> None:
         self._whole, self._prompt = array("Q"), array("Q")

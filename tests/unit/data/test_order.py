@@ -112,14 +112,25 @@ def test_resumed_run_sees_what_the_uninterrupted_one_sees(name: str, tmp_path: P
             assert steps(fresh, size, stop * GLOBAL, 12 - stop) == whole[stop:], (size, stop)
 
 
-@pytest.mark.parametrize("name", ["pretraining", "chat packed"])
-def test_loader_processes_change_nothing(name: str, tmp_path: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("pretraining", (2,)),
+        ("chat packed", (2,)),
+        *(pytest.param(name, (1, 2, 4), marks=pytest.mark.slow) for name in NAMES),
+    ],
+)
+def test_loader_processes_change_nothing(name: str, sizes: tuple[int, ...], tmp_path: Path, tokenizer: Any) -> None:
     files(tmp_path)
     module = modules(tmp_path)[name]
     module.setup(tokenizer)
     whole = steps(module, 1, 0, 6)
-    module.num_workers = 2
-    assert steps(module, 2, 2 * GLOBAL, 4) == whole[2:]
+    for size in sizes:
+        for stop in (2, 5):
+            fresh = modules(tmp_path)[name]
+            fresh.num_workers = 2
+            fresh.setup(tokenizer)
+            assert steps(fresh, size, stop * GLOBAL, 6 - stop) == whole[stop:], (size, stop)
 
 
 def test_validation_is_always_the_same_and_never_trained_on(tmp_path: Path, tokenizer: Any) -> None:
