@@ -132,7 +132,7 @@ def pack_table(table: Any, capacity: int) -> Any:
 
 def trl_pack(table: Any, capacity: int) -> Any:
     """TRL's best-fit-decreasing on the same table."""
-    from trl.data_utils import _pack_bfd
+    from trl.data_utils import _pack_bfd  # pyright: ignore[reportMissingImports]
 
     return _pack_bfd(table, capacity)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from mixtral_recipes.errors import EnvironmentProblem
 
@@ -66,6 +67,9 @@ def activate() -> None:
         raise EnvironmentProblem("the CPU stand-in was asked for, but a CUDA device is available; use the GPU.")
     if active():
         return
+    # `with torch.device("meta")` knows factories by identity, from a set it makes when first used: it must hold the
+    # originals, or transformers' from_pretrained gets memory nobody has written for what is not in the file.
+    _device_constructors()
     for name in _FACTORIES:
         _replace(torch, name, _on_cpu(getattr(torch, name)))
     _replace(torch.Tensor, "cuda", lambda self, *args, **kwargs: self)

@@ -18,7 +18,6 @@ def build_rank() -> Iterator[BuildRank]:
     """A function (recipe, rank) -> that rank's model chunks on the meta device, with its adapters."""
     import fiddle as fdl
     from megatron.core.transformer import transformer_config
-    from torch.utils._device import _device_constructors
 
     from mixtral_recipes.models import cpu_device
     from mixtral_recipes.models.builder import build_model, with_topology
@@ -38,7 +37,6 @@ def build_rank() -> Iterator[BuildRank]:
                 peft.apply(chunks)
             return chunks
 
-    _device_constructors()  # torch remembers its factories on first use; the stand-ins replace some
     cpu_device.activate()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))  # Megatron's linears ask for it
