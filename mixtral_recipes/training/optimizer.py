@@ -11,6 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models import cpu_device
 from mixtral_recipes.training.precision import MegatronMixedPrecision
+from mixtral_recipes.training.shards import parts_of
 
 
 @dataclass
@@ -58,43 +59,26 @@ def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision:
     with cpu_device.cuda_type_names():
         optimizer = get_megatron_optimizer(config, model)
     if cpu_device.active():
-        for part in _parts(optimizer):
-            for group in part.optimizer.param_groups:
-                group["fused"] = True  # torch's AdamW then makes one pass over each parameter, not twelve
-        _count_steps_from_zero(optimizer)
+        _prepare_adam(optimizer)
     return optimizer
 
 
-def _parts(optimizer: Any) -> list[Any]:
-    """Megatron's optimizers: dense and expert parameters have one each."""
-    return getattr(optimizer, "chained_optimizers", [optimizer])
-
-
-def _count_steps_from_zero(optimizer: Any) -> None:
-    """Give torch's AdamW its whole state at once.
+def _prepare_adam(optimizer: Any) -> None:
+    """Make torch's AdamW update each parameter in one pass, and give it its whole state at once.
 
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
     FusedAdam keeps elsewhere; torch's AdamW takes a state without it for a finished one and fails.
     """
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         adam = part.optimizer
         for group in adam.param_groups:
+            group["fused"] = True
             for parameter in group["params"]:
                 adam.state[parameter] = {
                     "step": torch.tensor(0.0),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-
-
-def load_optimizer(optimizer: Any, state: Any) -> None:
-    """Put a checkpoint's state into an optimizer."""
-    optimizer.load_state_dict(state)
-    if cpu_device.active():
-        # Megatron gives all parameters one ``step`` tensor, which torch's AdamW would count up once for each.
-        for part in _parts(optimizer):
-            for values in part.optimizer.state.values():
-                values["step"] = values["step"].clone()
 
 
 def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: int) -> OptimizerParamScheduler:
