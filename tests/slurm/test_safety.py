@@ -46,7 +46,7 @@ def test_token_is_only_in_its_private_file(plain: Site, monkeypatch: pytest.Monk
     canary = f"hf_canary_{os.urandom(12).hex()}"
     monkeypatch.setenv("HF_TOKEN", canary)
     monkeypatch.setenv("SOME_OTHER_THING", canary)  # not named as a secret: it must not travel at all
-    record = plain.submit("canary", steps=40, step_s=0.5, dump_env="HF_TOKEN")
+    record = plain.submit("canary", steps=2000, step_s=0.5, dump_env="HF_TOKEN")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("SOME_OTHER_THING")
     plain.wait_for_step("canary", 2)
