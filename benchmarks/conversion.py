@@ -88,7 +88,8 @@ def copy(source: Path, target: Path) -> float:
 
 
 def set_cache(folder: Path, *, cached: bool) -> None:
-    """Bring a folder's files into the page cache, or make it forget them (they are on the disk already)."""
+    """Bring a folder's files into the page cache, or make it forget them, once the disk has nothing left to write."""
+    os.sync()  # deleting gigabytes is work for the disk too, and not the next measurement's
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb", buffering=0) as file:
@@ -143,21 +144,27 @@ def measure(shape: str, layers: int, repeats: int, folder: Path, *, cached: bool
     nbytes = write_source(source, shape, layers)
     times: dict[str, list[float]] = {"copy": [], "import": [], "export": []}
     memory = {}
-    for repeat in range(repeats):
+
+    def time_copy() -> None:
         set_cache(source, cached=cached)
         times["copy"].append(copy(source, copied))
         shutil.rmtree(copied)
+
+    def time_conversions() -> None:
         set_cache(source, cached=cached)
         times["import"].append(convert("import", source, imported)["seconds"])
         set_cache(imported, cached=cached)
         times["export"].append(convert("export", imported, exported)["seconds"])
         shutil.rmtree(exported)
-        if repeat < repeats - 1:
-            shutil.rmtree(imported)
+        shutil.rmtree(imported)
+
+    for repeat in range(repeats):
+        # Neither side always comes first: a disk gives its first gigabytes after a rest faster.
+        for timed in (time_copy, time_conversions) if repeat % 2 else (time_conversions, time_copy):
+            timed()
         print(f"  {repeat}: " + "  ".join(f"{kind} {values[-1]:.2f} s" for kind, values in times.items()), flush=True)
-    memory["export"] = convert("export", imported, exported, sampled=True)["peak_anonymous_gib"]
-    shutil.rmtree(imported)
     memory["import"] = convert("import", source, imported, sampled=True)["peak_anonymous_gib"]
+    memory["export"] = convert("export", imported, exported, sampled=True)["peak_anonymous_gib"]
     for path in (source, imported, exported):
         shutil.rmtree(path)
     median = {kind: statistics.median(values) for kind, values in times.items()}
