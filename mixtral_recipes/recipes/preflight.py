@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import fiddle as fdl
+
 from mixtral_recipes.topology import BatchShape, ModelShape, Topology
+from mixtral_recipes.training import callbacks
 
 
 def topology_of(recipe: Any) -> Topology:
@@ -37,6 +40,12 @@ def preflight(recipe: Any) -> None:
     """Refuse a recipe that cannot run.
 
     Raises:
-        RecipeError: every broken rule, and the nearest layout that breaks none.
+        RecipeError: every broken rule of the layout and the nearest one that breaks none; or a setting that no machine
+            runs (precision, overlap).
     """
-    topology_of(recipe).check(ModelShape.of(recipe.model.config), batch_of(recipe))
+    topology = topology_of(recipe)
+    topology.check(ModelShape.of(recipe.model.config), batch_of(recipe))
+    plugins: Any = fdl.build(recipe.trainer.plugins)
+    plugins.check()
+    checked = [c for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
+    callbacks.call(fdl.build(checked), "check", topology)

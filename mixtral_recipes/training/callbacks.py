@@ -1,6 +1,7 @@
 """Callbacks under NeMo's names: small objects with the hooks they need.
 
-A callback may define any of ``configure(settings)`` (before the model is built: change Megatron's configs),
+A callback may define any of ``check(topology)`` (before a job is queued: refuse a layout with a RecipeError),
+``configure(settings)`` (before the model is built: change Megatron's configs),
 ``on_train_start(run)``, ``on_step_start(run, step)``, ``on_step_end(run, metrics)``,
 ``on_validation_end(run, metrics)`` and ``on_train_end(run)``. The loop calls those that exist, in the order of
 ``trainer.callbacks``; ``on_train_end`` also when training stops early. Profilers are in `profiling.py`.
@@ -11,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-HOOKS = ("configure", "on_train_start", "on_step_start", "on_step_end", "on_validation_end", "on_train_end")
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.topology import Topology
 
 
 def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:
@@ -126,9 +128,25 @@ class MegatronCommOverlapCallback:
     defer_embedding_wgrad_compute: bool | None = None
     wgrad_deferral_limit: int | None = None
 
+    def check(self, topology: Topology) -> None:
+        """Refuse settings this layout cannot run.
+
+        Raises:
+            RecipeError: names the setting.
+        """
+        stages, chunks = topology.pipeline_model_parallel_size, topology.virtual_pipeline_model_parallel_size
+        if stages == 2 and chunks and (self.overlap_p2p_comm is False or self.batch_p2p_comm):
+            setting = "batch_p2p_comm=True" if self.batch_p2p_comm else "overlap_p2p_comm=False"
+            raise RecipeError(
+                f"MegatronCommOverlapCallback.{setting} with pipeline_model_parallel_size=2 and "
+                f"virtual_pipeline_model_parallel_size={chunks}: with two stages both neighbours are the same rank and "
+                "batched messages cross; leave it at null."
+            )
+
     def configure(self, settings: dict[str, dict[str, Any]]) -> None:
         """Set the overlap fields of the model, DDP and optimizer configs."""
         topology = settings["run"]["topology"]
+        self.check(topology)
         interleaved = bool(topology.virtual_pipeline_model_parallel_size)
         on_gpu = settings["run"]["device"].type == "cuda"
         data_parallel = topology.data_parallel_size > 1

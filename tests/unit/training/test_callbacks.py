@@ -72,6 +72,16 @@ def test_overlap_follows_the_layout() -> None:
     assert parallel["model"]["batch_p2p_comm"] is True
 
 
+@pytest.mark.parametrize("setting", [{"overlap_p2p_comm": False}, {"batch_p2p_comm": True}])
+def test_batched_sends_between_two_interleaved_stages_are_refused(setting: dict[str, bool]) -> None:
+    callback = callbacks.MegatronCommOverlapCallback(**setting)
+    two = Topology(2, pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        callback.configure(_settings(two))
+    callback.configure(_settings(Topology(4, pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)))
+    callback.configure(_settings(Topology(2, pipeline_model_parallel_size=2)))
+
+
 def _steps(callback: Any, count: int) -> None:
     callbacks.call([callback], "on_train_start", CPU)
     for step in range(1, count + 1):
