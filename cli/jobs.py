@@ -187,15 +187,15 @@ def _change(recipe: Any, options: JobOptions) -> None:
 def _data(spec: str, replaced: Any) -> tuple[Any, str]:
     """A configuration of the module that reads a data set, with the batch of the one it replaces, and what it found.
 
-    SQuAD files are read through: better a broken record now than in a job that waited for its turn.
+    Files are read through: better a broken record now than in a job that waited for its turn.
     """
     import nemo_run as run
 
     from mixtral_recipes.data.recognition import recognize
 
     found = recognize(spec)
-    if found.kind == "squad" and found.source is not None and found.source.files:
-        found.module_class(**found.kwargs).questions()
+    if found.source is not None and found.source.files:
+        found.module_class(**found.kwargs).check_records()
     batch = ("seq_length", "micro_batch_size", "global_batch_size", "num_workers", "seed", "packed_sequence_specs")
     kept = {name: getattr(replaced, name) for name in batch if name in replaced.__arguments__}
     return run.Config(found.module_class, **kept, **found.kwargs), found.description

@@ -69,6 +69,16 @@ class ChatDataModule(DataModule):
 
         return store_splits(self, tokenizer, made_from, splits, keep_end=False)
 
+    def check_records(self) -> None:
+        """Read every conversation; what only the chat template refuses (an order of roles) shows when it is applied."""
+        source, bad = open_source(self.dataset_root), bad_record_policy(self.on_bad_record)
+        for name in source.splits:
+            for record in source.records(name, bad):
+                try:
+                    conversation(record, self.columns)
+                except DataError as error:
+                    bad(error)
+
 
 class ChatEncoder:
     """Tokenizes conversations through a chat template, and finds the tokens the assistant says.

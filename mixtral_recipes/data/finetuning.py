@@ -1,7 +1,7 @@
 """Fine-tuning on prompt and answer pairs, with the loss on the answer."""
 
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,7 @@ class FineTuningDataModule(DataModule):
             warnings.warn(
                 f"data.dataset_kwargs: {', '.join(ignored)} ignored.{nearest(ignored[0], _KNOWN_KWARGS)}", stacklevel=2
             )
-        template = PairTemplate(
-            kwargs.get("prompt_template", self.prompt_template), kwargs.get("label_key", "output"), self.columns or {}
-        )
+        template = self._template()
         encoder = PairEncoder(
             tokenizer,
             add_bos=kwargs.get("add_bos", True),
@@ -77,6 +75,23 @@ class FineTuningDataModule(DataModule):
             return {name: encoder(template.pairs(source.records(name, bad), bad)) for name in source.splits}
 
         return store_splits(self, tokenizer, made_from, splits, keep_end=True)
+
+    def check_records(self) -> None:
+        """Fill every record into the template."""
+        source, template, bad = open_source(self.dataset_root), self._template(), bad_record_policy(self.on_bad_record)
+        for name in source.splits:
+            exhaust(template.pairs(source.records(name, bad), bad))
+
+    def _template(self) -> PairTemplate:
+        kwargs = self.dataset_kwargs or {}
+        return PairTemplate(
+            kwargs.get("prompt_template", self.prompt_template), kwargs.get("label_key", "output"), self.columns or {}
+        )
+
+
+def exhaust(stream: Iterable[Any]) -> None:
+    """Read a stream to its end and keep nothing of it."""
+    deque(stream, maxlen=0)
 
 
 def need_tokenizer(module: DataModule, tokenizer: Any) -> None:

@@ -55,6 +55,13 @@ class DataModule:
         """
         raise TypeError(f"{type(self).__name__} must define datasets()")
 
+    def check_records(self) -> None:
+        """Read the records through without tokenizing them; modules whose records cannot be wrong read nothing.
+
+        Raises:
+            DataError: names the file and line of the first record that cannot be used.
+        """
+
     @property
     def pack_size(self) -> int | None:
         """Tokens per pack; None when samples are padded."""

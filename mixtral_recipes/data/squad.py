@@ -75,6 +75,10 @@ class SquadDataModule(DataModule):
 
         return store_splits(self, tokenizer, made_from, splits, keep_end=True, hold_out=False)
 
+    def check_records(self) -> None:
+        """Read every question."""
+        self.questions()
+
     def questions(self) -> tuple[list[Question], list[Question]]:
         """Training and validation questions; no passage is in both.
 

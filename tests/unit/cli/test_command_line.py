@@ -155,6 +155,30 @@ def test_one_process_holds_all_experts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"input": "a", "output": "b"}, {"input": "a", "output": "b"}, {"input": "a", "output": ""}],
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 2
+        + [{"messages": [{"role": "who", "content": "a"}]}],
+    ],
+    ids=["pairs", "chat"],
+)
+def test_a_broken_record_is_found_before_the_job_starts(
+    records: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls = started(monkeypatch)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    code, _, err = call(["finetune", "--data", "data.jsonl"], capsys)
+    assert (code, calls) == (2, [])
+    assert "data.jsonl:3" in err
+    assert err.count("\n") == 1
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:2]))
+    assert call(["finetune", "--data", "data.jsonl", "--evaluate", "0"], capsys)[0] == 0
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("without_gpu")
 def test_a_saved_recipe_runs_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = started(monkeypatch)
     line = ["finetune", "--recipe", "mixtral_tiny", "--dir", str(tmp_path), "--name", "a", "trainer.max_steps=7"]
