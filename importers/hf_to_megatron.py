@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def import_checkpoint(
     overwrite: bool = False,
     progress: bool = True,
     threads: int | None = None,
+    accept: Callable[[Source], object] | None = None,
 ) -> Path:
     """Convert a Hugging Face Mixtral into a Megatron checkpoint that loads at any parallel layout.
 
@@ -45,6 +47,7 @@ def import_checkpoint(
         overwrite: Replace an existing checkpoint.
         progress: Show a progress bar on a terminal.
         threads: Files written at once per process; None decides by the cores there are.
+        accept: Called with the opened source before anything is written; raises to refuse it.
 
     Returns:
         The checkpoint folder.
@@ -57,6 +60,8 @@ def import_checkpoint(
     with Processes.join() as processes:
         folder, origin = processes.first(lambda: fetch(source, progress=progress))
         opened = open_source(folder)
+        if accept is not None:
+            accept(opened)
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
         with processes.first_holds(lambda: locked(final)):
             if output is None and not overwrite and processes.first(lambda: _is_finished(final)):

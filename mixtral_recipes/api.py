@@ -190,9 +190,12 @@ def import_ckpt(
     """
     from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 
-    folder = import_checkpoint(source, Path(output_path) if output_path else None, overwrite=overwrite)
-    matching_config(model.config, folder)
-    return folder
+    return import_checkpoint(
+        source,
+        Path(output_path) if output_path else None,
+        overwrite=overwrite,
+        accept=lambda opened: matching_config(model.config, opened.config, opened.folder),
+    )
 
 
 def export_ckpt(

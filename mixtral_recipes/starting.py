@@ -105,7 +105,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     base = restore_source(parts.resume)
     model = parts.model
     if base is not None:
-        model = dataclasses.replace(model, config=matching_config(model.config, base))
+        published = json.loads((base / "context" / "config.json").read_text())
+        model = dataclasses.replace(model, config=matching_config(model.config, published, base))
     tokenizer = load_tokenizer(parts.tokenizer or model.tokenizer or (str(base / "context") if base else None))
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
@@ -203,15 +204,20 @@ def restore_source(resume: AutoResume) -> Path | None:
     return resolve(str(embedded.resolve(spec)) if spec.startswith(embedded.PREFIX) else spec)
 
 
-def matching_config(config: MixtralConfig, base: Path) -> MixtralConfig:
+def matching_config(config: MixtralConfig, published: dict[str, Any], base: Path) -> MixtralConfig:
     """The recipe's configuration with the checkpoint's vocabulary, refused where the two are different models.
+
+    Args:
+        config: The recipe's.
+        published: The checkpoint's config.json, in Hugging Face's spelling.
+        base: The checkpoint, for the error.
 
     Raises:
         RecipeError: names the field that differs.
     """
     from mixtral_recipes.importers.hf_config import to_megatron
 
-    stored = to_megatron(json.loads((base / "context" / "config.json").read_text()))
+    stored = to_megatron(published)
     shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
              "kv_channels", "num_moe_experts", "moe_router_topk")  # fmt: skip
     for name in shape:

@@ -1,0 +1,36 @@
+"""`llm.import_ckpt` and `llm.export_ckpt`, with NeMo's arguments."""
+
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.api import export_ckpt, import_ckpt
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+
+pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
+
+
+def model(**fields: int) -> MixtralModel:
+    sizes = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "num_query_groups": 2}
+    return MixtralModel(MixtralConfig(**sizes | fields))
+
+
+def test_there_and_back(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    checkpoint = import_ckpt(model(), str(folder), tmp_path / "megatron")
+    back = export_ckpt(checkpoint, "hf")
+    assert back == tmp_path / "megatron-hf"
+    assert (back / "model.safetensors").is_file()
+
+
+def test_another_model_is_refused_before_anything_is_written(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    with pytest.raises(RecipeError, match=r"model\.config\.num_layers=3, but the checkpoint .*hf has 2"):
+        import_ckpt(model(num_layers=3), str(folder), tmp_path / "megatron")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_other_targets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="only 'hf'"):
+        export_ckpt(tmp_path, "nemo")
