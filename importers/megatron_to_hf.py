@@ -17,7 +17,7 @@ from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, can
 from mixtral_recipes.importers.model_card import model_card, provenance
 from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
-from mixtral_recipes.training.manifest import locked, publish, read_manifest
+from mixtral_recipes.training.manifest import locked, publish, read_manifest, verify_files
 
 PROVENANCE = "mixtral-recipes.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -36,8 +36,9 @@ def export_checkpoint(
 ) -> Path:
     """Convert a Megatron checkpoint folder into a Hugging Face model folder.
 
-    Vocabulary padding is dropped, optimizer state ignored, and every tensor's hash compared with the manifest where the
-    manifest has one.
+    Vocabulary padding is dropped and optimizer state ignored. Nothing damaged is exported: an imported model's tensors
+    are compared with the manifest's hashes while they are read; where they are changed on the way (adapters, dtype) or
+    only files have hashes (training), the files are read through and compared first.
 
     Args:
         checkpoint: A folder written by `import_checkpoint` or by training; adapters are merged into their base on the
@@ -126,7 +127,11 @@ class _Export:
         from mixtral_recipes.importers.adapters import SavedAdapters
         from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
 
+        if not self.manifest["tensors"] or self.dtype:
+            verify_files(self.checkpoint)
         adapters = SavedAdapters(self.checkpoint) if self.manifest["kind"] == "adapter" else None
+        if adapters:
+            verify_files(adapters.base)
         saved = SavedCheckpoint((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
         if saved.unknown:
             raise CheckpointError(

@@ -15,6 +15,7 @@ import torch
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint, parse_size
+from mixtral_recipes.training.manifest import write_manifest
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3."
 
@@ -309,6 +310,21 @@ def test_export_refuses(make_model, tmp_path: Path) -> None:
     assert not (tmp_path / "back").exists()
 
 
+def test_export_refuses_a_damaged_training_checkpoint(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint, "training")  # as training does: hashes of files, none of tensors
+    export_checkpoint(checkpoint, tmp_path / "whole")
+    file = checkpoint / "weights" / "__0_1.distcp"
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="do not have the manifest's SHA-256"):
+        export_checkpoint(checkpoint, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_export_refuses_a_damaged_checkpoint(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model()
     checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
@@ -318,6 +334,8 @@ def test_export_refuses_a_damaged_checkpoint(make_model, tmp_path: Path) -> None
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="not what the manifest says"):
         export_checkpoint(checkpoint, tmp_path / "back")
+    with pytest.raises(CheckpointError, match="do not have the manifest's SHA-256"):
+        export_checkpoint(checkpoint, tmp_path / "back", dtype="fp32")
     os.truncate(file, len(data) // 2)
     with pytest.raises(CheckpointError, match="distcp"):
         export_checkpoint(checkpoint, tmp_path / "back")
