@@ -36,8 +36,7 @@ class RMSNorm(nn.RMSNorm):
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal grouped-query attention of one block of equally long sequences.
 
-    KV heads are never copied: each group becomes a batch row, and its one head is expanded (stride 0) over the
-    query heads that share it.
+    Made contiguous per head first: the kernel is faster so, most of all with many short sequences.
 
     Args:
         query: [s, b, n, d], any strides: the last s positions of the keys.
@@ -48,17 +47,15 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     Returns:
         [s, b, n, d], dtype of query.
     """
-    s, b, n, d = query.shape
-    whole, _, g, _ = key.shape
-    q = query.reshape(s, b * g, n // g, d).permute(1, 2, 0, 3)
-    k = key.reshape(whole, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
-    v = value.reshape(whole, b * g, 1, d).permute(1, 2, 0, 3).expand(-1, n // g, -1, -1)
-    if s == whole:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    else:
+    s, whole = query.shape[0], key.shape[0]
+    q, k, v = (x.permute(1, 2, 0, 3).contiguous() for x in (query, key, value))  # [b, heads, s, d]
+    seen = None
+    if s != whole:
         seen = torch.ones(s, whole, dtype=torch.bool, device=q.device).tril(whole - s)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-    return out.permute(2, 0, 1, 3).reshape(s, b, n, d)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=query.shape[2] != key.shape[2]
+    )
+    return out.permute(2, 0, 1, 3)
 
 
 def split_sequence_attention(

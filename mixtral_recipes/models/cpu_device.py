@@ -21,6 +21,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.models import cpu_speed
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "as_tensor", "rand", "randn", "randint")
@@ -80,15 +81,27 @@ def activate() -> None:
         warnings.simplefilter("ignore")
         for module_name, attribute, stand_in in _REPLACEMENTS:
             _replace(importlib.import_module(module_name), attribute, stand_in)
+    from megatron.core.distributed import param_and_grad_buffer
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.tensor_parallel import mappings
+    from megatron.core.transformer.moe import token_dispatcher
+    from megatron.core.utils import local_multi_tensor_applier
 
     for target, attribute, around in (
         (DistributedOptimizer, "_set_main_param_and_optimizer_states", _step_apart),
         (mappings, "_gather_along_first_dim", _gather_uneven),
         (mappings, "_reduce_scatter_along_first_dim", _reduce_scatter_uneven),
+        (param_and_grad_buffer, "dist_all_gather_func", cpu_speed.among_several),
+        (param_and_grad_buffer, "dist_reduce_scatter_func", cpu_speed.among_several),
+        (token_dispatcher, "sort_chunks_by_idxs", cpu_speed.sorted_unless_in_order),
+        (rope_utils, "_apply_rotary_pos_emb_bshd", cpu_speed.in_halves),
     ):
         _replace(target, attribute, around(getattr(target, attribute)))
+    for module in (clip_grads, optimizer):
+        _replace(module, "multi_tensor_applier", local_multi_tensor_applier)
+        _replace(module, "multi_tensor_scale_impl", cpu_speed.multi_tensor_scale)
     # Megatron's random tracker warns when the CPU's state moves inside it; here the CPU's state is what it tracks.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_not_about_cpu_state)
     if "transformer_engine" in sys.modules:
@@ -237,9 +250,9 @@ _REPLACEMENTS: tuple[tuple[str, str, Any], ...] = (
 
 def _hide_transformer_engine() -> None:
     """Where Transformer Engine is installed but has no GPU, give Megatron the pure PyTorch paths back."""
-    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.optimizer import clip_grads
     from megatron.core.transformer.moe import moe_utils
-    from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm, local_multi_tensor_scale
+    from megatron.core.utils import local_multi_tensor_l2_norm
 
     megatron_optimizer = importlib.import_module("megatron.core.optimizer")
     _replace(moe_utils, "te_general_gemm", None)
@@ -247,6 +260,3 @@ def _hide_transformer_engine() -> None:
     _replace(megatron_optimizer, "SGD", torch.optim.SGD)
     _replace(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True)
     _replace(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm)
-    for module in (clip_grads, optimizer):
-        _replace(module, "multi_tensor_applier", local_multi_tensor_applier)
-        _replace(module, "multi_tensor_scale_impl", local_multi_tensor_scale)

@@ -12,7 +12,6 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -20,6 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from mixtral_recipes.models.attention import CoreAttention, RMSNorm
 from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.models.experts import GroupedExperts
 from mixtral_recipes.models.router import Router
 
 _SEPARATE_NORM_ON_DISK = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
@@ -45,7 +45,7 @@ def block_spec(
 
 
 def local_layer() -> ModuleSpec:
-    """A Mixtral layer in plain PyTorch: SDPA attention, RMSNorm, one MLP per expert."""
+    """A Mixtral layer in plain PyTorch: SDPA attention, RMSNorm, a rank's experts together."""
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return _layer(
         input_norm=RMSNorm,
@@ -53,7 +53,7 @@ def local_layer() -> ModuleSpec:
         attention=CoreAttention,
         projection=RowParallelLinear,
         mlp_norm=RMSNorm,
-        experts=functools.partial(SequentialMLP, submodules=linears),
+        experts=functools.partial(GroupedExperts, submodules=linears),
         names_on_disk=_SEPARATE_NORM_ON_DISK,
     )
 

@@ -1,0 +1,96 @@
+"""A rank's experts in plain PyTorch, all their products in three steps instead of one small network each.
+
+Shape letters: t tokens of all local experts (sorted by expert), h hidden size, f expert width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.moe.experts import SequentialMLP
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+class GroupedExperts(SequentialMLP):
+    """Megatron's SequentialMLP (same parameters, names and checkpoints), computed over all experts at once.
+
+    One expert's tokens are a slice of the input and its results are written in place into a slice of the output, so
+    that nothing is cut apart and glued together. A linear layer somebody hooked (adapters, parameter gathering beside
+    the forward pass) must be called, and then this is Megatron's own forward.
+    """
+
+    def forward(
+        self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the experts.
+
+        Args:
+            permuted_local_hidden_states: [t, h], expert after expert.
+            tokens_per_expert: [local experts], how many rows each has.
+            permuted_probs: [t], what the router gave each row.
+
+        Returns:
+            [t, h], and no bias: Mixtral's experts have none.
+        """
+        linears = [(expert.linear_fc1, expert.linear_fc2) for expert in self.local_experts]
+        if any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair):
+            return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
+        counts = tokens_per_expert.tolist()
+        gate_up = _GroupedLinear.apply(permuted_local_hidden_states, counts, *(fc1.weight for fc1, _ in linears))
+        hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
+        return _GroupedLinear.apply(hidden, counts, *(fc2.weight for _, fc2 in linears)), None
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Rows of x by the expert they belong to: [t, in] x experts of [out, in] -> [t, out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weights[0].shape[0])
+        for rows, result, weight in zip(x.split(counts), out.split(counts), weights, strict=True):
+            torch.mm(rows, weight.t(), out=result)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        for_x, _, *for_weights = ctx.needs_input_grad
+        grads, grad_x = grad.contiguous().split(ctx.counts), None
+        if for_x:
+            grad_x = torch.empty_like(x)
+            for rows, result, weight in zip(grads, grad_x.split(ctx.counts), weights, strict=True):
+                torch.mm(rows, weight, out=result)
+        of_weights = [
+            torch.mm(rows.t(), inputs) if wanted else None
+            for rows, inputs, wanted in zip(grads, x.split(ctx.counts), for_weights, strict=True)
+        ]
+        return grad_x, None, *of_weights
+
+
+class _GatedActivation(torch.autograd.Function):
+    """SwiGLU times the router's probability: [t, 2 f] (gate, up) and [t, 1] -> [t, f], typed as the input."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, probs: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        product = activated * up
+        ctx.save_for_backward(gate_up, activated, product, probs)
+        return (product * probs).to(gate_up.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate_up, activated, product, probs = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        gate, up = gate_up.chunk(2, dim=-1)
+        of_probs = torch.linalg.vecdot(grad.to(probs.dtype), product.to(probs.dtype)).unsqueeze(-1)
+        of_product = (grad * probs).to(gate_up.dtype)
+        of_gate_up = torch.empty_like(gate_up)
+        of_gate, of_up = of_gate_up.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(of_product * up, gate, grad_input=of_gate)
+        torch.mul(of_product, activated, out=of_up)
+        return of_gate_up, of_probs

@@ -1,0 +1,95 @@
+"""Transformer Engine's own modules on a machine without a GPU: the driver stood in for, no number ever computed.
+
+Everything is built on the meta device, as one rank of a job whose other ranks do not exist (a fake process group).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mixtral_recipes.topology import Topology
+
+CAPABILITIES = {"h100": (9, 0), "b200": (10, 0)}
+BuildRank = Callable[..., list[Any]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs Transformer Engine."""
+    for item in items:
+        if item.path.parent.name == "te":
+            item.add_marker(pytest.mark.te)
+
+
+def pretend_gpu(patch: pytest.MonkeyPatch, hardware: str) -> None:
+    """Let torch answer as if it had such a GPU; nothing is run on it."""
+    major, minor = CAPABILITIES[hardware]
+    properties = SimpleNamespace(
+        name=hardware.upper(), major=major, minor=minor, multi_processor_count=132, total_memory=80 << 30
+    )
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 8,
+        "current_device": lambda: torch.device("meta"),
+        "get_device_capability": lambda device=None: (major, minor),
+        "get_device_properties": lambda device=None: properties,
+        "get_device_name": lambda device=None: properties.name,
+    }
+    for name, answer in answers.items():
+        patch.setattr(torch.cuda, name, answer)
+
+
+@contextlib.contextmanager
+def one_of(topology: Topology, rank: int) -> Iterator[None]:
+    """Be one rank of a job whose other ranks do not exist."""
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=rank, world_size=topology.world_size, store=FakeStore())
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=topology.tensor_model_parallel_size,
+            pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
+            context_parallel_size=topology.context_parallel_size,
+            expert_model_parallel_size=topology.expert_model_parallel_size,
+            expert_tensor_parallel_size=topology.expert_tp,
+            create_gloo_process_groups=False,  # they would look for the other ranks
+        )
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
+    """A function (recipe, rank, hardware) -> that rank's model chunks, built as `training.setup.build_run` does."""
+    import fiddle as fdl
+
+    from mixtral_recipes.models.acceleration import accelerate
+    from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
+    from mixtral_recipes.recipes.preflight import topology_of
+
+    def build(recipe: Any, rank: int, hardware: str) -> list[Any]:
+        pretend_gpu(monkeypatch, hardware)
+        assert transformer_engine_usable()
+        plugins: Any = fdl.build(recipe.trainer.plugins)
+        plugins.check_device()
+        peft: Any = fdl.build(recipe.peft) if getattr(recipe, "peft", None) is not None else None
+        # Meta tensors have nothing to initialise.
+        fields = plugins.model_fields() | {"perform_initialization": False, "calculate_per_token_loss": True}
+        config = with_topology(fdl.build(recipe.model.config), topology_of(recipe), **fields)
+        config = accelerate(config, adapters=peft is not None)
+        with one_of(topology_of(recipe), rank), torch.device("meta"):
+            chunks = build_model(config, adapters=peft is not None)
+            if peft is not None:
+                peft.apply(chunks)
+            for chunk in chunks:
+                chunk.on_disk = chunk.sharded_state_dict()  # needs the process groups
+            return chunks
+
+    return build
