@@ -1,5 +1,5 @@
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
-# make test         install into .venv, run the tests
+# make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
 # make lint         ruff, pyright, import-linter
 # make bench        the benchmarks, as JSON
 # make docs         the documentation site, strict
@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 	touch $(STAMP)
 
 test: install
+	if [ -x $(VENV)-te/bin/python ]; then $(VENV)-te/bin/python -m pytest -q tests/te; fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install

@@ -60,6 +60,7 @@ class Weight:
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
         expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
+        extra_state: Whether Transformer Engine's module stores a state of its own beside this weight.
     """
 
     disk: str
@@ -70,6 +71,7 @@ class Weight:
     transform: Transform = "copy"
     tensor_axis: int | None = None
     expert_axis: int | None = None
+    extra_state: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -109,6 +111,7 @@ WEIGHTS: tuple[Weight, ...] = (
         shapes=("Q H", "K H", "K H"),
         transform="qkv",
         tensor_axis=0,
+        extra_state=True,
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_proj.weight",
@@ -117,6 +120,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "self_attn.o_proj.weight",),
         shapes=("H Q",),
         tensor_axis=1,
+        extra_state=True,
     ),
     Weight(
         disk="decoder.layers.pre_mlp_layernorm.weight",
@@ -124,6 +128,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "pre_mlp_layernorm.weight",
         hf=(_HF + "post_attention_layernorm.weight",),
         shapes=("H",),
+        extra_state=True,
     ),
     Weight(
         disk="decoder.layers.mlp.router.weight",
@@ -141,6 +146,7 @@ WEIGHTS: tuple[Weight, ...] = (
         transform="stack",
         tensor_axis=0,
         expert_axis=1,
+        extra_state=True,
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc2.weight",
@@ -150,6 +156,7 @@ WEIGHTS: tuple[Weight, ...] = (
         shapes=("H F",),
         tensor_axis=1,
         expert_axis=1,
+        extra_state=True,
     ),
     Weight(
         disk="decoder.final_layernorm.weight",
@@ -157,6 +164,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused="decoder.final_layernorm.weight",
         hf=("model.norm.weight",),
         shapes=("H",),
+        extra_state=True,
     ),
     Weight(
         disk="output_layer.weight",
@@ -175,11 +183,9 @@ FUSED: dict[str, tuple[str, ...]] = {
     _HF + "mlp.experts.down_proj": (_MOE + "experts.{expert}.w2.weight",),
 }
 
-# Megatron's linear layers store a Transformer Engine state beside the weight; empty means "no FP8".
+# Keys of the states Transformer Engine's modules store beside their weights; empty means "no FP8".
 EXTRA_STATES: tuple[str, ...] = tuple(
-    weight.disk.removesuffix("weight") + "_extra_state"
-    for weight in WEIGHTS
-    if weight.per_layer and weight.tensor_axis is not None
+    weight.disk.removesuffix("weight") + "_extra_state" for weight in WEIGHTS if weight.extra_state
 )
 
 

@@ -5,6 +5,7 @@ its extension points. What comes out is the standard format: each item is what `
 """
 
 import io
+import itertools
 import math
 import pickle
 import uuid
@@ -32,7 +33,6 @@ from torch.futures import Future
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import (
-    EXTRA_STATES,
     WEIGHTS,
     Block,
     Dims,
@@ -115,22 +115,21 @@ def share(chunks: list[Chunk], count: int) -> list[list[Chunk]]:
 
 
 def _extra_state_names(weight: Weight, dims: Dims) -> list[str]:
-    """Unique names of a linear layer's states, as Megatron's ShardedObject spells them."""
+    """Unique names of a module's states, as Megatron's ShardedObject spells them."""
     key = weight.disk.removesuffix("weight") + "_extra_state"
-    counts = [dims.num_layers] + [dims.num_moe_experts] * weight.per_expert
-    shape = ".".join(map(str, counts))
+    shape = [dims.num_layers] * weight.per_layer + [dims.num_moe_experts] * weight.per_expert or [1]
     return [
-        f"{key}/shard_{'.'.join(str(index) for index in where if index is not None)}_{shape}"
-        for where in instances(weight, dims)
+        f"{key}/shard_{'.'.join(map(str, where))}_{'.'.join(map(str, shape))}"
+        for where in itertools.product(*map(range, shape))
     ]
 
 
 def object_bytes(dims: Dims) -> dict[str, bytes]:
-    """The items that are not tensors: an empty common state, and "no FP8" for every linear layer."""
+    """The items that are not tensors: an empty common state, and "no FP8" for every module that keeps a state."""
     found = {COMMON_STATE: _saved([{}])}
     empty = _saved([torch.empty(0, dtype=torch.uint8)])
     for weight in WEIGHTS:
-        if weight.disk.removesuffix("weight") + "_extra_state" in EXTRA_STATES:
+        if weight.extra_state:
             found |= dict.fromkeys(_extra_state_names(weight, dims), empty)
     return found
 

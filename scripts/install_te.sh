@@ -21,6 +21,9 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # addsitedir also reads that folder's .pth files: the editable installation of the project is one.
 echo "import site; site.addsitedir('$site')" > "$own/project.pth"
+# Transformer Engine looks for cuDNN and its like in the environment's own folder only.
+link_libraries() { [ -e "$own/nvidia" ] || ln -s "$site/nvidia" "$own/nvidia"; }
+[ ! -d "$own/transformer_engine" ] || link_libraries
 if "$venv/bin/python" -c 'import torch, transformer_engine.pytorch' 2>/dev/null; then
     echo "install_te.sh: Transformer Engine is already in $venv."
     exit 0
@@ -38,4 +41,5 @@ export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1
 export MAX_JOBS=${MAX_JOBS:-2} PATH="$PWD/$venv/bin:$PATH"
 "$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8"
+link_libraries # only now: pip shall not write through it
 "$venv/bin/python" -c 'import torch, transformer_engine.pytorch, transformer_engine; print("Transformer Engine", transformer_engine.__version__)'

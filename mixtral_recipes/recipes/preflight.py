@@ -47,5 +47,5 @@ def preflight(recipe: Any) -> None:
     topology.check(ModelShape.of(recipe.model.config), batch_of(recipe))
     plugins: Any = fdl.build(recipe.trainer.plugins)
     plugins.check()
-    checked = [c for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
-    callbacks.call(fdl.build(checked), "check", topology)
+    checked = [fdl.build(c) for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
+    callbacks.call(checked, "check", topology)

@@ -56,6 +56,9 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
                 "trainer.accelerator='gpu', but this machine has no usable CUDA device; run on a GPU node "
                 "(--executor slurm), or use --recipe mixtral_tiny, which trains on a CPU."
             )
+        # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
+        # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.cuda.set_device(place.local_rank)
         return torch.device("cuda", place.local_rank)
     cpu_device.activate()

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mixtral_recipes.topology import Topology
 
-CAPABILITIES = {"h100": (9, 0), "b200": (10, 0)}
+CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
 BuildRank = Callable[..., list[Any]]
 
 
@@ -37,9 +38,23 @@ def pretend_gpu(patch: pytest.MonkeyPatch, hardware: str) -> None:
         "get_device_capability": lambda device=None: (major, minor),
         "get_device_properties": lambda device=None: properties,
         "get_device_name": lambda device=None: properties.name,
+        "Stream": SimpleNamespace,
+        "Event": SimpleNamespace,
     }
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)
+
+
+class OnMeta(TorchFunctionMode):
+    """Whatever is made on, or moved to, the GPU is made on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0].to("meta")
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -76,15 +91,16 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
 
     def build(recipe: Any, rank: int, hardware: str) -> list[Any]:
         pretend_gpu(monkeypatch, hardware)
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as `training.distributed.choose_device` does
         assert transformer_engine_usable()
         plugins: Any = fdl.build(recipe.trainer.plugins)
         plugins.check_device()
         peft: Any = fdl.build(recipe.peft) if getattr(recipe, "peft", None) is not None else None
         # Meta tensors have nothing to initialise.
-        fields = plugins.model_fields() | {"perform_initialization": False, "calculate_per_token_loss": True}
+        fields = plugins.model_fields() | {"perform_initialization": False, "init_model_with_meta_device": True}
         config = with_topology(fdl.build(recipe.model.config), topology_of(recipe), **fields)
         config = accelerate(config, adapters=peft is not None)
-        with one_of(topology_of(recipe), rank), torch.device("meta"):
+        with one_of(topology_of(recipe), rank), torch.device("meta"), OnMeta():
             chunks = build_model(config, adapters=peft is not None)
             if peft is not None:
                 peft.apply(chunks)

@@ -12,7 +12,7 @@ from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Dims, Weigh
 from mixtral_recipes.recipes import loading
 from mixtral_recipes.recipes.preflight import preflight, topology_of
 from mixtral_recipes.topology import Topology
-from tests.te.conftest import BuildRank
+from tests.te.conftest import BuildRank, pretend_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 
@@ -92,22 +92,27 @@ def check_chunk(chunk: Any, topology: Topology, *, adapters: bool) -> None:
     assert all(parameter.is_meta for parameter in parameters.values())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     assert shapes == expected_parameters(chunk, topology, fused=not adapters)
-    check_checkpoint(chunk, topology)
+    states = check_checkpoint(chunk, topology)
+    last = "decoder.final_layernorm._extra_state"
+    if not adapters:
+        assert states == set(EXTRA_STATES) - (set() if chunk.post_process else {last})
 
 
-def check_checkpoint(chunk: Any, topology: Topology) -> None:
-    """Where this chunk's tensors lie in a checkpoint is where the mapping says the model's do."""
+def check_checkpoint(chunk: Any, topology: Topology) -> set[str]:
+    """Where this chunk's tensors lie in a checkpoint is where the mapping says the model's do; its states' keys."""
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
     dims = dims_of(chunk.config, topology)
     rows = {weight.disk: weight for weight in WEIGHTS}
-    seen = set()
+    seen, states = set(), set()
     for entry in leaves(chunk.on_disk):
         if isinstance(entry, ShardedTensorFactory):
             entry = entry.build()
         for part in leaves(entry):
             if isinstance(part, ShardedObject):
-                assert part.key in EXTRA_STATES, part.key
+                states.add(part.key)
+                continue
+            if ".adapter." in part.key:
                 continue
             assert isinstance(part, ShardedTensor), part
             assert tuple(part.global_shape) == disk_shape(rows[part.key], dims), part.key
@@ -115,6 +120,7 @@ def check_checkpoint(chunk: Any, topology: Topology) -> None:
     absent = {key for key in rows if key.startswith("embedding") and not chunk.pre_process}
     absent |= {key for key in rows if key.startswith(("output_layer", "decoder.final")) and not chunk.post_process}
     assert seen == set(rows) - absent
+    return states
 
 
 def leaves(value: Any) -> list[Any]:
@@ -139,5 +145,75 @@ def test_pretraining(build_rank: BuildRank, size: str, world: int, precision: st
             check_chunk(chunk, topology, adapters=False)
         layers = sum(len(chunk.decoder.layers) for chunk in chunks)
         assert layers == recipe.model.config.num_layers // topology.pipeline_model_parallel_size
-        assert chunks[0].pre_process == (rank == 0)
+        assert chunks[0].pre_process == (rank == 0 or topology.pipeline_model_parallel_size == 1)
         assert chunks[-1].post_process == (rank == world - 1 or topology.pipeline_model_parallel_size == 1)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("task", ["lora", "dora", "none"])
+@pytest.mark.parametrize("size", SIZES)
+def test_finetuning(build_rank: BuildRank, size: str, task: str, precision: str) -> None:
+    """The recipes as they are, adapters included: under adapters the norms stand apart from linear_qkv."""
+    from mixtral_recipes.peft.adapter import adapters_of
+
+    recipe = loading.load(size, "finetune", peft_scheme=task, precision=precision)
+    topology = topology_of(recipe)
+    for rank in (0, topology.world_size - 1):
+        chunks = build_rank(recipe, rank, "h100")
+        adapters = adapters_of(chunks)
+        assert bool(adapters) == (task != "none")
+        for chunk in chunks:
+            check_chunk(chunk, topology, adapters=task != "none")
+        experts = recipe.model.config.num_moe_experts // topology.expert_model_parallel_size
+        layers = sum(len(chunk.decoder.layers) for chunk in chunks)
+        assert len(adapters) in (0, layers * (2 + 2 * experts))
+        names = {adapter.layer_name for adapter in adapters}
+        assert len(names) == len(adapters), "each expert of a grouped layer has an adapter of its own name"
+
+
+def test_layers_are_transformer_engines(build_rank: BuildRank) -> None:
+    """Grouped experts, a fused norm, its attention, and every switch of the table."""
+    from mixtral_recipes.models.acceleration import KNOBS
+
+    recipe, hardware = pretraining("mixtral_8x7b", 64, "blockwise")
+    (chunk, *_) = build_rank(recipe, 0, hardware)
+    layer = chunk.decoder.layers[0]
+    kinds = {
+        "linear_qkv": layer.self_attention.linear_qkv,
+        "core_attention": layer.self_attention.core_attention,
+        "linear_proj": layer.self_attention.linear_proj,
+        "linear_fc1": layer.mlp.experts.linear_fc1,
+        "linear_fc2": layer.mlp.experts.linear_fc2,
+    }
+    assert {name: type(module).__name__ for name, module in kinds.items()} == {
+        "linear_qkv": "TELayerNormColumnParallelLinear",
+        "core_attention": "TEDotProductAttention",
+        "linear_proj": "TERowParallelLinear",
+        "linear_fc1": "TEColumnParallelGroupedLinear",
+        "linear_fc2": "TERowParallelGroupedLinear",
+    }
+    for knob in KNOBS:
+        if knob.module is None:  # the other needs Apex
+            assert getattr(chunk.config, knob.field) == knob.value, knob.field
+    assert (chunk.config.fp8, str(chunk.config.fp8_recipe)) == ("e4m3", "blockwise")
+
+
+def test_accelerate_false_leaves_the_fields_alone(build_rank: BuildRank) -> None:
+    recipe, hardware = pretraining("mixtral_8x7b", 64, "bf16")
+    recipe.model.config.accelerate = False
+    recipe.model.config.moe_grouped_gemm = False
+    (chunk, *_) = build_rank(recipe, 0, hardware)
+    assert not chunk.config.moe_permute_fusion
+    assert "local_experts.0.linear_fc1.weight" in "".join(name for name, _ in chunk.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("fp8_recipe", "has", "needs"), [("mxfp8", "h100", "Blackwell"), ("delayed", "a100", "Hopper")]
+)
+def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, fp8_recipe: str, has: str, needs: str) -> None:
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.training.precision import MegatronMixedPrecision
+
+    pretend_gpu(monkeypatch, has)
+    with pytest.raises(RecipeError, match=f"needs {needs}.*this machine has {has.upper()}"):
+        MegatronMixedPrecision(fp8="hybrid", fp8_recipe=fp8_recipe).check_device()

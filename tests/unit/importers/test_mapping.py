@@ -50,6 +50,8 @@ def test_shapes_on_disk() -> None:
         "decoder.layers.self_attention.linear_proj._extra_state",
         "decoder.layers.mlp.experts.experts.linear_fc1._extra_state",
         "decoder.layers.mlp.experts.experts.linear_fc2._extra_state",
+        "decoder.layers.pre_mlp_layernorm._extra_state",
+        "decoder.final_layernorm._extra_state",
     }
 
 
