@@ -4,6 +4,7 @@ Input is cut into parts that processes tokenize one by one; finished parts stay,
 was, and memory does not grow with the input. Nothing here loads torch or transformers: worker processes start fast.
 """
 
+import array
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -69,14 +70,17 @@ class Encoder:
             All tokens one after the other, and the length of each document in tokens.
         """
         if hasattr(self.tokenizer, "encode_batch_fast"):
-            ids = [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            encoded = (e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         else:
-            ids = self.tokenizer.encode_batch(texts)
-        front = () if self.bos is None else (self.bos,)
-        back = () if self.eos is None else (self.eos,)
-        lengths = np.fromiter(map(len, ids), np.int32, len(ids)) + len(front) + len(back)
-        pieces = itertools.chain.from_iterable(itertools.chain(front, row, back) for row in ids)
-        return np.fromiter(pieces, self.dtype, int(lengths.sum())), lengths
+            encoded = iter(self.tokenizer.encode_batch(texts))
+        code = self.dtype.char
+        front, back = (array.array(code, [] if i is None else [i]) for i in (self.bos, self.eos))
+        tokens, lengths = array.array(code), np.empty(len(texts), np.int32)
+        for number, ids in enumerate(encoded):
+            row = front + array.array(code, ids) + back  # made from a list at once: far faster than extending by one
+            tokens += row
+            lengths[number] = len(row)
+        return np.frombuffer(tokens, self.dtype), lengths
 
     def fingerprint(self) -> str:
         """What the tokens depend on."""

@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.transformer_config import TransformerConfig
+
+from mixtral_recipes.models.lazy_compile import compiling_later
+
+with compiling_later():
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 @dataclass

@@ -21,7 +21,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.models import cpu_speed
+from mixtral_recipes.models import cpu_speed, lazy_compile
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "as_tensor", "rand", "randn", "randint")
@@ -106,8 +106,8 @@ def activate() -> None:
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_not_about_cpu_state)
     if "transformer_engine" in sys.modules:
         _hide_transformer_engine()
-    # Megatron decorates its fusions with torch.compile; here that would start a C++ compiler in the first step.
-    torch.compiler.set_stance("force_eager")
+    # Megatron's fusions are compiled when first called; here that would start a C++ compiler in the first step.
+    lazy_compile.run_eagerly(True)
 
 
 def deactivate() -> None:
@@ -116,7 +116,7 @@ def deactivate() -> None:
         target, attribute, original = _replaced.pop()
         setattr(target, attribute, original)
     logging.getLogger("megatron.core.tensor_parallel.random").removeFilter(_not_about_cpu_state)
-    torch.compiler.set_stance("default")
+    lazy_compile.run_eagerly(False)
 
 
 @contextlib.contextmanager

@@ -30,19 +30,34 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session", params=["plain", "accounting"])
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def busy_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A cluster with, and one without accounting, with JOBS submitted."""
     accounting = request.param == "accounting"
     need(accounting=accounting)
     with started(tmp_path_factory.mktemp(request.param), accounting=accounting) as site:
-        for name, job in JOBS.items():
-            site.submit(name, **job)
+        with site.active():
+            for name, job in JOBS.items():
+                site.submit(name, **job)
         yield site
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A cluster of its own, for tests that need no accounting."""
+def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A cluster without accounting and without jobs."""
     need()
     with started(tmp_path_factory.mktemp("own"), accounting=False) as site:
         yield site
+
+
+@pytest.fixture
+def site(busy_cluster: Site) -> Iterator[Site]:
+    """The cluster with JOBS; several clusters may be running, and this test's shell is on this one's login node."""
+    with busy_cluster.active():
+        yield busy_cluster
+
+
+@pytest.fixture
+def plain(own_cluster: Site) -> Iterator[Site]:
+    """A cluster of its own, for tests that need no accounting."""
+    with own_cluster.active():
+        yield own_cluster

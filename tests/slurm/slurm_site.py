@@ -125,10 +125,11 @@ class Site:
 def started(root: Path, *, accounting: bool) -> Iterator[Site]:
     """A running cluster in ``root``."""
     site = Site(root, accounting=accounting)
-    with site.active():
-        try:
+    try:
+        with site.active():
             site.cluster.start()
-            yield site
-        finally:
+        yield site
+    finally:
+        with site.active():
             site.cluster.stop()
-            gc.collect()  # invoke leaves pipes to the garbage collector; now, while warnings are ignored
+        gc.collect()  # invoke leaves pipes to the garbage collector; now, while warnings are ignored
