@@ -51,7 +51,7 @@ def multi_tensor_scale(chunk_size: Any, overflow: Any, tensors: list[list[Tensor
     """
     sources, targets = tensors
     if all(source is target for source, target in zip(sources, targets, strict=True)):
-        torch._foreach_mul_(targets, scale)
+        torch._foreach_mul_(targets, scale)  # pyright: ignore[reportPrivateImportUsage]
         return
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source * scale)
@@ -92,7 +92,7 @@ class _Rotated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         cos, sin = ctx.saved_tensors
         (a, b), (sin_a, sin_b) = grad.chunk(2, -1), sin.chunk(2, -1)
         turned = torch.empty_like(grad)

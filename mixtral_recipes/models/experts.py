@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class GroupedExperts(SequentialMLP):
@@ -33,7 +33,8 @@ class GroupedExperts(SequentialMLP):
         Returns:
             [t, h], and no bias: Mixtral's experts have none.
         """
-        linears = [(expert.linear_fc1, expert.linear_fc2) for expert in self.local_experts]
+        experts: list[Any] = list(self.local_experts)
+        linears = [(expert.linear_fc1, expert.linear_fc2) for expert in experts]
         if any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         counts = tokens_per_expert.tolist()
@@ -56,7 +57,7 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, *weights = ctx.saved_tensors
         for_x, _, *for_weights = ctx.needs_input_grad
         grads, grad_x = grad.contiguous().split(ctx.counts), None
@@ -84,8 +85,8 @@ class _GatedActivation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate_up, activated, product, probs = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gate_up, activated, product, probs = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         of_probs = torch.linalg.vecdot(grad.to(probs.dtype), product.to(probs.dtype)).unsqueeze(-1)
         of_product = (grad * probs).to(gate_up.dtype)
