@@ -3,8 +3,7 @@
 Everything is built on the meta device, as one rank of a job whose other ranks do not exist (a fake process group).
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mixtral_recipes.topology import Topology
+from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
 BuildRank = Callable[..., list[Any]]
@@ -55,29 +54,6 @@ class OnMeta(TorchFunctionMode):
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def one_of(topology: Topology, rank: int) -> Iterator[None]:
-    """Be one rank of a job whose other ranks do not exist."""
-    from megatron.core import parallel_state
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", rank=rank, world_size=topology.world_size, store=FakeStore())
-    try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=topology.tensor_model_parallel_size,
-            pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
-            context_parallel_size=topology.context_parallel_size,
-            expert_model_parallel_size=topology.expert_model_parallel_size,
-            expert_tensor_parallel_size=topology.expert_tp,
-            create_gloo_process_groups=False,  # they would look for the other ranks
-        )
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

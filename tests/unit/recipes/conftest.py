@@ -1,6 +1,5 @@
 """One rank of a large job on this machine: a fake process group, the meta device."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import tests.unit.recipes.quiet  # noqa: F401
-from mixtral_recipes.topology import Topology
+from tests.fake_world import one_of
 
 BuildRank = Callable[[Any, int], list[Any]]
 
@@ -44,26 +43,3 @@ def build_rank() -> Iterator[BuildRank]:
         patch.setattr(transformer_config, "is_te_min_version", lambda *args, **kwargs: True)
         yield build
     cpu_device.deactivate()
-
-
-@contextlib.contextmanager
-def one_of(topology: Topology, rank: int) -> Iterator[None]:
-    """Be one rank of a job whose other ranks do not exist."""
-    from megatron.core import parallel_state
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", rank=rank, world_size=topology.world_size, store=FakeStore())
-    try:
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=topology.tensor_model_parallel_size,
-            pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
-            context_parallel_size=topology.context_parallel_size,
-            expert_model_parallel_size=topology.expert_model_parallel_size,
-            expert_tensor_parallel_size=topology.expert_tp,
-            create_gloo_process_groups=False,  # they would look for the other ranks
-        )
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
