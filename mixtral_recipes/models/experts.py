@@ -3,6 +3,7 @@
 Shape letters: t tokens of all local experts (sorted by expert), h hidden size, f expert width.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -17,8 +18,15 @@ class GroupedExperts(SequentialMLP):
 
     One expert's tokens are a slice of the input and its results are written in place into a slice of the output, so
     that nothing is cut apart and glued together. A linear layer somebody hooked (adapters, parameter gathering beside
-    the forward pass) must be called, and then this is Megatron's own forward.
+    the forward pass) must be called, and then this is Megatron's own forward; so it is for other than Mixtral's experts.
     """
+
+    @functools.cached_property
+    def _are_mixtrals(self) -> bool:
+        """Whether each expert is a plain SwiGLU without biases, weighted by the router behind it."""
+        c = self.config
+        plain = c.activation_func is F.silu and c.gated_linear_unit and c.activation_func_clamp_value is None
+        return plain and not (c.add_bias_linear or c.glu_linear_offset or c.moe_apply_probs_on_input or c.fp8 or c.fp4)
 
     def forward(
         self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
@@ -35,7 +43,8 @@ class GroupedExperts(SequentialMLP):
         """
         experts: list[Any] = list(self.local_experts)
         linears = [(expert.linear_fc1, expert.linear_fc2) for expert in experts]
-        if any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair):
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair)
+        if hooked or not self._are_mixtrals:
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         counts = tokens_per_expert.tolist()
         gate_up = _GroupedLinear.apply(permuted_local_hidden_states, counts, *(fc1.weight for fc1, _ in linears))
