@@ -18,7 +18,7 @@ class GroupedExperts(SequentialMLP):
 
     One expert's tokens are a slice of the input and its results are written in place into a slice of the output, so
     that nothing is cut apart and glued together. A linear layer somebody hooked (adapters, parameter gathering beside
-    the forward pass) must be called, and then this is Megatron's own forward; so it is for other than Mixtral's experts.
+    the forward pass) must be called, and then this is Megatron's own forward; so it is where experts are not Mixtral's.
     """
 
     @functools.cached_property
