@@ -17,12 +17,7 @@ def one_of(topology: Topology, rank: int) -> Iterator[None]:
     torch.distributed.init_process_group("fake", rank=rank, world_size=topology.world_size, store=FakeStore())
     try:
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=topology.tensor_model_parallel_size,
-            pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
-            context_parallel_size=topology.context_parallel_size,
-            expert_model_parallel_size=topology.expert_model_parallel_size,
-            expert_tensor_parallel_size=topology.expert_tp,
+            **topology.megatron_sizes(),
             create_gloo_process_groups=False,  # they would look for the other ranks
         )
         yield

@@ -38,12 +38,7 @@ def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -
     """
     return dataclasses.replace(
         config,
-        tensor_model_parallel_size=topology.tensor_model_parallel_size,
-        pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
-        context_parallel_size=topology.context_parallel_size,
-        expert_model_parallel_size=topology.expert_model_parallel_size,
-        expert_tensor_parallel_size=topology.expert_tp,
+        **topology.megatron_sizes(),
         sequence_parallel=topology.sequence_parallel,
         # Megatron fills this in from the pipeline size, which is 1 in a recipe's own configuration.
         microbatch_group_size_per_vp_stage=max(

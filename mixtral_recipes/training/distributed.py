@@ -92,12 +92,7 @@ def initialize(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes), **alone
         )
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=topology.tensor_model_parallel_size,
-        pipeline_model_parallel_size=topology.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=topology.virtual_pipeline_model_parallel_size,
-        context_parallel_size=topology.context_parallel_size,
-        expert_model_parallel_size=topology.expert_model_parallel_size,
-        expert_tensor_parallel_size=topology.expert_tp,
+        **topology.megatron_sizes(),
     )
     seed_everything(seed)
 
