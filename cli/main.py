@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.garbage import seldom_collected
+
 PROGRAM = "mixtral-recipes"
 ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
 
@@ -41,7 +43,9 @@ def available() -> dict[str, tuple[str, str]]:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    with seldom_collected():
+        code = run(sys.argv[1:])
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from mixtral_recipes import quiet
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.records import locked, private_folder, write_json
+from mixtral_recipes.garbage import seldom_collected
 from mixtral_recipes.training import watchdog
 
 
@@ -107,7 +108,8 @@ def main() -> int:
     watchdog.before_exit.append(lambda error: _record(_end(error)))  # it ends a hung rank without coming back here
     error: BaseException | None = None
     try:
-        call(Path(sys.argv[1]))
+        with seldom_collected():
+            call(Path(sys.argv[1]))
     except BaseException as caught:
         error = caught
     end = _end(error)
