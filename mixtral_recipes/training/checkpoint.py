@@ -18,6 +18,7 @@ from typing import Any
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.training import retention
 from mixtral_recipes.training.agreement import first, gathered, rank_and_size
+from mixtral_recipes.training.fp8_state import fp8_key, fp8_state, set_fp8_state
 from mixtral_recipes.training.run_state import (
     allocate_state,
     random_key,
@@ -36,6 +37,7 @@ from mixtral_recipes.training.shards import (
     parts_of,
     write_shares,
 )
+from mixtral_recipes.training.stand_ins import take_all
 
 __all__ = ["Checkpointer", "ModelCheckpoint", "Position", "list_checkpoints", "load_model", "model_state"]
 
@@ -187,6 +189,7 @@ class Checkpointer:
         self.wait()
         assert self._mine is not None
         destination = self._destination(position, metrics)
+        take_all(shard.stand_in for shard in self._mine)
         shards = self._host.take() if self._host is not None else self._mine
         self._pending = Save(
             next(self._numbers), destination, shards, self._objects(), self._make_room, self._published
@@ -235,6 +238,9 @@ class Checkpointer:
     def _objects(self) -> dict[str, bytes]:
         rank, size = rank_and_size()
         objects = {random_key(rank, size): torch_bytes([random_state()])}
+        scaling = fp8_state(self._model)
+        if scaling:
+            objects[fp8_key(rank, size)] = torch_bytes([scaling])
         if rank == 0:
             scalers = [part.grad_scaler for part in parts_of(self._optimizer) if getattr(part, "grad_scaler", None)]
             common = {
@@ -287,6 +293,8 @@ class Checkpointer:
         rank, size = rank_and_size()
         if facts["world_size"] == size:
             set_random_state(stored.read_object(random_key(rank, size))[0])
+        if facts.get("topology") == self._facts.get("topology") and fp8_key(rank, size) in stored:
+            set_fp8_state(self._model, stored.read_object(fp8_key(rank, size))[0])
         return Position(facts["step"], facts["consumed_samples"], facts.get("skipped_steps", 0))
 
     def load_optimizer(self, checkpoint: Path) -> None:

@@ -57,6 +57,19 @@ class TrainingRun:
     forward_backward: Any
     batch: BatchShape
 
+    def gather_parameters(self) -> None:
+        """Bring all weights on this rank up to date, for whatever looks at them between two steps.
+
+        With ``ddp.overlap_param_gather`` a rank holds what it updated itself, and gets the rest in its next forward
+        pass.
+        """
+        if not self.ddp[0].ddp_config.overlap_param_gather:
+            return
+        with torch.no_grad():
+            self.optimizer.prepare_model_params_for_param_sync()
+            for chunk in self.ddp:
+                chunk.start_param_sync(force_sync=True)
+
     @property
     def data_place(self) -> DataParallelPlace:
         """Which share of each global batch this rank reads."""
@@ -127,8 +140,10 @@ def build_run(
         load_model(chunks, weights)
     if peft is not None:
         peft.apply(chunks)
+    ddp_config = _ddp_config(trainer, optim, settings["ddp"])
+    settings["optimizer"]["overlap_param_gather"] = ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
-    ddp = _wrap(chunks, config, _ddp_config(trainer, optim, settings["ddp"]))
+    ddp = _wrap(chunks, config, ddp_config)
     optimizer = build_optimizer(optim, ddp, trainer.plugins)
     _connect(config, ddp, optimizer)
     return TrainingRun(

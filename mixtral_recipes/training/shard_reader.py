@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.training.restricted_pickle import read_metadata
 from mixtral_recipes.training.shards import Shard, zero_padding
+from mixtral_recipes.training.stand_ins import put_all_back
 
 Overlap = list[tuple[int, int]]  # per axis (start, end) in the whole tensor
 
@@ -82,6 +83,7 @@ class StoredWeights:
                 mine = [piece for piece in pieces if str(piece.storage.relative_path) == name]
                 for piece in sorted(mine, key=lambda piece: piece.storage.offset):
                     self._fill(file, piece)
+        put_all_back(shard.stand_in for shard in shards)
 
     def _pieces(self, key: str, local: list[Shard]) -> list[_Piece]:
         """The stored boxes of one tensor that this rank's shards touch."""

@@ -18,6 +18,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from mixtral_recipes.peft.lora import adapters_of
+from mixtral_recipes.training.stand_ins import StandIn
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,7 @@ class Shard:
         sizes: The box's extent; as many axes as the whole tensor has.
         whole: The whole tensor's shape.
         padded: Whether the whole tensor may be longer or shorter in a checkpoint (a vocabulary's padding).
+        stand_in: What holds ``tensor``, where it is no memory of the model's own.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Shard:
     sizes: Shape
     whole: Shape
     padded: bool = False
+    stand_in: StandIn | None = None
 
     @property
     def place(self) -> tuple[str, Shape, Shape]:
@@ -82,9 +85,10 @@ def model_shards(model: list[Any], *, adapters_only: bool) -> list[Shard]:
             sizes=(1,) * piece.prepend_axis_num + tuple(piece.local_shape),
             whole=tuple(piece.global_shape),
             padded=piece.allow_shape_mismatch,
+            stand_in=weight.stand_in,
         )
-        for _, pieces in _pieces(model, adapters_only=adapters_only)
-        for piece in pieces
+        for weight in _weights(model, adapters_only=adapters_only)
+        for piece in weight.pieces
     ]
 
 
@@ -96,14 +100,14 @@ def optimizer_shards(optimizer: Any, model: list[Any], *, adapters_only: bool) -
         model: This rank's chunks, without DDP.
         adapters_only: As for `model_shards`.
     """
-    pieces_of = dict(_pieces(model, adapters_only=adapters_only))
+    weights = list(_weights(model, adapters_only=adapters_only))
     found: list[Shard] = []
     for part in parts_of(optimizer):
-        for parameter, pieces in pieces_of.items():
-            state, start = _state_of(part, parameter)
-            for piece in pieces:
+        for weight in weights:
+            state, start = _state_of(part, weight.parameter)
+            for piece in weight.pieces:
                 for name, flat in state.items():
-                    found += _cut(piece, parameter, name, flat, start)
+                    found += _cut(piece, weight.memory, name, flat, start)
     return found
 
 
@@ -112,13 +116,26 @@ def parts_of(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
-def _pieces(model: list[Any], *, adapters_only: bool) -> Iterator[tuple[Tensor, list[ShardedTensor]]]:
-    """Each parameter with the pieces a checkpoint stores it as (a gated layer's two halves are two)."""
+@dataclass(frozen=True)
+class _Weight:
+    """A parameter of this rank, and the pieces a checkpoint stores it as (a gated layer's two halves are two)."""
+
+    parameter: Tensor
+    memory: Tensor  # what the pieces are views of: the parameter, or its stand-in's tensor
+    stand_in: StandIn | None
+    pieces: list[ShardedTensor]
+
+
+def _weights(model: list[Any], *, adapters_only: bool) -> Iterator[_Weight]:
     for value in model_state(model, adapters_only=adapters_only).values():
-        if isinstance(value, ShardedTensorFactory):
-            yield value.data, [piece for piece in nested_values(value.build()) if isinstance(piece, ShardedTensor)]
-        elif isinstance(value, ShardedTensor) and value.data is not None:
-            yield value.data, [value]
+        if not isinstance(value, ShardedTensorFactory | ShardedTensor) or value.data is None:
+            continue
+        parameter = value.data
+        stand_in = StandIn.of(parameter)
+        if stand_in is not None:
+            value.data = stand_in.tensor
+        built = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+        yield _Weight(parameter, value.data, stand_in, [piece for piece in built if isinstance(piece, ShardedTensor)])
 
 
 def _data(piece: ShardedTensor) -> Tensor:
@@ -143,10 +160,10 @@ def _state_of(part: Any, parameter: Any) -> tuple[dict[str, Tensor], int]:
     return {k: v.detach().view(-1) for k, v in tensors.items() if isinstance(v, Tensor) and k != "step"}, start
 
 
-def _cut(piece: ShardedTensor, parameter: Tensor, name: str, flat: Tensor, start: int) -> Iterator[Shard]:
+def _cut(piece: ShardedTensor, memory: Tensor, name: str, flat: Tensor, start: int) -> Iterator[Shard]:
     """The boxes of one piece that a contiguous part of its parameter's state covers."""
     data = _data(piece)
-    begin = int(data.storage_offset()) - int(parameter.storage_offset())
+    begin = int(data.storage_offset()) - int(memory.storage_offset())
     first, last = max(start, begin), min(start + flat.numel(), begin + data.numel())
     if first >= last:
         return

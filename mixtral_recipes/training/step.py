@@ -52,6 +52,8 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     for chunk in run.ddp:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
+    # MXFP8 weights that are gathered during the forward pass lie in the gradients' memory until then.
+    run.optimizer.prepare_model_params_for_param_sync()
 
     # Forward and backward of all microbatches; gradients end as sums over ranks, divided by all label tokens.
     sums = run.forward_backward(
@@ -171,6 +173,7 @@ def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> floa
     )
     if batches is None:
         return None
+    run.gather_parameters()
     for chunk in run.ddp:
         chunk.eval()
     totals = [0.0, 0.0]

@@ -201,6 +201,7 @@ class Upkeep:
         metrics |= {"loss": self.last_loss} if self.last_loss is not None and math.isfinite(self.last_loss) else {}
         self.watchdog.alive(f"the save after step {self.position.step}")
         started = time.monotonic()
+        self.run.gather_parameters()
         with self._last_checkpoint_named():
             path = self.checkpointer.save(self.position, metrics)
         self.log.event("save", {"step": self.position.step, "stall_seconds": time.monotonic() - started})

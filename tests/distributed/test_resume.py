@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.training.shards import Shard, model_shards, optimizer_shards, parts_of
@@ -76,6 +79,41 @@ def test_same_layout_resumes_bit_for_bit(tmp_path: Path, world: int, cases: list
 def test_same_layout_resumes_bit_for_bit_everywhere(tmp_path: Path, world: int, kind: str) -> None:
     cases = [(kind, "ep1", False), (kind, "ep1" if world == 1 else "ep2", True)]
     _check_bit_for_bit(launch(world, interrupted_and_not, str(tmp_path), cases, *LONG, timeout=3500))
+
+
+OVERLAPPING = DistributedDataParallelConfig(
+    use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True
+)
+
+
+def stored_under_overlap(folder: str) -> list[list[tuple[str, dict[str, Any]]]]:
+    """What the checkpoints of a plain run hold, and of one whose ranks gather weights when they next need them."""
+    plain = Job(folder, "plain", steps=4, every=2)
+    overlapping = dataclasses.replace(plain, name="overlapping", layout={"ddp": OVERLAPPING})
+    with silent():
+        start(plain)
+        start(overlapping)
+    return [[(path.name, _stored(path)) for path in checkpoints_of(job)] for job in (plain, overlapping)]
+
+
+def _stored(checkpoint: Path) -> dict[str, Any]:
+    """Every tensor of a checkpoint, whole."""
+    reader = FileSystemReader(checkpoint / "weights")
+    entries = reader.read_metadata().state_dict_metadata.items()
+    found = {key: torch.empty(e.size) for key, e in entries if isinstance(e, TensorStorageMetadata)}
+    load(found, storage_reader=reader, no_dist=True)
+    return found
+
+
+def test_a_checkpoint_between_two_steps_has_what_every_rank_updated(tmp_path: Path) -> None:
+    for plain, overlapping in launch(2, stored_under_overlap, str(tmp_path)):
+        assert len(plain) == len(overlapping) == 2
+        for (_, before), (name, after) in zip(plain, overlapping, strict=True):
+            different = [key for key in before if not torch.equal(before[key], after[key])]
+            assert different == [], name
+            for key, weight in before.items():
+                if not key.startswith("optimizer."):
+                    assert torch.equal(weight, before[f"optimizer.state.param.{key}"]), key
 
 
 RESHARDED = {

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
-BuildRank = Callable[..., list[Any]]
+BuildRank = Callable[..., Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,14 +58,17 @@ class OnMeta(TorchFunctionMode):
 
 @pytest.fixture
 def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
-    """A function (recipe, rank, hardware) -> that rank's model chunks, built as `training.setup.build_run` does."""
+    """A function (recipe, rank, hardware) -> that rank's model chunks, built as `training.setup.build_run` does.
+
+    Its argument ``inside`` is called with them while the process groups are there; what it returns is returned instead.
+    """
     import fiddle as fdl
 
     from mixtral_recipes.models.acceleration import accelerate
     from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
     from mixtral_recipes.recipes.preflight import topology_of
 
-    def build(recipe: Any, rank: int, hardware: str) -> list[Any]:
+    def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:
         pretend_gpu(monkeypatch, hardware)
         monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as `training.distributed.choose_device` does
         assert transformer_engine_usable()
@@ -76,12 +79,13 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
         fields = plugins.model_fields() | {"perform_initialization": False, "init_model_with_meta_device": True}
         config = with_topology(fdl.build(recipe.model.config), topology_of(recipe), **fields)
         config = accelerate(config, adapters=peft is not None)
-        with one_of(topology_of(recipe), rank), torch.device("meta"), OnMeta():
-            chunks = build_model(config, adapters=peft is not None)
-            if peft is not None:
-                peft.apply(chunks)
-            for chunk in chunks:
-                chunk.on_disk = chunk.sharded_state_dict()  # needs the process groups
-            return chunks
+        with one_of(topology_of(recipe), rank):
+            with torch.device("meta"), OnMeta():
+                chunks = build_model(config, adapters=peft is not None)
+                if peft is not None:
+                    peft.apply(chunks)
+                for chunk in chunks:
+                    chunk.on_disk = chunk.sharded_state_dict()
+            return inside(chunks)
 
     return build
