@@ -112,8 +112,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     recipe = recipe_changes.describe(
         model=model, trainer=parts.trainer, data=parts.data, optim=parts.optim, peft=parts.peft
     )
-    if base is not None and parts.peft is not None:
-        recipe["base"] = identity_of(base)
+    if base is not None:  # adapters belong to their base; a full run's checkpoints hold all its weights
+        recipe["base" if parts.peft is not None else "starting weights"] = identity_of(base)
     found = parts.resume.find(parts.checkpoints, say)
     changed = _compare_with(found, recipe, say)
     weights = base if found is None or parts.peft is not None else None  # the run's own full checkpoint has them all

@@ -260,3 +260,4 @@ def _hide_transformer_engine() -> None:
     _replace(megatron_optimizer, "SGD", torch.optim.SGD)
     _replace(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", True)
     _replace(clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm)
+    _replace(clip_grads, "multi_tensor_scale_tensor_impl", None)

@@ -136,15 +136,15 @@ def _charts(run: RunRecord) -> list[str]:
     ]
 
 
-def _smoothed(points: list[tuple[float, float]]) -> list[Series]:
+def _smoothed(points: list[tuple[float, float]], name: str = "smoothed") -> list[Series]:
     """Points too noisy to read, faintly, under their running mean."""
-    return [Series("each step", points, "faint"), Series("smoothed", smooth(points, max(2, len(points) // 25)), "a")]
+    return [Series("each step", points, "faint"), Series(name, smooth(points, max(2, len(points) // 25)), "a")]
 
 
 def _router(run: RunRecord) -> list[Series]:
     dropped = run.series("dropped_share")
     return [
-        Series("load entropy, worst layer", run.series("router_entropy"), "a"),
+        *_smoothed(run.series("router_entropy"), "load entropy of the worst layer, smoothed"),
         *([Series("dropped tokens", dropped, "b")] if any(value for _, value in dropped) else []),
     ]
 

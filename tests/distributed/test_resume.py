@@ -203,10 +203,14 @@ def test_what_may_change_is_said_and_what_may_not_is_refused(tmp_path: Path) -> 
     assert "trainer.max_steps: 2 -> 3" in said
 
 
-def adapters_and_another_base(folder: str) -> str:
-    """Train adapters on one base, then go on with another base under the same run; the refusal."""
+def adapters_and_another_base(folder: str) -> tuple[list[str], str]:
+    """Train on one base, then go on with another under the same run: what a full run says, adapters' refusal."""
     with silent():
         bases = [start(Job(folder, f"base{n}", steps=n)).result["checkpoint"] for n in (1, 2)]
+        full = Job(folder, "full", steps=1, base=bases[0])
+        start(full)
+        start(dataclasses.replace(full, steps=2, base=bases[1]))
+        said = metrics_of(full, "start")[-1]["changed"]
         job = Job(folder, "adapters", steps=1, base=bases[0], lora=True)
         checkpoint = start(job).result["checkpoint"]
         facts = json.loads((Path(checkpoint) / "context" / "run.json").read_text())
@@ -216,12 +220,13 @@ def adapters_and_another_base(folder: str) -> str:
         try:
             start(dataclasses.replace(job, steps=2, base=bases[1]))
         except RecipeError as error:
-            return str(error)
-    return ""
+            return said, str(error)
+    return said, ""
 
 
-def test_adapters_refuse_another_base(tmp_path: Path) -> None:
-    (refusal,) = launch(1, adapters_and_another_base, str(tmp_path))
+def test_another_base_is_said_and_adapters_refuse_it(tmp_path: Path) -> None:
+    ((said, refusal),) = launch(1, adapters_and_another_base, str(tmp_path))
+    assert any(change.startswith("starting weights: ") for change in said)
     assert "base: " in refusal
 
 

@@ -1,7 +1,4 @@
-"""Weights that are kept in FP8, written to a checkpoint and read from one: Transformer Engine's own tensors on the CPU.
-
-Only the kernel that quantizes is stood in for; its scale comes from the tensor it is given, as in tensorwise scaling.
-"""
+"""Weights that are kept in FP8, written to a checkpoint and read from one (`fp8_on_cpu`)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformer_engine.pytorch.constants import DType
-from transformer_engine.pytorch.module.base import _attach_high_precision_init_val
-from transformer_engine.pytorch.tensor import float8_tensor
-from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer, Float8Tensor
+from transformer_engine.pytorch.tensor.float8_tensor import Float8Tensor
 
 from mixtral_recipes.recipes import loading
 from mixtral_recipes.training.fp8_state import fp8_state, set_fp8_state
@@ -22,6 +16,7 @@ from mixtral_recipes.training.shard_writer import write_file, write_metadata
 from mixtral_recipes.training.shards import model_shards, optimizer_shards
 from mixtral_recipes.training.stand_ins import take_all
 from tests.te.conftest import BuildRank, OnMeta
+from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 
@@ -31,23 +26,11 @@ SMALL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attenti
 
 @pytest.fixture(autouse=True)
 def quantizing_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def quantize(source: Any, quantizer: Any, into: Any = None, _noop: Any = None) -> Any:
-        scale = 448.0 / source.abs().max().float()
-        data = (source.float() * scale).to(torch.float8_e4m3fn).view(torch.uint8)
-        if into is None:
-            return Float8Tensor(
-                shape=source.shape, dtype=source.dtype, data=data, fp8_scale_inv=(1 / scale).reshape(1),
-                fp8_dtype=quantizer.dtype, quantizer=quantizer, device=source.device,
-            )  # fmt: skip
-        into._data.copy_(data)
-        into._scale_inv.copy_((1 / scale).reshape(1))
-        return into
-
-    monkeypatch.setattr(float8_tensor.tex, "quantize", quantize)
+    stand_in_for_the_kernel(monkeypatch)
 
 
 @pytest.fixture
-def in_fp8(build_rank: BuildRank) -> Callable[..., Any]:
+def with_model(build_rank: BuildRank) -> Callable[..., Any]:
     """A function (inside, fp8_recipe) that calls ``inside`` with a small model on one rank."""
 
     def build(inside: Callable[[list[Any]], Any], fp8_recipe: str = "tensorwise") -> Any:
@@ -71,13 +54,8 @@ def fill(chunks: list[Any], seed: int) -> None:
     for module in chunks[0].modules():
         for name, meta in list(module.named_parameters(recurse=False)):
             weight = torch.randn(meta.shape, dtype=torch.bfloat16)
-            if hasattr(module, "fp8_meta") and meta.dim() == 2:
-                quantizer = Float8CurrentScalingQuantizer(DType.kFloat8E4M3, torch.device("cpu"), columnwise=False)
-                parameter = torch.nn.Parameter(quantizer(weight))
-                _attach_high_precision_init_val(parameter, weight.clone())
-            else:
-                parameter = torch.nn.Parameter(weight)
-            module._parameters[name] = parameter
+            linear = hasattr(module, "fp8_meta") and meta.dim() == 2
+            module._parameters[name] = in_fp8(weight) if linear else torch.nn.Parameter(weight)
 
 
 def quantized(chunks: list[Any]) -> dict[str, Any]:
@@ -91,7 +69,7 @@ def write(chunks: list[Any], folder: Path) -> None:
     write_metadata(folder, [write_file(folder, 0, shards, {})])
 
 
-def test_weights_are_read_as_they_were_written(in_fp8: Callable[..., Any], tmp_path: Path) -> None:
+def test_weights_are_read_as_they_were_written(with_model: Callable[..., Any], tmp_path: Path) -> None:
     def write_and_read(chunks: list[Any]) -> None:
         fill(chunks, seed=1)
         layers = SMALL["num_layers"]
@@ -111,10 +89,10 @@ def test_weights_are_read_as_they_were_written(in_fp8: Callable[..., Any], tmp_p
             else:
                 assert torch.equal(parameter, plain[name]), name
 
-    in_fp8(write_and_read)
+    with_model(write_and_read)
 
 
-def test_an_optimizers_state_is_cut_like_the_weights(in_fp8: Callable[..., Any]) -> None:
+def test_an_optimizers_state_is_cut_like_the_weights(with_model: Callable[..., Any]) -> None:
     def cut(chunks: list[Any]) -> None:
         fill(chunks, seed=1)
         state = {}
@@ -133,11 +111,11 @@ def test_an_optimizers_state_is_cut_like_the_weights(in_fp8: Callable[..., Any])
         together = torch.cat([s.tensor for s in sorted(halves, key=lambda s: (s.key, s.offsets))])
         assert torch.equal(together, state[first.main_param]["exp_avg"].flatten())
 
-    in_fp8(cut)
+    with_model(cut)
 
 
 @pytest.mark.parametrize("made_before", [True, False], ids=["with FP8 weights", "without"])
-def test_delayed_scalings_state_is_taken_up(in_fp8: Callable[..., Any], made_before: bool) -> None:
+def test_delayed_scalings_state_is_taken_up(with_model: Callable[..., Any], made_before: bool) -> None:
     """Modules with FP8 weights make their state when they are built, the others in the first forward pass."""
     from megatron.core.fp8_utils import get_fp8_recipe
     from transformer_engine.pytorch.quantization import DelayedScalingRecipeState
@@ -177,4 +155,4 @@ def test_delayed_scalings_state_is_taken_up(in_fp8: Callable[..., Any], made_bef
         for place, tensor in found.items():
             assert torch.equal(tensor, stored[place]), place
 
-    in_fp8(take_up, "delayed")
+    with_model(take_up, "delayed")

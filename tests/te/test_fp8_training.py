@@ -1,0 +1,139 @@
+"""Training with weights in FP8, as on Blackwell: Megatron's distributed optimizer, buffers and gathering, on the CPU.
+
+MXFP8 weights are gathered through the gradients' memory; here Megatron takes `fp8_on_cpu`'s tensors for such, and
+products are computed in bf16.
+"""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig, param_and_grad_buffer
+from megatron.core.fp8_utils import is_float8tensor
+from megatron.core.optimizer import OptimizerConfig
+
+from mixtral_recipes import api
+from mixtral_recipes.data.mock import MockDataModule
+from mixtral_recipes.models import cpu_device
+from mixtral_recipes.models.config import MixtralModel
+from mixtral_recipes.training import setup
+from mixtral_recipes.training.checkpoint import ModelCheckpoint
+from mixtral_recipes.training.metrics import NeMoLogger
+from mixtral_recipes.training.optimizer import MegatronOptimizerModule
+from mixtral_recipes.training.precision import MegatronMixedPrecision
+from mixtral_recipes.training.resume import AutoResume, RestoreConfig
+from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
+from tests.distributed.tiny_job import tiny_config
+from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
+
+
+class GatheredAsMxfp8(MegatronMixedPrecision):
+    """What MXFP8 asks of the optimizer and the buffers; products stay in bf16."""
+
+    def ddp_fields(self) -> dict[str, Any]:
+        return super().ddp_fields() | {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": True}
+
+    def optimizer_fields(self) -> dict[str, Any]:
+        return super().optimizer_fields() | {"fp8_recipe": "mxfp8", "reuse_grad_buf_for_mxfp8_param_ag": True}
+
+
+class Watcher:
+    """What a run gave: losses by step, and the optimizer's weights, of those kept in FP8, when it began and ended."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self.validations: dict[int, float] = {}
+        self.first: dict[str, torch.Tensor] = {}
+        self.last: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, run: Any) -> None:
+        self.first = self._main_weights(run)
+
+    def on_step_end(self, run: Any, metrics: dict[str, Any]) -> None:
+        self.losses[metrics["step"]] = metrics["loss"]
+
+    def on_validation_end(self, run: Any, metrics: dict[str, Any]) -> None:
+        self.validations[metrics["step"]] = metrics["val_loss"]
+
+    def on_train_end(self, run: Any) -> None:
+        self.last = self._main_weights(run)
+
+    def _main_weights(self, run: Any) -> dict[str, torch.Tensor]:
+        named = run.model[0].named_parameters()
+        return {name: p.main_param.detach().clone() for name, p in named if is_float8tensor(p)}
+
+
+@pytest.fixture(autouse=True)
+def attention_in_fp8(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Models whose attention's linear layers keep their weights in FP8."""
+    stand_in_for_the_kernel(monkeypatch)
+    build = setup.build_model
+
+    def build_in_fp8(*args: Any, **named: Any) -> list[Any]:
+        chunks = build(*args, **named)
+        for layer in chunks[0].decoder.layers:
+            for linear in (layer.self_attention.linear_qkv, layer.self_attention.linear_proj):
+                attributes = vars(linear.weight)
+                linear.weight = in_fp8(linear.weight)
+                vars(linear.weight).update(attributes)
+        return chunks
+
+    monkeypatch.setattr(setup, "build_model", build_in_fp8)
+    monkeypatch.setattr(param_and_grad_buffer, "is_mxfp8tensor", is_float8tensor)
+    yield
+    cpu_device.deactivate()
+
+
+def train(
+    folder: Path, name: str, steps: int, *, overlap: bool, base: str | None = None, seed: int = 1
+) -> tuple[Watcher, str]:
+    """A short run; what it gave, and its last checkpoint."""
+    watcher = Watcher()
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = api.pretrain(
+            model=MixtralModel(tiny_config()),
+            data=MockDataModule(
+                vocab_size=2000, seq_length=32, micro_batch_size=1, global_batch_size=4, num_train_samples=60,
+                num_val_samples=8,
+            ),
+            trainer=Trainer(
+                accelerator="cpu", max_steps=steps, val_check_interval=2, limit_val_batches=1, callbacks=[watcher],
+                plugins=GatheredAsMxfp8(precision="bf16-mixed"), strategy=MegatronStrategy(ddp=ddp), seed=seed,
+            ),
+            log=NeMoLogger(name=name, log_dir=str(folder), ckpt=ModelCheckpoint(every_n_train_steps=2)),
+            optim=MegatronOptimizerModule(OptimizerConfig(lr=1e-2, bf16=True, use_distributed_optimizer=True)),
+            resume=AutoResume(RestoreConfig(base) if base else None),
+            tokenizer="embedded://mixtral_tiny",
+        )  # fmt: skip
+    return watcher, result["checkpoint"]
+
+
+def test_gathering_during_the_forward_pass_changes_nothing(tmp_path: Path) -> None:
+    plain, _ = train(tmp_path, "plain", 5, overlap=False)
+    overlapping, _ = train(tmp_path, "overlapping", 5, overlap=True)
+    assert len(plain.first) == 4
+    assert overlapping.losses == plain.losses
+    assert overlapping.validations == plain.validations
+    assert plain.losses[5] < plain.losses[1]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, overlap: bool) -> None:
+    whole, _ = train(tmp_path, "whole", 6, overlap=overlap)
+    train(tmp_path, "parts", 3, overlap=overlap)
+    late, _ = train(tmp_path, "parts", 6, overlap=overlap)
+    for name, weight in late.last.items():
+        assert torch.equal(weight, whole.last[name]), name
+
+
+def test_training_starts_from_the_weights_that_were_read(tmp_path: Path) -> None:
+    trained, checkpoint = train(tmp_path, "base", 2, overlap=False)
+    tuned, _ = train(tmp_path, "tuned", 1, overlap=False, base=checkpoint, seed=2)
+    for name, weight in tuned.first.items():
+        torch.testing.assert_close(weight, trained.last[name], rtol=2**-3, atol=1e-3, msg=name)
