@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mixtral_recipes.models.cpu_device import _Stream
 from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
@@ -37,8 +38,8 @@ def pretend_gpu(patch: pytest.MonkeyPatch, hardware: str) -> None:
         "get_device_capability": lambda device=None: (major, minor),
         "get_device_properties": lambda device=None: properties,
         "get_device_name": lambda device=None: properties.name,
-        "Stream": SimpleNamespace,
-        "Event": SimpleNamespace,
+        "Stream": _Stream,  # Megatron keeps some for as long as the process lives
+        "Event": _Stream,
     }
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformer_engine.pytorch.constants import DType
-from transformer_engine.pytorch.module.base import _attach_high_precision_init_val
-from transformer_engine.pytorch.tensor import float8_tensor
-from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer, Float8Tensor
 
 
 def stand_in_for_the_kernel(patch: pytest.MonkeyPatch) -> None:
     """Let Transformer Engine quantize on the CPU."""
+    from transformer_engine.pytorch.tensor import float8_tensor
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8Tensor
 
     def quantize(source: Tensor, quantizer: Any, into: Any = None, _noop: Any = None) -> Any:
         scale = 448.0 / source.abs().max().float().clamp(min=1e-12)
@@ -34,6 +32,10 @@ def stand_in_for_the_kernel(patch: pytest.MonkeyPatch) -> None:
 
 def in_fp8(weight: Tensor) -> torch.nn.Parameter:
     """A parameter in FP8 that keeps its first values beside, as Transformer Engine's modules make it."""
+    from transformer_engine.pytorch.constants import DType
+    from transformer_engine.pytorch.module.base import _attach_high_precision_init_val
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
+
     quantizer = Float8CurrentScalingQuantizer(DType.kFloat8E4M3, torch.device("cpu"), columnwise=False)
     parameter = torch.nn.Parameter(quantizer(weight.detach()))
     _attach_high_precision_init_val(parameter, weight.detach().clone())

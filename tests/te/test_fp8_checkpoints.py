@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformer_engine.pytorch.tensor.float8_tensor import Float8Tensor
+from megatron.core.fp8_utils import is_float8tensor
 
 from mixtral_recipes.recipes import loading
 from mixtral_recipes.training.fp8_state import fp8_state, set_fp8_state
@@ -59,7 +59,7 @@ def fill(chunks: list[Any], seed: int) -> None:
 
 
 def quantized(chunks: list[Any]) -> dict[str, Any]:
-    return {name: p for name, p in chunks[0].named_parameters() if isinstance(p, Float8Tensor)}
+    return {name: p for name, p in chunks[0].named_parameters() if is_float8tensor(p)}
 
 
 def write(chunks: list[Any], folder: Path) -> None:
