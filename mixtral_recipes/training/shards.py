@@ -68,8 +68,8 @@ def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for number, chunk in enumerate(model):
         for name, value in chunk.sharded_state_dict(prefix="").items():
-            # Empty except under Transformer Engine's delayed scaling, whose state belongs to one layout; adapters
-            # are saved by their own keys.
+            # Transformer Engine's states are empty but for delayed scaling's, which `fp8_state` saves; adapters are
+            # saved by their own keys.
             if not name.endswith("_extra_state") and ".adapter." not in name:
                 state[f"{number}.{name}" if len(model) > 1 else name] = value
     return state

@@ -19,7 +19,7 @@ except SystemExit:
 """
 
 
-def test_settings_are_given_back_and_what_is_there_is_frozen():
+def test_settings_are_given_back_and_what_is_there_is_frozen() -> None:
     usual, frozen = gc.get_threshold(), gc.get_freeze_count()
     try:
         with seldom_collected():
@@ -30,6 +30,6 @@ def test_settings_are_given_back_and_what_is_there_is_frozen():
         gc.unfreeze()
 
 
-def test_a_command_is_not_searched_while_it_makes_things():
+def test_a_command_is_not_searched_while_it_makes_things() -> None:
     done = subprocess.run([sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 1
