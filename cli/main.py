@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.garbage import seldom_collected
+from mixtral_recipes.system.garbage import seldom_collected
 
 PROGRAM = "mixtral-recipes"
 ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
@@ -96,8 +96,8 @@ def overview() -> str:
 def _call(argv: list[str], debug: bool) -> int:
     import typer
 
-    from mixtral_recipes import quiet
     from mixtral_recipes.errors import MixtralRecipesError
+    from mixtral_recipes.system import quiet
 
     # typer carries its own click; the base of its usage errors is reached through what typer exports.
     usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -16,10 +16,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes import quiet
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.records import locked, private_folder, write_json
-from mixtral_recipes.garbage import seldom_collected
+from mixtral_recipes.system import quiet
+from mixtral_recipes.system.garbage import seldom_collected
 from mixtral_recipes.training import watchdog
 
 

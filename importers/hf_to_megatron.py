@@ -15,8 +15,8 @@ from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf_source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.processes import Processes
-from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import TORCH_NAMES, Stream
+from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.training.manifest import NAME as MANIFEST
 from mixtral_recipes.training.manifest import Pieces, locked, publish, read_manifest, write_manifest
 

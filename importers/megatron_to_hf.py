@@ -15,8 +15,8 @@ from mixtral_recipes.importers.hf_source import SIDECARS, read_config
 from mixtral_recipes.importers.hf_to_megatron import check_room, default_threads
 from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
 from mixtral_recipes.importers.model_card import model_card, provenance
-from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
+from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.training.manifest import locked, publish, read_manifest, verify_files
 
 PROVENANCE = "mixtral-recipes.json"

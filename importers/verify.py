@@ -12,9 +12,9 @@ from mixtral_recipes.importers.hf_source import Source, open_source
 from mixtral_recipes.importers.hf_to_megatron import default_threads, fetch
 from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_sources
 from mixtral_recipes.importers.megatron_to_hf import open_checkpoint
-from mixtral_recipes.importers.progress import progress_bar
 from mixtral_recipes.importers.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.training.manifest import verify_files
 
 if TYPE_CHECKING:

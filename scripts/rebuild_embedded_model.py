@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import make_sample
 
 import mixtral_recipes as llm
-from mixtral_recipes import api, embedded, quiet
+from mixtral_recipes import api, embedded
 from mixtral_recipes.data.pretraining import PreTrainingDataModule
 from mixtral_recipes.executors.launch import launch
+from mixtral_recipes.system import quiet
 
 SEQ_LENGTH = 512
 DOCUMENTS = 40_000  # of each text

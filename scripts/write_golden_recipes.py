@@ -5,7 +5,7 @@ python scripts/write_golden_recipes.py
 
 from pathlib import Path
 
-from mixtral_recipes import quiet
+from mixtral_recipes.system import quiet
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "golden" / "recipes"
 RECIPES = {

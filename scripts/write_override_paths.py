@@ -12,8 +12,8 @@ import fiddle as fdl
 import nemo_run as run
 
 import mixtral_recipes as llm
-from mixtral_recipes import quiet
 from mixtral_recipes.recipes import overrides
+from mixtral_recipes.system import quiet
 
 TARGET = Path(__file__).resolve().parents[1] / "mixtral_recipes" / "recipes" / "override_paths.py"
 HEAD = '''"""Every setting's dotted path, for shell completion. Written by scripts/write_override_paths.py."""

@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 
-from mixtral_recipes.garbage import seldom_collected
+from mixtral_recipes.system.garbage import seldom_collected
 
 COUNTED = """
 import gc

@@ -1,0 +1,1 @@
+"""What every room stands on: home folder, files, locks, progress, ranks, quiet."""
