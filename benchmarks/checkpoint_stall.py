@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from megatron.core.optimizer import OptimizerConfig
 
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.data.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.training.loop import train_step
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision

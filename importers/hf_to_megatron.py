@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
+from mixtral_recipes.checkpoints.format.manifest import Pieces, locked, publish, read_manifest, write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, nearest
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf_source import Source, open_source
@@ -17,8 +19,6 @@ from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instanc
 from mixtral_recipes.importers.processes import Processes
 from mixtral_recipes.importers.streaming import TORCH_NAMES, Stream
 from mixtral_recipes.system.progress import progress_bar
-from mixtral_recipes.training.manifest import NAME as MANIFEST
-from mixtral_recipes.training.manifest import Pieces, locked, publish, read_manifest, write_manifest
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _ROOM_FOR_THE_REST = 64 << 20  # metadata, tokenizer, alignment

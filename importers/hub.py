@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.checkpoints.format.manifest import sha256
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers import pickle_io, safetensors_io
 from mixtral_recipes.importers.hf_source import SIDECARS
 from mixtral_recipes.importers.hub_resume import into_cache
 from mixtral_recipes.importers.locations import HubId
-from mixtral_recipes.training.manifest import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

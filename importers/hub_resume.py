@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mixtral_recipes.training.manifest import sha256
+from mixtral_recipes.checkpoints.format.manifest import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.manifest import locked, publish, read_manifest, verify_files
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import hf_config, safetensors_io
 from mixtral_recipes.importers.hf_source import SIDECARS, read_config
@@ -17,7 +18,6 @@ from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, can
 from mixtral_recipes.importers.model_card import model_card, provenance
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.system.progress import progress_bar
-from mixtral_recipes.training.manifest import locked, publish, read_manifest, verify_files
 
 PROVENANCE = "mixtral-recipes.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

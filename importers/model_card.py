@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import hf_config
-from mixtral_recipes.training.manifest import read_manifest
 
 _TEMPLATE = """---
 library_name: transformers

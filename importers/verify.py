@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.checkpoints.format.manifest import verify_files
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
 from mixtral_recipes.importers import hf_config
 from mixtral_recipes.importers.hf_source import Source, open_source
@@ -15,7 +16,6 @@ from mixtral_recipes.importers.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.importers.streaming import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.system.progress import progress_bar
-from mixtral_recipes.training.manifest import verify_files
 
 if TYPE_CHECKING:
     from rich.table import Table

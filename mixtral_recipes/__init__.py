@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import import_ckpt as import_ckpt
     from mixtral_recipes.api import pretrain as pretrain
     from mixtral_recipes.api import validate as validate
+    from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint as ModelCheckpoint
     from mixtral_recipes.data.finetuning import FineTuningDataModule as FineTuningDataModule
     from mixtral_recipes.data.mock import MockDataModule as MockDataModule
     from mixtral_recipes.data.packing import PackedSequenceSpecs as PackedSequenceSpecs
@@ -40,7 +41,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.training.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
     from mixtral_recipes.training.callbacks import PreemptionCallback as PreemptionCallback
     from mixtral_recipes.training.callbacks import TimingCallback as TimingCallback
-    from mixtral_recipes.training.checkpoint import ModelCheckpoint as ModelCheckpoint
     from mixtral_recipes.training.metrics import MLFlowLogger as MLFlowLogger
     from mixtral_recipes.training.metrics import NeMoLogger as NeMoLogger
     from mixtral_recipes.training.metrics import TensorBoardLogger as TensorBoardLogger

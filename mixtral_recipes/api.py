@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
+from mixtral_recipes.checkpoints.checkpointer import clear_leftovers
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.starting import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
+from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
-from mixtral_recipes.training.agreement import sole_writer
-from mixtral_recipes.training.checkpoint import clear_leftovers
 from mixtral_recipes.training.environment import describe_environment
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.metrics import NeMoLogger, RunLog

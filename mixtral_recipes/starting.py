@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from mixtral_recipes import embedded
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position, read_run_facts
+from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.training import recipe_changes
-from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position, read_run_facts
-from mixtral_recipes.training.integrity import identity_of, verify_together
 from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.resume import AutoResume

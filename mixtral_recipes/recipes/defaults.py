@@ -12,6 +12,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 
+from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
@@ -21,7 +22,6 @@ from mixtral_recipes.recipes import values  # noqa: F401  # teaches nemo_run dty
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
 from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.callbacks import TimingCallback
-from mixtral_recipes.training.checkpoint import ModelCheckpoint
 from mixtral_recipes.training.metrics import NeMoLogger, TensorBoardLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision

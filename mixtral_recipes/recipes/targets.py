@@ -32,7 +32,7 @@ CLASSES = {
     "DoRA": "mixtral_recipes.peft.dora",
     "AutoResume": "mixtral_recipes.training.resume",
     "RestoreConfig": "mixtral_recipes.training.resume",
-    "ModelCheckpoint": "mixtral_recipes.training.checkpoint",
+    "ModelCheckpoint": "mixtral_recipes.checkpoints.checkpointer",
     "NeMoLogger": "mixtral_recipes.training.metrics",
     "TensorBoardLogger": "mixtral_recipes.training.metrics",
     "WandbLogger": "mixtral_recipes.training.metrics",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.models import cpu_device
-from mixtral_recipes.training.agreement import gathered, rank_and_size
+from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 
 class _NotFinite(Exception):

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.system.ranks import rank_and_size
 from mixtral_recipes.training import callbacks
-from mixtral_recipes.training.agreement import rank_and_size
-from mixtral_recipes.training.checkpoint import Checkpointer, Position
 from mixtral_recipes.training.metrics import RunLog
 from mixtral_recipes.training.setup import TrainingRun
 from mixtral_recipes.training.signals import watching

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from mixtral_recipes.training.checkpoint import ModelCheckpoint
+from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.training.scalar_writers import scalar_writers
 
 

@@ -8,10 +8,10 @@ import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models import cpu_device
 from mixtral_recipes.training.precision import MegatronMixedPrecision
-from mixtral_recipes.training.shards import parts_of
 
 
 @dataclass

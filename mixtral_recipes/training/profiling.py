@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.agreement import rank_and_size
+from mixtral_recipes.system.ranks import rank_and_size
 
 
 def _check_range(name: str, start_step: int, end_step: int) -> None:

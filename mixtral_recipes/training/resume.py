@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixtral_recipes.checkpoints.checkpointer import list_checkpoints
+from mixtral_recipes.checkpoints.format.integrity import damage_together, verify_together
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.training.agreement import first
-from mixtral_recipes.training.checkpoint import list_checkpoints
-from mixtral_recipes.training.integrity import damage_together, verify_together
+from mixtral_recipes.system.ranks import first
 
 
 @dataclass

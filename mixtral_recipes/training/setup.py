@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.checkpointer import load_model
 from mixtral_recipes.data.batch import DataParallelPlace
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.models.acceleration import accelerate
@@ -22,7 +23,6 @@ from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
 from mixtral_recipes.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.training import callbacks
-from mixtral_recipes.training.checkpoint import load_model
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
 from mixtral_recipes.training.trainer import Trainer
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, Preempted, RecipeError
 from mixtral_recipes.peft.lora import adapters_of
 from mixtral_recipes.training import callbacks, throughput
 from mixtral_recipes.training.anomalies import SpikeWatch
-from mixtral_recipes.training.checkpoint import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.training.metrics import RunLog
 from mixtral_recipes.training.router_health import CollapseWatch, RouterHealth, read_aux_losses
 from mixtral_recipes.training.setup import TrainingRun

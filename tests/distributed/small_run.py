@@ -18,6 +18,7 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mixtral_recipes.checkpoints.shards import model_state
 from mixtral_recipes.data.batch import Sample
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
@@ -27,7 +28,6 @@ from mixtral_recipes.training import distributed
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.setup import TrainingRun, build_run
-from mixtral_recipes.training.shards import model_state
 from mixtral_recipes.training.step import train_step
 from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 from tests.distributed.sabotage import leave_out

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from mixtral_recipes.checkpoints.format.manifest import verify_files, write_manifest
 from mixtral_recipes.importers import hf_config
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
@@ -27,7 +28,6 @@ from mixtral_recipes.models.builder import build_model, with_topology
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.topology import Topology
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.manifest import verify_files, write_manifest
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
 from tests.parity.hf_mixtral import Folders, make_model, tokens

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints import save as saving
 from mixtral_recipes.errors import EnvironmentProblem, Preempted, RecipeError
-from mixtral_recipes.training import saving, step
+from mixtral_recipes.training import step
 from tests.distributed.harness import RankFailed, launch
 from tests.distributed.tiny_job import AtStep, Job, checkpoints_of, kill_self_after, metrics_of, silent, start
 

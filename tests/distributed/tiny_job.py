@@ -17,19 +17,20 @@ from megatron.core.optimizer import OptimizerConfig
 from torch import Tensor
 
 from mixtral_recipes import api
+from mixtral_recipes.checkpoints import checkpointer as checkpoint
+from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
+from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
+from mixtral_recipes.checkpoints.state import random_state
 from mixtral_recipes.data.mock import MockDataModule
 from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
-from mixtral_recipes.training import checkpoint, distributed
-from mixtral_recipes.training.checkpoint import ModelCheckpoint
+from mixtral_recipes.training import distributed
 from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.resume import AutoResume, RestoreConfig
-from mixtral_recipes.training.run_state import random_state
-from mixtral_recipes.training.shards import model_shards, optimizer_shards
 from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 
 

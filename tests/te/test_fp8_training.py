@@ -16,11 +16,11 @@ from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.optimizer import OptimizerConfig
 
 from mixtral_recipes import api
+from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.data.mock import MockDataModule
 from mixtral_recipes.models import cpu_device
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.training import setup
-from mixtral_recipes.training.checkpoint import ModelCheckpoint
 from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision

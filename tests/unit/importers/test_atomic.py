@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.checkpoints.format.manifest import locked, publish, verify_files
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import hf_to_megatron
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.training.manifest import locked, publish, verify_files
 
 # Set MIXTRAL_RECIPES_KILLS=20 for the full number.
 KILLS = int(os.environ.get("MIXTRAL_RECIPES_KILLS", "5"))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint, parse_size
-from mixtral_recipes.training.manifest import write_manifest
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3."
 

@@ -129,7 +129,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         "trainer.strategy.pipeline_dtype=torch.os",
     ),
     "through an attribute": (
-        f"{SHORT}data: {{_target_: mixtral_recipes.training.checkpoint.shutil.rmtree, path: x}}",
+        f"{SHORT}data: {{_target_: mixtral_recipes.checkpoints.checkpointer.shutil.rmtree, path: x}}",
         "shutil.rmtree",
     ),
     "through a class's attribute": (

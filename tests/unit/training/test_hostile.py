@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.format.integrity import damage_of
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.checkpoints.shards import Shard
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.pickle_io import read_tensors
-from mixtral_recipes.training.integrity import damage_of
-from mixtral_recipes.training.manifest import write_manifest
-from mixtral_recipes.training.restricted_pickle import read_metadata
-from mixtral_recipes.training.shard_reader import StoredWeights
-from mixtral_recipes.training.shard_writer import write_file, write_metadata
-from mixtral_recipes.training.shards import Shard
 
 OBJECT = "common_state/shard_0_1"
 
@@ -179,7 +179,7 @@ def test_a_manifest_that_names_other_files(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path / "ckpt")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": 1, "sha256": "0" * 64}
-    from mixtral_recipes.training.manifest import _seal
+    from mixtral_recipes.checkpoints.format.manifest import _seal
 
     manifest["seal"] = _seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.checkpoints.retention import Kept, delete, surplus, to_make_room
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.training.retention import Kept, delete, surplus, to_make_room
 
 INFINITE = float("inf")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.training.shards import boxes, write_shares
+from mixtral_recipes.checkpoints.shards import boxes, write_shares
 
 
 @st.composite

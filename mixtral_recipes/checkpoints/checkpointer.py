@@ -15,21 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import CheckpointError, RecipeError
-from mixtral_recipes.training import retention
-from mixtral_recipes.training.agreement import first, gathered, rank_and_size
-from mixtral_recipes.training.fp8_state import fp8_key, fp8_state, set_fp8_state
-from mixtral_recipes.training.run_state import (
-    allocate_state,
-    random_key,
-    random_state,
-    set_random_state,
-    set_steps,
-    torch_bytes,
-)
-from mixtral_recipes.training.saving import Destination, HostCopy, Save
-from mixtral_recipes.training.shard_reader import StoredWeights
-from mixtral_recipes.training.shards import (
+from mixtral_recipes.checkpoints import retention
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.fp8 import take_all
+from mixtral_recipes.checkpoints.fp8_state import fp8_key, fp8_state, set_fp8_state
+from mixtral_recipes.checkpoints.save import Destination, HostCopy, Save
+from mixtral_recipes.checkpoints.shards import (
     Shard,
     model_shards,
     model_state,
@@ -37,7 +28,16 @@ from mixtral_recipes.training.shards import (
     parts_of,
     write_shares,
 )
-from mixtral_recipes.training.stand_ins import take_all
+from mixtral_recipes.checkpoints.state import (
+    allocate_state,
+    random_key,
+    random_state,
+    set_random_state,
+    set_steps,
+    torch_bytes,
+)
+from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.system.ranks import first, gathered, rank_and_size
 
 __all__ = ["Checkpointer", "ModelCheckpoint", "Position", "list_checkpoints", "load_model", "model_state"]
 

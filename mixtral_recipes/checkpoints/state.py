@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-from mixtral_recipes.training.shards import parts_of
+from mixtral_recipes.checkpoints.shards import parts_of
 
 
 def allocate_state(optimizer: Any) -> None:

@@ -17,8 +17,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.fp8 import StandIn
 from mixtral_recipes.peft.lora import adapters_of
-from mixtral_recipes.training.stand_ins import StandIn
 
 Shape = tuple[int, ...]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
+from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.fp8 import put_all_back
+from mixtral_recipes.checkpoints.shards import Shard, zero_padding
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.training.restricted_pickle import read_metadata
-from mixtral_recipes.training.shards import Shard, zero_padding
-from mixtral_recipes.training.stand_ins import put_all_back
 
 Overlap = list[tuple[int, int]]  # per axis (start, end) in the whole tensor
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.manifest import NAME, read_manifest, sha256
+from mixtral_recipes.checkpoints.format.manifest import _pieces as pieces_of
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.training.agreement import gathered, rank_and_size
-from mixtral_recipes.training.manifest import NAME, read_manifest, sha256
-from mixtral_recipes.training.manifest import _pieces as pieces_of
+from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 
 def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:

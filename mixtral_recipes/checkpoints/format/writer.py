@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from mixtral_recipes.training.shards import Shape, Shard
+from mixtral_recipes.checkpoints.shards import Shape, Shard
 
 
 @dataclasses.dataclass(frozen=True)
