@@ -83,8 +83,8 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
     import torch
     from megatron.core.optimizer import OptimizerConfig
 
+    from mixtral_recipes.layout.topology import BatchShape
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
-    from mixtral_recipes.topology import BatchShape
     from mixtral_recipes.training import distributed
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule
     from mixtral_recipes.training.precision import MegatronMixedPrecision

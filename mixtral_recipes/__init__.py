@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.data.packing import PackedSequenceSpecs as PackedSequenceSpecs
     from mixtral_recipes.data.pretraining import PreTrainingDataModule as PreTrainingDataModule
     from mixtral_recipes.data.squad import SquadDataModule as SquadDataModule
+    from mixtral_recipes.layout.topology import Topology as Topology
     from mixtral_recipes.models.config import MixtralConfig as MixtralConfig
     from mixtral_recipes.models.config import MixtralConfig8x3B as MixtralConfig8x3B
     from mixtral_recipes.models.config import MixtralConfig8x7B as MixtralConfig8x7B
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
     from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
     from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
-    from mixtral_recipes.topology import Topology as Topology
     from mixtral_recipes.training.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
     from mixtral_recipes.training.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
     from mixtral_recipes.training.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback

@@ -8,7 +8,8 @@ A test runs the same and compares.
 import re
 from pathlib import Path
 
-from mixtral_recipes.recipes import catalog, footprint
+from mixtral_recipes.layout import footprint
+from mixtral_recipes.recipes import catalog
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mixtral_recipes.topology import Topology
+from mixtral_recipes.layout.topology import Topology
 
 
 @contextlib.contextmanager

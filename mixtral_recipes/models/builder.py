@@ -12,9 +12,9 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.layer_specs import block_spec
-from mixtral_recipes.topology import Topology
 
 
 def transformer_engine_usable() -> bool:

@@ -2,14 +2,14 @@
 
 Recipe modules take their layouts from here, and so do `recipes list`, completion and the documentation's tables; a
 test checks the table against the code. The memory figures behind each layout are computed by `footprint`; run
-``python -m mixtral_recipes.recipes.footprint`` to see them.
+``python -m mixtral_recipes.layout.footprint`` to see them.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.topology import ModelShape, Topology
+from mixtral_recipes.layout.topology import ModelShape, Topology
 
 TASKS = ("pretrain", "finetune")
 PRECISIONS = ("bf16", "fp8")

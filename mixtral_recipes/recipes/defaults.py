@@ -16,11 +16,11 @@ from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.peft.dora import DoRA
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.recipes import values  # noqa: F401  # teaches nemo_run dtypes and X | None
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.callbacks import TimingCallback
 from mixtral_recipes.training.metrics import NeMoLogger, TensorBoardLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule

@@ -9,10 +9,10 @@ import torch
 from mixtral_recipes import api
 from mixtral_recipes.data.mock import MockDataModule
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training.callbacks import (
     GarbageCollectionCallback,
     MegatronCommOverlapCallback,

@@ -4,7 +4,7 @@ from typing import Any
 
 import fiddle as fdl
 
-from mixtral_recipes.topology import BatchShape, ModelShape, Topology
+from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.training import callbacks
 
 

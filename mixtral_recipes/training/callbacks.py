@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.topology import Topology
+from mixtral_recipes.layout.topology import Topology
 
 
 def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:

@@ -12,8 +12,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch._C._distributed_c10d import HashStore
 
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models import cpu_device
-from mixtral_recipes.topology import Topology
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from torch import Tensor
 from mixtral_recipes.checkpoints.checkpointer import load_model
 from mixtral_recipes.data.batch import DataParallelPlace
 from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.models.acceleration import accelerate
 from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
-from mixtral_recipes.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.training import callbacks
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
 from mixtral_recipes.training.trainer import Trainer

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 
-from mixtral_recipes.topology import Topology
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.training.precision import MegatronMixedPrecision
 
 

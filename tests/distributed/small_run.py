@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from mixtral_recipes.checkpoints.shards import model_state
 from mixtral_recipes.data.batch import Sample
 from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.precision import MegatronMixedPrecision

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mixtral_recipes.data.batch import Sample
 from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.data.packing import PackCollate, PackedSequenceSpecs
-from mixtral_recipes.topology import BatchShape
+from mixtral_recipes.layout.topology import BatchShape
 from mixtral_recipes.training import step
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch

@@ -24,9 +24,9 @@ from mixtral_recipes.checkpoints.format.manifest import verify_files, write_mani
 from mixtral_recipes.importers import hf_config
 from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model, with_topology
 from mixtral_recipes.models.config import MixtralConfig
-from mixtral_recipes.topology import Topology
 from mixtral_recipes.training import distributed
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error

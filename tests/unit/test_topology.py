@@ -3,8 +3,8 @@
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout_repair import repair
-from mixtral_recipes.topology import BatchShape, ModelShape, Topology
+from mixtral_recipes.layout.repair import repair
+from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
 
 M7 = ModelShape(32, 4096, 32, 8, 14336, 8, 4096)
 M22 = ModelShape(56, 6144, 48, 8, 16384, 8, 4096)

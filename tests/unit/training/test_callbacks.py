@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.topology import Topology
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.training import callbacks
 from mixtral_recipes.training.profiling import MemoryProfileCallback, NsysCallback, PytorchProfilerCallback
 

@@ -162,14 +162,14 @@ class Topology:
         found = self.violations(model, batch)
         if not found:
             return
-        from mixtral_recipes.layout_repair import repair
+        from mixtral_recipes.layout.repair import repair
 
         fix = repair(self, model, batch)
         raise RecipeError(" ".join(found) + (f" To repair: {' '.join(fix.settings)}" if fix else ""))
 
     def nearest_valid(self, model: ModelShape, batch: BatchShape) -> "Topology | None":
         """The layout on as many processes that changes the fewest sizes, by the smallest factors; None if none."""
-        from mixtral_recipes.layout_repair import nearest_layout
+        from mixtral_recipes.layout.repair import nearest_layout
 
         return nearest_layout(self, model, batch)
 

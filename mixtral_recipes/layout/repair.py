@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mixtral_recipes.topology import BatchShape, ModelShape, Topology, divisors, sizes, token_slices
+from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology, divisors, sizes, token_slices
 
 
 @dataclass(frozen=True)

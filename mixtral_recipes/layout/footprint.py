@@ -11,13 +11,13 @@ the memory to spare is a candidate, not a promise. Every figure is in GB of 10^9
                  and up 2 f, product f), 2 h with recomputation; times the layers in flight
     logits       10 bytes per token and vocabulary entry on the last stage (bf16, and fp32 for the loss)
 
-``python -m mixtral_recipes.recipes.footprint`` prints every layout.
+``python -m mixtral_recipes.layout.footprint`` prints every layout.
 """
 
 from dataclasses import dataclass
 
+from mixtral_recipes.layout.topology import ModelShape, Topology
 from mixtral_recipes.recipes.catalog import CATALOG, HARDWARE, Layout, RecipeEntry
-from mixtral_recipes.topology import ModelShape, Topology
 
 _TOP_K = 2
 

@@ -1,0 +1,1 @@
+"""Parallel layouts and their arithmetic. Pure Python: loads no torch."""
