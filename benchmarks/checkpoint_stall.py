@@ -26,12 +26,12 @@ from megatron.core.optimizer import OptimizerConfig
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.data.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.loop import train_step
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.setup import TrainingRun, build_run
-from mixtral_recipes.training.trainer import Trainer
 
 SEQUENCE = 64
 

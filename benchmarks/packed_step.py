@@ -85,12 +85,12 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
 
     from mixtral_recipes.layout.topology import BatchShape
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
+    from mixtral_recipes.settings.precision import MegatronMixedPrecision
+    from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-    from mixtral_recipes.training.precision import MegatronMixedPrecision
     from mixtral_recipes.training.setup import build_run
     from mixtral_recipes.training.step import train_step
-    from mixtral_recipes.training.trainer import Trainer
 
     torch.set_num_threads(1)
     place = distributed.ProcessPlace.from_environment()

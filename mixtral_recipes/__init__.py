@@ -36,6 +36,11 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
     from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
     from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
+    from mixtral_recipes.settings.precision import MegatronMixedPrecision as MegatronMixedPrecision
+    from mixtral_recipes.settings.resume import AutoResume as AutoResume
+    from mixtral_recipes.settings.resume import RestoreConfig as RestoreConfig
+    from mixtral_recipes.settings.trainer import MegatronStrategy as MegatronStrategy
+    from mixtral_recipes.settings.trainer import Trainer as Trainer
     from mixtral_recipes.training.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
     from mixtral_recipes.training.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
     from mixtral_recipes.training.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
@@ -47,14 +52,9 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.training.metrics import WandbLogger as WandbLogger
     from mixtral_recipes.training.optimizer import CosineAnnealingScheduler as CosineAnnealingScheduler
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule as MegatronOptimizerModule
-    from mixtral_recipes.training.precision import MegatronMixedPrecision as MegatronMixedPrecision
     from mixtral_recipes.training.profiling import MemoryProfileCallback as MemoryProfileCallback
     from mixtral_recipes.training.profiling import NsysCallback as NsysCallback
     from mixtral_recipes.training.profiling import PytorchProfilerCallback as PytorchProfilerCallback
-    from mixtral_recipes.training.resume import AutoResume as AutoResume
-    from mixtral_recipes.training.resume import RestoreConfig as RestoreConfig
-    from mixtral_recipes.training.trainer import MegatronStrategy as MegatronStrategy
-    from mixtral_recipes.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 

@@ -17,12 +17,12 @@ from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
-from mixtral_recipes.training import recipe_changes
+from mixtral_recipes.settings import changes as recipe_changes
+from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.resume import AutoResume
 from mixtral_recipes.training.setup import TrainingRun, build_run
-from mixtral_recipes.training.trainer import Trainer
 
 
 class Parts:

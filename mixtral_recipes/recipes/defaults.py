@@ -21,12 +21,12 @@ from mixtral_recipes.peft.dora import DoRA
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.recipes import values  # noqa: F401  # teaches nemo_run dtypes and X | None
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training.callbacks import TimingCallback
 from mixtral_recipes.training.metrics import NeMoLogger, TensorBoardLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
-from mixtral_recipes.training.precision import MegatronMixedPrecision
-from mixtral_recipes.training.resume import AutoResume, RestoreConfig
-from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 
 PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 

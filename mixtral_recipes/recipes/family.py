@@ -13,12 +13,12 @@ from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.callbacks import (
     GarbageCollectionCallback,
     MegatronCommOverlapCallback,
     MegatronTokenDropCallback,
 )
-from mixtral_recipes.training.trainer import Trainer
 
 LORA_LR = 1e-4  # NeMo 2.0: LoRA and DoRA
 FULL_LR = 5e-6  # NeMo 2.0: full fine-tuning

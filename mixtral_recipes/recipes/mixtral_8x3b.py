@@ -9,7 +9,7 @@ import torch
 from mixtral_recipes.api import finetune, pretrain
 from mixtral_recipes.models.config import MixtralConfig8x3B, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
-from mixtral_recipes.training.trainer import Trainer
+from mixtral_recipes.settings.trainer import Trainer
 
 NAME = "mixtral_8x3b"
 ENTRY = catalog.entry(NAME)

@@ -9,7 +9,7 @@ import torch
 from mixtral_recipes.api import finetune, pretrain
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family, mixtral_8x7b
-from mixtral_recipes.training.trainer import Trainer
+from mixtral_recipes.settings.trainer import Trainer
 
 NAME = "mixtral_8x7b_64k"
 ENTRY = catalog.entry(NAME)

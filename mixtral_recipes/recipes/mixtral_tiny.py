@@ -12,7 +12,7 @@ from mixtral_recipes.api import finetune, pretrain
 from mixtral_recipes.data.pretraining import PreTrainingDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
-from mixtral_recipes.training.trainer import Trainer
+from mixtral_recipes.settings.trainer import Trainer
 
 NAME = "mixtral_tiny"
 ENTRY = catalog.entry(NAME)

@@ -18,7 +18,8 @@ import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.recipes import targets, values
+from mixtral_recipes.recipes import values
+from mixtral_recipes.settings import classes as targets
 
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")

@@ -17,7 +17,7 @@ from fiddle.experimental import serialization
 from nemo_run.cli.cli_parser import CLIException, type_parser
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import targets
+from mixtral_recipes.settings import classes as targets
 
 # nemo_run's parser reads such text as a class to import; ours names classes by the table in `targets` only.
 _IMPORTS = ("Config", "Partial", "<Config", "<Partial")

@@ -6,7 +6,7 @@
 
     _target_: mixtral_recipes.api.finetune   # full: every part by class, as `write_recipe` (and nemo_run) writes it
     _partial_: true
-    trainer: {_target_: mixtral_recipes.training.trainer.Trainer, ...}
+    trainer: {_target_: mixtral_recipes.settings.trainer.Trainer, ...}
 
 Reading a file runs nothing: classes are looked up in the table in `targets`, everything else is plain data.
 """
@@ -24,8 +24,9 @@ import torch
 import yaml
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import catalog, loading, overrides, targets, values
+from mixtral_recipes.recipes import catalog, loading, overrides, values
 from mixtral_recipes.recipes.plain_yaml import load_plain
+from mixtral_recipes.settings import classes as targets
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
 _FROM = "recipe"  # in a full file: which recipe it was written from

@@ -11,7 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models import cpu_device
-from mixtral_recipes.training.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 
 @dataclass

@@ -24,12 +24,12 @@ from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.setup import TrainingRun, build_run
 from mixtral_recipes.training.step import train_step
-from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 from tests.distributed.sabotage import leave_out
 
 

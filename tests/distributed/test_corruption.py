@@ -9,7 +9,7 @@ import pytest
 from mixtral_recipes.checkpoints.checkpointer import list_checkpoints
 from mixtral_recipes.checkpoints.format import restricted_pickle
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.training.resume import AutoResume
+from mixtral_recipes.settings.resume import AutoResume
 from tests.distributed.harness import launch
 from tests.distributed.tiny_job import Job, silent, start
 

@@ -26,12 +26,12 @@ from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
-from mixtral_recipes.training.precision import MegatronMixedPrecision
-from mixtral_recipes.training.resume import AutoResume, RestoreConfig
-from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
 from mixtral_recipes.models import cpu_device
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.precision import MegatronMixedPrecision
 from mixtral_recipes.training.setup import TrainingRun, build_run
-from mixtral_recipes.training.trainer import MegatronStrategy, Trainer
 from tests.distributed.small_run import SmallData, small_config
 
 LR = 1e-3

@@ -212,7 +212,7 @@ def test_accelerate_false_leaves_the_fields_alone(build_rank: BuildRank) -> None
 )
 def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, fp8_recipe: str, has: str, needs: str) -> None:
     from mixtral_recipes.errors import RecipeError
-    from mixtral_recipes.training.precision import MegatronMixedPrecision
+    from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
     pretend_gpu(monkeypatch, has)
     with pytest.raises(RecipeError, match=f"needs {needs}.*this machine has {has.upper()}"):

@@ -104,7 +104,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "subprocess": (f"{SHORT}data: {{_target_: subprocess.run, args: [touch, {MARK}]}}", "subprocess.run"),
     "builtins.eval": (f'{SHORT}data: {{_target_: builtins.eval, source: "{RUN}"}}', "builtins.eval"),
     "builtins.exec at the top": (f'_target_: builtins.exec\nsource: "{RUN}"', "builtins.exec"),
-    "a class at the top": ("_target_: mixtral_recipes.training.trainer.Trainer\nmax_steps: 1", "Trainer"),
+    "a class at the top": ("_target_: mixtral_recipes.settings.trainer.Trainer\nmax_steps: 1", "Trainer"),
     "a task inside": (f"{SHORT}data: {{_target_: mixtral_recipes.api.pretrain}}", "mixtral_recipes.api.pretrain"),
     "python/object": (f"{SHORT}data: !!python/object:os.system {{}}", "!!python/object:os.system"),
     "python/object/apply": (
@@ -133,7 +133,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         "shutil.rmtree",
     ),
     "through a class's attribute": (
-        f"{SHORT}data: {{_target_: mixtral_recipes.training.trainer.Trainer.__init__}}",
+        f"{SHORT}data: {{_target_: mixtral_recipes.settings.trainer.Trainer.__init__}}",
         "Trainer.__init__",
     ),
     "a module beside the table": (f"{SHORT}data: {{_target_: mixtral_recipes.api.os.system}}", "os.system"),

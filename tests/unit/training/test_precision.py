@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 

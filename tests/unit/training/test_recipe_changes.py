@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.recipe_changes import changes, describe, refuse_fixed
+from mixtral_recipes.settings.changes import changes, describe, refuse_fixed
 
 
 def _function() -> None: ...

@@ -7,7 +7,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.training.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 
 @dataclass
