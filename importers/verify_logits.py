@@ -1,6 +1,6 @@
 """Compare a checkpoint's logits with transformers', each model in a process of its own.
 
-Two processes because Megatron on a CPU replaces parts of torch (`models/cpu_device.py`) that transformers must find as
+Two processes because Megatron on a CPU replaces parts of torch (`cpu/device.py`) that transformers must find as
 they are, and because the two models then need not be in memory together.
 """
 
@@ -73,7 +73,7 @@ def _megatron(checkpoint: Path, output: Path) -> None:
     from torch._C._distributed_c10d import HashStore
 
     if not torch.cuda.is_available():
-        from mixtral_recipes.models import cpu_device
+        from mixtral_recipes.cpu import device as cpu_device
 
         cpu_device.activate()
     from megatron.core import dist_checkpointing, parallel_state

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mixtral_recipes.models.lazy_compile import compiling_later
+from mixtral_recipes.cpu.lazy_compile import compiling_later
 
 with compiling_later():
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_recipes.models import cpu_device
+from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 

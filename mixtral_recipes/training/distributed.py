@@ -11,9 +11,9 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch._C._distributed_c10d import HashStore
 
+from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models import cpu_device
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from mixtral_recipes.checkpoints.shards import parts_of
+from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.models import cpu_device
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 

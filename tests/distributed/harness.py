@@ -106,7 +106,7 @@ def _context() -> ForkServerContext:
 def _rank_main(rank: int, world_size: int, folder: str, work: bytes, sender: Connection) -> None:
     import torch
 
-    from mixtral_recipes.models import cpu_device
+    from mixtral_recipes.cpu import device as cpu_device
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mixtral_recipes.models.cpu_device import _Stream
+from mixtral_recipes.cpu.device import _Stream
 from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import tests.unit.recipes.quiet  # noqa: F401
+from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.models import cpu_device
 
 
 @pytest.fixture

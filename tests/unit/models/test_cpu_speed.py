@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import tests.distributed.quiet  # noqa: F401
-from mixtral_recipes.models import cpu_speed, experts
+from mixtral_recipes.cpu import speed as cpu_speed
+from mixtral_recipes.models import experts
 
 
 def test_rotary_embedding_and_its_gradient() -> None:

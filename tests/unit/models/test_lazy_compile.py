@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixtral_recipes.models import lazy_compile
+from mixtral_recipes.cpu import lazy_compile
 
 ASK = """
 import sys, warnings

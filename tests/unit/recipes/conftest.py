@@ -18,7 +18,7 @@ def build_rank() -> Iterator[BuildRank]:
     import fiddle as fdl
     from megatron.core.transformer import transformer_config
 
-    from mixtral_recipes.models import cpu_device
+    from mixtral_recipes.cpu import device as cpu_device
     from mixtral_recipes.models.builder import build_model, with_topology
     from mixtral_recipes.recipes.preflight import topology_of
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch.utils._device import _device_constructors
 
+from mixtral_recipes.cpu import lazy_compile
+from mixtral_recipes.cpu import speed as cpu_speed
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.models import cpu_speed, lazy_compile
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "as_tensor", "rand", "randn", "randint")
