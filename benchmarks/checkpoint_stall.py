@@ -31,7 +31,7 @@ from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.loop import train_step
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.setup import TrainingRun, build_run
+from mixtral_recipes.training.run import TrainingRun, build_run
 
 SEQUENCE = 64
 

@@ -89,7 +89,7 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
     from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-    from mixtral_recipes.training.setup import build_run
+    from mixtral_recipes.training.run import build_run
     from mixtral_recipes.training.step import train_step
 
     torch.set_num_threads(1)

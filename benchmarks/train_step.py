@@ -91,7 +91,7 @@ def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
     from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-    from mixtral_recipes.training.setup import build_run
+    from mixtral_recipes.training.run import build_run
     from mixtral_recipes.training.step import train_step
 
     weights = folder.with_name(folder.name + "-megatron")

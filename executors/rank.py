@@ -20,7 +20,7 @@ from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.records import locked, private_folder, write_json
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.garbage import seldom_collected
-from mixtral_recipes.training import watchdog
+from mixtral_recipes.training.guards import watchdog
 
 
 def load(path: Path) -> Any:

@@ -41,20 +41,20 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.settings.resume import RestoreConfig as RestoreConfig
     from mixtral_recipes.settings.trainer import MegatronStrategy as MegatronStrategy
     from mixtral_recipes.settings.trainer import Trainer as Trainer
-    from mixtral_recipes.training.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
-    from mixtral_recipes.training.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
-    from mixtral_recipes.training.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
-    from mixtral_recipes.training.callbacks import PreemptionCallback as PreemptionCallback
-    from mixtral_recipes.training.callbacks import TimingCallback as TimingCallback
-    from mixtral_recipes.training.metrics import MLFlowLogger as MLFlowLogger
-    from mixtral_recipes.training.metrics import NeMoLogger as NeMoLogger
-    from mixtral_recipes.training.metrics import TensorBoardLogger as TensorBoardLogger
-    from mixtral_recipes.training.metrics import WandbLogger as WandbLogger
     from mixtral_recipes.training.optimizer import CosineAnnealingScheduler as CosineAnnealingScheduler
     from mixtral_recipes.training.optimizer import MegatronOptimizerModule as MegatronOptimizerModule
-    from mixtral_recipes.training.profiling import MemoryProfileCallback as MemoryProfileCallback
-    from mixtral_recipes.training.profiling import NsysCallback as NsysCallback
-    from mixtral_recipes.training.profiling import PytorchProfilerCallback as PytorchProfilerCallback
+    from mixtral_recipes.training.watch.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
+    from mixtral_recipes.training.watch.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
+    from mixtral_recipes.training.watch.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
+    from mixtral_recipes.training.watch.callbacks import PreemptionCallback as PreemptionCallback
+    from mixtral_recipes.training.watch.callbacks import TimingCallback as TimingCallback
+    from mixtral_recipes.training.watch.log import MLFlowLogger as MLFlowLogger
+    from mixtral_recipes.training.watch.log import NeMoLogger as NeMoLogger
+    from mixtral_recipes.training.watch.log import TensorBoardLogger as TensorBoardLogger
+    from mixtral_recipes.training.watch.log import WandbLogger as WandbLogger
+    from mixtral_recipes.training.watch.profiling import MemoryProfileCallback as MemoryProfileCallback
+    from mixtral_recipes.training.watch.profiling import NsysCallback as NsysCallback
+    from mixtral_recipes.training.watch.profiling import PytorchProfilerCallback as PytorchProfilerCallback
 
 __version__ = "0.1.0"
 

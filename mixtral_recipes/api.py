@@ -12,15 +12,15 @@ from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.starting import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
-from mixtral_recipes.training.environment import describe_environment
 from mixtral_recipes.training.loop import fit
-from mixtral_recipes.training.metrics import NeMoLogger, RunLog
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.report import write_report_of
-from mixtral_recipes.training.setup import check_layout
+from mixtral_recipes.training.run import check_layout
+from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
+from mixtral_recipes.training.watch.environment import describe_environment
+from mixtral_recipes.training.watch.log import NeMoLogger, RunLog
 
 __all__ = [
     "evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "load_tokenizer", "pretrain", "restore_source",

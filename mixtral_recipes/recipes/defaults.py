@@ -24,9 +24,9 @@ from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
-from mixtral_recipes.training.callbacks import TimingCallback
-from mixtral_recipes.training.metrics import NeMoLogger, TensorBoardLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
+from mixtral_recipes.training.watch.callbacks import TimingCallback
+from mixtral_recipes.training.watch.log import NeMoLogger, TensorBoardLogger
 
 PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 

@@ -14,7 +14,7 @@ from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training.callbacks import (
+from mixtral_recipes.training.watch.callbacks import (
     GarbageCollectionCallback,
     MegatronCommOverlapCallback,
     MegatronTokenDropCallback,

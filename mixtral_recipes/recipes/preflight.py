@@ -5,7 +5,7 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
-from mixtral_recipes.training import callbacks
+from mixtral_recipes.training.watch import callbacks
 
 
 def topology_of(recipe: Any) -> Topology:

@@ -4,13 +4,13 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.system.ranks import rank_and_size
-from mixtral_recipes.training import callbacks
-from mixtral_recipes.training.metrics import RunLog
-from mixtral_recipes.training.setup import TrainingRun
-from mixtral_recipes.training.signals import watching
+from mixtral_recipes.training.guards.signals import watching
+from mixtral_recipes.training.guards.watchdog import Watchdog
+from mixtral_recipes.training.run import TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
 from mixtral_recipes.training.upkeep import Upkeep
-from mixtral_recipes.training.watchdog import Watchdog
+from mixtral_recipes.training.watch import callbacks
+from mixtral_recipes.training.watch.log import RunLog
 
 __all__ = ["StepResult", "fit", "train_step", "validate"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mixtral_recipes.data.batch import Batch
 from mixtral_recipes.data.context_parallel import this_ranks_share
-from mixtral_recipes.training.anomalies import checked_step, where_not_finite
-from mixtral_recipes.training.setup import TrainingRun
+from mixtral_recipes.training.guards.anomalies import checked_step, where_not_finite
+from mixtral_recipes.training.run import TrainingRun
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, Preempted, RecipeError
 from mixtral_recipes.peft.lora import adapters_of
-from mixtral_recipes.training import callbacks, throughput
-from mixtral_recipes.training.anomalies import SpikeWatch
-from mixtral_recipes.training.metrics import RunLog
-from mixtral_recipes.training.router_health import CollapseWatch, RouterHealth, read_aux_losses
-from mixtral_recipes.training.setup import TrainingRun
-from mixtral_recipes.training.signals import StopRequest
+from mixtral_recipes.training.guards.anomalies import SpikeWatch
+from mixtral_recipes.training.guards.signals import StopRequest
+from mixtral_recipes.training.guards.watchdog import Watchdog
+from mixtral_recipes.training.run import TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
-from mixtral_recipes.training.watchdog import Watchdog
+from mixtral_recipes.training.watch import callbacks, throughput
+from mixtral_recipes.training.watch.log import RunLog
+from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, read_aux_losses
 
 
 class Upkeep:

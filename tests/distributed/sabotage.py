@@ -15,7 +15,7 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from mixtral_recipes.models import attention
-from mixtral_recipes.training import setup
+from mixtral_recipes.training import run as setup
 
 
 def leave_out(reduction: str) -> None:

@@ -110,7 +110,7 @@ def router_loads(packed: bool, pack_size: int, padding: int) -> tuple[list[float
     """Tokens per expert and the aux loss of one microbatch of two sequences, with ``padding`` tokens behind them."""
     from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
-    from mixtral_recipes.training.router_health import RouterHealth
+    from mixtral_recipes.training.watch.router_health import RouterHealth
     from tests.distributed.small_run import read_router_losses
 
     run = build(Case(model={"moe_aux_loss_coeff": 0.1}))

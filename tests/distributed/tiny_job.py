@@ -30,8 +30,8 @@ from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
+from mixtral_recipes.training.watch.log import NeMoLogger
 
 
 @dataclass(frozen=True)

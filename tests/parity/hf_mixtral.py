@@ -16,7 +16,7 @@ from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.setup import TrainingRun, build_run
+from mixtral_recipes.training.run import TrainingRun, build_run
 from tests.distributed.small_run import SmallData, small_config
 
 LR = 1e-3

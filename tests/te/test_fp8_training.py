@@ -23,9 +23,9 @@ from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
-from mixtral_recipes.training import setup
-from mixtral_recipes.training.metrics import NeMoLogger
+from mixtral_recipes.training import run as setup
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
+from mixtral_recipes.training.watch.log import NeMoLogger
 from tests.distributed.tiny_job import tiny_config
 from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mixtral_recipes.models.config import MixtralConfig8x7B, MixtralConfigTiny
-from mixtral_recipes.training.anomalies import SpikeWatch, checked_step, where_not_finite
-from mixtral_recipes.training.throughput import flops_per_token, memory_gb, peak_tflops
+from mixtral_recipes.training.guards.anomalies import SpikeWatch, checked_step, where_not_finite
+from mixtral_recipes.training.watch.throughput import flops_per_token, memory_gb, peak_tflops
 
 
 class _Optimizer:

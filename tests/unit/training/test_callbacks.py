@@ -11,8 +11,8 @@ import torch
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.training import callbacks
-from mixtral_recipes.training.profiling import MemoryProfileCallback, NsysCallback, PytorchProfilerCallback
+from mixtral_recipes.training.watch import callbacks
+from mixtral_recipes.training.watch.profiling import MemoryProfileCallback, NsysCallback, PytorchProfilerCallback
 
 CPU = SimpleNamespace(device=torch.device("cpu"))
 

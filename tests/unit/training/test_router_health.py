@@ -7,8 +7,8 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
-from mixtral_recipes.training import router_health
-from mixtral_recipes.training.router_health import CollapseWatch, RouterHealth, Routing, imbalance
+from mixtral_recipes.training.watch import router_health
+from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, Routing, imbalance
 
 
 class _Router(TopKRouter):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.signals import ALWAYS, watching
+from mixtral_recipes.training.guards.signals import ALWAYS, watching
 
 
 @pytest.mark.parametrize("name", [*ALWAYS, "SIGUSR2"])

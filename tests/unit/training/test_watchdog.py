@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mixtral_recipes.training import watchdog
-from mixtral_recipes.training.watchdog import Watchdog
+from mixtral_recipes.training.guards import watchdog
+from mixtral_recipes.training.guards.watchdog import Watchdog
 
 
 def _in_a_child(work: Callable[[], None]) -> int:

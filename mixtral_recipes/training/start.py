@@ -20,9 +20,9 @@ from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training.metrics import NeMoLogger
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.setup import TrainingRun, build_run
+from mixtral_recipes.training.run import TrainingRun, build_run
+from mixtral_recipes.training.watch.log import NeMoLogger
 
 
 class Parts:

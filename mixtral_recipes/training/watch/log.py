@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
-from mixtral_recipes.training.scalar_writers import scalar_writers
+from mixtral_recipes.training.watch.writers import scalar_writers
 
 
 @dataclass

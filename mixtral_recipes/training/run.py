@@ -23,8 +23,8 @@ from mixtral_recipes.models.builder import build_model, transformer_engine_usabl
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training import callbacks
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
+from mixtral_recipes.training.watch import callbacks
 
 
 @dataclass
