@@ -26,7 +26,7 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
     outcome: dict[str, Any] = {"exported": str(exported)}
     if not questions:
         return outcome
-    from mixtral_recipes.evaluation import evaluate_squad
+    from mixtral_recipes.evaluation.scores import evaluate_squad
 
     data = job.recipe.data.dataset_root or "rajpurkar/squad"
     for when, folder in (("before", base_folder(job.recipe)), ("after", exported)):

@@ -14,11 +14,11 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print the files written as one line of JSON.")] = False,
 ) -> None:
     """Write a page about a run: loss, throughput, expert load, configuration, restarts."""
-    from mixtral_recipes.training.report import write_report
+    from mixtral_recipes.reports.page import write_report
 
     written = [write_report(run, output)]
     if png:
-        from mixtral_recipes.training.report_png import write_pngs
+        from mixtral_recipes.reports.png import write_pngs
 
         written += write_pngs(run)
     if json:

@@ -10,13 +10,13 @@ from mixtral_recipes.data.module import DataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.reports.page import write_report_of
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.report import write_report_of
 from mixtral_recipes.training.run import check_layout
 from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
 from mixtral_recipes.training.watch.environment import describe_environment
@@ -225,7 +225,7 @@ def export_ckpt(
 
 def generate(path: str | Path, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
     """Greedy continuations of prompts by a Hugging Face folder (export a checkpoint first)."""
-    from mixtral_recipes import evaluation
+    from mixtral_recipes.evaluation import scores as evaluation
 
     return list(evaluation.generate(Path(path), prompts, batch_size, max_new_tokens))
 
@@ -238,6 +238,6 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
         data: As `SquadDataModule.dataset_root`.
         limit: Most questions.
     """
-    from mixtral_recipes import evaluation
+    from mixtral_recipes.evaluation import scores as evaluation
 
     return evaluation.evaluate_squad(Path(path), data, limit=limit)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes import embedded, evaluation
+from mixtral_recipes import embedded
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.errors import CheckpointError, DataError
+from mixtral_recipes.evaluation import scores as evaluation
 
 
 def test_held_out_questions_are_about_passages_training_never_sees() -> None:

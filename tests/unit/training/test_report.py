@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.report import write_report
-from mixtral_recipes.training.run_record import read_run
-from mixtral_recipes.training.svg_charts import Series, heat_map, line_chart, number, smooth, thin, ticks
+from mixtral_recipes.reports.charts import Series, heat_map, line_chart, number, smooth, thin, ticks
+from mixtral_recipes.reports.page import write_report
+from mixtral_recipes.reports.record import read_run
 
 
 def write_run(folder: Path, steps: int = 30) -> Path:
@@ -83,7 +83,7 @@ def test_command_loads_no_torch(tmp_path: Path) -> None:
 
 def test_pngs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib")
-    from mixtral_recipes.training.report_png import write_pngs
+    from mixtral_recipes.reports.png import write_pngs
 
     for path in write_pngs(write_run(tmp_path / "run")):
         assert path.read_bytes().startswith(b"\x89PNG")

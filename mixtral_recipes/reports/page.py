@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.training.run_record import RunRecord, read_run
-from mixtral_recipes.training.svg_charts import Series, heat_map, line_chart, smooth
+from mixtral_recipes.reports.charts import Series, heat_map, line_chart, smooth
+from mixtral_recipes.reports.record import RunRecord, read_run
 
 _STYLE = """
 :root { --bg:#f6f7f9; --card:#fff; --ink:#1c2430; --soft:#5d6b7e; --line:#e3e7ed; --a:#2463c7; --b:#c2501a;

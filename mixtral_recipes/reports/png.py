@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.training.run_record import RunRecord, read_run
-from mixtral_recipes.training.svg_charts import smooth
+from mixtral_recipes.reports.charts import smooth
+from mixtral_recipes.reports.record import RunRecord, read_run
 
 _DPI = 300
 _SIZE = (3.4, 2.4)  # inches: one column
