@@ -140,7 +140,7 @@ def _choose(options: JobOptions) -> str:
 
 
 def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
-    from mixtral_recipes.recipes.loading import load
+    from mixtral_recipes.overrides.loading import load
 
     arguments = dict(options.arguments)
     one_process = recipe_name == "mixtral_tiny" and "num_gpus_per_node" not in arguments and not _two_processes(options)
@@ -158,8 +158,8 @@ def _two_processes(options: JobOptions) -> bool:
 
 
 def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
-    from mixtral_recipes.recipes import overrides
-    from mixtral_recipes.recipes.yaml_file import header, read_recipe
+    from mixtral_recipes.overrides import paths as overrides
+    from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
     if options.recipe:
         raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
@@ -177,7 +177,7 @@ def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
 
 
 def _change(recipe: Any, options: JobOptions) -> None:
-    from mixtral_recipes.recipes import overrides
+    from mixtral_recipes.overrides import paths as overrides
 
     for path, value in options.settings:
         overrides.set_value(recipe, path, value)
@@ -202,7 +202,7 @@ def _data(spec: str, replaced: Any) -> tuple[Any, str]:
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
-    from mixtral_recipes.recipes.preflight import preflight
+    from mixtral_recipes.overrides.preflight import preflight
 
     preflight(recipe)
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
@@ -240,7 +240,7 @@ def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
 
 def save_yaml(job: Job, path: Path) -> None:
     """Write the resolved recipe without this machine's run folder, so that it runs anywhere."""
-    from mixtral_recipes.recipes.yaml_file import write_recipe
+    from mixtral_recipes.overrides.yaml_file import write_recipe
 
     job.recipe.log.log_dir, job.recipe.log.name = None, "default"
     write_recipe(job.recipe, path, name=job.recipe_name)
@@ -271,7 +271,7 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
 
 def describe(job: Job) -> str:
     """A job in one line."""
-    from mixtral_recipes.recipes.preflight import topology_of
+    from mixtral_recipes.overrides.preflight import topology_of
 
     topology = topology_of(job.recipe)
     return (

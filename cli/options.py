@@ -25,7 +25,7 @@ class PeftScheme(enum.StrEnum):
 
 def complete_override(incomplete: str) -> list[str]:
     """Override paths that start with what is typed."""
-    from mixtral_recipes.recipes.override_paths import PATHS
+    from mixtral_recipes.overrides.completion import PATHS
 
     return [f"{path}=" for path in PATHS if path.startswith(incomplete)]
 

@@ -78,12 +78,12 @@ def show_command(
 ) -> None:
     """A recipe's resolved configuration, as a tree or as YAML."""
     recipe = resolved(spec, overrides or [])
-    from mixtral_recipes.recipes.inspection import flat
+    from mixtral_recipes.overrides.inspection import flat
 
     if json:
         print_json({"recipe": spec, "settings": flat(recipe, defaults=all)})
     elif yaml:
-        from mixtral_recipes.recipes.yaml_file import to_yaml
+        from mixtral_recipes.overrides.yaml_file import to_yaml
 
         print(to_yaml(recipe, name=spec.partition(".")[0]), end="")
     else:
@@ -117,7 +117,7 @@ def diff_command(
     changes = list(overrides or [])
     if b is None or "=" in b.partition("(")[0]:
         changes, b = [*([b] if b else []), *changes], a
-    from mixtral_recipes.recipes.inspection import differences
+    from mixtral_recipes.overrides.inspection import differences
 
     found = differences(resolved(a, []), resolved(b, changes))
     if json:
@@ -140,8 +140,8 @@ def _text(value: Any) -> str:
 
 def resolved(spec: str, overrides: list[str]) -> Any:
     """A recipe by its name or file, with overrides applied."""
-    from mixtral_recipes.recipes import overrides as dotted
-    from mixtral_recipes.recipes.inspection import recipe_of
+    from mixtral_recipes.overrides import paths as dotted
+    from mixtral_recipes.overrides.inspection import recipe_of
 
     recipe = recipe_of(spec)
     dotted.apply(recipe, overrides)

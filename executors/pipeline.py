@@ -178,9 +178,9 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
 
 def _recipe(pipeline: Pipeline, stage: Stage) -> tuple[Any, Path]:
     """The stage's recipe, changed, checked, and with its run folder set."""
-    from mixtral_recipes.recipes import overrides
-    from mixtral_recipes.recipes.loading import load
-    from mixtral_recipes.recipes.preflight import preflight
+    from mixtral_recipes.overrides import paths as overrides
+    from mixtral_recipes.overrides.loading import load
+    from mixtral_recipes.overrides.preflight import preflight
 
     recipe = load(stage.recipe, stage.task, **stage.arguments)
     overrides.apply(recipe, list(stage.overrides))

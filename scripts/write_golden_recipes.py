@@ -20,8 +20,8 @@ RECIPES = {
 
 def files() -> dict[Path, str]:
     """Every golden file and what it should say."""
-    from mixtral_recipes.recipes.loading import load
-    from mixtral_recipes.recipes.yaml_file import to_yaml
+    from mixtral_recipes.overrides.loading import load
+    from mixtral_recipes.overrides.yaml_file import to_yaml
 
     found = {}
     for name, arguments in RECIPES.items():

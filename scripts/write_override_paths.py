@@ -1,4 +1,4 @@
-"""Writes mixtral_recipes/recipes/override_paths.py: the dotted paths completion offers without importing torch.
+"""Writes mixtral_recipes/overrides/completion.py: the dotted paths completion offers without importing torch.
 
     python scripts/write_override_paths.py
 
@@ -12,7 +12,7 @@ import fiddle as fdl
 import nemo_run as run
 
 import mixtral_recipes as llm
-from mixtral_recipes.recipes import overrides
+from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.system import quiet
 
 TARGET = Path(__file__).resolve().parents[1] / "mixtral_recipes" / "recipes" / "override_paths.py"

@@ -17,9 +17,9 @@ from mixtral_recipes.data.packing import PackedSequenceSpecs
 from mixtral_recipes.data.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.overrides import values  # noqa: F401  # teaches nemo_run dtypes and X | None
 from mixtral_recipes.peft.dora import DoRA
 from mixtral_recipes.peft.lora import LoRA
-from mixtral_recipes.recipes import values  # noqa: F401  # teaches nemo_run dtypes and X | None
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig

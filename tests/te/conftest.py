@@ -67,7 +67,7 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
 
     from mixtral_recipes.models.acceleration import accelerate
     from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
-    from mixtral_recipes.recipes.preflight import topology_of
+    from mixtral_recipes.overrides.preflight import topology_of
 
     def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:
         pretend_gpu(monkeypatch, hardware)

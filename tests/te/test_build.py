@@ -10,8 +10,8 @@ import pytest
 
 from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Dims, Weight, disk_shape, merge_blocks, shape_of
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.recipes import loading
-from mixtral_recipes.recipes.preflight import preflight, topology_of
+from mixtral_recipes.overrides import loading
+from mixtral_recipes.overrides.preflight import preflight, topology_of
 from tests.te.conftest import BuildRank, pretend_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")

@@ -14,7 +14,7 @@ from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.fp8 import take_all
 from mixtral_recipes.checkpoints.fp8_state import fp8_state, set_fp8_state
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
-from mixtral_recipes.recipes import loading
+from mixtral_recipes.overrides import loading
 from tests.te.conftest import BuildRank, OnMeta
 from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
 

@@ -192,8 +192,8 @@ def test_a_saved_recipe_runs_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.usefixtures("without_gpu")
 def test_show_prints_yaml_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from mixtral_recipes.recipes import loading
-    from mixtral_recipes.recipes.yaml_file import read_recipe
+    from mixtral_recipes.overrides import loading
+    from mixtral_recipes.overrides.yaml_file import read_recipe
 
     code, out, _ = call(["recipes", "show", "mixtral_8x7b.pretrain", "--yaml"], capsys)
     file = tmp_path / "shown.yaml"

@@ -20,7 +20,7 @@ def build_rank() -> Iterator[BuildRank]:
 
     from mixtral_recipes.cpu import device as cpu_device
     from mixtral_recipes.models.builder import build_model, with_topology
-    from mixtral_recipes.recipes.preflight import topology_of
+    from mixtral_recipes.overrides.preflight import topology_of
 
     def build(recipe: Any, rank: int) -> list[Any]:
         topology = topology_of(recipe)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.recipes.preflight import preflight, topology_of
-from mixtral_recipes.recipes.yaml_file import header, read_recipe
+from mixtral_recipes.overrides.preflight import preflight, topology_of
+from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 PROCESSES = {

@@ -13,10 +13,11 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from mixtral_recipes.layout.footprint import of_layout, parameters
 from mixtral_recipes.layout.topology import ModelShape
+from mixtral_recipes.overrides import loading
+from mixtral_recipes.overrides.preflight import preflight, topology_of
+from mixtral_recipes.overrides.yaml_file import read_recipe, write_recipe
 from mixtral_recipes.peft.lora import adapters_of
-from mixtral_recipes.recipes import catalog, loading
-from mixtral_recipes.recipes.preflight import preflight, topology_of
-from mixtral_recipes.recipes.yaml_file import read_recipe, write_recipe
+from mixtral_recipes.recipes import catalog
 
 # Megatron says so of every configuration without shared experts' sizes; the value it takes is the one we want.
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")

@@ -10,8 +10,10 @@ import yaml
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import loading, override_paths, overrides
-from mixtral_recipes.recipes.yaml_file import read_recipe
+from mixtral_recipes.overrides import completion as override_paths
+from mixtral_recipes.overrides import loading
+from mixtral_recipes.overrides import paths as overrides
+from mixtral_recipes.overrides.yaml_file import read_recipe
 
 # Every path of NeMo's recipes that users override: (task, path, text on the command line, value in YAML, in Python).
 PATHS: list[tuple[str, str, str, Any, Any]] = [

@@ -5,8 +5,8 @@ import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import loading
-from mixtral_recipes.recipes.preflight import preflight
+from mixtral_recipes.overrides import loading
+from mixtral_recipes.overrides.preflight import preflight
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 

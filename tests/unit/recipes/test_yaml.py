@@ -10,8 +10,9 @@ import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import loading, overrides, plain_yaml
-from mixtral_recipes.recipes.yaml_file import header, read_recipe, to_yaml, write_recipe
+from mixtral_recipes.overrides import loading, plain_yaml
+from mixtral_recipes.overrides import paths as overrides
+from mixtral_recipes.overrides.yaml_file import header, read_recipe, to_yaml, write_recipe
 
 MARK = "tests_hostile_yaml_ran"
 

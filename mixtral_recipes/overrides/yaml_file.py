@@ -24,8 +24,10 @@ import torch
 import yaml
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import catalog, loading, overrides, values
-from mixtral_recipes.recipes.plain_yaml import load_plain
+from mixtral_recipes.overrides import loading, values
+from mixtral_recipes.overrides import paths as overrides
+from mixtral_recipes.overrides.plain_yaml import load_plain
+from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes as targets
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"

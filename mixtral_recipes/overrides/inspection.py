@@ -8,7 +8,8 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.recipes import catalog, loading
+from mixtral_recipes.overrides import loading
+from mixtral_recipes.recipes import catalog
 
 _SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")
 
@@ -24,7 +25,7 @@ def recipe_of(spec: str, default_task: str = "finetune") -> Any:
         RecipeError: it names none.
     """
     if spec.endswith((".yaml", ".yml")):
-        from mixtral_recipes.recipes.yaml_file import read_recipe
+        from mixtral_recipes.overrides.yaml_file import read_recipe
 
         return read_recipe(Path(spec))
     match = _SPEC.fullmatch(spec)

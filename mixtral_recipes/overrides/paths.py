@@ -18,7 +18,7 @@ import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.recipes import values
+from mixtral_recipes.overrides import values
 from mixtral_recipes.settings import classes as targets
 
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")

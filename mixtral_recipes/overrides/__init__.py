@@ -1,0 +1,1 @@
+"""Recipes changed by text: dotted paths, YAML files, checks."""
