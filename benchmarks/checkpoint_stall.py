@@ -24,7 +24,7 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
-from mixtral_recipes.data.mock import MockDataModule
+from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import Trainer

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.batch import DataParallelPlace
+from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus, write_index
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.pretraining import PreTrainingDataModule
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer
 
 

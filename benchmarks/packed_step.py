@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Sample
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
+from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
+from mixtral_recipes.data.modules.base import DataModule
 
 
 def squad_lengths(count: int, seed: int = 0) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.packing import Balanced, Packs, pack
+from mixtral_recipes.data.batches.packing import Balanced, Packs, pack
 
 RANKS = 8
 STEP = 64

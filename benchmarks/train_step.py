@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Batch, DataParallelPlace, Sample
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, Sample
+from mixtral_recipes.data.modules.base import DataModule
 
 SIZES = {
     # hidden, layers, heads, KV heads, head dim, width of an expert, vocabulary, sequences per step, their length

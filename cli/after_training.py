@@ -44,7 +44,7 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
 
 def asks_questions(data: Any) -> bool:
     """Whether a recipe's data is SQuAD's form, whose held-out questions can be answered and scored."""
-    from mixtral_recipes.data.squad import SquadDataModule
+    from mixtral_recipes.data.modules.squad import SquadDataModule
 
     return issubclass(data.__fn_or_cls__, SquadDataModule)
 

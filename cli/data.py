@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mixtral_recipes.data.check import Report
-    from mixtral_recipes.data.recognition import Recognized
+    from mixtral_recipes.data.check.check import Report
+    from mixtral_recipes.data.records.recognise import Recognized
 
 app = typer.Typer(
     add_completion=False,
@@ -89,8 +89,8 @@ def check(
 ) -> None:
     """Look every record over: unusable ones by line, lengths, truncation, duplicates."""
     from mixtral_recipes.cli.output import note, print_json
-    from mixtral_recipes.data.check import check as check_data
-    from mixtral_recipes.data.recognition import recognize
+    from mixtral_recipes.data.check.check import check as check_data
+    from mixtral_recipes.data.records.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
 
@@ -101,7 +101,7 @@ def check(
         report = check_data(recognized, loaded, seq_length=seq_length, progress=advance)
     _print_report(report, seq_length, limit=None if show_all else 5)
     if png:
-        from mixtral_recipes.data.histogram import save_png
+        from mixtral_recipes.data.check.histogram import save_png
 
         save_png(report, png, seq_length)
         note(f"histogram: {png}")
@@ -121,8 +121,8 @@ def show(
 ) -> None:
     """Print samples as they are tokenized, with what is learned in colour (in brackets where there is none)."""
     from mixtral_recipes.cli.output import console, note
-    from mixtral_recipes.data.batch import Sample
-    from mixtral_recipes.data.recognition import recognize
+    from mixtral_recipes.data.batches.batch import Sample
+    from mixtral_recipes.data.records.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError, nearest
 
@@ -181,7 +181,7 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
     from rich.table import Table
 
     from mixtral_recipes.cli.output import console
-    from mixtral_recipes.data.histogram import bars
+    from mixtral_recipes.data.check.histogram import bars
 
     out = console()
     shown: dict[tuple[str, str], int] = {}

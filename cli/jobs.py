@@ -191,7 +191,7 @@ def _data(spec: str, replaced: Any) -> tuple[Any, str]:
     """
     import nemo_run as run
 
-    from mixtral_recipes.data.recognition import recognize
+    from mixtral_recipes.data.records.recognise import recognize
 
     found = recognize(spec)
     if found.source is not None and found.source.files:

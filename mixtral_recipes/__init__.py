@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import pretrain as pretrain
     from mixtral_recipes.api import validate as validate
     from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint as ModelCheckpoint
-    from mixtral_recipes.data.finetuning import FineTuningDataModule as FineTuningDataModule
-    from mixtral_recipes.data.mock import MockDataModule as MockDataModule
-    from mixtral_recipes.data.packing import PackedSequenceSpecs as PackedSequenceSpecs
-    from mixtral_recipes.data.pretraining import PreTrainingDataModule as PreTrainingDataModule
-    from mixtral_recipes.data.squad import SquadDataModule as SquadDataModule
+    from mixtral_recipes.data.batches.packing import PackedSequenceSpecs as PackedSequenceSpecs
+    from mixtral_recipes.data.modules.finetuning import FineTuningDataModule as FineTuningDataModule
+    from mixtral_recipes.data.modules.mock import MockDataModule as MockDataModule
+    from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule as PreTrainingDataModule
+    from mixtral_recipes.data.modules.squad import SquadDataModule as SquadDataModule
     from mixtral_recipes.layout.topology import Topology as Topology
     from mixtral_recipes.models.config import MixtralConfig as MixtralConfig
     from mixtral_recipes.models.config import MixtralConfig8x3B as MixtralConfig8x3B

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.checkpoints.checkpointer import clear_leftovers
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.peft.lora import LoRA

@@ -23,7 +23,7 @@ import make_sample
 
 import mixtral_recipes as llm
 from mixtral_recipes import api, embedded
-from mixtral_recipes.data.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.executors.launch import launch
 from mixtral_recipes.system import quiet
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.text_parts import TextPart, documents, split_into_parts
+from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
 
 # Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.

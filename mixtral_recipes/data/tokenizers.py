@@ -6,7 +6,7 @@ All come back as a fast transformers tokenizer, so that offsets are known and an
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.chat_templates import MIXTRAL_V1, MIXTRAL_V3
+from mixtral_recipes.data.records.chat_templates import MIXTRAL_V1, MIXTRAL_V3
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, EnvironmentProblem, nearest
 

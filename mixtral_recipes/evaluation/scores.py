@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mixtral_recipes.data.squad import Question, SquadDataModule
+from mixtral_recipes.data.modules.squad import Question, SquadDataModule
 from mixtral_recipes.errors import CheckpointError, DataError
 
 

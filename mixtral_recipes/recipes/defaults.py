@@ -13,8 +13,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 
 from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
+from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import values  # noqa: F401  # teaches nemo_run dtypes and X | None

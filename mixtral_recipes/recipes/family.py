@@ -7,7 +7,7 @@ import nemo_run as run
 import torch
 
 from mixtral_recipes import api
-from mixtral_recipes.data.mock import MockDataModule
+from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralModel

@@ -9,7 +9,7 @@ import torch
 
 from mixtral_recipes import embedded
 from mixtral_recipes.api import finetune, pretrain
-from mixtral_recipes.data.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, family
 from mixtral_recipes.settings.trainer import Trainer

@@ -15,8 +15,8 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.checkpointer import load_model
-from mixtral_recipes.data.batch import DataParallelPlace
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
 from mixtral_recipes.models.acceleration import accelerate
 from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology

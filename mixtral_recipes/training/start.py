@@ -13,7 +13,7 @@ import torch
 from mixtral_recipes import embedded
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position, read_run_facts
 from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA

@@ -15,8 +15,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch import Tensor
 
-from mixtral_recipes.data.batch import Batch
-from mixtral_recipes.data.context_parallel import this_ranks_share
+from mixtral_recipes.data.batches.batch import Batch
+from mixtral_recipes.data.batches.context_parallel import this_ranks_share
 from mixtral_recipes.training.guards.anomalies import checked_step, where_not_finite
 from mixtral_recipes.training.run import TrainingRun
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixtral_recipes.checkpoints.shards import model_state
-from mixtral_recipes.data.batch import Sample
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA

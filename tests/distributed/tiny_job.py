@@ -21,9 +21,9 @@ from mixtral_recipes.checkpoints import checkpointer as checkpoint
 from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.checkpoints.state import random_state
-from mixtral_recipes.data.mock import MockDataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
+from mixtral_recipes.data.modules.mock import MockDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision

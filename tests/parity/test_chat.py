@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.data.chat import ChatEncoder
-from mixtral_recipes.data.conversations import Message
+from mixtral_recipes.data.modules.chat import ChatEncoder
+from mixtral_recipes.data.records.conversations import Message
 from mixtral_recipes.data.tokenizers import load_tokenizer
 
 mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed")

@@ -46,7 +46,7 @@ def peft_steps(folders: Folders, start: dict[str, torch.Tensor], dora: bool) -> 
     """The same with peft, written by hand."""
     from peft import LoraConfig, get_peft_model
 
-    from mixtral_recipes.data.batch import DataParallelPlace
+    from mixtral_recipes.data.batches.batch import DataParallelPlace
 
     base: Any = hf_model(folders)
     model: Any = get_peft_model(base, LoraConfig(r=DIM, lora_alpha=ALPHA, target_modules=["o_proj"], use_dora=dora))

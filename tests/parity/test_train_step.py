@@ -30,7 +30,7 @@ def our_steps(folders: Folders, expert_parallel: int) -> tuple[list[float], list
 
 def transformers_steps(folders: Folders) -> tuple[list[float], list[float]]:
     """The same written by hand: padded microbatches, one mean over the global batch's label tokens."""
-    from mixtral_recipes.data.batch import DataParallelPlace
+    from mixtral_recipes.data.batches.batch import DataParallelPlace
 
     model = hf_model(folders)
     data = SmallData()

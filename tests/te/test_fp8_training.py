@@ -18,7 +18,7 @@ from megatron.core.optimizer import OptimizerConfig
 from mixtral_recipes import api
 from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.cpu import device as cpu_device
-from mixtral_recipes.data.mock import MockDataModule
+from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes import embedded
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import CheckpointError, DataError
 from mixtral_recipes.evaluation import scores as evaluation
 

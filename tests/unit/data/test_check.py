@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.data import recognize
-from mixtral_recipes.data.check import Report, check
-from mixtral_recipes.data.finetuning import FineTuningDataModule
-from mixtral_recipes.data.histogram import bars, save_png
+from mixtral_recipes.data.check.check import Report, check
+from mixtral_recipes.data.check.histogram import bars, save_png
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.errors import DataError
 
 GOOD = {"input": "Which farm lies at the end of the road?", "output": "Ashby Farm"}

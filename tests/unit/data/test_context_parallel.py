@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mixtral_recipes.data.batch import Batch
-from mixtral_recipes.data.context_parallel import chunk_indices, this_ranks_share
+from mixtral_recipes.data.batches.batch import Batch
+from mixtral_recipes.data.batches.context_parallel import chunk_indices, this_ranks_share
 from mixtral_recipes.errors import DataError
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mixtral_recipes.data import corpus
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus
-from mixtral_recipes.data.text_parts import TextPart, documents, split_into_parts
+from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
 
 TEXTS = [f"Document {n} has {'many ' * (n % 7)}words.\nAnd a second line." for n in range(300)]

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.data.batch import Batch, DataParallelPlace, MicrobatchSampler, Sequential, Shuffled
-from mixtral_recipes.data.chat import ChatDataModule
-from mixtral_recipes.data.finetuning import FineTuningDataModule
-from mixtral_recipes.data.mock import MockDataModule
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.pretraining import PreTrainingDataModule
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, MicrobatchSampler, Sequential, Shuffled
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.chat import ChatDataModule
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+from mixtral_recipes.data.modules.mock import MockDataModule
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
 
 GLOBAL = 8
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.data.batch import Sample
-from mixtral_recipes.data.packing import Balanced, PackCollate, PackedDataset, pack
+from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset, pack
 from mixtral_recipes.errors import DataError
 
 
@@ -121,7 +121,7 @@ def test_one_row_per_microbatch() -> None:
 def test_packs_are_read_from_disk_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = np.random.default_rng(0).integers(1, 513, 100_000)
     first = PackedDataset(None, lengths, 512)
-    monkeypatch.setattr("mixtral_recipes.data.packing.pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr("mixtral_recipes.data.batches.packing.pack", lambda *_: pytest.fail("packed again"))
     again = PackedDataset(None, lengths, 512)
     assert np.array_equal(first.packs.samples, again.packs.samples)
     assert np.array_equal(first.costs, again.costs)

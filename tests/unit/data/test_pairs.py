@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixtral_recipes.data import samples
-from mixtral_recipes.data.batch import DataParallelPlace
-from mixtral_recipes.data.finetuning import FineTuningDataModule
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.pairs import Pair, PairEncoder, PairTemplate
-from mixtral_recipes.data.records import Record
-from mixtral_recipes.data.squad import SquadDataModule
+from mixtral_recipes.data.batches import samples
+from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate
+from mixtral_recipes.data.records.parse import Record
 from mixtral_recipes.errors import DataError
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mixtral_recipes.data.batch import DataParallelPlace
+from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus
-from mixtral_recipes.data.packing import PackedSequenceSpecs
-from mixtral_recipes.data.pretraining import PreTrainingDataModule, split_weights
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule, split_weights
 from mixtral_recipes.errors import DataError
 
 

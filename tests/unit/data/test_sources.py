@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.data import recognize
-from mixtral_recipes.data.finetuning import FineTuningDataModule
-from mixtral_recipes.data.records import read_records
-from mixtral_recipes.data.sources import open_source
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.parse import read_records
 from mixtral_recipes.errors import DataError
 
 ROWS = [{"input": f"in {n}", "output": f"out {n}"} for n in range(30)]

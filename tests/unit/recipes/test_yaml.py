@@ -139,8 +139,8 @@ HOSTILE: dict[str, tuple[str, str]] = {
     ),
     "a module beside the table": (f"{SHORT}data: {{_target_: mixtral_recipes.api.os.system}}", "os.system"),
     "our prefix": (
-        f"{SHORT}data: {{_target_: mixtral_recipes.data.squad.Path, x: 1}}",
-        "mixtral_recipes.data.squad.Path",
+        f"{SHORT}data: {{_target_: mixtral_recipes.data.modules.squad.Path, x: 1}}",
+        "mixtral_recipes.data.modules.squad.Path",
     ),
     "megatron's prefix": (
         f"{SHORT}data: {{_target_: megatron.core.utils.is_te_min_version, version: x}}",

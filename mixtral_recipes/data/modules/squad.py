@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.finetuning import need_tokenizer, store_splits
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.pairs import Pair, PairEncoder, text_of
-from mixtral_recipes.data.records import BadRecord, read_records, stop, suffix_of
-from mixtral_recipes.data.samples import Encoded
-from mixtral_recipes.data.sources import Source, open_source
+from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.finetuning import need_tokenizer, store_splits
+from mixtral_recipes.data.records.open import Source, open_source
+from mixtral_recipes.data.records.pairs import Pair, PairEncoder, text_of
+from mixtral_recipes.data.records.parse import BadRecord, read_records, stop, suffix_of
 from mixtral_recipes.errors import DataError
 
 HUB_ID = "rajpurkar/squad"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mixtral_recipes.data.pairs import text_of
-from mixtral_recipes.data.records import Record
+from mixtral_recipes.data.records.pairs import text_of
+from mixtral_recipes.data.records.parse import Record
 from mixtral_recipes.errors import DataError
 
 Message = dict[str, str]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Sample
+from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.cache import prepared
 from mixtral_recipes.errors import DataError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixtral_recipes.data.check import Report
+from mixtral_recipes.data.check.check import Report
 from mixtral_recipes.errors import EnvironmentProblem
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"

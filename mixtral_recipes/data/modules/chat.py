@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.chat_templates import default_template
-from mixtral_recipes.data.conversations import Message, conversation
-from mixtral_recipes.data.finetuning import bad_record_policy, need_tokenizer, store_splits
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.records import BadRecord, Record, stop
-from mixtral_recipes.data.samples import Encoded
-from mixtral_recipes.data.sources import open_source
+from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.finetuning import bad_record_policy, need_tokenizer, store_splits
+from mixtral_recipes.data.records.chat_templates import default_template
+from mixtral_recipes.data.records.conversations import Message, conversation
+from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.parse import BadRecord, Record, stop
 from mixtral_recipes.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")

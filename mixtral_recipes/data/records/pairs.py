@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mixtral_recipes.data.records import BadRecord, Record, stop
-from mixtral_recipes.data.samples import Encoded
+from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.records.parse import BadRecord, Record, stop
 from mixtral_recipes.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")

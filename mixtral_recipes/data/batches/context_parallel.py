@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mixtral_recipes.data.batch import Batch
+from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.errors import DataError
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.records import SUFFIXES, suffix_of
-from mixtral_recipes.data.sources import Source, open_source
+from mixtral_recipes.data.records.open import Source, open_source
+from mixtral_recipes.data.records.parse import SUFFIXES, suffix_of
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError
 
@@ -56,7 +56,7 @@ def recognize(spec: str | Path) -> Recognized:
     """
     text = str(spec)
     if text in ("squad", "rajpurkar/squad"):
-        from mixtral_recipes.data.squad import SquadDataModule
+        from mixtral_recipes.data.modules.squad import SquadDataModule
 
         return Recognized(SquadDataModule, {"dataset_root": None}, "rajpurkar/squad on the Hub: SQuAD", "squad")
     path = resolve(spec).expanduser()
@@ -78,19 +78,19 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     root = _stable(spec)
     size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
     if {"context", "question", "answers"} <= set(names) or "paragraphs" in names:
-        from mixtral_recipes.data.squad import SquadDataModule
+        from mixtral_recipes.data.modules.squad import SquadDataModule
 
         return Recognized(SquadDataModule, {"dataset_root": root}, f"{spec}: SQuAD, {size}", "squad", source)
     typical = next(record for record in records if set(names) <= set(record))
     shape = _chat_shape(typical, names)
     if shape:
-        from mixtral_recipes.data.chat import ChatDataModule
+        from mixtral_recipes.data.modules.chat import ChatDataModule
 
         told = f"{spec}: conversations ({shape}), {size}, loss on the assistant's turns"
         return Recognized(ChatDataModule, {"dataset_root": root}, told, "chat", source)
     for prompt, answer in PAIR_COLUMNS:
         if prompt in names and answer in names:
-            from mixtral_recipes.data.finetuning import FineTuningDataModule
+            from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 
             columns = {k: v for k, v in (("input", prompt), ("output", answer)) if k != v}
             kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
@@ -120,7 +120,7 @@ def _chat_shape(record: dict[str, Any], names: list[str]) -> str | None:
 
 
 def _pretraining(spec: str | Path, path: Path, what: str, kind: str, source: Source | None) -> Recognized:
-    from mixtral_recipes.data.pretraining import PreTrainingDataModule
+    from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 
     if path.is_dir():
         raise DataError(f"{spec}: a folder of documents; run `mixtral-recipes data prepare` on its files first.")

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixtral_recipes.data.conversations import conversation
-from mixtral_recipes.data.pairs import Pair, PairEncoder, PairTemplate, text_of
-from mixtral_recipes.data.recognition import Recognized
-from mixtral_recipes.data.records import Record
-from mixtral_recipes.data.samples import Encoded
-from mixtral_recipes.data.sources import open_source
-from mixtral_recipes.data.text_parts import TextPart, documents
+from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.records.conversations import conversation
+from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate, text_of
+from mixtral_recipes.data.records.parse import Record
+from mixtral_recipes.data.records.recognise import Recognized
+from mixtral_recipes.data.records.text_parts import TextPart, documents
 from mixtral_recipes.errors import DataError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -149,7 +149,7 @@ class _Reader:
         self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
         self._names: frozenset[str] | None = None
         if recognized.kind == "chat":
-            from mixtral_recipes.data.chat import ChatEncoder
+            from mixtral_recipes.data.modules.chat import ChatEncoder
 
             self._chat = ChatEncoder(tokenizer) if tokenizer else None
         self._pairs = PairEncoder(tokenizer) if tokenizer else None
@@ -196,7 +196,7 @@ class _Reader:
                 self.bad(error)
 
     def _squad(self, split: str) -> Iterator[Item]:
-        from mixtral_recipes.data.squad import located_questions
+        from mixtral_recipes.data.modules.squad import located_questions
 
         source = self.recognized.source or open_source("rajpurkar/squad")
         for question, where in located_questions(source, split, self.bad):

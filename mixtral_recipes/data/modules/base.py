@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import (
+from mixtral_recipes.data.batches.batch import (
     Batch,
     DataParallelPlace,
     EpochOrder,
@@ -18,7 +18,7 @@ from mixtral_recipes.data.batch import (
     Shuffled,
     microbatches,
 )
-from mixtral_recipes.data.packing import Balanced, PackCollate, PackedDataset, PackedSequenceSpecs
+from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset, PackedSequenceSpecs
 from mixtral_recipes.errors import DataError
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from mixtral_recipes.data.batches.samples import Encoded, Fit, tokenized_splits
 from mixtral_recipes.data.cache import tokenizer_hash
-from mixtral_recipes.data.module import DataModule
-from mixtral_recipes.data.pairs import PairEncoder, PairTemplate
-from mixtral_recipes.data.records import BadRecord, stop
-from mixtral_recipes.data.samples import Encoded, Fit, tokenized_splits
-from mixtral_recipes.data.sources import open_source
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
+from mixtral_recipes.data.records.parse import BadRecord, stop
 from mixtral_recipes.errors import DataError, nearest
 
 # NeMo's GPTSFTDataset arguments that mean something here; the others are warned about.

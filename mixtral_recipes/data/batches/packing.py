@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Batch, Sample
+from mixtral_recipes.data.batches.batch import Batch, Sample
 from mixtral_recipes.data.cache import prepared
 from mixtral_recipes.errors import DataError
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Batch
+from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.data.cache import content_hash, data_home, locked, prepared
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.cache import content_hash
-from mixtral_recipes.data.records import SUFFIXES, BadRecord, Record, read_records, stop, suffix_of
+from mixtral_recipes.data.records.parse import SUFFIXES, BadRecord, Record, read_records, stop, suffix_of
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 

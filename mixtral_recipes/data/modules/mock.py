@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batch import Sample
-from mixtral_recipes.data.module import DataModule
+from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.modules.base import DataModule
 
 _VOCAB_WITHOUT_TOKENIZER = 32000  # Mixtral 8x7B's
 

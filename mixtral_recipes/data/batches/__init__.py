@@ -1,0 +1,1 @@
+"""Samples into what the model is fed."""
