@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.importers import hf_config
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.safetensors import INDEX, header_bytes, shard_name, split_shards
 from mixtral_recipes.importers.mapping import canonical_shapes
-from mixtral_recipes.importers.safetensors_io import INDEX, header_bytes, shard_name, split_shards
 
 SHAPES: dict[str, dict[str, int]] = {  # mistralai's config.json of each
     "8x7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "vocab_size": 32000},
@@ -126,9 +126,9 @@ def convert_here(kind: str, source: Path, target: Path) -> None:
     start = time.perf_counter()
     import torch.distributed.checkpoint  # noqa: F401
 
-    from mixtral_recipes.importers import torch_dist_read  # noqa: F401
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-    from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+    from mixtral_recipes.importers.convert import torch_dist_read  # noqa: F401
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 
     loaded = time.perf_counter()
     if kind == "import":

@@ -84,7 +84,7 @@ def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
     """One `train_step` of ours."""
     from megatron.core.optimizer import OptimizerConfig
 
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
     from mixtral_recipes.peft.lora import LoRA
     from mixtral_recipes.settings.precision import MegatronMixedPrecision

@@ -26,7 +26,7 @@ def command(
     from mixtral_recipes.cli.output import note, print_json
     from mixtral_recipes.errors import CheckpointError, nearest
     from mixtral_recipes.importers import locations
-    from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+    from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 
     if target != "hf":
         raise CheckpointError(f"--format {target} is not known.{nearest(target, ['hf'])}")
@@ -43,7 +43,7 @@ def command(
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     result = {"model": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
-        from mixtral_recipes.importers.hub import upload
+        from mixtral_recipes.importers.hf.hub import upload
 
         result["hub"] = upload(folder, push_to_hub, private=not public)
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")

@@ -23,7 +23,7 @@ def command(
     import time
 
     from mixtral_recipes.cli.output import note, print_json
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.importers.processes import is_first
 
     start = time.perf_counter()
@@ -34,7 +34,7 @@ def command(
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     result = {"checkpoint": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
-        from mixtral_recipes.importers.hub import upload
+        from mixtral_recipes.importers.hf.hub import upload
 
         result["hub"] = upload(folder, push_to_hub, private=not public)
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")

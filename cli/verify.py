@@ -18,7 +18,7 @@ def command(
     """Check a checkpoint: structure, hashes, and on request its tensors and logits against a source."""
     from mixtral_recipes.cli.output import console, print_json
     from mixtral_recipes.importers import locations
-    from mixtral_recipes.importers.verify import verify_checkpoint
+    from mixtral_recipes.importers.convert.verify import verify_checkpoint
 
     report = verify_checkpoint(locations.checkpoint(checkpoint), against=against, logits=logits)
     console().print(report.table())

@@ -66,7 +66,7 @@ def resolve(source: str) -> Path:
     path = Path(source).expanduser()
     if not source.startswith("hf://") and (path / "manifest.json").is_file():
         return path.resolve()
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
     return import_checkpoint(source)
 

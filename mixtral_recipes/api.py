@@ -188,7 +188,7 @@ def import_ckpt(
         CheckpointError: the source is incomplete, damaged, or no Mixtral.
         RecipeError: it is another Mixtral than ``model``.
     """
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
     return import_checkpoint(
         source,
@@ -208,7 +208,7 @@ def export_ckpt(
         target: ``"hf"``.
         output_path: Folder to write; None takes ``path`` with ``-hf`` behind it.
         overwrite: Whether an existing output is replaced.
-        **options: As `mixtral_recipes.importers.megatron_to_hf.export_checkpoint` takes them.
+        **options: As `mixtral_recipes.importers.convert.megatron_to_hf.export_checkpoint` takes them.
 
     Raises:
         RecipeError: another target.
@@ -216,7 +216,7 @@ def export_ckpt(
     """
     if target != "hf":
         raise RecipeError(f"target={target!r}: only 'hf' can be exported to.")
-    from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+    from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 
     source = Path(path)
     output = Path(output_path) if output_path else source.with_name(source.name + "-hf")

@@ -162,7 +162,7 @@ def _compare_with(
 
 def _new_context(log: NeMoLogger, config: MixtralConfig, tokenizer: Any, rank: int) -> Path:
     """The context folder of a model that starts from random weights: config.json and the tokenizer."""
-    from mixtral_recipes.importers.hf_config import from_megatron
+    from mixtral_recipes.importers.hf.config import from_megatron
 
     folder = log.run_dir / "context"
     if rank == 0:
@@ -215,7 +215,7 @@ def matching_config(config: MixtralConfig, published: dict[str, Any], base: Path
     Raises:
         RecipeError: names the field that differs.
     """
-    from mixtral_recipes.importers.hf_config import to_megatron
+    from mixtral_recipes.importers.hf.config import to_megatron
 
     stored = to_megatron(published)
     shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",

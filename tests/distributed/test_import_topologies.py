@@ -21,9 +21,9 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mixtral_recipes.checkpoints.format.manifest import verify_files, write_manifest
-from mixtral_recipes.importers import hf_config
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
+from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model, with_topology
 from mixtral_recipes.models.config import MixtralConfig

@@ -9,7 +9,7 @@ from megatron.core.optimizer import OptimizerConfig
 from torch import Tensor
 
 from mixtral_recipes.cpu import device as cpu_device
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
-from mixtral_recipes.importers.verify import verify_checkpoint
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
+from mixtral_recipes.importers.convert.verify import verify_checkpoint
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.peft.dora import DoRA, DoRAAdapter
 from mixtral_recipes.peft.lora import LoRA

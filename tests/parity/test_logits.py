@@ -52,7 +52,7 @@ def make_model_with_a_change(folder: str) -> Folders:
     with torch.no_grad():
         model.model.layers[2].mlp.experts.down_proj[3] *= 1.1
     model.save_pretrained(folders.hf)
-    from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
     changed = Path(folder) / "changed"
     import_checkpoint(str(folders.hf), changed, progress=False)

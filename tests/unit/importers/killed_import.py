@@ -17,8 +17,8 @@ from pathlib import Path
 import torch.distributed.checkpoint  # noqa: F401  # loaded once, before the forks
 
 from mixtral_recipes.checkpoints.format.manifest import verify_files
-from mixtral_recipes.importers import torch_dist_write  # noqa: F401
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert import torch_dist_write  # noqa: F401
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
 
 def import_in_a_fork(source: str, output: Path) -> int:

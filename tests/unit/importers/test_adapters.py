@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixtral_recipes.importers.adapters import MergedRows
+from mixtral_recipes.importers.convert.adapters import MergedRows
 
 
 @dataclass

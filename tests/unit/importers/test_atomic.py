@@ -12,8 +12,8 @@ import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import locked, publish, verify_files
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import hf_to_megatron
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert import hf_to_megatron
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
 # Set MIXTRAL_RECIPES_KILLS=20 for the full number.
 KILLS = int(os.environ.get("MIXTRAL_RECIPES_KILLS", "5"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import hf_config
+from mixtral_recipes.importers.hf import config as hf_config
 
 # mistralai/Mixtral-8x7B-v0.1's config.json.
 EIGHT_7B = {

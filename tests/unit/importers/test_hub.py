@@ -11,8 +11,9 @@ from huggingface_hub import constants
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, verify_files
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
-from mixtral_recipes.importers import hub, locations
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.hf import hub
 from tests.unit.importers import hub_server
 
 SHARD = "model-00002-of-00003.safetensors"

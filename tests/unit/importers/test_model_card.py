@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
-from mixtral_recipes.importers.model_card import model_card, provenance
+from mixtral_recipes.importers.convert.card import model_card, provenance
 from tests.unit.importers.conftest import mixtral_config
 
 HUB = {"id": "hf://org/name", "revision": "abc123", "layout": "v4"}

@@ -14,8 +14,8 @@ import torch
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.megatron_to_hf import export_checkpoint, parse_size
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3."
 
@@ -106,7 +106,7 @@ def test_a_truncated_shard(make_model, tmp_path: Path) -> None:
 
 def test_truncated_while_it_is_read(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _, _ = make_model()
-    from mixtral_recipes.importers import hf_to_megatron
+    from mixtral_recipes.importers.convert import hf_to_megatron
 
     def then_truncate(source: Path) -> Any:
         opened = opening(source)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from mixtral_recipes.checkpoints.format.manifest import verify_files, write_manifest
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.megatron_to_hf import export_checkpoint, parse_size
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
 
 
 def load_model(folder: Path) -> dict[str, torch.Tensor]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.format import reading
+from mixtral_recipes.checkpoints.format import stream as streaming
+from mixtral_recipes.checkpoints.format.stream import Extent, Part, Record, Run, Stream, check_finite, lay_out
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import reading, streaming
-from mixtral_recipes.importers.streaming import Extent, Part, Record, Run, Stream, check_finite, lay_out
 
 
 def file_of(path: Path, nbytes: int, *, cached: bool = True) -> bytes:

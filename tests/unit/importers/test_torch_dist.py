@@ -10,14 +10,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from mixtral_recipes.checkpoints.format.stream import close_inputs
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import hf_config, torch_dist_write
-from mixtral_recipes.importers.hf_source import open_source
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert import torch_dist_write
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint, read_metadata
+from mixtral_recipes.importers.convert.torch_dist_write import ConversionPlanner, chunks_of, object_bytes, share
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.source import open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, canonical_sources, disk_shape
-from mixtral_recipes.importers.streaming import close_inputs
-from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint, read_metadata
-from mixtral_recipes.importers.torch_dist_write import ConversionPlanner, chunks_of, object_bytes, share
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage is deprecated")
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, verify_files, write_manifest
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.hf_source import open_source
-from mixtral_recipes.importers.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.verify import Report, verify_checkpoint
+from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.verify import Report, verify_checkpoint
+from mixtral_recipes.importers.hf.source import open_source
 
 
 def failures(report: Report) -> dict[str, str]:

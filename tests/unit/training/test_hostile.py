@@ -19,7 +19,7 @@ from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.shards import Shard
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.pickle_io import read_tensors
+from mixtral_recipes.importers.hf.pickle import read_tensors
 
 OBJECT = "common_state/shard_0_1"
 

@@ -17,10 +17,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.torch_dist_read import read_metadata
 from mixtral_recipes.importers.mapping import Weight
-from mixtral_recipes.importers.streaming import TORCH_NAMES, Rows
-from mixtral_recipes.importers.torch_dist_read import read_metadata
 
 
 class _SafeReader(FileSystemReader):

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mixtral_recipes.checkpoints.format.reading import read_exactly
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.torch_dist_write import torch_save_frame
 from mixtral_recipes.importers.mapping import WEIGHTS, Dims, Weight, disk_shape
-from mixtral_recipes.importers.reading import read_exactly
-from mixtral_recipes.importers.streaming import ITEM_BYTES, TORCH_NAMES, Extent
-from mixtral_recipes.importers.torch_dist_write import torch_save_frame
 
 _DTYPES = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
 

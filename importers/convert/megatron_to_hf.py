@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import locked, publish, read_manifest, verify_files
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import hf_config, safetensors_io
-from mixtral_recipes.importers.hf_source import SIDECARS, read_config
-from mixtral_recipes.importers.hf_to_megatron import check_room, default_threads
+from mixtral_recipes.importers.convert.card import model_card, provenance
+from mixtral_recipes.importers.convert.hf_to_megatron import check_room, default_threads
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf.source import SIDECARS, read_config
 from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
-from mixtral_recipes.importers.model_card import model_card, provenance
-from mixtral_recipes.importers.streaming import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.system.progress import progress_bar
 
 PROVENANCE = "mixtral-recipes.json"
@@ -58,7 +59,7 @@ def export_checkpoint(
         CheckpointError: the checkpoint is incomplete, damaged, or holds no full model.
         EnvironmentProblem: the disk has too little room.
     """
-    from mixtral_recipes.importers.hf_to_megatron import dtype_of
+    from mixtral_recipes.importers.convert.hf_to_megatron import dtype_of
 
     shard_bytes = parse_size(max_shard_size)
     if layout not in ("v4", "v5"):
@@ -124,8 +125,8 @@ class _Export:
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
-        from mixtral_recipes.importers.adapters import SavedAdapters
-        from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+        from mixtral_recipes.importers.convert.adapters import SavedAdapters
+        from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
 
         if not self.manifest["tensors"] or self.dtype:
             verify_files(self.checkpoint)
@@ -193,7 +194,7 @@ class _Export:
 
     def _write_context(self, tensors: list[_Tensor], digests: dict[str, str]) -> None:
         """config.json, tokenizer, generation config, model card, and where all of it came from."""
-        from mixtral_recipes.importers.hf_to_megatron import set_dtype
+        from mixtral_recipes.importers.convert.hf_to_megatron import set_dtype
 
         for name in SIDECARS:
             path = self.checkpoint / "context" / name

@@ -12,12 +12,12 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
 from mixtral_recipes.checkpoints.format.manifest import Pieces, locked, publish, read_manifest, write_manifest
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, nearest
 from mixtral_recipes.importers import locations
-from mixtral_recipes.importers.hf_source import Source, open_source
+from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.processes import Processes
-from mixtral_recipes.importers.streaming import TORCH_NAMES, Stream
 from mixtral_recipes.system.progress import progress_bar
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -91,7 +91,7 @@ def fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
     where = locations.parse_source(source)
     if isinstance(where, Path):
         return where, {"path": str(where)}
-    from mixtral_recipes.importers.hub import download
+    from mixtral_recipes.importers.hf.hub import download
 
     folder, commit = download(where, progress=progress)
     return folder, {"id": f"hf://{where.repo}", "revision": commit}
@@ -136,7 +136,7 @@ class _Import:
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        from mixtral_recipes.importers.torch_dist_write import (
+        from mixtral_recipes.importers.convert.torch_dist_write import (
             ConversionPlanner,
             StreamingWriter,
             chunks_of,

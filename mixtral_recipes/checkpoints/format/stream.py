@@ -20,8 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mixtral_recipes.checkpoints.format.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
-from mixtral_recipes.importers.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
 
 ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
 

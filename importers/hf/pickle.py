@@ -4,9 +4,9 @@ import pickle
 import zipfile
 from pathlib import Path
 
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.safetensors_io import StoredTensor, stored
-from mixtral_recipes.importers.streaming import ITEM_BYTES, TORCH_NAMES
+from mixtral_recipes.importers.hf.safetensors import StoredTensor, stored
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"

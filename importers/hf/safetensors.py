@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.streaming import ITEM_BYTES, Extent
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

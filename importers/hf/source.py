@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints.format.stream import Extent
 from mixtral_recipes.errors import CheckpointError, nearest
-from mixtral_recipes.importers import hf_config, safetensors_io
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf.safetensors import StoredTensor
 from mixtral_recipes.importers.mapping import FUSED, Dims, canonical_shapes, fused_blocks
-from mixtral_recipes.importers.safetensors_io import StoredTensor
-from mixtral_recipes.importers.streaming import Extent
 
 # What travels beside the weights, where the source has it. Nothing else is downloaded or copied.
 SIDECARS = (
@@ -88,7 +89,7 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]],
     if files:
         read = safetensors_io.read_header
     else:
-        from mixtral_recipes.importers import pickle_io
+        from mixtral_recipes.importers.hf import pickle as pickle_io
 
         files, indexed = safetensors_io.files_of(folder, pickle_io.INDEX, pickle_io.SINGLE)
         read = pickle_io.read_tensors

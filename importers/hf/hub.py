@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.manifest import sha256
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
-from mixtral_recipes.importers import pickle_io, safetensors_io
-from mixtral_recipes.importers.hf_source import SIDECARS
-from mixtral_recipes.importers.hub_resume import into_cache
+from mixtral_recipes.importers.hf import pickle as pickle_io
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf.hub_resume import into_cache
+from mixtral_recipes.importers.hf.source import SIDECARS
 from mixtral_recipes.importers.locations import HubId
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers import hf_config
+from mixtral_recipes.importers.hf import config as hf_config
 
 _TEMPLATE = """---
 library_name: transformers

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.manifest import verify_files
+from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
-from mixtral_recipes.importers import hf_config
-from mixtral_recipes.importers.hf_source import Source, open_source
-from mixtral_recipes.importers.hf_to_megatron import default_threads, fetch
+from mixtral_recipes.importers.convert.hf_to_megatron import default_threads, fetch
+from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_sources
-from mixtral_recipes.importers.megatron_to_hf import open_checkpoint
-from mixtral_recipes.importers.reading import BUFFER_BYTES, close_inputs
-from mixtral_recipes.importers.streaming import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+    from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def verify_checkpoint(
         if source:
             _attempt(report, "config", lambda: _config(config, source.config))
         if logits:
-            from mixtral_recipes.importers.verify_logits import compare_logits
+            from mixtral_recipes.importers.convert.verify_logits import compare_logits
 
             where = source.folder if source else None
             _attempt(report, "logits", lambda: compare_logits(checkpoint, where))
@@ -121,7 +121,7 @@ def _files(checkpoint: Path) -> tuple[str, None]:
 
 
 def _structure(checkpoint: Path, dims: Dims) -> "tuple[str, SavedCheckpoint]":
-    from mixtral_recipes.importers.torch_dist_read import SavedCheckpoint
+    from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
 
     saved = SavedCheckpoint(checkpoint / "weights", dims)
     if saved.unknown:

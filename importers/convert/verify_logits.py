@@ -35,7 +35,7 @@ def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
     """
     with tempfile.TemporaryDirectory() as folder:
         if source is None:
-            from mixtral_recipes.importers.megatron_to_hf import export_checkpoint
+            from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 
             source = export_checkpoint(checkpoint, Path(folder) / "hf", progress=False)
         ours = _run("megatron", checkpoint, Path(folder) / "ours.pt")
@@ -52,7 +52,7 @@ def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
 
 
 def _run(kind: str, model: Path, output: Path) -> Path:
-    command = [sys.executable, "-m", "mixtral_recipes.importers.verify_logits", kind, str(model), str(output)]
+    command = [sys.executable, "-m", "mixtral_recipes.importers.convert.verify_logits", kind, str(model), str(output)]
     alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
     if done.returncode:
@@ -79,7 +79,7 @@ def _megatron(checkpoint: Path, output: Path) -> None:
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    from mixtral_recipes.importers import hf_config
+    from mixtral_recipes.importers.hf import config as hf_config
     from mixtral_recipes.models.builder import build_model
     from mixtral_recipes.models.config import MixtralConfig
 

@@ -31,17 +31,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWr
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.mapping import (
-    WEIGHTS,
-    Block,
-    Dims,
-    Weight,
-    disk_shape,
-    instances,
-    merge_blocks,
-)
-from mixtral_recipes.importers.streaming import (
+from mixtral_recipes.checkpoints.format.stream import (
     ALIGNMENT,
     ITEM_BYTES,
     TORCH_NAMES,
@@ -52,6 +42,16 @@ from mixtral_recipes.importers.streaming import (
     Stream,
     lay_out,
     read_rows,
+)
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.mapping import (
+    WEIGHTS,
+    Block,
+    Dims,
+    Weight,
+    disk_shape,
+    instances,
+    merge_blocks,
 )
 
 COMMON_STATE = "common_state/shard_0_1"  # where Megatron >= 0.19 keeps what is not a tensor

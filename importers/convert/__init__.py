@@ -1,0 +1,1 @@
+"""Conversion in both directions, and its checks."""

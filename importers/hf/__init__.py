@@ -1,0 +1,1 @@
+"""Hugging Face's side: config.json, weight files, the Hub."""
