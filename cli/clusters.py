@@ -13,7 +13,7 @@ _Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on
 @app.command("list")
 def list_clusters(as_json: _Json = False) -> None:
     """List the profiles."""
-    from mixtral_recipes.executors.clusters import cluster, profile_file, profiles
+    from mixtral_recipes.executors.slurm.profile import cluster, profile_file, profiles
 
     names = list(profiles())
     if as_json:
@@ -36,7 +36,7 @@ def check(
     """Check a profile: its settings, Slurm's answer, the partition, the container runtime, the shared folder."""
     from mixtral_recipes.errors import EnvironmentProblem
     from mixtral_recipes.executors.checks import check_cluster, show
-    from mixtral_recipes.executors.clusters import cluster
+    from mixtral_recipes.executors.slurm.profile import cluster
 
     found = check_cluster(cluster(name))
     if as_json:

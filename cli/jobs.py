@@ -41,7 +41,7 @@ def place(executor: str, cluster: str | None, detach: bool, more: list[str] | No
     Raises:
         LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
     """
-    from mixtral_recipes.executors.clusters import settings_from
+    from mixtral_recipes.executors.slurm.profile import settings_from
 
     settings = settings_from(more or []) | {key: value for key, value in given.items() if value is not None}
     own = {"cluster": cluster, **given}
@@ -257,7 +257,7 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
         note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
         return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}
     if executor == "slurm":
-        from mixtral_recipes.executors.slurm import slurm_executor
+        from mixtral_recipes.executors.slurm.executor import slurm_executor
 
         trainer = job.recipe.trainer
         executor = slurm_executor(

@@ -18,7 +18,8 @@ def list_runs(
     as_json: _Json = False,
 ) -> None:
     """List runs, newest first."""
-    from mixtral_recipes.executors import records, runs
+    from mixtral_recipes.executors.runs import records
+    from mixtral_recipes.executors.runs import states as runs
 
     known = records.all_records()
     if not everything:
@@ -41,7 +42,8 @@ def list_runs(
 @app.command()
 def status(run_id: _Id, as_json: _Json = False) -> None:
     """Tell how one run is doing."""
-    from mixtral_recipes.executors import logs, records, runs
+    from mixtral_recipes.executors.runs import logs, records
+    from mixtral_recipes.executors.runs import states as runs
 
     record = records.find(run_id)
     runs.fetch(record)
@@ -68,9 +70,10 @@ def logs(
     rank: Annotated[int | None, typer.Option(help="Only this rank's lines.", min=0)] = None,
 ) -> None:
     """Print a run's logs, every attempt of it; after a failure the failed rank's error comes first."""
-    from mixtral_recipes.executors import logs as files
-    from mixtral_recipes.executors import records, runs
-    from mixtral_recipes.executors.slurm_status import FINAL
+    from mixtral_recipes.executors.runs import logs as files
+    from mixtral_recipes.executors.runs import records
+    from mixtral_recipes.executors.runs import states as runs
+    from mixtral_recipes.executors.slurm.status import FINAL
 
     record = records.find(run_id)
     runs.fetch(record)
@@ -99,7 +102,8 @@ def logs(
 @app.command()
 def cancel(run_id: _Id, as_json: _Json = False) -> None:
     """Stop a run; its ranks are asked to save first."""
-    from mixtral_recipes.executors import records, runs
+    from mixtral_recipes.executors.runs import records
+    from mixtral_recipes.executors.runs import states as runs
 
     record = records.find(run_id)
     runs.cancel(record)
@@ -112,7 +116,8 @@ def cancel(run_id: _Id, as_json: _Json = False) -> None:
 @app.command()
 def resume(run_id: _Id, as_json: _Json = False) -> None:
     """Start a run that ended again, in the same folder; it goes on from its last checkpoint."""
-    from mixtral_recipes.executors import records, runs
+    from mixtral_recipes.executors.runs import records
+    from mixtral_recipes.executors.runs import states as runs
 
     record = records.find(run_id)
     if record.executor == "slurm":

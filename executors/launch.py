@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors import records
 from mixtral_recipes.executors.names import check_name, jobs_home
+from mixtral_recipes.executors.runs import records
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -172,7 +172,7 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
 def _slurm(
     recipe: Any, executor: "run.SlurmExecutor", name: str, run_dir: Path, dry_run: bool, detach: bool
 ) -> dict[str, Any]:
-    from mixtral_recipes.executors.submit import Task, submit, watch
+    from mixtral_recipes.executors.slurm.submit import Task, submit, watch
 
     record = _record(recipe, name, run_dir, "slurm")
     (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors import records
-from mixtral_recipes.executors.logs import of_rank
 from mixtral_recipes.executors.names import check_env, jobs_home
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs.logs import of_rank
 
 if TYPE_CHECKING:
     import subprocess

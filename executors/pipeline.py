@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, nearest
-from mixtral_recipes.executors import records, runs
 from mixtral_recipes.executors.names import check_name
-from mixtral_recipes.executors.slurm_status import FINAL
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
+from mixtral_recipes.executors.slurm.status import FINAL
 
 _KEYS = ("name", "command", "recipe", "task", "overrides", "arguments", "after", "slurm")
 
@@ -128,9 +129,9 @@ def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.
     Raises:
         LaunchError: a setting that is not allowed, or sbatch refuses a stage; nothing stays queued then.
     """
-    from mixtral_recipes.executors.slurm import slurm_executor
-    from mixtral_recipes.executors.submit import Task
-    from mixtral_recipes.executors.submit import submit as submit_tasks
+    from mixtral_recipes.executors.slurm.executor import slurm_executor
+    from mixtral_recipes.executors.slurm.submit import Task
+    from mixtral_recipes.executors.slurm.submit import submit as submit_tasks
 
     tasks = []
     for stage in pipeline.stages:
@@ -153,7 +154,7 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
     Raises:
         LaunchError: naming the stage that failed, its error, and what was not run.
     """
-    from mixtral_recipes.executors.submit import how_it_ended
+    from mixtral_recipes.executors.slurm.submit import how_it_ended
 
     told: dict[str, str] = {}
     while True:

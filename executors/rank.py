@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
-from mixtral_recipes.executors.records import locked, private_folder, write_json
+from mixtral_recipes.executors.runs.records import locked, private_folder, write_json
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.garbage import seldom_collected
 from mixtral_recipes.training.guards import watchdog

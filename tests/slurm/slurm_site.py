@@ -49,7 +49,7 @@ class Site:
 
     def executor(self, nodes: int = 2, nproc: int = 1, **settings: Any) -> Any:
         """An executor for this cluster whose jobs can import slurm_job."""
-        from mixtral_recipes.executors.slurm import slurm_executor
+        from mixtral_recipes.executors.slurm.executor import slurm_executor
 
         env = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"} | settings.pop("env", {})
         return slurm_executor(nodes, nproc, account="none", partition="debug", env=env, **settings)
@@ -66,8 +66,8 @@ class Site:
         self, name: str, nodes: int = 2, nproc: int = 1, settings: dict[str, Any] | None = None, **job: Any
     ) -> Any:
         """Submit a job and return its record."""
-        from mixtral_recipes.executors import records
         from mixtral_recipes.executors.launch import launch
+        from mixtral_recipes.executors.runs import records
 
         executor = self.executor(nodes, nproc, **(settings or {}))
         recipe = self.recipe(name, nodes, nproc, **job)
@@ -78,8 +78,9 @@ class Site:
 
     def wait(self, record: Any, *states: str) -> str:
         """Wait until a run is in one of these states, by default in any final one."""
-        from mixtral_recipes.executors import records, runs
-        from mixtral_recipes.executors.slurm_status import FINAL
+        from mixtral_recipes.executors.runs import records
+        from mixtral_recipes.executors.runs import states as runs
+        from mixtral_recipes.executors.slurm.status import FINAL
 
         wanted = states or FINAL
         end = time.monotonic() + PATIENCE_S

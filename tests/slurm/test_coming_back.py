@@ -4,7 +4,8 @@ import pytest
 from slurm_job import expected_loss
 from slurm_site import Site
 
-from mixtral_recipes.executors import records, runs
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
 
 
 @pytest.mark.parametrize("node", ["mx1", "mx0"])

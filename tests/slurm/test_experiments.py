@@ -6,7 +6,8 @@ import pytest
 from slurm_site import Site
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import pipeline, records
+from mixtral_recipes.executors import pipeline
+from mixtral_recipes.executors.runs import records
 
 PIPELINE = """
 name = "demo"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from slurm_site import PATIENCE_S, Site
 
-from mixtral_recipes.executors import records, runs
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
 
 FINETUNE = [
     "finetune", "--recipe", "mixtral_tiny", "--peft", "lora", "--no-export", "--json",

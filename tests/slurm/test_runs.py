@@ -8,8 +8,9 @@ from slurm_job import expected_loss
 from slurm_site import Site
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import records, runs
 from mixtral_recipes.executors.launch import launch
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
 
 
 def test_two_nodes_finish(site: Site) -> None:

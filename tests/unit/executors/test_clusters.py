@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import cluster, profiles, settings_from
+from mixtral_recipes.executors.slurm.profile import cluster, profiles, settings_from
 
 PROFILES = """
 [big]

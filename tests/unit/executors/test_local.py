@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors import records, runs
 from mixtral_recipes.executors.launch import launch
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
 
 JOBS = Path(__file__).parents[2] / "slurm"
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import cluster
 from mixtral_recipes.executors.names import check_env, check_name, check_path
-from mixtral_recipes.executors.sbatch import Job, render
+from mixtral_recipes.executors.slurm.profile import cluster
+from mixtral_recipes.executors.slurm.sbatch import Job, render
 
 HOSTILE = [
     "n;touch X", "`touch X`", "$(touch X)", "a b", "a\nb", "a\ttouch X", "..", "../x", "a/../../x", "/etc/x", "-rf",

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors import logs, records, runs
 from mixtral_recipes.executors.local import raise_for_ranks
-from mixtral_recipes.executors.records import RunRecord
+from mixtral_recipes.executors.runs import logs, records
+from mixtral_recipes.executors.runs import states as runs
+from mixtral_recipes.executors.runs.records import RunRecord
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import cluster, time_limit_s
-from mixtral_recipes.executors.sbatch import Job, render, secrets_file
+from mixtral_recipes.executors.slurm.profile import cluster, time_limit_s
+from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "sbatch"
 SITE: dict[str, Any] = {"account": "research", "partition": "batch", "time": "08:00:00"}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.executors import slurm_status
-from mixtral_recipes.executors.clusters import cluster
-from mixtral_recipes.executors.sbatch import Job, render
+from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm.profile import cluster
+from mixtral_recipes.executors.slurm.sbatch import Job, render
 
 
 class Node:

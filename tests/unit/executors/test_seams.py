@@ -26,7 +26,7 @@ def test_nemo_run_still_has_what_we_use() -> None:
     from nemo_run.run.torchx_backend.schedulers import local, slurm
     from torchx.schedulers import get_scheduler_factories
 
-    from mixtral_recipes.executors.scheduler import RecipeScheduler, install
+    from mixtral_recipes.executors.slurm.scheduler import RecipeScheduler, install
 
     assert hasattr(local, "LOCAL_JOB_DIRS")
     assert hasattr(slurm, "SLURM_JOB_DIRS")
@@ -52,7 +52,7 @@ def test_submitting_leaves_stdin_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from invoke.context import Context
 
-    from mixtral_recipes.executors.scheduler import own_stdin
+    from mixtral_recipes.executors.slurm.scheduler import own_stdin
 
     ours = io.StringIO("the next line of a shell loop")
     monkeypatch.setattr(sys, "stdin", ours)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import records, runs, slurm_status
-from mixtral_recipes.executors.records import RunRecord
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs import states as runs
+from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm import status as slurm_status
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from nemo_run.run.torchx_backend.schedulers import slurm as nemo_slurm
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState, Role
 
-from mixtral_recipes.executors import slurm_status
-from mixtral_recipes.executors.clusters import Cluster
 from mixtral_recipes.executors.names import check_path
-from mixtral_recipes.executors.records import write_private
-from mixtral_recipes.executors.sbatch import Job, render, secrets_file
+from mixtral_recipes.executors.runs.records import write_private
+from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm.profile import Cluster
+from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 
 RANK_MODULE = "mixtral_recipes.executors.rank"
 _APP_STATES = {

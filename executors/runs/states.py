@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import records, slurm_status
 from mixtral_recipes.executors.names import quote
-from mixtral_recipes.executors.records import RunRecord
-from mixtral_recipes.executors.sbatch import secrets_file
-from mixtral_recipes.executors.slurm_status import FINAL, JobState
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm.sbatch import secrets_file
+from mixtral_recipes.executors.slurm.status import FINAL, JobState
 
 #: Before a job folder is used again: its old end is forgotten, failures and preemptions are counted afresh, and the
 #: secrets, which the last end deleted, come anew from stdin.

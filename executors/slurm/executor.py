@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import mixtral_recipes
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.clusters import Cluster, cluster
+from mixtral_recipes.executors.slurm.profile import Cluster, cluster
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -28,7 +28,7 @@ def slurm_executor(
         cluster_name: A profile in clusters.toml, whose settings are the defaults for ``settings``.
         code: Folders whose working trees are sent along; None sends the checkout this package runs from (nothing for
             an installed wheel).
-        settings: Any field of :class:`mixtral_recipes.executors.clusters.Cluster`.
+        settings: Any field of :class:`mixtral_recipes.executors.slurm.profile.Cluster`.
 
     Raises:
         LaunchError: a setting that is not known or not allowed.
@@ -36,7 +36,7 @@ def slurm_executor(
     import nemo_run as run
 
     from mixtral_recipes.executors.packager import WorkingTreePackager
-    from mixtral_recipes.executors.scheduler import JobSettings, install
+    from mixtral_recipes.executors.slurm.scheduler import JobSettings, install
 
     if nodes < 1 or nproc_per_node < 1:
         raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} starts nothing; use 1 or more.")

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mixtral_recipes.executors import records
-from mixtral_recipes.executors.records import RunRecord
+from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs.records import RunRecord
 
 #: torchrun's prefix: role name and global rank.
 _PREFIX = re.compile(r"^\[[a-z_]*(\d+)\]:")

@@ -8,8 +8,8 @@ import dataclasses
 import os
 from typing import Any
 
-from mixtral_recipes.executors.clusters import Cluster
 from mixtral_recipes.executors.names import check_name, check_path, quote
+from mixtral_recipes.executors.slurm.profile import Cluster
 
 #: What a job inherits from the shell that submits it. Everything else stays behind, secrets above all: Slurm writes the
 #: inherited environment to its state folder.

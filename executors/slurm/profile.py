@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, nearest
-from mixtral_recipes.executors import slurm_status
 from mixtral_recipes.executors.names import check_env, check_name, check_path
+from mixtral_recipes.executors.slurm import status as slurm_status
 
 MODES = ("venv", "pyxis", "apptainer")
 _SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/\[\]-]{0,255}")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors import logs, records, runs, slurm_status
 from mixtral_recipes.executors.names import check_name, check_path, jobs_home
-from mixtral_recipes.executors.records import RunRecord
-from mixtral_recipes.executors.slurm_status import FINAL, JobState, one_line
+from mixtral_recipes.executors.runs import logs, records
+from mixtral_recipes.executors.runs import states as runs
+from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -106,7 +108,7 @@ def _complete(record: RunRecord, job: Any) -> None:
     """Write down where a submitted job is."""
     from nemo_run.core.tunnel.client import SSHTunnel
 
-    from mixtral_recipes.executors.scheduler import tunnel_address
+    from mixtral_recipes.executors.slurm.scheduler import tunnel_address
 
     record.job_dir = job.job_dir
     record.nodes, record.nproc_per_node = job.nnodes(), job.job_details.nproc_per_node

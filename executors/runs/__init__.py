@@ -1,0 +1,1 @@
+"""Runs that were started: records, states, logs."""
