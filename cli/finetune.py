@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli import jobs, options
+from mixtral_recipes.cli.jobs import jobs
+from mixtral_recipes.cli.options import options
 from mixtral_recipes.cli.output import print_json
 
 
@@ -88,7 +89,7 @@ def after(job: jobs.Job, result: dict[str, Any], *, export: bool | None, evaluat
     wanted = job.recipe_name == "mixtral_tiny" if export is None else export
     if not wanted or not result.get("checkpoint"):
         return {}
-    from mixtral_recipes.cli.after_training import asks_questions, export_and_evaluate
+    from mixtral_recipes.cli.jobs.after_training import asks_questions, export_and_evaluate
 
     questions = evaluate if asks_questions(job.recipe.data) else 0
     return export_and_evaluate(job, result["checkpoint"], questions=questions)

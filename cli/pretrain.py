@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli import jobs, options
+from mixtral_recipes.cli.jobs import jobs
+from mixtral_recipes.cli.options import options
 from mixtral_recipes.cli.output import print_json
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli import options
+from mixtral_recipes.cli.options import options
 from mixtral_recipes.cli.output import console, print_json
 from mixtral_recipes.recipes import catalog
 

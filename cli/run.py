@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli import finetune, jobs, options
+from mixtral_recipes.cli import finetune
+from mixtral_recipes.cli.jobs import jobs
+from mixtral_recipes.cli.options import options
 from mixtral_recipes.cli.output import print_json
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.cli import machine, main
+from mixtral_recipes.cli import main
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.system import machine
 
 HEAVY = ("torch", "nemo_run", "megatron", "transformers", "fiddle")
 
@@ -210,7 +211,7 @@ def test_diff_tells_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_completion_of_recipes_and_paths() -> None:
-    from mixtral_recipes.cli.options import complete_override, complete_recipe
+    from mixtral_recipes.cli.options.options import complete_override, complete_recipe
 
     assert complete_recipe("mixtral_8x7b_") == ["mixtral_8x7b_16k", "mixtral_8x7b_64k"]
     assert "trainer.max_steps=" in complete_override("trainer.max")

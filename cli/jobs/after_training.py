@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.cli import jobs
+from mixtral_recipes.cli.jobs import jobs
 from mixtral_recipes.cli.output import console
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.cli import machine
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, LaunchError, RecipeError
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.system import machine
 
 
 @dataclass
