@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from megatron.core.optimizer import OptimizerConfig
 
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.loop import train_step
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.run import TrainingRun, build_run
 
 SEQUENCE = 64

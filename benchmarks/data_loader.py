@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.batches.batch import DataParallelPlace
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus, write_index
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
 def synthetic_corpus(prefix: Path, tokens: int, vocab_size: int) -> Path:

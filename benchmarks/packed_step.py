@@ -21,8 +21,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Sample
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
 def squad_lengths(count: int, seed: int = 0) -> np.ndarray:
@@ -83,12 +83,12 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
     import torch
     from megatron.core.optimizer import OptimizerConfig
 
-    from mixtral_recipes.layout.topology import BatchShape
+    from mixtral_recipes.layout.shapes import BatchShape
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
+    from mixtral_recipes.settings.optim import MegatronOptimizerModule
     from mixtral_recipes.settings.precision import MegatronMixedPrecision
     from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
-    from mixtral_recipes.training.optimizer import MegatronOptimizerModule
     from mixtral_recipes.training.run import build_run
     from mixtral_recipes.training.step import train_step
 

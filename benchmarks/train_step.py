@@ -86,11 +86,11 @@ def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
 
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
-    from mixtral_recipes.peft.lora import LoRA
+    from mixtral_recipes.settings.optim import MegatronOptimizerModule
+    from mixtral_recipes.settings.peft import LoRA
     from mixtral_recipes.settings.precision import MegatronMixedPrecision
     from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
-    from mixtral_recipes.training.optimizer import MegatronOptimizerModule
     from mixtral_recipes.training.run import build_run
     from mixtral_recipes.training.step import train_step
 

@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from mixtral_recipes.data.check.check import Report
-    from mixtral_recipes.data.records.recognise import Recognized
+    from mixtral_recipes.data.recognise import Recognized
 
 app = typer.Typer(
     add_completion=False,
@@ -90,7 +90,7 @@ def check(
     """Look every record over: unusable ones by line, lengths, truncation, duplicates."""
     from mixtral_recipes.cli.output import note, print_json
     from mixtral_recipes.data.check.check import check as check_data
-    from mixtral_recipes.data.records.recognise import recognize
+    from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
 
@@ -122,7 +122,7 @@ def show(
     """Print samples as they are tokenized, with what is learned in colour (in brackets where there is none)."""
     from mixtral_recipes.cli.output import console, note
     from mixtral_recipes.data.batches.batch import Sample
-    from mixtral_recipes.data.records.recognise import recognize
+    from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError, nearest
 

@@ -123,7 +123,9 @@ def resume(run_id: _Id, as_json: _Json = False) -> None:
     if record.executor == "slurm":
         described: dict[str, Any] = {"run": record.id, "job_id": runs.resubmit(record)}
     else:
-        described = runs.restart(record)
+        from mixtral_recipes.executors.launch import restart
+
+        described = restart(record)
     if as_json:
         print(json.dumps(described))
     elif record.executor == "slurm":

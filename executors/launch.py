@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors.names import check_name, jobs_home
-from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.jobs_home import use_jobs_home
+from mixtral_recipes.executors.names import check_name
+from mixtral_recipes.executors.runs import records, states
+from mixtral_recipes.executors.slurm import status
+from mixtral_recipes.executors.stored import RANK_MODULE, load_recipe, store
 
 if TYPE_CHECKING:
     import nemo_run as run
-
-RANK_MODULE = "mixtral_recipes.executors.rank"
 
 
 def launch(
@@ -64,58 +65,10 @@ def launch(
     raise LaunchError(f"executor {executor!r} is not known; use direct, local or a nemo_run Local or Slurm executor.")
 
 
-def use_jobs_home() -> Path:
-    """Point nemo_run at our folder; it reads NEMORUN_HOME when imported, which a recipe already did."""
-    from nemo_run.config import set_nemorun_home
-    from nemo_run.run.torchx_backend.schedulers import local, slurm
-
-    folder = records.private_folder(jobs_home())
-    set_nemorun_home(str(folder))
-    local.LOCAL_JOB_DIRS = str(folder / ".local_jobs.json")
-    slurm.SLURM_JOB_DIRS = str(folder / ".slurm_jobs")
-    return folder
-
-
 def size(recipe: Any) -> tuple[int, int]:
     """Nodes and processes per node that ``recipe.trainer`` asks for; 1 and 1 for a task without a trainer."""
     trainer = getattr(recipe, "trainer", None)
     return int(getattr(trainer, "num_nodes", 1) or 1), int(getattr(trainer, "devices", 1) or 1)
-
-
-def store(recipe: Any, path: Path) -> None:
-    """Write the recipe as fiddle JSON that loads without nemo_run, mode 0600.
-
-    Raises:
-        LaunchError: the recipe holds something that cannot be stored, or that only this script defines.
-    """
-    from fiddle.experimental import serialization
-
-    try:
-        text = serialization.dump_json(_plain(recipe))
-    except Exception as error:
-        raise LaunchError(f"the recipe cannot be stored for its processes: {error}") from error
-    if '"__main__"' in text:
-        raise LaunchError(
-            "the recipe uses a class or function defined in the script itself; move it to a module that the job can "
-            "import, or use run.run(recipe, executor=...), which sends the script along."
-        )
-    records.private_folder(path.parent)
-    records.write_private(path, text)
-
-
-def _plain(recipe: Any) -> Any:
-    """A copy with fiddle's own Config and Partial in place of nemo_run's subclasses of them."""
-    import fiddle as fdl
-    from fiddle import daglish
-
-    def convert(value: Any, state: Any) -> Any:
-        for plain in (fdl.Partial, fdl.Config):
-            if isinstance(value, plain):
-                parts = state.flattened_map_children(value)
-                return plain.__unflatten__(parts.values, parts.metadata)
-        return state.map_children(value) if state.is_traversable(value) else value
-
-    return daglish.MemoizedTraversal.run(convert, recipe)
 
 
 def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
@@ -172,7 +125,7 @@ def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path,
 def _slurm(
     recipe: Any, executor: "run.SlurmExecutor", name: str, run_dir: Path, dry_run: bool, detach: bool
 ) -> dict[str, Any]:
-    from mixtral_recipes.executors.slurm.submit import Task, submit, watch
+    from mixtral_recipes.executors.submit import Task, submit, watch
 
     record = _record(recipe, name, run_dir, "slurm")
     (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)
@@ -205,3 +158,18 @@ def _record(recipe: Any, name: str, run_dir: Path, executor: str) -> records.Run
 def _result(record: records.RunRecord) -> dict[str, Any]:
     """RUN/result.json of this run; a run that wrote none reports only its id."""
     return (records.result(record.run_dir, since=record.created - 1) or {}) | {"run": record.id}
+
+
+def restart(record: records.RunRecord) -> dict[str, Any]:
+    """Start a local run's stored recipe again, in the same run folder, under a new id; return its result.
+
+    Raises:
+        LaunchError: it has not ended, or was started from Python without storing its recipe.
+    """
+    now = states.state(record)
+    if now.state not in status.FINAL:
+        raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
+    stored = Path(record.job_dir or record.path.parent, "recipe.json")
+    if record.executor != "local" or not stored.exists():
+        raise LaunchError(f"run {record.id} ({record.executor}) has no stored recipe; give its command again.")
+    return launch(load_recipe(stored), executor="local", name=record.name, run_dir=Path(record.run_dir))

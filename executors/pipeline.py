@@ -130,8 +130,8 @@ def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.
         LaunchError: a setting that is not allowed, or sbatch refuses a stage; nothing stays queued then.
     """
     from mixtral_recipes.executors.slurm.executor import slurm_executor
-    from mixtral_recipes.executors.slurm.submit import Task
-    from mixtral_recipes.executors.slurm.submit import submit as submit_tasks
+    from mixtral_recipes.executors.submit import Task
+    from mixtral_recipes.executors.submit import submit as submit_tasks
 
     tasks = []
     for stage in pipeline.stages:
@@ -154,7 +154,7 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
     Raises:
         LaunchError: naming the stage that failed, its error, and what was not run.
     """
-    from mixtral_recipes.executors.slurm.submit import how_it_ended
+    from mixtral_recipes.executors.submit import how_it_ended
 
     told: dict[str, str] = {}
     while True:

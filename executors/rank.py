@@ -4,7 +4,6 @@ nemo_run's own entry point (``fdl_runner``) does the first half and costs each r
 seconds; a recipe stored with plain fiddle types needs fiddle only.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -12,36 +11,23 @@ import signal
 import sys
 import time
 import traceback
-import zlib
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
-from mixtral_recipes.executors.runs.records import locked, private_folder, write_json
+from mixtral_recipes.executors.runs.records import locked
+from mixtral_recipes.executors.stored import load_recipe
 from mixtral_recipes.system import quiet
+from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
 from mixtral_recipes.training.guards import watchdog
-
-
-def load(path: Path) -> Any:
-    """The recipe stored in a file, by ``launch`` (fiddle JSON) or by nemo_run (the same, compressed and in base64)."""
-    from fiddle.experimental import serialization
-
-    text = path.read_text()
-    if not text.lstrip().startswith("{"):
-        text = zlib.decompress(base64.urlsafe_b64decode(text)).decode()
-        if '"__main__"' in text or '"__external_main__"' in text:
-            from nemo_run.run.experiment import maybe_load_external_main
-
-            maybe_load_external_main(str(path.parent.parent.parent))
-    return serialization.load_json(text)
 
 
 def call(path: Path) -> None:
     """Build the recipe stored in ``path`` and call it."""
     import fiddle as fdl
 
-    recipe = load(path)
+    recipe = load_recipe(path)
     rank = int(os.environ.get("RANK", "0"))
     with contextlib.ExitStack() as stack:
         log = getattr(recipe, "log", None)

@@ -51,30 +51,10 @@ def parse_source(source: str) -> Path | HubId:
     return HubId(repo, revision or None)
 
 
-def resolve(source: str) -> Path:
-    """A Megatron checkpoint folder for any way of naming a model, importing it first where that is needed.
-
-    Args:
-        source: ``nemo://ID`` (a finished import under `models_home`), ``hf://ID[@revision]`` or ``hf://path`` (imported
-            once, then reused), or the path of a checkpoint folder or of a Hugging Face folder (imported likewise).
-
-    Raises:
-        CheckpointError: nothing is there.
-    """
-    if source.startswith("nemo://"):
-        return _finished(source.removeprefix("nemo://"))
-    path = Path(source).expanduser()
-    if not source.startswith("hf://") and (path / "manifest.json").is_file():
-        return path.resolve()
-    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-
-    return import_checkpoint(source)
-
-
 def checkpoint(text: str) -> Path:
     """A checkpoint that is already there: ``nemo://ID``, or a folder."""
     if text.startswith("nemo://"):
-        return _finished(text.removeprefix("nemo://"))
+        return finished(text.removeprefix("nemo://"))
     if "://" in text:
         raise CheckpointError(f"{text}: a checkpoint folder or nemo://ID is needed here.")
     path = Path(text).expanduser()
@@ -83,7 +63,7 @@ def checkpoint(text: str) -> Path:
     return path.resolve()
 
 
-def _finished(name: str) -> Path:
+def finished(name: str) -> Path:
     """The newest finished import called ``name``, or ``name@revision``."""
     exact = models_home() / name
     if (exact / "manifest.json").is_file():

@@ -6,6 +6,9 @@ Every name is loaded when it is first used (PEP 562): importing this package loa
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.settings.classes import PUBLIC as _PUBLIC
+from mixtral_recipes.settings.classes import load as _load
+
 if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import evaluate as evaluate
     from mixtral_recipes.api import export_ckpt as export_ckpt
@@ -14,8 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import import_ckpt as import_ckpt
     from mixtral_recipes.api import pretrain as pretrain
     from mixtral_recipes.api import validate as validate
-    from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint as ModelCheckpoint
-    from mixtral_recipes.data.batches.packing import PackedSequenceSpecs as PackedSequenceSpecs
+    from mixtral_recipes.data.modules.chat import ChatDataModule as ChatDataModule
     from mixtral_recipes.data.modules.finetuning import FineTuningDataModule as FineTuningDataModule
     from mixtral_recipes.data.modules.mock import MockDataModule as MockDataModule
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule as PreTrainingDataModule
@@ -27,7 +29,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.models.config import MixtralConfig8x22B as MixtralConfig8x22B
     from mixtral_recipes.models.config import MixtralConfigTiny as MixtralConfigTiny
     from mixtral_recipes.models.config import MixtralModel as MixtralModel
-    from mixtral_recipes.peft.lora import LoRA as LoRA
     from mixtral_recipes.recipes import mixtral_8x3b as mixtral_8x3b
     from mixtral_recipes.recipes import mixtral_8x7b as mixtral_8x7b
     from mixtral_recipes.recipes import mixtral_8x7b_16k as mixtral_8x7b_16k
@@ -36,73 +37,32 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
     from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
     from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
+    from mixtral_recipes.settings.checkpoint import ModelCheckpoint as ModelCheckpoint
+    from mixtral_recipes.settings.data import PackedSequenceSpecs as PackedSequenceSpecs
+    from mixtral_recipes.settings.log import MLFlowLogger as MLFlowLogger
+    from mixtral_recipes.settings.log import NeMoLogger as NeMoLogger
+    from mixtral_recipes.settings.log import TensorBoardLogger as TensorBoardLogger
+    from mixtral_recipes.settings.log import WandbLogger as WandbLogger
+    from mixtral_recipes.settings.optim import CosineAnnealingScheduler as CosineAnnealingScheduler
+    from mixtral_recipes.settings.optim import MegatronOptimizerModule as MegatronOptimizerModule
+    from mixtral_recipes.settings.peft import DoRA as DoRA
+    from mixtral_recipes.settings.peft import LoRA as LoRA
     from mixtral_recipes.settings.precision import MegatronMixedPrecision as MegatronMixedPrecision
     from mixtral_recipes.settings.resume import AutoResume as AutoResume
     from mixtral_recipes.settings.resume import RestoreConfig as RestoreConfig
     from mixtral_recipes.settings.trainer import MegatronStrategy as MegatronStrategy
     from mixtral_recipes.settings.trainer import Trainer as Trainer
-    from mixtral_recipes.training.optimizer import CosineAnnealingScheduler as CosineAnnealingScheduler
-    from mixtral_recipes.training.optimizer import MegatronOptimizerModule as MegatronOptimizerModule
     from mixtral_recipes.training.watch.callbacks import GarbageCollectionCallback as GarbageCollectionCallback
     from mixtral_recipes.training.watch.callbacks import MegatronCommOverlapCallback as MegatronCommOverlapCallback
     from mixtral_recipes.training.watch.callbacks import MegatronTokenDropCallback as MegatronTokenDropCallback
     from mixtral_recipes.training.watch.callbacks import PreemptionCallback as PreemptionCallback
     from mixtral_recipes.training.watch.callbacks import TimingCallback as TimingCallback
-    from mixtral_recipes.training.watch.log import MLFlowLogger as MLFlowLogger
-    from mixtral_recipes.training.watch.log import NeMoLogger as NeMoLogger
-    from mixtral_recipes.training.watch.log import TensorBoardLogger as TensorBoardLogger
-    from mixtral_recipes.training.watch.log import WandbLogger as WandbLogger
     from mixtral_recipes.training.watch.profiling import MemoryProfileCallback as MemoryProfileCallback
     from mixtral_recipes.training.watch.profiling import NsysCallback as NsysCallback
     from mixtral_recipes.training.watch.profiling import PytorchProfilerCallback as PytorchProfilerCallback
 
 __version__ = "0.1.0"
 
-# name -> module; recipe modules stand for themselves.
-_NAMES = {
-    "pretrain": "api",
-    "finetune": "api",
-    "validate": "api",
-    "import_ckpt": "api",
-    "export_ckpt": "api",
-    "generate": "api",
-    "evaluate": "api",
-    "MixtralModel": "models.config",
-    "MixtralConfig": "models.config",
-    "MixtralConfig8x3B": "models.config",
-    "MixtralConfig8x7B": "models.config",
-    "MixtralConfig8x22B": "models.config",
-    "MixtralConfigTiny": "models.config",
-    "Trainer": "training.trainer",
-    "MegatronStrategy": "training.trainer",
-    "MegatronMixedPrecision": "training.precision",
-    "MegatronOptimizerModule": "training.optimizer",
-    "CosineAnnealingScheduler": "training.optimizer",
-    "MockDataModule": "data.mock",
-    "SquadDataModule": "data.squad",
-    "FineTuningDataModule": "data.finetuning",
-    "PreTrainingDataModule": "data.pretraining",
-    "ChatDataModule": "data.chat",
-    "PackedSequenceSpecs": "data.packing",
-    "LoRA": "peft.lora",
-    "DoRA": "peft.dora",
-    "AutoResume": "training.resume",
-    "RestoreConfig": "training.resume",
-    "ModelCheckpoint": "training.checkpoint",
-    "NeMoLogger": "training.metrics",
-    "TensorBoardLogger": "training.metrics",
-    "WandbLogger": "training.metrics",
-    "MLFlowLogger": "training.metrics",
-    "TimingCallback": "training.callbacks",
-    "GarbageCollectionCallback": "training.callbacks",
-    "MegatronCommOverlapCallback": "training.callbacks",
-    "MegatronTokenDropCallback": "training.callbacks",
-    "PreemptionCallback": "training.callbacks",
-    "NsysCallback": "training.profiling",
-    "PytorchProfilerCallback": "training.profiling",
-    "MemoryProfileCallback": "training.profiling",
-    "Topology": "topology",
-}
 _RECIPES = (
     "mixtral_8x7b",
     "mixtral_8x7b_16k",
@@ -114,12 +74,12 @@ _RECIPES = (
     "mixtral_tiny",
 )
 
-__all__ = ["__version__", *_NAMES, *_RECIPES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_PUBLIC, *_RECIPES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    if name in _PUBLIC:
+        value = _load(name)
     elif name in _RECIPES:
         value = importlib.import_module(f"{__name__}.recipes.{name}")
     else:

@@ -5,22 +5,23 @@ from typing import Any
 
 import torch
 
-from mixtral_recipes.checkpoints.checkpointer import clear_leftovers
+from mixtral_recipes.checkpoints.folder import clear_leftovers
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralModel
-from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.reports.page import write_report_of
+from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.run import check_layout
 from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
 from mixtral_recipes.training.watch.environment import describe_environment
-from mixtral_recipes.training.watch.log import NeMoLogger, RunLog
+from mixtral_recipes.training.watch.log import RunLog
 
 __all__ = [
     "evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "load_tokenizer", "pretrain", "restore_source",

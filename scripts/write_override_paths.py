@@ -15,7 +15,7 @@ import mixtral_recipes as llm
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.system import quiet
 
-TARGET = Path(__file__).resolve().parents[1] / "mixtral_recipes" / "recipes" / "override_paths.py"
+TARGET = Path(__file__).resolve().parents[1] / "mixtral_recipes" / "overrides" / "completion.py"
 HEAD = '''"""Every setting's dotted path, for shell completion. Written by scripts/write_override_paths.py."""
 
 # part of a recipe -> its settings

@@ -60,7 +60,7 @@ def layouts(entry: catalog.RecipeEntry) -> str:
     rows = ["| task | GPU | nodes x GPUs | layout | memory per GPU | why |", "|---|---|--:|---|--:|---|"]
     for key, layout in entry.layouts.items():
         task, _, hardware = key.partition("@")
-        memory = footprint.of_layout(entry, task, layout).total
+        memory = entry.footprint(task, layout).total
         gpu = hardware or "h100"
         room = catalog.HARDWARE[gpu][0]
         rows.append(

@@ -191,7 +191,7 @@ def _data(spec: str, replaced: Any) -> tuple[Any, str]:
     """
     import nemo_run as run
 
-    from mixtral_recipes.data.records.recognise import recognize
+    from mixtral_recipes.data.recognise import recognize
 
     found = recognize(spec)
     if found.source is not None and found.source.files:
@@ -271,9 +271,9 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
 
 def describe(job: Job) -> str:
     """A job in one line."""
-    from mixtral_recipes.overrides.preflight import topology_of
+    from mixtral_recipes.layout.topology import Topology
 
-    topology = topology_of(job.recipe)
+    topology = Topology.of(job.recipe.trainer)
     return (
         f"{job.recipe_name}.{job.task}: {topology.world_size} process(es), {topology.describe()}, "
         f"{job.recipe.trainer.max_steps} steps, run folder {job.run_dir}"

@@ -7,11 +7,9 @@ A record is ``<home>/runs/<id>/run.json``. A rank's end is ``<job folder>/attemp
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from mixtral_recipes.errors import LaunchError, nearest
 from mixtral_recipes.executors.names import check_name, home
+from mixtral_recipes.system.files import private_folder, read_json, write_json
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection refused|socket closed|remote process exited|"
@@ -70,46 +69,9 @@ def runs_folder() -> Path:
     return home() / "runs"
 
 
-def private_folder(path: Path) -> Path:
-    """Create a folder, and any parent that is missing, for its owner only (mkdir's mode leaves parents open)."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
 def new_id(name: str) -> str:
     """An id nobody else has: the checked name and six random hex digits."""
     return f"{check_name(name)}-{secrets.token_hex(3)}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name with mode 0600, then rename it into place."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "w") as file:
-            json.dump(value, file, indent=1)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a text file that only its owner may read, never through a link or onto an older file's mode."""
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or None when it is missing or half-written."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def all_records() -> list[RunRecord]:

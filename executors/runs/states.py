@@ -155,24 +155,6 @@ def resubmit(record: RunRecord) -> str:
     return record.job_id
 
 
-def restart(record: RunRecord) -> dict[str, Any]:
-    """Start a local run's stored recipe again, in the same run folder, under a new id; return its result.
-
-    Raises:
-        LaunchError: it has not ended, or was started from Python without storing its recipe.
-    """
-    now = state(record)
-    if now.state not in FINAL:
-        raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
-    stored = Path(record.job_dir or record.path.parent, "recipe.json")
-    if record.executor != "local" or not stored.exists():
-        raise LaunchError(f"run {record.id} ({record.executor}) has no stored recipe; give its command again.")
-    from mixtral_recipes.executors.launch import launch
-    from mixtral_recipes.executors.rank import load
-
-    return launch(load(stored), executor="local", name=record.name, run_dir=Path(record.run_dir))
-
-
 def fetch(record: RunRecord) -> None:
     """Bring logs and history of a run behind ssh into its local job folder; nothing to do for any other run."""
     if not record.ssh:

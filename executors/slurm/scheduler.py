@@ -19,12 +19,12 @@ from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState, Role
 
 from mixtral_recipes.executors.names import check_path
-from mixtral_recipes.executors.runs.records import write_private
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
+from mixtral_recipes.executors.stored import RANK_MODULE
+from mixtral_recipes.system.files import write_private
 
-RANK_MODULE = "mixtral_recipes.executors.rank"
 _APP_STATES = {
     "pending": AppState.PENDING, "running": AppState.RUNNING, "succeeded": AppState.SUCCEEDED,
     "failed": AppState.FAILED, "cancelled": AppState.CANCELLED, "preempted": AppState.FAILED,

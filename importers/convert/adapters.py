@@ -1,7 +1,7 @@
 """Adapters merged into their base while a model is exported, row by row: no model, no second copy.
 
-An adapter checkpoint records its base and its scheme (`checkpoints/checkpointer.py`); its tensors are named after the layer
-they adapt (`peft/lora.py`): ``decoder.layers.3.mlp.experts.5.linear_fc1.adapter.lora_a``.
+An adapter checkpoint records its base and its scheme; its tensors are named after the layer they adapt
+(`peft/names.py`): ``decoder.layers.3.mlp.experts.5.linear_fc1.adapter.lora_a``.
 """
 
 import functools

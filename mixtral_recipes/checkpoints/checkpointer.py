@@ -7,15 +7,13 @@ every layout can read it.
 
 import dataclasses
 import itertools
-import json
 import os
-import shutil
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints import retention
+from mixtral_recipes.checkpoints.folder import facts_or_none, list_checkpoints, read_run_facts
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.fp8 import take_all
 from mixtral_recipes.checkpoints.fp8_state import fp8_key, fp8_state, set_fp8_state
@@ -23,7 +21,6 @@ from mixtral_recipes.checkpoints.save import Destination, HostCopy, Save
 from mixtral_recipes.checkpoints.shards import (
     Shard,
     model_shards,
-    model_state,
     optimizer_shards,
     parts_of,
     write_shares,
@@ -36,38 +33,12 @@ from mixtral_recipes.checkpoints.state import (
     set_steps,
     torch_bytes,
 )
-from mixtral_recipes.errors import CheckpointError, RecipeError
-from mixtral_recipes.system.ranks import first, gathered, rank_and_size
-
-__all__ = ["Checkpointer", "ModelCheckpoint", "Position", "list_checkpoints", "load_model", "model_state"]
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 LATEST = "latest"
 _COMMON = "common_state/shard_0_1"  # as Megatron names its one shared object
-
-
-@dataclass
-class ModelCheckpoint:
-    """When checkpoints are written and which are kept, in NeMo's spelling.
-
-    Attributes:
-        monitor: Metric that ranks checkpoints.
-        mode: ``"min"`` or ``"max"``.
-        save_last: Whether the run's end (or stop) is always saved.
-        save_top_k: How many of the best are kept besides the newest; -1 keeps all, 0 none.
-        every_n_train_steps: Steps between checkpoints; None: by time, or at the end only.
-        train_time_interval: Time between checkpoints.
-        filename: Folder name; ``{model_name}``, ``{val_loss}``, ``{step}`` and ``{consumed_samples}`` are filled in.
-        max_disk_gb: Most the run's checkpoints may take together, in 1e9 bytes; the worst go first. None: no limit.
-    """
-
-    monitor: str = "val_loss"
-    mode: str = "min"
-    save_last: bool | str = True
-    save_top_k: int = 3
-    every_n_train_steps: int | None = None
-    train_time_interval: timedelta | None = None
-    filename: str = "{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"
-    max_disk_gb: float | None = None
 
 
 @dataclass
@@ -83,18 +54,6 @@ class Position:
     step: int = 0
     consumed_samples: int = 0
     skipped_steps: int = 0
-
-
-def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -> None:
-    """Read weights into a model from a checkpoint folder written under any layout.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint, or lacks a tensor of this model.
-    """
-    weights = folder / "weights"
-    if not weights.is_dir():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no weights folder.")
-    StoredWeights(weights).read_into(model_shards(model, adapters_only=adapters_only))
 
 
 class Checkpointer:
@@ -265,7 +224,7 @@ class Checkpointer:
             retention.delete(kept.path)
 
     def _kept(self) -> list[retention.Kept]:
-        return [self._judge(path) for path in list_checkpoints(self.folder) if _facts_or_none(path)]
+        return [self._judge(path) for path in list_checkpoints(self.folder) if facts_or_none(path)]
 
     def _judge(self, path: Path) -> retention.Kept:
         facts = read_run_facts(path)
@@ -304,49 +263,3 @@ class Checkpointer:
         shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
         stored.read_into(shards)
         set_steps(self._optimizer, stored.read_object(_COMMON)[0]["optimizer"]["step"])
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove what killed runs left half-written; call it while holding the folder's lock. All ranks call it."""
-
-    def remove() -> None:
-        for pattern in (".*.partial", ".*.replaced", ".*.deleted"):
-            for path in folder.glob(pattern):
-                final = folder / path.name[1:].removesuffix(".replaced")
-                if pattern == ".*.replaced" and not final.exists():
-                    path.rename(final)  # killed between moving the old one away and the new one in
-                else:
-                    shutil.rmtree(path, ignore_errors=True)
-
-    first(remove)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, oldest first; one whose step cannot be read stands last, to be looked at."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
-    return sorted(found, key=lambda path: ((_facts_or_none(path) or {}).get("step", float("inf")), path.name))
-
-
-def _facts_or_none(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        return read_run_facts(checkpoint)
-    except CheckpointError:
-        return None
-
-
-def read_run_facts(checkpoint: Path) -> dict[str, Any]:
-    """What ``context/run.json`` says: step, consumed_samples, world_size, metrics and the run's own facts.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    path = checkpoint / "context" / "run.json"
-    try:
-        facts = json.loads(path.read_text())
-        if isinstance(facts["step"], int) and isinstance(facts["consumed_samples"], int):
-            return facts
-        raise TypeError("step is no number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error

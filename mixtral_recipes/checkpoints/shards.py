@@ -18,7 +18,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.fp8 import StandIn
-from mixtral_recipes.peft.lora import adapters_of
+from mixtral_recipes.peft.adapter import adapters_of
 
 Shape = tuple[int, ...]
 

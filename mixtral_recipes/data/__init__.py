@@ -6,14 +6,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixtral_recipes.data.records.recognise import Recognized, recognize
+    from mixtral_recipes.data.recognise import Recognized, recognize
 
 __all__ = ["Recognized", "recognize"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from mixtral_recipes.data.records import recognise as recognition
+        from mixtral_recipes.data import recognise as recognition
 
         return getattr(recognition, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,13 @@ the memory to spare is a candidate, not a promise. Every figure is in GB of 10^9
                  and up 2 f, product f), 2 h with recomputation; times the layers in flight
     logits       10 bytes per token and vocabulary entry on the last stage (bf16, and fp32 for the loss)
 
-``python -m mixtral_recipes.layout.footprint`` prints every layout.
+``scripts/print_footprints.py`` prints every layout.
 """
 
 from dataclasses import dataclass
 
-from mixtral_recipes.layout.topology import ModelShape, Topology
-from mixtral_recipes.recipes.catalog import CATALOG, HARDWARE, Layout, RecipeEntry
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.topology import Topology
 
 _TOP_K = 2
 
@@ -93,32 +93,3 @@ def _activations(shape: ModelShape, topology: Topology, seq_length: int, recompu
     logits = tokens * 10 * shape.vocab_size if pp == 1 else 0.0
     stored = tokens * in_flight * (2 * h if recompute else layer)
     return stored + (tokens * layer if recompute else 0.0) + logits
-
-
-def of_layout(entry: RecipeEntry, task: str, layout: Layout) -> Footprint:
-    """The footprint of one of a recipe's layouts."""
-    pretrains = task in ("pretrain", "performance")
-    return footprint(
-        entry.shape,
-        layout.topology,
-        seq_length=entry.seq_length if pretrains else entry.finetune_seq_length,
-        recompute=layout.recompute,
-        trains_all=task != "peft",
-    )
-
-
-def main() -> None:
-    """Print every layout's footprint, with what the GPU holds."""
-    for entry in CATALOG.values():
-        for key, layout in entry.layouts.items():
-            task, _, hardware = key.partition("@")
-            found = of_layout(entry, task, layout)
-            print(
-                f"{entry.name:18} {key:15} {layout.topology.world_size:4} GPUs  {layout.topology.describe():38} "
-                f"w {found.weights:6.1f} g {found.gradients:6.1f} o {found.optimizer:6.1f} a {found.activations:6.1f} "
-                f"= {found.total:6.1f} of {HARDWARE[hardware or 'h100'][0]} GB"
-            )
-
-
-if __name__ == "__main__":
-    main()

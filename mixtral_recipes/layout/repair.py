@@ -6,7 +6,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology, divisors, sizes, token_slices
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.rules import violations
+from mixtral_recipes.layout.shapes import BatchShape, ModelShape
+from mixtral_recipes.layout.topology import Topology, divisors, sizes, token_slices
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,18 @@ class Repair:
     model: ModelShape
     batch: BatchShape
     settings: tuple[str, ...]
+
+
+def check_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> None:
+    """Refuse a layout that cannot run.
+
+    Raises:
+        RecipeError: names every broken rule, and the settings that repair them all on as many processes.
+    """
+    found = violations(layout, model, batch)
+    if found:
+        fix = repair(layout, model, batch)
+        raise RecipeError(" ".join(found) + (f" To repair: {' '.join(fix.settings)}" if fix else ""))
 
 
 @functools.lru_cache(maxsize=128)
@@ -59,7 +74,7 @@ def repair(layout: Topology, model: ModelShape, batch: BatchShape) -> Repair | N
 
 def nearest_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> Topology | None:
     """The layout nearest to this one that allows this very batch; None if there is none."""
-    valid = (other for other in _layouts(layout, model) if not other.violations(model, batch))
+    valid = (other for other in _layouts(layout, model) if not violations(other, model, batch))
     return min(valid, key=functools.partial(_distance, layout), default=None)
 
 
@@ -72,7 +87,7 @@ def _nearest_with_batch(layout: Topology, model: ModelShape, batch: BatchShape) 
         changed, factor = _distance(layout, other)
         growth = fixed.global_batch_size / max(batch.global_batch_size, 1)
         cost = (changed + len(list(_changes(batch, fixed))), factor + growth)
-        if (best is None or cost < best[0]) and not other.violations(wide, fixed):
+        if (best is None or cost < best[0]) and not violations(other, wide, fixed):
             best = (cost, other, fixed)
     return (best[1], best[2]) if best else (None, batch)
 

@@ -63,8 +63,9 @@ def split_sequence_attention(
 ) -> Tensor:
     """`causal_attention` of sequences whose tokens are spread over the context-parallel ranks.
 
-    Every rank holds one chunk from the front of each sequence and one from the back (`data/batches/context_parallel.py`).
-    Keys and values are gathered; in the backward pass their gradients are summed and scattered back.
+    Every rank holds one chunk from the front of each sequence and one from the back
+    (`data/batches/context_parallel.py`). Keys and values are gathered; in the backward pass their gradients are summed
+    and scattered back.
 
     Args:
         query: [s, b, n, d]: this rank's front chunk, then its back chunk.

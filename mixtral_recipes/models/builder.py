@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.layer_specs import block_spec
@@ -46,12 +47,6 @@ def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -
         ),
         **overrides,
     )
-
-
-def padded_vocab_size(config: MixtralConfig) -> int:
-    """The vocabulary rounded up so that every tensor-parallel rank holds an equal share."""
-    unit = config.make_vocab_size_divisible_by * config.tensor_model_parallel_size
-    return -(-config.vocab_size // unit) * unit
 
 
 def build_model(
@@ -126,7 +121,7 @@ def _build_chunk(
     return MixtralGPT(
         config=config,
         transformer_layer_spec=spec,
-        vocab_size=padded_vocab_size(config),
+        vocab_size=ModelShape.of(config).padded_vocab_size(config.tensor_model_parallel_size),
         max_sequence_length=config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -19,7 +19,7 @@ from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
 
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides import values
-from mixtral_recipes.settings import classes as targets
+from mixtral_recipes.settings import classes
 
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")
@@ -248,7 +248,7 @@ def _object(node: ast.AST, path: str) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     spelled = ast.unparse(node.func if isinstance(node, ast.Call) else node)
-    config = run.Config(targets.find(spelled, "classes", path))
+    config = run.Config(classes.find(spelled, "classes", path))
     for name, value in _arguments(node, path).items():
         set_value(config, name, value)  # pyright: ignore[reportArgumentType]
     return config

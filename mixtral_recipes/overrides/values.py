@@ -13,20 +13,14 @@ from typing import Any
 
 import fiddle as fdl
 import torch
-from fiddle.experimental import serialization
 from nemo_run.cli.cli_parser import CLIException, type_parser
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.settings import classes as targets
+from mixtral_recipes.settings import classes
+from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run X | None
 
-# nemo_run's parser reads such text as a class to import; ours names classes by the table in `targets` only.
+# nemo_run's parser reads such text as a class to import; ours names classes by the table in `settings.classes` only.
 _IMPORTS = ("Config", "Partial", "<Config", "<Partial")
-
-# nemo_run sends recipes to its processes as fiddle JSON, which needs to know dtypes by name.
-for _name in targets.DTYPES:
-    serialization.register_constant("torch", _name, compare_by_identity=False)
-
-type_parser.register_parser(types.UnionType)(type_parser.parse_union)  # pyright: ignore[reportArgumentType]
 
 
 def dtype(text: str, where: str) -> torch.dtype:
@@ -38,8 +32,8 @@ def dtype(text: str, where: str) -> torch.dtype:
     short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     name = text.removeprefix("torch.")
     name = short.get(name, name)
-    if name not in targets.DTYPES:
-        raise RecipeError(f"{where}={text}: no such dtype. Valid: {', '.join(targets.DTYPES)}.")
+    if name not in classes.DTYPES:
+        raise RecipeError(f"{where}={text}: no such dtype. Valid: {', '.join(classes.DTYPES)}.")
     return getattr(torch, name)
 
 
@@ -87,7 +81,7 @@ def _parse_as(text: str, option: Any, where: str) -> Any:
     if option is torch.dtype:
         return dtype(text, where)
     if _is_callable(option):
-        return targets.find(text, "functions", where)
+        return classes.find(text, "functions", where)
     if isinstance(option, type) and issubclass(option, enum.Enum):
         return enum_member(text, option)
     origin = typing.get_origin(option) or option
@@ -184,7 +178,7 @@ def describe(annotation: Any) -> str:
         elif isinstance(origin, type) and issubclass(origin, enum.Enum):
             parts.append("one of " + ", ".join(origin.__members__))
         elif _is_callable(option):
-            parts.append("one of " + ", ".join(targets.FUNCTIONS))
+            parts.append("one of " + ", ".join(classes.FUNCTIONS))
         elif origin in (list, tuple):
             parts.append("a list")
         else:

@@ -8,7 +8,7 @@
     _partial_: true
     trainer: {_target_: mixtral_recipes.settings.trainer.Trainer, ...}
 
-Reading a file runs nothing: classes are looked up in the table in `targets`, everything else is plain data.
+Reading a file runs nothing: classes are looked up in the table in `settings.classes`, everything else is plain data.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from mixtral_recipes.overrides import loading, values
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.plain_yaml import load_plain
 from mixtral_recipes.recipes import catalog
-from mixtral_recipes.settings import classes as targets
+from mixtral_recipes.settings import classes
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
 _FROM = "recipe"  # in a full file: which recipe it was written from
@@ -50,7 +50,7 @@ def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
     if name is not None and not isinstance(name, str):
         raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
     if _TARGET in data:
-        task = targets.find(data[_TARGET], "tasks", _TARGET).__name__
+        task = classes.find(data[_TARGET], "tasks", _TARGET).__name__
         return (name or path.stem).partition(".")[0], task
     if name is None:
         raise RecipeError("names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
@@ -93,7 +93,7 @@ def _full(data: dict[str, Any], task: str) -> run.Partial[Any]:
     data.pop(_TARGET)
     if data.pop(_PARTIAL, True) is not True:
         raise RecipeError(f"{_PARTIAL} must be true.")
-    recipe = run.Partial(targets.find(task, "tasks", _TARGET))
+    recipe = run.Partial(classes.find(task, "tasks", _TARGET))
     for key, value in data.items():
         _set(recipe, key, value, key)
     return recipe
@@ -138,7 +138,7 @@ def _set(holder: Any, key: str, value: Any, where: str) -> None:
     if "." in key:
         raise RecipeError(f"{where}: write settings nested, not dotted.")
     overrides.locate(holder, key, where)  # refuses an unknown setting
-    if key in targets.NAMES_CODE and value is not None:
+    if key in classes.NAMES_CODE and value is not None:
         raise RecipeError(f"{where}: {value!r} names code to import, which a recipe file may not; set it from Python.")
     built = _build(value, where)
     wanted = overrides.annotation(holder, key)
@@ -158,7 +158,7 @@ def _build(value: Any, where: str) -> Any:
         return _constant(value[_TARGET], where)
     if value.get(_CALL, True) is not True or value.get(_PARTIAL, False) is not False:
         raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} do not go with {value[_TARGET]!r}.")
-    config = run.Config(targets.find(value[_TARGET], "classes", where))
+    config = run.Config(classes.find(value[_TARGET], "classes", where))
     for key, item in arguments.items():
         _set(config, key, item, f"{where}.{key}")
     return config
@@ -166,9 +166,9 @@ def _build(value: Any, where: str) -> Any:
 
 def _constant(spelling: Any, where: str) -> Any:
     """nemo_run's way of writing a dtype or a function."""
-    if isinstance(spelling, str) and spelling.removeprefix("torch.") in targets.DTYPES:
+    if isinstance(spelling, str) and spelling.removeprefix("torch.") in classes.DTYPES:
         return values.dtype(spelling, where)
-    return targets.find(spelling, "functions", where)
+    return classes.find(spelling, "functions", where)
 
 
 def write_recipe(recipe: run.Partial[Any], path: Path, *, name: str | None = None) -> None:
@@ -198,7 +198,7 @@ def to_yaml(recipe: run.Partial[Any], *, name: str | None = None) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, fdl.Buildable):
-        head: dict[str, Any] = {_TARGET: targets.spelling_of(fdl.get_callable(value))}
+        head: dict[str, Any] = {_TARGET: classes.spelling_of(fdl.get_callable(value))}
         if isinstance(value, fdl.Partial):
             head[_PARTIAL] = True
         return head | {key: _plain(item) for key, item in fdl.ordered_arguments(value).items()}
@@ -215,5 +215,5 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if callable(value):
-        return targets.spelling_of(value)
+        return classes.spelling_of(value)
     raise RecipeError(f"{type(value).__name__} {value!r} cannot be written to a recipe file; use run.Config(...).")

@@ -12,7 +12,7 @@ Shape suffixes in comments: t tokens, r the adapter's dim.
 import math
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed import ProcessGroup
 
 from mixtral_recipes.errors import RecipeError
-
-if TYPE_CHECKING:
-    from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.peft import LoRA
 
 
 class Adapter(nn.Module):
@@ -48,7 +46,7 @@ class Adapter(nn.Module):
         config: The model's configuration.
     """
 
-    def __init__(self, scheme: "LoRA", name: str, weight: Tensor, *, column: bool, config: Any) -> None:
+    def __init__(self, scheme: LoRA, name: str, weight: Tensor, *, column: bool, config: Any) -> None:
         super().__init__()
         self.key = f"{name}.adapter"
         self.layer_name = name
@@ -73,7 +71,7 @@ class Adapter(nn.Module):
             "lora_b": self.lora_b.dim() - 2 if self.column else None,
         }
 
-    def _initialize(self, scheme: "LoRA") -> None:
+    def _initialize(self, scheme: LoRA) -> None:
         """Draw A from a generator seeded by the layer's name: the same start under every topology."""
         if self.lora_a.is_meta:
             return

@@ -1,27 +1,12 @@
 """DoRA: LoRA that learns the length of each weight row apart from its direction."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixtral_recipes.peft.adapter import Adapter
-from mixtral_recipes.peft.lora import LoRA
-
-
-@dataclass
-class DoRA(LoRA):
-    """Weight-decomposed low-rank adaptation: ``y = m * (W + s B A) x / |W + s B A|``, m, A and B trained.
-
-    The norm is taken of each row and held constant in the backward pass, as the paper proposes and peft does.
-
-    Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, section 4.3.
-    """
-
-    def make_adapter(self, name: str, weight: Tensor, *, column: bool, config: Any) -> Adapter:
-        """The adapter of one weight."""
-        return DoRAAdapter(self, name, weight, column=column, config=config)
+from mixtral_recipes.settings.peft import LoRA
 
 
 class DoRAAdapter(Adapter):

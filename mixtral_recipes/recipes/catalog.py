@@ -1,15 +1,17 @@
 """Every recipe in one static table: its model, its default parallel layouts and why. Pure Python: loads no torch.
 
 Recipe modules take their layouts from here, and so do `recipes list`, completion and the documentation's tables; a
-test checks the table against the code. The memory figures behind each layout are computed by `footprint`; run
-``python -m mixtral_recipes.layout.footprint`` to see them.
+test checks the table against the code. The memory figures behind each layout are computed by `layout/footprint.py`; run
+``python scripts/print_footprints.py`` to see them.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.layout.topology import ModelShape, Topology
+from mixtral_recipes.layout.footprint import Footprint, footprint
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.topology import Topology
 
 TASKS = ("pretrain", "finetune")
 PRECISIONS = ("bf16", "fp8")
@@ -89,6 +91,17 @@ class RecipeEntry:
                 if found:
                     return _on_nodes_of(found, hardware)
         raise RecipeError(f"{self.name} has no layout for {task!r}.")
+
+    def footprint(self, task: str, layout: Layout) -> Footprint:
+        """Memory per GPU of one of the recipe's layouts; ``task`` as in `layout`."""
+        pretrains = task in ("pretrain", "performance")
+        return footprint(
+            self.shape,
+            layout.topology,
+            seq_length=self.seq_length if pretrains else self.finetune_seq_length,
+            recompute=layout.recompute,
+            trains_all=task != "peft",
+        )
 
 
 def _on_nodes_of(layout: Layout, hardware: str) -> Layout:

@@ -12,21 +12,20 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 
-from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.overrides import values  # noqa: F401  # teaches nemo_run dtypes and X | None
-from mixtral_recipes.peft.dora import DoRA
-from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
+from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run dtypes, X | None
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.data import PackedSequenceSpecs
+from mixtral_recipes.settings.log import NeMoLogger, TensorBoardLogger
+from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
-from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.training.watch.callbacks import TimingCallback
-from mixtral_recipes.training.watch.log import NeMoLogger, TensorBoardLogger
 
 PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 
@@ -52,7 +51,7 @@ def trainer(
     """
     strategy = run.Config(
         MegatronStrategy,
-        **parallel_sizes(topology),
+        **topology.settings(),
         pipeline_dtype=pipeline_dtype,
         gradient_as_bucket_view=True,
         ckpt_async_save=True,
@@ -102,19 +101,6 @@ def finetune_trainer(layout: Layout, num_nodes: int | None, num_gpus_per_node: i
     config.strategy.ckpt_load_strictness = "log_all"
     config.strategy.ddp.overlap_grad_reduce = config.strategy.ddp.overlap_param_gather = False
     return config
-
-
-def parallel_sizes(topology: Topology) -> dict[str, Any]:
-    """A topology as MegatronStrategy's arguments."""
-    return {
-        "tensor_model_parallel_size": topology.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": topology.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": topology.virtual_pipeline_model_parallel_size,
-        "context_parallel_size": topology.context_parallel_size,
-        "sequence_parallel": topology.sequence_parallel,
-        "expert_model_parallel_size": topology.expert_model_parallel_size,
-        "expert_tensor_parallel_size": topology.expert_tensor_parallel_size,
-    }
 
 
 def bf16_mixed() -> run.Config[MegatronMixedPrecision]:

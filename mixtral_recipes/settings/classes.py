@@ -1,6 +1,8 @@
-"""The exact table of what a recipe file or an override may name: this project's and Megatron's config classes.
+"""The one table of names: what ``mixtral_recipes.NAME`` is, and what a recipe file or an override may name.
 
-Nothing outside the table is imported on a file's word: there are no prefix rules and no attribute walks.
+Nothing outside the table is imported on a file's word: there are no prefix rules and no attribute walks. Files are
+written with a class's public spelling, ``mixtral_recipes.Trainer``, which stays when the code moves. Standard library
+only: importing the package reads this.
 """
 
 import functools
@@ -9,57 +11,114 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
 
-# Class -> module. A file may write the class's name alone or its full path.
-CLASSES = {
-    "MixtralModel": "mixtral_recipes.models.config",
-    "MixtralConfig": "mixtral_recipes.models.config",
-    "MixtralConfig8x3B": "mixtral_recipes.models.config",
-    "MixtralConfig8x7B": "mixtral_recipes.models.config",
-    "MixtralConfig8x22B": "mixtral_recipes.models.config",
-    "MixtralConfigTiny": "mixtral_recipes.models.config",
-    "Trainer": "mixtral_recipes.settings.trainer",
-    "MegatronStrategy": "mixtral_recipes.settings.trainer",
-    "MegatronMixedPrecision": "mixtral_recipes.settings.precision",
-    "MegatronOptimizerModule": "mixtral_recipes.training.optimizer",
-    "CosineAnnealingScheduler": "mixtral_recipes.training.optimizer",
-    "MockDataModule": "mixtral_recipes.data.modules.mock",
-    "SquadDataModule": "mixtral_recipes.data.modules.squad",
-    "FineTuningDataModule": "mixtral_recipes.data.modules.finetuning",
-    "PreTrainingDataModule": "mixtral_recipes.data.modules.pretraining",
-    "ChatDataModule": "mixtral_recipes.data.modules.chat",
-    "PackedSequenceSpecs": "mixtral_recipes.data.batches.packing",
-    "LoRA": "mixtral_recipes.peft.lora",
-    "DoRA": "mixtral_recipes.peft.dora",
-    "AutoResume": "mixtral_recipes.settings.resume",
-    "RestoreConfig": "mixtral_recipes.settings.resume",
-    "ModelCheckpoint": "mixtral_recipes.checkpoints.checkpointer",
-    "NeMoLogger": "mixtral_recipes.training.watch.log",
-    "TensorBoardLogger": "mixtral_recipes.training.watch.log",
-    "WandbLogger": "mixtral_recipes.training.watch.log",
-    "TimingCallback": "mixtral_recipes.training.watch.callbacks",
-    "GarbageCollectionCallback": "mixtral_recipes.training.watch.callbacks",
-    "MegatronCommOverlapCallback": "mixtral_recipes.training.watch.callbacks",
-    "MegatronTokenDropCallback": "mixtral_recipes.training.watch.callbacks",
-    "PreemptionCallback": "mixtral_recipes.training.watch.callbacks",
+# Every class a recipe is made of -> its module. A file may write the class's name alone or with ``mixtral_recipes.``.
+OURS = {
+    "MixtralModel": "models.config",
+    "MixtralConfig": "models.config",
+    "MixtralConfig8x3B": "models.config",
+    "MixtralConfig8x7B": "models.config",
+    "MixtralConfig8x22B": "models.config",
+    "MixtralConfigTiny": "models.config",
+    "Trainer": "settings.trainer",
+    "MegatronStrategy": "settings.trainer",
+    "MegatronMixedPrecision": "settings.precision",
+    "MegatronOptimizerModule": "settings.optim",
+    "CosineAnnealingScheduler": "settings.optim",
+    "MockDataModule": "data.modules.mock",
+    "SquadDataModule": "data.modules.squad",
+    "FineTuningDataModule": "data.modules.finetuning",
+    "PreTrainingDataModule": "data.modules.pretraining",
+    "ChatDataModule": "data.modules.chat",
+    "PackedSequenceSpecs": "settings.data",
+    "LoRA": "settings.peft",
+    "DoRA": "settings.peft",
+    "AutoResume": "settings.resume",
+    "RestoreConfig": "settings.resume",
+    "ModelCheckpoint": "settings.checkpoint",
+    "NeMoLogger": "settings.log",
+    "TensorBoardLogger": "settings.log",
+    "WandbLogger": "settings.log",
+    "MLFlowLogger": "settings.log",
+    "TimingCallback": "training.watch.callbacks",
+    "GarbageCollectionCallback": "training.watch.callbacks",
+    "MegatronCommOverlapCallback": "training.watch.callbacks",
+    "MegatronTokenDropCallback": "training.watch.callbacks",
+    "PreemptionCallback": "training.watch.callbacks",
+    "NsysCallback": "training.watch.profiling",
+    "PytorchProfilerCallback": "training.watch.profiling",
+    "MemoryProfileCallback": "training.watch.profiling",
+}
+# Classes of other packages, by their own full path.
+THEIRS = {
     "OptimizerConfig": "megatron.core.optimizer.optimizer_config",
     "DistributedDataParallelConfig": "megatron.core.distributed.distributed_data_parallel_config",
     "timedelta": "datetime",
 }
 # What a recipe calls: only at the top of a file.
-TASKS = {"pretrain": "mixtral_recipes.api", "finetune": "mixtral_recipes.api"}
+TASKS = {"pretrain": "api", "finetune": "api"}
+# Public names no recipe file may hold.
+FROM_PYTHON = {
+    **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
+    "Topology": "layout.topology",
+}
 # Functions that are values, e.g. of model.config.activation_func.
 FUNCTIONS = dict.fromkeys(("silu", "gelu", "relu"), "torch.nn.functional")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "uint8")
 # Settings that name code which Megatron imports; a file may not set them.
 NAMES_CODE = ("fp8_quantizer_factory", "fp4_quantizer_factory")
 
+# Modules that recipe files named before the code moved -> the classes they named there. Still read, never written.
+FORMER = {
+    "training.trainer": "Trainer MegatronStrategy",
+    "training.precision": "MegatronMixedPrecision",
+    "training.optimizer": "MegatronOptimizerModule CosineAnnealingScheduler",
+    "training.checkpoint": "ModelCheckpoint",
+    "training.resume": "AutoResume RestoreConfig",
+    "training.metrics": "NeMoLogger TensorBoardLogger WandbLogger MLFlowLogger",
+    "training.callbacks": (
+        "TimingCallback GarbageCollectionCallback MegatronCommOverlapCallback MegatronTokenDropCallback "
+        "PreemptionCallback"
+    ),
+    "training.profiling": "NsysCallback PytorchProfilerCallback MemoryProfileCallback",
+    "data.mock": "MockDataModule",
+    "data.squad": "SquadDataModule",
+    "data.finetuning": "FineTuningDataModule",
+    "data.pretraining": "PreTrainingDataModule",
+    "data.chat": "ChatDataModule",
+    "data.packing": "PackedSequenceSpecs",
+    "peft.lora": "LoRA",
+    "peft.dora": "DoRA",
+}
+
+_PACKAGE = "mixtral_recipes"
+PUBLIC = OURS | TASKS | FROM_PYTHON
+
+
+def load(name: str) -> Any:
+    """What ``mixtral_recipes.NAME`` is, for a name in `PUBLIC`."""
+    return getattr(importlib.import_module(f"{_PACKAGE}.{PUBLIC[name]}"), name)
+
 
 @functools.cache
 def _paths(table: str) -> dict[str, tuple[str, str]]:
     """Every spelling of a table's entries -> (module, name)."""
-    entries: dict[str, str] = {"classes": CLASSES, "tasks": TASKS, "functions": FUNCTIONS}[table]
-    short = {name: (module, name) for name, module in entries.items()}
-    return short | {f"{module}.{name}": (module, name) for name, module in entries.items()}
+    ours = {"classes": OURS, "tasks": TASKS, "functions": {}}[table]
+    theirs = {"classes": THEIRS, "tasks": {}, "functions": FUNCTIONS}[table]
+    places = {name: f"{_PACKAGE}.{module}" for name, module in ours.items()} | theirs
+    short = {name: (module, name) for name, module in places.items()}
+    public = {f"{_PACKAGE}.{name}": (places[name], name) for name in ours}
+    former = {
+        f"{_PACKAGE}.{module}.{name}": (places[name], name)
+        for module, classes in FORMER.items()
+        for name in classes.split()
+        if name in ours
+    }
+    return short | public | former | {f"{module}.{name}": (module, name) for name, module in places.items()}
+
+
+def names(table: str) -> list[str]:
+    """Every name in ``classes``, ``tasks`` or ``functions``."""
+    return [name for name in _paths(table) if "." not in name]
 
 
 def find(spelling: Any, table: str, where: str) -> Any:
@@ -75,8 +134,7 @@ def find(spelling: Any, table: str, where: str) -> Any:
     """
     found = _paths(table).get(spelling) if isinstance(spelling, str) else None
     if found is None:
-        names = list(CLASSES if table == "classes" else TASKS if table == "tasks" else FUNCTIONS)
-        closest = nearest(str(spelling).rpartition(".")[2], names)
+        closest = nearest(str(spelling).rpartition(".")[2], names(table))
         raise RecipeError(f"{where}: {spelling!r} is not among the {table} a recipe may name.{closest}")
     module, name = found
     return getattr(importlib.import_module(module), name)
@@ -91,7 +149,8 @@ def spelling_of(value: Any) -> str:
     path = f"{value.__module__}.{value.__qualname__}"
     for table in ("classes", "tasks"):
         if path in _paths(table):
-            return path
+            module, name = _paths(table)[path]
+            return f"{_PACKAGE}.{name}" if module.startswith(f"{_PACKAGE}.") else path
     for name, module in FUNCTIONS.items():  # by identity: torch's functions do not know where they stand
         if value is getattr(importlib.import_module(module), name):
             return f"{module}.{name}"

@@ -44,19 +44,6 @@ class MegatronStrategy:
     ckpt_load_strictness: str | None = None
     ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    def topology(self, world_size: int) -> Topology:
-        """The layout on that many processes."""
-        return Topology(
-            world_size=world_size,
-            tensor_model_parallel_size=self.tensor_model_parallel_size,
-            pipeline_model_parallel_size=self.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=self.virtual_pipeline_model_parallel_size,
-            context_parallel_size=self.context_parallel_size,
-            expert_model_parallel_size=self.expert_model_parallel_size,
-            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
-            sequence_parallel=self.sequence_parallel,
-        )
-
 
 @dataclass
 class Trainer:
@@ -107,4 +94,4 @@ class Trainer:
 
     def topology(self) -> Topology:
         """The layout this trainer asks for."""
-        return self.strategy.topology(self.world_size)
+        return Topology.of(self)

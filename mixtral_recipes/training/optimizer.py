@@ -1,47 +1,18 @@
-"""Optimizer and learning-rate schedule: NeMo's config objects, and Megatron's objects built from them."""
+"""Megatron's optimizer and learning-rate schedule, built from the recipe's."""
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
-
-
-@dataclass
-class CosineAnnealingScheduler:
-    """Linear warmup, cosine decay to ``min_lr``, then ``constant_steps`` at ``min_lr``.
-
-    Attributes:
-        warmup_steps: Steps of linear warmup from 0.
-        constant_steps: Steps at ``min_lr`` at the end.
-        min_lr: Where the cosine ends.
-        max_steps: Steps of the whole schedule; None takes the trainer's.
-    """
-
-    warmup_steps: int = 750
-    constant_steps: int = 0
-    min_lr: float = 6e-7
-    max_steps: int | None = None
-
-
-@dataclass
-class MegatronOptimizerModule:
-    """An optimizer to build.
-
-    Attributes:
-        config: Megatron's OptimizerConfig.
-        lr_scheduler: The schedule; None keeps the learning rate constant.
-    """
-
-    config: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, use_distributed_optimizer=True))
-    lr_scheduler: CosineAnnealingScheduler | None = None
+from mixtral_recipes.training.precision import optimizer_fields
 
 
 def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision) -> Any:
@@ -55,7 +26,7 @@ def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision:
     if lr is None:
         raise RecipeError("optim.config.lr=None: set a learning rate.")
     min_lr = min(schedule.min_lr, lr) if schedule else lr
-    config = dataclasses.replace(optim.config, min_lr=min_lr, **precision.optimizer_fields())
+    config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision))
     with cpu_device.cuda_type_names():
         optimizer = get_megatron_optimizer(config, model)
     if cpu_device.active():

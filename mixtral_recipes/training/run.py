@@ -14,16 +14,22 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.checkpointer import load_model
+from mixtral_recipes.checkpoints.load import load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
+from mixtral_recipes.layout import repair
+from mixtral_recipes.layout.shapes import BatchShape, ModelShape
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import accelerate
 from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.peft.lora import LoRA, reduce_expert_adapter_gradients
+from mixtral_recipes.peft import attach
+from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule, build_optimizer, build_scheduler
+from mixtral_recipes.training import precision
+from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -96,15 +102,8 @@ def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> Non
     Raises:
         RecipeError: all broken rules at once.
     """
-    packed = getattr(data, "packed_sequence_specs", None)
-    batch = BatchShape(
-        data.global_batch_size,
-        data.micro_batch_size,
-        data.row_length,
-        packed=packed is not None and packed.packed_sequence_size > 0,
-        fp8=bool(trainer.plugins.fp8),
-    )
-    trainer.topology().check(ModelShape.of(model.config), batch)
+    batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
+    repair.check_layout(trainer.topology(), ModelShape.of(model.config), batch)
 
 
 def build_run(
@@ -131,7 +130,7 @@ def build_run(
     topology = trainer.topology()
     settings = _settings(trainer, topology, device)
     callbacks.call(trainer.callbacks, "configure", settings)
-    trainer.plugins.check_device()
+    precision.check_device(trainer.plugins)
     config = with_topology(model.config, topology, **settings["model"])
     if transformer_engine_usable():
         config = accelerate(config, adapters=peft is not None)
@@ -139,7 +138,7 @@ def build_run(
     if weights is not None:
         load_model(chunks, weights)
     if peft is not None:
-        peft.apply(chunks)
+        attach.apply(peft, chunks)
     ddp_config = _ddp_config(trainer, optim, settings["ddp"])
     settings["optimizer"]["overlap_param_gather"] = ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
@@ -157,13 +156,13 @@ def build_run(
         data=data,
         device=device,
         forward_backward=get_forward_backward_func(),
-        batch=BatchShape(data.global_batch_size, data.micro_batch_size, data.row_length),
+        batch=BatchShape.of(data, fp8=bool(trainer.plugins.fp8)),
     )
 
 
 def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dict[str, dict[str, Any]]:
     """Fields of Megatron's three configs that follow from the run; callbacks may change them."""
-    model = trainer.plugins.model_fields() | {
+    model = precision.model_fields(trainer.plugins) | {
         # The loss is a sum over label tokens, divided once by the global batch's count of them.
         "calculate_per_token_loss": True,
     }
@@ -176,7 +175,7 @@ def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dic
         model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     return {
         "model": model,
-        "ddp": trainer.plugins.ddp_fields(),
+        "ddp": precision.ddp_fields(trainer.plugins),
         "optimizer": {},
         "run": {"topology": topology, "device": device},
     }

@@ -11,18 +11,21 @@ from typing import Any
 import torch
 
 from mixtral_recipes import embedded
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position, read_run_facts
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.checkpoints.folder import read_run_facts
 from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
+from mixtral_recipes.checkpoints.load import find_checkpoint
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.peft.lora import LoRA
 from mixtral_recipes.settings import changes as recipe_changes
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.run import TrainingRun, build_run
-from mixtral_recipes.training.watch.log import NeMoLogger
 
 
 class Parts:
@@ -114,7 +117,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     )
     if base is not None:  # adapters belong to their base; a full run's checkpoints hold all its weights
         recipe["base" if parts.peft is not None else "starting weights"] = identity_of(base)
-    found = parts.resume.find(parts.checkpoints, say)
+    found = find_checkpoint(parts.resume, parts.checkpoints, say)
     changed = _compare_with(found, recipe, say)
     weights = base if found is None or parts.peft is not None else None  # the run's own full checkpoint has them all
     if weights is not None:
@@ -199,7 +202,7 @@ def restore_source(resume: AutoResume) -> Path | None:
     if resume.restore_config is None or not resume.restore_config.path:
         return None
     spec = resume.restore_config.path
-    from mixtral_recipes.importers.locations import resolve
+    from mixtral_recipes.importers.resolve import resolve
 
     return resolve(str(embedded.resolve(spec)) if spec.startswith(embedded.PREFIX) else spec)
 

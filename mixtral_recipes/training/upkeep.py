@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, Preempted, RecipeError
-from mixtral_recipes.peft.lora import adapters_of
+from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.training.guards.anomalies import SpikeWatch
 from mixtral_recipes.training.guards.signals import StopRequest
 from mixtral_recipes.training.guards.watchdog import Watchdog

@@ -23,11 +23,11 @@ from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.run import TrainingRun, build_run
 from mixtral_recipes.training.step import train_step
 from tests.distributed.sabotage import leave_out

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.checkpoints.checkpointer import list_checkpoints
+from mixtral_recipes.checkpoints.folder import list_checkpoints
 from mixtral_recipes.checkpoints.format import restricted_pickle
+from mixtral_recipes.checkpoints.load import find_checkpoint
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.settings.resume import AutoResume
 from tests.distributed.harness import launch
@@ -58,7 +59,7 @@ def test_every_damage_is_found_before_loading(run: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(restricted_pickle, "metadata_from", never)
     older, newest = list_checkpoints(run)
-    assert AutoResume().find(run) == newest
+    assert find_checkpoint(AutoResume(), run) == newest
     shutil.copytree(older, tmp_path / older.name)
     damaged = tmp_path / newest.name
     for seed in range(SEEDS):
@@ -66,7 +67,7 @@ def test_every_damage_is_found_before_loading(run: Path, tmp_path: Path, monkeyp
         shutil.copytree(newest, damaged)
         path = corrupt(damaged, seed)
         said: list[str] = []
-        assert AutoResume().find(tmp_path, said.append) == tmp_path / older.name, (seed, path)
+        assert find_checkpoint(AutoResume(), tmp_path, said.append) == tmp_path / older.name, (seed, path)
         assert len(said) == 1
         assert path.name in said[0], (seed, said)
         assert said[0].startswith(f"WARNING: passing over {newest.name}: ")
@@ -77,8 +78,8 @@ def test_when_all_are_damaged_the_run_does_not_start_anew(run: Path, tmp_path: P
         shutil.copytree(checkpoint, tmp_path / checkpoint.name)
         corrupt(tmp_path / checkpoint.name, seed)
     with pytest.raises(CheckpointError, match=r"none of its 2 checkpoint\(s\) is whole"):
-        AutoResume().find(tmp_path, lambda text: None)
-    assert AutoResume(resume_if_exists=False).find(tmp_path) is None
+        find_checkpoint(AutoResume(), tmp_path, lambda text: None)
+    assert find_checkpoint(AutoResume(resume_if_exists=False), tmp_path) is None
 
 
 def falls_back(job: Job) -> dict[int, float]:
@@ -96,4 +97,4 @@ def test_a_run_goes_on_from_the_one_before(run: Path, tmp_path: Path) -> None:
         assert sorted(losses) == [2, 3]
     again = list_checkpoints(job.run_dir / "checkpoints")
     assert len(again) >= 2
-    assert AutoResume().find(job.run_dir / "checkpoints", pytest.fail) == again[-1]
+    assert find_checkpoint(AutoResume(), job.run_dir / "checkpoints", pytest.fail) == again[-1]

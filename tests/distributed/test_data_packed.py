@@ -11,9 +11,10 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Sample
-from mixtral_recipes.data.batches.packing import PackCollate, PackedSequenceSpecs
+from mixtral_recipes.data.batches.packing import PackCollate
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.layout.topology import BatchShape
+from mixtral_recipes.layout.shapes import BatchShape
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.training import step
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch

@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from mixtral_recipes.models import layer_specs
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.peft import LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import Case, Outcome, assemble, build, train
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixtral_recipes.peft.dora import DoRA
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import (
     Case,

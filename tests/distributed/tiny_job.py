@@ -18,20 +18,20 @@ from torch import Tensor
 
 from mixtral_recipes import api
 from mixtral_recipes.checkpoints import checkpointer as checkpoint
-from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.checkpoints.state import random_state
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.data import PackedSequenceSpecs
+from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.optimizer import CosineAnnealingScheduler, MegatronOptimizerModule
-from mixtral_recipes.training.watch.log import NeMoLogger
 
 
 @dataclass(frozen=True)

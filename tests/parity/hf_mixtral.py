@@ -11,11 +11,11 @@ from torch import Tensor
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
 from mixtral_recipes.training.run import TrainingRun, build_run
 from tests.distributed.small_run import SmallData, small_config
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, ModelCheckpoint, Position
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.verify import verify_checkpoint
 from mixtral_recipes.peft.adapter import adapters_of
-from mixtral_recipes.peft.dora import DoRA, DoRAAdapter
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
 from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, tokens

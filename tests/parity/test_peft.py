@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mixtral_recipes.peft.adapter import adapters_of
-from mixtral_recipes.peft.dora import DoRA
-from mixtral_recipes.peft.lora import LoRA
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
 from tests.distributed.small_run import SmallData

@@ -42,7 +42,7 @@ def test_failed_stage_stops_the_rest(plain: Site, tmp_path: Path) -> None:
 def test_experiment_from_python_waits_without_sacct(plain: Site) -> None:
     import nemo_run as run
 
-    from mixtral_recipes.executors.launch import use_jobs_home
+    from mixtral_recipes.executors.jobs_home import use_jobs_home
 
     use_jobs_home()
     with run.Experiment("plain", log_level="WARNING", base_dir=str(use_jobs_home())) as experiment:

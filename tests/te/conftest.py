@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mixtral_recipes.cpu.device import _Stream
+from mixtral_recipes.training import precision
 from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
@@ -65,26 +66,30 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
     """
     import fiddle as fdl
 
+    from mixtral_recipes.layout.topology import Topology
     from mixtral_recipes.models.acceleration import accelerate
     from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
-    from mixtral_recipes.overrides.preflight import topology_of
+    from mixtral_recipes.peft import attach
 
     def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:
         pretend_gpu(monkeypatch, hardware)
         monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as `training.distributed.choose_device` does
         assert transformer_engine_usable()
         plugins: Any = fdl.build(recipe.trainer.plugins)
-        plugins.check_device()
+        precision.check_device(plugins)
         peft: Any = fdl.build(recipe.peft) if getattr(recipe, "peft", None) is not None else None
         # Meta tensors have nothing to initialise.
-        fields = plugins.model_fields() | {"perform_initialization": False, "init_model_with_meta_device": True}
-        config = with_topology(fdl.build(recipe.model.config), topology_of(recipe), **fields)
+        fields = precision.model_fields(plugins) | {
+            "perform_initialization": False,
+            "init_model_with_meta_device": True,
+        }
+        config = with_topology(fdl.build(recipe.model.config), Topology.of(recipe.trainer), **fields)
         config = accelerate(config, adapters=peft is not None)
-        with one_of(topology_of(recipe), rank):
+        with one_of(Topology.of(recipe.trainer), rank):
             with torch.device("meta"), OnMeta():
                 chunks = build_model(config, adapters=peft is not None)
                 if peft is not None:
-                    peft.apply(chunks)
+                    attach.apply(peft, chunks)
                 for chunk in chunks:
                     chunk.on_disk = chunk.sharded_state_dict()
             return inside(chunks)

@@ -11,7 +11,8 @@ import pytest
 from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Dims, Weight, disk_shape, merge_blocks, shape_of
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.overrides.preflight import preflight, topology_of
+from mixtral_recipes.overrides.preflight import preflight
+from mixtral_recipes.training.precision import check_device
 from tests.te.conftest import BuildRank, pretend_gpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
@@ -34,7 +35,10 @@ def pretraining(size: str, world: int, precision: str) -> tuple[Any, str]:
     settings, hardware = PRECISIONS[precision]
     recipe = loading.load(size, "pretrain", num_nodes=world // 8, num_gpus_per_node=8)
     strategy = recipe.trainer.strategy
-    if topology_of(recipe).world_size < topology_of(recipe).model_ranks * strategy.expert_model_parallel_size:
+    if (
+        Topology.of(recipe.trainer).world_size
+        < Topology.of(recipe.trainer).model_ranks * strategy.expert_model_parallel_size
+    ):
         strategy.tensor_model_parallel_size, strategy.sequence_parallel = 1, False
         strategy.pipeline_model_parallel_size, strategy.virtual_pipeline_model_parallel_size = 1, None
     for name, value in settings.items():
@@ -136,7 +140,7 @@ def leaves(value: Any) -> list[Any]:
 @pytest.mark.parametrize("size", SIZES)
 def test_pretraining(build_rank: BuildRank, size: str, world: int, precision: str) -> None:
     recipe, hardware = pretraining(size, world, precision)
-    topology = topology_of(recipe)
+    topology = Topology.of(recipe.trainer)
     assert topology.world_size == world
     for rank in (0, world - 1):
         chunks = build_rank(recipe, rank, hardware)
@@ -157,7 +161,7 @@ def test_finetuning(build_rank: BuildRank, size: str, task: str, precision: str)
     from mixtral_recipes.peft.adapter import adapters_of
 
     recipe = loading.load(size, "finetune", peft_scheme=task, precision=precision)
-    topology = topology_of(recipe)
+    topology = Topology.of(recipe.trainer)
     for rank in (0, topology.world_size - 1):
         chunks = build_rank(recipe, rank, "h100")
         adapters = adapters_of(chunks)
@@ -216,4 +220,4 @@ def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, fp8_recipe: str
 
     pretend_gpu(monkeypatch, has)
     with pytest.raises(RecipeError, match=f"needs {needs}.*this machine has {has.upper()}"):
-        MegatronMixedPrecision(fp8="hybrid", fp8_recipe=fp8_recipe).check_device()
+        check_device(MegatronMixedPrecision(fp8="hybrid", fp8_recipe=fp8_recipe))

@@ -16,16 +16,16 @@ from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.optimizer import OptimizerConfig
 
 from mixtral_recipes import api
-from mixtral_recipes.checkpoints.checkpointer import ModelCheckpoint
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.models.config import MixtralModel
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import run as setup
-from mixtral_recipes.training.optimizer import MegatronOptimizerModule
-from mixtral_recipes.training.watch.log import NeMoLogger
 from tests.distributed.tiny_job import tiny_config
 from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
 

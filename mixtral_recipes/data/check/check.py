@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.recognise import Recognized
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate, text_of
 from mixtral_recipes.data.records.parse import Record
-from mixtral_recipes.data.records.recognise import Recognized
 from mixtral_recipes.data.records.text_parts import TextPart, documents
 from mixtral_recipes.errors import DataError
 

@@ -18,8 +18,9 @@ from mixtral_recipes.data.batches.batch import (
     Shuffled,
     microbatches,
 )
-from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset, PackedSequenceSpecs
+from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
 @dataclass

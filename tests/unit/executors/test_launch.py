@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.launch import launch, size, store
+from mixtral_recipes.executors.launch import launch, size
+from mixtral_recipes.executors.stored import store
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -39,7 +40,8 @@ def test_stored_recipe_needs_no_nemo_run(tmp_path: Path) -> None:
     store(recipe, tmp_path / "recipe.json")
     assert (tmp_path / "recipe.json").stat().st_mode & 0o777 == 0o600
     code = (
-        "import sys, fiddle as fdl\nfrom pathlib import Path\nfrom mixtral_recipes.executors.rank import load\n"
+        "import sys, fiddle as fdl\nfrom pathlib import Path\n"
+        "from mixtral_recipes.executors.stored import load_recipe as load\n"
         "print(fdl.build(load(Path(sys.argv[1])))(), 'nemo_run' in sys.modules)"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors.launch import launch
+from mixtral_recipes.executors.launch import launch, restart
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 
@@ -78,7 +78,7 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path: Path) -> None:
     assert runs.state(record).state == "preempted"
     stored = Path(record.job_dir, "recipe.json")
     stored.write_text(stored.read_text().replace("1000", str(step + 2)))
-    assert runs.restart(record)["steps"] == step + 2
+    assert restart(record)["steps"] == step + 2
 
 
 def test_plain_nemo_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.locations import HubId, parse_source
+from mixtral_recipes.importers.resolve import resolve
 
 
 def test_hub_ids() -> None:
@@ -40,18 +41,18 @@ def test_finished_imports(tmp_path: Path) -> None:
     import os
 
     os.utime(locations.models_home() / "org/model@aaa" / "manifest.json", (1, 1))
-    assert locations.resolve("nemo://org/model") == locations.models_home() / "org/model@bbb"
-    assert locations.resolve("nemo://org/model@aaa") == locations.models_home() / "org/model@aaa"
+    assert resolve("nemo://org/model") == locations.models_home() / "org/model@bbb"
+    assert resolve("nemo://org/model@aaa") == locations.models_home() / "org/model@aaa"
     assert locations.checkpoint("nemo://org/other") == locations.models_home() / "org/other"
     with pytest.raises(CheckpointError, match="Did you mean 'org/other'"):
-        locations.resolve("nemo://org/othre")
+        resolve("nemo://org/othre")
     with pytest.raises(CheckpointError, match="checkpoint folder or nemo://ID"):
         locations.checkpoint("hf://org/model")
 
 
 def test_a_hugging_face_folder_is_imported_and_a_checkpoint_is_not(make_model) -> None:
     folder, _, _ = make_model()
-    checkpoint = locations.resolve(str(folder))
+    checkpoint = resolve(str(folder))
     assert (checkpoint / "weights").is_dir()
-    assert locations.resolve(str(checkpoint)) == checkpoint
-    assert locations.resolve(f"hf://{folder}") == checkpoint
+    assert resolve(str(checkpoint)) == checkpoint
+    assert resolve(f"hf://{folder}") == checkpoint

@@ -4,8 +4,7 @@ import pytest
 
 import tests.distributed.quiet  # noqa: F401
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.peft.dora import DoRA
-from mixtral_recipes.peft.lora import ALL_LINEAR, LoRA
+from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
 
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA])

@@ -19,21 +19,22 @@ def build_rank() -> Iterator[BuildRank]:
     from megatron.core.transformer import transformer_config
 
     from mixtral_recipes.cpu import device as cpu_device
+    from mixtral_recipes.layout.topology import Topology
     from mixtral_recipes.models.builder import build_model, with_topology
-    from mixtral_recipes.overrides.preflight import topology_of
+    from mixtral_recipes.peft import attach
+    from mixtral_recipes.training.precision import model_fields
 
     def build(recipe: Any, rank: int) -> list[Any]:
-        topology = topology_of(recipe)
+        topology = Topology.of(recipe.trainer)
         plugins: Any = fdl.build(recipe.trainer.plugins)
-        precision = plugins.model_fields()
         # Meta tensors have nothing to initialise; Megatron would draw the numbers on the CPU.
-        fields = precision | {"perform_initialization": False}
+        fields = model_fields(plugins) | {"perform_initialization": False}
         config = with_topology(fdl.build(recipe.model.config), topology, **fields)
         with one_of(topology, rank), torch.device("meta"):
             chunks = build_model(config, transformer_engine=False)
             if getattr(recipe, "peft", None) is not None:
                 peft: Any = fdl.build(recipe.peft)
-                peft.apply(chunks)
+                attach.apply(peft, chunks)
             return chunks
 
     cpu_device.activate()

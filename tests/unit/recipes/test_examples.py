@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.overrides.preflight import preflight, topology_of
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -21,7 +22,7 @@ PROCESSES = {
 def test_an_example_reads_and_fits(file: Path) -> None:
     recipe = read_recipe(file)
     preflight(recipe)
-    assert topology_of(recipe).world_size == PROCESSES[file.name]
+    assert Topology.of(recipe.trainer).world_size == PROCESSES[file.name]
     assert header(file)[1] == "finetune"
 
 
@@ -31,4 +32,4 @@ def test_one_node_is_enough_for_8x22b_adapters(tmp_path: Path) -> None:
     file.write_text(text)
     recipe = read_recipe(file)
     preflight(recipe)
-    assert topology_of(recipe).world_size == 8
+    assert Topology.of(recipe.trainer).world_size == 8

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from mixtral_recipes.layout.footprint import of_layout, parameters
-from mixtral_recipes.layout.topology import ModelShape
+from mixtral_recipes.layout.footprint import parameters
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.overrides.preflight import preflight, topology_of
+from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.overrides.yaml_file import read_recipe, write_recipe
-from mixtral_recipes.peft.lora import adapters_of
+from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.recipes import catalog
 
 # Megatron says so of every configuration without shared experts' sizes; the value it takes is the one we want.
@@ -44,7 +45,7 @@ def case_id(case: Case) -> str:
 def layout_key(case: Case) -> tuple[Any, ...]:
     """What decides a case's model: its layout and whether there are adapters; packing and GPU only through them."""
     recipe = loading.load(case[0], case[1], **case[2])
-    return case[0], topology_of(recipe), case[2].get("peft_scheme", "none") != "none"
+    return case[0], Topology.of(recipe.trainer), case[2].get("peft_scheme", "none") != "none"
 
 
 def covering(all_cases: list[Case]) -> list[Case]:
@@ -95,15 +96,15 @@ def test_a_trainer_alone_has_the_catalogs_layout(name: str) -> None:
 
     recipe = loading.load(name, "pretrain")
     recipe.trainer = getattr(llm, name).trainer()
-    assert topology_of(recipe) == catalog.entry(name).layout("pretrain").topology
+    assert Topology.of(recipe.trainer) == catalog.entry(name).layout("pretrain").topology
 
 
 def check_both_ends(build_rank: Any, case: Case) -> None:
     recipe = loading.load(case[0], case[1], **case[2])
     adapts = getattr(recipe, "peft", None) is not None
-    for rank in (0, topology_of(recipe).world_size - 1):
+    for rank in (0, Topology.of(recipe.trainer).world_size - 1):
         chunks = build_rank(recipe, rank)
-        assert len(chunks) == (topology_of(recipe).virtual_pipeline_model_parallel_size or 1)
+        assert len(chunks) == (Topology.of(recipe.trainer).virtual_pipeline_model_parallel_size or 1)
         assert not [name for chunk in chunks for name, p in chunk.named_parameters() if not p.is_meta]
         assert bool(adapters_of(chunks)) == adapts
         trained = {name for chunk in chunks for name, p in chunk.named_parameters() if p.requires_grad}
@@ -124,14 +125,16 @@ def test_first_and_last_rank_build_on_other_hardware(build_rank: Any, case: Case
 @pytest.mark.parametrize(("name", "published"), [("mixtral_8x7b", 46_702_792_704), ("mixtral_8x22b", 140_620_634_112)])
 def test_parameters_over_all_ranks_are_the_published_number(build_rank: Any, name: str, published: int) -> None:
     recipe = loading.load(name, "pretrain")
-    topology, config = topology_of(recipe), recipe.model.config
+    topology, config = Topology.of(recipe.trainer), recipe.model.config
     ranks_per_stage = topology.world_size // topology.pipeline_model_parallel_size
     total = 0
     for stage in range(topology.pipeline_model_parallel_size):
         for chunk in build_rank(recipe, stage * ranks_per_stage):
             for parameter in chunk.parameters():
                 total += parameter.numel() * copies(parameter, topology)
-    padding = topology.padded_vocab_size(ModelShape.of(recipe.model.config)) - config.vocab_size
+    padding = (
+        ModelShape.of(recipe.model.config).padded_vocab_size(topology.tensor_model_parallel_size) - config.vocab_size
+    )
     assert total - 2 * padding * config.hidden_size == published == parameters(catalog.entry(name).shape)
 
 
@@ -147,7 +150,7 @@ def test_every_layout_leaves_a_tenth_of_the_memory(entry: catalog.RecipeEntry) -
     for key, layout in entry.layouts.items():
         task, _, hardware = key.partition("@")
         memory = catalog.HARDWARE[hardware or "h100"][0]
-        assert of_layout(entry, task, layout).total < 0.9 * memory, key
+        assert entry.footprint(task, layout).total < 0.9 * memory, key
         assert layout.why
 
 

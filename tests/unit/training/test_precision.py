@@ -5,6 +5,7 @@ import torch
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.training.precision import check_device, ddp_fields, model_fields, optimizer_fields
 
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
@@ -21,15 +22,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int])
 )
 def test_model_and_optimizer_agree(precision: str, dtype: torch.dtype) -> None:
     plugin = MegatronMixedPrecision(precision=precision)
-    for fields in (plugin.model_fields(), plugin.optimizer_fields()):
+    for fields in (model_fields(plugin), optimizer_fields(plugin)):
         assert fields["params_dtype"] is dtype
         assert fields["bf16"] == (dtype is torch.bfloat16)
         assert fields["fp16"] == (dtype is torch.float16)
 
 
 def test_loss_scaling_belongs_to_fp16() -> None:
-    assert MegatronMixedPrecision(precision="16-mixed", loss_scale=8.0).optimizer_fields()["loss_scale"] == 8.0
-    assert "loss_scale" not in MegatronMixedPrecision(precision="bf16-mixed", loss_scale=8.0).optimizer_fields()
+    assert optimizer_fields(MegatronMixedPrecision(precision="16-mixed", loss_scale=8.0))["loss_scale"] == 8.0
+    assert "loss_scale" not in optimizer_fields(MegatronMixedPrecision(precision="bf16-mixed", loss_scale=8.0))
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -48,17 +49,17 @@ def test_fp8_needs_the_right_generation(
     plugin = MegatronMixedPrecision(fp8="hybrid", fp8_recipe=recipe)
     needed, words = ((10, 0), "Blackwell") if recipe == "mxfp8" else ((9, 0), "Hopper")
     if capability >= needed:
-        plugin.check_device()
+        check_device(plugin)
     else:
         with pytest.raises(RecipeError, match=f"needs {words}.*this machine has {name}"):
-            plugin.check_device()
+            check_device(plugin)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_fp8_without_a_gpu_says_which_one(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="there is no GPU"):
-        MegatronMixedPrecision(fp8="e4m3", fp8_recipe=recipe).check_device()
+        check_device(MegatronMixedPrecision(fp8="e4m3", fp8_recipe=recipe))
 
 
 @pytest.mark.parametrize(
@@ -79,18 +80,18 @@ def test_fp8_reaches_the_model() -> None:
     plugin = MegatronMixedPrecision(
         fp8="hybrid", fp8_recipe="tensorwise", fp8_param_gather=True, first_last_layers_bf16=True
     )
-    fields = plugin.model_fields()
+    fields = model_fields(plugin)
     assert (fields["fp8"], fields["fp8_recipe"], fields["fp8_param"]) == ("hybrid", "tensorwise", True)
     assert fields["first_last_layers_bf16"]
     assert fields["params_dtype"] is torch.bfloat16
-    assert plugin.ddp_fields()["fp8_param_gather"]
+    assert ddp_fields(plugin)["fp8_param_gather"]
 
 
 @pytest.mark.parametrize(("recipe", "reused"), [("delayed", False), ("mxfp8", True)])
 def test_only_mxfp8_weights_are_gathered_through_the_gradient_buffer(recipe: str, reused: bool) -> None:
     plugin = MegatronMixedPrecision(fp8="e4m3", fp8_recipe=recipe, fp8_param_gather=True)
-    assert plugin.ddp_fields()["reuse_grad_buf_for_mxfp8_param_ag"] is reused
-    assert plugin.optimizer_fields()["reuse_grad_buf_for_mxfp8_param_ag"] is reused
+    assert ddp_fields(plugin)["reuse_grad_buf_for_mxfp8_param_ag"] is reused
+    assert optimizer_fields(plugin)["reuse_grad_buf_for_mxfp8_param_ag"] is reused
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ warnings.simplefilter("ignore")
 import mixtral_recipes.models.config
 print("torch._inductor" in sys.modules, torch.compile.__name__ if (torch := sys.modules["torch"]) else "")
 from megatron.core.fusions.fused_bias_swiglu import swiglu
-from mixtral_recipes.models import lazy_compile
+from mixtral_recipes.cpu import lazy_compile
 lazy_compile.run_eagerly(True)
 print(swiglu(torch.ones(2, 4)).shape, "torch._inductor" in sys.modules)
 """

@@ -10,7 +10,9 @@ def test_runs_and_clusters_load_neither_torch_nor_nemo_run() -> None:
     code = (
         "import sys\n"
         "from mixtral_recipes.cli import runs, clusters, doctor, pipeline\n"
-        "from mixtral_recipes.executors import records, runs as core, logs, slurm_status, sbatch, checks, launch\n"
+        "from mixtral_recipes.executors import checks, launch\n"
+        "from mixtral_recipes.executors.runs import records, states, logs\n"
+        "from mixtral_recipes.executors.slurm import status, sbatch\n"
         "records.all_records()\n"
         "print([m for m in ('torch', 'nemo_run', 'fiddle', 'transformers', 'megatron') if m in sys.modules])"
     )

@@ -107,7 +107,7 @@ def test_transformers_loads_whole_models_beside_it(tmp_path: Path) -> None:
     """In a fresh process: torch remembers its factories when `with torch.device` is first used."""
     code = f"""
 import torch
-from mixtral_recipes.models import cpu_device
+from mixtral_recipes.cpu import device as cpu_device
 cpu_device.activate()
 with torch.device("meta"):
     assert torch.empty(1).is_meta and torch.arange(2).is_meta

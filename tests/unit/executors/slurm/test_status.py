@@ -9,6 +9,7 @@ from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.system import files
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def slurm_run(tmp_path: Path) -> RunRecord:
     made = RunRecord(
         id=records.new_id("s"), name="s", executor="slurm", run_dir=str(tmp_path / "run"), created=1.0, job_id="7"
     )
-    made.job_dir = str(records.private_folder(tmp_path / "job"))
+    made.job_dir = str(files.private_folder(tmp_path / "job"))
     made.save()
     return made
 

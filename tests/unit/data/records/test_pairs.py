@@ -9,12 +9,12 @@ import pytest
 
 from mixtral_recipes.data.batches import samples
 from mixtral_recipes.data.batches.batch import DataParallelPlace
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate
 from mixtral_recipes.data.records.parse import Record
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
 def write(path: Path, rows: list[Any]) -> Path:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors.jobs_home import use_jobs_home
 from mixtral_recipes.executors.names import check_name, check_path, jobs_home
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
+from mixtral_recipes.executors.stored import RANK_MODULE, store
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -41,8 +43,6 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
         LaunchError: another unfinished run uses a folder, a path is not allowed, or sbatch refuses a job.
     """
     import nemo_run as run
-
-    from mixtral_recipes.executors.launch import use_jobs_home
 
     check_name(title)
     use_jobs_home()
@@ -87,8 +87,6 @@ def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
     A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise (0 asks for none).
     """
     import nemo_run as run
-
-    from mixtral_recipes.executors.launch import RANK_MODULE, store
 
     executor = task.executor.clone()
     settings: Any = executor.job_details

@@ -12,7 +12,7 @@ from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.slurm.profile import cluster, time_limit_s
 from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "sbatch"
+GOLDEN = Path(__file__).parents[3] / "golden" / "sbatch"
 SITE: dict[str, Any] = {"account": "research", "partition": "batch", "time": "08:00:00"}
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "venv_1_node": (1, 2, {"venv": "/shared/venv"}),

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mixtral_recipes.data.batches.batch import DataParallelPlace
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule, split_weights
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
 @pytest.fixture

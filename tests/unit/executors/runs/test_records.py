@@ -10,6 +10,7 @@ from mixtral_recipes.executors.local import raise_for_ranks
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.system import files
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def record(tmp_path: Path, name: str = "r", **fields: object) -> RunRecord:
 def end(folder: Path, rank: int, code: int, error: str = "", time: float = 0.0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     value = {"rank": rank, "host": "h", "exit_code": code, "error": error, "traceback": f"trace {rank}", "time": time}
-    records.write_json(folder / f"rank-{rank}.json", value)
+    files.write_json(folder / f"rank-{rank}.json", value)
     if code == 75:
         (folder / "preempted").touch()
 

@@ -3,8 +3,10 @@
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout.repair import repair
-from mixtral_recipes.layout.topology import BatchShape, ModelShape, Topology
+from mixtral_recipes.layout.repair import check_layout, nearest_layout, repair
+from mixtral_recipes.layout.rules import violations
+from mixtral_recipes.layout.shapes import BatchShape, ModelShape
+from mixtral_recipes.layout.topology import Topology
 
 M7 = ModelShape(32, 4096, 32, 8, 14336, 8, 4096)
 M22 = ModelShape(56, 6144, 48, 8, 16384, 8, 4096)
@@ -173,16 +175,16 @@ BROKEN: dict[str, tuple[Topology, ModelShape, BatchShape, list[str]]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_layout_gives_all_its_violations_and_a_repair_that_passes(name: str) -> None:
     layout, model, batch, expected = BROKEN[name]
-    found = layout.violations(model, batch)
+    found = violations(layout, model, batch)
     assert len(found) == len(expected), found
     for text, part in zip(found, expected, strict=True):
         assert part in text
     fix = repair(layout, model, batch)
     assert fix is not None
-    assert fix.topology.violations(fix.model, fix.batch) == []
+    assert violations(fix.topology, fix.model, fix.batch) == []
     assert fix.topology.world_size == layout.world_size
     with pytest.raises(RecipeError) as caught:
-        layout.check(model, batch)
+        check_layout(layout, model, batch)
     assert all(text in str(caught.value) for text in found)
     assert str(caught.value).endswith(f"To repair: {' '.join(fix.settings)}")
 
@@ -196,14 +198,14 @@ def test_a_repair_changes_no_more_than_it_must() -> None:
 
 def test_a_layout_that_works_needs_no_repair() -> None:
     layout = Topology(64, 1, 4, 8, 1, 8)
-    assert layout.violations(M7, TRAIN) == []
-    assert layout.nearest_valid(M7, TRAIN) == layout
-    layout.check(M7, TRAIN)
+    assert violations(layout, M7, TRAIN) == []
+    assert nearest_layout(layout, M7, TRAIN) == layout
+    check_layout(layout, M7, TRAIN)
 
 
 def test_no_processes_cannot_be_repaired() -> None:
     with pytest.raises(RecipeError, match=r"^world size=0 must be at least 1\.$"):
-        Topology(0).check(M7, TRAIN)
+        check_layout(Topology(0), M7, TRAIN)
 
 
 def test_the_arithmetic_of_mixtral_8x22b() -> None:
@@ -222,4 +224,4 @@ def test_the_arithmetic_of_mixtral_8x22b() -> None:
 )
 def test_the_vocabulary_is_padded_for_tensor_parallelism(tp: int, vocab_size: int, unit: int, padded: int) -> None:
     model = ModelShape(4, 128, 8, 4, 256, 8, 512, vocab_size, unit)
-    assert Topology(tp, tp).padded_vocab_size(model) == padded
+    assert model.padded_vocab_size(tp) == padded

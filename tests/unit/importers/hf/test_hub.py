@@ -14,7 +14,8 @@ from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.hf import hub
-from tests.unit.importers import hub_server
+from mixtral_recipes.importers.resolve import resolve
+from tests.unit.importers.hf import hub_server
 
 SHARD = "model-00002-of-00003.safetensors"
 
@@ -51,7 +52,7 @@ def test_fresh_download(server: "hub_server.HubServer") -> None:
     assert checkpoint == locations.models_home() / "org" / "mixtral@0123456789ab"
     assert server.count("consolidated.00.pt") == server.count("notes.txt") == 0
     assert server.count(SHARD) == 1
-    assert locations.resolve("nemo://org/mixtral") == checkpoint
+    assert resolve("nemo://org/mixtral") == checkpoint
     before = len(server.served)
     assert import_checkpoint("hf://org/mixtral@main") == checkpoint  # same commit, so nothing to do
     assert len(server.served) == before

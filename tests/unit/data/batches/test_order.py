@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, MicrobatchSampler, Sequential, Shuffled
-from mixtral_recipes.data.batches.packing import PackedSequenceSpecs
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 GLOBAL = 8
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.training.watch.log import MLFlowLogger, NeMoLogger, RunLog, TensorBoardLogger, WandbLogger, summary
+from mixtral_recipes.settings.log import MLFlowLogger, NeMoLogger, TensorBoardLogger, WandbLogger
+from mixtral_recipes.training.watch.log import RunLog, summary
 
 STEP: dict[str, Any] = {
     "step": 3, "loss": 1.25, "grad_norm": float("inf"), "lr": 1e-4, "tokens_per_second": 12345.6, "updated": True,

@@ -1,0 +1,18 @@
+"""nemo_run pointed at our folder of jobs."""
+
+from pathlib import Path
+
+from mixtral_recipes.executors.names import jobs_home
+from mixtral_recipes.system.files import private_folder
+
+
+def use_jobs_home() -> Path:
+    """Point nemo_run at our folder; it reads NEMORUN_HOME when imported, which a recipe already did."""
+    from nemo_run.config import set_nemorun_home
+    from nemo_run.run.torchx_backend.schedulers import local, slurm
+
+    folder = private_folder(jobs_home())
+    set_nemorun_home(str(folder))
+    local.LOCAL_JOB_DIRS = str(folder / ".local_jobs.json")
+    slurm.SLURM_JOB_DIRS = str(folder / ".slurm_jobs")
+    return folder

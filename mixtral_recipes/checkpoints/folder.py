@@ -1,0 +1,56 @@
+"""A run's folder of checkpoints: which are there, what each says of itself, what killed runs left."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.ranks import first
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed runs left half-written; call it while holding the folder's lock. All ranks call it."""
+
+    def remove() -> None:
+        for pattern in (".*.partial", ".*.replaced", ".*.deleted"):
+            for path in folder.glob(pattern):
+                final = folder / path.name[1:].removesuffix(".replaced")
+                if pattern == ".*.replaced" and not final.exists():
+                    path.rename(final)  # killed between moving the old one away and the new one in
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    first(remove)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first; one whose step cannot be read stands last, to be looked at."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    return sorted(found, key=lambda path: ((facts_or_none(path) or {}).get("step", float("inf")), path.name))
+
+
+def facts_or_none(checkpoint: Path) -> dict[str, Any] | None:
+    """As `read_run_facts`; None where it is missing or damaged."""
+    try:
+        return read_run_facts(checkpoint)
+    except CheckpointError:
+        return None
+
+
+def read_run_facts(checkpoint: Path) -> dict[str, Any]:
+    """What ``context/run.json`` says: step, consumed_samples, world_size, metrics and the run's own facts.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = checkpoint / "context" / "run.json"
+    try:
+        facts = json.loads(path.read_text())
+        if isinstance(facts["step"], int) and isinstance(facts["consumed_samples"], int):
+            return facts
+        raise TypeError("step is no number")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,58 @@
+"""Where a run starts: from the newest whole checkpoint of its own, from other weights, or from scratch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.folder import list_checkpoints
+from mixtral_recipes.checkpoints.format.integrity import damage_together, verify_together
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.shards import model_shards
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.system.ranks import first
+
+
+def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint to take up, its files verified, or None to start anew. All ranks call it together.
+
+    Args:
+        resume: The recipe's settings.
+        checkpoints: The run's folder of checkpoints.
+        say: Told which checkpoints were passed over, and why.
+
+    Raises:
+        CheckpointError: one was required and there is none, or all there are are damaged.
+    """
+    if resume.resume_from_path is not None:
+        path = Path(resume.resume_from_path)
+        if not path.is_dir():
+            raise CheckpointError(f"resume.resume_from_path={path}: no such checkpoint.")
+        verify_together(path)
+        return path.resolve()
+    found = first(lambda: list_checkpoints(checkpoints)) if resume.resume_if_exists else []
+    for path in reversed(found):
+        damage = damage_together(path)
+        if damage is None:
+            return path
+        say(f"WARNING: passing over {path.name}: {damage}")
+    if found:
+        raise CheckpointError(
+            f"{checkpoints}: none of its {len(found)} checkpoint(s) is whole; start a run of another --name, or "
+            "set resume.resume_if_exists=False to begin anew here."
+        )
+    if resume.resume_if_exists and not resume.resume_ignore_no_checkpoint:
+        raise CheckpointError(f"resume.resume_ignore_no_checkpoint=False, and {checkpoints} holds no checkpoint.")
+    return None
+
+
+def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -> None:
+    """Read weights into a model from a checkpoint folder written under any layout.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or lacks a tensor of this model.
+    """
+    weights = folder / "weights"
+    if not weights.is_dir():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no weights folder.")
+    StoredWeights(weights).read_into(model_shards(model, adapters_only=adapters_only))

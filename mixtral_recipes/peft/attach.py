@@ -1,0 +1,101 @@
+"""Adapters attached to Megatron's linear layers, experts included, under any layout and either layer spec."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor, nn
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.peft.adapter import Adapter, GroupedAdapter, adapters_of
+from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.peft.names import global_name
+from mixtral_recipes.settings.peft import DoRA, LoRA
+
+
+def apply(scheme: LoRA, model: Sequence[nn.Module]) -> list[Adapter]:
+    """Freeze a model and attach adapters to it.
+
+    Args:
+        scheme: What is adapted, and how.
+        model: This rank's model chunks, before DDP wraps them; weights loaded (DoRA measures them).
+
+    Returns:
+        The adapters, in module order.
+
+    Raises:
+        RecipeError: an unknown layer name, or no layer that matches.
+    """
+    for chunk in model:
+        chunk.requires_grad_(False)
+        if chunk.config.recompute_granularity and chunk.pre_process:  # pyright: ignore[reportAttributeAccessIssue]
+            chunk.embedding.register_forward_hook(_want_gradient)  # pyright: ignore[reportAttributeAccessIssue]
+    for chunk, name, layer in _matching_layers(scheme, model):
+        _attach(scheme, chunk, name, layer)
+    adapters = adapters_of(model)
+    if not adapters and not any(len(chunk.decoder.layers) == 0 for chunk in model):  # pyright: ignore
+        raise RecipeError(f"peft.target_modules={scheme.target_modules!r} matches no layer of this model.")
+    return adapters
+
+
+def _matching_layers(scheme: LoRA, model: Sequence[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
+    wanted = scheme.targets()
+    for chunk in model:
+        for name, module in list(chunk.named_modules()):
+            if name.startswith("decoder.layers.") and name.rsplit(".", 1)[-1] in wanted:
+                yield chunk, name, module
+
+
+def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
+    kind = _kind(layer)
+    if kind is None:
+        raise RecipeError(f"peft cannot adapt {name}: {type(layer).__name__} is not supported.")
+    make = functools.partial(adapter_class(scheme), scheme, column=kind == "column", config=layer.config)
+    count = getattr(layer, "num_gemms", None)
+    if count is None:
+        layer.adapter = make(global_name(chunk, name), layer.weight)
+        layer.register_forward_hook(_add_adapter)
+    else:
+        weights = [getattr(layer, f"weight{number}") for number in range(count)]
+        names = [global_name(chunk, name, expert) for expert in range(count)]
+        layer.adapter = GroupedAdapter([make(n, weight) for n, weight in zip(names, weights, strict=True)])
+        layer.register_forward_hook(_add_grouped_adapter)
+
+
+def adapter_class(scheme: LoRA) -> type[Adapter]:
+    """The kind of adapter a scheme trains."""
+    return DoRAAdapter if isinstance(scheme, DoRA) else Adapter
+
+
+def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """A recomputed layer gives no gradients unless its input wants one, and frozen embeddings' output does not."""
+    return output.requires_grad_(torch.is_grad_enabled())
+
+
+def _add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    return layer.adapter.add_to(output[0], args[0]), output[1]
+
+
+def _add_grouped_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    return layer.adapter.add_to(output[0], args[0], args[1]), output[1]
+
+
+def _kind(layer: Any) -> str | None:
+    """``"column"`` or ``"row"``; None for a layer that cannot be adapted.
+
+    A layer with the norm inside hides the input its adapter needs: such are not built under adapters
+    (`models/layer_specs.py`).
+    """
+    if isinstance(layer, ColumnParallelLinear):
+        return "column"
+    if isinstance(layer, RowParallelLinear):
+        return "row"
+    # By name: importing Transformer Engine's classes where it is not used would load it.
+    return {
+        "TEColumnParallelLinear": "column",
+        "TEColumnParallelGroupedLinear": "column",
+        "TERowParallelLinear": "row",
+        "TERowParallelGroupedLinear": "row",
+    }.get(type(layer).__name__)

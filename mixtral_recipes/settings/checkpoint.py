@@ -1,0 +1,29 @@
+"""When checkpoints are written and which are kept, in NeMo's spelling."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass
+class ModelCheckpoint:
+    """When checkpoints are written and which are kept, in NeMo's spelling.
+
+    Attributes:
+        monitor: Metric that ranks checkpoints.
+        mode: ``"min"`` or ``"max"``.
+        save_last: Whether the run's end (or stop) is always saved.
+        save_top_k: How many of the best are kept besides the newest; -1 keeps all, 0 none.
+        every_n_train_steps: Steps between checkpoints; None: by time, or at the end only.
+        train_time_interval: Time between checkpoints.
+        filename: Folder name; ``{model_name}``, ``{val_loss}``, ``{step}`` and ``{consumed_samples}`` are filled in.
+        max_disk_gb: Most the run's checkpoints may take together, in 1e9 bytes; the worst go first. None: no limit.
+    """
+
+    monitor: str = "val_loss"
+    mode: str = "min"
+    save_last: bool | str = True
+    save_top_k: int = 3
+    every_n_train_steps: int | None = None
+    train_time_interval: timedelta | None = None
+    filename: str = "{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"
+    max_disk_gb: float | None = None

@@ -1,0 +1,104 @@
+"""Number formats of a run: what the recipe's words mean for Megatron's model, optimizer and gradient reduction."""
+
+from typing import Any
+
+import torch
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+
+_DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# Compute capability each scaling recipe's kernels need. Source: Transformer Engine 2.x `pytorch/quantization.py`
+# (check_fp8_support, check_fp8_block_scaling_support, check_mxfp8_support).
+_CAPABILITY = {"delayed": (9, 0), "tensorwise": (9, 0), "blockwise": (9, 0), "mxfp8": (10, 0)}
+_GENERATION = {(9, 0): "Hopper (H100, H200) or later", (10, 0): "Blackwell (B200, GB200)"}
+
+
+def dtype_of(precision: MegatronMixedPrecision) -> torch.dtype:
+    """Dtype of weights and activations outside FP8 products.
+
+    Raises:
+        RecipeError: an unknown word or combination.
+    """
+    precision.check()
+    return _DTYPES[precision.precision]
+
+
+def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
+    """TransformerConfig fields a precision sets."""
+    dtype = dtype_of(precision)
+    fields: dict[str, Any] = {
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "autocast_dtype": dtype,
+        "enable_autocast": False,
+    }
+    if precision.fp8:
+        same_name = (
+            "fp8",
+            "fp8_recipe",
+            "first_last_layers_bf16",
+            "num_layers_at_start_in_bf16",
+            "num_layers_at_end_in_bf16",
+            "fp8_margin",
+            "fp8_amax_history_len",
+            "fp8_amax_compute_algo",
+        )
+        fields |= {name: getattr(precision, name) for name in same_name}
+        fields["fp8_param"] = precision.fp8_param_gather
+    return fields
+
+
+def optimizer_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
+    """OptimizerConfig fields a precision sets."""
+    dtype = dtype_of(precision)
+    fields: dict[str, Any] = {
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "params_dtype": dtype,
+    }
+    if dtype is torch.float16:
+        same_name = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+        fields |= {name: getattr(precision, name) for name in same_name}
+    if precision.fp8:
+        fields |= {"fp8_recipe": precision.fp8_recipe, **_mxfp8_buffers(precision)}
+    return fields
+
+
+def ddp_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
+    """DistributedDataParallelConfig fields a precision sets."""
+    fields: dict[str, Any] = {"fp8_param_gather": _gathers_fp8(precision), **_mxfp8_buffers(precision)}
+    if precision.grad_reduce_in_fp32 is not None:
+        fields["grad_reduce_in_fp32"] = precision.grad_reduce_in_fp32
+    return fields
+
+
+def _gathers_fp8(precision: MegatronMixedPrecision) -> bool:
+    return bool(precision.fp8 and precision.fp8_param_gather)
+
+
+def _mxfp8_buffers(precision: MegatronMixedPrecision) -> dict[str, bool]:
+    # MXFP8 weights are two copies, by row and by column; Megatron gathers them through the gradient buffer.
+    return {"reuse_grad_buf_for_mxfp8_param_ag": _gathers_fp8(precision) and precision.fp8_recipe == "mxfp8"}
+
+
+def check_device(precision: MegatronMixedPrecision) -> None:
+    """Refuse a format this machine's GPU does not have.
+
+    Raises:
+        RecipeError: names the GPU generation that is needed.
+    """
+    precision.check()
+    if not precision.fp8:
+        return
+    needed = _CAPABILITY[precision.fp8_recipe]
+    present = torch.cuda.is_available()
+    if present and torch.cuda.get_device_capability() >= needed:
+        return
+    found = f"this machine has {torch.cuda.get_device_name()}" if present else "there is no GPU"
+    raise RecipeError(
+        f"trainer.plugins.fp8={precision.fp8!r} with fp8_recipe={precision.fp8_recipe!r} needs {_GENERATION[needed]}; "
+        f"{found}; set trainer.plugins.fp8=null or choose such a machine."
+    )
