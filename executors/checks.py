@@ -11,9 +11,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from mixtral_recipes.executors.names import home, jobs_home
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
+from mixtral_recipes.system.home import home, jobs_home
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mixtral_recipes.executors.names import jobs_home
 from mixtral_recipes.system.files import private_folder
+from mixtral_recipes.system.home import jobs_home
 
 
 def use_jobs_home() -> Path:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors.names import check_env, jobs_home
+from mixtral_recipes.executors.names import check_env
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.logs import of_rank
+from mixtral_recipes.system.home import jobs_home
 
 if TYPE_CHECKING:
     import subprocess

@@ -1,6 +1,5 @@
-"""Where runs live, and which names may reach a shell, a path or Slurm. Standard library only."""
+"""Which names may reach a shell, a path or Slurm. Standard library only."""
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -13,20 +12,6 @@ _SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]*")
 _SECRET_NAME = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)S?$", re.IGNORECASE
 )
-
-
-def home() -> Path:
-    """The folder for everything that outlives a command: run records and nemo_run's experiments."""
-    return Path(os.environ.get("MIXTRAL_RECIPES_HOME") or Path.home() / ".cache" / "mixtral-recipes").absolute()
-
-
-def jobs_home() -> Path:
-    """NEMORUN_HOME: experiments, packaged code, sbatch scripts and logs.
-
-    Not called ``nemo_run``: nemo_run replaces every ``/nemo_run`` inside an sbatch script with the job folder, which
-    garbles the paths of a home folder that contains that name itself.
-    """
-    return Path(os.environ.get("NEMORUN_HOME") or home() / "jobs").absolute()
 
 
 def check_name(name: str, what: str = "run name") -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.jobs_home import use_jobs_home
-from mixtral_recipes.executors.names import check_name, check_path, jobs_home
+from mixtral_recipes.executors.names import check_name, check_path
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 from mixtral_recipes.executors.stored import RANK_MODULE, store
+from mixtral_recipes.system.home import jobs_home
 
 if TYPE_CHECKING:
     import nemo_run as run

@@ -1,10 +1,10 @@
 """Where checkpoints are: ``hf://``, ``nemo://`` and paths, and the folder finished imports are kept in."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixtral_recipes.errors import CheckpointError, nearest
+from mixtral_recipes.system.home import models_home
 
 
 @dataclass(frozen=True)
@@ -13,16 +13,6 @@ class HubId:
 
     repo: str
     revision: str | None = None
-
-
-def home() -> Path:
-    """``$MIXTRAL_RECIPES_HOME``, by default ``~/.cache/mixtral-recipes``."""
-    return Path(os.environ.get("MIXTRAL_RECIPES_HOME") or Path.home() / ".cache" / "mixtral-recipes").expanduser()
-
-
-def models_home() -> Path:
-    """Where finished imports are kept; ``nemo://ID`` is looked up there."""
-    return home() / "models"
 
 
 def parse_source(source: str) -> Path | HubId:

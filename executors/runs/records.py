@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, nearest
-from mixtral_recipes.executors.names import check_name, home
+from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.system.files import private_folder, read_json, write_json
+from mixtral_recipes.system.home import runs_home
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection refused|socket closed|remote process exited|"
@@ -56,17 +57,12 @@ class RunRecord:
     @property
     def path(self) -> Path:
         """The record's file."""
-        return runs_folder() / self.id / "run.json"
+        return runs_home() / self.id / "run.json"
 
     def save(self) -> None:
         """Write the record, 0600, atomically."""
         private_folder(self.path.parent)
         write_json(self.path, dataclasses.asdict(self))
-
-
-def runs_folder() -> Path:
-    """The folder of all run records."""
-    return home() / "runs"
 
 
 def new_id(name: str) -> str:
@@ -78,7 +74,7 @@ def all_records() -> list[RunRecord]:
     """Every readable record, newest first."""
     known = {field.name for field in dataclasses.fields(RunRecord)}
     records = []
-    for path in runs_folder().glob("*/run.json"):
+    for path in runs_home().glob("*/run.json"):
         value = read_json(path)
         if value and value.get("id") == path.parent.name:
             records.append(RunRecord(**{key: item for key, item in value.items() if key in known}))

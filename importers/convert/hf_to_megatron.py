@@ -18,6 +18,7 @@ from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.processes import Processes
+from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.progress import progress_bar
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -36,7 +37,7 @@ def import_checkpoint(
 ) -> Path:
     """Convert a Hugging Face Mixtral into a Megatron checkpoint that loads at any parallel layout.
 
-    Without ``output`` the result is kept under `locations.models_home`, keyed by the source's revision or content, and
+    Without ``output`` the result is kept under `models_home`, keyed by the source's revision or content, and
     the same source is converted once: a second call, or a second process, gets the first one's result. Under torchrun,
     or where torch.distributed is initialised, all processes must call this together and share the work.
 
@@ -102,8 +103,8 @@ def _kept_at(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
     suffix = f"-{TORCH_NAMES[dtype]}" if dtype else ""
     if "id" in origin:
         repo = origin["id"].removeprefix("hf://")
-        return locations.models_home() / f"{repo}@{origin['revision'][:12]}{suffix}"
-    return locations.models_home() / "local" / f"{source.folder.name}@{_content_key(source)}{suffix}"
+        return models_home() / f"{repo}@{origin['revision'][:12]}{suffix}"
+    return models_home() / "local" / f"{source.folder.name}@{_content_key(source)}{suffix}"
 
 
 def _content_key(source: Source) -> str:

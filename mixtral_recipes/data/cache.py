@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-def data_home() -> Path:
-    """``$MIXTRAL_RECIPES_HOME/data``, by default ``~/.cache/mixtral-recipes/data``."""
-    root = os.environ.get("MIXTRAL_RECIPES_HOME") or Path.home() / ".cache" / "mixtral-recipes"
-    return Path(root).expanduser().absolute() / "data"
+from mixtral_recipes.system.home import data_home
 
 
 @contextmanager

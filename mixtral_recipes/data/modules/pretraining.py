@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch
-from mixtral_recipes.data.cache import content_hash, data_home, locked, prepared
+from mixtral_recipes.data.cache import content_hash, locked, prepared
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.home import data_home
 
 _SPLITS = ("train", "validation", "test")
 Blend = tuple[list[str], list[float] | None]

@@ -8,6 +8,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.locations import HubId, parse_source
 from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.system.home import models_home
 
 
 def test_hub_ids() -> None:
@@ -26,24 +27,17 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             parse_source(wrong)
 
 
-def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path))
-    assert locations.home() == tmp_path
-    monkeypatch.delenv("MIXTRAL_RECIPES_HOME")
-    assert locations.home() == Path.home() / ".cache" / "mixtral-recipes"
-
-
 def test_finished_imports(tmp_path: Path) -> None:
     for name in ("org/model@aaa", "org/model@bbb", "org/other"):
-        folder = locations.models_home() / name
+        folder = models_home() / name
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
     import os
 
-    os.utime(locations.models_home() / "org/model@aaa" / "manifest.json", (1, 1))
-    assert resolve("nemo://org/model") == locations.models_home() / "org/model@bbb"
-    assert resolve("nemo://org/model@aaa") == locations.models_home() / "org/model@aaa"
-    assert locations.checkpoint("nemo://org/other") == locations.models_home() / "org/other"
+    os.utime(models_home() / "org/model@aaa" / "manifest.json", (1, 1))
+    assert resolve("nemo://org/model") == models_home() / "org/model@bbb"
+    assert resolve("nemo://org/model@aaa") == models_home() / "org/model@aaa"
+    assert locations.checkpoint("nemo://org/other") == models_home() / "org/other"
     with pytest.raises(CheckpointError, match="Did you mean 'org/other'"):
         resolve("nemo://org/othre")
     with pytest.raises(CheckpointError, match="checkpoint folder or nemo://ID"):

@@ -11,10 +11,10 @@ from huggingface_hub import constants
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, verify_files
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
-from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.hf import hub
 from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.system.home import models_home
 from tests.unit.importers.hf import hub_server
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -49,7 +49,7 @@ def test_fresh_download(server: "hub_server.HubServer") -> None:
     manifest = verify_files(checkpoint)
     assert manifest["source"]["id"] == "hf://org/mixtral"
     assert manifest["source"]["revision"] == hub_server.COMMIT
-    assert checkpoint == locations.models_home() / "org" / "mixtral@0123456789ab"
+    assert checkpoint == models_home() / "org" / "mixtral@0123456789ab"
     assert server.count("consolidated.00.pt") == server.count("notes.txt") == 0
     assert server.count(SHARD) == 1
     assert resolve("nemo://org/mixtral") == checkpoint

@@ -1,0 +1,38 @@
+"""The folder for everything that outlives a command: imports, prepared data, jobs and the records of runs."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """``$MIXTRAL_RECIPES_HOME``, by default ``~/.cache/mixtral-recipes``."""
+    return _folder("MIXTRAL_RECIPES_HOME", Path("~/.cache/mixtral-recipes"))
+
+
+def models_home() -> Path:
+    """Finished imports; ``nemo://ID`` is looked up there."""
+    return home() / "models"
+
+
+def data_home() -> Path:
+    """Prepared data: index maps, packs and hashes."""
+    return home() / "data"
+
+
+def runs_home() -> Path:
+    """The records of runs, a folder each."""
+    return home() / "runs"
+
+
+def jobs_home() -> Path:
+    """``$NEMORUN_HOME``: experiments, packaged code, sbatch scripts and logs.
+
+    Not called ``nemo_run``: nemo_run replaces every ``/nemo_run`` inside an sbatch script with the job folder, which
+    garbles the paths of a home folder that contains that name itself.
+    """
+    return _folder("NEMORUN_HOME", home() / "jobs")
+
+
+def _folder(variable: str, default: Path) -> Path:
+    """A variable's folder, absolute: jobs start elsewhere, and a ``~`` in sbatch or YAML meets no shell."""
+    return Path(os.environ.get(variable) or default).expanduser().absolute()
