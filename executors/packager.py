@@ -1,7 +1,6 @@
 """Send the working tree as it is: uncommitted and untracked files included, ignored ones not, with a list of both."""
 
 import hashlib
-import json
 import os
 import subprocess
 import tarfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from nemo_run.core.packaging.base import Packager
 
 from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.system.files import replacing, write_json
 
 _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "dist"}
 
@@ -46,16 +46,14 @@ class WorkingTreePackager(Packager):
             packed |= {str(file): root / file for file in files}
             manifest["roots"].append({"path": str(root), **git_state(root)})  # type: ignore[attr-defined]
         self._check_size(packed)
-        temporary = archive.with_suffix(".tmp")
+        manifest["files"] = {file: _digest(source) for file, source in sorted(packed.items())}
+        write_json(archive.with_name("code.json"), manifest)
         with (
-            open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw,
-            tarfile.open(fileobj=raw, mode="w:gz", compresslevel=1) as tar,
+            replacing(archive, private=True) as staging,
+            tarfile.open(staging, mode="w:gz", compresslevel=1) as tar,
         ):
             for file, source in sorted(packed.items()):
                 tar.add(source, arcname=file, recursive=False, filter=_plain_owner)
-        manifest["files"] = {file: _digest(source) for file, source in sorted(packed.items())}
-        archive.with_name("code.json").write_text(json.dumps(manifest, indent=1))
-        temporary.rename(archive)
         return str(archive)
 
     def _check_size(self, packed: dict[str, Path]) -> None:

@@ -5,7 +5,6 @@ seconds; a recipe stored with plain fiddle types needs fiddle only.
 """
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -65,14 +64,14 @@ def _record(end: dict[str, Any]) -> None:
     folder = os.environ.get("MIXTRAL_RECIPES_ATTEMPT_DIR")
     if folder:
         private_folder(Path(folder))
-        write_json(Path(folder) / f"rank-{end['rank']}.json", end)
+        write_json(Path(folder) / f"rank-{end['rank']}.json", end, private=True)
         if end["exit_code"] == Preempted.exit_code:
             Path(folder, "preempted").touch(mode=0o600)
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file and end["exit_code"] not in (0, Preempted.exit_code) and not os.path.exists(error_file):
         extra = {"py_callstack": end["traceback"], "timestamp": str(int(end["time"]))}
         Path(error_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(error_file).write_text(json.dumps({"message": {"message": end["error"], "extraInfo": extra}}))
+        write_json(Path(error_file), {"message": {"message": end["error"], "extraInfo": extra}})
 
 
 def _stopped_early(_number: int, _frame: Any) -> None:

@@ -29,7 +29,7 @@ def store(recipe: Any, path: Path) -> None:
             "import, or use run.run(recipe, executor=...), which sends the script along."
         )
     files.private_folder(path.parent)
-    files.write_private(path, text)
+    files.write_text(path, text, private=True)
 
 
 def _plain(recipe: Any) -> Any:

@@ -15,11 +15,12 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.run import check_layout
-from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source, write_json
+from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source
 from mixtral_recipes.training.watch.environment import describe_environment
 from mixtral_recipes.training.watch.log import RunLog
 

@@ -62,7 +62,7 @@ class RunRecord:
     def save(self) -> None:
         """Write the record, 0600, atomically."""
         private_folder(self.path.parent)
-        write_json(self.path, dataclasses.asdict(self))
+        write_json(self.path, dataclasses.asdict(self), private=True)
 
 
 def new_id(name: str) -> str:

@@ -23,7 +23,7 @@ from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 from mixtral_recipes.executors.stored import RANK_MODULE
-from mixtral_recipes.system.files import write_private
+from mixtral_recipes.system.files import write_text
 
 _APP_STATES = {
     "pending": AppState.PENDING, "running": AppState.RUNNING, "succeeded": AppState.SUCCEEDED,
@@ -117,7 +117,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
     if settings.recipe_file:
         target = local / "configs" / "recipe.json"
         target.parent.mkdir(exist_ok=True)
-        write_private(target, Path(settings.recipe_file).read_text())
+        write_text(target, Path(settings.recipe_file).read_text(), private=True)
     cluster = settings.profile()
     umask = os.umask(0o077)
     os.umask(umask)
@@ -132,11 +132,11 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
         folders=tuple(settings.folders),
     )
     script = render(job, cluster)
-    write_private(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script)
-    write_private(local / "sbatch.sh", script)
+    write_text(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script, private=True)
+    write_text(local / "sbatch.sh", script, private=True)
     secrets = secrets_file(cluster.secrets)
     if secrets:
-        write_private(local / "secrets.env", secrets)
+        write_text(local / "secrets.env", secrets, private=True)
     return script
 
 

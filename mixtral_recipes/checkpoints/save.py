@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import _get_default_store
 
-from mixtral_recipes.checkpoints.format.manifest import Kind, staging_path, sync_folder, sync_tree, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import Kind, staging_path, write_manifest
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
 from mixtral_recipes.checkpoints.shards import Shard
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
+from mixtral_recipes.system.files import sync_folder, sync_tree
 from mixtral_recipes.system.ranks import rank_and_size
 
 _ALIGNMENT = 64

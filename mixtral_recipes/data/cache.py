@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.system.files import sync_tree, write_text
 from mixtral_recipes.system.home import data_home
 
 
@@ -45,6 +46,7 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
             try:
                 build(staging)
                 (staging / "made_from.json").write_text(text)
+                sync_tree(staging)
                 staging.replace(folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -62,9 +64,7 @@ def content_hash(path: Path) -> str:
         if not memo.is_file():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            staging = memo.with_suffix(f".{os.getpid()}")
-            staging.write_text(digest)
-            staging.replace(memo)
+            write_text(memo, digest)
     return memo.read_text()
 
 

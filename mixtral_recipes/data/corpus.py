@@ -23,6 +23,7 @@ import numpy as np
 
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.files import replacing, sync_file
 
 # Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
 _HEADER = b"MMIDIDX\x00\x00"
@@ -203,15 +204,14 @@ def _encode_with_own(part: TextPart, target: Path) -> None:
 def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
     """Write one part's tokens to ``target.bin`` and then, as the mark of success, its lengths to ``target.npy``."""
     lengths: list[np.ndarray] = []
-    staged = target.with_suffix(f".{os.getpid()}.npy")
-    with target.with_suffix(".bin").open("wb") as file:
+    with replacing(target.with_suffix(".bin")) as staging, staging.open("wb") as file:
         stream = documents(part)
         while texts := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
             tokens, counts = encoder(texts)
             file.write(tokens.tobytes())
             lengths.append(counts)
-    np.save(staged, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
-    staged.replace(target.with_suffix(".npy"))
+    with replacing(target.with_suffix(".npy")) as staging:
+        np.save(staging, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
 
 
 def _join(parts: list[Path], prefix: Path, dtype: np.dtype[Any]) -> tuple[int, int]:
@@ -225,6 +225,7 @@ def _join(parts: list[Path], prefix: Path, dtype: np.dtype[Any]) -> tuple[int, i
         for part in parts:
             with part.with_suffix(".bin").open("rb") as file:
                 shutil.copyfileobj(file, out, 16 << 20)
+    sync_file(bin_path)
     write_index(prefix.with_name(prefix.name + ".idx"), lengths, dtype)
     return len(lengths), int(lengths.sum(dtype=np.int64))
 
@@ -242,10 +243,8 @@ def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype[Any]) -> None:
     count = len(lengths)
     pointers = np.zeros(count, np.int64)
     np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("wb") as file:
+    with replacing(path) as staging, staging.open("wb") as file:
         file.write(_HEADER + struct.pack("<QBQQ", _VERSION, _TYPE_CODES[dtype], count, count + 1))
         file.write(lengths.astype(np.int32).tobytes())
         file.write((pointers * dtype.itemsize).tobytes())
         file.write(np.arange(count + 1, dtype=np.int64).tobytes())
-    staging.replace(path)

@@ -29,6 +29,7 @@ from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.plain_yaml import load_plain
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
+from mixtral_recipes.system.files import write_text
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
 _FROM = "recipe"  # in a full file: which recipe it was written from
@@ -182,10 +183,7 @@ def write_recipe(recipe: run.Partial[Any], path: Path, *, name: str | None = Non
     Raises:
         RecipeError: it holds something no file can name, such as a class of your own.
     """
-    text = to_yaml(recipe, name=name)
-    staging = path.with_name(f".{path.name}.new")
-    staging.write_text(text)
-    staging.replace(path)
+    write_text(path, to_yaml(recipe, name=name))
 
 
 def to_yaml(recipe: run.Partial[Any], *, name: str | None = None) -> str:

@@ -1,13 +1,13 @@
 """RUN/report.html: one self-contained page about a run. Standard library only."""
 
 import datetime
-import os
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.reports.charts import Series, heat_map, line_chart, smooth
 from mixtral_recipes.reports.record import RunRecord, read_run
+from mixtral_recipes.system.files import write_text
 
 _STYLE = """
 :root { --bg:#f6f7f9; --card:#fff; --ink:#1c2430; --soft:#5d6b7e; --line:#e3e7ed; --a:#2463c7; --b:#c2501a;
@@ -62,9 +62,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         RecipeError: the folder is no run's.
     """
     output = output or folder / "report.html"
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
-    staging.write_text(page(read_run(folder)), encoding="utf-8")
-    staging.replace(output)
+    write_text(output, page(read_run(folder)))
     return output
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.training.run import TrainingRun, build_run
 
 
@@ -247,11 +247,3 @@ def load_tokenizer(source: str | None) -> Any:
         return AutoTokenizer.from_pretrained(embedded.resolve(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file that is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(value, indent=1))
-    staging.replace(path)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import sync_folder, sync_tree
 
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
@@ -254,29 +255,6 @@ def locked(final: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file and folder below ``folder`` durable."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        else:
-            sync_folder(path)
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's list of names durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
         os.close(descriptor)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from mixtral_recipes.data.check.check import Report
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system.files import replacing
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
@@ -63,4 +64,5 @@ def save_png(report: Report, path: Path, seq_length: int) -> None:
     axes.set_ylabel("records")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as staging:
+        figure.savefig(staging, dpi=150)

@@ -1,0 +1,100 @@
+"""Files appear whole or not at all, for whom they should, and errors name the file that was asked for."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.system.files import private_folder, read_json, replacing, write_json, write_text
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mixtral_recipes.system.files import replacing
+with replacing(Path(sys.argv[1])) as staging:
+    staging.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_killed_writer_leaves_the_name_as_it_was(before: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    if before is not None:
+        path.write_text(before)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (path.read_text() if path.exists() else None) == before
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_failed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(FileNotFoundError, match="nothing"), replacing(path) as staging:
+        staging.write_text(f"half {Path('nothing').read_text()}")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_the_temporary_file_is_hidden_beside_the_final_one_and_of_its_kind(tmp_path: Path) -> None:
+    with replacing(tmp_path / "picture.png") as staging:  # matplotlib and numpy look at the suffix
+        assert (staging.parent, staging.suffix) == (tmp_path, ".png")
+        assert not list(tmp_path.glob("[!.]*"))
+    assert os.listdir(tmp_path) == ["picture.png"]
+
+
+def test_only_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "open", "x")
+        write_text(tmp_path / "secret", "x")
+        assert (mode(tmp_path / "open"), mode(tmp_path / "secret")) == (0o644, 0o644)
+        write_text(tmp_path / "secret", "y", private=True)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "secret") == 0o600
+
+
+def test_private_text_never_goes_through_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("theirs")
+    (tmp_path / "secret").symlink_to(elsewhere)
+    write_text(tmp_path / "secret", "ours", private=True)
+    assert elsewhere.read_text() == "theirs"
+    assert not (tmp_path / "secret").is_symlink()
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "file", tmp_path / "folder"):
+        with pytest.raises(OSError, match=rf": '{path}'$"):
+            write_text(path, "x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_json(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    assert read_json(path) is None
+    write_json(path, {"a": [1, 2.5, None]})
+    assert read_json(path) == {"a": [1, 2.5, None]}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": [1, 2.5, None]}
+    path.write_text('{"a": ')
+    assert read_json(path) is None
+    path.write_text("[1]")
+    assert read_json(path) is None
+
+
+def test_every_missing_parent_of_a_private_folder_is_private(tmp_path: Path) -> None:
+    assert mode(private_folder(tmp_path / "a" / "b")) == 0o700
+    assert mode(tmp_path / "a") == 0o700
