@@ -6,12 +6,8 @@ A record is ``<home>/runs/<id>/run.json``. A rank's end is ``<job folder>/attemp
 
 import contextlib
 import dataclasses
-import fcntl
-import os
 import re
 import secrets
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from mixtral_recipes.errors import LaunchError, nearest
 from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.system.files import private_folder, read_json, write_json
 from mixtral_recipes.system.home import runs_home
+from mixtral_recipes.system.locks import held_or_refused
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection refused|socket closed|remote process exited|"
@@ -130,30 +127,13 @@ def result(run_dir: str | Path, since: float = 0.0) -> dict[str, Any] | None:
     return read_json(path)
 
 
-@contextlib.contextmanager
-def locked(run_dir: str | Path) -> Iterator[None]:
+def locked(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
     """Hold RUN/.lock, so that two runs never write into one folder.
 
     Raises:
         LaunchError: another process holds it.
     """
-    folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode(errors="replace").strip()
-            raise LaunchError(
-                f"run folder {folder} is in use by another run{f' ({holder})' if holder else ''}; "
-                "choose another --name or --dir, or wait for it."
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
+    return held_or_refused(Path(run_dir), f"run folder {run_dir} is in use by another run")
 
 
 def process_start(pid: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
-from mixtral_recipes.checkpoints.format.manifest import Pieces, locked, publish, read_manifest, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import Pieces, publish, read_manifest, write_manifest
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, nearest
 from mixtral_recipes.importers import locations
@@ -19,6 +19,7 @@ from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.processes import Processes
 from mixtral_recipes.system.home import models_home
+from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.progress import progress_bar
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -64,7 +65,7 @@ def import_checkpoint(
         if accept is not None:
             accept(opened)
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
-        with processes.first_holds(lambda: locked(final)):
+        with processes.first_holds(lambda: held(final)):
             if output is None and not overwrite and processes.first(lambda: _is_finished(final)):
                 return final
             with processes.first_holds(lambda: publish(final, overwrite=overwrite)) as staging:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import locked, publish, read_manifest, verify_files
+from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, verify_files
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card, provenance
@@ -18,6 +18,7 @@ from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.source import SIDECARS, read_config
 from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
+from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.progress import progress_bar
 
 PROVENANCE = "mixtral-recipes.json"
@@ -66,7 +67,7 @@ def export_checkpoint(
         raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
     manifest, config = open_checkpoint(checkpoint)
     final = Path(os.path.abspath(output))
-    with locked(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, overwrite=overwrite) as staging:
         job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype))
         job.run(shard_bytes, threads or default_threads(), progress=progress)
     return final

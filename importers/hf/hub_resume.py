@@ -6,12 +6,12 @@ moved to where huggingface_hub looks for the finished blob. The layout of the ca
 is documented by huggingface_hub.
 """
 
-import fcntl
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mixtral_recipes.checkpoints.format.manifest import sha256
+from mixtral_recipes.system.locks import held
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -46,9 +46,7 @@ def into_cache(api: "HfApi", repo: str, name: str, commit: str, digest: str, siz
     if urlsplit(metadata.location).netloc != urlsplit(url).netloc:
         headers.pop("authorization", None)  # the token is for the Hub, not for whom it points to
     partial = blob.with_name(f"{digest}.mixtral-recipes.incomplete")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held(partial), partial.open("ab") as file:
         if blob.exists():  # another process was faster
             partial.unlink(missing_ok=True)
             return

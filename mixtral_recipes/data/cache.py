@@ -4,23 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.system.files import sync_tree, write_text
 from mixtral_recipes.system.home import data_home
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock named after a path; every other process (and node, on a shared disk) waits."""
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
-        yield
+from mixtral_recipes.system.locks import held
 
 
 def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
@@ -38,7 +28,7 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
     folder = data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
     if folder.is_dir():
         return folder
-    with locked(folder):
+    with held(folder):
         if not folder.is_dir():
             staging = folder.with_name(f".{folder.name}.{os.getpid()}")
             shutil.rmtree(staging, ignore_errors=True)
@@ -60,7 +50,7 @@ def content_hash(path: Path) -> str:
     memo = data_home() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if memo.is_file():
         return memo.read_text()
-    with locked(memo):
+    with held(memo):
         if not memo.is_file():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,16 +1,14 @@
 """What one rank decides or finds, told to all of them, so that every rank goes on, or fails, alike."""
 
 import contextlib
-import fcntl
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mixtral_recipes.errors import LaunchError, MixtralRecipesError
+from mixtral_recipes.errors import MixtralRecipesError
+from mixtral_recipes.system.locks import held_or_refused
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -51,32 +49,10 @@ def gathered[T](value: T) -> list[T]:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder's lock on rank 0, so that two runs never write checkpoints into one folder.
 
-    The lock dies with the process that holds it.
-
     Raises:
         LaunchError: another run holds it; on every rank.
     """
-    descriptor: int | None = None
-
-    def take() -> None:
-        nonlocal descriptor
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            raise LaunchError(
-                f"{folder} is being written by another run ({holder or 'unknown'}); choose another --name or --dir, "
-                "or wait for it."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        text = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n"
-        os.pwrite(descriptor, text.encode(), 0)
-
-    try:
-        first(take)
+    with contextlib.ExitStack() as stack:
+        lock = held_or_refused(folder, f"{folder} is being written by another run")
+        first(lambda: stack.enter_context(lock))
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

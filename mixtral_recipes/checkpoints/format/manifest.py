@@ -12,7 +12,6 @@ Pure Python; importers and training both use it.
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
 import os
@@ -192,7 +191,7 @@ def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Yields the staging folder to write into. When the block ends, everything in it is made durable and the folder is
     renamed; when the block raises, the staging folder is removed. What a killed process left is removed at the start,
-    so only one process may publish a name at a time (`locked`).
+    so only one process may publish a name at a time (`system.locks.held`).
 
     Raises:
         CheckpointError: ``final`` exists and ``overwrite`` is false.
@@ -232,30 +231,6 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
 
 def _is_ours(folder: Path) -> bool:
     return (folder / NAME).is_file() or (folder / "config.json").is_file()
-
-
-@contextlib.contextmanager
-def locked(final: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder's name; others wait.
-
-    The lock dies with its process. The lock file is removed by whoever holds it last.
-    """
-    path = final.with_name(f".{final.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # its last holder removed it while we waited
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _threads() -> int:

@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch
-from mixtral_recipes.data.cache import content_hash, locked, prepared
+from mixtral_recipes.data.cache import content_hash, prepared
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.home import data_home
+from mixtral_recipes.system.locks import held
 
 _SPLITS = ("train", "validation", "test")
 Blend = tuple[list[str], list[float] | None]
@@ -132,7 +133,7 @@ class PreTrainingDataModule(DataModule):
         try:
             if torch.distributed.is_initialized():
                 return builder.build()  # rank 0 builds the index maps, behind a barrier the others read them
-            with locked(cache):
+            with held(cache):
                 return builder.build()
         except (AssertionError, IndexError) as error:
             raise DataError(f"{self.paths}: Megatron cannot build this blend ({error}).") from error

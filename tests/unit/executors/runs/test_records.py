@@ -63,13 +63,6 @@ def test_unreadable_record_is_left_out(tmp_path: Path) -> None:
     assert records.all_records() == []
 
 
-def test_lock_refuses_a_second_run(tmp_path: Path) -> None:
-    with records.locked(tmp_path), pytest.raises(LaunchError, match="in use"), records.locked(tmp_path):
-        pass
-    with records.locked(tmp_path):
-        pass
-
-
 def test_lost_connection_is_not_the_cause(tmp_path: Path) -> None:
     made = record(tmp_path, nproc_per_node=2)
     attempt = Path(made.job_dir, "attempts", "0")

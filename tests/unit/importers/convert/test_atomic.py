@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.checkpoints.format.manifest import locked, publish, verify_files
+from mixtral_recipes.checkpoints.format.manifest import publish, verify_files
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert import hf_to_megatron
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -84,27 +84,6 @@ def test_publish(tmp_path: Path) -> None:
         (staging / "file").write_text("two")
     assert (final / "file").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
-
-
-def test_lock_waits_and_leaves_no_file(tmp_path: Path) -> None:
-    order = []
-
-    def hold(name: str) -> None:
-        with locked(tmp_path / "final"):
-            order.append(name)
-            order.append(name)
-
-    with locked(tmp_path / "final"):
-        threads = [threading.Thread(target=hold, args=(name,)) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        order.append("first")
-        order.append("first")
-    for thread in threads:
-        thread.join()
-    assert order[:2] == ["first", "first"]
-    assert order[2] == order[3] != order[4] == order[5]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Locks between processes, of one machine or of all that share a disk. A lock dies with the process that holds it."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixtral_recipes.errors import EnvironmentProblem, LaunchError
+
+
+class _Removed(Exception):
+    """The lock file was removed by its last holder between our opening and our locking it."""
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Let one process, and one thread, at a time make what will be at ``path``; the others wait.
+
+    The lock file, ``.NAME.lock`` beside it, is removed by whoever holds it last.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written to, or its file system has no locks.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    with _locked(file, wait=True):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held_or_refused(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold FOLDER/.lock, for as long as a run writes there.
+
+    Args:
+        folder: The folder; made where it is missing.
+        refusal: How the error starts where another run holds it.
+
+    Raises:
+        LaunchError: another run holds it; the message names that process.
+        EnvironmentProblem: the folder cannot be written to, or its file system has no locks.
+    """
+    from filelock import Timeout
+
+    file = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(file, wait=False))
+        except Timeout:
+            holder = _holder(file)
+            raise LaunchError(
+                f"{refusal}{f' ({holder})' if holder else ''}; choose another --name or --dir, or wait for it."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _locked(file: Path, *, wait: bool) -> Iterator[None]:
+    from filelock import FileLock
+
+    def claim(descriptor: int) -> None:
+        if not file.exists() or not os.path.samestat(os.fstat(descriptor), file.stat()):
+            raise _Removed
+        os.ftruncate(descriptor, 0)
+        text = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n"
+        os.pwrite(descriptor, text.encode(), 0)
+
+    # flock(2), never filelock's stand-in for it, which a killed process leaves behind
+    lock = FileLock(file, blocking=wait, thread_local=False, fallback_to_soft=False, on_acquired=claim)
+    while not lock.is_locked:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except _Removed:
+            continue
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise EnvironmentProblem(
+                f"{file.parent} cannot be locked ({error.strerror or error}); choose a folder you may write to, on a "
+                "file system with locks."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    """Who wrote its name into a lock file, or an empty string."""
+    try:
+        return file.read_bytes()[:200].decode(errors="replace").strip()
+    except OSError:
+        return ""
