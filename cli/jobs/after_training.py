@@ -3,11 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.cli.jobs import jobs
-from mixtral_recipes.cli.output import console
+from mixtral_recipes.cli.jobs.choose import Job
+from mixtral_recipes.cli.options.result import AfterTrainingOptions
+from mixtral_recipes.cli.output import print_table
 
 
-def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> dict[str, Any]:
+def follow_up(job: Job, checkpoint: str, after: AfterTrainingOptions) -> dict[str, Any]:
+    """Export and evaluate a checkpoint where that was asked for; without a word, mixtral_tiny's only."""
+    wanted = job.recipe_name == "mixtral_tiny" if after.export is None else after.export
+    if not wanted:
+        return {}
+    questions = after.evaluate if asks_questions(job.recipe.data) else 0
+    return export_and_evaluate(job, checkpoint, questions=questions)
+
+
+def export_and_evaluate(job: Job, checkpoint: str, *, questions: int) -> dict[str, Any]:
     """Export a checkpoint to RUN/exported, then answer held-out questions before and after.
 
     Args:
@@ -38,7 +48,7 @@ def export_and_evaluate(job: jobs.Job, checkpoint: str, *, questions: int) -> di
                 f"em_first_line_{when}": scores["exact_match_of_first_line"],
                 "questions": scores["count"],
             }
-    console().print(scores_table(outcome))
+    print_table(scores_table(outcome))
     return outcome
 
 

@@ -1,1 +1,1 @@
-"""Options that commands share."""
+"""Options that commands share, each declared once, and the mechanism that hands them over in groups."""

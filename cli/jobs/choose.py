@@ -1,90 +1,60 @@
-"""From options to a job: choose a recipe, change it, check it, launch it. Shared by pretrain, finetune and run."""
+"""From options to a job: choose a recipe, change it, check it."""
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.cli.jobs.place import Place, place
+from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
+from mixtral_recipes.cli.options.recipe import FineTuningOptions, PretrainingOptions, RecipeOptions
+from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
-from mixtral_recipes.errors import EnvironmentProblem, LaunchError, RecipeError
+from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.system import machine
 
 
 @dataclass
-class Place:
-    """Where a job runs.
-
-    Attributes:
-        executor: ``direct``, ``local`` or ``slurm``.
-        cluster: A profile of clusters.toml, for Slurm.
-        detach: Whether to return once the job is queued.
-        settings: Settings over the profile's, e.g. ``{"partition": "gpu"}``.
-    """
-
-    executor: str = "local"
-    cluster: str | None = None
-    detach: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def place(executor: str, cluster: str | None, detach: bool, more: list[str] | None, **given: Any) -> Place:
-    """Where a job runs, from its options.
-
-    Args:
-        executor: ``direct``, ``local`` or ``slurm``.
-        cluster: A profile of clusters.toml.
-        detach: Whether to return once the job is queued.
-        more: ``--slurm`` options.
-        given: Settings with an option of their own; None where it was not given.
-
-    Raises:
-        LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
-    """
-    from mixtral_recipes.executors.slurm.profile import settings_from
-
-    settings = settings_from(more or []) | {key: value for key, value in given.items() if value is not None}
-    own = {"cluster": cluster, **given}
-    ignored = [f"--{key}" for key, value in own.items() if value is not None] + ["--slurm"] * bool(more)
-    if ignored and executor != "slurm":
-        raise LaunchError(f"{', '.join(ignored)}: no effect with --executor {executor}; use --executor slurm.")
-    return Place(executor, cluster, detach, settings)
-
-
-@dataclass
 class JobOptions:
-    """What every job command accepts; see `cli.options`.
+    """Everything a job command was given.
 
     Attributes:
         task: ``pretrain`` or ``finetune``; None takes the file's.
-        recipe: Recipe name; None chooses by the machine.
-        yaml: A recipe file instead.
-        dir: Folder of runs; None takes the file's, or ``runs``.
-        name: Run name; None makes one.
-        place: Where it runs.
-        only_check: Whether nothing will be run, so that this machine need not fit.
+        chosen: Recipe by name or from a file; neither chooses by the machine.
+        place: Where it runs and writes.
+        result: What it is to leave.
         overrides: Dotted overrides.
-        arguments: Arguments of the recipe function the user gave, e.g. ``{"num_nodes": 2}``.
-        settings: Settings from options of their own, as (path, value), e.g. ``--restore-from``.
-        data: The data set that takes the place of the recipe's; None keeps it.
+        tuning: What only fine-tuning offers.
+        pretraining: What only pretraining offers.
     """
 
     task: str | None
-    recipe: str | None = None
-    yaml: Path | None = None
-    dir: Path | None = None
-    name: str | None = None
-    place: Place = field(default_factory=Place)
-    only_check: bool = False
-    overrides: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    settings: list[tuple[str, Any]] = field(default_factory=list)
-    data: str | None = None
+    chosen: RecipeOptions
+    place: PlaceOptions
+    result: JobResultOptions
+    overrides: list[str]
+    tuning: FineTuningOptions = field(default_factory=FineTuningOptions)
+    pretraining: PretrainingOptions = field(default_factory=PretrainingOptions)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the recipe function that were given, e.g. ``{"num_nodes": 2}``."""
+        given = {
+            "precision": self.chosen.precision,
+            "hardware": self.chosen.hardware,
+            "peft_scheme": self.tuning.peft and self.tuning.peft.value,
+            "packed_sequence": self.tuning.packed,
+            "instruct": self.tuning.instruct or None,
+            "performance_mode": self.pretraining.performance_mode or None,
+        }
+        return self.place.sizes | {name: value for name, value in given.items() if value is not None}
 
     @property
     def here(self) -> bool:
-        """Whether the job will run on this machine."""
-        return self.place.executor != "slurm" and not self.only_check
+        """Whether the job will run on this machine; if not, the machine need not fit it."""
+        only_check = self.result.dry_run or self.result.to_yaml is not None
+        return self.place.executor is not ExecutorName.slurm and not only_check
 
 
 @dataclass
@@ -106,34 +76,35 @@ def prepare(options: JobOptions) -> Job:
         RecipeError: a recipe, setting or layout that cannot run.
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
+    where = place(options.place)
     notes: list[str] = []  # said once all checks have passed: an error stands alone
-    if options.yaml is not None:
-        recipe_name, task, recipe = _from_file(options, options.yaml)
+    if options.chosen.yaml is not None:
+        recipe_name, task, recipe = _from_file(options, options.chosen.yaml)
     else:
         recipe_name, task = _choose(options), options.task or "finetune"
-        if options.recipe is None:
+        if options.chosen.recipe is None:
             notes.append(f"No GPU here: taking --recipe {recipe_name}, a small Mixtral that runs on the CPU.")
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
-    if options.data is not None:
-        recipe.data, taken_for = _data(options.data, recipe.data)
+    if options.tuning.data is not None:
+        recipe.data, taken_for = _data(options.tuning.data, recipe.data)
         notes.append(f"Data: {taken_for}.")
     _change(recipe, options)
-    name = options.name or recipe.log.name
+    name = options.place.name or recipe.log.name
     if name in (None, "default"):
         name = f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
-    folder = (options.dir or Path(recipe.log.log_dir or "runs")).absolute()
+    folder = (options.place.dir or Path(recipe.log.log_dir or "runs")).absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
     _check(recipe, recipe_name, task, options)
     for line in notes:
         note(line)
-    return Job(recipe_name, task, recipe, options.place, name, folder / name)
+    return Job(recipe_name, task, recipe, where, name, folder / name)
 
 
 def _choose(options: JobOptions) -> str:
-    if options.recipe is not None:
-        return catalog.entry(options.recipe).name
+    if options.chosen.recipe is not None:
+        return catalog.entry(options.chosen.recipe).name
     if machine.gpu_count():
         raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
     return "mixtral_tiny"
@@ -154,14 +125,14 @@ def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
 
 def _two_processes(options: JobOptions) -> bool:
     """Two processes where there are two cores and processes are started at all."""
-    return not options.here or (options.place.executor != "direct" and machine.cores() >= 2)
+    return not options.here or (options.place.executor is not ExecutorName.direct and machine.cores() >= 2)
 
 
 def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
     from mixtral_recipes.overrides import paths as overrides
     from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
-    if options.recipe:
+    if options.chosen.recipe:
         raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
     recipe_name, task = header(file)
     if options.task and task != options.task:
@@ -179,8 +150,8 @@ def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
 def _change(recipe: Any, options: JobOptions) -> None:
     from mixtral_recipes.overrides import paths as overrides
 
-    for path, value in options.settings:
-        overrides.set_value(recipe, path, value)
+    if options.tuning.restore_from is not None:
+        overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
     overrides.apply(recipe, options.overrides)
 
 
@@ -235,46 +206,4 @@ def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
     return (
         f"{recipe_name} needs {nodes * gpus} GPUs ({asked}); this machine has {machine.gpu_count() or 'none'}. Use "
         "--executor slurm for a cluster, --dry-run to check it here, or --recipe mixtral_tiny, which runs on a CPU."
-    )
-
-
-def save_yaml(job: Job, path: Path) -> None:
-    """Write the resolved recipe without this machine's run folder, so that it runs anywhere."""
-    from mixtral_recipes.overrides.yaml_file import write_recipe
-
-    job.recipe.log.log_dir, job.recipe.log.name = None, "default"
-    write_recipe(job.recipe, path, name=job.recipe_name)
-    note(f"Wrote {path}; run it with: mixtral-recipes run {path}")
-
-
-def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
-    """Run a job and return its result: the loop's, with the recipe's name."""
-    from mixtral_recipes.executors.launch import launch as start
-
-    note(describe(job))
-    executor: Any = job.place.executor
-    if dry_run and executor == "local" and job.recipe.trainer.num_nodes > 1:
-        note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
-        return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}
-    if executor == "slurm":
-        from mixtral_recipes.executors.slurm.executor import slurm_executor
-
-        trainer = job.recipe.trainer
-        executor = slurm_executor(
-            trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster, **job.place.settings
-        )
-    result = start(
-        job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
-    )
-    return {"recipe": job.recipe_name, **result}
-
-
-def describe(job: Job) -> str:
-    """A job in one line."""
-    from mixtral_recipes.layout.topology import Topology
-
-    topology = Topology.of(job.recipe.trainer)
-    return (
-        f"{job.recipe_name}.{job.task}: {topology.world_size} process(es), {topology.describe()}, "
-        f"{job.recipe.trainer.max_steps} steps, run folder {job.run_dir}"
     )

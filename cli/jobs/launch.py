@@ -1,0 +1,71 @@
+"""From a command's options to its result: prepare a job, run it, follow it up."""
+
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.cli.jobs.choose import Job, JobOptions, prepare
+from mixtral_recipes.cli.options.result import AfterTrainingOptions
+from mixtral_recipes.cli.output import note, print_json
+
+
+def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> None:
+    """Do what a job command was asked to do.
+
+    Args:
+        options: What it was given.
+        after: What follows fine-tuning; None where the command does not offer it.
+    """
+    job = prepare(options)
+    if options.result.to_yaml is not None:
+        result = save_yaml(job, options.result.to_yaml)
+    else:
+        result = launch(job, dry_run=options.result.dry_run)
+        if after is not None and job.task == "finetune" and result.get("checkpoint"):
+            from mixtral_recipes.cli.jobs.after_training import follow_up
+
+            result |= follow_up(job, result["checkpoint"], after)
+    if options.result.json:
+        print_json(result)
+
+
+def save_yaml(job: Job, path: Path) -> dict[str, Any]:
+    """Write the resolved recipe without this machine's run folder, so that it runs anywhere."""
+    from mixtral_recipes.overrides.yaml_file import write_recipe
+
+    job.recipe.log.log_dir, job.recipe.log.name = None, "default"
+    write_recipe(job.recipe, path, name=job.recipe_name)
+    note(f"Wrote {path}; run it with: mixtral-recipes run {path}")
+    return {"recipe": job.recipe_name, "yaml": str(path)}
+
+
+def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
+    """Run a job and return its result: the loop's, with the recipe's name."""
+    from mixtral_recipes.executors.launch import launch as start
+
+    note(describe(job))
+    executor: Any = job.place.executor
+    if dry_run and executor == "local" and job.recipe.trainer.num_nodes > 1:
+        note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
+        return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}
+    if executor == "slurm":
+        from mixtral_recipes.executors.slurm.executor import slurm_executor
+
+        trainer = job.recipe.trainer
+        executor = slurm_executor(
+            trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster, **job.place.settings
+        )
+    result = start(
+        job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
+    )
+    return {"recipe": job.recipe_name, **result}
+
+
+def describe(job: Job) -> str:
+    """A job in one line."""
+    from mixtral_recipes.layout.topology import Topology
+
+    topology = Topology.of(job.recipe.trainer)
+    return (
+        f"{job.recipe_name}.{job.task}: {topology.world_size} process(es), {topology.describe()}, "
+        f"{job.recipe.trainer.max_steps} steps, run folder {job.run_dir}"
+    )

@@ -1,0 +1,69 @@
+"""Commands take groups of options: a dataclass whose fields are options stands for all of them in a signature.
+
+typer reads a command's signature. So typer gets one in which each group is replaced by its fields, and the command gets
+the groups, filled in.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import typer
+
+# Every command accepts it, but `main` takes it off the line before typer sees it; it is declared here for --help.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class App(typer.Typer):
+    """Commands that may take groups of options, and that show --debug.
+
+    Args:
+        about: What ``--help`` says first.
+    """
+
+    def __init__(self, about: str) -> None:
+        super().__init__(help=about, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
+        """As typer's; the decorated function itself stays as it was."""
+        register = super().command(*names, **settings)
+
+        def add(function: Any) -> Any:
+            register(spread(function))
+            return function
+
+        return add
+
+
+def spread(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with one parameter for each option, which calls ``function`` with the groups it takes."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            fields = dataclasses.fields(parameter.annotation)
+            parameters += [_parameter(field.name, field.type, field.default) for field in fields]
+        else:
+            parameters.append(_parameter(name, parameter.annotation, parameter.default))
+    parameters.append(_parameter("debug", Debug, False))
+
+    def command(**values: Any) -> None:
+        del values["debug"]
+        taken = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        function(**values, **taken)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__dict__["__signature__"] = inspect.Signature(parameters)
+    return command
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind, *settings = get_args(annotation)
+    if settings and kind in (bool, bool | None):
+        settings[0].metavar = ""  # help says nothing of the type where no value follows
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

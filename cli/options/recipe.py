@@ -1,0 +1,86 @@
+"""Which recipe, and what is changed in it."""
+
+import enum
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+option = functools.partial(typer.Option, rich_help_panel="Recipe")
+
+
+class PeftScheme(enum.StrEnum):
+    """What is trained."""
+
+    lora = "lora"
+    dora = "dora"
+    none = "none"
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """Override paths that start with what is typed."""
+    from mixtral_recipes.overrides.completion import PATHS
+
+    return [f"{path}=" for path in PATHS if path.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipe names that start with what is typed."""
+    from mixtral_recipes.recipes.catalog import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH=VALUE", help="Settings to change, e.g. trainer.max_steps=20.", autocompletion=complete_override
+    ),
+]
+
+
+@dataclass
+class RecipeOptions:
+    """A recipe by its name or from a file, and what the recipes of every task take."""
+
+    recipe: Annotated[
+        str | None,
+        option("--recipe", metavar="NAME", help="Recipe name (`recipes list`).", autocompletion=complete_recipe),
+    ] = None
+    yaml: Annotated[Path | None, option("--yaml", metavar="FILE", help="Run the recipe in this file.")] = None
+    precision: Annotated[
+        str | None, option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
+    ] = None
+    hardware: Annotated[
+        str | None, option("--hardware", metavar="GPU", help="Whose layout to take: h100, h200, b200 or gb200.")
+    ] = None
+
+
+@dataclass
+class FineTuningOptions:
+    """What is trained, on which data, from which weights."""
+
+    peft: Annotated[
+        PeftScheme | None,
+        option("--peft", metavar="SCHEME", help="Adapters to train: lora (default) or dora; none: all weights."),
+    ] = None
+    data: Annotated[
+        str | None,
+        option("--data", metavar="DATA", help="File, folder or Hub id: SQuAD, chat, prompts and answers, text."),
+    ] = None
+    restore_from: Annotated[
+        str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")
+    ] = None
+    instruct: Annotated[bool, option("--instruct", help="Start from the Instruct variant.")] = False
+    packed: Annotated[bool | None, option("--packed/--no-packed", help="Several samples per sequence.")] = None
+
+
+@dataclass
+class PretrainingOptions:
+    """What only pretraining offers."""
+
+    performance_mode: Annotated[
+        bool, option("--performance-mode", help="NeMo's performance mode: token drop, overlap, bf16 reduction.")
+    ] = False
