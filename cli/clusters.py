@@ -1,47 +1,42 @@
-"""mixtral-recipes clusters: list the profiles in clusters.toml and try one out."""
+"""``mixtral-recipes clusters``: list the profiles in clusters.toml and try one out."""
 
-import json
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Cluster profiles for --executor slurm.")
+from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import print_checks, print_json, print_table, table
 
-_Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
+app = App("Describe the Slurm clusters you can reach.")
 
 
 @app.command("list")
-def list_clusters(as_json: _Json = False) -> None:
-    """List the profiles."""
+def list_clusters(*, json: Json = False) -> None:
+    """List the profiles in clusters.toml."""
     from mixtral_recipes.executors.slurm.profile import cluster, profile_file, profiles
 
-    names = list(profiles())
-    if as_json:
-        print(json.dumps({"file": str(profile_file()), "clusters": names}))
-    elif not names:
+    sites = {name: cluster(name) for name in profiles()}
+    if json:
+        print_json({"file": str(profile_file()), "clusters": list(sites)})
+    elif not sites:
         print(f"no profiles; write one into {profile_file()} (see docs/clusters.md)")
     else:
-        for name in names:
-            site = cluster(name)
-            print(
-                f"{name}: {site.mode}, partition {site.partition}, {'through ' + site.ssh if site.ssh else 'from here'}"
-            )
+        rows = [(name, site.mode, site.partition or "-", site.ssh or "from here") for name, site in sites.items()]
+        print_table(table(("cluster", "mode", "partition", "reached through"), rows))
 
 
 @app.command()
-def check(
-    name: Annotated[str, typer.Argument(help="Profile in clusters.toml.")],
-    as_json: _Json = False,
-) -> None:
-    """Check a profile: its settings, Slurm's answer, the partition, the container runtime, the shared folder."""
+def check(*, name: Annotated[str, typer.Argument(metavar="NAME", help="Profile.")], json: Json = False) -> None:
+    """Try a profile: Slurm's answer, partition, container runtime, shared folder."""
     from mixtral_recipes.errors import EnvironmentProblem
-    from mixtral_recipes.executors.checks import check_cluster, show
+    from mixtral_recipes.executors.checks import check_cluster
     from mixtral_recipes.executors.slurm.profile import cluster
 
     found = check_cluster(cluster(name))
-    if as_json:
-        print(json.dumps({"cluster": name, "checks": [check.as_json() for check in found]}))
+    if json:
+        print_json({"cluster": name, "checks": [check.as_json() for check in found]})
     else:
-        show(found)
+        print_checks(found)
     if any(check.verdict == "bad" for check in found):
         raise EnvironmentProblem(f"cluster {name!r} is not ready; see above.")

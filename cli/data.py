@@ -6,42 +6,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixtral_recipes.cli.options.checkpoint import Overwrite
+from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import console, note, print_json, print_table, table
+
 if TYPE_CHECKING:
     from mixtral_recipes.data.check.check import Report
     from mixtral_recipes.data.recognise import Recognized
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Prepare a corpus, check a data set, show what is learned.",
-)
+app = App("Prepare a corpus, check a data set, show what is learned.")
 
-Tokenizer = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        help="Folder, Hub id, SentencePiece file, mistral://mixtral-8x7b (needs no download), embedded://mixtral_tiny.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="End with one JSON line on stdout.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="What `finetune --data` would get: file, folder or Hub id.")]
+SeqLength = Annotated[int, typer.Option("--seq-length", metavar="N", min=8, help="Positions a sample may take.")]
+TOKENIZER = typer.Option(
+    "--tokenizer",
+    metavar="NAME",
+    help="Folder, Hub id, SentencePiece file, mistral://mixtral-8x7b (no download), or embedded://mixtral_tiny.",
+)
 
 
 @app.command()
 def prepare(
+    *,
     inputs: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="JSONL, parquet, CSV or text files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Path of the corpus, without .bin and .idx.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="As for `check`.")] = "mistral://mixtral-8x7b",
-    text_key: Annotated[str, typer.Option("--text-key", help="Field or column of the text.")] = "text",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one per core.")] = None,
-    part_mb: Annotated[int, typer.Option("--part-mb", min=1, help="Megabytes of input per part.")] = 32,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Path of the corpus, without .bin and .idx.")
+    ],
+    tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b",
+    text_key: Annotated[str, typer.Option("--text-key", metavar="NAME", help="Field or column of the text.")] = "text",
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes; default: one per core.")
+    ] = None,
+    part_mb: Annotated[int, typer.Option("--part-mb", metavar="N", min=1, help="Megabytes of input per part.")] = 32,
     bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Start documents with the tokenizer's bos.")] = True,
     eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End documents with its eos.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus that is there.")] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Tokenize text into Megatron's indexed corpus. A stopped run goes on where it was."""
-    from mixtral_recipes.cli.output import note, print_json
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.embedded import resolve
@@ -80,15 +83,17 @@ def _package_paths(inputs: list[Path]) -> list[str]:
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="FILE|FOLDER|ID", help="What `finetune --data` would get.")],
-    tokenizer: Tokenizer = None,
-    seq_length: Annotated[int, typer.Option("--seq-length", min=8, help="Positions a sample may take.")] = 2048,
+    *,
+    data: Data,
+    tokenizer: Annotated[str | None, TOKENIZER] = None,
+    seq_length: SeqLength = 2048,
     show_all: Annotated[bool, typer.Option("--all", help="Name every finding, not the first five of a kind.")] = False,
-    png: Annotated[Path | None, typer.Option("--png", help="Write the length histogram to this file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FILE", help="Write the length histogram to this file.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look every record over: unusable ones by line, lengths, truncation, duplicates."""
-    from mixtral_recipes.cli.output import note, print_json
     from mixtral_recipes.data.check.check import check as check_data
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -113,14 +118,18 @@ def check(
 
 @app.command()
 def show(
-    data: Annotated[str, typer.Argument(metavar="FILE|FOLDER|ID", help="What `finetune --data` would get.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="As for `check`.")] = "mistral://mixtral-8x7b-instruct",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples.")] = 3,
-    seq_length: Annotated[int, typer.Option("--seq-length", min=8, help="Positions a sample may take.")] = 2048,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    *,
+    data: Data,
+    tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Samples.")] = 3,
+    seq_length: SeqLength = 2048,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")] = "train",
+    json: Json = False,
 ) -> None:
-    """Print samples as they are tokenized, with what is learned in colour (in brackets where there is none)."""
-    from mixtral_recipes.cli.output import console, note
+    """Print samples as they are tokenized, with what is learned in colour.
+
+    Where there is no colour, what is learned stands in brackets.
+    """
     from mixtral_recipes.data.batches.batch import Sample
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -133,12 +142,16 @@ def show(
     if split not in sets:
         raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
     out = console()
+    shown: list[dict[str, Any]] = []
     for number in range(min(count, len(sets[split]))):
         item = sets[split][number]
         if "labels" in item:  # a pretraining sequence: every token is learned
             item = Sample(tokens=item["tokens"].numpy(), loss_mask=item["loss_mask"].numpy()[:-1])
         out.rule(f"{split} {number}: {len(item['tokens'])} tokens, {int(sum(item['loss_mask']))} learned")
         out.print(_coloured(item, loaded, colour=out.color_system is not None))
+        shown.append({"tokens": item["tokens"].tolist(), "learned": [bool(x) for x in item["loss_mask"]]})
+    if json:
+        print_json({"split": split, "samples": shown})
 
 
 def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
@@ -178,9 +191,6 @@ def _progress(title: str, total: int | None, unit: str) -> Any:
 
 
 def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> None:
-    from rich.table import Table
-
-    from mixtral_recipes.cli.output import console
     from mixtral_recipes.data.check.histogram import bars
 
     out = console()
@@ -192,18 +202,17 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
             detail = f": {finding.detail}" if finding.detail else ""
             out.print(f"{finding.where}: {finding.level}: {finding.kind}{detail}", markup=False, soft_wrap=True)
     if report.counts:
-        table = Table("level", "what", "records")
-        for (level, kind), number in sorted(report.counts.items()):
-            table.add_row(level, kind, f"{number:,}")
-        out.print(table)
-    table = Table("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
+        counts = [(level, kind, f"{number:,}") for (level, kind), number in sorted(report.counts.items())]
+        print_table(table(("level", "what", "records"), counts))
+    titles = ("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
+    rows: list[tuple[str, ...]] = []
     for split, lengths in report.lengths.items():
         if len(lengths):
             low, median, high, most = (int(x) for x in _quantiles(lengths))
             cut = "-" if report.unit == "characters" else f"{int((lengths > seq_length + 1).sum()):,}"
-            cells = (low, median, high, most)
-            table.add_row(split, f"{len(lengths):,}", f"{int(lengths.sum()):,}", *(f"{x:,}" for x in cells), cut)
-    out.print(table)
+            cells = (len(lengths), int(lengths.sum()), low, median, high, most)
+            rows.append((split, *(f"{x:,}" for x in cells), cut))
+    print_table(table(titles, rows))
     out.print(bars(report, width=60), markup=False)
 
 

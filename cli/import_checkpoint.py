@@ -5,24 +5,30 @@ from typing import Annotated
 
 import typer
 
+from mixtral_recipes.cli.options.checkpoint import Dtype, Overwrite, Public, PushToHub
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import note, print_json
+
 
 def command(
-    source: Annotated[str, typer.Argument(help="hf://org/name[@revision], or a model folder.")],
+    *,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="hf://org/name[@revision], or a model folder.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default one under $MIXTRAL_RECIPES_HOME.")
+        Path | None,
+        typer.Option("--output", metavar="FOLDER", help="Folder to write; default: one in $MIXTRAL_RECIPES_HOME."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; by default what the source has.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(help="Upload the finished checkpoint to this Hub repository (org/name).")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a repository that is created public.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
+    public: Public = False,
+    json: Json = False,
 ) -> None:
-    """Import a Hugging Face Mixtral into a Megatron checkpoint that loads under any parallel layout."""
+    """Import a Hugging Face checkpoint.
+
+    What is written is a Megatron checkpoint that loads under any parallel layout.
+    """
     import time
 
-    from mixtral_recipes.cli.output import note, print_json
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.importers.processes import is_first
 
@@ -38,7 +44,7 @@ def command(
 
         result["hub"] = upload(folder, push_to_hub, private=not public)
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
-    if as_json:
+    if json:
         print_json(result)
     else:
         print(folder)

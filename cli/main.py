@@ -6,7 +6,6 @@
 import importlib
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.system.garbage import seldom_collected
@@ -14,7 +13,7 @@ from mixtral_recipes.system.garbage import seldom_collected
 PROGRAM = "mixtral-recipes"
 ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
 
-# command -> (module, one line). A module holds a function `command` or a typer app `app`.
+# command -> (module, one line; its --help begins with it too). A module holds a function `command` or a typer app `app`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, or all weights."),
     "pretrain": ("pretrain", "Train a model from random weights."),
@@ -24,21 +23,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
     "export": ("export", "Export a checkpoint to a Hugging Face folder."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
-    "generate": ("generate", "Answer prompts with a checkpoint."),
-    "evaluate": ("evaluate", "Measure a checkpoint on held-out questions."),
-    "plan": ("plan", "Memory, speed and cost of a layout, before it runs."),
     "runs": ("runs", "See, follow, resume and stop runs."),
-    "report": ("report", "Write a page about a run."),
+    "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),
     "pipeline": ("pipeline", "Run several jobs that depend on each other."),
     "clusters": ("clusters", "Describe the Slurm clusters you can reach."),
     "doctor": ("doctor", "Check this machine."),
 }
-
-
-def available() -> dict[str, tuple[str, str]]:
-    """The commands whose module is installed."""
-    folder = Path(__file__).parent
-    return {name: at for name, at in COMMANDS.items() if (folder / f"{at[0]}.py").exists()}
 
 
 def main() -> None:
@@ -72,9 +62,8 @@ def run(argv: list[str]) -> int:
 
 def overview() -> str:
     """The text of ``mixtral-recipes --help``."""
-    commands = available()
-    width = max(map(len, commands))
-    lines = [f"  {name:<{width}}  {at[1]}" for name, at in commands.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {at[1]}" for name, at in COMMANDS.items()]
     return "\n".join(
         [
             f"Usage: {PROGRAM} COMMAND [OPTIONS] [dotted.path=value ...]",
@@ -142,16 +131,16 @@ def _group() -> Any:
 
     class LazyGroup(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
-            return list(available())
+            return list(COMMANDS)
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             return _load(cmd_name)
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-            if args and args[0] not in available() and not args[0].startswith("-"):
+            if args and args[0] not in COMMANDS and not args[0].startswith("-"):
                 from mixtral_recipes.errors import RecipeError, nearest
 
-                raise RecipeError(f"command {args[0]!r} is not known.{nearest(args[0], list(available()))}")
+                raise RecipeError(f"command {args[0]!r} is not known.{nearest(args[0], list(COMMANDS))}")
             return super().resolve_command(ctx, args)
 
     app = typer.Typer(cls=LazyGroup, add_completion=True, help=ABOUT, pretty_exceptions_enable=False)
@@ -162,16 +151,18 @@ def _group() -> Any:
 
 
 def _load(name: str) -> Any:
-    if name not in available():
+    if name not in COMMANDS:
         return None
     import typer
+
+    from mixtral_recipes.cli.options.groups import App
 
     module_name, about = COMMANDS[name]
     module = importlib.import_module(f"mixtral_recipes.cli.{module_name}")
     app = getattr(module, "app", None)
     if app is None:
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(name, help=module.command.__doc__ or about)(module.command)
+        app = App(about)
+        app.command(name)(module.command)
     command = typer.main.get_command(app)
     command.name = name
     return command

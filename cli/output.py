@@ -1,19 +1,45 @@
-"""What a command prints: text for people on stdout or stderr, and with ``--json`` one last JSON line."""
+"""What a command prints: text for people on stdout or stderr, and with ``--json`` one last JSON object."""
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from mixtral_recipes.executors.checks import Check
+
+_PIPE_WIDTH = 160
+_WIDEST = 10_000
 
 
-def console() -> "Console":
-    """A console on stdout; plain text when stdout is not a terminal."""
+def console(*, width: int = _PIPE_WIDTH) -> "Console":
+    """A console on stdout; where stdout is not a terminal, plain text of this width."""
     from rich.console import Console
 
-    # Tables are not cut to 80 columns when the output goes to a file or a pipe.
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else width, highlight=False)
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> "Table":
+    """A table as every command prints it: no lines, two spaces between columns; numbers stand to the right."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    kept = [list(row) for row in rows]
+    for number, title in enumerate(columns):
+        of_numbers = bool(kept) and all(isinstance(row[number], int | float) for row in kept)
+        made.add_column(escape(title), justify="right" if of_numbers else "left", overflow="fold")
+    for row in kept:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    return made
+
+
+def print_table(made: "Table") -> None:
+    """Print a table; in a file or a pipe each row is one line, however long."""
+    console(width=_WIDEST).print(made)
 
 
 def note(text: str) -> None:
@@ -25,3 +51,11 @@ def print_json(value: dict[str, Any]) -> None:
     """The result as one line of JSON, the last line of stdout."""
     sys.stdout.flush()
     print(json.dumps(value, default=str), flush=True)
+
+
+def print_checks(checks: "list[Check]") -> None:
+    """One line for each finding, and below it how to mend it."""
+    for check in checks:
+        print(f"{ {'good': 'ok  ', 'note': 'note', 'bad': 'BAD '}[check.verdict] } {check.name:20} {check.finding}")
+        if check.mend:
+            print(f"     {'':20} -> {check.mend}")

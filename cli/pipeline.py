@@ -1,11 +1,14 @@
-"""mixtral-recipes pipeline FILE: several jobs that depend on each other, submitted at once."""
+"""``mixtral-recipes pipeline FILE``: several jobs that depend on each other, submitted at once."""
 
 import enum
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mixtral_recipes.cli.options.place import Detach
+from mixtral_recipes.cli.options.result import DryRun, Json
+from mixtral_recipes.cli.output import print_json
 
 
 class Where(enum.StrEnum):
@@ -16,13 +19,22 @@ class Where(enum.StrEnum):
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="Pipeline file (TOML); see docs/clusters.md.")],
-    executor: Annotated[Where, typer.Option(help="Here, one stage after the other, or as Slurm jobs.")] = Where.local,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once the stages are queued (Slurm).")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pipeline file (TOML); see docs/clusters.md.")],
+    executor: Annotated[
+        Where,
+        typer.Option(
+            "--executor", metavar="WHERE", help="local (here, one stage after the other) or slurm (jobs that wait)."
+        ),
+    ] = Where.local,
+    detach: Detach = False,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
-    """Run import, fine-tuning, export and evaluation as stages of one experiment."""
+    """Run several jobs that depend on each other.
+
+    A stage is a recipe to train, or a command of this program, such as import or export.
+    """
     from mixtral_recipes.executors import pipeline as pipelines
 
     pipeline = pipelines.read(file)
@@ -42,5 +54,5 @@ def command(
             print(f"{stage.name}: {' '.join(stage.command) or f'{stage.task} {stage.recipe}'}")
     else:
         result["results"] = pipelines.run_local(pipeline)
-    if as_json:
-        print(json.dumps(result, default=str))
+    if json:
+        print_json(result)

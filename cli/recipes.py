@@ -4,11 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options import options
-from mixtral_recipes.cli.output import console, print_json
+from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.recipe import Overrides
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import console, print_json, print_table, table
 from mixtral_recipes.recipes import catalog
 
-app = typer.Typer(no_args_is_help=True, help="List, show and compare recipes.", pretty_exceptions_enable=False)
+app = App("List, show and compare recipes.")
 
 
 def complete_spec(incomplete: str) -> list[str]:
@@ -20,26 +22,21 @@ def complete_spec(incomplete: str) -> list[str]:
 Spec = Annotated[
     str,
     typer.Argument(
-        help="mixtral_8x7b.pretrain, mixtral_8x7b.finetune(...), or a YAML file.", autocompletion=complete_spec
+        metavar="RECIPE",
+        help="mixtral_8x7b.pretrain, mixtral_8x7b.finetune(...), or a YAML file.",
+        autocompletion=complete_spec,
     ),
 ]
 
 
 @app.command("list")
-def list_command(json: options.Json = False) -> None:
-    """Every recipe: model, context, precision, GPUs, layouts, what it needs."""
+def list_command(json: Json = False) -> None:
+    """List every recipe: model, context, precision, GPUs, layouts, what it needs."""
     rows = [row(entry) for entry in catalog.CATALOG.values()]
     if json:
         print_json({"recipes": rows})
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right" if column == "context" else "left", no_wrap=True)
-    for values in rows:
-        table.add_row(*map(str, values.values()))
-    console().print(table)
+    print_table(table(rows[0], [values.values() for values in rows]))
 
 
 def row(entry: catalog.RecipeEntry) -> dict[str, Any]:
@@ -70,13 +67,12 @@ def sizes(layout: catalog.Layout) -> str:
 @app.command("show")
 def show_command(
     spec: Spec,
-    overrides: options.Overrides = None,
+    overrides: Overrides = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, ready for `run`.")] = False,
     all: Annotated[bool, typer.Option("--all", help="Also what nobody set, with its default.")] = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    json: Json = False,
 ) -> None:
-    """A recipe's resolved configuration, as a tree or as YAML."""
+    """Show a recipe's resolved configuration, as a tree or as YAML."""
     recipe = resolved(spec, overrides or [])
     from mixtral_recipes.overrides.inspection import flat
 
@@ -108,12 +104,14 @@ def _print_tree(title: str, settings: dict[str, Any]) -> None:
 @app.command("diff")
 def diff_command(
     a: Spec,
-    b: Annotated[str | None, typer.Argument(help="Another recipe; or go straight to overrides of the first.")] = None,
-    overrides: options.Overrides = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    b: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Another recipe; or go straight to overrides of the first."),
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
 ) -> None:
-    """What differs between two recipes, or between a recipe and itself with overrides (they apply to the second)."""
+    """Compare two recipes, or a recipe with itself under overrides (which apply to the second)."""
     changes = list(overrides or [])
     if b is None or "=" in b.partition("(")[0]:
         changes, b = [*([b] if b else []), *changes], a
@@ -123,15 +121,11 @@ def diff_command(
     if json:
         print_json({"differences": [{"path": path, "a": x, "b": y} for path, x, y in found]})
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("setting", a, b if b != a else "with overrides"):
-        table.add_column(escape(title), overflow="fold")
-    for path, x, y in found:
-        table.add_row(escape(path), escape(_text(x)), escape(_text(y)))
-    console().print(table if found else "No difference.")
+    if not found:
+        print("No difference.")
+        return
+    titles = ("setting", a, b if b != a else "with overrides")
+    print_table(table(titles, [(path, _text(x), _text(y)) for path, x, y in found]))
 
 
 def _text(value: Any) -> str:

@@ -4,25 +4,36 @@ from typing import Annotated
 
 import typer
 
+from mixtral_recipes.cli.options.checkpoint import Checkpoint, checkpoint_folder
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import print_json, print_table, table
+
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, or nemo://ID.")],
+    *,
+    checkpoint: Checkpoint,
     against: Annotated[
-        str | None, typer.Option(help="Compare every tensor with this source (hf://.. or a model folder).")
+        str | None,
+        typer.Option(
+            "--against", metavar="SOURCE", help="Compare every tensor with this source: hf://.. or a model folder."
+        ),
     ] = None,
     logits: Annotated[
         bool, typer.Option("--logits", help="Also compare logits with transformers on a few prompts.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Check a checkpoint: structure, hashes, and on request its tensors and logits against a source."""
-    from mixtral_recipes.cli.output import console, print_json
-    from mixtral_recipes.importers import locations
+    """Compare a checkpoint with its source, tensor by tensor.
+
+    Structure and hashes are always checked; on request every tensor, and logits.
+    """
     from mixtral_recipes.importers.convert.verify import verify_checkpoint
 
-    report = verify_checkpoint(locations.checkpoint(checkpoint), against=against, logits=logits)
-    console().print(report.table())
-    if as_json:
+    report = verify_checkpoint(checkpoint_folder(checkpoint), against=against, logits=logits)
+    print(report.checkpoint)
+    rows = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
+    print_table(table(("check", "result", "detail"), rows))
+    if json:
         print_json(report.as_dict())
     if not report.passed:
         raise typer.Exit(2)

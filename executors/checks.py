@@ -34,14 +34,6 @@ class Check:
         return dataclasses.asdict(self)
 
 
-def show(checks: list[Check]) -> None:
-    """Print one line per finding, and how to mend it below the bad ones."""
-    for check in checks:
-        print(f"{ {'good': 'ok  ', 'note': 'note', 'bad': 'BAD '}[check.verdict] } {check.name:20} {check.finding}")
-        if check.mend:
-            print(f"     {'':20} -> {check.mend}")
-
-
 def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
     """Everything ``doctor`` looks at."""
     return [

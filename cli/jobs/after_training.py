@@ -5,7 +5,7 @@ from typing import Any
 
 from mixtral_recipes.cli.jobs.choose import Job
 from mixtral_recipes.cli.options.result import AfterTrainingOptions
-from mixtral_recipes.cli.output import print_table
+from mixtral_recipes.cli.output import print_table, table
 
 
 def follow_up(job: Job, checkpoint: str, after: AfterTrainingOptions) -> dict[str, Any]:
@@ -69,12 +69,8 @@ def base_folder(recipe: Any) -> Path | None:
 
 def scores_table(outcome: dict[str, Any]) -> Any:
     """Exact match and F1, before and after, side by side."""
-    from rich.table import Table
-
-    table = Table(title=f"{outcome['questions']} held-out questions")
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left")
+    rows: list[tuple[str, ...]] = []
     for key, label in (("em", "exact match"), ("f1", "F1"), ("em_first_line", "exact match of the first line")):
         values = [outcome.get(f"{key}_{when}") for when in ("before", "after")]
-        table.add_row(label, *("-" if value is None else f"{value:.1f} %" for value in values))
-    return table
+        rows.append((label, *("-" if value is None else f"{value:.1f} %" for value in values)))
+    return table((f"{outcome['questions']} held-out questions", "before", "after"), rows)

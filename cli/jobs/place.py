@@ -36,7 +36,9 @@ def place(options: PlaceOptions) -> Place:
     given = {name: value for name, value in own.items() if value is not None}
     executor, more = options.executor.value, options.slurm or []
     settings = settings_from(more) | given
-    ignored = [f"--{name}" for name in (["cluster"] if options.cluster else []) + list(given)] + ["--slurm"] * bool(more)
+    ignored = [f"--{name}" for name in (["cluster"] if options.cluster else []) + list(given)] + ["--slurm"] * bool(
+        more
+    )
     if ignored and executor != "slurm":
         raise LaunchError(f"{', '.join(ignored)}: no effect with --executor {executor}; use --executor slurm.")
     return Place(executor, options.cluster, options.detach, settings)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_recipes.cli.options.runs import complete_run
+from mixtral_recipes.errors import CheckpointError
 
 Checkpoint = Annotated[
     str,
@@ -27,17 +28,38 @@ Public = Annotated[bool, typer.Option("--public", help="If a repository is creat
 
 
 def checkpoint_folder(text: str) -> Path:
-    """The folder a CHECKPOINT names; a run's newest whole checkpoint is said on stderr.
+    """The folder a CHECKPOINT names. Of a run it is the newest whole checkpoint, which is said on stderr.
 
     Raises:
         CheckpointError: there is no such checkpoint, or the run has no whole one.
-        LaunchError: it is neither a checkpoint nor a run.
+        LaunchError: it is neither a folder nor a run.
     """
-    from mixtral_recipes.cli.output import note
     from mixtral_recipes.executors.runs.records import run_folder
     from mixtral_recipes.importers import locations
 
-    if "://" in text or _is_checkpoint(Path(text).expanduser()):
+    path = Path(text).expanduser()
+    if "://" in text or (len(path.parts) > 1 and not path.exists()):
         return locations.checkpoint(text)
-    from mixtral_recipes.checkpoints.load import find_checkpoint
-    ...
+    folder = run_folder(text)
+    return newest_whole(folder) if (folder / "checkpoints").is_dir() else locations.checkpoint(str(folder))
+
+
+def newest_whole(run_dir: Path) -> Path:
+    """The newest of a run's checkpoints whose files are all there.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from mixtral_recipes.checkpoints.folder import list_checkpoints
+    from mixtral_recipes.checkpoints.format.manifest import verify_files
+    from mixtral_recipes.cli.output import note
+
+    for folder in reversed(list_checkpoints(run_dir / "checkpoints")):
+        try:
+            verify_files(folder, hashes=False)
+        except CheckpointError as error:
+            note(f"Passing over {folder.name}: {error}")
+        else:
+            note(f"Checkpoint: {folder}")
+            return folder
+    raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint.")

@@ -49,9 +49,7 @@ class PlaceOptions:
         str | None, option("--name", metavar="NAME", help="Run name; default: the recipe and the time.")
     ] = None
 
-    cluster: Annotated[
-        str | None, slurm_option("--cluster", metavar="NAME", help="A profile of clusters.toml.")
-    ] = None
+    cluster: Annotated[str | None, slurm_option("--cluster", metavar="NAME", help="A profile of clusters.toml.")] = None
     account: Annotated[
         str | None, slurm_option("--account", metavar="NAME", help="Account; default: the profile's.")
     ] = None

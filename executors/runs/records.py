@@ -79,19 +79,44 @@ def all_records() -> list[RunRecord]:
 
 
 def find(run_id: str) -> RunRecord:
-    """The record with this id, this Slurm job id, or the newest with this name.
+    """The record with this id or Slurm job id, or the newest with this name or run folder.
 
     Raises:
-        LaunchError: nothing matches; the message lists close ids.
+        LaunchError: nothing matches; the message lists close names.
     """
     records = all_records()
-    for record in records:
-        if run_id in (record.id, record.job_id):
-            return record
-    for record in records:
-        if run_id == record.name:
-            return record
-    raise LaunchError(f"no run {run_id!r}.{nearest(run_id, [r.id for r in records])} See `mixtral-recipes runs list`.")
+    folder = Path(run_id).expanduser().absolute()
+    for matches in (
+        lambda record: run_id in (record.id, record.job_id),
+        lambda record: run_id == record.name,
+        lambda record: folder == Path(record.run_dir),
+    ):
+        for record in records:
+            if matches(record):
+                return record
+    raise LaunchError(f"no run {run_id!r}.{_close(run_id, [record.name for record in records])}")
+
+
+def run_folder(text: str) -> Path:
+    """The folder of a run: one that exists, that of a run `find` knows, or one in ``runs``, where runs go by default.
+
+    Raises:
+        LaunchError: it is none of these; the message lists close names.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    with contextlib.suppress(LaunchError):
+        return Path(find(text).run_dir)
+    started_here = {folder.name: folder for folder in Path("runs").absolute().glob("*/")}
+    if text in started_here:
+        return started_here[text]
+    names = [record.name for record in all_records()]
+    raise LaunchError(f"no folder or run {text!r}.{_close(text, [*names, *started_here])}")
+
+
+def _close(name: str, known: list[str]) -> str:
+    return f"{nearest(name, sorted(set(known))) if known else ''} See `mixtral-recipes runs list`."
 
 
 def attempt_folders(record: RunRecord) -> list[Path]:

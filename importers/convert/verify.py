@@ -18,8 +18,6 @@ from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
 
 
@@ -45,17 +43,6 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"passed": self.passed}
-
-    def table(self) -> "Table":
-        """The report for a terminal."""
-        from rich.table import Table
-
-        table = Table(title=self.checkpoint, title_justify="left")
-        for column in ("check", "result", "detail"):
-            table.add_column(column, overflow="fold")
-        for check in self.checks:
-            table.add_row(check.name, "ok" if check.passed else "FAILED", check.detail)
-        return table
 
 
 def verify_checkpoint(

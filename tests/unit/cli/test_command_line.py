@@ -45,7 +45,7 @@ def test_nothing_heavy_is_loaded(argv: list[str]) -> None:
     assert modules_after(*argv) == []
 
 
-@pytest.mark.parametrize("command", list(main.available()))
+@pytest.mark.parametrize("command", list(main.COMMANDS))
 def test_help_of_every_command_loads_nothing_heavy(command: str) -> None:
     assert modules_after(command, "--help") == []
 
@@ -53,7 +53,7 @@ def test_help_of_every_command_loads_nothing_heavy(command: str) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(["--help"], capsys)
     assert code == 0
-    assert all(f"  {name} " in out for name in main.available())
+    assert all(f"  {name} " in out for name in main.COMMANDS)
 
 
 def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_diff_tells_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_completion_of_recipes_and_paths() -> None:
-    from mixtral_recipes.cli.options.options import complete_override, complete_recipe
+    from mixtral_recipes.cli.options.recipe import complete_override, complete_recipe
 
     assert complete_recipe("mixtral_8x7b_") == ["mixtral_8x7b_16k", "mixtral_8x7b_64k"]
     assert "trainer.max_steps=" in complete_override("trainer.max")

@@ -73,8 +73,8 @@ def test_page_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
 def test_command_loads_no_torch(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from mixtral_recipes.cli.report import command; "
-        f"command(Path({str(tmp_path / 'run')!r}), None, False, True); "
+        "import sys; from mixtral_recipes.cli.report import command; "
+        f"command(run={str(tmp_path / 'run')!r}, json=True); "
         "assert not {'torch', 'numpy', 'megatron'} & set(sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
