@@ -13,7 +13,7 @@ from mixtral_recipes.system.garbage import seldom_collected
 PROGRAM = "mixtral-recipes"
 ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion, on a laptop or a cluster."
 
-# command -> (module, one line; its --help begins with it too). A module holds a function `command` or a typer app `app`.
+# command -> (module, one line; its --help begins with it). A module holds a function `command` or a typer app `app`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, or all weights."),
     "pretrain": ("pretrain", "Train a model from random weights."),
