@@ -1,6 +1,6 @@
 """The sizes of a model and of a batch, as far as layouts care."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -44,6 +44,35 @@ class ModelShape:
         """The vocabulary rounded up so that every tensor-parallel rank holds an equal share."""
         unit = self.make_vocab_size_divisible_by * tensor_model_parallel_size
         return -(-self.vocab_size // unit) * unit
+
+
+# The models' sizes, stated here only: `models/config.py` and the recipes' catalog read them.
+# Source: mistralai/Mixtral-8x7B-v0.1 config.json.
+MIXTRAL_8X7B = ModelShape(
+    num_layers=32,
+    hidden_size=4096,
+    num_attention_heads=32,
+    num_query_groups=8,
+    ffn_hidden_size=14336,
+    num_moe_experts=8,
+    max_position_embeddings=4096,
+)
+# Source: mistralai/Mixtral-8x22B-v0.1 config.json.
+MIXTRAL_8X22B = replace(MIXTRAL_8X7B, num_layers=56, hidden_size=6144, num_attention_heads=48, ffn_hidden_size=16384)
+# Source: NeMo Framework Launcher, training/mixtral/mixtral_8x3b.yaml.
+MIXTRAL_8X3B = replace(MIXTRAL_8X7B, hidden_size=2560, ffn_hidden_size=8960)
+# Source: the embedded model's config.json.
+MIXTRAL_TINY = ModelShape(
+    num_layers=4,
+    hidden_size=128,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=128,
+    num_moe_experts=8,
+    max_position_embeddings=512,
+    vocab_size=1999,
+    kv_channels=64,  # heads narrower than this hardly learn to match one of a few hundred words
+)
 
 
 @dataclass(frozen=True)

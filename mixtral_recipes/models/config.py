@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mixtral_recipes.cpu.lazy_compile import compiling_later
+from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY
 
 with compiling_later():
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,8 +22,9 @@ with compiling_later():
 class MixtralConfig(TransformerConfig):
     """The fields all Mixtral models share.
 
-    Values are Mixtral 8x7B's published config.json where nothing else is said; routing is Megatron's spelling of
-    Hugging Face's (softmax over the chosen experts equals softmax over all, then renormalising over the chosen).
+    Sizes are `layout/shapes.py`'s, other values Mixtral 8x7B's published config.json where nothing else is said.
+    Routing is Megatron's spelling of Hugging Face's (softmax over the chosen experts equals softmax over all, then
+    renormalising over the chosen).
     """
 
     normalization: Any = "RMSNorm"
@@ -32,24 +34,24 @@ class MixtralConfig(TransformerConfig):
     position_embedding_type: str = "rope"
     share_embeddings_and_output_weights: bool = False
 
-    num_layers: int = 32
-    hidden_size: int = 4096
-    num_attention_heads: int = 32
-    num_query_groups: int | None = 8
-    ffn_hidden_size: int | None = 14336
+    num_layers: int = MIXTRAL_8X7B.num_layers
+    hidden_size: int = MIXTRAL_8X7B.hidden_size
+    num_attention_heads: int = MIXTRAL_8X7B.num_attention_heads
+    num_query_groups: int | None = MIXTRAL_8X7B.num_query_groups
+    ffn_hidden_size: int | None = MIXTRAL_8X7B.ffn_hidden_size
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     layernorm_epsilon: float = 1e-5
     init_method_std: float = 0.02
 
-    vocab_size: int = 32000
-    make_vocab_size_divisible_by: int = 128  # Megatron's default; times the tensor-parallel size
-    seq_length: int = 4096
-    max_position_embeddings: int = 4096
+    vocab_size: int = MIXTRAL_8X7B.vocab_size
+    make_vocab_size_divisible_by: int = MIXTRAL_8X7B.make_vocab_size_divisible_by  # times the tensor-parallel size
+    seq_length: int = MIXTRAL_8X7B.max_position_embeddings
+    max_position_embeddings: int = MIXTRAL_8X7B.max_position_embeddings
     rotary_base: float = 1e6  # rope_theta
     rotary_percent: float = 1.0
 
-    num_moe_experts: int | None = 8
+    num_moe_experts: int | None = MIXTRAL_8X7B.num_moe_experts
     moe_router_topk: int = 2
     moe_router_pre_softmax: bool = False  # True would not renormalise over the chosen experts
     moe_router_load_balancing_type: Any = "aux_loss"
@@ -72,40 +74,40 @@ class MixtralConfig(TransformerConfig):
 
 @dataclass
 class MixtralConfig8x3B(MixtralConfig):
-    """Mixtral 8x3B. Source: NeMo Framework Launcher, training/mixtral/mixtral_8x3b.yaml."""
+    """Mixtral 8x3B."""
 
-    hidden_size: int = 2560
-    ffn_hidden_size: int | None = 8960
+    hidden_size: int = MIXTRAL_8X3B.hidden_size
+    ffn_hidden_size: int | None = MIXTRAL_8X3B.ffn_hidden_size
 
 
 @dataclass
 class MixtralConfig8x7B(MixtralConfig):
-    """Mixtral 8x7B: 46,702,792,704 parameters. Source: mistralai/Mixtral-8x7B-v0.1 config.json."""
+    """Mixtral 8x7B: 46,702,792,704 parameters."""
 
 
 @dataclass
 class MixtralConfig8x22B(MixtralConfig):
-    """Mixtral 8x22B: 140,620,634,112 parameters. Source: mistralai/Mixtral-8x22B-v0.1 config.json."""
+    """Mixtral 8x22B: 140,620,634,112 parameters."""
 
-    num_layers: int = 56
-    hidden_size: int = 6144
-    num_attention_heads: int = 48
-    ffn_hidden_size: int | None = 16384
+    num_layers: int = MIXTRAL_8X22B.num_layers
+    hidden_size: int = MIXTRAL_8X22B.hidden_size
+    num_attention_heads: int = MIXTRAL_8X22B.num_attention_heads
+    ffn_hidden_size: int | None = MIXTRAL_8X22B.ffn_hidden_size
 
 
 @dataclass
 class MixtralConfigTiny(MixtralConfig):
     """The embedded model's shape: a Mixtral small enough to train on a laptop's CPU in minutes."""
 
-    num_layers: int = 4
-    hidden_size: int = 128
-    num_attention_heads: int = 4
-    num_query_groups: int | None = 2
-    kv_channels: int | None = 64  # heads narrower than this hardly learn to match one of a few hundred words
-    ffn_hidden_size: int | None = 128
-    vocab_size: int = 1999
+    num_layers: int = MIXTRAL_TINY.num_layers
+    hidden_size: int = MIXTRAL_TINY.hidden_size
+    num_attention_heads: int = MIXTRAL_TINY.num_attention_heads
+    num_query_groups: int | None = MIXTRAL_TINY.num_query_groups
+    kv_channels: int | None = MIXTRAL_TINY.kv_channels
+    ffn_hidden_size: int | None = MIXTRAL_TINY.ffn_hidden_size
+    vocab_size: int = MIXTRAL_TINY.vocab_size
     seq_length: int = 256
-    max_position_embeddings: int = 512
+    max_position_embeddings: int = MIXTRAL_TINY.max_position_embeddings
     rotary_base: float = 1e4
     init_method_std: float = 0.06  # 0.02 suits hidden sizes of thousands
     bf16: bool = False

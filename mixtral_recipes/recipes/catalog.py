@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.footprint import Footprint, footprint
-from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY, ModelShape
 from mixtral_recipes.layout.topology import Topology
 
 TASKS = ("pretrain", "finetune")
@@ -135,11 +135,6 @@ _NEMO = "NeMo 2.0's recipe."
 _NEMO_FAST = "NeMo 2.0's performance mode: EP1, TP8, SP."
 _IN_NODE = "expert TP 1, so that the experts' all-to-all over EP 8 stays inside a node"
 
-_SHAPE_8X7B = ModelShape(32, 4096, 32, 8, 14336, 8, 4096)
-_SHAPE_8X22B = ModelShape(56, 6144, 48, 8, 16384, 8, 4096)
-_SHAPE_8X3B = ModelShape(32, 2560, 32, 8, 8960, 8, 4096)
-_SHAPE_TINY = ModelShape(4, 128, 4, 2, 128, 8, 512, vocab_size=1999, kv_channels=64)  # the embedded config.json
-
 
 # Columns: nodes, TP, PP, VPP, CP, EP, expert TP. "GB" is memory per GPU as `footprint` counts it.
 _LAYOUTS_8X7B = {
@@ -259,27 +254,29 @@ def _entry(
 
 
 _ENTRIES = (
-    _entry("mixtral_8x7b", "Mixtral 8x7B", _SHAPE_8X7B, 4096, _8X7B, _LAYOUTS_8X7B, "Mixtral 8x7B"),
-    _entry("mixtral_8x7b_16k", "Mixtral 8x7B", _SHAPE_8X7B, 16384, _8X7B, _LAYOUTS_8X7B_16K, "8x7B on long texts"),
-    _entry("mixtral_8x7b_64k", "Mixtral 8x7B", _SHAPE_8X7B, 65536, _8X7B, _LAYOUTS_8X7B_64K, "8x7B on very long texts"),
-    _entry("mixtral_8x22b", "Mixtral 8x22B", _SHAPE_8X22B, 4096, _8X22B, _LAYOUTS_8X22B, "Mixtral 8x22B"),
+    _entry("mixtral_8x7b", "Mixtral 8x7B", MIXTRAL_8X7B, 4096, _8X7B, _LAYOUTS_8X7B, "Mixtral 8x7B"),
+    _entry("mixtral_8x7b_16k", "Mixtral 8x7B", MIXTRAL_8X7B, 16384, _8X7B, _LAYOUTS_8X7B_16K, "8x7B on long texts"),
     _entry(
-        "mixtral_8x22b_16k", "Mixtral 8x22B", _SHAPE_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K, "8x22B on long texts"
+        "mixtral_8x7b_64k", "Mixtral 8x7B", MIXTRAL_8X7B, 65536, _8X7B, _LAYOUTS_8X7B_64K, "8x7B on very long texts"
+    ),
+    _entry("mixtral_8x22b", "Mixtral 8x22B", MIXTRAL_8X22B, 4096, _8X22B, _LAYOUTS_8X22B, "Mixtral 8x22B"),
+    _entry(
+        "mixtral_8x22b_16k", "Mixtral 8x22B", MIXTRAL_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K, "8x22B on long texts"
     ),
     _entry(
         "mixtral_8x22b_64k",
         "Mixtral 8x22B",
-        _SHAPE_8X22B,
+        MIXTRAL_8X22B,
         65536,
         _8X22B,
         _LAYOUTS_8X22B_64K,
         "8x22B on very long texts",
     ),
-    _entry("mixtral_8x3b", "Mixtral 8x3B", _SHAPE_8X3B, 4096, (None, None), _LAYOUTS_8X3B, "NeMo's smaller Mixtral"),
+    _entry("mixtral_8x3b", "Mixtral 8x3B", MIXTRAL_8X3B, 4096, (None, None), _LAYOUTS_8X3B, "NeMo's smaller Mixtral"),
     RecipeEntry(
         name="mixtral_tiny",
         model="Mixtral tiny",
-        shape=_SHAPE_TINY,
+        shape=MIXTRAL_TINY,
         seq_length=256,
         finetune_seq_length=256,
         base="embedded://mixtral_tiny",

@@ -1,5 +1,7 @@
-"""How a Mixtral recipe is put together; each recipe module adds its model, data and layouts."""
+"""What every Mixtral recipe is: NeMo's four functions, made once for each entry of the catalog."""
 
+import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +12,8 @@ from mixtral_recipes import api
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models.config import MixtralModel
-from mixtral_recipes.recipes import defaults
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.recipes import catalog, defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.watch.callbacks import (
@@ -24,142 +26,258 @@ LORA_LR = 1e-4  # NeMo 2.0: LoRA and DoRA
 FULL_LR = 5e-6  # NeMo 2.0: full fine-tuning
 # Instruct models whose vocabulary is not the base model's. Source: their config.json.
 INSTRUCT_VOCABULARY = {"mistralai/Mixtral-8x22B-Instruct-v0.1": 32768}
+# Stands for a default that a recipe takes from its entry in the catalog; `inspect.signature` of its function has that.
+FROM_CATALOG: Any = None
 
 
-def trainer(
-    *,
-    tensor_parallelism: int,
-    pipeline_parallelism: int,
-    pipeline_parallelism_type: torch.dtype | None,
-    virtual_pipeline_parallelism: int | None,
-    context_parallelism: int,
-    sequence_parallelism: bool,
-    expert_parallelism: int,
-    expert_tensor_parallelism: int | None,
-    num_nodes: int,
-    num_gpus_per_node: int,
-    max_steps: int,
-    callbacks: list[Any] | None,
-) -> run.Config[Trainer]:
-    """A pretraining trainer from NeMo's argument names."""
-    topology = Topology(
-        num_nodes * num_gpus_per_node,
-        tensor_parallelism,
-        pipeline_parallelism,
-        virtual_pipeline_parallelism,
-        context_parallelism,
-        expert_parallelism,
-        expert_tensor_parallelism,
-        sequence_parallelism,
-    )
-    return defaults.trainer(
-        topology,
-        num_nodes=num_nodes,
-        num_gpus_per_node=num_gpus_per_node,
-        max_steps=max_steps,
-        pipeline_dtype=pipeline_parallelism_type,
-        callbacks=callbacks,
-    )
+class Recipe:
+    """One recipe: NeMo's four functions, with the layouts, lengths and precisions of its entry in the catalog.
 
+    A recipe's module makes one and takes its functions as its own. Each is a `run.cli.factory` under the recipe's name.
 
-def pretrain(
-    entry: RecipeEntry,
-    model: run.Config[MixtralModel],
-    *,
-    dir: str | None,
-    name: str,
-    num_nodes: int | None,
-    num_gpus_per_node: int | None,
-    performance_mode: bool,
-    fn: Callable[..., Any],
-    precision: str,
-    hardware: str,
-) -> run.Partial[Any]:
-    """NeMo's pretraining: random tokens, 512 sequences per step, Adam 3e-4 -> 3e-5.
-
-    Args:
-        entry: The recipe's entry in the catalog.
-        model: The model's config.
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's.
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        performance_mode: Whether `apply_performance_mode` is applied.
-        fn: What the recipe calls.
-        precision: One of ``entry.precisions``.
-        hardware: A key of `catalog.HARDWARE`.
+    Attributes:
+        name: The recipe's name, which is its module's.
+        entry: Its entry in the catalog.
+        config: The class of its model's configuration.
+        tokenizer: A tokenizer that goes with the model; None takes the checkpoint's.
+        trainer_steps: Steps of a trainer by itself.
     """
-    layout = entry.layout("performance" if performance_mode else "pretrain", hardware)
-    recipe = run.Partial(
-        fn,
-        model=model,
-        trainer=defaults.trainer(
-            layout.topology,
-            num_nodes=num_nodes or layout.num_nodes,
-            num_gpus_per_node=num_gpus_per_node or layout.num_gpus_per_node,
-            max_steps=defaults.PRETRAIN_STEPS,
-        ),
-        data=run.Config(MockDataModule, seq_length=entry.seq_length, global_batch_size=512, micro_batch_size=1),
-        log=defaults.pretrain_log(dir, name),
-        optim=defaults.adam_with_cosine_annealing(max_lr=3e-4),
-        resume=defaults.resume(),
-    )
-    recompute(recipe, layout)
-    defaults.set_precision(recipe, precision, entry.precisions, hardware)
-    if performance_mode:
-        apply_performance_mode(recipe)
-    return recipe
+
+    trainer_steps = defaults.PRETRAIN_STEPS
+
+    def __init__(self, module: str, config: type[MixtralConfig], *, tokenizer: str | None = None) -> None:
+        """Make a recipe.
+
+        Args:
+            module: The recipe's module, its ``__name__``.
+            config: The class of its model's configuration.
+            tokenizer: A tokenizer that goes with the model.
+        """
+        self.name = module.rpartition(".")[2]
+        self.entry = catalog.entry(self.name)
+        self.config = config
+        self.tokenizer = tokenizer
+        for function, target in _TARGETS.items():
+            own = self._own(function, module)
+            setattr(self, function, run.cli.factory(own, target=target, name=self.name))
+
+    def _own(self, name: str, module: str) -> types.MethodType:
+        """A method as a function of the recipe's module, with this recipe's defaults in its signature."""
+        shared = getattr(type(self), name)
+        defaults = self._defaults(name)
+        own = types.FunctionType(shared.__code__, shared.__globals__, name)
+        parameters = [p for p in inspect.signature(shared).parameters.values() if p.default is not p.empty]
+        values = {p.name: defaults.get(p.name, p.default) for p in parameters}
+        keyword_only = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        own.__defaults__ = tuple(value for key, value in values.items() if key not in keyword_only)
+        own.__kwdefaults__ = {key: value for key, value in values.items() if key in keyword_only}
+        own.__annotations__, own.__doc__, own.__module__ = shared.__annotations__, shared.__doc__, module
+        return types.MethodType(own, self)
+
+    def _defaults(self, function: str) -> dict[str, Any]:
+        """What stands for `FROM_CATALOG` in one of the functions."""
+        if function != "trainer":
+            return {"precision": self.entry.precisions[0]}
+        layout = self.entry.layout("pretrain")
+        sizes = layout.topology
+        return {
+            "tensor_parallelism": sizes.tensor_model_parallel_size,
+            "pipeline_parallelism": sizes.pipeline_model_parallel_size,
+            "pipeline_parallelism_type": torch.bfloat16 if self.entry.precisions[0] == "bf16" else None,
+            "virtual_pipeline_parallelism": sizes.virtual_pipeline_model_parallel_size,
+            "context_parallelism": sizes.context_parallel_size,
+            "sequence_parallelism": sizes.sequence_parallel,
+            "expert_parallelism": sizes.expert_model_parallel_size,
+            "expert_tensor_parallelism": sizes.expert_tensor_parallel_size,
+            "num_nodes": layout.num_nodes,
+            "num_gpus_per_node": layout.num_gpus_per_node,
+            "max_steps": self.trainer_steps,
+        }
+
+    def adjust_trainer(self, config: run.Config[Trainer]) -> None:
+        """Change the trainer of every task; the large recipes leave it as it is."""
+
+    def adjust_pretraining(self, recipe: run.Partial[Any]) -> None:
+        """Change the pretraining recipe; the large recipes leave it as it is."""
+
+    def adjust_finetuning(self, recipe: run.Partial[Any]) -> None:
+        """Change the fine-tuning recipe; the large recipes leave it as it is."""
+
+    def model(self) -> run.Config[MixtralModel]:
+        """The recipe's model, with positions for its sequence length."""
+        config: Any = run.Config(self.config)
+        if self.entry.seq_length > config.max_position_embeddings:
+            config.seq_length = config.max_position_embeddings = self.entry.seq_length
+        model = run.Config(MixtralModel, config=config)
+        if self.tokenizer is not None:
+            model.tokenizer = self.tokenizer
+        return model
+
+    def trainer(
+        self,
+        tensor_parallelism: int = FROM_CATALOG,
+        pipeline_parallelism: int = FROM_CATALOG,
+        pipeline_parallelism_type: torch.dtype | None = FROM_CATALOG,
+        virtual_pipeline_parallelism: int | None = FROM_CATALOG,
+        context_parallelism: int = FROM_CATALOG,
+        sequence_parallelism: bool = FROM_CATALOG,
+        expert_parallelism: int = FROM_CATALOG,
+        num_nodes: int = FROM_CATALOG,
+        num_gpus_per_node: int = FROM_CATALOG,
+        max_steps: int = FROM_CATALOG,
+        callbacks: list[Any] | None = None,
+        expert_tensor_parallelism: int | None = FROM_CATALOG,
+    ) -> run.Config[Trainer]:
+        """The pretraining trainer, in the pretraining layout for H100; `catalog` says where that comes from.
+
+        Args:
+            tensor_parallelism: Ranks that share each matrix.
+            pipeline_parallelism: Consecutive groups of layers.
+            pipeline_parallelism_type: Dtype sent between pipeline stages.
+            virtual_pipeline_parallelism: Interleaved chunks per pipeline rank.
+            context_parallelism: Ranks that share each sequence.
+            sequence_parallelism: Whether tensor-parallel ranks split the sequence.
+            expert_parallelism: Ranks the experts are spread over.
+            num_nodes: Nodes.
+            num_gpus_per_node: Processes per node.
+            max_steps: Optimizer steps.
+            callbacks: Callback configs; None takes `TimingCallback`.
+            expert_tensor_parallelism: Ranks that share each expert's matrices; None means the tensor-parallel size.
+        """
+        topology = Topology(
+            num_nodes * num_gpus_per_node,
+            tensor_parallelism,
+            pipeline_parallelism,
+            virtual_pipeline_parallelism,
+            context_parallelism,
+            expert_parallelism,
+            expert_tensor_parallelism,
+            sequence_parallelism,
+        )
+        config = defaults.trainer(
+            topology,
+            num_nodes=num_nodes,
+            num_gpus_per_node=num_gpus_per_node,
+            max_steps=max_steps,
+            pipeline_dtype=pipeline_parallelism_type,
+            callbacks=callbacks,
+        )
+        self.adjust_trainer(config)
+        return config
+
+    def pretrain_recipe(
+        self,
+        dir: str | None = None,
+        name: str = "default",
+        num_nodes: int | None = None,
+        num_gpus_per_node: int | None = None,
+        performance_mode: bool = False,
+        fn: Callable[..., Any] = api.pretrain,
+        *,
+        precision: str = FROM_CATALOG,
+        hardware: str = "h100",
+    ) -> run.Partial[Any]:
+        """NeMo's pretraining; set ``data`` to train on something else than the recipe's own.
+
+        Args:
+            dir: Folder of runs.
+            name: Run name.
+            num_nodes: Nodes; None takes the layout's.
+            num_gpus_per_node: Processes per node; None takes the layout's.
+            performance_mode: Whether to trade exact routing for speed (`apply_performance_mode`).
+            fn: What the recipe calls.
+            precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
+            hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
+
+        Raises:
+            RecipeError: a precision the recipe does not offer, or hardware that is not known.
+        """
+        layout = self.entry.layout("performance" if performance_mode else "pretrain", hardware)
+        recipe = run.Partial(
+            fn,
+            model=self.model(),
+            trainer=defaults.trainer(
+                layout.topology,
+                num_nodes=num_nodes or layout.num_nodes,
+                num_gpus_per_node=num_gpus_per_node or layout.num_gpus_per_node,
+                max_steps=defaults.PRETRAIN_STEPS,
+            ),
+            data=run.Config(
+                MockDataModule, seq_length=self.entry.seq_length, global_batch_size=512, micro_batch_size=1
+            ),
+            log=defaults.pretrain_log(dir, name),
+            optim=defaults.adam_with_cosine_annealing(max_lr=3e-4),
+            resume=defaults.resume(),
+        )
+        recompute(recipe, layout)
+        defaults.set_precision(recipe, precision, self.entry.precisions, hardware)
+        if performance_mode:
+            apply_performance_mode(recipe)
+        self.adjust_trainer(recipe.trainer)
+        self.adjust_pretraining(recipe)
+        return recipe
+
+    def finetune_recipe(
+        self,
+        dir: str | None = None,
+        name: str = "default",
+        num_nodes: int | None = None,
+        num_gpus_per_node: int | None = None,
+        peft_scheme: str | None = "lora",
+        packed_sequence: bool = False,
+        *,
+        precision: str = FROM_CATALOG,
+        hardware: str = "h100",
+        instruct: bool = False,
+    ) -> run.Partial[Any]:
+        """NeMo's fine-tuning on SQuAD; set ``data`` to train on something else.
+
+        Args:
+            dir: Folder of runs.
+            name: Run name.
+            num_nodes: Nodes; None takes the layout's, which is another for adapters than for all weights.
+            num_gpus_per_node: Processes per node; None takes the layout's.
+            peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
+            packed_sequence: Whether samples are packed into full sequences.
+            precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
+            hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
+            instruct: Whether to start from the Instruct variant, where there is one.
+
+        Raises:
+            RecipeError: an unknown scheme, precision or hardware, or no Instruct variant.
+        """
+        peft = defaults.is_peft(peft_scheme)
+        model = self.model()
+        if instruct and self.entry.instruct in INSTRUCT_VOCABULARY:
+            model.config.vocab_size = INSTRUCT_VOCABULARY[self.entry.instruct]
+        layout = self.entry.layout("peft" if peft else "full_packed" if packed_sequence else "full", hardware)
+        recipe = run.Partial(
+            api.finetune,
+            model=model,
+            trainer=defaults.finetune_trainer(layout, num_nodes, num_gpus_per_node),
+            data=defaults.squad(self.entry.finetune_seq_length, packed=packed_sequence),
+            log=defaults.finetune_log(dir, name),
+            optim=defaults.adam_with_cosine_annealing(
+                max_lr=LORA_LR if peft else FULL_LR, min_lr=0.0, warmup_steps=50, adam_beta2=0.98
+            ),
+            resume=defaults.resume(starting_weights(self.entry, instruct), restore=True),
+            peft=defaults.adapter(peft_scheme),
+            tokenizer="model",
+        )
+        recompute(recipe, layout)
+        defaults.set_precision(recipe, precision, self.entry.precisions, hardware)
+        self.adjust_trainer(recipe.trainer)
+        self.adjust_finetuning(recipe)
+        return recipe
 
 
-def finetune(
-    entry: RecipeEntry,
-    model: run.Config[MixtralModel],
-    *,
-    dir: str | None,
-    name: str,
-    num_nodes: int | None,
-    num_gpus_per_node: int | None,
-    peft_scheme: str | None,
-    packed_sequence: bool,
-    precision: str,
-    hardware: str,
-    instruct: bool,
-) -> run.Partial[Any]:
-    """NeMo's fine-tuning on SQuAD: 1000 steps, warmup 50, to a learning rate of 0.
-
-    Args:
-        entry: The recipe's entry in the catalog.
-        model: The model's config.
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's.
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
-        packed_sequence: Whether samples are packed into full sequences.
-        precision: One of ``entry.precisions``.
-        hardware: A key of `catalog.HARDWARE`.
-        instruct: Whether to start from the Instruct variant.
-    """
-    peft = defaults.is_peft(peft_scheme)
-    if instruct and entry.instruct in INSTRUCT_VOCABULARY:
-        model.config.vocab_size = INSTRUCT_VOCABULARY[entry.instruct]
-    layout = entry.layout("peft" if peft else "full_packed" if packed_sequence else "full", hardware)
-    recipe = run.Partial(
-        api.finetune,
-        model=model,
-        trainer=defaults.finetune_trainer(layout, num_nodes, num_gpus_per_node),
-        data=defaults.squad(entry.finetune_seq_length, packed=packed_sequence),
-        log=defaults.finetune_log(dir, name),
-        optim=defaults.adam_with_cosine_annealing(
-            max_lr=LORA_LR if peft else FULL_LR, min_lr=0.0, warmup_steps=50, adam_beta2=0.98
-        ),
-        resume=defaults.resume(starting_weights(entry, instruct), restore=True),
-        peft=defaults.adapter(peft_scheme),
-        tokenizer="model",
-    )
-    recompute(recipe, layout)
-    defaults.set_precision(recipe, precision, entry.precisions, hardware)
-    return recipe
+# A recipe's functions, and what each is registered for with nemo_run's command line (None: what it returns).
+_TARGETS: dict[str, Any] = {
+    "model": None,
+    "trainer": None,
+    "pretrain_recipe": api.pretrain,
+    "finetune_recipe": api.finetune,
+}
 
 
 def starting_weights(entry: RecipeEntry, instruct: bool) -> str | None:

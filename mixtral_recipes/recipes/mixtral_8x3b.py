@@ -1,96 +1,12 @@
 """Mixtral 8x3B, NeMo's smaller variant (no public checkpoint), at 4096 tokens."""
 
-from collections.abc import Callable
-from typing import Any
+from mixtral_recipes.models.config import MixtralConfig8x3B
+from mixtral_recipes.recipes.family import Recipe
 
-import nemo_run as run
-import torch
+RECIPE = Recipe(__name__, MixtralConfig8x3B)
+NAME = RECIPE.name
 
-from mixtral_recipes.api import finetune, pretrain
-from mixtral_recipes.models.config import MixtralConfig8x3B, MixtralModel
-from mixtral_recipes.recipes import catalog, defaults, family
-from mixtral_recipes.settings.trainer import Trainer
-
-NAME = "mixtral_8x3b"
-ENTRY = catalog.entry(NAME)
-
-
-@run.cli.factory(name=NAME)
-def model() -> run.Config[MixtralModel]:
-    """Mixtral 8x3B with 4096 positions."""
-    return run.Config(MixtralModel, config=run.Config(MixtralConfig8x3B))
-
-
-@run.cli.factory(name=NAME)
-def trainer(
-    tensor_parallelism: int = 1,
-    pipeline_parallelism: int = 1,
-    pipeline_parallelism_type: torch.dtype | None = torch.bfloat16,
-    virtual_pipeline_parallelism: int | None = None,
-    context_parallelism: int = 1,
-    sequence_parallelism: bool = False,
-    expert_parallelism: int = 8,
-    num_nodes: int = 4,
-    num_gpus_per_node: int = 8,
-    max_steps: int = defaults.PRETRAIN_STEPS,
-    callbacks: list[Any] | None = None,
-    expert_tensor_parallelism: int | None = None,
-) -> run.Config[Trainer]:
-    """The pretraining trainer; `catalog` says where its layout comes from."""
-    return family.trainer(**locals())
-
-
-@run.cli.factory(target=pretrain, name=NAME)
-def pretrain_recipe(
-    dir: str | None = None,
-    name: str = "default",
-    num_nodes: int | None = None,
-    num_gpus_per_node: int | None = None,
-    performance_mode: bool = False,
-    fn: Callable[..., Any] = pretrain,
-    *,
-    precision: str = "bf16",
-    hardware: str = "h100",
-) -> run.Partial[Any]:
-    """Pretrain on random tokens; set ``data`` to train on text.
-
-    Args:
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's (4 for H100).
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        performance_mode: Whether to trade exact routing for speed (`family.apply_performance_mode`).
-        fn: What the recipe calls.
-        precision: ``bf16`` or ``fp8``.
-        hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
-    """
-    return family.pretrain(ENTRY, model(), **locals())
-
-
-@run.cli.factory(target=finetune, name=NAME)
-def finetune_recipe(
-    dir: str | None = None,
-    name: str = "default",
-    num_nodes: int | None = None,
-    num_gpus_per_node: int | None = None,
-    peft_scheme: str | None = "lora",
-    packed_sequence: bool = False,
-    *,
-    precision: str = "bf16",
-    hardware: str = "h100",
-    instruct: bool = False,
-) -> run.Partial[Any]:
-    """Fine-tune a checkpoint of your own (``resume.restore_config.path``) on SQuAD.
-
-    Args:
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's (1 on H100).
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
-        packed_sequence: Whether samples are packed into full sequences.
-        precision: ``bf16`` or ``fp8``.
-        hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
-        instruct: There is no Instruct variant of this model.
-    """
-    return family.finetune(ENTRY, model(), **locals())
+model = RECIPE.model
+trainer = RECIPE.trainer
+pretrain_recipe = RECIPE.pretrain_recipe
+finetune_recipe = RECIPE.finetune_recipe

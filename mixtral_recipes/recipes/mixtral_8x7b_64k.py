@@ -1,99 +1,12 @@
 """Mixtral 8x7B at 65,536 tokens: pretraining on 128 GPUs, LoRA fine-tuning on two nodes."""
 
-from collections.abc import Callable
-from typing import Any
+from mixtral_recipes.models.config import MixtralConfig8x7B
+from mixtral_recipes.recipes.family import Recipe
 
-import nemo_run as run
-import torch
+RECIPE = Recipe(__name__, MixtralConfig8x7B)
+NAME = RECIPE.name
 
-from mixtral_recipes.api import finetune, pretrain
-from mixtral_recipes.models.config import MixtralModel
-from mixtral_recipes.recipes import catalog, defaults, family, mixtral_8x7b
-from mixtral_recipes.settings.trainer import Trainer
-
-NAME = "mixtral_8x7b_64k"
-ENTRY = catalog.entry(NAME)
-
-
-@run.cli.factory(name=NAME)
-def model() -> run.Config[MixtralModel]:
-    """Mixtral 8x7B with 65,536 positions."""
-    config = mixtral_8x7b.model()
-    config.config.seq_length = 65536
-    config.config.max_position_embeddings = 65536  # NeMo's 64k variants leave this at 4096
-    return config
-
-
-@run.cli.factory(name=NAME)
-def trainer(
-    tensor_parallelism: int = 8,
-    pipeline_parallelism: int = 4,
-    pipeline_parallelism_type: torch.dtype | None = torch.bfloat16,
-    virtual_pipeline_parallelism: int | None = None,
-    context_parallelism: int = 4,
-    sequence_parallelism: bool = True,
-    expert_parallelism: int = 1,
-    num_nodes: int = 16,
-    num_gpus_per_node: int = 8,
-    max_steps: int = defaults.PRETRAIN_STEPS,
-    callbacks: list[Any] | None = None,
-    expert_tensor_parallelism: int | None = None,
-) -> run.Config[Trainer]:
-    """The pretraining trainer; `catalog` says where its layout comes from."""
-    return family.trainer(**locals())
-
-
-@run.cli.factory(target=pretrain, name=NAME)
-def pretrain_recipe(
-    dir: str | None = None,
-    name: str = "default",
-    num_nodes: int | None = None,
-    num_gpus_per_node: int | None = None,
-    performance_mode: bool = False,
-    fn: Callable[..., Any] = pretrain,
-    *,
-    precision: str = "bf16",
-    hardware: str = "h100",
-) -> run.Partial[Any]:
-    """Pretrain on random tokens; set ``data`` to train on text.
-
-    Args:
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's (16 for H100).
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        performance_mode: Whether to trade exact routing for speed (`family.apply_performance_mode`).
-        fn: What the recipe calls.
-        precision: ``bf16`` or ``fp8``.
-        hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
-    """
-    return family.pretrain(ENTRY, model(), **locals())
-
-
-@run.cli.factory(target=finetune, name=NAME)
-def finetune_recipe(
-    dir: str | None = None,
-    name: str = "default",
-    num_nodes: int | None = None,
-    num_gpus_per_node: int | None = None,
-    peft_scheme: str | None = "lora",
-    packed_sequence: bool = False,
-    *,
-    precision: str = "bf16",
-    hardware: str = "h100",
-    instruct: bool = False,
-) -> run.Partial[Any]:
-    """Fine-tune on SQuAD at 65,536 tokens per sequence; set ``data`` to train on something else.
-
-    Args:
-        dir: Folder of runs.
-        name: Run name.
-        num_nodes: Nodes; None takes the layout's (2 for adapters, 8 for all weights on H100).
-        num_gpus_per_node: Processes per node; None takes the layout's.
-        peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
-        packed_sequence: Whether samples are packed into full sequences.
-        precision: ``bf16`` or ``fp8``.
-        hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
-        instruct: Whether to start from Mixtral-8x7B-Instruct.
-    """
-    return family.finetune(ENTRY, model(), **locals())
+model = RECIPE.model
+trainer = RECIPE.trainer
+pretrain_recipe = RECIPE.pretrain_recipe
+finetune_recipe = RECIPE.finetune_recipe
