@@ -31,8 +31,8 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import distributed
-from mixtral_recipes.training.loop import train_step
 from mixtral_recipes.training.run import TrainingRun, build_run
+from mixtral_recipes.training.step import train_step
 
 SEQUENCE = 64
 

@@ -8,6 +8,7 @@ import torch
 from mixtral_recipes.checkpoints.folder import clear_leftovers
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.reports.page import write_report_of
 from mixtral_recipes.settings.log import NeMoLogger
@@ -19,15 +20,11 @@ from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
-from mixtral_recipes.training.run import check_layout
-from mixtral_recipes.training.start import Parts, load_tokenizer, matching_config, prepare, restore_source
+from mixtral_recipes.training.run import Parts, prepare
 from mixtral_recipes.training.watch.environment import describe_environment
 from mixtral_recipes.training.watch.log import RunLog
 
-__all__ = [
-    "evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "load_tokenizer", "pretrain", "restore_source",
-    "validate",
-]  # fmt: skip
+__all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "validate"]
 
 
 def pretrain(
@@ -103,7 +100,8 @@ def validate(
     parts = Parts(model, data, trainer, log, optim, resume, peft, tokenizer)
     device = _join(parts)
     try:
-        ready = prepare(parts, device, print if torch.distributed.get_rank() == 0 else _ignore, for_training=False)
+        say = print if torch.distributed.get_rank() == 0 else lambda text: None
+        ready = prepare(parts, device, say, for_training=False)
         return {
             "val_loss": step.validate(ready.run),
             "step": ready.position.step,
@@ -136,7 +134,7 @@ def _train(parts: Parts) -> dict[str, Any]:
 def _join(parts: Parts) -> torch.device:
     """Check the layout, take this process's device, and meet the other processes."""
     place = distributed.ProcessPlace.from_environment()
-    check_layout(parts.model, parts.trainer, parts.data)
+    check_recipe_layout(parts.model, parts.trainer, parts.data)
     device = distributed.choose_device(parts.trainer.accelerator, place)
     distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)
     return device
@@ -172,9 +170,6 @@ def _train_alone(parts: Parts, device: torch.device, run_log: RunLog) -> dict[st
     return result
 
 
-def _ignore(text: str) -> None: ...
-
-
 def import_ckpt(
     model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
 ) -> Path:
@@ -191,6 +186,7 @@ def import_ckpt(
         RecipeError: it is another Mixtral than ``model``.
     """
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.hf.config import matching_config
 
     return import_checkpoint(
         source,

@@ -3,10 +3,15 @@
 A field that changes what the model computes and that the model here cannot honour is refused, never dropped.
 """
 
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers.mapping import Dims
+
+if TYPE_CHECKING:
+    from mixtral_recipes.models.config import MixtralConfig
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
 DEFAULTS: dict[str, Any] = {
@@ -193,6 +198,30 @@ def to_megatron(config: dict[str, Any]) -> dict[str, Any]:
         "share_embeddings_and_output_weights": False,
         "moe_router_pre_softmax": False,
     }
+
+
+def matching_config(config: "MixtralConfig", published: dict[str, Any], base: Path) -> "MixtralConfig":
+    """The recipe's configuration with the checkpoint's vocabulary, refused where the two are different models.
+
+    Args:
+        config: The recipe's.
+        published: The checkpoint's config.json, in Hugging Face's spelling.
+        base: The checkpoint, for the error.
+
+    Raises:
+        RecipeError: names the field that differs.
+    """
+    stored = to_megatron(published)
+    shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
+             "kv_channels", "num_moe_experts", "moe_router_topk")  # fmt: skip
+    for name in shape:
+        if name in stored and getattr(config, name) != stored[name]:
+            raise RecipeError(
+                f"model.config.{name}={getattr(config, name)}, but the checkpoint {base} has {stored[name]}; "
+                "choose the recipe of that model, or another --restore-from."
+            )
+    same = {name: stored[name] for name in ("vocab_size", "rotary_base", "layernorm_epsilon") if name in stored}
+    return dataclasses.replace(config, **same)
 
 
 def from_megatron(fields: dict[str, Any], *, dtype: str = "bfloat16") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.rules import violations
@@ -27,6 +28,16 @@ class Repair:
     model: ModelShape
     batch: BatchShape
     settings: tuple[str, ...]
+
+
+def check_recipe_layout(model: Any, trainer: Any, data: Any) -> None:
+    """Refuse a recipe whose layout cannot run; its parts may be built or still be a `run.Config` each.
+
+    Raises:
+        RecipeError: all broken rules at once.
+    """
+    batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
+    check_layout(Topology.of(trainer), ModelShape.of(model.config), batch)
 
 
 def check_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> None:

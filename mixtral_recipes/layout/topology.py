@@ -69,6 +69,11 @@ class Topology:
         """Copies of each expert."""
         return self.world_size // self.expert_ranks
 
+    @property
+    def context_slices(self) -> int:
+        """Slices context parallelism cuts each sequence into: two for each rank, for balance; 1 without it."""
+        return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+
     def megatron_sizes(self) -> dict[str, Any]:
         """Every parallel size under its name in Megatron's config and in `initialize_model_parallel`."""
         return {
@@ -121,5 +126,4 @@ def divisors(number: int) -> list[int]:
 
 def token_slices(layout: Topology) -> int:
     """Slices each sequence is cut into: 2 x CP under context parallelism, times TP under sequence parallelism."""
-    by_context = 2 * layout.context_parallel_size if layout.context_parallel_size > 1 else 1
-    return by_context * (layout.tensor_model_parallel_size if layout.sequence_parallel else 1)
+    return layout.context_slices * (layout.tensor_model_parallel_size if layout.sequence_parallel else 1)

@@ -1,18 +1,78 @@
-"""Megatron's optimizer and learning-rate schedule, built from the recipe's."""
+"""Megatron's gradient reduction, optimizer and learning-rate schedule, built from the recipe's."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
 from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.training.precision import optimizer_fields
+
+
+def ddp_config(
+    given: DistributedDataParallelConfig, optim: MegatronOptimizerModule, fields: dict[str, Any]
+) -> DistributedDataParallelConfig:
+    """The recipe's DDP settings with those that follow from the run."""
+    if given.average_in_collective:
+        warnings.warn(
+            "trainer.strategy.ddp.average_in_collective=True is ignored: gradients are summed and divided by the "
+            "global batch's label tokens.",
+            stacklevel=2,
+        )
+    return dataclasses.replace(
+        given,
+        **fields,
+        use_distributed_optimizer=optim.config.use_distributed_optimizer,
+        average_in_collective=False,
+        check_for_nan_in_grad=False,  # the loop checks loss and gradient norm itself, and names the step
+    )
+
+
+def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataParallelConfig) -> list[Any]:
+    """Cast outputs back to fp32 where weights are 16-bit, and wrap in Megatron's DDP."""
+    low = config.bf16 or config.fp16
+    return [
+        DistributedDataParallel(
+            config=config,
+            ddp_config=settings,
+            module=Float16Module(config, chunk) if low else chunk,
+            # Interleaved chunks after the first are reduced when their turn comes, not bucket by bucket.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _finalize_gradients(ddp: list[Any], num_tokens: Tensor | None = None, **named: Any) -> None:
+    """Reduce all gradients over the ranks that share a parameter, and divide by the global batch's label tokens."""
+    finalize_model_grads(ddp, num_tokens, **named)
+    reduce_expert_adapter_gradients(ddp)
+
+
+def connect(config: Any, ddp: list[Any], optimizer: Any) -> None:
+    """Give Megatron's schedules, through its config, the hooks they call."""
+    single = len(ddp) == 1
+    config.finalize_model_grads_func = _finalize_gradients
+    config.grad_scale_func = optimizer.scale_loss
+    settings = ddp[0].ddp_config
+    if settings.overlap_grad_reduce:
+        config.no_sync_func = ddp[0].no_sync if single else [chunk.no_sync for chunk in ddp]
+        if settings.align_param_gather:
+            config.grad_sync_func = ddp[0].start_grad_sync if single else [c.start_grad_sync for c in ddp]
+    if settings.overlap_param_gather and settings.align_param_gather:
+        config.param_sync_func = ddp[0].start_param_sync if single else [c.start_param_sync for c in ddp]
 
 
 def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision) -> Any:

@@ -1,35 +1,43 @@
-"""From configs to a run that can step: model, DDP, optimizer and schedule on this rank."""
+"""From settings to something that steps: weights, tokenizer, data, model, optimizer, the checkpoint to go on from."""
 
 import dataclasses
+import json
 import math
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import Float16Module
-from torch import Tensor
 
-from mixtral_recipes.checkpoints.load import load_model
+from mixtral_recipes import embedded
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.checkpoints.folder import read_run_facts
+from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
+from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.layout import repair
-from mixtral_recipes.layout.shapes import BatchShape, ModelShape
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.hf.config import from_megatron, matching_config
+from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import accelerate
 from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.peft import attach
-from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
+from mixtral_recipes.settings import changes as recipe_changes
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.training import precision
-from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler
+from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -85,25 +93,204 @@ class TrainingRun:
     def loader_shape(self) -> dict[str, Any]:
         """How long microbatches are: a multiple of what splits them; fixed where pipeline stages exchange them."""
         t = self.topology
-        chunks = 2 * t.context_parallel_size if t.context_parallel_size > 1 else 1
         # FP8 products want a multiple of 16 tokens on each rank, MXFP8 of 32.
         tokens = self.trainer.plugins.token_multiple * t.context_parallel_size * t.tensor_model_parallel_size
         return {
-            "multiple": math.lcm(8, tokens, chunks * t.tensor_model_parallel_size),
+            "multiple": math.lcm(8, tokens, t.context_slices * t.tensor_model_parallel_size),
             # Context parallelism splits each sequence of a pack, not the pack.
-            "sequence_multiple": chunks,
+            "sequence_multiple": t.context_slices,
             "fixed": t.pipeline_model_parallel_size > 1,
         }
 
 
-def check_layout(model: MixtralModel, trainer: Trainer, data: DataModule) -> None:
-    """Refuse a recipe whose layout cannot run, before anything is built.
+class Parts:
+    """A recipe's parts, defaults filled in; attributes as `api.finetune`'s arguments."""
+
+    def __init__(
+        self,
+        model: MixtralModel,
+        data: DataModule,
+        trainer: Trainer,
+        log: NeMoLogger | None,
+        optim: MegatronOptimizerModule | None,
+        resume: AutoResume | None,
+        peft: LoRA | None,
+        tokenizer: str | None,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.trainer = trainer
+        self.log = log or NeMoLogger()
+        self.optim = optim or MegatronOptimizerModule()
+        self.resume = resume or AutoResume()
+        self.peft = peft
+        self.tokenizer = tokenizer
+
+    @property
+    def checkpoints(self) -> Path:
+        """The run's folder of checkpoints."""
+        return self.log.run_dir / "checkpoints"
+
+
+@dataclass
+class Ready:
+    """A run that can step, and how it came to be.
+
+    Attributes:
+        run: Model, optimizer, schedule, data.
+        checkpointer: Saves it.
+        position: Where it starts.
+        found: The run's own checkpoint it goes on from; None where it begins.
+        base: The checkpoint its weights come from otherwise; None are random weights.
+        recipe: Every setting by its path.
+        changed: What differs from the settings ``found`` was written with.
+    """
+
+    run: TrainingRun
+    checkpointer: Checkpointer
+    position: Position
+    found: Path | None
+    base: Path | None
+    recipe: dict[str, recipe_changes.Plain]
+    changed: list[recipe_changes.Change]
+
+    @property
+    def restored_from(self) -> str:
+        """Where the weights come from."""
+        return str(self.found or self.base or "random weights")
+
+    @property
+    def opening(self) -> str:
+        """How the run starts, in words."""
+        if self.found:
+            return f"resuming from {self.found} at step {self.position.step}"
+        return f"starting from {self.restored_from}"
+
+
+def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, for_training: bool = True) -> Ready:
+    """Build a run and take up its checkpoint. torch.distributed and Megatron's groups must exist; all ranks call it.
+
+    Args:
+        parts: The recipe.
+        device: Where tensors live.
+        say: Told what the reader should know.
+        for_training: Whether the run may write its folder.
 
     Raises:
-        RecipeError: all broken rules at once.
+        CheckpointError: a checkpoint is damaged, or of another model.
+        RecipeError: a setting changed that may not.
     """
-    batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
-    repair.check_layout(trainer.topology(), ModelShape.of(model.config), batch)
+    base = restore_source(parts.resume)
+    model = parts.model
+    if base is not None:
+        published = json.loads((base / "context" / "config.json").read_text())
+        model = dataclasses.replace(model, config=matching_config(model.config, published, base))
+    tokenizer = load_tokenizer(parts.tokenizer or model.tokenizer or (str(base / "context") if base else None))
+    parts.data.setup(tokenizer)
+    recipe = recipe_changes.describe(
+        model=model, trainer=parts.trainer, data=parts.data, optim=parts.optim, peft=parts.peft
+    )
+    if base is not None:  # adapters belong to their base; a full run's checkpoints hold all its weights
+        recipe["base" if parts.peft is not None else "starting weights"] = identity_of(base)
+    found = find_checkpoint(parts.resume, parts.checkpoints, say)
+    changed = _compare_with(found, recipe, say)
+    weights = base if found is None or parts.peft is not None else None  # the run's own full checkpoint has them all
+    if weights is not None:
+        verify_together(weights)
+    run = build_run(model, parts.trainer, parts.data, parts.optim, device=device, peft=parts.peft, weights=weights)
+    context = base / "context" if base else None
+    if context is None and for_training:
+        context = _new_context(parts.log, run.config, tokenizer, torch.distributed.get_rank())
+    checkpointer = Checkpointer(
+        parts.checkpoints,
+        parts.log.ckpt or ModelCheckpoint(),
+        model_name=parts.log.name,
+        model=run.model,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        adapters_only=parts.peft is not None,
+        context=context,
+        facts=_facts(run.topology, parts.peft, base) | {"recipe": recipe},
+        asynchronous=parts.trainer.strategy.ckpt_async_save,
+    )
+    position = checkpointer.load(found) if found else Position()
+    restore = parts.resume.restore_config
+    if base is not None and not found and restore and restore.load_optim_state:
+        checkpointer.load_optimizer(base)
+    return Ready(run, checkpointer, position, found, base, recipe, changed)
+
+
+def _compare_with(
+    found: Path | None, recipe: dict[str, recipe_changes.Plain], say: Callable[[str], None]
+) -> list[recipe_changes.Change]:
+    """Say what changed in the recipe since a checkpoint was written; refuse what may not change.
+
+    Raises:
+        RecipeError: names what may not change.
+    """
+    before = read_run_facts(found).get("recipe") if found else None
+    if not before:
+        return []
+    changed = recipe_changes.changes(before, recipe)
+    recipe_changes.refuse_fixed(changed)
+    for change in changed:
+        say(f"changed since that checkpoint: {change}")
+    return changed
+
+
+def _new_context(log: NeMoLogger, config: MixtralConfig, tokenizer: Any, rank: int) -> Path:
+    """The context folder of a model that starts from random weights: config.json and the tokenizer."""
+    folder = log.run_dir / "context"
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = from_megatron(vars(config), dtype=str(config.params_dtype).removeprefix("torch."))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+            fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        write_json(folder / "config.json", fields)
+    return folder
+
+
+def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any]:
+    """What a checkpoint says about the run that wrote it."""
+    facts: dict[str, Any] = {"topology": topology.describe(), "kind": "adapter" if peft else "training"}
+    if peft is not None:
+        facts["peft"] = {k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()} | {
+            "class": type(peft).__name__
+        }
+        facts["base_identity"] = identity_of(base) if base else None
+    if base is not None:
+        facts["base"] = str(base)  # adapters need it; an export of any run says where its weights began
+    return facts
+
+
+def restore_source(resume: AutoResume) -> Path | None:
+    """The Megatron checkpoint ``resume.restore_config`` names, imported first where it is a Hugging Face model.
+
+    All ranks call it together: they share an import.
+
+    Raises:
+        CheckpointError: there is nothing usable.
+    """
+    if resume.restore_config is None or not resume.restore_config.path:
+        return None
+    return resolve(resume.restore_config.path)
+
+
+def load_tokenizer(source: str | None) -> Any:
+    """A transformers tokenizer from a folder or Hub id; None for None.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if source is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(embedded.resolve(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
 
 
 def build_run(
@@ -139,12 +326,11 @@ def build_run(
         load_model(chunks, weights)
     if peft is not None:
         attach.apply(peft, chunks)
-    ddp_config = _ddp_config(trainer, optim, settings["ddp"])
-    settings["optimizer"]["overlap_param_gather"] = ddp_config.overlap_param_gather
+    ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))
+    settings["optimizer"]["overlap_param_gather"] = ddp[0].ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
-    ddp = _wrap(chunks, config, ddp_config)
     optimizer = build_optimizer(optim, ddp, trainer.plugins)
-    _connect(config, ddp, optimizer)
+    connect(config, ddp, optimizer)
     return TrainingRun(
         trainer=trainer,
         topology=topology,
@@ -179,57 +365,3 @@ def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dic
         "optimizer": {},
         "run": {"topology": topology, "device": device},
     }
-
-
-def _ddp_config(
-    trainer: Trainer, optim: MegatronOptimizerModule, fields: dict[str, Any]
-) -> DistributedDataParallelConfig:
-    given = trainer.strategy.ddp
-    if given.average_in_collective:
-        warnings.warn(
-            "trainer.strategy.ddp.average_in_collective=True is ignored: gradients are summed and divided by the "
-            "global batch's label tokens.",
-            stacklevel=2,
-        )
-    return dataclasses.replace(
-        given,
-        **fields,
-        use_distributed_optimizer=optim.config.use_distributed_optimizer,
-        average_in_collective=False,
-        check_for_nan_in_grad=False,  # the loop checks loss and gradient norm itself, and names the step
-    )
-
-
-def _wrap(chunks: list[Any], config: MixtralConfig, ddp_config: DistributedDataParallelConfig) -> list[Any]:
-    """Cast outputs back to fp32 where weights are 16-bit, and wrap in Megatron's DDP."""
-    low = config.bf16 or config.fp16
-    return [
-        DistributedDataParallel(
-            config=config,
-            ddp_config=ddp_config,
-            module=Float16Module(config, chunk) if low else chunk,
-            # Interleaved chunks after the first are reduced when their turn comes, not bucket by bucket.
-            disable_bucketing=number > 0,
-        )
-        for number, chunk in enumerate(chunks)
-    ]
-
-
-def _finalize_gradients(ddp: list[Any], num_tokens: Tensor | None = None, **named: Any) -> None:
-    """Reduce all gradients over the ranks that share a parameter, and divide by the global batch's label tokens."""
-    finalize_model_grads(ddp, num_tokens, **named)
-    reduce_expert_adapter_gradients(ddp)
-
-
-def _connect(config: Any, ddp: list[Any], optimizer: Any) -> None:
-    """Give Megatron's schedules, through its config, the hooks they call."""
-    single = len(ddp) == 1
-    config.finalize_model_grads_func = _finalize_gradients
-    config.grad_scale_func = optimizer.scale_loss
-    ddp_config = ddp[0].ddp_config
-    if ddp_config.overlap_grad_reduce:
-        config.no_sync_func = ddp[0].no_sync if single else [chunk.no_sync for chunk in ddp]
-        if ddp_config.align_param_gather:
-            config.grad_sync_func = ddp[0].start_grad_sync if single else [c.start_grad_sync for c in ddp]
-    if ddp_config.overlap_param_gather and ddp_config.align_param_gather:
-        config.param_sync_func = ddp[0].start_param_sync if single else [c.start_param_sync for c in ddp]

@@ -15,7 +15,7 @@ from megatron.core.transformer.moe import token_dispatcher
 from torch import Tensor
 
 from mixtral_recipes.models import attention
-from mixtral_recipes.training import run as setup
+from mixtral_recipes.training import optimizer as built
 
 
 def leave_out(reduction: str) -> None:
@@ -49,7 +49,7 @@ def _token_count() -> None:
             for chunk in ddp:
                 chunk.scale_gradients(1 / num_tokens)
 
-    vars(setup)["finalize_model_grads"] = only_here
+    vars(built)["finalize_model_grads"] = only_here
 
 
 def _key_value_gradients() -> None:
@@ -68,7 +68,7 @@ def _expert_outputs() -> None:
 
 
 def _expert_adapter_gradients() -> None:
-    vars(setup)["reduce_expert_adapter_gradients"] = lambda ddp: None
+    vars(built)["reduce_expert_adapter_gradients"] = lambda ddp: None
 
 
 def _module(function: Callable[..., Any]) -> dict[str, Any]:

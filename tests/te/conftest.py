@@ -60,7 +60,7 @@ class OnMeta(TorchFunctionMode):
 
 @pytest.fixture
 def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
-    """A function (recipe, rank, hardware) -> that rank's model chunks, built as `training.setup.build_run` does.
+    """A function (recipe, rank, hardware) -> that rank's model chunks, built as `training.run.build_run` does.
 
     Its argument ``inside`` is called with them while the process groups are there; what it returns is returned instead.
     """

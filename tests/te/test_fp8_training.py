@@ -25,19 +25,9 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
-from mixtral_recipes.training import run as setup
+from mixtral_recipes.training import optimizer, precision, run
 from tests.distributed.tiny_job import tiny_config
 from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
-
-
-class GatheredAsMxfp8(MegatronMixedPrecision):
-    """What MXFP8 asks of the optimizer and the buffers; products stay in bf16."""
-
-    def ddp_fields(self) -> dict[str, Any]:
-        return super().ddp_fields() | {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": True}
-
-    def optimizer_fields(self) -> dict[str, Any]:
-        return super().optimizer_fields() | {"fp8_recipe": "mxfp8", "reuse_grad_buf_for_mxfp8_param_ag": True}
 
 
 class Watcher:
@@ -66,11 +56,23 @@ class Watcher:
         return {name: p.main_param.detach().clone() for name, p in named if is_float8tensor(p)}
 
 
+def gather_as_mxfp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask of optimizer and buffers what MXFP8 weights ask; products stay in bf16."""
+    ddp_fields, optimizer_fields = precision.ddp_fields, precision.optimizer_fields
+    reuse = {"reuse_grad_buf_for_mxfp8_param_ag": True}
+    monkeypatch.setattr(
+        precision, "ddp_fields", lambda plugins: ddp_fields(plugins) | reuse | {"fp8_param_gather": True}
+    )
+    monkeypatch.setattr(
+        optimizer, "optimizer_fields", lambda plugins: optimizer_fields(plugins) | reuse | {"fp8_recipe": "mxfp8"}
+    )
+
+
 @pytest.fixture(autouse=True)
 def attention_in_fp8(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Models whose attention's linear layers keep their weights in FP8."""
     stand_in_for_the_kernel(monkeypatch)
-    build = setup.build_model
+    build = run.build_model
 
     def build_in_fp8(*args: Any, **named: Any) -> list[Any]:
         chunks = build(*args, **named)
@@ -81,7 +83,8 @@ def attention_in_fp8(monkeypatch: pytest.MonkeyPatch) -> Any:
                 vars(linear.weight).update(attributes)
         return chunks
 
-    monkeypatch.setattr(setup, "build_model", build_in_fp8)
+    monkeypatch.setattr(run, "build_model", build_in_fp8)
+    gather_as_mxfp8(monkeypatch)
     monkeypatch.setattr(param_and_grad_buffer, "is_mxfp8tensor", is_float8tensor)
     yield
     cpu_device.deactivate()
@@ -104,7 +107,7 @@ def train(
             ),
             trainer=Trainer(
                 accelerator="cpu", max_steps=steps, val_check_interval=2, limit_val_batches=1, callbacks=[watcher],
-                plugins=GatheredAsMxfp8(precision="bf16-mixed"), strategy=MegatronStrategy(ddp=ddp), seed=seed,
+                plugins=MegatronMixedPrecision(precision="bf16-mixed"), strategy=MegatronStrategy(ddp=ddp), seed=seed,
             ),
             log=NeMoLogger(name=name, log_dir=str(folder), ckpt=ModelCheckpoint(every_n_train_steps=2)),
             optim=MegatronOptimizerModule(OptimizerConfig(lr=1e-2, bf16=True, use_distributed_optimizer=True)),

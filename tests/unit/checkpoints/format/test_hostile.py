@@ -203,7 +203,7 @@ def test_bin_files(tmp_path: Path, marker: Path, kind: str) -> None:
 
 
 def test_a_tokenizer_with_code_beside_it(tmp_path: Path, marker: Path) -> None:
-    from mixtral_recipes.api import load_tokenizer
+    from mixtral_recipes.training.run import load_tokenizer
 
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Tok: pass\n")
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
