@@ -48,11 +48,13 @@ def prepare(
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.embedded import resolve
+    from mixtral_recipes.system.progress import progress_bar
 
     paths = [resolve(path) for path in _package_paths(inputs)]
     encoder = Encoder.of(load_tokenizer(tokenizer), bos=bos, eos=eos)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _progress("tokenizing", sum(path.stat().st_size for path in paths if path.is_file()), "bytes") as advance:
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    with progress_bar("tokenizing", size) as advance:
         made = prepare_corpus(
             paths,
             output,
@@ -98,11 +100,12 @@ def check(
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
+    from mixtral_recipes.system.progress import progress_bar
 
     recognized = recognize(data)
     note(recognized.description)
     loaded = load_tokenizer(tokenizer) if tokenizer else None
-    with _progress("checking", None, "records") as advance:
+    with progress_bar("checking", None, unit="records") as advance:
         report = check_data(recognized, loaded, seq_length=seq_length, progress=advance)
     _print_report(report, seq_length, limit=None if show_all else 5)
     if png:
@@ -166,28 +169,6 @@ def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
         part = tokenizer.decode([token for token, _ in run])
         text.append(part if colour or not is_learned else f"[[{part}]]", style="bold green" if is_learned else "dim")
     return text
-
-
-def _progress(title: str, total: int | None, unit: str) -> Any:
-    """A bar on standard error, where that is a terminal; yields a function that advances it."""
-    import contextlib
-    import sys
-
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext(lambda count: None)
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        done = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda count: progress.advance(task, count)
-
-    return bar()
 
 
 def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> None:

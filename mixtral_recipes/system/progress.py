@@ -1,31 +1,60 @@
-"""A progress bar with throughput and time left, on a terminal only."""
+"""Progress bars, drawn by rich and on a terminal only."""
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Unit = Literal["bytes", "records", "steps"]
+
+
+def terminal_bar(unit: Unit, stream: TextIO, *, known: bool = True, stays: bool = False) -> "Progress | None":
+    """A bar that is not started yet; None where the stream is no terminal.
+
+    Args:
+        unit: What is counted. Bytes come with their speed; a task in steps has a field ``facts``, text that
+            stands behind the bar.
+        stream: Where to draw.
+        known: Whether the total is known; without it the time taken stands where the time left would.
+        stays: Whether the bar is left standing at its end.
+    """
+    if not stream.isatty():
+        return None
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns: list[rich_progress.ProgressColumn] = [
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn() if unit == "bytes" else rich_progress.MofNCompleteColumn(),
+    ]
+    if unit == "bytes":
+        columns.append(rich_progress.TransferSpeedColumn())
+    if unit == "steps":
+        columns += [rich_progress.TextColumn("{task.fields[facts]}"), rich_progress.TextColumn("ETA")]
+    columns.append(rich_progress.TimeRemainingColumn() if known else rich_progress.TimeElapsedColumn())
+    return rich_progress.Progress(*columns, console=Console(file=stream), transient=not stays)
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with every count of bytes done, from any thread.
+def progress_bar(
+    title: str, total: int | None, *, unit: Unit = "bytes", shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, and a function to call with every count done, from any thread.
 
     Args:
         title: What is being done.
-        total: Bytes in all.
+        total: How much there is in all; None where nobody knows.
+        unit: What is counted.
         shown: False draws nothing, as does a standard error that is not a terminal.
     """
-    if not shown or not sys.stderr.isatty():
+    bar = terminal_bar(unit, sys.stderr, known=total is not None) if shown else None
+    if bar is None:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn as Bar
-    from rich.progress import DownloadColumn as Done
-    from rich.progress import Progress
-    from rich.progress import TextColumn as Text
-    from rich.progress import TimeRemainingColumn as Eta
-    from rich.progress import TransferSpeedColumn as Speed
-
-    columns = (Text("{task.description}"), Bar(), Done(), Speed(), Eta())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)

@@ -5,10 +5,14 @@ import math
 import sys
 import time
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.system.progress import terminal_bar
 from mixtral_recipes.training.watch.writers import scalar_writers
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class RunLog:
@@ -31,21 +35,23 @@ class RunLog:
         self.is_writer = is_writer
         self._file: TextIO | None = None
         self._scalars: list[Any] = []
-        self._bar: _Bar | None = None
+        self._bar: Progress | None = None
         if not is_writer:
             return
         log.run_dir.mkdir(parents=True, exist_ok=True)
         self._scalars = scalar_writers(log)
         self._file = (log.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        if sys.stdout.isatty():
-            self._bar = _Bar(max_steps)
+        self._bar = terminal_bar("steps", sys.stdout, stays=True)
+        if self._bar:
+            self._bar.add_task("training", total=max_steps, facts="")
+            self._bar.start()
 
     def say(self, text: str) -> None:
         """One line for the reader."""
         if not self.is_writer:
             return
         if self._bar:
-            self._bar.bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False)
         else:
             print(text, flush=True)
 
@@ -59,7 +65,7 @@ class RunLog:
         """Record one training step; also show it when it is time for a line."""
         self._record("train", metrics)
         if self._bar:
-            self._bar.update(metrics)
+            self._bar.update(self._bar.task_ids[0], completed=metrics["step"], facts=summary(metrics))
         elif show and self.is_writer:
             print(f"step {metrics['step']}/{self.max_steps}  {summary(metrics)}  ETA {_clock(metrics)}", flush=True)
 
@@ -80,9 +86,11 @@ class RunLog:
 
     def close(self) -> None:
         """Finish every writer. Can be called twice."""
-        for writer in (*self._scalars, self._bar, self._file):
+        for writer in (*self._scalars, self._file):
             if writer is not None:
                 writer.close()
+        if self._bar:
+            self._bar.stop()
         self._scalars, self._bar, self._file = [], None, None
 
 
@@ -95,26 +103,6 @@ def summary(m: dict[str, Any]) -> str:
         f"{m['tokens_per_second']:,.0f} tokens/s  {m['tflops_per_process']:.3g} TFLOP/s{peak}  "
         f"{m['memory_gb']:.2f} GB  busiest expert {m['expert_imbalance']:.2f}x{dropped}"
     )
-
-
-class _Bar:
-    """A live bar on a terminal."""
-
-    def __init__(self, max_steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
-            TextColumn("ETA"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self.task = self.bar.add_task("training", total=max_steps, facts="")
-        self.bar.start()
-
-    def update(self, metrics: dict[str, Any]) -> None:
-        self.bar.update(self.task, completed=metrics["step"], facts=summary(metrics))
-
-    def close(self) -> None:
-        self.bar.stop()
 
 
 def _clock(metrics: dict[str, Any]) -> str:
