@@ -26,7 +26,7 @@ def command(
     folder = run_folder(run)
     written = [write_report(folder, output)]
     if png:
-        from mixtral_recipes.reports.png import write_pngs
+        from mixtral_recipes.reports.charts import write_pngs
 
         written += write_pngs(folder)
     if json:

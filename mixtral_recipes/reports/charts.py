@@ -1,17 +1,18 @@
-"""Charts as SVG text, for a page that needs nothing else. Standard library only, so that a run's end does not wait.
-
-Colours come from the page's CSS variables, so that charts follow its light or dark theme.
-"""
+"""A run's charts, each described and drawn once: as SVG for the page, as PNG for papers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.reports.record import RunRecord, read_run
+from mixtral_recipes.system.drawing import PALETTE, Drawing, blank, render, style
+from mixtral_recipes.system.files import replacing
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 40
+PAGE_WIDTH, COLUMN_WIDTH = 4.4, 3.4  # inches: half of the page, one column of a paper
 _MOST_POINTS = 800
 
 
@@ -22,98 +23,177 @@ class Series:
     Attributes:
         name: For the legend.
         points: (step, value), by step.
-        css: Class of its line: ``a``, ``b`` or ``faint``.
+        colour: Name in the palette.
+        faint: Whether it stands behind the line that counts.
         dots: Whether each point is marked.
     """
 
     name: str
     points: Sequence[Point]
-    css: str = "a"
+    colour: str = "a"
+    faint: bool = False
     dots: bool = False
 
 
-def line_chart(series: Sequence[Series], *, unit: str, log: bool = False) -> str:
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        name: Of its file, without the suffix.
+        title: On the page.
+        draw: From a run and a width in inches to a drawing; None when the run recorded nothing of it.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[RunRecord, float], Drawing | None]
+
+
+def write_pngs(folder: Path, output: Path | None = None) -> list[Path]:
+    """Write each chart of which something was recorded as a PNG: loss.png, expert_load.png and so on.
+
+    Args:
+        folder: The run's folder.
+        output: Where to write; None takes ``figures`` in the run's folder.
+
+    Raises:
+        RecipeError: the folder is no run's.
+    """
+    run = read_run(folder)
+    output = output or folder / "figures"
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    for chart in CHARTS:
+        drawing = chart.draw(run, COLUMN_WIDTH)
+        if drawing:
+            written.append(output / f"{chart.name}.png")
+            with replacing(written[-1]) as staging:
+                staging.write_bytes(render(drawing, "png"))
+    return written
+
+
+def lines(series: Sequence[Series], width: float, *, unit: str) -> Drawing | None:
     """Lines over steps.
 
     Args:
         series: What to draw; those without points are left out.
-        unit: Under the vertical axis.
-        log: Whether the vertical axis is logarithmic.
-
-    Returns:
-        An ``<svg>`` element, or a sentence when there is nothing to draw.
+        width: Inches.
+        unit: Along the vertical axis.
     """
-    drawn = [Series(s.name, thin([p for p in s.points if _drawable(p[1], log)]), s.css, s.dots) for s in series]
-    drawn = [s for s in drawn if s.points]
+    drawn = [(s, thin([p for p in s.points if math.isfinite(p[1])])) for s in series]
+    drawn = [(s, points) for s, points in drawn if points]
     if not drawn:
-        return '<p class="none">Nothing recorded.</p>'
-    xs = [x for s in drawn for x, _ in s.points]
-    ys = [math.log10(y) if log else y for s in drawn for _, y in s.points]
-    x_axis, y_axis = _Axis.around(xs, _LEFT, WIDTH - _RIGHT, whole=True), _Axis.around(ys, HEIGHT - _BOTTOM, _TOP)
-    body = [_grid(x_axis, y_axis, log, unit)]
-    for s in drawn:
-        places = [(x_axis.at(x), y_axis.at(math.log10(y) if log else y)) for x, y in s.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        if len(places) > 1:
-            body.append(f'<polyline class="line {s.css}" points="{path}"/>')
-        if s.dots or len(places) == 1:
-            for (x, y), (step, value) in zip(places, s.points, strict=True):
-                title = f"<title>step {step:g}: {value:.5g}</title>"
-                body.append(f'<circle class="dot {s.css}" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>')
-    if len(drawn) > 1:
-        body.append(_legend(drawn))
-    return _svg(WIDTH, HEIGHT, body)
+        return None
+    with style():
+        drawing = blank(width, 0.56 * width)
+        axes = drawing.figure.subplots()
+        for s, points in drawn:
+            dots = s.dots or len(points) == 1
+            look = {"alpha": 0.3, "linewidth": 0.8} if s.faint else {}
+            xs, ys = zip(*points, strict=True)
+            (line,) = axes.plot(xs, ys, color=PALETTE[s.colour], label=s.name, **look)
+            if dots:
+                line.set(marker="o", clip_on=False)
+                drawing.hover(line, [f"step {x:g}: {y:.5g}" for x, y in points])
+        _steps_axis(axes, [x for _, points in drawn for x, _ in points])
+        axes.margins(y=0.06)
+        axes.yaxis.set_major_locator(_round_ticks(6))
+        axes.yaxis.set_major_formatter(lambda value, _: number(value))
+        axes.grid(axis="y")
+        axes.set_ylabel(unit)
+        if len(drawn) > 1:
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1, 1), ncols=len(drawn), borderpad=0, columnspacing=1.2,
+                handlelength=1.4,
+            )  # fmt: skip
+    return drawing
 
 
-def heat_map(rows: Sequence[Sequence[float]], *, row_name: str, column_name: str) -> str:
+def heat_map(
+    rows: Sequence[Sequence[float]], width: float, *, row_name: str, column_name: str, key: str
+) -> Drawing | None:
     """Numbers around 1.0 as coloured cells: even is neutral, more is one colour, less another.
 
     Args:
-        rows: One list per row.
+        rows: One list per row, the first at the top.
+        width: Inches.
         row_name: What a row is ("layer").
         column_name: What a column is ("expert").
+        key: What a number is.
     """
     if not rows or not rows[0]:
-        return '<p class="none">Nothing recorded.</p>'
-    columns = len(rows[0])
-    left, top = 62, 34
-    cell_w = (WIDTH - left - _RIGHT) / columns
-    cell_h = max(14.0, min(34.0, 420 / len(rows)))
-    body = [_text("axis", left + (WIDTH - left - _RIGHT) / 2, 12, column_name)]
-    body += [_text("tick", left + (column + 0.5) * cell_w, 28, str(column)) for column in range(columns)]
-    for row, values in enumerate(rows):
-        y = top + row * cell_h
-        if cell_h >= 16 or row % 4 == 0:
-            body.append(_text("tick", left - 8, y + cell_h / 2 + 4, str(row) if row else f"{row_name} 0", "end"))
-        for column, value in enumerate(values):
-            title = f"{row_name} {row}, {column_name} {column}: {value:.2f}x an even share"
-            body.append(_cell(value, left + column * cell_w, y, cell_w, cell_h, title))
-    return _svg(WIDTH, top + len(rows) * cell_h + 6, body)
+        return None
+    cell_height = width * max(14.0, min(34.0, 420 / len(rows))) / 560
+    with style():
+        drawing = blank(width, len(rows) * cell_height + 0.4)
+        axes, key_axes = drawing.figure.subplots(1, 2, width_ratios=[24, 1])
+        numbers = cell_height >= width * 16 / 560 and len(rows[0]) <= 14
+        for row, values in enumerate(rows):
+            for column, value in enumerate(values):
+                cell = _cell(axes, column, row, value, f"{value:.2f}" if numbers else "")
+                title = f"{row_name} {row}, {column_name} {column}: {value:.2f}x an even share"
+                drawing.hover(cell, [title])
+        axes.set(xlim=(-0.5, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=column_name, ylabel=row_name)
+        axes.xaxis.set(major_locator=_round_ticks(16, whole=True), label_position="top", ticks_position="top")
+        axes.yaxis.set_major_locator(_round_ticks(16, whole=True))
+        for place, value in enumerate((0, 0.5, 1, 1.5, 2)):
+            _cell(key_axes, 0, place, value, "")
+        key_axes.set_box_aspect(5)
+        key_axes.set_anchor("N")
+        key_axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 4.5), xticks=[], yticks=range(5), ylabel=key)
+        key_axes.set_yticklabels(["0", "0.5", "1", "1.5", "2+"])
+        key_axes.yaxis.set(label_position="right", ticks_position="right")
+        for both in (axes, key_axes):
+            both.spines[:].set_visible(False)
+    return drawing
 
 
-def _cell(value: float, x: float, y: float, width: float, height: float, title: str) -> str:
+def _cell(axes: Any, column: int, row: int, value: float, text: str) -> Any:
+    from matplotlib.patches import Rectangle
+
     # Twice an even share, or none at all, is the full colour.
     strength = min(1.0, abs(value - 1.0))
-    rect = (
-        f'<rect class="{"more" if value >= 1.0 else "less"}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
-        f'height="{height - 2:.1f}" rx="2" fill-opacity="{0.06 + 0.88 * strength:.2f}"><title>{title}</title></rect>'
-    )
-    if height < 16 or width < 34:
-        return rect
-    return rect + _text("on" if strength > 0.6 else "cell", x + width / 2, y + height / 2 + 4, f"{value:.2f}")
+    cell = Rectangle(
+        (column - 0.47, row - 0.46), 0.94, 0.92, color=PALETTE["b" if value >= 1.0 else "a"],
+        alpha=0.06 + 0.88 * strength,
+    )  # fmt: skip
+    axes.add_patch(cell)
+    if text:
+        colour = PALETTE["card" if strength > 0.7 else "ink"]
+        axes.text(column, row, text, ha="center", va="center_baseline", color=colour).set_in_layout(False)
+    return cell
+
+
+def _steps_axis(axes: Any, steps: Sequence[float]) -> None:
+    low, high = min(steps), max(steps)
+    axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
+    axes.xaxis.set_major_locator(_round_ticks(6, whole=True))
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.set_xlabel("step")
+
+
+def _round_ticks(most: int, *, whole: bool = False) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole)
 
 
 def smooth(points: Sequence[Point], width: int) -> list[Point]:
     """Each point's mean with its ``width`` neighbours, as many before as behind, so that it does not lag.
 
-    Near the ends there are fewer; what is not finite is left out.
+    Near the ends there are fewer; what is not finite is left out. Of a long line only as many points are found as a
+    chart shows.
     """
     finite = [p for p in points if math.isfinite(p[1])]
+    values = [y for _, y in finite]
+    last = len(finite) - 1
+    apart = math.ceil(len(finite) / (_MOST_POINTS - 1)) or 1
     found: list[Point] = []
-    for place, (x, _) in enumerate(finite):
-        reach = min(width // 2, place, len(finite) - 1 - place)
-        around = finite[place - reach : place + reach + 1]
-        found.append((x, sum(y for _, y in around) / len(around)))
+    for place in sorted({*range(0, len(finite), apart), max(last, 0)} if finite else ()):
+        reach = min(width // 2, place, last - place)
+        around = values[place - reach : place + reach + 1]
+        found.append((finite[place][0], sum(around) / len(around)))
     return found
 
 
@@ -130,61 +210,6 @@ def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
     return found
 
 
-def ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -> list[float]:
-    """Round numbers between two values: at most ``most``, 1, 2 or 5 times a power of ten apart."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / most))
-    apart = next((m * power for m in (1, 2, 5, 10) if span / (m * power) <= most), 10 * power)
-    apart = max(1.0, apart) if whole else apart
-    first = math.ceil(low / apart - 1e-9)
-    return [n * apart for n in range(first, math.floor(high / apart + 1e-9) + 1)]
-
-
-@dataclass(frozen=True)
-class _Axis:
-    low: float
-    high: float
-    start: float
-    end: float
-    whole: bool = False
-
-    @classmethod
-    def around(cls, values: Sequence[float], start: float, end: float, *, whole: bool = False) -> "_Axis":
-        low, high = min(values), max(values)
-        margin = 0.0 if whole else 0.06 * ((high - low) or abs(high) or 1.0)
-        if whole and low == high:
-            low, high = low - 1, high + 1
-        return cls(low - margin, high + margin, start, end, whole)
-
-    def at(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        return ticks(self.low, self.high, whole=self.whole)
-
-
-def _grid(x_axis: _Axis, y_axis: _Axis, log: bool, unit: str) -> str:
-    parts = []
-    for y in y_axis.ticks():
-        place = y_axis.at(y)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(_text("tick", _LEFT - 8, place + 4, number(10**y if log else y), "end"))
-    parts += [_text("tick", x_axis.at(x), HEIGHT - _BOTTOM + 18, number(x)) for x in x_axis.ticks()]
-    parts.append(_text("axis", (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, "step"))
-    turned = f"translate(12 {(HEIGHT - _BOTTOM) / 2}) rotate(-90)"
-    parts.append(f'<text class="axis" transform="{turned}" text-anchor="middle">{escape(unit)}</text>')
-    return "".join(parts)
-
-
-def _legend(series: Sequence[Series]) -> str:
-    parts, x = [], WIDTH - _RIGHT
-    for s in reversed(series):
-        x -= 7 * len(s.name) + 30
-        parts.append(f'<line class="line {s.css}" x1="{x}" x2="{x + 16}" y1="{_TOP + 2}" y2="{_TOP + 2}"/>')
-        parts.append(_text("tick", x + 21, _TOP + 6, s.name, "start"))
-    return "".join(parts)
-
-
 def number(value: float) -> str:
     """A tick's label: short, without exponents where it can be."""
     size = abs(value)
@@ -197,13 +222,44 @@ def number(value: float) -> str:
     return f"{float(f'{value:.4g}'):g}"
 
 
-def _text(css: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _smoothed(points: list[Point], name: str = "smoothed") -> list[Series]:
+    """Points too noisy to read, faintly, under their running mean."""
+    return [Series("each step", points, faint=True), Series(name, smooth(points, max(2, len(points) // 25)))]
 
 
-def _svg(width: float, height: float, body: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img">{"".join(body)}</svg>'
+def _loss(run: RunRecord, width: float) -> Drawing | None:
+    validation = Series("validation", run.validation_losses(), "b", dots=True)
+    return lines([*_smoothed(run.series("loss")), validation], width, unit="loss per token")
 
 
-def _drawable(value: float, log: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not log)
+def _learning_rate(run: RunRecord, width: float) -> Drawing | None:
+    return lines([Series("learning rate", run.series("lr"))], width, unit="learning rate")
+
+
+def _gradient_norm(run: RunRecord, width: float) -> Drawing | None:
+    return lines(_smoothed(run.series("grad_norm")), width, unit="norm before clipping")
+
+
+def _throughput(run: RunRecord, width: float) -> Drawing | None:
+    return lines(_smoothed(run.series("tokens_per_second")), width, unit="tokens per second, all")
+
+
+def _expert_load(run: RunRecord, width: float) -> Drawing | None:
+    return heat_map(run.expert_load(), width, row_name="layer", column_name="expert", key="over an even share")
+
+
+def _router(run: RunRecord, width: float) -> Drawing | None:
+    entropy = _smoothed(run.series("router_entropy"), "load entropy of the worst layer, smoothed")
+    dropped = run.series("dropped_share")
+    more = [Series("dropped tokens", dropped, "b")] if any(value for _, value in dropped) else []
+    return lines([*entropy, *more], width, unit="share")
+
+
+CHARTS = (
+    Chart("loss", "Loss", _loss),
+    Chart("learning_rate", "Learning rate", _learning_rate),
+    Chart("gradient_norm", "Gradient norm", _gradient_norm),
+    Chart("throughput", "Throughput", _throughput),
+    Chart("expert_load", "Expert load", _expert_load),
+    Chart("router", "Router", _router),
+)

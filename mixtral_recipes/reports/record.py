@@ -15,7 +15,7 @@ class RunRecord:
 
     Attributes:
         folder: The run's folder.
-        steps: Step -> metrics of training; of a step made twice, after a resume, the later ones.
+        steps: Step -> metrics of training, by step; of a step made twice, after a resume, the later ones.
         validations: Step -> metrics of validation, likewise.
         starts: How each process of the run started, in order.
         saves: Each checkpoint's step and how long training waited for it.
@@ -31,16 +31,16 @@ class RunRecord:
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of one training metric, by step; what is not finite is left out."""
-        found = [(step, _number(metrics.get(name))) for step, metrics in sorted(self.steps.items())]
+        found = [(step, _number(metrics.get(name))) for step, metrics in self.steps.items()]
         return [(step, value) for step, value in found if math.isfinite(value)]
 
     def validation_losses(self) -> list[tuple[float, float]]:
         """(step, validation loss), by step."""
-        return [(step, _number(metrics.get("val_loss"))) for step, metrics in sorted(self.validations.items())]
+        return [(step, _number(metrics.get("val_loss"))) for step, metrics in self.validations.items()]
 
     def expert_load(self, last: int = 20) -> list[list[float]]:
         """Each expert's load over an even share, [layers][experts], summed over the last logged steps."""
-        logged = [m["expert_load"] for _, m in sorted(self.steps.items()) if m.get("expert_load")][-last:]
+        logged = [m["expert_load"] for m in self.steps.values() if m.get("expert_load")][-last:]
         if not logged:
             return []
         total = [
@@ -67,6 +67,8 @@ def read_run(folder: Path) -> RunRecord:
             except (ValueError, KeyError, TypeError):
                 continue
             _add(record, kind, entry)
+    record.steps = dict(sorted(record.steps.items()))
+    record.validations = dict(sorted(record.validations.items()))
     return record
 
 

@@ -9,6 +9,7 @@ _CHATTY_LOGGERS = (
     "megatron.core.distributed.distributed_data_parallel",  # announces on every build that it lays out buffers itself
     "megatron.core.dist_checkpointing",
     "torch.utils.cpp_extension",  # "No CUDA runtime is found"
+    "matplotlib",  # builds a font cache on a new machine
 )
 
 

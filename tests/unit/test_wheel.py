@@ -36,6 +36,7 @@ def test_every_module_and_the_embedded_files_are_inside(wheel: Path) -> None:
         assert {f"{path}.py", f"{path}/__init__.py"} & names, module.name
     assert "mixtral_recipes/embedded/mixtral_tiny/model.safetensors" in names
     assert "mixtral_recipes/embedded/squad/train.json" in names
+    assert {f"mixtral_recipes/reports/templates/report.{suffix}" for suffix in ("html", "css")} <= names
     assert "mixtral_recipes/py.typed" in names
 
 

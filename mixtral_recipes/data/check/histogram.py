@@ -1,11 +1,12 @@
 """The lengths of a data set, as bars in a terminal and as a PNG."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
 from mixtral_recipes.data.check.check import Report
-from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system.drawing import PALETTE, blank, render, style
 from mixtral_recipes.system.files import replacing
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -42,27 +43,17 @@ def bars(report: Report, *, width: int = 60, bins: int = 16) -> str:
 
 
 def save_png(report: Report, path: Path, seq_length: int) -> None:
-    """Write the histogram as a PNG, with a line at the sequence length.
-
-    Raises:
-        EnvironmentProblem: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EnvironmentProblem("--png needs matplotlib; pip install 'mixtral-recipes[plots]'.") from error
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for split, lengths in report.lengths.items():
-        if len(lengths):
-            axes.hist(lengths, bins=60, alpha=0.7, label=f"{split} ({len(lengths):,})")
-    if report.unit == "tokens":
-        axes.axvline(seq_length, color="0.3", linestyle="--", linewidth=1, label=f"seq_length {seq_length}")
-    axes.set_xlabel(f"{report.unit} per record")
-    axes.set_ylabel("records")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    """Write the histogram as a PNG, with a line at the sequence length."""
+    with style():
+        drawing = blank(4.4, 2.5)
+        axes = drawing.figure.subplots()
+        splits = [(split, lengths) for split, lengths in report.lengths.items() if len(lengths)]
+        for (split, lengths), colour in zip(splits, itertools.cycle("ab")):
+            axes.hist(lengths, bins=60, alpha=0.7, color=PALETTE[colour], label=f"{split} ({len(lengths):,})")
+        if report.unit == "tokens":
+            label = f"seq_length {seq_length}"
+            axes.axvline(seq_length, color=PALETTE["soft"], linestyle="--", linewidth=0.8, label=label)
+        axes.set(xlabel=f"{report.unit} per record", ylabel="records")
+        axes.legend()
     with replacing(path) as staging:
-        figure.savefig(staging, dpi=150)
+        staging.write_bytes(render(drawing, "png"))
