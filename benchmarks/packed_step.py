@@ -83,7 +83,6 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
     import torch
     from megatron.core.optimizer import OptimizerConfig
 
-    from mixtral_recipes.layout.shapes import BatchShape
     from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
     from mixtral_recipes.settings.optim import MegatronOptimizerModule
     from mixtral_recipes.settings.precision import MegatronMixedPrecision
@@ -103,7 +102,6 @@ def measure(modules: dict[str, DataModule], hidden: int, steps: int) -> dict[str
         module.setup(None)
         optim = MegatronOptimizerModule(OptimizerConfig(lr=1e-4))
         run = build_run(MixtralModel(config), trainer, module, optim, device=device)
-        run.batch = BatchShape(module.global_batch_size, module.micro_batch_size, module.row_length)
         runs[name] = (run, module.train_batches(run.data_place, **run.loader_shape))
     speeds: dict[str, list[float]] = {name: [] for name in modules}
     for number in range(steps + 1):

@@ -94,7 +94,7 @@ class BatchShape:
     fp8: bool = False
 
     @staticmethod
-    def of(data: Any, *, fp8: bool) -> "BatchShape":
+    def of(data: Any, *, fp8: bool = False) -> "BatchShape":
         """The batch of a data module, whether already built or still a `run.Config` of one; a pack is a sequence."""
         specs = getattr(data, "packed_sequence_specs", None)
         pack_size = specs.packed_sequence_size if specs is not None else -1

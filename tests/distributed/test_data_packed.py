@@ -69,7 +69,7 @@ def gradients(layout: dict[str, Any], pack_size: int) -> Outcome:
     data = SequenceData(seq_length=32, micro_batch_size=1, packed_sequence_specs=specs)
     data.setup(None)
     data.global_batch_size = len(data.rows("train", run.loader_shape["sequence_multiple"]))
-    run = dataclasses.replace(run, data=data, batch=BatchShape(data.global_batch_size, 1, data.row_length))
+    run = dataclasses.replace(run, data=data, batch=BatchShape.of(data))
     result = train_step(run, data.train_batches(run.data_place, **run.loader_shape))
     assert result.tokens == sum(LENGTHS)
     for chunk in run.model:
@@ -121,7 +121,7 @@ def router_loads(packed: bool, pack_size: int, padding: int) -> tuple[list[float
         seq_length=32, micro_batch_size=rows, global_batch_size=rows, lengths=(24, 16), packed_sequence_specs=specs
     )
     data.setup(None)
-    run = dataclasses.replace(run, data=data, batch=BatchShape(rows, rows, pack_size if packed else 32))
+    run = dataclasses.replace(run, data=data, batch=BatchShape.of(data))
     get_moe_metrics_tracker().clear()
     health = RouterHealth(run.model, run.config.num_layers, 8, torch.device("cpu"))
     train_step(run, data.train_batches(run.data_place, multiple=40 + padding if packed else 24 + padding))

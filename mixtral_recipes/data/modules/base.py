@@ -20,6 +20,7 @@ from mixtral_recipes.data.batches.batch import (
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 
@@ -66,13 +67,13 @@ class DataModule:
     @property
     def pack_size(self) -> int | None:
         """Tokens per pack; None when samples are padded."""
-        specs = self.packed_sequence_specs
-        return specs.packed_sequence_size if specs is not None and specs.packed_sequence_size > 0 else None
+        shape = BatchShape.of(self)
+        return shape.seq_length if shape.packed else None
 
     @property
     def row_length(self) -> int:
         """Tokens of a full row of a microbatch: ``seq_length``, or the size of a pack."""
-        return self.pack_size or self.seq_length
+        return BatchShape.of(self).seq_length
 
     @property
     def sample_length(self) -> int:

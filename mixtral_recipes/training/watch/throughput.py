@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
 
 # Dense peak of one GPU in 1e12 operations per second, bf16. Source: NVIDIA's datasheets (SXM).
@@ -25,15 +26,14 @@ def flops_per_token(config: MixtralConfig, sequence_length: float, *, adapters_o
         sequence_length: Mean tokens per sequence.
         adapters_only: Whether the weights are frozen.
     """
-    h = config.hidden_size
-    head = config.kv_channels or h // config.num_attention_heads
-    queries = head * config.num_attention_heads
-    keys = head * (config.num_query_groups or config.num_attention_heads)
-    ffn = config.moe_ffn_hidden_size or config.ffn_hidden_size or 4 * h
+    shape = ModelShape.of(config)
+    h = shape.hidden_size
+    queries = shape.head_dim * shape.num_attention_heads
+    keys = shape.head_dim * shape.num_query_groups
     projections = 2 * h * (queries + 2 * keys) + 2 * queries * h
     attention = 2 * 2 * queries * sequence_length / 2
-    experts = config.moe_router_topk * 3 * 2 * h * ffn + 2 * h * (config.num_moe_experts or 0)
-    forward = config.num_layers * (projections + attention + experts) + 2 * h * config.vocab_size
+    experts = config.moe_router_topk * 3 * 2 * h * shape.ffn_hidden_size + 2 * h * shape.num_moe_experts
+    forward = shape.num_layers * (projections + attention + experts) + 2 * h * shape.vocab_size
     return forward * (2 if adapters_only else 3)
 
 
