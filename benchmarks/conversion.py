@@ -126,7 +126,7 @@ def convert_here(kind: str, source: Path, target: Path) -> None:
     start = time.perf_counter()
     import torch.distributed.checkpoint  # noqa: F401
 
-    from mixtral_recipes.importers.convert import torch_dist_read  # noqa: F401
+    from mixtral_recipes.checkpoints.format import reader, writer  # noqa: F401
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 

@@ -13,6 +13,7 @@ Dimension letters: V vocabulary, H hidden size, Q query width (heads x head dim)
 D head dim, F expert width, E experts, L layers.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +61,8 @@ class Weight:
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
         expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
-        extra_state: Whether Transformer Engine's module stores a state of its own beside this weight.
+        extra_state: Key of the state of its own that Transformer Engine's module stores beside this weight.
+        adapted: The layer's name, where adapters can be attached to it (`peft/names.py` makes their keys of it).
     """
 
     disk: str
@@ -71,7 +73,8 @@ class Weight:
     transform: Transform = "copy"
     tensor_axis: int | None = None
     expert_axis: int | None = None
-    extra_state: bool = False
+    extra_state: str | None = None
+    adapted: str | None = None
 
     @property
     def per_layer(self) -> bool:
@@ -111,7 +114,8 @@ WEIGHTS: tuple[Weight, ...] = (
         shapes=("Q H", "K H", "K H"),
         transform="qkv",
         tensor_axis=0,
-        extra_state=True,
+        extra_state="decoder.layers.self_attention.linear_qkv._extra_state",
+        adapted=_LAYER + "self_attention.linear_qkv",
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_proj.weight",
@@ -120,7 +124,8 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "self_attn.o_proj.weight",),
         shapes=("H Q",),
         tensor_axis=1,
-        extra_state=True,
+        extra_state="decoder.layers.self_attention.linear_proj._extra_state",
+        adapted=_LAYER + "self_attention.linear_proj",
     ),
     Weight(
         disk="decoder.layers.pre_mlp_layernorm.weight",
@@ -128,7 +133,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "pre_mlp_layernorm.weight",
         hf=(_HF + "post_attention_layernorm.weight",),
         shapes=("H",),
-        extra_state=True,
+        extra_state="decoder.layers.pre_mlp_layernorm._extra_state",
     ),
     Weight(
         disk="decoder.layers.mlp.router.weight",
@@ -146,7 +151,8 @@ WEIGHTS: tuple[Weight, ...] = (
         transform="stack",
         tensor_axis=0,
         expert_axis=1,
-        extra_state=True,
+        extra_state="decoder.layers.mlp.experts.experts.linear_fc1._extra_state",
+        adapted=_LAYER + "mlp.experts.{expert}.linear_fc1",
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc2.weight",
@@ -156,7 +162,8 @@ WEIGHTS: tuple[Weight, ...] = (
         shapes=("H F",),
         tensor_axis=1,
         expert_axis=1,
-        extra_state=True,
+        extra_state="decoder.layers.mlp.experts.experts.linear_fc2._extra_state",
+        adapted=_LAYER + "mlp.experts.{expert}.linear_fc2",
     ),
     Weight(
         disk="decoder.final_layernorm.weight",
@@ -164,7 +171,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused="decoder.final_layernorm.weight",
         hf=("model.norm.weight",),
         shapes=("H",),
-        extra_state=True,
+        extra_state="decoder.final_layernorm._extra_state",
     ),
     Weight(
         disk="output_layer.weight",
@@ -184,9 +191,7 @@ FUSED: dict[str, tuple[str, ...]] = {
 }
 
 # Keys of the states Transformer Engine's modules store beside their weights; empty means "no FP8".
-EXTRA_STATES: tuple[str, ...] = tuple(
-    weight.disk.removesuffix("weight") + "_extra_state" for weight in WEIGHTS if weight.extra_state
-)
+EXTRA_STATES: tuple[str, ...] = tuple(weight.extra_state for weight in WEIGHTS if weight.extra_state)
 
 
 @dataclass(frozen=True)
@@ -210,61 +215,40 @@ def instances(weight: Weight, dims: Dims) -> Iterator[tuple[int | None, int | No
     return ((layer, expert) for layer in layers for expert in experts)
 
 
+def canonical_tensors(dims: Dims) -> Iterator[tuple[str, int | None, int | None, tuple[int, ...]]]:
+    """(name with braces, layer, expert, shape) of every canonical tensor, in table order, layer by layer."""
+    for per_layer, group in itertools.groupby(WEIGHTS, key=lambda weight: weight.per_layer):
+        rows = list(group)
+        for layer in range(dims.num_layers) if per_layer else (None,):
+            for weight in rows:
+                for expert in range(dims.num_moe_experts) if weight.per_expert else (None,):
+                    for template, shape in zip(weight.hf, weight.shapes, strict=True):
+                        yield template, layer, expert, shape_of(shape, dims)
+
+
 def canonical_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model, in the v4 layout and in table order, layer by layer."""
-    found: dict[str, tuple[int, ...]] = {}
-    once = [weight for weight in WEIGHTS if not weight.per_layer]
-    layered = [weight for weight in WEIGHTS if weight.per_layer]
-    for weight in once[:1]:
-        found[weight.hf[0]] = shape_of(weight.shapes[0], dims)
-    for layer in range(dims.num_layers):
-        for weight in layered:
-            for expert in range(dims.num_moe_experts) if weight.per_expert else (None,):
-                for name, shape in zip(weight.hf, weight.shapes, strict=True):
-                    found[name.format(layer=layer, expert=expert)] = shape_of(shape, dims)
-    for weight in once[1:]:
-        found[weight.hf[0]] = shape_of(weight.shapes[0], dims)
-    return found
+    """Name and shape of every tensor of the model, in the v4 layout, as `canonical_tensors` orders them."""
+    return {
+        template.format(layer=layer, expert=expert): shape for template, layer, expert, shape in canonical_tensors(dims)
+    }
 
 
 def fused_blocks(dims: Dims) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
     """The v5 layout: name -> (shape, the canonical rows it consists of), in the order `canonical_shapes` has."""
     shapes = canonical_shapes(dims)
-    found: dict[str, tuple[tuple[int, ...], list[Block]]] = {}
     owner = {part: (fused, parts) for fused, parts in FUSED.items() for part in parts}
-    templates = {name: name for weight in WEIGHTS for name in weight.hf}
-    for name, shape in shapes.items():
-        layer, expert, template = _split_name(name, templates)
-        if template not in owner:
-            found[name] = (shape, [Block(name, 0, shape[0])])
-            continue
-        fused, parts = owner[template]
+    found: dict[str, tuple[tuple[int, ...], list[Block]]] = {}
+    for template, layer, expert, shape in canonical_tensors(dims):
+        fused, parts = owner.get(template, (template, (template,)))
         target = fused.format(layer=layer)
         if target in found:
             continue
-        names = (
-            [part.format(layer=layer, expert=e) for e in range(dims.num_moe_experts) for part in parts]
-            if expert is not None
-            else [name]
-        )
-        blocks = [Block(part, 0, shapes[part][0]) for part in names]
+        experts = (None,) if expert is None else range(dims.num_moe_experts)
+        names = [part.format(layer=layer, expert=number) for number in experts for part in parts]
+        blocks = [Block(name, 0, shapes[name][0]) for name in names]
         rows = sum(block.stop for block in blocks)
-        full = (dims.num_moe_experts, rows // dims.num_moe_experts, shape[1]) if expert is not None else shape
-        found[target] = (full, blocks)
+        found[target] = (shape if expert is None else (len(experts), rows // len(experts), shape[1]), blocks)
     return found
-
-
-def _split_name(name: str, templates: dict[str, str]) -> tuple[int | None, int | None, str]:
-    """A canonical name's layer, expert and table spelling."""
-    parts = name.split(".")
-    layer = int(parts[2]) if name.startswith("model.layers.") else None
-    expert = int(parts[5]) if ".experts." in name else None
-    spelling = list(parts)
-    if layer is not None:
-        spelling[2] = "{layer}"
-    if expert is not None:
-        spelling[5] = "{expert}"
-    return layer, expert, templates[".".join(spelling)]
 
 
 def merge_blocks(weight: Weight, dims: Dims, layer: int | None, expert: int | None) -> list[Block]:

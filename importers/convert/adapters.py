@@ -1,33 +1,23 @@
 """Adapters merged into their base while a model is exported, row by row: no model, no second copy.
 
 An adapter checkpoint records its base and its scheme; its tensors are named after the layer they adapt
-(`peft/names.py`): ``decoder.layers.3.mlp.experts.5.linear_fc1.adapter.lora_a``.
+(`peft/names.py`), which the mapping has in a column of its own.
 """
 
 import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.torch_dist_read import read_metadata
 from mixtral_recipes.importers.mapping import Weight
-
-
-class _SafeReader(FileSystemReader):
-    """torch's reader, with ``.metadata`` read by the restricted unpickler."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_metadata(Path(self.path))
+from mixtral_recipes.peft import names
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,6 @@ class SavedAdapters:
         Raises:
             CheckpointError: the record of base or scheme is missing, or the base has gone.
         """
-        self._weights = checkpoint / "weights"
         try:
             facts = json.loads((checkpoint / "context" / "run.json").read_text())
             self.base = Path(facts["base"])
@@ -99,26 +88,24 @@ class SavedAdapters:
             raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
         if not (self.base / "weights").is_dir():
             raise CheckpointError(f"{checkpoint}: its base model {self.base} is not there; import it again.")
-        self._shapes = {
-            key: tuple(entry.size)
-            for key, entry in read_metadata(self._weights).state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and key.startswith("decoder.") and ".adapter." in key
-        }
-        self._unused = set(self._shapes)
+        self._stored = StoredWeights(checkpoint / "weights")
+        self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
         self._read = functools.lru_cache(maxsize=64)(self._load)
 
     def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
         """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
-        layer_name = weight.local.removesuffix(".weight").replace("local_experts.", "")
-        prefix = layer_name.format(layer=layer, expert=expert) + ".adapter."
-        mine = {key for key in self._shapes if key.startswith(prefix)}
-        if not mine:
+        adapted = weight.adapted.format(layer=layer, expert=expert) if weight.adapted else None
+        tensors = self._read(adapted) if adapted else {}
+        if not tensors:
             return base
-        self._unused -= mine
-        tensors = self._read(prefix)
-        lora_a, lora_b = tensors["lora_a"], tensors["lora_b"].flatten(0, -2)
         magnitude = tensors.get("magnitude")  # [2, ffn] for linear_fc1, as lora_b
-        return MergedRows(base, lora_a, lora_b, self._scale, None if magnitude is None else magnitude.flatten())
+        return MergedRows(
+            base,
+            tensors["lora_a"],
+            tensors["lora_b"].flatten(0, -2),
+            self._scale,
+            None if magnitude is None else magnitude.flatten(),
+        )
 
     def check_all_merged(self) -> None:
         """Refuse to finish while an adapter has found no layer.
@@ -127,11 +114,10 @@ class SavedAdapters:
             CheckpointError: names one that is left.
         """
         if self._unused:
-            raise CheckpointError(f"{self._weights}: {min(self._unused)} adapts no layer of the base model.")
+            raise CheckpointError(f"{self._stored.folder}: {min(self._unused)} adapts no layer of the base model.")
 
-    def _load(self, prefix: str) -> dict[str, Tensor]:
-        state = {key: torch.empty(shape) for key, shape in self._shapes.items() if key.startswith(prefix)}
-        load(state, storage_reader=_SafeReader(self._weights), no_dist=True)
-        return {
-            key.removeprefix(prefix): value.flatten() if value.dim() == 1 else value for key, value in state.items()
-        }
+    def _load(self, adapted: str) -> dict[str, Tensor]:
+        keys = {tensor: names.tensor_key(adapted, tensor) for tensor in names.TENSORS}
+        found = {tensor: key for tensor, key in keys.items() if key in self._stored}
+        self._unused -= set(found.values())
+        return {tensor: self._stored.read_tensor(key, torch.float32) for tensor, key in found.items()}

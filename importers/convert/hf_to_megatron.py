@@ -4,16 +4,15 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
-from mixtral_recipes.checkpoints.format.manifest import Pieces, publish, read_manifest, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, write_manifest
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
-from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, nearest
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
@@ -21,6 +20,9 @@ from mixtral_recipes.importers.processes import Processes
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mixtral_recipes.checkpoints.format.writer import WrittenFile
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _ROOM_FOR_THE_REST = 64 << 20  # metadata, tokenizer, alignment
@@ -135,16 +137,8 @@ class _Import:
 
     def run(self, threads: int, *, progress: bool) -> None:
         """Write weights, context and manifest; this process does its share."""
-        from torch.distributed.checkpoint.api import CheckpointException
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        from mixtral_recipes.importers.convert.torch_dist_write import (
-            ConversionPlanner,
-            StreamingWriter,
-            chunks_of,
-            object_bytes,
-            share,
-        )
+        from mixtral_recipes.checkpoints.format.writer import write_items
+        from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes, share
 
         dtypes = self._dtypes_on_disk()
         chunks = chunks_of(self.source.dims, dtypes)
@@ -156,16 +150,9 @@ class _Import:
         shown = progress and self.processes.rank == 0
         with progress_bar("Importing", sum(chunk.nbytes for chunk in mine), shown=shown) as on_bytes:
             stream = Stream(threads, on_bytes)
-            writer = StreamingWriter(weights, stream)
-            planner = ConversionPlanner(self.source.tensors, mine, objects)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is, on purpose
-                try:
-                    alone, group = self.processes.count == 1, self.processes.group
-                    save({}, storage_writer=writer, planner=planner, process_group=group, no_dist=alone)
-                except CheckpointException as error:
-                    raise _cause(error) from error
-        gathered = self.processes.gather((writer.hashes, stream.digests))
+            items = items_of(self.source.tensors, mine, objects)
+            files = write_items(weights, self.processes.rank, items, stream)
+        gathered = self.processes.gather((files, stream.digests))
         self.processes.first(lambda: self._finish(dtypes, gathered))
 
     def _dtypes_on_disk(self) -> dict[str, str]:
@@ -186,11 +173,12 @@ class _Import:
             found[weight.disk] = self.dtype or dtypes.pop()
         return found
 
-    def _finish(self, dtypes: dict[str, str], gathered: list[tuple[dict[str, Pieces], dict[str, str]]]) -> None:
-        """Write what stands beside the weights, the manifest last."""
-        (self.staging / "weights" / "metadata.json").write_text(
-            json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
-        )
+    def _finish(self, dtypes: dict[str, str], gathered: "list[tuple[list[WrittenFile], dict[str, str]]]") -> None:
+        """Write what stands beside the tensors, the manifest last."""
+        from mixtral_recipes.checkpoints.format.writer import write_metadata
+
+        files = [file for part, _ in gathered for file in part]
+        write_metadata(self.staging / "weights", files)
         context = self.staging / "context"
         context.mkdir()
         for path in self.source.sidecars:
@@ -204,7 +192,7 @@ class _Import:
             self.staging,
             "model",
             source=self.origin | {"layout": self.source.layout},
-            known={f"weights/{name}": pieces for part, _ in gathered for name, pieces in part.items()},
+            known={f"weights/{file.name}": file.pieces for file in files},
             tensors={
                 name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
                 for name, shape in shapes.items()
@@ -238,15 +226,6 @@ def check_room(folder: Path, nbytes: int) -> None:
             f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
             "free some room or choose another folder."
         )
-
-
-def _cause(error: Any) -> BaseException:
-    """What went wrong inside torch.distributed.checkpoint, without its wrapping."""
-    failures = [failure[0] for failure in error.failures.values()]
-    for failure in failures:
-        if isinstance(failure, MixtralRecipesError | KeyboardInterrupt):
-            return failure
-    return failures[0] if failures else error
 
 
 def set_dtype(config: Path, dtype: str) -> None:

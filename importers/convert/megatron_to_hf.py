@@ -119,7 +119,7 @@ class _Export:
         check_room(self.staging, total)
         runs = self._lay_out_shards(tensors, shard_bytes, threads)
         with progress_bar("Exporting", total, shown=progress) as on_bytes:
-            stream = Stream(threads, on_bytes)
+            stream = Stream(threads, on_bytes, hash_files=False)
             stream.write(runs)
         self._check_digests(stream.digests)
         self._write_context(tensors, stream.digests)
@@ -127,14 +127,14 @@ class _Export:
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
         from mixtral_recipes.importers.convert.adapters import SavedAdapters
-        from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
+        from mixtral_recipes.importers.convert.model_weights import ModelWeights
 
         if not self.manifest["tensors"] or self.dtype:
             verify_files(self.checkpoint)
         adapters = SavedAdapters(self.checkpoint) if self.manifest["kind"] == "adapter" else None
         if adapters:
             verify_files(adapters.base)
-        saved = SavedCheckpoint((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
+        saved = ModelWeights((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
         if saved.unknown:
             raise CheckpointError(
                 f"{self.checkpoint}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has; "

@@ -1,6 +1,7 @@
 """Check a checkpoint: its structure, its hashes, its tensors against a source, its logits against transformers."""
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
+    from mixtral_recipes.importers.convert.model_weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ def _files(checkpoint: Path) -> tuple[str, None]:
     return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
 
 
-def _structure(checkpoint: Path, dims: Dims) -> "tuple[str, SavedCheckpoint]":
-    from mixtral_recipes.importers.convert.torch_dist_read import SavedCheckpoint
+def _structure(checkpoint: Path, dims: Dims) -> "tuple[str, ModelWeights]":
+    from mixtral_recipes.importers.convert.model_weights import ModelWeights
 
-    saved = SavedCheckpoint(checkpoint / "weights", dims)
+    saved = ModelWeights(checkpoint / "weights", dims)
     if saved.unknown:
         raise CheckpointError(f"{saved.unknown[0]} is a weight no Mixtral has.")
     for weight, layer, expert, _ in canonical_sources(dims).values():
@@ -127,7 +128,7 @@ def _config(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, None]:
 
 
 def _tensors(
-    saved: "SavedCheckpoint", dims: Dims, recorded: dict[str, Any], source: Source | None, progress: bool
+    saved: "ModelWeights", dims: Dims, recorded: dict[str, Any], source: Source | None, progress: bool
 ) -> tuple[str, None]:
     """Compare every canonical tensor with its recorded hash and, where there is one, with the source."""
     sources = canonical_sources(dims)
@@ -153,7 +154,7 @@ def _tensors(
             problem = problem or f"{name}: its SHA-256 is not the one import wrote down"
         return problem
 
-    total = sum(matrix_bytes(saved, sources[name], shapes[name]) for name in sources)
+    total = sum(_matrix_bytes(saved, sources[name], shapes[name]) for name in sources)
     with progress_bar("Verifying", total, shown=progress) as on_bytes, ThreadPoolExecutor(default_threads()) as pool:
         problems = [problem for problem in pool.map(differs, sources) if problem]
     if problems:
@@ -163,12 +164,10 @@ def _tensors(
     return f"{len(sources)} tensors as written{compared}", None
 
 
-def matrix_bytes(saved: "SavedCheckpoint", place: Any, shape: tuple[int, ...]) -> int:
+def _matrix_bytes(saved: "ModelWeights", place: Any, shape: tuple[int, ...]) -> int:
     """Bytes of a canonical tensor as the checkpoint holds it."""
-    size = ITEM_BYTES[saved.dtypes[place[0].disk]]
-    for length in shape:
-        size *= length
-    return size
+    weight, layer, expert, _ = place
+    return math.prod(shape) * ITEM_BYTES[saved.matrix(weight, layer, expert).dtype]
 
 
 def _batches(matrix: Rows, start: int, stop: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from mixtral_recipes.errors import CheckpointError
 
@@ -76,9 +76,10 @@ def _megatron(checkpoint: Path, output: Path) -> None:
         from mixtral_recipes.cpu import device as cpu_device
 
         cpu_device.activate()
-    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+    from mixtral_recipes.checkpoints.load import load_model
     from mixtral_recipes.importers.hf import config as hf_config
     from mixtral_recipes.models.builder import build_model
     from mixtral_recipes.models.config import MixtralConfig
@@ -89,9 +90,7 @@ def _megatron(checkpoint: Path, output: Path) -> None:
     fields = hf_config.to_megatron(json.loads((checkpoint / "context" / "config.json").read_text()))
     config = MixtralConfig(**fields, seq_length=TOKENS, bf16=False, params_dtype=torch.float32)
     model = build_model(config)[0].eval()
-    state = {k: v for k, v in model.sharded_state_dict().items() if not k.endswith("_extra_state")}
-    loaded = cast(dict[str, torch.Tensor], dist_checkpointing.load(state, str(checkpoint / "weights")))
-    model.load_state_dict(loaded, strict=False)
+    load_model([model], checkpoint)
     device = next(model.parameters()).device
     tokens = _tokens(config.vocab_size).to(device)
     positions = torch.arange(TOKENS, device=device).expand_as(tokens)

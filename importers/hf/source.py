@@ -63,7 +63,7 @@ def open_source(folder: Path) -> Source:
     stored, indexed = _stored_tensors(folder)
     if indexed:
         _check_index(folder, stored, indexed)
-    layout = "v5" if _looks_fused(stored) else "v4"
+    layout = "v5" if _has_fused_experts(stored, dims) else "v4"
     return Source(folder, config, dims, layout, _canonical(folder, stored, dims, layout))
 
 
@@ -116,10 +116,10 @@ def _check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], ind
             raise CheckpointError(f"{path}: holds {name}, which the index does not name.")
 
 
-def _looks_fused(stored: dict[str, Any]) -> bool:
+def _has_fused_experts(stored: dict[str, Any], dims: Dims) -> bool:
     """Whether the experts are fused; a question of keys, never of the folder's name."""
-    endings = tuple(name.split("{layer}")[1] for name in FUSED if "experts" in name)
-    return any(name.endswith(endings) for name in stored)
+    fused = [name for name, parts in FUSED.items() if "{expert}" in parts[0]]
+    return any(name.format(layer=layer) in stored for name in fused for layer in range(dims.num_layers))
 
 
 def _canonical(

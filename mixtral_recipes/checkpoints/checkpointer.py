@@ -15,11 +15,10 @@ from typing import Any
 from mixtral_recipes.checkpoints import retention
 from mixtral_recipes.checkpoints.folder import facts_or_none, list_checkpoints, read_run_facts
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.fp8 import take_all
-from mixtral_recipes.checkpoints.fp8_state import fp8_key, fp8_state, set_fp8_state
+from mixtral_recipes.checkpoints.format.shard import Shard
+from mixtral_recipes.checkpoints.fp8 import fp8_key, fp8_state, set_fp8_state, take_all
 from mixtral_recipes.checkpoints.save import Destination, HostCopy, Save
 from mixtral_recipes.checkpoints.shards import (
-    Shard,
     model_shards,
     optimizer_shards,
     parts_of,

@@ -18,8 +18,8 @@ import torch
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mixtral_recipes.checkpoints.format.manifest import Kind, staging_path, write_manifest
+from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
-from mixtral_recipes.checkpoints.shards import Shard
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.system.files import sync_folder, sync_tree
 from mixtral_recipes.system.ranks import rank_and_size
@@ -203,7 +203,7 @@ class Save:
         context.mkdir(exist_ok=True)
         (context / "run.json").write_text(json.dumps(self.destination.run_facts, indent=1) + "\n")
         source = {key: self.destination.run_facts.get(key) for key in ("run", "step")}
-        known = {f"weights/{file.name}": [(file.size, file.sha256)] for file in files}
+        known = {f"weights/{file.name}": file.pieces for file in files}
         write_manifest(staging, self.destination.kind, source=source, known=known)
         sync_tree(staging)
         replaced = final.with_name(f".{final.name}.replaced")

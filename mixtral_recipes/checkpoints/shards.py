@@ -7,53 +7,19 @@ any layout reads what it needs.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.fp8 import StandIn
 from mixtral_recipes.peft.adapter import adapters_of
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A box of a whole tensor, and the memory on this rank that holds it.
-
-    Attributes:
-        key: The whole tensor's name in a checkpoint.
-        tensor: The box's elements in order, contiguous, of any shape.
-        offsets: Where the box starts in the whole tensor.
-        sizes: The box's extent; as many axes as the whole tensor has.
-        whole: The whole tensor's shape.
-        padded: Whether the whole tensor may be longer or shorter in a checkpoint (a vocabulary's padding).
-        stand_in: What holds ``tensor``, where it is no memory of the model's own.
-    """
-
-    key: str
-    tensor: Tensor
-    offsets: Shape
-    sizes: Shape
-    whole: Shape
-    padded: bool = False
-    stand_in: StandIn | None = None
-
-    @property
-    def place(self) -> tuple[str, Shape, Shape]:
-        """What makes two shards the same piece of the same tensor."""
-        return self.key, self.offsets, self.sizes
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.tensor.numel() * self.tensor.element_size()
+from mixtral_recipes.peft.names import is_adapters
 
 
 def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
@@ -70,7 +36,7 @@ def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
         for name, value in chunk.sharded_state_dict(prefix="").items():
             # Transformer Engine's states are empty but for delayed scaling's, which `fp8_state` saves; adapters are
             # saved by their own keys.
-            if not name.endswith("_extra_state") and ".adapter." not in name:
+            if not name.endswith("_extra_state") and not is_adapters(name):
                 state[f"{number}.{name}" if len(model) > 1 else name] = value
     return state
 
@@ -237,11 +203,3 @@ def write_shares(places: list[list[tuple[Any, int]]]) -> list[set[Any]]:
         loads[writer] += nbytes
         shares[writer].add(place)
     return shares
-
-
-def zero_padding(shards: Iterable[Shard]) -> None:
-    """Zero what may be longer than a checkpoint has it, before that is read (a vocabulary's padding rows)."""
-    with torch.no_grad():
-        for shard in shards:
-            if shard.padded:
-                shard.tensor.zero_()

@@ -29,6 +29,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed import ProcessGroup
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import LoRA
 
 
@@ -48,7 +49,6 @@ class Adapter(nn.Module):
 
     def __init__(self, scheme: LoRA, name: str, weight: Tensor, *, column: bool, config: Any) -> None:
         super().__init__()
-        self.key = f"{name}.adapter"
         self.layer_name = name
         self.column = column
         self.is_expert = ".experts." in name
@@ -75,7 +75,7 @@ class Adapter(nn.Module):
         """Draw A from a generator seeded by the layer's name: the same start under every topology."""
         if self.lora_a.is_meta:
             return
-        generator = torch.Generator().manual_seed(zlib.crc32(self.key.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.layer_name}.adapter".encode()))
         whole = self.lora_a.shape[1] * (1 if self.column else self.tp_group.size())
         drawn = torch.empty(scheme.dim, whole)
         if scheme.lora_A_init_method == "xavier":
@@ -153,7 +153,7 @@ class Adapter(nn.Module):
             copy = parallel_state.get_data_parallel_rank(with_context_parallel=True)
         tensors = {}
         for name, axis in self.split_axes().items():
-            key = f"{self.key}.{name}"
+            key = tensor_key(self.layer_name, name)
             offsets = () if axis is None else ((axis, rank, size),)
             replica = (0, rank if axis is None else 0, copy)
             tensors[key] = ShardedTensor.from_rank_offsets(key, getattr(self, name), *offsets, replica_id=replica)

@@ -1,9 +1,13 @@
-"""The one place for adapters' names: after the layer they adapt, layers and experts counted over all ranks."""
+"""The one place for adapters' names: after the layer they adapt, layers and experts counted over all ranks.
+
+A tensor's key in a checkpoint is ``decoder.layers.3.mlp.experts.5.linear_fc1.adapter.lora_a``. What is adapted has its
+name in the mapping's column ``adapted`` (`importers/mapping.py`).
+"""
 
 import re
 from typing import Any
 
-from megatron.core import parallel_state
+TENSORS = ("lora_a", "lora_b", "magnitude")
 
 
 def global_name(chunk: Any, name: str, local_expert: int | None = None) -> str:
@@ -14,6 +18,8 @@ def global_name(chunk: Any, name: str, local_expert: int | None = None) -> str:
         name: Its name there.
         local_expert: Which of a grouped layer's experts.
     """
+    from megatron.core import parallel_state  # here: export reads names without Megatron
+
     found = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
     assert found, name
     layer = chunk.decoder.layers[int(found[1])].layer_number - 1
@@ -25,3 +31,18 @@ def global_name(chunk: Any, name: str, local_expert: int | None = None) -> str:
         number = parallel_state.get_expert_model_parallel_rank() * experts + here
         rest = f"mlp.experts.{number}.{expert[2]}"
     return f"decoder.layers.{layer}.{rest}"
+
+
+def tensor_key(layer: str, tensor: str) -> str:
+    """An adapter's tensor in a checkpoint.
+
+    Args:
+        layer: The adapted layer's name.
+        tensor: One of `TENSORS`.
+    """
+    return f"{layer}.adapter.{tensor}"
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter, or a tensor of a checkpoint, is an adapter's own (and not what an optimizer keeps of it)."""
+    return ".adapter." in name and not name.startswith("optimizer.")

@@ -13,7 +13,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mixtral_recipes.checkpoints.shards import Shard, model_shards, optimizer_shards, parts_of
+from mixtral_recipes.checkpoints.format.shard import Shard
+from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards, parts_of
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from tests.distributed.harness import launch
 from tests.distributed.tiny_job import Job, Seen, checkpoints_of, metrics_of, silent, start

@@ -87,7 +87,7 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
     run = our_run(folders, {"expert_model_parallel_size": torch.distributed.get_world_size()}, peft=peft)
     with torch.no_grad():
         for adapter in adapters_of(run.model):
-            random = torch.Generator().manual_seed(zlib.crc32(adapter.key.encode()))
+            random = torch.Generator().manual_seed(zlib.crc32(adapter.layer_name.encode()))
             adapter.lora_b.normal_(std=0.3, generator=random)
             if isinstance(adapter, DoRAAdapter):
                 adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))

@@ -11,8 +11,7 @@ from megatron.core.fp8_utils import is_float8tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
-from mixtral_recipes.checkpoints.fp8 import take_all
-from mixtral_recipes.checkpoints.fp8_state import fp8_state, set_fp8_state
+from mixtral_recipes.checkpoints.fp8 import fp8_state, set_fp8_state, take_all
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.overrides import loading
 from tests.te.conftest import BuildRank, OnMeta

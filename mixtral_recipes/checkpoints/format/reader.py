@@ -1,40 +1,92 @@
-"""Read a torch_dist folder straight into a rank's tensors, whatever layout wrote it.
+"""Read a torch_dist folder, whatever layout wrote it: into a rank's tensors, or as rows of one layer's matrices.
 
-Nothing in it is run: ``.metadata`` goes through `restricted_pickle`, the rest through
-``torch.load(weights_only=True)``. No rank waits for another.
+Nothing in it is run: ``.metadata`` goes through `restricted_pickle`, objects through ``torch.load(weights_only=True)``,
+and of a tensor's archive only the description is read. No rank waits for another.
 """
 
+import functools
 import io
+import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
+from mixtral_recipes.checkpoints.format.archive import find_tensor
+from mixtral_recipes.checkpoints.format.matrix import Matrix, Tile
+from mixtral_recipes.checkpoints.format.reading import read_through_cache
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
-from mixtral_recipes.checkpoints.fp8 import put_all_back
-from mixtral_recipes.checkpoints.shards import Shard, zero_padding
+from mixtral_recipes.checkpoints.format.shard import Shape, Shard
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.errors import CheckpointError
 
-Overlap = list[tuple[int, int]]  # per axis (start, end) in the whole tensor
+_SPELLED = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
+_Overlap = list[tuple[int, int]]  # per axis (start, end) in the whole tensor
 
 
-@dataclass
-class _Piece:
-    """One stored box, and this rank's shards that take something from it."""
+@dataclass(frozen=True)
+class Box:
+    """A stored part of a tensor, and the archive that holds it.
+
+    Attributes:
+        key: The tensor's name.
+        dtype: Of its elements.
+        offsets: Where it starts in the whole tensor.
+        sizes: Its extent.
+        path: The archive's file.
+        at: The archive's first byte.
+        length: The archive's bytes.
+    """
 
     key: str
-    box: ChunkStorageMetadata
-    storage: _StorageInfo
-    shards: list[Shard] = field(default_factory=list)
+    dtype: torch.dtype
+    offsets: Shape
+    sizes: Shape
+    path: str
+    at: int
+    length: int
+
+    @functools.cached_property
+    def start(self) -> int:
+        """The first element's byte in the file.
+
+        Raises:
+            CheckpointError: the archive is damaged, or holds another tensor.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                found = find_tensor(file, self.at, self.length)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointError(f"{self.path}: {self.key} cannot be read ({error}).") from error
+        if found.shape != self.sizes or found.dtype != self.dtype:
+            raise CheckpointError(f"{self.path}: {self.key} is not the tensor .metadata describes.")
+        return self.at + found.start
+
+    @property
+    def strides(self) -> Shape:
+        return tuple(math.prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes)))
+
+    def span(self, overlap: _Overlap) -> tuple[int, int]:
+        """The first element of a part of it, and the one after the last."""
+        steps = list(zip(overlap, self.offsets, self.strides, strict=True))
+        first = sum((start - o) * stride for (start, _), o, stride in steps)
+        return first, 1 + sum((end - 1 - o) * stride for (_, end), o, stride in steps)
 
 
 class StoredWeights:
-    """A torch_dist folder, opened for reading."""
+    """A torch_dist folder, opened for reading.
+
+    Attributes:
+        folder: Where it is.
+        tensors: What ``.metadata`` says of every tensor, by name: shape, dtype, boxes.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read what lies where.
@@ -43,17 +95,20 @@ class StoredWeights:
             CheckpointError: ``.metadata`` is missing, damaged, or points outside the folder.
         """
         self.folder = folder
-        self._metadata = read_metadata(folder)
-        self._storage: dict[MetadataIndex, _StorageInfo] = dict(self._metadata.storage_data or {})
-        for info in self._storage.values():
-            name = str(info.relative_path)
+        metadata = read_metadata(folder)
+        self._entries = metadata.state_dict_metadata
+        self._storage: dict[MetadataIndex, _StorageInfo] = dict(metadata.storage_data or {})
+        for name in {str(info.relative_path) for info in self._storage.values()}:
             if Path(name).name != name or name in ("", ".", "..") or (folder / name).is_symlink():
                 raise CheckpointError(
                     f"{folder / '.metadata'}: refused, it points at {name!r}, outside the checkpoint."
                 )
+        self.tensors = {key: e for key, e in self._entries.items() if isinstance(e, TensorStorageMetadata)}
+        self._boxes: dict[str, list[Box]] = {}
+        self._tiles: dict[str, dict[Shape, list[Tile]]] = {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._metadata.state_dict_metadata
+        return key in self._entries
 
     def read_object(self, key: str) -> Any:
         """An object saved under a key: plain values and tensors.
@@ -64,74 +119,165 @@ class StoredWeights:
         info = self._storage.get(MetadataIndex(key))
         if info is None:
             raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
-        with (self.folder / info.relative_path).open("rb") as file:
-            return self._load(file, info, key)
+        path = self.folder / info.relative_path
+        try:
+            with path.open("rb") as file:
+                file.seek(info.offset)
+                return torch.load(io.BytesIO(file.read(info.length)), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged or hostile bytes
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path}: {key} cannot be read ({reason}).") from error
 
-    def read_into(self, shards: list[Shard]) -> None:
+    def read_tensor(self, key: str, dtype: torch.dtype) -> Tensor:
+        """A whole tensor, converted.
+
+        Raises:
+            CheckpointError: it is missing or incomplete.
+        """
+        whole = tuple(self._tensor(key).size)
+        tensor = torch.empty(whole, dtype=dtype)
+        self.read_into([Shard(key, tensor, (0,) * len(whole), whole, whole)])
+        return tensor
+
+    def read_into(self, shards: Sequence[Shard]) -> None:
         """Fill tensors with what the checkpoint has at their places, converted to their dtypes.
 
         Raises:
             CheckpointError: a tensor is missing, incomplete or of another shape.
         """
-        zero_padding(shards)
         by_key: dict[str, list[Shard]] = {}
         for shard in shards:
             by_key.setdefault(shard.key, []).append(shard)
-        pieces = [piece for key, local in by_key.items() for piece in self._pieces(key, local)]
-        for name in sorted({str(piece.storage.relative_path) for piece in pieces}):
-            with (self.folder / name).open("rb") as file:
-                mine = [piece for piece in pieces if str(piece.storage.relative_path) == name]
-                for piece in sorted(mine, key=lambda piece: piece.storage.offset):
-                    self._fill(file, piece)
-        put_all_back(shard.stand_in for shard in shards)
+        wanted = [each for key, local in by_key.items() for each in self._wanted(key, local)]
+        wanted.sort(key=lambda each: (each[0].path, each[0].at))
+        with torch.no_grad():
+            for shard in shards:
+                if shard.padded:  # what the checkpoint may not have
+                    shard.tensor.zero_()
+            for path, group in itertools.groupby(wanted, key=lambda each: each[0].path):
+                with open(path, "rb", buffering=0) as file:
+                    for box, takers in group:
+                        _fill(file, box, takers)
+            for stand_in in {shard.stand_in for shard in shards if shard.stand_in is not None}:
+                stand_in.put_back()
 
-    def _pieces(self, key: str, local: list[Shard]) -> list[_Piece]:
-        """The stored boxes of one tensor that this rank's shards touch."""
-        entry = self._metadata.state_dict_metadata.get(key)
-        if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
+    def _wanted(self, key: str, local: list[Shard]) -> list[tuple[Box, list[tuple[Shard, _Overlap]]]]:
+        """The boxes of one tensor that shards touch, with what each shard takes of it."""
+        size = tuple(self._tensor(key).size)
         padded, whole = local[0].padded, local[0].whole
-        if len(entry.size) != len(whole) or (not padded and tuple(entry.size) != whole):
-            raise CheckpointError(f"{self.folder}: {key} has shape {list(entry.size)}, the model's is {list(whole)}.")
-        found: list[_Piece] = []
-        covered = dict.fromkeys(range(len(local)), 0)
-        for box in entry.chunks:
-            piece = _Piece(key, box, self._storage[MetadataIndex(key, box.offsets)])
+        if len(size) != len(whole) or (not padded and size != whole):
+            raise CheckpointError(f"{self.folder}: {key} has shape {list(size)}, the model's is {list(whole)}.")
+        found: list[tuple[Box, list[tuple[Shard, _Overlap]]]] = []
+        covered = [0] * len(local)
+        for box in self.boxes(key):
+            takers = []
             for number, shard in enumerate(local):
                 overlap = _overlap(shard, box)
                 if overlap is not None:
-                    piece.shards.append(shard)
+                    takers.append((shard, overlap))
                     covered[number] += math.prod(end - start for start, end in overlap)
-            found += [piece] if piece.shards else []
-        for number, shard in enumerate(local):
-            if covered[number] < shard.tensor.numel() and not padded:
+            found += [(box, takers)] if takers else []
+        for shard, count in zip(local, covered, strict=True):
+            if count < shard.tensor.numel() and not padded:
                 raise CheckpointError(
-                    f"{self.folder}: {key} is incomplete: {covered[number]} of {shard.tensor.numel()} elements."
+                    f"{self.folder}: {key} is incomplete: {count} of {shard.tensor.numel()} elements."
                 )
         return found
 
-    def _fill(self, file: BinaryIO, piece: _Piece) -> None:
-        """Read one stored box, once, into every shard it touches."""
-        stored = self._load(file, piece.storage, piece.key)
-        if not isinstance(stored, Tensor) or stored.shape != piece.box.sizes:
-            raise CheckpointError(f"{file.name}: {piece.key} is not the tensor .metadata describes.")
-        for shard in piece.shards:
-            overlap = _overlap(shard, piece.box)
-            assert overlap is not None
-            target = shard.tensor.view(shard.sizes)[_window(overlap, shard.offsets)]
-            with torch.no_grad():
-                target.copy_(stored[_window(overlap, tuple(piece.box.offsets))])
+    def matrix(self, key: str, layer: int | None, expert: int | None) -> Matrix:
+        """One layer's and expert's matrix of a tensor (a vector is a matrix of one column).
 
-    def _load(self, file: BinaryIO, info: _StorageInfo, key: str) -> Any:
-        file.seek(info.offset)
-        try:
-            return torch.load(io.BytesIO(file.read(info.length)), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for damaged or hostile bytes
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{file.name}: {key} cannot be read ({reason}).") from error
+        Args:
+            key: The tensor; layers are stacked on its first axis and experts on the next.
+            layer: None where layers are not stacked.
+            expert: None where experts are not.
+
+        Raises:
+            CheckpointError: a part of it is missing, or its dtype is none of a weight's.
+        """
+        entry = self._tensor(key)
+        dtype = _SPELLED.get(entry.properties.dtype)
+        if dtype is None:
+            raise CheckpointError(f"{self.folder}: {key} is {entry.properties.dtype}; no exact export exists.")
+        index = tuple(place for place in (layer, expert) if place is not None)
+        if key not in self._tiles:
+            self._tiles[key] = _tiles(self.boxes(key), len(index), dtype)
+        tiles = self._tiles[key].get(index, [])
+        rows, *rest = entry.size[len(index) :]
+        columns = math.prod(rest)
+        if sum(tile.columns * tile.extent.rows for tile in tiles) != rows * columns:
+            where = "" if layer is None else f" of layer {layer}" + ("" if expert is None else f", expert {expert}")
+            raise CheckpointError(f"{self.folder}: parts of {key}{where} are missing.")
+        return Matrix(dtype, rows, columns * ITEM_BYTES[dtype], tuple(tiles))
+
+    def boxes(self, key: str) -> list[Box]:
+        """The boxes a tensor was saved in.
+
+        Raises:
+            CheckpointError: the tensor or a box's place is missing, or a box does not lie in the tensor.
+        """
+        if key not in self._boxes:
+            self._boxes[key] = [
+                self._box(key, tuple(box.offsets), tuple(box.sizes)) for box in self._tensor(key).chunks
+            ]
+        return self._boxes[key]
+
+    def _box(self, key: str, offsets: Shape, sizes: Shape) -> Box:
+        entry = self._tensor(key)
+        info = self._storage.get(MetadataIndex(key, torch.Size(offsets)))
+        whole = tuple(entry.size)
+        if info is None or getattr(info, "transform_descriptors", None) or len(offsets) != len(whole):
+            raise CheckpointError(f"{self.folder}: .metadata does not say where {key} at {list(offsets)} is.")
+        if any(o < 0 or n < 0 or o + n > w for o, n, w in zip(offsets, sizes, whole, strict=True)):
+            raise CheckpointError(f"{self.folder}: {key} at {list(offsets)} does not lie in {list(whole)}.")
+        path = str(self.folder / info.relative_path)
+        return Box(key, entry.properties.dtype, offsets, sizes, path, info.offset, info.length)
+
+    def _tensor(self, key: str) -> TensorStorageMetadata:
+        entry = self.tensors.get(key)
+        if entry is None:
+            raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
+        return entry
 
 
-def _overlap(shard: Shard, box: ChunkStorageMetadata) -> Overlap | None:
+def _tiles(boxes: list[Box], stacked: int, dtype: str) -> dict[Shape, list[Tile]]:
+    """Every box as tiles of the layers and experts it crosses."""
+    found: dict[Shape, list[Tile]] = {}
+    for box in boxes:
+        if not math.prod(box.sizes):
+            continue
+        rows, columns = box.sizes[stacked], math.prod(box.sizes[stacked + 1 :])
+        row, column = box.offsets[stacked], (*box.offsets[stacked + 1 :], 0)[0]
+        extent = Extent(box.path, box.start, dtype, math.prod(box.sizes) // columns, columns * ITEM_BYTES[dtype])
+        for number, steps in enumerate(np.ndindex(*box.sizes[:stacked])):
+            index = tuple(start + step for start, step in zip(box.offsets, steps, strict=False))
+            found.setdefault(index, []).append(Tile(row, column, columns, extent.slice(number * rows, rows)))
+    return found
+
+
+def _fill(file: BinaryIO, box: Box, takers: list[tuple[Shard, _Overlap]]) -> None:
+    """Read what is wanted of one box, once, into every shard that takes a part."""
+    start = box.start  # before anything is allocated for it
+    spans = [box.span(overlap) for _, overlap in takers]
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    only, whole = takers[0][0].tensor, math.prod(takers[0][0].sizes)
+    direct = len(takers) == 1 and last - first == whole == math.prod(e - s for s, e in takers[0][1])
+    if direct and only.device.type == "cpu" and only.dtype == box.dtype and only.is_contiguous():
+        _read(file, start + first * box.dtype.itemsize, only)
+        return
+    stored = torch.empty(last - first, dtype=box.dtype)
+    _read(file, start + first * box.dtype.itemsize, stored)
+    for (shard, overlap), (begin, _) in zip(takers, spans, strict=True):
+        part = stored.as_strided([e - s for s, e in overlap], box.strides, begin - first)
+        window = tuple(slice(s - o, e - o) for (s, e), o in zip(overlap, shard.offsets, strict=True))
+        shard.tensor.view(shard.sizes)[window].copy_(part)
+
+
+def _read(file: BinaryIO, offset: int, out: Tensor) -> None:
+    read_through_cache(file, offset, memoryview(out.detach().view(-1).view(torch.uint8).numpy()))
+
+
+def _overlap(shard: Shard, box: Box) -> _Overlap | None:
     """Where a shard and a stored box meet; None where they do not."""
     found = []
     for a, n, b, m in zip(shard.offsets, shard.sizes, box.offsets, box.sizes, strict=True):
@@ -140,7 +286,3 @@ def _overlap(shard: Shard, box: ChunkStorageMetadata) -> Overlap | None:
             return None
         found.append((start, end))
     return found
-
-
-def _window(overlap: Overlap, offsets: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(start - o, end - o) for (start, end), o in zip(overlap, offsets, strict=True))

@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import threading
+from typing import BinaryIO
 
 from mixtral_recipes.errors import CheckpointError
 
@@ -95,11 +96,29 @@ def read_exactly(path: str, offset: int, out: memoryview) -> None:
     while done < len(out):
         got = _read_some(path, offset + done, out[done:])
         if got == 0:
-            raise CheckpointError(
-                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; "
-                "the file is truncated, copy or download it again."
-            )
+            raise _truncated(path, offset + done, offset + len(out))
         done += got
+
+
+def read_through_cache(file: BinaryIO, offset: int, out: memoryview) -> None:
+    """As `read_exactly`, from an unbuffered file: for what several processes of a machine read.
+
+    Raises:
+        CheckpointError: the file ends before ``out`` is full.
+    """
+    done = 0
+    while done < len(out):
+        got = os.preadv(file.fileno(), [out[done:]], offset + done)
+        if got == 0:
+            raise _truncated(file.name, offset + done, offset + len(out))
+        done += got
+
+
+def _truncated(path: str, end: int, wanted: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: ends at byte {end}, but a tensor reaches to byte {wanted}; "
+        "the file is truncated, copy or download it again."
+    )
 
 
 def _read_some(path: str, offset: int, out: memoryview) -> int:

@@ -1,14 +1,15 @@
-"""Read a checkpoint's ``.metadata`` without running anything in it.
+"""Read the pickles of a checkpoint without running anything in them.
 
-It is a pickle, and unpickling calls whatever the file names. Here it may name the few classes a torch_dist checkpoint
-is described with, by their exact names, and nothing else. What stands inside the weight files is read by
-``torch.load(weights_only=True)``, torch's own restricted unpickler.
+Unpickling calls whatever the file names. Here ``.metadata`` may name the few classes a torch_dist checkpoint is
+described with, by their exact names, and a tensor's description only what ``torch.save`` writes for one plain tensor.
+Objects are read by ``torch.load(weights_only=True)``, torch's own restricted unpickler.
 """
 
+import functools
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
@@ -80,3 +81,67 @@ def metadata_from(content: bytes) -> Metadata:
     if not isinstance(metadata, Metadata):
         raise CheckpointError(f"holds {type(metadata).__name__}, not a checkpoint's metadata")
     return metadata
+
+
+class Described(NamedTuple):
+    """What a pickle says of a tensor.
+
+    Attributes:
+        record: Name of the record of its archive that holds the elements.
+        dtype: Of the elements.
+        offset: Elements of the record before the first.
+        shape: The tensor's; its elements lie in order.
+    """
+
+    record: str
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Takes ``torch.save``'s description of a tensor for what it says, and makes no tensor."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return functools.partial(_describe)  # not itself: a pickle can set attributes of what it is given
+        if (module, name) == ("collections", "OrderedDict"):  # the tensor's hooks, none
+            return super().find_class(module, name)
+        found = getattr(torch, name, None) if module == "torch" and "." not in name else None
+        dtype = getattr(found, "_dtype", None) if isinstance(found, type) else None
+        if isinstance(dtype, torch.dtype):  # torch.FloatStorage and its like
+            return dtype
+        raise CheckpointError(f"names {module}.{name}, which no plain tensor needs")
+
+    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype]:
+        kind, dtype, record, _, _ = pid
+        if kind != "storage" or not isinstance(record, str) or not isinstance(dtype, torch.dtype):
+            raise CheckpointError("names a storage that is none")
+        return record, dtype
+
+
+def _describe(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Described:
+    record, dtype = storage
+    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
+        raise CheckpointError("describes a tensor whose sizes are no sizes")
+    step = 1
+    for size, actual in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1 and actual != step:
+            raise CheckpointError("describes a transposed or strided tensor")
+        step *= size
+    return Described(record, dtype, offset, tuple(shape))
+
+
+def described_tensor(content: bytes) -> Described:
+    """Read the pickle in ``torch.save``'s archive of one tensor.
+
+    Raises:
+        CheckpointError: it describes anything else; the text says what it does.
+    """
+    try:
+        described = _TensorUnpickler(io.BytesIO(content)).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"its pickle {error}") from error
+    if not isinstance(described, Described):
+        raise CheckpointError("its pickle describes no tensor")
+    return described

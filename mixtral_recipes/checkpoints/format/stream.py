@@ -16,17 +16,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from mixtral_recipes.checkpoints.format.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
 
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_PIECE_BYTES = 256 << 20  # so that several threads can check one file
 # Largest magnitude pattern that is finite, plus one: Inf and NaN have every exponent bit set.
 _NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
@@ -63,11 +67,33 @@ class Extent:
         return Extent(self.path, self.offset + start * self.row_bytes, self.dtype, rows, self.row_bytes)
 
 
+class TensorRows:
+    """A tensor's elements in order, one a row; on any device."""
+
+    def __init__(self, tensor: "Tensor") -> None:
+        self._flat = tensor.detach().reshape(-1)
+        self.dtype = str(self._flat.dtype)
+        self.rows = self._flat.numel()
+        self.row_bytes = self._flat.element_size()
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with elements ``start`` to ``start + count``."""
+        import torch
+
+        target = torch.frombuffer(out, dtype=self._flat.dtype, count=count)
+        target.copy_(self._flat[start : start + count])
+
+
 @dataclass(frozen=True)
 class Part:
-    """Rows of a source, and the canonical tensor they belong to (whose hash they enter)."""
+    """Rows of a source.
 
-    name: str
+    Attributes:
+        name: The canonical tensor they belong to, whose hash they enter and which must be finite; None for a run's own
+            state, of which neither is asked.
+    """
+
+    name: str | None
     source: Rows
     start: int
     stop: int
@@ -101,8 +127,8 @@ class Run:
     """A stretch of one file, written front to back by one thread.
 
     Attributes:
-        hashes: Length and SHA-256 of every piece written (a record's rows, or the literal bytes between two records'),
-            in order and without gaps; filled when the run is done.
+        hashes: Length and SHA-256 of every piece written, in order and without gaps; filled when the run is done. The
+            rows of a record of canonical tensors are a piece; so is what lies between, every 256 MiB of it at most.
     """
 
     path: Path
@@ -113,6 +139,31 @@ class Run:
     @property
     def stop(self) -> int:
         return self.records[-1].offset + self.records[-1].length if self.records else self.start
+
+
+class _Pieces:
+    """Hashes what is written of a run, piece by piece."""
+
+    def __init__(self, hashes: list[tuple[int, str]]) -> None:
+        self._hashes = hashes
+        self._digest, self._length = hashlib.sha256(), 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._length += len(data)
+        if self._length >= _PIECE_BYTES:
+            self.cut()
+
+    def add(self, length: int, digest: str) -> None:
+        """A piece that was hashed already."""
+        self.cut()
+        self._hashes.append((length, digest))
+
+    def cut(self) -> None:
+        """The next byte begins a piece."""
+        if self._length:
+            self._hashes.append((self._length, self._digest.hexdigest()))
+            self._digest, self._length = hashlib.sha256(), 0
 
 
 def lay_out(records: Sequence[Record], start: int = 0) -> int:
@@ -221,11 +272,13 @@ class Stream:
     Attributes:
         threads: How many runs are written at once.
         on_bytes: Called with every count of bytes taken in (from any thread).
+        hash_files: Whether the pieces of files are hashed, besides canonical tensors.
         digests: SHA-256 of every canonical tensor as written, by name.
     """
 
     threads: int
     on_bytes: Callable[[int], None] = lambda count: None
+    hash_files: bool = True
     digests: dict[str, str] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -237,6 +290,9 @@ class Stream:
             EnvironmentProblem: the disk is full.
         """
         try:
+            if len(runs) == 1:  # in this thread, which may be one that writes while the interpreter comes to its end
+                self._write_run(runs[0])
+                return
             with ThreadPoolExecutor(max(1, min(self.threads, len(runs)))) as pool:
                 jobs = [pool.submit(self._write_run, run) for run in runs]
                 try:
@@ -257,26 +313,26 @@ class Stream:
     def _write_run(self, run: Run) -> None:
         widest = max((part.source.row_bytes for record in run.records for part in record.parts), default=BLOCK)
         output = _Output(run, 2 * widest)  # casting from 16 bits to 32 doubles a row
-        between = b""
+        pieces = _Pieces(run.hashes)
         try:
             for record in run.records:
-                between += bytes(record.offset - output.position - len(between)) + record.prefix
-                if record.parts:
-                    _write_literal(between, output, run)
-                    run.hashes.append((record.nbytes, self._write_rows(record, output)))
-                    between = b""
-                between += record.suffix
-            _write_literal(between, output, run)
+                literal = bytes(record.offset - output.position) + record.prefix
+                output.append(literal)
+                pieces.update(literal)
+                self._write_rows(record, output, pieces)
+                output.append(record.suffix)
+                pieces.update(record.suffix)
+            pieces.cut()
             output.finish()
         finally:
             output.close()
 
-    def _write_rows(self, record: Record, output: _Output) -> str:
-        """Write a record's rows; returns their hash, having noted that of every tensor among them."""
-        hashes = {part.name: hashlib.sha256() for part in record.parts}
-        whole = hashlib.sha256() if len(hashes) > 1 else None
+    def _write_rows(self, record: Record, output: _Output, pieces: _Pieces) -> None:
+        """Write a record's rows; the hash of every canonical tensor among them is noted."""
+        hashes = {part.name: hashlib.sha256() for part in record.parts if part.name is not None}
+        whole = hashlib.sha256() if len(hashes) > 1 and self.hash_files else None
         for part in record.parts:
-            width = part.source.row_bytes * ITEM_BYTES[record.dtype] // ITEM_BYTES[part.source.dtype]
+            width = _width(part.source, record.dtype)
             row = part.start
             while row < part.stop:
                 if self._stop.is_set():
@@ -285,21 +341,26 @@ class Stream:
                 count = min(part.stop - row, len(room) // width)
                 rows = room[: count * width]
                 read_rows(part.source, row, count, rows, record.dtype)
-                check_finite(rows, record.dtype, part.name)
-                hashes[part.name].update(rows)
+                if part.name is None:
+                    pieces.update(rows)
+                else:
+                    check_finite(rows, record.dtype, part.name)
+                    hashes[part.name].update(rows)
                 if whole:
                     whole.update(rows)
                 output.advance(len(rows))
                 self.on_bytes(len(rows))
                 row += count
         self.digests.update((name, digest.hexdigest()) for name, digest in hashes.items())
-        return (whole or hashes[record.parts[0].name]).hexdigest()
+        if hashes and self.hash_files:
+            pieces.add(record.nbytes, (whole or next(iter(hashes.values()))).hexdigest())
 
 
-def _write_literal(data: bytes, output: _Output, run: Run) -> None:
-    if data:
-        output.append(data)
-        run.hashes.append((len(data), hashlib.sha256(data).hexdigest()))
+def _width(source: Rows, dtype: str) -> int:
+    """Bytes of a row once cast."""
+    if source.dtype == dtype:
+        return source.row_bytes
+    return source.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[source.dtype]
 
 
 class _StoppedError(Exception):

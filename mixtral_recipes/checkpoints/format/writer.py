@@ -1,14 +1,14 @@
-"""Write the files of a torch_dist folder: each rank's ``.distcp`` file and the ``.metadata`` that says what lies where.
+"""Write the files of a torch_dist folder: ``.distcp`` files, and the ``.metadata`` that says what lies where.
 
-The layout is torch.distributed.checkpoint's, which Megatron and torch read. Writing hashes what it writes, so that the
-manifest costs no second pass.
+The layout is torch.distributed.checkpoint's, which Megatron and torch read: every tensor item is what ``torch.save``
+would have written. Training writes tensors it has in memory, import rows it reads from other files; both go through
+`stream`, which hashes what it writes, so that the manifest costs no second pass.
 """
 
-import dataclasses
-import hashlib
-import os
+import math
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,94 +24,126 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from mixtral_recipes.checkpoints.shards import Shape, Shard
+from mixtral_recipes.checkpoints.format.archive import frame
+from mixtral_recipes.checkpoints.format.shard import Shape, Shard
+from mixtral_recipes.checkpoints.format.stream import (
+    ALIGNMENT,
+    TORCH_NAMES,
+    Part,
+    Record,
+    Run,
+    Stream,
+    TensorRows,
+    lay_out,
+)
+
+Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Item:
     """One entry of a file: a tensor's box, or an object where ``whole`` is None."""
 
     key: str
-    file: str
-    start: int
-    length: int
     offsets: Shape = ()
     sizes: Shape = ()
     whole: Shape | None = None
     dtype: torch.dtype | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class WrittenFile:
-    """What one rank wrote."""
+    """What one process wrote of a checkpoint.
+
+    Attributes:
+        name: The file's.
+        pieces: Its hashes.
+        items: Every item, its first byte and its length.
+    """
 
     name: str
-    sha256: str
-    size: int
-    items: list[Item]
+    pieces: Pieces
+    items: list[tuple[Item, int, int]]
 
 
-class _HashingFile:
-    """A file that hashes what is written to it. ``torch.save`` needs no more than ``write``."""
+def object_item(key: str, content: bytes) -> tuple[Item, Record]:
+    """An object to write; ``content`` is what ``torch.save`` wrote for it."""
+    return Item(key), Record(prefix=content)
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        self._digest = hashlib.sha256()
-        self.position = 0
 
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        rest = view
-        while rest.nbytes:
-            rest = rest[os.write(self._descriptor, rest) :]
-        self.position += view.nbytes
-        return view.nbytes
+def shard_item(shard: Shard) -> tuple[Item, Record]:
+    """A tensor in memory to write; as it is when it is written."""
+    rows = TensorRows(shard.tensor)
+    prefix, suffix = frame(shard.tensor.dtype, shard.sizes)
+    record = Record(prefix, [Part(None, rows, 0, rows.rows)], suffix, rows.dtype, shard.nbytes, ALIGNMENT)
+    return Item(shard.key, shard.offsets, shard.sizes, shard.whole, shard.tensor.dtype), record
 
-    def flush(self) -> None: ...
 
-    def finish(self) -> str:
-        """Make it durable; returns the hash of all of it."""
-        os.fsync(self._descriptor)
-        return self._digest.hexdigest()
+def rows_item(
+    key: str, dtype: str, offsets: Shape, sizes: Shape, whole: Shape, parts: Sequence[Part]
+) -> tuple[Item, Record]:
+    """A box to write whose rows are read from elsewhere; ``dtype`` in `stream`'s spelling."""
+    kind: torch.dtype = getattr(torch, TORCH_NAMES[dtype])
+    prefix, suffix = frame(kind, sizes)
+    record = Record(prefix, parts, suffix, dtype, math.prod(sizes) * kind.itemsize, ALIGNMENT)
+    return Item(key, offsets, sizes, whole, kind), record
 
-    def close(self) -> None:
-        os.close(self._descriptor)
+
+def write_items(
+    folder: Path, rank: int, items: Iterable[tuple[Item, Record]], stream: Stream | None = None
+) -> list[WrittenFile]:
+    """Write one process's share of a checkpoint.
+
+    Args:
+        folder: The weights folder.
+        rank: Names the files.
+        items: What to write.
+        stream: Writes as many files at once as it has threads; None writes one.
+
+    Raises:
+        CheckpointError: a source is truncated or not finite.
+        EnvironmentProblem: the disk is full.
+    """
+    stream = stream or Stream(1)
+    files: list[list[tuple[Item, Record]]] = [[] for _ in range(stream.threads)]
+    filled = [0] * len(files)
+    for item, record in sorted(items, key=lambda pair: -pair[1].length):
+        least = filled.index(min(filled))
+        files[least].append((item, record))
+        filled[least] += record.length
+    runs = []
+    for index, content in enumerate(files):
+        records = [record for _, record in content]
+        lay_out(records)
+        if records:
+            runs.append(Run(folder / f"__{rank}_{index}.distcp", records))
+    stream.write(runs)
+    return [
+        WrittenFile(run.path.name, run.hashes, [(item, record.offset, record.length) for item, record in content])
+        for run, content in zip(runs, files, strict=False)
+    ]
 
 
 def write_file(folder: Path, rank: int, shards: Iterable[Shard], objects: Mapping[str, bytes]) -> WrittenFile:
-    """Write one rank's share of a checkpoint.
+    """Write one rank's share of a training checkpoint, into one file.
 
     Args:
         folder: The weights folder.
         rank: Names the file.
-        shards: What to write; tensors on the CPU.
+        shards: Tensors, on any device.
         objects: Key -> bytes of ``torch.save``.
     """
-    name = f"__{rank}_0.distcp"
-    file, items = _HashingFile(folder / name), []
-    try:
-        for key, content in objects.items():
-            items.append(Item(key, name, file.position, file.write(content)))
-        for shard in shards:
-            start = file.position
-            # A copy: torch.save writes the whole memory a view belongs to.
-            torch.save(shard.tensor.detach().cpu().clone().view(shard.sizes), file)  # pyright: ignore[reportArgumentType]
-            length = file.position - start
-            items.append(
-                Item(shard.key, name, start, length, shard.offsets, shard.sizes, shard.whole, shard.tensor.dtype)
-            )
-        return WrittenFile(name, file.finish(), file.position, items)
-    finally:
-        file.close()
+    items = [object_item(key, content) for key, content in objects.items()]
+    (written,) = write_items(folder, rank, items + [shard_item(shard) for shard in shards])
+    return written
 
 
 def write_metadata(folder: Path, files: Iterable[WrittenFile]) -> None:
     """Write ``.metadata`` and Megatron's ``metadata.json`` for files that are all there."""
     entries: dict[str, Any] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
-    items = sorted((item for file in files for item in file.items), key=lambda item: (item.key, item.offsets))
-    for item in items:
+    placed = [(item, _StorageInfo(file.name, start, length)) for file in files for item, start, length in file.items]
+    for item, info in sorted(placed, key=lambda pair: (pair[0].key, pair[0].offsets)):
         if item.whole is None or item.dtype is None:
             entries[item.key] = BytesStorageMetadata()
             index = MetadataIndex(item.key)
@@ -122,7 +154,7 @@ def write_metadata(folder: Path, files: Iterable[WrittenFile]) -> None:
             )
             index = MetadataIndex(item.key, offsets, len(entry.chunks))
             entry.chunks.append(ChunkStorageMetadata(offsets, torch.Size(item.sizes)))
-        storage[index] = _StorageInfo(item.file, item.start, item.length)
+        storage[index] = info
     # No path in it: the folder is renamed when it is complete.
     metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))

@@ -16,8 +16,8 @@ from mixtral_recipes.checkpoints.format.integrity import damage_of
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
-from mixtral_recipes.checkpoints.shards import Shard
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf.pickle import read_tensors
 
@@ -94,6 +94,7 @@ METADATA: dict[str, Callable[[Path], bytes]] = {
     ),
     "not a Metadata": lambda m: pickle.dumps({"state_dict_metadata": {}}),
     "no pickle": lambda m: b"\x00" * 100,
+    "nothing": lambda m: b"",
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch.distributed.checkpoint  # noqa: F401  # loaded once, before the forks
 
 from mixtral_recipes.checkpoints.format.manifest import verify_files
-from mixtral_recipes.importers.convert import torch_dist_write  # noqa: F401
+from mixtral_recipes.importers.convert import plan  # noqa: F401
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
 

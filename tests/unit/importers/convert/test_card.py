@@ -8,7 +8,7 @@ import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
 from mixtral_recipes.importers.convert.card import model_card, provenance
-from tests.unit.importers.conftest import mixtral_config
+from tests.mixtral_folder import mixtral_config
 
 HUB = {"id": "hf://org/name", "revision": "abc123", "layout": "v4"}
 RECIPE = {

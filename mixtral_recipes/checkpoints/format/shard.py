@@ -1,0 +1,44 @@
+"""A rank's part of a tensor, as checkpoints know it: a box of the whole, and the memory that holds it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mixtral_recipes.checkpoints.fp8 import StandIn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A box of a whole tensor, and the memory on this rank that holds it.
+
+    Attributes:
+        key: The whole tensor's name in a checkpoint.
+        tensor: The box's elements in order, contiguous, of any shape.
+        offsets: Where the box starts in the whole tensor.
+        sizes: The box's extent; as many axes as the whole tensor has.
+        whole: The whole tensor's shape.
+        padded: Whether the whole tensor may be longer or shorter in a checkpoint (a vocabulary's padding).
+        stand_in: What holds ``tensor``, where it is no memory of the model's own.
+    """
+
+    key: str
+    tensor: Tensor
+    offsets: Shape
+    sizes: Shape
+    whole: Shape
+    padded: bool = False
+    stand_in: "StandIn | None" = None
+
+    @property
+    def place(self) -> tuple[str, Shape, Shape]:
+        """What makes two shards the same piece of the same tensor."""
+        return self.key, self.offsets, self.sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.tensor.numel() * self.tensor.element_size()

@@ -1,0 +1,159 @@
+"""Boxes found and read, whoever wrote them and however they were cut."""
+
+import io
+import itertools
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+from mixtral_recipes.checkpoints.format.archive import find_tensor
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.shard import Shard
+from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.errors import CheckpointError
+from tests.torch_dist import halves, save_boxes
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def cuts(generator: random.Random, size: int) -> list[tuple[int, int]]:
+    inner = sorted(generator.sample(range(1, size), min(2, size - 1)))
+    return list(itertools.pairwise([0, *inner, size]))
+
+
+@pytest.mark.parametrize("writer", ["ours", "torch"])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_cut_is_read_in_any_other(tmp_path: Path, writer: str, seed: int) -> None:
+    """Written in random boxes, read in other random boxes, in other dtypes, several of a rank's from one box."""
+    generator = random.Random(seed)
+    shape = tuple(generator.randint(2, 9) for _ in range(1 + seed % 4))
+    tensor = torch.randn(shape)
+    places = [
+        (tuple(start for start, _ in box), tuple(stop - start for start, stop in box))
+        for box in itertools.product(*(cuts(generator, size) for size in shape))
+    ]
+    if writer == "torch":
+        save_boxes({"w": tensor}, {"w": places}, tmp_path)
+    else:
+        windows = [tensor[tuple(slice(o, o + n) for o, n in zip(*place, strict=True))] for place in places]
+        shards = [Shard("w", part.contiguous(), *place, shape) for part, place in zip(windows, places, strict=True)]
+        write_metadata(tmp_path, [write_file(tmp_path, 0, shards, {})])
+    stored = StoredWeights(tmp_path)
+    wanted = []
+    for box in itertools.product(*(cuts(generator, size) for size in shape)):
+        sizes = tuple(stop - start for start, stop in box)
+        dtype = generator.choice([torch.float32, torch.bfloat16])
+        memory = torch.empty(sizes, dtype=dtype).view(generator.choice([sizes, (-1,)]))
+        wanted.append(Shard("w", memory, tuple(start for start, _ in box), sizes, shape))
+    stored.read_into(wanted)
+    for shard in wanted:
+        window = tensor[tuple(slice(o, o + n) for o, n in zip(shard.offsets, shard.sizes, strict=True))]
+        assert torch.equal(shard.tensor.view(shard.sizes), window.to(shard.tensor.dtype))
+    assert torch.equal(stored.read_tensor("w", torch.float32), tensor)
+
+
+def saved(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
+
+
+def repacked(
+    content: bytes, change: Callable[[str, bytes], tuple[str, bytes]], kind: int = zipfile.ZIP_STORED
+) -> bytes:
+    """An archive with its records changed; zipped by Python, so laid out otherwise than torch does."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", kind) as new:
+        for record in old.infolist():
+            new.writestr(*change(record.filename, old.read(record)))
+    return buffer.getvalue()
+
+
+def test_the_place_is_the_archives_own() -> None:
+    """Also where the archive is laid out as torch does not, or stands behind other bytes."""
+    tensor = torch.randn(5, 6)
+    for content in (
+        saved(tensor),
+        repacked(saved(tensor), lambda name, data: (name.replace("archive", "other"), data)),
+    ):
+        file = io.BytesIO(b"before" + content + b"after")
+        found = find_tensor(file, 6, len(content))
+        start = 6 + found.start
+        assert (found.shape, found.dtype) == ((5, 6), torch.float32)
+        assert file.getvalue()[start : start + 120] == tensor.numpy().tobytes()
+
+
+def test_a_part_of_a_larger_memory() -> None:
+    tensor = torch.arange(40.0).view(8, 5)[2:4]
+    content = saved(tensor)
+    found = find_tensor(io.BytesIO(content), 0, len(content))
+    assert content[found.start : found.start + 40] == tensor.numpy().tobytes()
+
+
+def same(name: str, data: bytes) -> tuple[str, bytes]:
+    return name, data
+
+
+REFUSED: dict[str, tuple[str, bytes]] = {
+    "compressed": ("compressed", repacked(saved(torch.zeros(50, 50)), same, zipfile.ZIP_DEFLATED)),
+    "big-endian": (
+        "big-endian",
+        repacked(saved(torch.zeros(9)), lambda name, data: (name, b"big" if name.endswith("byteorder") else data)),
+    ),
+    "transposed": ("transposed", saved(torch.zeros(4, 5).t())),
+    "two tensors": ("describes no tensor", saved([torch.zeros(3)] * 2)),  # pyright: ignore[reportArgumentType]
+    "a record too short": (
+        "do not fit",
+        repacked(saved(torch.zeros(9)), lambda name, data: (name, data[:20] if "data/" in name else data)),
+    ),
+    "no record": (
+        "no record data/0",
+        repacked(saved(torch.zeros(9)), lambda name, data: (name.replace("data/0", "data/1"), data)),
+    ),
+    "cut off": ("BadZipFile", saved(torch.zeros(9))[:-5]),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_archives_are_refused(kind: str) -> None:
+    why, content = REFUSED[kind]
+    with pytest.raises(CheckpointError, match=why):
+        find_tensor(io.BytesIO(content), 0, len(content))
+
+
+def change_box(metadata: Any) -> None:
+    metadata.state_dict_metadata["w"].chunks[1] = ChunkStorageMetadata(torch.Size((4, 0)), torch.Size((4, 5)))
+
+
+def swap_places(metadata: Any) -> None:
+    first, second = metadata.storage_data.values()
+    first.offset, second.offset, first.length, second.length = second.offset, first.offset, second.length, first.length
+
+
+def lose_place(metadata: Any) -> None:
+    metadata.storage_data.popitem()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (change_box, "does not lie in"),
+        (swap_places, "is not the tensor .metadata describes"),
+        (lose_place, "does not say where w"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_files(tmp_path: Path, change: Callable[[Any], None], why: str) -> None:
+    save_boxes({"w": torch.randn(7, 5)}, {"w": halves((7, 5), 0)}, tmp_path)
+    metadata = read_metadata(tmp_path)
+    change(metadata)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=why):
+        StoredWeights(tmp_path).read_tensor("w", torch.float32)
