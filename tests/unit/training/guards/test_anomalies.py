@@ -74,6 +74,20 @@ def test_flops_are_six_per_active_parameter_and_token() -> None:
     assert flops_per_token(config, 4096, adapters_only=True) == pytest.approx(flops_per_token(config, 4096) * 2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp8"),
+    [  # dense, SXM. Source: NVIDIA's datasheets.
+        ("NVIDIA H100 80GB HBM3", 989, 1978),
+        ("NVIDIA H200", 989, 1978),
+        ("NVIDIA B200", 2250, 4500),
+    ],
+)
+def test_peaks_are_the_datasheets(monkeypatch: pytest.MonkeyPatch, name: str, bf16: float, fp8: float) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_tflops(torch.device("cuda"), fp8=False) == pytest.approx(bf16, rel=0.01)
+    assert peak_tflops(torch.device("cuda"), fp8=True) == pytest.approx(fp8, rel=0.01)
+
+
 def test_what_is_not_known_is_not_said() -> None:
     assert peak_tflops(torch.device("cpu"), fp8=False) is None
     assert 0.01 < memory_gb(torch.device("cpu")) < 100

@@ -1,0 +1,69 @@
+"""One adapter's arithmetic, against the formulas of the papers."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.settings.peft import DoRA, LoRA
+from tests.fake_world import one_of
+
+CONFIG = SimpleNamespace(sequence_parallel=False, gated_linear_unit=True)
+NAME = "decoder.layers.0.self_attention.linear_proj"
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    with one_of(Topology(world_size=1), 0):
+        yield
+
+
+def trained(kind: type[Adapter], scheme: LoRA, weight: Tensor, *, name: str = NAME) -> Adapter:
+    """An adapter whose B is no longer zero."""
+    adapter = kind(scheme, name, weight, column=False, config=CONFIG)
+    with torch.no_grad():
+        adapter.lora_b.copy_(torch.randn(adapter.lora_b.shape))
+    return adapter
+
+
+def test_lora_adds_alpha_over_dim_times_b_a() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 8), torch.randn(5, 8)
+    adapter = trained(Adapter, LoRA(dim=4, alpha=32), weight)
+    update = 32 / 4 * (adapter.lora_b @ adapter.lora_a)
+    torch.testing.assert_close(adapter.delta(), update)
+    torch.testing.assert_close(adapter.add_to(x @ weight.t(), x), x @ (weight + update).t())
+
+
+def test_an_adapter_starts_at_the_base() -> None:
+    adapter = Adapter(LoRA(dim=4, alpha=32), NAME, torch.randn(6, 8), column=False, config=CONFIG)
+    assert not adapter.delta().any()
+    assert adapter.lora_a.abs().max() > 0, "then B would never learn"
+
+
+def test_dora_gives_the_adapted_weights_rows_their_learned_lengths() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 8), torch.randn(5, 8)
+    adapter = trained(DoRAAdapter, DoRA(dim=4, alpha=8), weight)
+    assert isinstance(adapter, DoRAAdapter)
+    torch.testing.assert_close(adapter.magnitude.data, weight.norm(dim=1), msg="it starts at the base's lengths")
+    with torch.no_grad():
+        adapter.magnitude.mul_(torch.rand(6) + 0.5)
+    adapted = weight + 8 / 4 * (adapter.lora_b @ adapter.lora_a)
+    merged = adapter.magnitude.unsqueeze(1) * adapted / adapted.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(weight + adapter.delta(), merged)
+    torch.testing.assert_close(adapter.add_to(x @ weight.t(), x), x @ merged.t())
+
+
+def test_a_gated_layers_b_keeps_gate_and_up_apart() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(12, 8)
+    adapter = trained(Adapter, LoRA(dim=4, alpha=4), weight, name="decoder.layers.0.mlp.experts.experts.0.linear_fc1")
+    assert adapter.lora_b.shape == (2, 6, 4)
+    gate, up = adapter.lora_b @ adapter.lora_a
+    torch.testing.assert_close(adapter.delta(), torch.cat([gate, up]))

@@ -1,0 +1,40 @@
+"""What a step and a validation make of the losses of their tokens."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.training.run import TrainingRun
+from mixtral_recipes.training.step import sum_losses, validate
+from tests.fake_world import one_of
+
+
+def test_only_label_tokens_count() -> None:
+    losses = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    mask, padding = torch.tensor([[0.0, 1.0, 1.0, 0.0]]), torch.tensor([[False, False, False, True]])
+    total, count, sums = sum_losses(mask, padding, losses)
+    assert (float(total), int(count), sums.tolist()) == (6.0, 2, [6.0, 2.0, 3.0])
+    assert sum_losses(mask, None, losses)[2].tolist() == [6.0, 2.0, 4.0]
+
+
+def test_validation_is_a_mean_over_label_tokens_not_over_batches() -> None:
+    batches = iter([[torch.tensor([30.0, 10.0, 12.0])], [torch.tensor([1.0, 1.0, 4.0])]])
+    run = SimpleNamespace(
+        data=SimpleNamespace(
+            validation_batches=lambda place, **_: iter(()), num_validation_batches=lambda limit, **_: 2
+        ),
+        data_place=None,
+        trainer=SimpleNamespace(limit_val_batches=2),
+        loader_shape={"sequence_multiple": 1},
+        gather_parameters=lambda: None,
+        ddp=[torch.nn.Linear(1, 1)],
+        forward_backward=lambda **_: next(batches),
+        topology=SimpleNamespace(num_microbatches=lambda batch: 1),
+        batch=SimpleNamespace(seq_length=4, micro_batch_size=1),
+        device=torch.device("cpu"),
+    )
+    with one_of(Topology(world_size=1), 0):
+        assert validate(cast(TrainingRun, cast(Any, run))) == (30 + 1) / (10 + 1)
+    assert run.ddp[0].training, "left in evaluation mode"
