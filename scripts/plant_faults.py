@@ -8,8 +8,8 @@ tests named are run once on a copy without a fault: a test that fails anyway not
     scripts/plant_faults.py --only packs-leak      # one
     scripts/plant_faults.py --list
 
-The exit code is 0 when every fault is caught, else 1. A fault whose text is not found exactly once, or whose tests cannot
-be run, counts as broken, not as caught.
+The exit code is 0 when every fault is caught, else 1. A fault whose text is not found exactly once, or whose tests
+cannot be run, counts as broken, not as caught.
 """
 
 import argparse
