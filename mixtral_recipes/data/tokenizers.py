@@ -8,7 +8,8 @@ from typing import Any
 
 from mixtral_recipes.data.records.chat_templates import MIXTRAL_V1, MIXTRAL_V3
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError, EnvironmentProblem, nearest
+from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesError, nearest
+from mixtral_recipes.system.files import read_json
 
 MISTRAL = "mistral://"
 # name -> (file in the mistral-common package, chat template)
@@ -28,13 +29,14 @@ _PROBES = (
 )
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = DataError) -> Any:
     """A fast transformers tokenizer.
 
     Args:
-        source: A folder or Hub id; a SentencePiece file (``tokenizer.model``, ``*.model.v3``); a folder that holds one
-            and no ``tokenizer.json``; ``mistral://mixtral-8x7b`` and the other names in `MISTRAL_FILES`, which need no
-            download; ``embedded://mixtral_tiny``.
+        source: A folder or Hub id; a checkpoint; a SentencePiece file (``tokenizer.model``, ``*.model.v3``); a folder
+            that holds one and no ``tokenizer.json``; ``mistral://mixtral-8x7b`` and the other names in `MISTRAL_FILES`,
+            which need no download; ``embedded://mixtral_tiny``.
+        error: What to raise where a folder or repository has none that loads.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -45,15 +47,25 @@ def load_tokenizer(source: str | Path) -> Any:
     path = resolve(text.removeprefix("hf://"))
     if path.is_file():
         return from_sentencepiece(path)
+    if (path / "context").is_dir():
+        path /= "context"
     models = sorted(path.glob("tokenizer*.model*")) if path.is_dir() and not (path / "tokenizer.json").exists() else []
     if models:
-        return from_sentencepiece(models[0])
+        return from_sentencepiece(models[0], chat_template=_own_template(path))
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError) as failure:
+        raise error(f"{source}: no tokenizer can be loaded ({str(failure).splitlines()[0]}).") from failure
+
+
+def _own_template(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def _from_mistral_common(name: str) -> Any:

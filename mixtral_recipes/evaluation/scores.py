@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.data.modules.squad import Question, SquadDataModule
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import CheckpointError, DataError
 
 
@@ -88,15 +89,16 @@ def generate(
 
     Prompts of like length are generated together, so that little is spent on padding.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model_folder}: cannot be loaded ({str(error).splitlines()[0]}).") from error
+    tokenizer = load_tokenizer(model_folder, error=CheckpointError)
+    tokenizer.padding_side = "left"
     if torch.cuda.is_available():
         model.to("cuda")
     if tokenizer.pad_token_id is None:

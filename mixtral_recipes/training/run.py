@@ -12,13 +12,13 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from mixtral_recipes import embedded
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.checkpoints.folder import read_run_facts
 from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf.config import from_megatron, matching_config
 from mixtral_recipes.importers.resolve import resolve
@@ -185,7 +185,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     if base is not None:
         published = json.loads((base / "context" / "config.json").read_text())
         model = dataclasses.replace(model, config=matching_config(model.config, published, base))
-    tokenizer = load_tokenizer(parts.tokenizer or model.tokenizer or (str(base / "context") if base else None))
+    named = parts.tokenizer or model.tokenizer or base
+    tokenizer = load_tokenizer(named, error=CheckpointError) if named else None
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
         model=model, trainer=parts.trainer, data=parts.data, optim=parts.optim, peft=parts.peft
@@ -275,22 +276,6 @@ def restore_source(resume: AutoResume) -> Path | None:
     if resume.restore_config is None or not resume.restore_config.path:
         return None
     return resolve(resume.restore_config.path)
-
-
-def load_tokenizer(source: str | None) -> Any:
-    """A transformers tokenizer from a folder or Hub id; None for None.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if source is None:
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(embedded.resolve(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: no tokenizer can be loaded ({str(error).splitlines()[0]}).") from error
 
 
 def build_run(

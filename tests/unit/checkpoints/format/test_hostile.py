@@ -204,12 +204,12 @@ def test_bin_files(tmp_path: Path, marker: Path, kind: str) -> None:
 
 
 def test_a_tokenizer_with_code_beside_it(tmp_path: Path, marker: Path) -> None:
-    from mixtral_recipes.training.run import load_tokenizer
+    from mixtral_recipes.data.tokenizers import load_tokenizer
 
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Tok: pass\n")
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
     auto = {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(auto))
     with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer(tmp_path, error=CheckpointError)
     assert not marker.exists()
