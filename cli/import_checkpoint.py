@@ -12,7 +12,9 @@ from mixtral_recipes.cli.output import note, print_json
 
 def command(
     *,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="hf://org/name[@revision], or a model folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model folder, hf://org/name, or hf://org/name@revision.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FOLDER", help="Folder to write; default: one in $MIXTRAL_RECIPES_HOME."),

@@ -23,7 +23,7 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="mixtral_8x7b.pretrain, mixtral_8x7b.finetune(...), or a YAML file.",
+        help="A recipe, such as mixtral_8x7b.pretrain or mixtral_8x7b.finetune(num_nodes=2), or a YAML file.",
         autocompletion=complete_spec,
     ),
 ]
