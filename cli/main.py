@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from mixtral_recipes.system import late_imports
 from mixtral_recipes.system.garbage import seldom_collected
 
 PROGRAM = "mixtral-recipes"
@@ -33,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script."""
+    late_imports.activate()
     with seldom_collected():
         code = run(sys.argv[1:])
     sys.exit(code)

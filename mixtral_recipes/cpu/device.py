@@ -23,6 +23,7 @@ from torch.utils._device import _device_constructors
 from mixtral_recipes.cpu import lazy_compile
 from mixtral_recipes.cpu import speed as cpu_speed
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system import late_imports
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "as_tensor", "rand", "randn", "randint")
@@ -72,6 +73,8 @@ def activate() -> None:
     # `with torch.device("meta")` knows factories by identity, from a set it makes when first used: it must hold the
     # originals, or transformers' from_pretrained gets memory nobody has written for what is not in the file.
     _device_constructors()
+    # A module of Megatron's that is imported after its neighbour's functions were replaced would take the stand-ins.
+    late_imports.complete("megatron")
     for name in _FACTORIES:
         _replace(torch, name, _on_cpu(getattr(torch, name)))
     _replace(torch.Tensor, "cuda", lambda self, *args, **kwargs: self)
