@@ -12,6 +12,7 @@ that is imported already, or of another version than its lines were written for,
 """
 
 import builtins
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -135,12 +136,14 @@ def _package(modules: Sequence[str]) -> Any:
     return sys.modules[modules[0].partition(".")[0]]
 
 
-def _attribute(module: str, name: str) -> Any:
+def _attribute(module: str, name: str, is_module: bool) -> Any:
     """What ``from module import name`` binds."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except AttributeError:
-        return importlib.import_module(f"{module}.{name}")
+    if not is_module:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except AttributeError:
+            pass
+    return importlib.import_module(f"{module}.{name}")
 
 
 class _Names(dict[str, Any]):
@@ -176,7 +179,8 @@ class _Names(dict[str, Any]):
             self._packages[top] = modules = (*self._packages.get(top, ()), full)
             return _later(top, functools.partial(_package, modules))
         now = [item for item in items if item not in late]
-        found = SimpleNamespace(**{item: _later(item, functools.partial(_attribute, full, item)) for item in late})
+        own = full == self._module.__name__  # `from . import below`: the attribute is what is being looked for
+        found = SimpleNamespace(**{item: _later(item, functools.partial(_attribute, full, item, own)) for item in late})
         if now:
             module = builtins.__import__(name, globals, locals, now, level)
             vars(found).update({item: getattr(module, item) for item in now})
@@ -200,14 +204,15 @@ class _Names(dict[str, Any]):
         own["__getattr__"] = functools.partial(self._from_outside, own.get("__getattr__"))
 
     def _from_outside(self, theirs: Callable[[str], Any] | None, name: str) -> Any:
-        """The module's ``__getattr__``: a late name, or a module below that importing all would have loaded."""
+        """The module's ``__getattr__``: a late name, or a module below, which what is late may have imported."""
         if name in self._waiting:
             return vars(self._module)[name] if name in vars(self._module) else self.__missing__(name)
-        below = f"{self._module.__name__}.{name}"
-        if self.is_late(below) and importlib.util.find_spec(below) is not None:
-            return importlib.import_module(below)
         if theirs is not None:
-            return theirs(name)
+            with contextlib.suppress(AttributeError):
+                return theirs(name)
+        below = f"{self._module.__name__}.{name}"
+        if "__path__" in vars(self._module) and not name.startswith("__") and importlib.util.find_spec(below):
+            return importlib.import_module(below)
         raise AttributeError(f"module {self._module.__name__!r} has no attribute {name!r}")
 
 
