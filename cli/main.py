@@ -118,32 +118,27 @@ def _call(argv: list[str], debug: bool) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    if text:  # a group of commands that was called without one has printed its help
+        print(f"error: {text}", file=sys.stderr)
     return code
 
 
 def _one_line(error: Any) -> str:
-    return " ".join(error.format_message().split())
+    return " ".join(error.format_message().replace("Value error, ", "").split())
 
 
 def _group() -> Any:
     """The commands as a group that imports a command's module when it is asked for."""
     import typer
-    from typer.core import TyperGroup
 
-    class LazyGroup(TyperGroup):
+    from mixtral_recipes.cli.options.groups import Group
+
+    class LazyGroup(Group):
         def list_commands(self, ctx: Any) -> list[str]:
             return list(COMMANDS)
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             return _load(cmd_name)
-
-        def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-            if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-                from mixtral_recipes.errors import RecipeError, nearest
-
-                raise RecipeError(f"command {args[0]!r} is not known.{nearest(args[0], list(COMMANDS))}")
-            return super().resolve_command(ctx, args)
 
     app = typer.Typer(cls=LazyGroup, add_completion=True, help=ABOUT, pretty_exceptions_enable=False)
     app.callback()(lambda: None)

@@ -10,9 +10,24 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
+
+from mixtral_recipes.errors import RecipeError, nearest
 
 # Every command accepts it, but `main` takes it off the line before typer sees it; it is declared here for --help.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Group(TyperGroup):
+    """Commands of which an unknown one is an error that names those there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            path = [*ctx.command_path.split()[1:], args[0]]
+            raise RecipeError(f"command {' '.join(path)!r} is not known.{nearest(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
 
 class App(typer.Typer):
@@ -23,7 +38,9 @@ class App(typer.Typer):
     """
 
     def __init__(self, about: str) -> None:
-        super().__init__(help=about, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+        super().__init__(
+            cls=Group, help=about, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        )
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
         """As typer's; the decorated function itself stays as it was."""

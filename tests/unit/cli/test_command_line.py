@@ -67,6 +67,9 @@ def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 # command line -> what its one line says
 MENDABLE = {
     "finetun": "command 'finetun' is not known. Did you mean 'finetune'?",
+    "runs lst": "command 'runs lst' is not known. Did you mean 'list'? Valid: cancel, list, logs, resume, status.",
+    "finetune --executor slrum": "Invalid value for '--executor': 'slrum' is not one of 'direct', 'local', 'slurm'.",
+    "finetune --num-nodes 0": "Invalid value for '--num-nodes': Input should be greater than or equal to 1",
     "finetune --pft lora": "No such option: --pft",
     "finetune --recipe mixtral_8x8b": "recipe 'mixtral_8x8b' is not known. Did you mean 'mixtral_8x7b'?",
     "finetune --recipe mixtral_8x7b": "mixtral_8x7b needs 8 GPUs (1 node x 8, TP1 PP1 CP1 EP8 DP8);",
@@ -95,6 +98,14 @@ def test_an_error_is_one_line_and_exit_code_2(line: str, capsys: pytest.CaptureF
     assert err.count("error: ") == 1
     assert len(err.strip().splitlines()) == 1
     assert not out
+
+
+@pytest.mark.parametrize("name", ["recipes", "data", "runs", "clusters"])
+def test_a_group_of_commands_alone_shows_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call([name], capsys)
+    assert code == 2
+    assert f"Usage: mixtral-recipes {name}" in out
+    assert not err
 
 
 @pytest.mark.usefixtures("without_gpu")
