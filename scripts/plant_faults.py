@@ -4,9 +4,9 @@ A fault is a row of `scripts/faults.toml`: a file, a stretch of its text, what t
 should fail then. Each is planted in a copy of the working tree, and only those tests are run on it. Before that, all
 tests named are run once on a copy without a fault: a test that fails anyway notices nothing.
 
-    scripts/plant_faults.py                        # all of them, about ten seconds each
-    scripts/plant_faults.py --only packs-leak      # one
-    scripts/plant_faults.py --list
+    python scripts/plant_faults.py                        # all of them, about ten seconds each
+    python scripts/plant_faults.py --only packs-leak      # one
+    python scripts/plant_faults.py --list
 
 The exit code is 0 when every fault is caught, else 1. A fault whose text is not found exactly once, or whose tests
 cannot be run, counts as broken, not as caught.
