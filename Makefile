@@ -1,5 +1,6 @@
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
 # make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
+# make slow         the tests that take more than about twenty seconds each
 # make lint         ruff, pyright, import-linter
 # make bench        the benchmarks, as JSON
 # make docs         the documentation site, strict
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart install test lint bench docs clean
+.PHONY: quickstart install test slow lint bench docs clean
 
 quickstart: install
 	$(BIN)/mixtral-recipes finetune --peft lora
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 test: install
 	if [ -x $(VENV)-te/bin/python ]; then $(VENV)-te/bin/python -m pytest -q tests/te; fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+slow: install
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

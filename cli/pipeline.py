@@ -20,7 +20,7 @@ class Where(enum.StrEnum):
 
 def command(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pipeline file (TOML); see docs/clusters.md.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pipeline file (TOML); see docs/guide/clusters.md.")],
     executor: Annotated[
         Where,
         typer.Option(

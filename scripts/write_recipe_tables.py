@@ -1,4 +1,6 @@
-"""Writes the tables in docs/recipes/ from the catalog, between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""Writes the tables in docs/reference/recipes/ from the catalog.
+
+Each stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 
     python scripts/write_recipe_tables.py
 

@@ -75,7 +75,7 @@ def _from_mistral_common(name: str) -> Any:
         import mistral_common
     except ImportError as error:
         raise EnvironmentProblem(
-            f"{MISTRAL}{name} is read from the package mistral-common; pip install 'mixtral-recipes[mistral]'."
+            f"{MISTRAL}{name} is read from the package mistral-common; run `pip install mistral-common`."
         ) from error
     file, template = MISTRAL_FILES[name]
     assert mistral_common.__file__ is not None

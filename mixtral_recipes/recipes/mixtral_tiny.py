@@ -10,7 +10,7 @@ from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.family import Recipe
 from mixtral_recipes.settings.trainer import Trainer
 
-# Found by trying (two cores, LoRA of dim 32 on all linear layers): see docs/recipes/mixtral_tiny.md.
+# Found by trying (two cores, LoRA of dim 32 on all linear layers): see docs/reference/recipes/mixtral_tiny.md.
 PRETRAIN_LR = 3e-3
 LORA_LR = 1e-3
 FULL_LR = 5e-4

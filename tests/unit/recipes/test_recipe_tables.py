@@ -1,4 +1,4 @@
-"""What scripts write from the recipes is what they would write now: tables in docs/recipes/, golden files."""
+"""What scripts write from the recipes is what they would write now: tables in docs/reference/recipes/, golden files."""
 
 import importlib.util
 from pathlib import Path
