@@ -1,5 +1,7 @@
 """What a recipe calls: pretraining, fine-tuning, conversion, generation and evaluation, under NeMo's names."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.reports.page import write_report_of
+from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
@@ -52,7 +55,7 @@ def pretrain(
     Returns:
         The result, also in RUN/result.json.
     """
-    return _train(Parts(model, data, trainer, log, optim, resume, None, tokenizer))
+    return _train(pretrain, Parts(model, data, trainer, log, optim, resume, None, tokenizer))
 
 
 def finetune(
@@ -77,7 +80,7 @@ def finetune(
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
     own = None if tokenizer == "model" else tokenizer
-    return _train(Parts(model, data, trainer, log, optim, resume, peft, own))
+    return _train(finetune, Parts(model, data, trainer, log, optim, resume, peft, own))
 
 
 def validate(
@@ -98,7 +101,7 @@ def validate(
         ``val_loss`` (None without a validation set), ``step`` and ``restored_from``.
     """
     parts = Parts(model, data, trainer, log, optim, resume, peft, tokenizer)
-    device = _join(parts)
+    device = _join(validate, parts)
     try:
         say = print if torch.distributed.get_rank() == 0 else lambda text: None
         ready = prepare(parts, device, say, for_training=False)
@@ -111,9 +114,9 @@ def validate(
         distributed.shut_down()
 
 
-def _train(parts: Parts) -> dict[str, Any]:
+def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
     """Train in a run folder no other run writes to, and report on it however it ends."""
-    device = _join(parts)
+    device = _join(task, parts)
     run_log = None
     try:
         with sole_writer(parts.checkpoints):
@@ -131,9 +134,12 @@ def _train(parts: Parts) -> dict[str, Any]:
         distributed.shut_down()
 
 
-def _join(parts: Parts) -> torch.device:
-    """Check the layout, take this process's device, and meet the other processes."""
+def _join(task: Callable[..., Any], parts: Parts) -> torch.device:
+    """Check settings and layout, take this process's device, and meet the other processes."""
     place = distributed.ProcessPlace.from_environment()
+    for notice in check_settings(task, vars(parts)):
+        if place.rank == 0:
+            warnings.warn(notice, stacklevel=4)
     check_recipe_layout(parts.model, parts.trainer, parts.data)
     device = distributed.choose_device(parts.trainer.accelerator, place)
     distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)

@@ -51,4 +51,4 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
 
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return hint + (f" Valid: {', '.join(sorted(valid))}." if len(valid) <= 24 else "")
+    return hint + (f" Valid: {', '.join(sorted(valid))}." if 0 < len(valid) <= 24 else "")

@@ -6,7 +6,6 @@ when a setting inside it is given; whole parts are named by class, ``peft=DoRA(d
 
 import ast
 import dataclasses
-import functools
 import inspect
 import re
 import typing
@@ -19,7 +18,8 @@ from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
 
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides import values
-from mixtral_recipes.settings import classes
+from mixtral_recipes.settings import classes, conformity
+from mixtral_recipes.settings.conformity import options
 
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")
@@ -115,7 +115,7 @@ def get(holder: Any, name: Any) -> Any:
     field = {field.name: field for field in dataclasses.fields(target)}[name]
     if field.default_factory is dataclasses.MISSING:
         return getattr(holder, name, None)
-    parts = [option for option in values.options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
+    parts = [option for option in options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
     _assign(holder, name, run.Config(_class(parts[0])) if parts else field.default_factory())
     return getattr(holder, name)
 
@@ -151,20 +151,11 @@ def fields(config: Any) -> list[str]:
     return [name for name in inspect.signature(target).parameters if not name.startswith("_")]
 
 
-@functools.cache
-def _hints(target: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(target)
-    except (TypeError, NameError):
-        return {}
-
-
 def annotation(holder: Any, name: Any) -> Any:
     """The type of a setting; Any inside a dict or list."""
     if not isinstance(holder, fdl.Buildable):
         return Any
-    target = fdl.get_callable(holder)
-    return float if target.__name__ == "timedelta" else _hints(target).get(name, Any)
+    return conformity.annotation(fdl.get_callable(holder), name)
 
 
 def _class(option: Any) -> Any:
@@ -174,11 +165,11 @@ def _class(option: Any) -> Any:
 
 def _create(holder: Any, name: Any, text: str) -> Any:
     """Fill in a part that is None, where its class is plain from its type."""
-    options = values.options(annotation(holder, name))
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    allowed = options(annotation(holder, name))
+    classes = [option for option in allowed if dataclasses.is_dataclass(option)]
     if name == "peft":
         raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora or peft_scheme='lora' first.")
-    if dict in [typing.get_origin(option) or option for option in options]:
+    if dict in [typing.get_origin(option) or option for option in allowed]:
         part: Any = {}
     elif classes:
         part = run.Config(_class(classes[0]))
@@ -198,9 +189,9 @@ def _value(holder: Any, name: Any, text: str, path: str) -> Any:
 
 
 def _takes_objects(wanted: Any) -> bool:
-    options = values.options(wanted)
-    inner = [item for option in options for item in typing.get_args(option) if typing.get_origin(option) is list]
-    return any(dataclasses.is_dataclass(option) for option in options) or Any in inner
+    allowed = options(wanted)
+    inner = [item for option in allowed for item in typing.get_args(option) if typing.get_origin(option) is list]
+    return any(dataclasses.is_dataclass(option) for option in allowed) or Any in inner
 
 
 def _objects(text: str, wanted: Any, path: str) -> Any:
@@ -225,7 +216,7 @@ def _factory(name: str, wanted: Any) -> Any:
     import catalogue
     from nemo_run.config import get_type_namespace
 
-    for option in values.options(wanted):
+    for option in options(wanted):
         if dataclasses.is_dataclass(option):
             _register_recipes(name)
             key = (get_type_namespace(option), name)  # pyright: ignore[reportArgumentType]

@@ -6,18 +6,16 @@ Text is read by nemo_run's own type parser, extended by what it lacks: ``X | Non
 import ast
 import collections.abc
 import enum
-import types
 import typing
-from pathlib import Path
 from typing import Any
 
-import fiddle as fdl
 import torch
 from nemo_run.cli.cli_parser import CLIException, type_parser
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run X | None
+from mixtral_recipes.settings.conformity import conforms, describe, options, takes_functions
 
 # nemo_run's parser reads such text as a class to import; ours names classes by the table in `settings.classes` only.
 _IMPORTS = ("Config", "Partial", "<Config", "<Partial")
@@ -62,17 +60,6 @@ def parse(text: str, annotation: Any, where: str) -> Any:
     raise RecipeError(f"{where}={text}: needs {describe(annotation)}.")
 
 
-def options(annotation: Any) -> list[Any]:
-    """The alternatives of a union; of anything else itself. Text comes last, since it accepts everything.
-
-    Path comes behind text: a recipe holds the text, which every file format can.
-    """
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        found = list(typing.get_args(annotation))
-        return sorted(found, key=lambda option: (option is Path, option is str, option is not type(None)))
-    return [annotation]
-
-
 def _parse_as(text: str, option: Any, where: str) -> Any:
     if option is type(None):
         if text.lower() in ("none", "null"):
@@ -80,7 +67,7 @@ def _parse_as(text: str, option: Any, where: str) -> Any:
         raise ValueError
     if option is torch.dtype:
         return dtype(text, where)
-    if _is_callable(option):
+    if takes_functions(option):
         return classes.find(text, "functions", where)
     if isinstance(option, type) and issubclass(option, enum.Enum):
         return enum_member(text, option)
@@ -135,52 +122,3 @@ def _converted(value: Any, option: Any, where: str) -> Any:
         element = inner[0] if inner else Any
         return origin(check(item, element, f"{where}[{i}]") for i, item in enumerate(value))
     return value
-
-
-def conforms(value: Any, option: Any) -> bool:
-    """Whether a value is of a type (numbers: an int is a float, a bool is neither)."""
-    if option is Any or isinstance(option, str | typing.TypeVar):
-        return True
-    if option is None or option is type(None):
-        return value is None
-    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
-    if origin in (typing.Union, types.UnionType):
-        return any(conforms(value, item) for item in inner)
-    if origin is typing.Literal:
-        return value in inner
-    if isinstance(value, fdl.Buildable):
-        target = fdl.get_callable(value)
-        return isinstance(origin, type) and isinstance(target, type) and issubclass(target, origin)
-    if _is_callable(option):
-        return isinstance(value, types.FunctionType | types.BuiltinFunctionType)
-    if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(conforms(item, inner[0]) for item in value if inner)
-    if option is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(origin, type) and isinstance(value, origin)
-
-
-def _is_callable(option: Any) -> bool:
-    return (typing.get_origin(option) or option) in (collections.abc.Callable, typing.Callable)
-
-
-def describe(annotation: Any) -> str:
-    """A type in words a user knows."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
-             torch.dtype: "a dtype", Any: "a value"}  # fmt: skip
-    parts = []
-    for option in options(annotation):
-        origin, inner = typing.get_origin(option) or option, typing.get_args(option)
-        if origin is typing.Literal:
-            parts.append("one of " + ", ".join(map(str, inner)))
-        elif isinstance(origin, type) and issubclass(origin, enum.Enum):
-            parts.append("one of " + ", ".join(origin.__members__))
-        elif _is_callable(option):
-            parts.append("one of " + ", ".join(classes.FUNCTIONS))
-        elif origin in (list, tuple):
-            parts.append("a list")
-        else:
-            parts.append(words.get(option) or f"a {getattr(option, '__name__', option)}")
-    return " or ".join(dict.fromkeys(parts))

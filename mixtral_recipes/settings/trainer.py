@@ -23,10 +23,10 @@ class MegatronStrategy:
         sequence_parallel: Whether tensor-parallel ranks split the sequence.
         expert_model_parallel_size: Ranks the experts are spread over.
         expert_tensor_parallel_size: Ranks that share each expert's matrices; None means the tensor-parallel size.
-        gradient_as_bucket_view: Accepted for NeMo's recipes; Megatron's DDP always keeps gradients in its buckets.
+        gradient_as_bucket_view: No effect (`effects.py`): Megatron's DDP always keeps gradients in its buckets.
         ckpt_async_save: Whether checkpoints are written in the background.
-        ckpt_parallel_load: Whether data-parallel ranks share the reading of a checkpoint.
-        ckpt_load_strictness: What happens when a checkpoint lacks keys or has extra ones: None refuses.
+        ckpt_parallel_load: No effect: every rank reads its own part of a checkpoint.
+        ckpt_load_strictness: No effect: a checkpoint that lacks a tensor of the model is refused.
         ddp: Megatron's DDP settings.
     """
 
@@ -56,10 +56,10 @@ class Trainer:
         max_steps: Optimizer steps.
         val_check_interval: Steps between validations; 0 never validates.
         limit_val_batches: Global batches per validation; None takes the whole set.
-        limit_test_batches: As above, for tests.
+        limit_test_batches: No effect: there is no test loop.
         log_every_n_steps: Steps between log lines.
         accumulate_grad_batches: Must be 1: accumulation follows from global_batch_size.
-        use_distributed_sampler: Accepted for NeMo's recipes; sampling is always per data-parallel rank.
+        use_distributed_sampler: No effect: every data-parallel rank reads its own share of the data.
         strategy: Parallel layout.
         plugins: Number formats.
         callbacks: Small objects whose hooks the loop calls.

@@ -1,7 +1,6 @@
 """Megatron's gradient reduction, optimizer and learning-rate schedule, built from the recipe's."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import torch
@@ -25,12 +24,6 @@ def ddp_config(
     given: DistributedDataParallelConfig, optim: MegatronOptimizerModule, fields: dict[str, Any]
 ) -> DistributedDataParallelConfig:
     """The recipe's DDP settings with those that follow from the run."""
-    if given.average_in_collective:
-        warnings.warn(
-            "trainer.strategy.ddp.average_in_collective=True is ignored: gradients are summed and divided by the "
-            "global batch's label tokens.",
-            stacklevel=2,
-        )
     return dataclasses.replace(
         given,
         **fields,

@@ -1,6 +1,5 @@
 """What every data module is: datasets made once a tokenizer is known, and microbatches for one rank."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +81,6 @@ class DataModule:
 
     def setup(self, tokenizer: Any) -> None:
         """Make the datasets; called once on every rank before batches are asked for."""
-        self._warn_of_ignored()
         sets: Any = self.datasets(tokenizer)
         if isinstance(sets, tuple):
             sets = {name: part for name, part in zip(("train", "validation"), sets, strict=True) if part is not None}
@@ -91,14 +89,6 @@ class DataModule:
         self._pad_id = _pad_id(tokenizer)
         if not len(self._sets["train"]):  # pyright: ignore[reportArgumentType]
             raise DataError(f"{type(self).__name__} has no training samples.")
-
-    def _warn_of_ignored(self) -> None:
-        for name in ("packed_train_data_path", "packed_val_data_path", "packed_metadata_path"):
-            if getattr(self.packed_sequence_specs, name, None) is not None:
-                warnings.warn(
-                    f"data.packed_sequence_specs.{name} is ignored: packs are made from the samples, and cached.",
-                    stacklevel=3,
-                )
 
     def rows(self, split: str, sequence_multiple: int = 1) -> Any:
         """What the rows of microbatches are taken from: a split's samples, or packs of them."""

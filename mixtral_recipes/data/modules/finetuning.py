@@ -15,10 +15,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.data.records.parse import BadRecord, stop
-from mixtral_recipes.errors import DataError, nearest
-
-# NeMo's GPTSFTDataset arguments that mean something here; the others are warned about.
-_KNOWN_KWARGS = ("prompt_template", "label_key", "answer_only_loss", "add_bos", "add_eos")
+from mixtral_recipes.errors import DataError
 
 
 @dataclass
@@ -50,11 +47,6 @@ class FineTuningDataModule(DataModule):
         """Read and tokenize the splits, once."""
         need_tokenizer(self, tokenizer)
         kwargs = self.dataset_kwargs or {}
-        ignored = sorted(set(kwargs) - set(_KNOWN_KWARGS))
-        if ignored:
-            warnings.warn(
-                f"data.dataset_kwargs: {', '.join(ignored)} ignored.{nearest(ignored[0], _KNOWN_KWARGS)}", stacklevel=2
-            )
         template = self._template()
         encoder = PairEncoder(
             tokenizer,

@@ -72,12 +72,6 @@ def test_nemo_dataset_kwargs(tmp_path: Path, tokenizer: Any) -> None:
     module = FineTuningDataModule(dataset_root=path, dataset_kwargs=kwargs, val_proportion=0, seq_length=64)
     module.setup(tokenizer)
     assert texts(tokenizer, module._sets["train"][0]) == ("<s>a b: c", "a b: c")
-    module.dataset_kwargs = {"promt_template": "x"}
-    with (
-        pytest.warns(UserWarning, match="promt_template ignored. Did you mean 'prompt_template'"),
-        pytest.raises(DataError),
-    ):
-        module.setup(tokenizer)
 
 
 @pytest.mark.parametrize("template", ["{input}", "{output} {input}", "{input} {output}."])

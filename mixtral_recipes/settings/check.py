@@ -1,0 +1,102 @@
+"""One look over every setting of a recipe before anything is built: its type, and whether it has an effect.
+
+A recipe of configs and the objects built from one are looked over alike, so that a value set from Python is held to
+the rules an override from the command line is held to.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import fiddle as fdl
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings import effects
+from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
+
+# What Lightning and NeMo allow in these places, and what to write instead.
+_INSTEAD = {
+    "devices": "state the processes per node",
+    "limit_val_batches": "null takes the whole set, as Lightning's 1.0 does",
+    "limit_test_batches": "null takes the whole set, as Lightning's 1.0 does",
+}
+
+
+def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list[str]:
+    """Refuse a recipe with a setting of a wrong type, or with a value it cannot have.
+
+    Args:
+        target: What the recipe calls. With `api.finetune` the values of NeMo's fine-tuning recipes count as unchanged,
+            with anything else those of its pretraining recipes.
+        parts: Its arguments, as configs or as objects.
+
+    Returns:
+        What to tell of settings that have no effect.
+
+    Raises:
+        RecipeError: names every such setting, its value and what it may be.
+    """
+    task = "finetune" if target.__name__ == "finetune" else "pretrain"
+    refused: list[str] = []
+    notices: list[str] = []
+    for path, owner, given in [("", target, parts), *_parts("", parts)]:
+        prefix = f"{path}." if path else ""
+        refused += _missing(prefix, owner, given)
+        rules = effects.rules_of(owner)
+        for name, value in given.items():
+            where, wanted = f"{prefix}{name}", annotation(owner, name)
+            if not conforms(value, wanted) and not _is_default(owner, name, value):
+                instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+                refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
+            elif name in rules:
+                refused += filter(None, [effects.refusal(rules[name], where, value)])
+                notices += filter(None, [effects.notice(rules[name], owner, where, given, task)])
+    if refused:
+        raise RecipeError(" ".join(refused))
+    return notices
+
+
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]]:
+    """Every part of a recipe: its path, its class (or function), and the settings given."""
+    if isinstance(value, fdl.Buildable):
+        target, given = fdl.get_callable(value), dict(fdl.ordered_arguments(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        target = type(value)
+        given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _parts(f"{path}.{name}" if path else str(name), item)
+        return
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _parts(f"{path}[{number}]", item)
+        return
+    else:
+        return
+    yield path, target, given
+    yield from _parts(path, given)
+
+
+def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
+    """Settings without a default that are not given."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # timedelta has none
+        return []
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [
+        f"{prefix}{name} is not set: needs {describe(annotation(target, name))}."
+        for name in required
+        if name not in given
+    ]
+
+
+def _is_default(target: Any, name: str, value: Any) -> bool:
+    """Megatron's own defaults are not always of the type they state."""
+    return value is default(target, name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,195 @@
+"""No setting without effect: every field is read, refused or warned about."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import pytest
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.overrides.loading import load
+from mixtral_recipes.overrides.preflight import preflight
+from mixtral_recipes.settings import classes, effects
+from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.trainer import Trainer
+from tests.unit.settings.field_reads import own_fields, reads, sources, unread
+
+FOUND = reads(path.read_text() for path in sources())
+SETTINGS_CLASSES = [getattr(llm, name) for name in classes.OURS]
+
+
+def notices(recipe: Any) -> list[str]:
+    return check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe))
+
+
+@pytest.mark.parametrize("cls", SETTINGS_CLASSES, ids=lambda cls: cls.__name__)
+def test_every_field_is_read_refused_or_warned_about(cls: Any) -> None:
+    assert unread(cls, FOUND, own_fields(cls), effects.rules_of(cls)) == [], "nothing reads it, and no rule says so"
+
+
+@pytest.mark.parametrize("cls", SETTINGS_CLASSES, ids=lambda cls: cls.__name__)
+def test_a_field_that_nothing_reads_is_named(cls: Any) -> None:
+    @dataclass
+    class Longer(cls):
+        colour_of_the_bicycle_shed: str = "green"
+
+    assert unread(Longer, FOUND, own_fields(Longer), effects.rules_of(Longer)) == ["colour_of_the_bicycle_shed"]
+
+
+def test_a_name_that_is_read_from_something_else_does_not_count() -> None:
+    @dataclass
+    class Longer(Trainer):
+        num_layers: int = 4  # read from shapes and configs all over the place
+
+    assert unread(Longer, FOUND, own_fields(Longer), effects.rules_of(Longer)) == ["num_layers"]
+
+
+def test_reading_a_field_by_a_computed_name_counts() -> None:
+    found = reads(['def f(trainer):\n    return {name: getattr(trainer, name) for name in ("colour", "size")}'])
+    assert unread(Trainer, found, ["colour", "size", "weight"], ()) == ["weight"]
+
+
+@pytest.mark.parametrize("name", effects.EFFECTS)
+def test_every_rule_is_of_a_setting_that_exists(name: str) -> None:
+    cls = classes.find(name, "classes", "effects")
+    assert set(effects.EFFECTS[name]) <= {field.name for field in dataclasses.fields(cls)}
+
+
+# Setting, task, value, what is told.
+TOLD = [
+    ("trainer.limit_test_batches", "pretrain", 7, "trainer.limit_test_batches=7 has no effect: there is no test loop."),
+    ("trainer.use_distributed_sampler", "finetune", True, "trainer.use_distributed_sampler=True has no effect"),
+    ("trainer.strategy.gradient_as_bucket_view", "pretrain", False, "always keeps gradients in its buckets"),
+    ("trainer.strategy.ckpt_parallel_load", "finetune", True, "every rank reads its own part"),
+    ("trainer.strategy.ckpt_load_strictness", "pretrain", "log_all", "lacks a tensor of the model is refused"),
+    ("trainer.strategy.ddp.average_in_collective", "pretrain", True, "divided by the global batch's label tokens"),
+    ("optim.config.min_lr", "pretrain", 1e-6, "set optim.lr_scheduler.min_lr"),
+    ("optim.config.bf16", "pretrain", True, "stated in trainer.plugins"),
+    ("model.config.tensor_model_parallel_size", "pretrain", 2, "stated in trainer.strategy"),
+    ("model.config.sequence_parallel", "pretrain", True, "stated in trainer.strategy"),
+    ("model.config.seq_length", "pretrain", 1024, "as long as data.seq_length says"),
+    ("data.delete_raw", "finetune", False, "data.delete_raw=False has no effect: the Hub's cache is kept."),
+    ("data.dataset_kwargs", "finetune", {"add_bos": True}, "NeMo's dataset class"),
+]
+
+
+@pytest.mark.parametrize(("path", "task", "value", "told"), TOLD, ids=[case[0] for case in TOLD])
+def test_who_changes_a_setting_without_effect_is_told(path: str, task: str, value: Any, told: str) -> None:
+    recipe = load("mixtral_8x7b", task)
+    assert notices(recipe) == []
+    holder, _, name = path.rpartition(".")
+    part = recipe
+    for step in holder.split("."):
+        part = getattr(part, step)
+    setattr(part, name, value)
+    (notice,) = notices(recipe)
+    assert notice.startswith(path)
+    assert told in notice
+    with pytest.warns(UserWarning, match=path):
+        preflight(recipe)
+
+
+def test_packs_are_made_whatever_nemos_files_are_called() -> None:
+    recipe = load("mixtral_8x7b", "finetune", packed_sequence=True)
+    recipe.data.packed_sequence_specs.packed_train_data_path = "/data/packs.npy"
+    recipe.data.packed_sequence_specs.tokenizer_model_name = "mixtral"
+    assert [notice.partition("=")[0] for notice in notices(recipe)] == [
+        "data.packed_sequence_specs.tokenizer_model_name",
+        "data.packed_sequence_specs.packed_train_data_path",
+    ]
+
+
+def test_unknown_keys_of_nemos_dataset_arguments_are_told_with_the_closest() -> None:
+    recipe = load("mixtral_8x7b", "finetune")
+    recipe.data = run.Config(llm.FineTuningDataModule, dataset_kwargs={"promt_template": "x", "add_bos": False})
+    (notice,) = notices(recipe)
+    assert notice.startswith("data.dataset_kwargs: promt_template has no effect. Did you mean 'prompt_template'?")
+
+
+def test_what_has_one_value_is_refused_with_the_reason() -> None:
+    recipe = load("mixtral_8x7b", "finetune")
+    recipe.trainer.accumulate_grad_batches = 4
+    recipe.resume.restore_config.load_model_state = False
+    with pytest.raises(RecipeError, match=r"trainer.accumulate_grad_batches=4: must be 1: accumulation follows from"):
+        preflight(recipe)
+    with pytest.raises(RecipeError, match=r"resume.restore_config.load_model_state=False: must be True"):
+        preflight(recipe)
+
+
+# Setting, value, what is told.
+WRONG = [
+    (
+        "trainer.limit_val_batches",
+        1.0,
+        "needs null or a whole number; null takes the whole set, as Lightning's 1.0 does",
+    ),
+    ("optim.config.lr", "1e-5", "optim.config.lr='1e-5': needs null or a number."),
+    ("trainer.devices", "auto", "trainer.devices='auto': needs a whole number; state the processes per node."),
+    ("trainer.max_steps", True, "trainer.max_steps=True: needs a whole number."),
+    ("trainer.strategy.pipeline_dtype", "bf16", "needs null or a dtype"),
+    ("trainer.callbacks", "TimingCallback", "needs null or a list"),
+    ("data", None, "data=None: needs a DataModule."),
+    ("data.seq_length", 2048.0, "data.seq_length=2048.0: needs a whole number."),
+    ("model.config.num_layers", "32", "model.config.num_layers='32': needs a whole number."),
+    ("trainer", None, "trainer=None: needs a Trainer."),
+    ("log.ckpt.train_time_interval", 15, "needs null or a timedelta"),
+    ("peft", "lora", "peft='lora': needs null or a LoRA."),
+]
+
+
+def changed(recipe: Any, path: str, value: Any) -> Any:
+    holder, _, name = path.rpartition(".")
+    part = recipe
+    for step in holder.split(".") if holder else ():
+        part = part[step] if isinstance(part, dict) else getattr(part, step)
+    if isinstance(part, dict):
+        part[name] = value
+    else:
+        setattr(part, name, value)
+    return recipe
+
+
+@pytest.mark.parametrize(("path", "value", "told"), WRONG, ids=[case[0] for case in WRONG])
+def test_a_value_of_another_type_set_from_python_is_refused_by_name(path: str, value: Any, told: str) -> None:
+    with pytest.raises(RecipeError, match=path) as refused:
+        preflight(changed(load("mixtral_tiny", "finetune"), path, value))
+    assert told in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
+@pytest.mark.parametrize(("path", "value", "told"), WRONG, ids=[case[0] for case in WRONG])
+def test_objects_are_held_to_the_same_types(path: str, value: Any, told: str) -> None:
+    recipe = load("mixtral_tiny", "finetune")
+    parts = {name: fdl.build(part) for name, part in fdl.ordered_arguments(recipe).items()}
+    assert check_settings(llm.finetune, parts) == []
+    with pytest.raises(RecipeError, match=path) as refused:
+        check_settings(llm.finetune, changed(parts, path, value))
+    assert told in str(refused.value)
+
+
+def test_finetune_called_with_objects_refuses_before_anything_is_built() -> None:
+    with pytest.raises(
+        RecipeError, match=r"data=None: needs a DataModule. trainer.devices='auto': needs a whole number"
+    ):
+        llm.finetune(
+            model=llm.MixtralModel(config=llm.MixtralConfigTiny()),
+            data=None,  # pyright: ignore[reportArgumentType]
+            trainer=llm.Trainer(devices="auto"),  # pyright: ignore[reportArgumentType]
+            resume=llm.AutoResume(restore_config=llm.RestoreConfig(path="embedded://mixtral_tiny")),
+        )
+
+
+def test_a_part_that_is_not_given_is_named() -> None:
+    recipe = load("mixtral_tiny", "finetune")
+    del recipe.data
+    with pytest.raises(RecipeError, match="data is not set: needs a DataModule"):
+        preflight(recipe)
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    recipe = changed(changed(load("mixtral_tiny", "finetune"), "trainer.devices", "auto"), "optim.config.lr", "1e-5")
+    with pytest.raises(RecipeError, match=r"trainer.devices='auto'.*optim.config.lr='1e-5'"):
+        preflight(recipe)
