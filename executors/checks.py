@@ -1,23 +1,39 @@
-"""Checks of this machine and of a cluster, each with a way to mend what it finds.
+"""Checks of this machine and of a cluster, each with a way to mend what it finds."""
 
-Heavy packages are imported in a child process only: a broken one may print, hang or crash, and doctor should tell.
-"""
-
+import concurrent.futures
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from mixtral_recipes.executors import probes
+from mixtral_recipes.executors.probes import Answer
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.system.home import home, jobs_home
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10
-_PROBE_S = 120
+
+# What `doctor` imports, in two processes side by side: torch with what is built on it, and nemo_run, which does with
+# and without torch, without. Megatron is imported as our own code does it (see `cpu/lazy_compile.py`).
+_ON_TORCH = {
+    "torch": "import torch",
+    "CUDA": (
+        "import torch\nn = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
+        "answer = f'{n} x {torch.cuda.get_device_name(0)}' if n else ''"
+    ),
+    "NCCL": "import torch\nanswer = '.'.join(map(str, torch.cuda.nccl.version()))",
+    "megatron-core": (
+        "from mixtral_recipes.cpu.lazy_compile import compiling_later\n"
+        "with compiling_later():\n    import megatron.core"
+    ),
+    "Transformer Engine": "import transformer_engine.pytorch as _, transformer_engine as te\nanswer = te.__version__",
+}
+_ALONE = {"nemo_run": "import sys\nsys.modules['torch'] = None\nimport nemo_run"}
 
 
 @dataclasses.dataclass
@@ -36,12 +52,29 @@ class Check:
 
 def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
     """Everything ``doctor`` looks at."""
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(_imports)
+        others = [
+            *_slurm(insist_on_slurm), *_containers(), _folder("job folder", jobs_home()), _room(home()),
+        ]  # fmt: skip
+        answers = asked.result()
     return [
-        _python(), _package("torch"), _cuda(), _nccl(),
-        _package("megatron-core", "megatron.core"), _transformer_engine(),
-        _package("nemo_run"),
-        *_slurm(insist_on_slurm), *_containers(), _folder("job folder", jobs_home()), _room(home()),
+        _python(), _package("torch", answers), _cuda(answers.get("CUDA")), _nccl(answers.get("NCCL")),
+        _package("megatron-core", answers), _transformer_engine(answers.get("Transformer Engine")),
+        _package("nemo_run", answers), *others,
     ]  # fmt: skip
+
+
+def _imports() -> dict[str, Answer]:
+    """What of the installed packages imports; one that is not installed is not asked."""
+    needs = {"CUDA": "torch", "NCCL": "torch", "Transformer Engine": "transformer-engine-torch"}
+    groups = [
+        {name: code for name, code in group.items() if _version(needs.get(name, name))} for group in (_ON_TORCH, _ALONE)
+    ]
+    answers = probes.ask([group for group in groups if group])
+    if "nemo_run" in answers and not answers["nemo_run"].good:  # it may have missed torch
+        answers |= probes.ask([{"nemo_run": "import nemo_run"}])
+    return answers
 
 
 def check_cluster(site: Cluster) -> list[Check]:
@@ -100,18 +133,6 @@ def _runtime(site: Cluster, ssh: str) -> Check:
     return Check("apptainer", "note", "not on the login node; the compute nodes may have it", "or load it with modules")
 
 
-def _probe(code: str) -> tuple[bool, str]:
-    """Whether Python code runs in a fresh process, and its last line of output or error."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"gave no answer in {_PROBE_S} s"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    return done.returncode == 0, lines[-1] if lines else f"exit code {done.returncode}"
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -125,24 +146,19 @@ def _python() -> Check:
     )  # older ones cannot import us
 
 
-def _package(name: str, module: str = "") -> Check:
+def _package(name: str, answers: Mapping[str, Answer]) -> Check:
     version = _version(name)
     if version is None:
         return Check(name, "bad", "not installed", f"pip install {name}")
-    good, text = _probe(f"import {module or name}")
-    if good:
+    if answers[name].good:
         return Check(name, "good", version)
     mend = f"pip install --force-reinstall {name}=={version}"
-    return Check(name, "bad", f"{version} is installed but does not import: {text}", mend)
+    return Check(name, "bad", f"{version} is installed but does not import: {answers[name].text}", mend)
 
 
-def _cuda() -> Check:
-    good, text = _probe(
-        "import torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
-        "print(f'{n} x {torch.cuda.get_device_name(0)}' if n else '')"
-    )
-    if good and text and "exit code" not in text:
-        return Check("CUDA", "good", text)
+def _cuda(answer: Answer | None) -> Check:
+    if answer and answer.good and answer.text:
+        return Check("CUDA", "good", answer.text)
     if shutil.which("nvidia-smi"):
         return Check(
             "CUDA", "bad", "nvidia-smi is here but torch sees no GPU", "install a torch built for this driver's CUDA"
@@ -150,12 +166,13 @@ def _cuda() -> Check:
     return Check("CUDA", "note", "no GPU; recipes run on the CPU, which suits mixtral_tiny")
 
 
-def _nccl() -> Check:
-    good, text = _probe("import torch; print('.'.join(map(str, torch.cuda.nccl.version())))")
-    return Check("NCCL", "good" if good else "note", text if good else "this torch has none; gloo is used")
+def _nccl(answer: Answer | None) -> Check:
+    if answer and answer.good:
+        return Check("NCCL", "good", answer.text)
+    return Check("NCCL", "note", "this torch has none; gloo is used")
 
 
-def _transformer_engine() -> Check:
+def _transformer_engine(answer: Answer | None) -> Check:
     parts = [name for name in ("transformer-engine", "transformer-engine-torch") if _version(name)]
     libraries = [name for name in ("transformer-engine-cu12", "transformer-engine-cu13") if _version(name)]
     if not parts and not libraries:
@@ -171,12 +188,11 @@ def _transformer_engine() -> Check:
             "megatron-core then fails to import",
             "pip install --no-build-isolation 'transformer-engine[pytorch]', or uninstall it",
         )  # fmt: skip
-    good, text = _probe("import transformer_engine.pytorch, transformer_engine as t; print(t.__version__)")
-    if good:
-        return Check("Transformer Engine", "good", text)
-    return Check(
-        "Transformer Engine", "bad", f"installed but does not import: {text}", "reinstall it for this torch and CUDA"
-    )
+    assert answer is not None
+    if answer.good:
+        return Check("Transformer Engine", "good", answer.text)
+    mend = "reinstall it for this torch and CUDA"
+    return Check("Transformer Engine", "bad", f"installed but does not import: {answer.text}", mend)
 
 
 def _slurm(insist: bool) -> list[Check]:

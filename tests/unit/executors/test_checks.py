@@ -1,0 +1,67 @@
+"""`doctor` tells a package that is installed and does not import, one that crashes and one that hangs, and goes on."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.executors import checks, probes
+from mixtral_recipes.executors.probes import Answer
+
+
+def test_what_imports_says_its_answer() -> None:
+    answers = probes.ask([{"a": "answer = 1 + 1", "b": "import json"}, {"c": "answer = 'both\\nlines'"}])
+    assert answers == {"a": Answer(True, "2"), "b": Answer(True, ""), "c": Answer(True, "lines")}
+
+
+def test_a_failure_is_told_and_the_rest_is_asked_in_a_new_process() -> None:
+    answers = probes.ask(
+        [
+            {
+                "first": "import sys; sys.left_behind = True",
+                "broken": "import not_installed_here",
+                "after": "import sys; answer = hasattr(sys, 'left_behind')",
+            }
+        ]
+    )
+    assert answers["first"].good
+    assert answers["broken"] == Answer(False, "ModuleNotFoundError: No module named 'not_installed_here'")
+    assert answers["after"] == Answer(True, "False")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9"),
+        ("import os; os.write(2, b'undefined symbol: f\\n'); os.abort()", "undefined symbol: f"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("raise SystemExit('no GPU here')", "SystemExit: no GPU here"),
+        ("import time; time.sleep(60)", "gave no answer in 5 s"),
+    ],
+)
+def test_a_crash_and_a_hang_are_told_and_the_rest_is_asked(code: str, said: str) -> None:
+    answers = probes.ask([{"bad": code, "after": "print('noise'); answer = 'here'"}], timeout=5)
+    assert answers == {"bad": Answer(False, said), "after": Answer(True, "here")}
+
+
+def test_doctor_tells_what_is_installed_and_does_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torch", "nemo_run"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"raise ImportError('lib{package}.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
+    found = {check.name: check for check in checks.check_machine()}
+    for package in ("torch", "nemo_run"):
+        assert found[package].verdict == "bad"
+        assert f"is installed but does not import: ImportError: lib{package}.so is missing" in found[package].finding
+        assert found[package].mend.startswith(f"pip install --force-reinstall {package}==")
+    assert found["megatron-core"].verdict == "bad"  # it cannot do without torch
+    assert found["CUDA"].verdict != "good"
+    assert found["Python"].verdict == "good"
+
+
+def test_doctor_asks_about_nothing_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_version", lambda package: None)
+    monkeypatch.setattr(probes, "ask", lambda groups: pytest.fail("asked") if groups else {})
+    found = {check.name: check for check in checks.check_machine()}
+    assert found["torch"].finding == found["nemo_run"].finding == found["megatron-core"].finding == "not installed"
+    assert found["Transformer Engine"].verdict == "note"
