@@ -19,33 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.layout.shapes import ModelShape
 
 Transform = Literal["copy", "stack", "qkv"]
-
-
-@dataclass(frozen=True)
-class Dims:
-    """The sizes that fix every shape of one Mixtral."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    num_moe_experts: int
-    vocab_size: int
-
-    def letter(self, name: str) -> int:
-        """The size a dimension letter stands for."""
-        return {
-            "V": self.vocab_size,
-            "H": self.hidden_size,
-            "Q": self.num_attention_heads * self.kv_channels,
-            "K": self.num_query_groups * self.kv_channels,
-            "F": self.ffn_hidden_size,
-            "E": self.num_moe_experts,
-        }[name]
 
 
 @dataclass(frozen=True)
@@ -203,19 +179,27 @@ class Block:
     stop: int
 
 
-def shape_of(shape: str, dims: Dims) -> tuple[int, ...]:
+def shape_of(shape: str, dims: ModelShape) -> tuple[int, ...]:
     """Sizes of a shape written in dimension letters."""
-    return tuple(dims.letter(letter) for letter in shape.split())
+    sizes = {
+        "V": dims.vocab_size,
+        "H": dims.hidden_size,
+        "Q": dims.num_attention_heads * dims.head_dim,
+        "K": dims.num_query_groups * dims.head_dim,
+        "F": dims.ffn_hidden_size,
+        "E": dims.num_moe_experts,
+    }
+    return tuple(sizes[letter] for letter in shape.split())
 
 
-def instances(weight: Weight, dims: Dims) -> Iterator[tuple[int | None, int | None]]:
+def instances(weight: Weight, dims: ModelShape) -> Iterator[tuple[int | None, int | None]]:
     """Every (layer, expert) a table row exists for; None where the axis does not apply."""
     layers = range(dims.num_layers) if weight.per_layer else (None,)
     experts = range(dims.num_moe_experts) if weight.per_expert else (None,)
     return ((layer, expert) for layer in layers for expert in experts)
 
 
-def canonical_tensors(dims: Dims) -> Iterator[tuple[str, int | None, int | None, tuple[int, ...]]]:
+def canonical_tensors(dims: ModelShape) -> Iterator[tuple[str, int | None, int | None, tuple[int, ...]]]:
     """(name with braces, layer, expert, shape) of every canonical tensor, in table order, layer by layer."""
     for per_layer, group in itertools.groupby(WEIGHTS, key=lambda weight: weight.per_layer):
         rows = list(group)
@@ -226,14 +210,14 @@ def canonical_tensors(dims: Dims) -> Iterator[tuple[str, int | None, int | None,
                         yield template, layer, expert, shape_of(shape, dims)
 
 
-def canonical_shapes(dims: Dims) -> dict[str, tuple[int, ...]]:
+def canonical_shapes(dims: ModelShape) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the model, in the v4 layout, as `canonical_tensors` orders them."""
     return {
         template.format(layer=layer, expert=expert): shape for template, layer, expert, shape in canonical_tensors(dims)
     }
 
 
-def fused_blocks(dims: Dims) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
+def fused_blocks(dims: ModelShape) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
     """The v5 layout: name -> (shape, the canonical rows it consists of), in the order `canonical_shapes` has."""
     shapes = canonical_shapes(dims)
     owner = {part: (fused, parts) for fused, parts in FUSED.items() for part in parts}
@@ -251,7 +235,7 @@ def fused_blocks(dims: Dims) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
     return found
 
 
-def merge_blocks(weight: Weight, dims: Dims, layer: int | None, expert: int | None) -> list[Block]:
+def merge_blocks(weight: Weight, dims: ModelShape, layer: int | None, expert: int | None) -> list[Block]:
     """The canonical rows that make up one Megatron tensor (one layer, one expert), top to bottom.
 
     ``qkv`` interleaves per KV group: the group's query rows, its key rows, its value rows.
@@ -275,7 +259,7 @@ def merge_blocks(weight: Weight, dims: Dims, layer: int | None, expert: int | No
     ]
 
 
-def disk_shape(weight: Weight, dims: Dims) -> tuple[int, ...]:
+def disk_shape(weight: Weight, dims: ModelShape) -> tuple[int, ...]:
     """Shape of a table row's tensor in a torch_dist checkpoint."""
     shapes = [shape_of(shape, dims) for shape in weight.shapes]
     rows = sum(shape[0] for shape in shapes)
@@ -283,7 +267,7 @@ def disk_shape(weight: Weight, dims: Dims) -> tuple[int, ...]:
     return (*stacked, rows, *shapes[0][1:])
 
 
-def canonical_sources(dims: Dims) -> dict[str, tuple[Weight, int | None, int | None, list[tuple[int, int]]]]:
+def canonical_sources(dims: ModelShape) -> dict[str, tuple[Weight, int | None, int | None, list[tuple[int, int]]]]:
     """The inverse of `merge_blocks`: where each canonical tensor's rows lie in Megatron's.
 
     Returns:

@@ -17,7 +17,8 @@ from mixtral_recipes.importers.convert.hf_to_megatron import check_room, default
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.source import SIDECARS, read_config
-from mixtral_recipes.importers.mapping import Block, Dims, canonical_shapes, canonical_sources, fused_blocks
+from mixtral_recipes.importers.mapping import Block, canonical_shapes, canonical_sources, fused_blocks
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.progress import progress_bar
 
@@ -107,7 +108,7 @@ class _Export:
     staging: Path
     layout: str
     dtype: str | None
-    dims: Dims = field(init=False)
+    dims: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
         self.dims = hf_config.dims(self.config)

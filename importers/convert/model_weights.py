@@ -5,7 +5,8 @@ from pathlib import Path
 from mixtral_recipes.checkpoints.format.matrix import Matrix
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.mapping import WEIGHTS, Dims, Weight, disk_shape
+from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape
+from mixtral_recipes.layout.shapes import ModelShape
 
 
 class ModelWeights:
@@ -15,7 +16,7 @@ class ModelWeights:
         unknown: Names that look like a model's weights and are in no row of the table.
     """
 
-    def __init__(self, folder: Path, dims: Dims) -> None:
+    def __init__(self, folder: Path, dims: ModelShape) -> None:
         """Read what is there.
 
         Raises:

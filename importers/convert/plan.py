@@ -14,12 +14,12 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import (
     WEIGHTS,
     Block,
-    Dims,
     Weight,
     disk_shape,
     instances,
     merge_blocks,
 )
+from mixtral_recipes.layout.shapes import ModelShape
 
 COMMON_STATE = "common_state/shard_0_1"  # where Megatron >= 0.19 keeps what is not a tensor
 
@@ -40,7 +40,7 @@ class Chunk:
         return math.prod(self.sizes) * ITEM_BYTES[self.dtype]
 
 
-def chunks_of(dims: Dims, dtypes: dict[str, str]) -> list[Chunk]:
+def chunks_of(dims: ModelShape, dtypes: dict[str, str]) -> list[Chunk]:
     """Every tensor item of a checkpoint: one per layer, expert and, where rows are stacked, canonical tensor.
 
     Args:
@@ -106,7 +106,7 @@ def items_of(tensors: dict[str, Extent], chunks: list[Chunk], objects: dict[str,
     ]
 
 
-def _extra_state_names(weight: Weight, dims: Dims) -> list[str]:
+def _extra_state_names(weight: Weight, dims: ModelShape) -> list[str]:
     """Unique names of a module's states, as Megatron's ShardedObject spells them."""
     shape = [dims.num_layers] * weight.per_layer + [dims.num_moe_experts] * weight.per_expert or [1]
     return [
@@ -115,7 +115,7 @@ def _extra_state_names(weight: Weight, dims: Dims) -> list[str]:
     ]
 
 
-def object_bytes(dims: Dims) -> dict[str, bytes]:
+def object_bytes(dims: ModelShape) -> dict[str, bytes]:
     """The items that are not tensors: an empty common state, and "no FP8" for every module that keeps a state."""
     found = {COMMON_STATE: _saved([{}])}
     empty = _saved([torch.empty(0, dtype=torch.uint8)])

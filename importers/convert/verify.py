@@ -15,7 +15,8 @@ from mixtral_recipes.importers.convert.hf_to_megatron import default_threads, fe
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source, open_source
-from mixtral_recipes.importers.mapping import Dims, canonical_shapes, canonical_sources
+from mixtral_recipes.importers.mapping import canonical_shapes, canonical_sources
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _files(checkpoint: Path) -> tuple[str, None]:
     return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
 
 
-def _structure(checkpoint: Path, dims: Dims) -> "tuple[str, ModelWeights]":
+def _structure(checkpoint: Path, dims: ModelShape) -> "tuple[str, ModelWeights]":
     from mixtral_recipes.importers.convert.model_weights import ModelWeights
 
     saved = ModelWeights(checkpoint / "weights", dims)
@@ -128,7 +129,7 @@ def _config(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, None]:
 
 
 def _tensors(
-    saved: "ModelWeights", dims: Dims, recorded: dict[str, Any], source: Source | None, progress: bool
+    saved: "ModelWeights", dims: ModelShape, recorded: dict[str, Any], source: Source | None, progress: bool
 ) -> tuple[str, None]:
     """Compare every canonical tensor with its recorded hash and, where there is one, with the source."""
     sources = canonical_sources(dims)

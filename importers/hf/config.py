@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import CheckpointError, RecipeError
-from mixtral_recipes.importers.mapping import Dims
+from mixtral_recipes.layout.shapes import ModelShape
 
 if TYPE_CHECKING:
     from mixtral_recipes.models.config import MixtralConfig
@@ -159,13 +159,14 @@ def _check_refused(config: dict[str, Any]) -> None:
             raise CheckpointError(f"config.json: {field}={value(config, field)!r}: {rule}.")
 
 
-def dims(config: dict[str, Any]) -> Dims:
+def dims(config: dict[str, Any]) -> ModelShape:
     """The sizes that fix every tensor's shape; config.json is checked first."""
     check(config)
-    return Dims(
+    return ModelShape(
         num_layers=value(config, "num_hidden_layers"),
         hidden_size=value(config, "hidden_size"),
         ffn_hidden_size=value(config, "intermediate_size"),
+        max_position_embeddings=value(config, "max_position_embeddings"),
         num_attention_heads=value(config, "num_attention_heads"),
         num_query_groups=value(config, "num_key_value_heads"),
         kv_channels=value(config, "head_dim"),

@@ -10,7 +10,8 @@ from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-from mixtral_recipes.importers.mapping import FUSED, Dims, canonical_shapes, fused_blocks
+from mixtral_recipes.importers.mapping import FUSED, canonical_shapes, fused_blocks
+from mixtral_recipes.layout.shapes import ModelShape
 
 # What travels beside the weights, where the source has it. Nothing else is downloaded or copied.
 SIDECARS = (
@@ -39,7 +40,7 @@ class Source:
 
     folder: Path
     config: dict[str, Any]
-    dims: Dims
+    dims: ModelShape
     layout: str
     tensors: dict[str, Extent]
 
@@ -116,14 +117,14 @@ def _check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], ind
             raise CheckpointError(f"{path}: holds {name}, which the index does not name.")
 
 
-def _has_fused_experts(stored: dict[str, Any], dims: Dims) -> bool:
+def _has_fused_experts(stored: dict[str, Any], dims: ModelShape) -> bool:
     """Whether the experts are fused; a question of keys, never of the folder's name."""
     fused = [name for name, parts in FUSED.items() if "{expert}" in parts[0]]
     return any(name.format(layer=layer) in stored for name in fused for layer in range(dims.num_layers))
 
 
 def _canonical(
-    folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: Dims, layout: str
+    folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape, layout: str
 ) -> dict[str, Extent]:
     """Match stored tensors against what the configuration calls for, one to one."""
     shapes = canonical_shapes(dims)

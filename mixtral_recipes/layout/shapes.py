@@ -1,4 +1,4 @@
-"""The sizes of a model and of a batch, as far as layouts care."""
+"""The sizes of a model and of a batch."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides which layouts it allows (names are Megatron's)."""
+    """The sizes that fix the shape of every weight of a Mixtral, and which layouts it allows (names are Megatron's)."""
 
     num_layers: int
     hidden_size: int

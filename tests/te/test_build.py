@@ -4,11 +4,13 @@ First and last rank (first and last pipeline stage); parameter names and shapes,
 checkpoint, are compared with the mapping that import and export read.
 """
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Dims, Weight, disk_shape, merge_blocks, shape_of
+from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Weight, disk_shape, merge_blocks, shape_of
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.overrides.preflight import preflight
@@ -49,18 +51,9 @@ def pretraining(size: str, world: int, precision: str) -> tuple[Any, str]:
     return recipe, hardware
 
 
-def dims_of(config: Any, topology: Topology) -> Dims:
-    vocab = -(-config.vocab_size // (128 * topology.tensor_model_parallel_size))
-    return Dims(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.ffn_hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        num_query_groups=config.num_query_groups,
-        kv_channels=config.kv_channels,
-        num_moe_experts=config.num_moe_experts,
-        vocab_size=vocab * 128 * topology.tensor_model_parallel_size,
-    )
+def dims_of(config: Any, topology: Topology) -> ModelShape:
+    shape = ModelShape.of(config)
+    return dataclasses.replace(shape, vocab_size=shape.padded_vocab_size(topology.tensor_model_parallel_size))
 
 
 def expected_parameters(chunk: Any, topology: Topology, *, fused: bool) -> dict[str, tuple[int, ...]]:
@@ -82,7 +75,7 @@ def expected_parameters(chunk: Any, topology: Topology, *, fused: bool) -> dict[
     return found
 
 
-def local_shape(weight: Weight, dims: Dims, topology: Topology) -> tuple[int, ...]:
+def local_shape(weight: Weight, dims: ModelShape, topology: Topology) -> tuple[int, ...]:
     """Of one layer and expert, what one tensor-parallel rank holds."""
     rows = sum(block.stop - block.start for block in merge_blocks(weight, dims, 0, 0))
     shape = [rows, *shape_of(weight.shapes[0], dims)[1:]]

@@ -8,7 +8,6 @@ import torch
 from mixtral_recipes.importers.mapping import (
     EXTRA_STATES,
     WEIGHTS,
-    Dims,
     canonical_shapes,
     canonical_sources,
     disk_shape,
@@ -16,14 +15,13 @@ from mixtral_recipes.importers.mapping import (
     merge_blocks,
     shape_of,
 )
+from mixtral_recipes.layout.shapes import MIXTRAL_8X7B, MIXTRAL_8X22B, ModelShape
 
-DIMS = Dims(2, 32, 48, 4, 2, 8, 4, 300)
-EIGHT_7B = Dims(32, 4096, 14336, 32, 8, 128, 8, 32000)
-EIGHT_22B = Dims(56, 6144, 16384, 48, 8, 128, 8, 32000)
+DIMS = ModelShape(2, 32, 4, 2, 48, 4, 64, vocab_size=300)
 
 
-@pytest.mark.parametrize(("dims", "count"), [(EIGHT_7B, 46_702_792_704), (EIGHT_22B, 140_620_634_112)])
-def test_published_parameter_counts(dims: Dims, count: int) -> None:
+@pytest.mark.parametrize(("dims", "count"), [(MIXTRAL_8X7B, 46_702_792_704), (MIXTRAL_8X22B, 140_620_634_112)])
+def test_published_parameter_counts(dims: ModelShape, count: int) -> None:
     def numbers(shapes: list[tuple[int, ...]]) -> int:
         return sum(torch.Size(shape).numel() for shape in shapes)
 

@@ -12,6 +12,7 @@ from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.plan import chunks_of, share
 from mixtral_recipes.importers.hf.source import open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, disk_shape
+from mixtral_recipes.layout.shapes import MIXTRAL_8X7B
 from tests.torch_dist import save_boxes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -52,10 +53,7 @@ def test_experts_are_where_they_belong(make_model, tmp_path: Path) -> None:
 
 
 def test_shares_are_even_and_complete() -> None:
-    from mixtral_recipes.importers.mapping import Dims
-
-    dims = Dims(32, 4096, 14336, 32, 8, 128, 8, 32000)
-    chunks = chunks_of(dims, dict.fromkeys((weight.disk for weight in WEIGHTS), "BF16"))
+    chunks = chunks_of(MIXTRAL_8X7B, dict.fromkeys((weight.disk for weight in WEIGHTS), "BF16"))
     shares = share(chunks, 8)
     sizes = [sum(chunk.nbytes for chunk in part) for part in shares]
     assert sum(sizes) == 2 * 46_702_792_704
