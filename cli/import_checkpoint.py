@@ -32,12 +32,12 @@ def command(
     import time
 
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-    from mixtral_recipes.importers.processes import is_first
+    from mixtral_recipes.system.ranks import launched_rank
 
     start = time.perf_counter()
     folder = import_checkpoint(source, output, dtype=dtype, overwrite=overwrite)
     seconds = time.perf_counter() - start
-    if not is_first():
+    if launched_rank() != 0:
         return
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     result = {"checkpoint": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}

@@ -19,6 +19,7 @@ from mixtral_recipes.executors.stored import load_recipe
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
+from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.training.guards import watchdog
 
 
@@ -27,7 +28,7 @@ def call(path: Path) -> None:
     import fiddle as fdl
 
     recipe = load_recipe(path)
-    rank = int(os.environ.get("RANK", "0"))
+    rank = launched_rank()
     with contextlib.ExitStack() as stack:
         log = getattr(recipe, "log", None)
         if rank == 0 and log is not None and "MIXTRAL_RECIPES_LOCKED" not in os.environ:
@@ -49,7 +50,7 @@ def _end(error: BaseException | None) -> dict[str, Any]:
         code, text = 1, f"{type(error).__name__}: {error}".strip()
         trace = "".join(traceback.format_exception(error))
     return {
-        "rank": int(os.environ.get("RANK", "0")),
+        "rank": launched_rank(),
         "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
         "host": os.environ.get("SLURMD_NODENAME") or os.uname().nodename,
         "exit_code": code,

@@ -16,10 +16,10 @@ from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
-from mixtral_recipes.importers.processes import Processes
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.progress import progress_bar
+from mixtral_recipes.system.ranks import first, first_holds, gathered, joined, rank_and_size
 
 if TYPE_CHECKING:
     from mixtral_recipes.checkpoints.format.writer import WrittenFile
@@ -61,18 +61,18 @@ def import_checkpoint(
         EnvironmentProblem: the disk has too little room, or the Hub cannot be reached.
     """
     wanted = dtype_of(dtype)
-    with Processes.join() as processes:
-        folder, origin = processes.first(lambda: fetch(source, progress=progress))
+    with joined() as group:
+        folder, origin = first(lambda: fetch(source, progress=progress), group)
         opened = open_source(folder)
         if accept is not None:
             accept(opened)
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
-        with processes.first_holds(lambda: held(final)):
-            if output is None and not overwrite and processes.first(lambda: _is_finished(final)):
+        with first_holds(lambda: held(final), group):
+            if output is None and not overwrite and first(lambda: _is_finished(final), group):
                 return final
-            with processes.first_holds(lambda: publish(final, overwrite=overwrite)) as staging:
-                job = _Import(opened, origin, wanted, staging, processes)
-                job.run(threads or default_threads(processes.count), progress=progress)
+            with first_holds(lambda: publish(final, overwrite=overwrite), group) as staging:
+                job = _Import(opened, origin, wanted, staging, group)
+                job.run(threads or default_threads(rank_and_size()[1]), progress=progress)
     return final
 
 
@@ -133,7 +133,7 @@ class _Import:
     origin: dict[str, Any]
     dtype: str | None
     staging: Path
-    processes: Processes
+    group: Any  # of the processes that share the work
 
     def run(self, threads: int, *, progress: bool) -> None:
         """Write weights, context and manifest; this process does its share."""
@@ -144,16 +144,17 @@ class _Import:
         chunks = chunks_of(self.source.dims, dtypes)
         total = sum(chunk.nbytes for chunk in chunks)
         weights = self.staging / "weights"
-        self.processes.first(lambda: _prepare(weights, total))
-        mine = share(chunks, self.processes.count)[self.processes.rank]
-        objects = object_bytes(self.source.dims) if self.processes.rank == 0 else {}
-        shown = progress and self.processes.rank == 0
+        rank, count = rank_and_size()
+        first(lambda: _prepare(weights, total), self.group)
+        mine = share(chunks, count)[rank]
+        objects = object_bytes(self.source.dims) if rank == 0 else {}
+        shown = progress and rank == 0
         with progress_bar("Importing", sum(chunk.nbytes for chunk in mine), shown=shown) as on_bytes:
             stream = Stream(threads, on_bytes)
             items = items_of(self.source.tensors, mine, objects)
-            files = write_items(weights, self.processes.rank, items, stream)
-        gathered = self.processes.gather((files, stream.digests))
-        self.processes.first(lambda: self._finish(dtypes, gathered))
+            files = write_items(weights, rank, items, stream)
+        written = gathered((files, stream.digests), self.group)
+        first(lambda: self._finish(dtypes, written), self.group)
 
     def _dtypes_on_disk(self) -> dict[str, str]:
         """The one dtype of each stacked tensor: the one asked for, or the source's."""

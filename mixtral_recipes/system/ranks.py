@@ -1,48 +1,105 @@
-"""What one rank decides or finds, told to all of them, so that every rank goes on, or fails, alike."""
+"""The processes that share a job, and how they decide alike: what the first decides or finds, the others are told.
+
+Loads torch only where there is more than one process.
+"""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.system.locks import held_or_refused
 
 
+def launched_rank() -> int:
+    """This process's rank as torchrun set it, before there is a process group; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank and how many there are; (0, 1) without torch.distributed."""
-    if not torch.distributed.is_initialized():
+    """This process's rank and how many there are; (0, 1) without a process group."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
         return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return distributed.get_rank(), distributed.get_world_size()
 
 
-def first[T](work: Callable[[], T]) -> T:
+@contextlib.contextmanager
+def joined() -> Iterator[Any]:
+    """Join the processes torchrun started, over gloo; where they have joined already, yield a gloo group of all.
+
+    Yields:
+        What `first`, `gathered` and `first_holds` take; None is the default group.
+    """
+    if rank_and_size()[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    import torch.distributed as distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+        try:
+            yield None
+        finally:
+            distributed.destroy_process_group()
+        return
+    own = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    try:
+        yield own
+    finally:
+        if own is not None:
+            distributed.destroy_process_group(own)
+
+
+def first[T](work: Callable[[], T], group: Any = None) -> T:
     """Do something on rank 0; every rank gets its result, or raises its error."""
     rank, size = rank_and_size()
     if size == 1:
         return work()
+    import torch.distributed as distributed
+
     outcome: list[Any] = [None, None]
     if rank == 0:
         try:
             outcome[0] = work()
         except Exception as error:
             outcome[1] = error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
-    torch.distributed.broadcast_object_list(outcome, src=0)
+    distributed.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
 
 
-def gathered[T](value: T) -> list[T]:
+def gathered[T](value: T, group: Any = None) -> list[T]:
     """Every rank's value, in rank order, on every rank."""
     _, size = rank_and_size()
     if size == 1:
         return [value]
+    import torch.distributed as distributed
+
     values: list[Any] = [None] * size
-    torch.distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=group)
     return values
+
+
+@contextlib.contextmanager
+def first_holds[T](open_context: Callable[[], AbstractContextManager[T]], group: Any = None) -> Iterator[T]:
+    """A context rank 0 holds for all, while they work together; it sees an exception where any rank had one."""
+    with contextlib.ExitStack() as stack:
+        value = first(lambda: stack.enter_context(open_context()), group)
+        try:
+            yield value
+        except Exception as error:
+            gathered(str(error), group)
+            raise
+        failures = [failure for failure in gathered(None, group) if failure is not None]
+        if failures:
+            raise MixtralRecipesError(f"another process failed: {failures[0]}")
+        first(stack.close, group)
 
 
 @contextlib.contextmanager
