@@ -212,6 +212,8 @@ def test_svg_leaves_font_and_colours_to_the_page(run: RunRecord) -> None:
         assert re.search(r"(fill|stroke): var\(--(soft|ink)\)", svg)
         assert not re.search(r"#[0-9a-f]{6}\b|font-family|<style|<image", svg), chart.name
         assert "<text" in svg
+        turned = [element for element in ElementTree.fromstring(svg).iter() if "transform" in element.attrib]
+        assert {element.tag for element in turned} == {f"{SVG}text"}, "a drawing is turned or flipped as a whole"
         references = set(re.findall(r"#([\w-]+)", svg))
         assert references <= set(re.findall(r'id="([^"]+)"', svg))
         assert all(reference.startswith(f"{chart.name}-") for reference in references)
