@@ -1,6 +1,5 @@
 """``mixtral-recipes data``: prepare a corpus, check a data set, show what is learned."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +47,7 @@ def prepare(
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.embedded import resolve
+    from mixtral_recipes.system.machine import cores
     from mixtral_recipes.system.progress import progress_bar
 
     paths = [resolve(path) for path in _package_paths(inputs)]
@@ -60,7 +60,7 @@ def prepare(
             output,
             encoder,
             text_key=text_key,
-            num_workers=workers or os.cpu_count() or 1,
+            num_workers=workers or cores(),
             part_bytes=part_mb << 20,
             overwrite=overwrite,
             progress=advance,

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from mixtral_recipes.executors import probes
@@ -14,6 +13,7 @@ from mixtral_recipes.executors.probes import Answer
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.system.home import home, jobs_home
+from mixtral_recipes.system.machine import package_version
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10
@@ -69,7 +69,8 @@ def _imports() -> dict[str, Answer]:
     """What of the installed packages imports; one that is not installed is not asked."""
     needs = {"CUDA": "torch", "NCCL": "torch", "Transformer Engine": "transformer-engine-torch"}
     groups = [
-        {name: code for name, code in group.items() if _version(needs.get(name, name))} for group in (_ON_TORCH, _ALONE)
+        {name: code for name, code in group.items() if package_version(needs.get(name, name))}
+        for group in (_ON_TORCH, _ALONE)
     ]
     answers = probes.ask([group for group in groups if group])
     if "nemo_run" in answers and not answers["nemo_run"].good:  # it may have missed torch
@@ -133,13 +134,6 @@ def _runtime(site: Cluster, ssh: str) -> Check:
     return Check("apptainer", "note", "not on the login node; the compute nodes may have it", "or load it with modules")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _python() -> Check:
     return Check(
         "Python", "good", f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.prefix}"
@@ -147,7 +141,7 @@ def _python() -> Check:
 
 
 def _package(name: str, answers: Mapping[str, Answer]) -> Check:
-    version = _version(name)
+    version = package_version(name)
     if version is None:
         return Check(name, "bad", "not installed", f"pip install {name}")
     if answers[name].good:
@@ -173,8 +167,8 @@ def _nccl(answer: Answer | None) -> Check:
 
 
 def _transformer_engine(answer: Answer | None) -> Check:
-    parts = [name for name in ("transformer-engine", "transformer-engine-torch") if _version(name)]
-    libraries = [name for name in ("transformer-engine-cu12", "transformer-engine-cu13") if _version(name)]
+    parts = [name for name in ("transformer-engine", "transformer-engine-torch") if package_version(name)]
+    libraries = [name for name in ("transformer-engine-cu12", "transformer-engine-cu13") if package_version(name)]
     if not parts and not libraries:
         return Check(
             "Transformer Engine",

@@ -12,6 +12,7 @@ from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.executors.runs import records, states
 from mixtral_recipes.executors.slurm import status
 from mixtral_recipes.executors.stored import RANK_MODULE, load_recipe, store
+from mixtral_recipes.system.machine import process_start
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -77,7 +78,7 @@ def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, A
     if dry_run:
         return _shown(recipe, "this process", {"executor": "direct", "run_dir": str(run_dir)})
     record = _record(recipe, name, run_dir, "direct")
-    record.pid, record.pid_start, record.state = os.getpid(), records.process_start(os.getpid()), "running"
+    record.pid, record.pid_start, record.state = os.getpid(), process_start(os.getpid()), "running"
     with records.locked(run_dir):
         record.save()
         record.state = "failed"

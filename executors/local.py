@@ -15,6 +15,7 @@ from mixtral_recipes.executors.names import check_env
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.logs import of_rank
 from mixtral_recipes.system.home import jobs_home
+from mixtral_recipes.system.machine import children, cores, process_start
 
 if TYPE_CHECKING:
     import subprocess
@@ -26,7 +27,7 @@ _SHUTDOWN_S = 300  # ranks may take this long to save after SIGTERM; torchrun's 
 
 def threads_per_process(nproc_per_node: int) -> int:
     """OpenMP threads per process: this machine's usable cores divided among the processes."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, nproc_per_node))
+    return max(1, cores() // max(1, nproc_per_node))
 
 
 def local_executor(nproc_per_node: int, *, env: dict[str, str] | None = None) -> "run.LocalExecutor":
@@ -72,7 +73,7 @@ def run_local(task: "run.Script", executor: "run.LocalExecutor", record: records
         experiment.add(task, name=record.name)
         experiment.run()
         agent, logs = _agent(experiment)
-        record.pid, record.pid_start, record.state = agent.pid, records.process_start(agent.pid), "running"
+        record.pid, record.pid_start, record.state = agent.pid, process_start(agent.pid), "running"
         record.logs = [str(path) for path in logs]
         record.save()
         with _forwarded_signals(agent), _shown(logs, prefixed=executor.nproc_per_node() > 1):
@@ -142,16 +143,6 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def children(pid: int) -> list[int]:
-    """Processes started by ``pid`` itself."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
 
 
 @contextlib.contextmanager

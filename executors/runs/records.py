@@ -159,12 +159,3 @@ def locked(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
         LaunchError: another process holds it.
     """
     return held_or_refused(Path(run_dir), f"run folder {run_dir} is in use by another run")
-
-
-def process_start(pid: int) -> str:
-    """When a process started, in clock ticks since boot, or an empty string if it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]

@@ -17,6 +17,7 @@ from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.sbatch import secrets_file
 from mixtral_recipes.executors.slurm.status import FINAL, JobState
+from mixtral_recipes.system.machine import process_start
 
 #: Before a job folder is used again: its old end is forgotten, failures and preemptions are counted afresh, and the
 #: secrets, which the last end deleted, come anew from stdin.
@@ -70,7 +71,7 @@ def local_state(record: RunRecord) -> JobState:
         return JobState(record.state, "record")
     if record.host != os.uname().nodename:
         return JobState("unknown", "nobody", f"started on {record.host}; ask there")
-    if record.pid and records.process_start(record.pid) == record.pid_start != "":
+    if record.pid and process_start(record.pid) == record.pid_start != "":
         return JobState("running", "process", f"pid {record.pid}")
     folders = records.attempt_folders(record)
     ends = records.rank_ends(folders[-1]) if folders else []

@@ -18,6 +18,7 @@ from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
+from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.system.ranks import first, first_holds, gathered, joined, rank_and_size
 
@@ -72,13 +73,8 @@ def import_checkpoint(
                 return final
             with first_holds(lambda: publish(final, overwrite=overwrite), group) as staging:
                 job = _Import(opened, origin, wanted, staging, group)
-                job.run(threads or default_threads(rank_and_size()[1]), progress=progress)
+                job.run(threads or io_threads(rank_and_size()[1]), progress=progress)
     return final
-
-
-def default_threads(processes: int = 1) -> int:
-    """Files to write at once: two more than the cores, so that some hash while others wait for the disk."""
-    return min(16, max(2, len(os.sched_getaffinity(0)) // processes + 2))
 
 
 def dtype_of(name: str | None) -> str | None:

@@ -13,13 +13,14 @@ from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, 
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card, provenance
-from mixtral_recipes.importers.convert.hf_to_megatron import check_room, default_threads
+from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.source import SIDECARS, read_config
 from mixtral_recipes.importers.mapping import Block, canonical_shapes, canonical_sources, fused_blocks
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
+from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
 PROVENANCE = "mixtral-recipes.json"
@@ -70,7 +71,7 @@ def export_checkpoint(
     final = Path(os.path.abspath(output))
     with held(final), publish(final, overwrite=overwrite) as staging:
         job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype))
-        job.run(shard_bytes, threads or default_threads(), progress=progress)
+        job.run(shard_bytes, threads or io_threads(), progress=progress)
     return final
 
 

@@ -11,12 +11,13 @@ from mixtral_recipes.checkpoints.format.manifest import verify_files
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
-from mixtral_recipes.importers.convert.hf_to_megatron import default_threads, fetch
+from mixtral_recipes.importers.convert.hf_to_megatron import fetch
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.mapping import canonical_shapes, canonical_sources
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _tensors(
         return problem
 
     total = sum(_matrix_bytes(saved, sources[name], shapes[name]) for name in sources)
-    with progress_bar("Verifying", total, shown=progress) as on_bytes, ThreadPoolExecutor(default_threads()) as pool:
+    with progress_bar("Verifying", total, shown=progress) as on_bytes, ThreadPoolExecutor(io_threads()) as pool:
         problems = [problem for problem in pool.map(differs, sources) if problem]
     if problems:
         more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""

@@ -1,5 +1,6 @@
-"""What this machine has, found out without importing torch. The job itself asks CUDA."""
+"""What this machine has and runs, found out without importing torch. The job itself asks CUDA."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -20,3 +21,41 @@ def gpu_count() -> int:
 def cores() -> int:
     """CPU cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def io_threads(processes: int = 1) -> int:
+    """Threads for reading, hashing and writing files: two more than the cores, so that some wait for the disk.
+
+    Args:
+        processes: How many share this machine's cores.
+    """
+    return min(16, cores() // processes + 2)
+
+
+def package_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def process_start(pid: int) -> str:
+    """When a process started, in clock ticks since boot, or an empty string if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by ``pid`` itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found

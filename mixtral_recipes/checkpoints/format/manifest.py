@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sync_folder, sync_tree
+from mixtral_recipes.system.machine import io_threads
 
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
@@ -53,7 +53,7 @@ def write_manifest(
     known = known or {}
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if path != NAME]
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(io_threads()) as pool:
         hashes = list(pool.map(lambda path: None if path in known else sha256(folder / path), paths))
     manifest = {
         "format": FORMAT,
@@ -131,7 +131,7 @@ def verify_files(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
             )
     if hashes:
         pieces = [(folder / name, *piece) for name, entry in files.items() for piece in _pieces(entry)]
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(io_threads()) as pool:
             found = pool.map(lambda piece: sha256(piece[0], piece[1], piece[2]), pieces)
             for (path, start, length, expected), digest in zip(pieces, found, strict=True):
                 if digest != expected:
@@ -231,7 +231,3 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
 
 def _is_ours(folder: Path) -> bool:
     return (folder / NAME).is_file() or (folder / "config.json").is_file()
-
-
-def _threads() -> int:
-    return min(16, len(os.sched_getaffinity(0)) + 1)

@@ -1,10 +1,10 @@
 """What a run ran on, for its report."""
 
-import os
 import platform
-from importlib import metadata
 
 import torch
+
+from mixtral_recipes.system.machine import cores, package_version
 
 _PACKAGES = ("mixtral-recipes", "torch", "megatron-core", "transformer-engine", "transformers", "nemo-run", "numpy")
 
@@ -12,17 +12,10 @@ _PACKAGES = ("mixtral-recipes", "torch", "megatron-core", "transformer-engine", 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Name -> value: machine, device and the versions of what computes."""
     found = {
-        "machine": f"{platform.node()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPU core(s)",
+        "machine": f"{platform.node()}, {platform.machine()}, {cores()} CPU core(s)",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "python": platform.python_version(),
+        "python": platform.pythonpackage_version(),
     }
     if device.type == "cuda":
         found["cuda"] = str(torch.version.cuda)
-    return found | {name: version for name in _PACKAGES if (version := _version(name))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return found | {name: version for name in _PACKAGES if (version := package_version(name))}

@@ -60,7 +60,7 @@ def test_doctor_tells_what_is_installed_and_does_not_import(tmp_path: Path, monk
 
 
 def test_doctor_asks_about_nothing_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_version", lambda package: None)
+    monkeypatch.setattr(checks, "package_version", lambda package: None)
     monkeypatch.setattr(probes, "ask", lambda groups: pytest.fail("asked") if groups else {})
     found = {check.name: check for check in checks.check_machine()}
     assert found["torch"].finding == found["nemo_run"].finding == found["megatron-core"].finding == "not installed"

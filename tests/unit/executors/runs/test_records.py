@@ -11,6 +11,7 @@ from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.system import files
+from mixtral_recipes.system.machine import process_start
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
 
 
 def test_local_state_without_the_process(tmp_path: Path) -> None:
-    made = record(tmp_path, state="running", pid=os.getpid(), pid_start=records.process_start(os.getpid()))
+    made = record(tmp_path, state="running", pid=os.getpid(), pid_start=process_start(os.getpid()))
     assert runs.local_state(made).state == "running"
     made.pid_start = "1"  # the pid was given to another process
     assert runs.local_state(made).state == "failed"
