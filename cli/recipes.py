@@ -1,5 +1,7 @@
 """``mixtral-recipes recipes``: list, show and compare."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -74,16 +76,39 @@ def show_command(
 ) -> None:
     """Show a recipe's resolved configuration, as a tree or as YAML."""
     recipe = resolved(spec, overrides or [])
-    from mixtral_recipes.overrides.inspection import flat
+    from mixtral_recipes.overrides.inspection import flat, overview
 
+    about = overview(recipe, _name(spec))
     if json:
-        print_json({"recipe": spec, "settings": flat(recipe, defaults=all)})
+        print_json({"recipe": spec, **about, "settings": flat(recipe, defaults=all)})
     elif yaml:
         from mixtral_recipes.overrides.yaml_file import to_yaml
 
         print(to_yaml(recipe, name=spec.partition(".")[0]), end="")
     else:
+        _print_overview(about)
         _print_tree(spec, flat(recipe, defaults=all))
+
+
+def _name(spec: str) -> str:
+    """The recipe a spec names; of a file, the one it was made from."""
+    if not spec.endswith((".yaml", ".yml")):
+        return re.split(r"[.(]", spec, maxsplit=1)[0]
+    from mixtral_recipes.overrides.yaml_file import header
+
+    return header(Path(spec))[0]
+
+
+def _print_overview(about: dict[str, Any]) -> None:
+    model, layout = about["model"], about["layout"]
+    count = model["parameters"]
+    words = f"{count / 1e9:.2f} B" if count > 1e9 else f"{count / 1e6:.1f} M"
+    print(
+        f"model   {model['num_layers']} layers of width {model['hidden_size']}, {model['num_attention_heads']} heads "
+        f"in {model['num_query_groups']} groups, {model['num_moe_experts']} experts, {words} parameters"
+    )
+    print(f"layout  {layout['num_nodes']} x {layout['num_gpus_per_node']} processes: {layout['topology']}")
+    print(f"why     {about['why'] or 'not one of the default layouts of this recipe'}\n")
 
 
 def _print_tree(title: str, settings: dict[str, Any]) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.footprint import parameters
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.recipes import catalog
 
@@ -46,6 +49,36 @@ def _arguments(spec: str, call: str) -> dict[str, Any]:
         raise RecipeError(
             f"{spec!r}: write arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
         ) from None
+
+
+def overview(recipe: Any, name: str) -> dict[str, Any]:
+    """A recipe in a few figures: its model's sizes, its layout, and why that is the default.
+
+    Args:
+        recipe: The recipe.
+        name: Its name, as far as one is known.
+
+    Returns:
+        ``model``, ``layout`` and ``why``; ``why`` is None where the layout is not one of the recipe's own.
+    """
+    shape, topology = ModelShape.of(recipe.model.config), Topology.of(recipe.trainer)
+    sizes = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "num_moe_experts")
+    model = {size: getattr(shape, size) for size in sizes} | {"parameters": parameters(shape)}
+    nodes = {"num_nodes": recipe.trainer.num_nodes, "num_gpus_per_node": recipe.trainer.devices}
+    own = catalog.CATALOG[name].layouts_of(_tasks(recipe)) if name in catalog.CATALOG else []
+    why = [layout.why for layout in own if layout.topology == topology]
+    return {
+        "model": model,
+        "layout": nodes | {"topology": topology.describe(), **topology.settings()},
+        "why": why[0] if why else None,
+    }
+
+
+def _tasks(recipe: Any) -> tuple[str, ...]:
+    """Under which tasks the catalog has a recipe's layout."""
+    if fdl.get_callable(recipe).__name__ != "finetune":
+        return ("pretrain", "performance")
+    return ("peft",) if recipe.peft is not None else ("full_packed", "full")
 
 
 def flat(config: Any, *, defaults: bool, path: str = "") -> dict[str, Any]:

@@ -92,6 +92,10 @@ class RecipeEntry:
                     return _on_nodes_of(found, hardware)
         raise RecipeError(f"{self.name} has no layout for {task!r}.")
 
+    def layouts_of(self, tasks: tuple[str, ...]) -> list[Layout]:
+        """Every default layout of some tasks, on any kind of GPU."""
+        return [layout for key, layout in self.layouts.items() if key.partition("@")[0] in tasks]
+
     def footprint(self, task: str, layout: Layout) -> Footprint:
         """Memory per GPU of one of the recipe's layouts; ``task`` as in `layout`."""
         pretrains = task in ("pretrain", "performance")

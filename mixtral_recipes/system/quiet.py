@@ -14,11 +14,16 @@ _CHATTY_LOGGERS = (
 
 
 def libraries() -> None:
-    """Hide what third-party modules warn about, unless MIXTRAL_RECIPES_DEBUG is set."""
+    """Hide what third-party modules warn about, and say ours in a line, unless MIXTRAL_RECIPES_DEBUG is set."""
     if os.environ.get("MIXTRAL_RECIPES_DEBUG"):
         return
     warnings.filterwarnings("ignore", module=_LIBRARIES)
+    warnings.formatwarning = _in_a_line
     for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _in_a_line(message: Warning | str, *_place: object) -> str:
+    return f"warning: {message}\n"
