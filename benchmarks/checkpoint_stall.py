@@ -11,7 +11,6 @@ too, since on few cores the two compete.
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import Trainer
+from mixtral_recipes.system.machine import cores
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.run import TrainingRun, build_run
 from mixtral_recipes.training.step import train_step
@@ -118,7 +118,7 @@ def main() -> None:
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     report = {
         "state_bytes": nbytes,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "seconds": {name: round(value, 4) for name, value in median.items()},
         "async_stall_over_memcpy": round(statistics.median(r["async_stall"] / r["memcpy"] for r in rows), 3),
         "async_stall_over_sync_save": round(statistics.median(r["async_stall"] / r["sync_save"] for r in rows), 3),

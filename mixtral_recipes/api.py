@@ -19,12 +19,10 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.run import Parts, prepare
-from mixtral_recipes.training.watch.environment import describe_environment
 from mixtral_recipes.training.watch.log import RunLog
 
 __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "validate"]
@@ -114,68 +112,6 @@ def validate(
         distributed.shut_down()
 
 
-def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
-    """Train in a run folder no other run writes to, and report on it however it ends."""
-    device = _join(task, parts)
-    run_log = None
-    try:
-        with sole_writer(parts.checkpoints):
-            clear_leftovers(parts.checkpoints)
-            run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
-            return _train_alone(parts, device, run_log)
-    except Exception as error:
-        if run_log is not None:
-            run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
-        raise
-    finally:
-        if run_log is not None:
-            run_log.close()
-            write_report_of(run_log)
-        distributed.shut_down()
-
-
-def _join(task: Callable[..., Any], parts: Parts) -> torch.device:
-    """Check settings and layout, take this process's device, and meet the other processes."""
-    place = distributed.ProcessPlace.from_environment()
-    for notice in check_settings(task, vars(parts)):
-        if place.rank == 0:
-            warnings.warn(notice, stacklevel=4)
-    check_recipe_layout(parts.model, parts.trainer, parts.data)
-    device = distributed.choose_device(parts.trainer.accelerator, place)
-    distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)
-    return device
-
-
-def _train_alone(parts: Parts, device: torch.device, run_log: RunLog) -> dict[str, Any]:
-    ready = prepare(parts, device, run_log.say)
-    topology = ready.run.topology
-    run_log.say(f"{topology.world_size} process(es), {topology.describe()}; {ready.opening}")
-    run_log.event(
-        "start",
-        {
-            "step": ready.position.step,
-            "restored_from": ready.restored_from,
-            "changed": [str(change) for change in ready.changed],
-            "topology": topology.describe(),
-            "world_size": topology.world_size,
-            "environment": describe_environment(device),
-            "recipe": ready.recipe,
-        },
-    )
-    result = fit(ready.run, ready.position, ready.checkpointer, run_log)
-    result |= {
-        "world_size": topology.world_size,
-        "expert_model_parallel_size": topology.expert_model_parallel_size,
-        "topology": topology.describe(),
-        "run_dir": str(parts.log.run_dir),
-    }
-    result["checkpoint"] = result["checkpoint"] or (str(ready.found) if ready.found else None)
-    run_log.event("end", result)
-    if run_log.is_writer:
-        write_json(parts.log.run_dir / "result.json", result)
-    return result
-
-
 def import_ckpt(
     model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
 ) -> Path:
@@ -229,9 +165,9 @@ def export_ckpt(
 
 def generate(path: str | Path, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
     """Greedy continuations of prompts by a Hugging Face folder (export a checkpoint first)."""
-    from mixtral_recipes.evaluation import scores as evaluation
+    from mixtral_recipes.evaluation import generation
 
-    return list(evaluation.generate(Path(path), prompts, batch_size, max_new_tokens))
+    return list(generation.generate(Path(path), prompts, batch_size, max_new_tokens))
 
 
 def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None = None) -> dict[str, Any]:
@@ -242,6 +178,38 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
         data: As `SquadDataModule.dataset_root`.
         limit: Most questions.
     """
-    from mixtral_recipes.evaluation import scores as evaluation
+    from mixtral_recipes.evaluation.scores import evaluate_squad
 
-    return evaluation.evaluate_squad(Path(path), data, limit=limit)
+    return evaluate_squad(Path(path), data, limit=limit)
+
+
+def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
+    """Train in a run folder no other run writes to, and report on it however it ends."""
+    device = _join(task, parts)
+    run_log = None
+    try:
+        with sole_writer(parts.checkpoints):
+            clear_leftovers(parts.checkpoints)
+            run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
+            return fit(prepare(parts, device, run_log.say), run_log)
+    except Exception as error:
+        if run_log is not None:
+            run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        if run_log is not None:
+            run_log.close()
+            write_report_of(run_log)
+        distributed.shut_down()
+
+
+def _join(task: Callable[..., Any], parts: Parts) -> torch.device:
+    """Check settings and layout, take this process's device, and meet the other processes."""
+    place = distributed.ProcessPlace.from_environment()
+    for notice in check_settings(task, vars(parts)):
+        if place.rank == 0:
+            warnings.warn(notice, stacklevel=4)
+    check_recipe_layout(parts.model, parts.trainer, parts.data)
+    device = distributed.choose_device(parts.trainer.accelerator, place)
+    distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)
+    return device

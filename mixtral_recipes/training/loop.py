@@ -16,33 +16,39 @@ from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, Preempted, RecipeError
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import rank_and_size
 from mixtral_recipes.training.guards.anomalies import SpikeWatch
 from mixtral_recipes.training.guards.signals import StopRequest, watching
 from mixtral_recipes.training.guards.watchdog import Watchdog
-from mixtral_recipes.training.run import TrainingRun
+from mixtral_recipes.training.run import Ready, TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
 from mixtral_recipes.training.watch import callbacks, throughput
+from mixtral_recipes.training.watch.environment import describe_environment
 from mixtral_recipes.training.watch.log import RunLog
 from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, read_aux_losses
 
 
-def fit(run: TrainingRun, position: Position, checkpointer: Checkpointer, log: RunLog) -> dict[str, Any]:
-    """Train from a position to ``trainer.max_steps``, validating and saving on the way.
+def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
+    """Train from where a run starts to ``trainer.max_steps``, validating and saving on the way.
 
     Returns:
-        steps, first_loss, last_loss, val_loss, tokens_per_second, train_seconds, skipped_steps, checkpoint.
+        steps, first_loss, last_loss, val_loss, tokens_per_second, train_seconds, skipped_steps, checkpoint, world_size,
+        expert_model_parallel_size, topology, run_dir; also in RUN/result.json.
 
     Raises:
         Preempted: a stop signal arrived; the run saved first.
         RecipeError: the loss or the gradient became NaN or infinite; nothing was updated.
         EnvironmentProblem: a checkpoint could not be written.
     """
+    run, position, topology = ready.run, ready.position, ready.run.topology
+    log.say(f"{topology.world_size} process(es), {topology.describe()}; {ready.opening}")
+    log.event("start", ready.facts() | {"environment": describe_environment(run.device)})
     hooks = run.trainer.callbacks
     rank, _ = rank_and_size()
     watchdog = Watchdog(run.trainer.hang_timeout_seconds, log.run_dir / "stacks", rank)
     with watching(*_more_signals(hooks)) as stop, watchdog.watching():
-        loop = _Loop(run, position, checkpointer, log, stop, watchdog)
+        loop = _Loop(run, position, ready.checkpointer, log, stop, watchdog)
         callbacks.call(hooks, "on_train_start", run)
         try:
             while position.step < run.trainer.max_steps:
@@ -50,7 +56,18 @@ def fit(run: TrainingRun, position: Position, checkpointer: Checkpointer, log: R
         finally:
             callbacks.call(hooks, "on_train_end", run)
             loop.health.close()
-        return loop.finish()
+        result = loop.finish()
+    result |= {
+        "checkpoint": result["checkpoint"] or (str(ready.found) if ready.found else None),
+        "world_size": topology.world_size,
+        "expert_model_parallel_size": topology.expert_model_parallel_size,
+        "topology": topology.describe(),
+        "run_dir": str(log.run_dir),
+    }
+    log.event("end", result)
+    if log.is_writer:
+        write_json(log.run_dir / "result.json", result)
+    return result
 
 
 def _more_signals(hooks: list[Any] | None) -> list[str]:

@@ -166,6 +166,18 @@ class Ready:
             return f"resuming from {self.found} at step {self.position.step}"
         return f"starting from {self.restored_from}"
 
+    def facts(self) -> dict[str, Any]:
+        """What a run's log says at its start."""
+        topology = self.run.topology
+        return {
+            "step": self.position.step,
+            "restored_from": self.restored_from,
+            "changed": [str(change) for change in self.changed],
+            "topology": topology.describe(),
+            "world_size": topology.world_size,
+            "recipe": self.recipe,
+        }
+
 
 def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, for_training: bool = True) -> Ready:
     """Build a run and take up its checkpoint. torch.distributed and Megatron's groups must exist; all ranks call it.
