@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mixtral_recipes.checkpoints.folder import clear_leftovers
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.repair import check_recipe_layout
@@ -19,7 +18,8 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.ranks import sole_writer
+from mixtral_recipes.system.files import clear_all_leftovers
+from mixtral_recipes.system.ranks import first, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.run import Parts, prepare
@@ -189,7 +189,7 @@ def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
     run_log = None
     try:
         with sole_writer(parts.checkpoints):
-            clear_leftovers(parts.checkpoints)
+            first(lambda: clear_all_leftovers(parts.checkpoints))
             run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
             return fit(prepare(parts, device, run_log.say), run_log)
     except Exception as error:

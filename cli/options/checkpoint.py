@@ -51,15 +51,13 @@ def newest_whole(run_dir: Path) -> Path:
         CheckpointError: there is none.
     """
     from mixtral_recipes.checkpoints.folder import list_checkpoints
-    from mixtral_recipes.checkpoints.format.manifest import verify_files
+    from mixtral_recipes.checkpoints.format.integrity import damage_of
     from mixtral_recipes.cli.output import note
 
     for folder in reversed(list_checkpoints(run_dir / "checkpoints")):
-        try:
-            verify_files(folder, hashes=False)
-        except CheckpointError as error:
-            note(f"Passing over {folder.name}: {error}")
-        else:
+        damage = damage_of(folder, hashes=False)
+        if damage is None:
             note(f"Checkpoint: {folder}")
             return folder
+        note(f"Passing over {folder.name}: {damage}")
     raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint.")

@@ -20,7 +20,7 @@ from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
-from mixtral_recipes.system.ranks import first, first_holds, gathered, joined, rank_and_size
+from mixtral_recipes.system.ranks import first, first_holds, joined, rank_and_size, shared
 
 if TYPE_CHECKING:
     from mixtral_recipes.checkpoints.format.writer import WrittenFile
@@ -144,12 +144,14 @@ class _Import:
         first(lambda: _prepare(weights, total), self.group)
         mine = share(chunks, count)[rank]
         objects = object_bytes(self.source.dims) if rank == 0 else {}
-        shown = progress and rank == 0
-        with progress_bar("Importing", sum(chunk.nbytes for chunk in mine), shown=shown) as on_bytes:
-            stream = Stream(threads, on_bytes)
-            items = items_of(self.source.tensors, mine, objects)
-            files = write_items(weights, rank, items, stream)
-        written = gathered((files, stream.digests), self.group)
+
+        def write() -> "tuple[list[WrittenFile], dict[str, str]]":
+            nbytes = sum(chunk.nbytes for chunk in mine)
+            with progress_bar("Importing", nbytes, shown=progress and rank == 0) as on_bytes:
+                stream = Stream(threads, on_bytes)
+                return write_items(weights, rank, items_of(self.source.tensors, mine, objects), stream), stream.digests
+
+        written = shared(write, self.group)
         first(lambda: self._finish(dtypes, written), self.group)
 
     def _dtypes_on_disk(self) -> dict[str, str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, verify_files
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card, provenance
@@ -132,10 +133,10 @@ class _Export:
         from mixtral_recipes.importers.convert.model_weights import ModelWeights
 
         if not self.manifest["tensors"] or self.dtype:
-            verify_files(self.checkpoint)
+            verify(self.checkpoint)
         adapters = SavedAdapters(self.checkpoint) if self.manifest["kind"] == "adapter" else None
         if adapters:
-            verify_files(adapters.base)
+            verify(adapters.base)
         saved = ModelWeights((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
         if saved.unknown:
             raise CheckpointError(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.checkpoints.format.manifest import verify_files
+from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
@@ -105,7 +105,7 @@ def _attempt(report: Report, name: str, check: Any) -> Any:
 
 
 def _files(checkpoint: Path) -> tuple[str, None]:
-    manifest = verify_files(checkpoint)
+    manifest = verify(checkpoint)
     size = sum(entry["size"] for entry in manifest["files"].values())
     return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
 

@@ -34,6 +34,7 @@ from mixtral_recipes.checkpoints.state import (
 )
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.system.files import remove_folder
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 LATEST = "latest"
@@ -212,7 +213,7 @@ class Checkpointer:
     def _make_room(self, needed: int) -> None:
         if self.policy.max_disk_gb is not None:
             for kept in retention.to_make_room(self._kept(), needed, int(self.policy.max_disk_gb * 1e9)):
-                retention.delete(kept.path)
+                remove_folder(kept.path)
 
     def _published(self, final: Path) -> None:
         link = self.folder / f".{LATEST}"
@@ -220,7 +221,7 @@ class Checkpointer:
         link.symlink_to(final.name)
         os.replace(link, self.folder / LATEST)
         for kept in retention.surplus(self._kept(), self.policy.save_top_k):
-            retention.delete(kept.path)
+            remove_folder(kept.path)
 
     def _kept(self) -> list[retention.Kept]:
         return [self._judge(path) for path in list_checkpoints(self.folder) if facts_or_none(path)]

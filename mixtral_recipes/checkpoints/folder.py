@@ -1,27 +1,10 @@
-"""A run's folder of checkpoints: which are there, what each says of itself, what killed runs left."""
+"""A run's folder of checkpoints: which are there, and what each says of itself."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.ranks import first
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove what killed runs left half-written; call it while holding the folder's lock. All ranks call it."""
-
-    def remove() -> None:
-        for pattern in (".*.partial", ".*.replaced", ".*.deleted"):
-            for path in folder.glob(pattern):
-                final = folder / path.name[1:].removesuffix(".replaced")
-                if pattern == ".*.replaced" and not final.exists():
-                    path.rename(final)  # killed between moving the old one away and the new one in
-                else:
-                    shutil.rmtree(path, ignore_errors=True)
-
-    first(remove)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

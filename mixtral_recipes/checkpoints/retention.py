@@ -1,7 +1,5 @@
 """Which checkpoints of a run are kept."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +66,3 @@ def _worst_first(by_age: list[Kept]) -> list[Kept]:
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def delete(folder: Path) -> None:
-    """Remove a checkpoint; a kill on the way leaves nothing half-removed under its name."""
-    hidden = folder.with_name(f".{folder.name}.deleted")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.replace(folder, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import _get_default_store
 
-from mixtral_recipes.checkpoints.format.manifest import Kind, staging_path, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import Kind, write_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
-from mixtral_recipes.system.files import sync_folder, sync_tree
+from mixtral_recipes.system.files import replacing_folder, staging_path
 from mixtral_recipes.system.ranks import rank_and_size
 
 _ALIGNMENT = 64
@@ -92,6 +92,9 @@ class _Failure:
     text: str
     user_can_mend: bool
 
+    def error(self) -> MixtralRecipesError:
+        return (EnvironmentProblem if self.user_can_mend else CheckpointError)(self.text)
+
 
 @dataclass
 class Save:
@@ -152,26 +155,27 @@ class Save:
         if isinstance(self._outcome, Path):
             return self._outcome
         assert self._outcome is not None
-        raise (EnvironmentProblem if self._outcome.user_can_mend else CheckpointError)(self._outcome.text)
+        raise self._outcome.error()
 
     def _lead(self, size: int) -> Path | _Failure:
         """Rank 0: make the folder, write, wait for the others, publish."""
-        staging = staging_path(self.destination.final)
+        final = self.destination.final
+        begun = False
         try:
-            self._prepare(staging)
+            with replacing_folder(final) as staging:  # also where the same step is saved again, after a fallback
+                self._prepare(staging)
+                self._tell("go", None)
+                begun = True
+                reports = [self._write(staging, 0), *(self._ask(f"rank {other}") for other in range(1, size))]
+                for report in reports:
+                    if isinstance(report, _Failure):
+                        raise report.error()
+                self._complete(staging, reports)
+            self.published(final)
+            return final
         except BaseException as error:
-            return _failure(error)
-        self._tell("go", None)
-        reports = [self._write(staging, 0), *(self._ask(f"rank {other}") for other in range(1, size))]
-        failures = [report for report in reports if isinstance(report, _Failure)]
-        if not failures:
-            try:
-                self._publish(staging, reports)
-                return self.destination.final
-            except BaseException as error:
-                failures = [_failure(error)]
-        shutil.rmtree(staging, ignore_errors=True)
-        return self._explain(failures[0])
+            failure = _failure(error)
+            return self._explain(failure) if begun else failure
 
     def _follow(self, rank: int) -> Path | _Failure:
         if self._ask("go", "outcome") == "outcome":
@@ -181,13 +185,11 @@ class Save:
 
     def _prepare(self, staging: Path) -> None:
         needed = self.destination.needed
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
         self.make_room(needed)
         free = shutil.disk_usage(staging.parent).free
         if free < needed:
             raise EnvironmentProblem(self._too_full(free))
-        (staging / "weights").mkdir(parents=True)
+        (staging / "weights").mkdir()
 
     def _write(self, staging: Path, rank: int) -> WrittenFile | _Failure:
         try:
@@ -195,8 +197,9 @@ class Save:
         except BaseException as error:
             return _failure(error, rank)
 
-    def _publish(self, staging: Path, files: list[WrittenFile]) -> None:
-        final, context = self.destination.final, staging / "context"
+    def _complete(self, staging: Path, files: list[WrittenFile]) -> None:
+        """What stands beside the ranks' files, the manifest last."""
+        context = staging / "context"
         write_metadata(staging / "weights", files)
         if self.destination.context is not None:
             shutil.copytree(self.destination.context, context)
@@ -205,15 +208,6 @@ class Save:
         source = {key: self.destination.run_facts.get(key) for key in ("run", "step")}
         known = {f"weights/{file.name}": file.pieces for file in files}
         write_manifest(staging, self.destination.kind, source=source, known=known)
-        sync_tree(staging)
-        replaced = final.with_name(f".{final.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():  # the same step saved again, after a fallback to an earlier one
-            final.rename(replaced)
-        staging.rename(final)
-        sync_folder(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-        self.published(final)
 
     def _explain(self, failure: _Failure) -> _Failure:
         """Say how much is missing where the disk has become too full while we wrote."""

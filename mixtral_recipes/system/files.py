@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_LEFTOVERS = ("partial", "replaced", "deleted")
 
 
 @contextlib.contextmanager
@@ -35,6 +38,63 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename == str(temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def staging_path(final: Path) -> Path:
+    """The sibling a folder is written to before it gets its name."""
+    return _beside(final, "partial")
+
+
+@contextlib.contextmanager
+def replacing_folder(final: Path) -> Iterator[Path]:
+    """Write a folder so that it appears under its name whole or not at all.
+
+    Yields the staging folder to write into. When the block ends, everything in it is made durable and the folder is
+    renamed; a folder that had the name before is kept until then. When the block raises, the staging folder is removed.
+    What a killed process left is cleared first, so only one process may write a name at a time (`locks`).
+    """
+    clear_leftovers(final)
+    staging, replaced = staging_path(final), _beside(final, "replaced")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        sync_tree(staging)
+        if final.exists():
+            final.rename(replaced)
+        staging.rename(final)
+        sync_folder(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        clear_leftovers(final)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; a kill on the way leaves nothing half-removed under its name."""
+    hidden = _beside(folder, "deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.replace(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear_leftovers(final: Path) -> None:
+    """Clear what killed processes left of a folder's name: one moved away and not replaced gets it back."""
+    replaced = _beside(final, "replaced")
+    if replaced.exists() and not final.exists():
+        replaced.rename(final)
+    for ending in _LEFTOVERS:
+        shutil.rmtree(_beside(final, ending), ignore_errors=True)
+
+
+def clear_all_leftovers(folder: Path) -> None:
+    """`clear_leftovers` of every name in a folder; call it while nobody writes there."""
+    for ending in _LEFTOVERS:
+        for path in folder.glob(f".*.{ending}"):
+            clear_leftovers(folder / path.name[1:].removesuffix(f".{ending}"))
+
+
+def _beside(final: Path, ending: str) -> Path:
+    return final.with_name(f".{final.name}.{ending}")
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -67,7 +67,7 @@ def first[T](work: Callable[[], T], group: Any = None) -> T:
         try:
             outcome[0] = work()
         except Exception as error:
-            outcome[1] = error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
+            outcome[1] = _sendable(error)
     distributed.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         raise outcome[1]
@@ -84,6 +84,26 @@ def gathered[T](value: T, group: Any = None) -> list[T]:
     values: list[Any] = [None] * size
     distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def shared[T](work: Callable[[], T], group: Any = None) -> list[T]:
+    """Each rank does its part; every rank gets all results, in rank order, or raises the first error."""
+    if rank_and_size()[1] == 1:
+        return [work()]
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = _sendable(error)
+    parts = gathered((result, failure), group)
+    for _, error in parts:
+        if error is not None:
+            raise error
+    return [part for part, _ in parts]  # pyright: ignore[reportReturnType]
+
+
+def _sendable(error: Exception) -> Exception:
+    return error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
 
 
 @contextlib.contextmanager

@@ -15,12 +15,13 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from mixtral_recipes.checkpoints.format.manifest import verify_files, write_manifest
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
@@ -96,8 +97,8 @@ def test_loads_and_saves_under(name: str, imported: Imported, tmp_path: Path) ->
 def test_processes_share_an_import(ranks: int, imported: Imported, tmp_path: Path) -> None:
     """What torchrun does: every process writes its files, one checkpoint comes out."""
     launch(ranks, import_together, imported.folders.hf, tmp_path / "shared")
-    manifest = verify_files(tmp_path / "shared")
-    alone = verify_files(imported.folders.megatron)
+    manifest = verify(tmp_path / "shared")
+    alone = verify(imported.folders.megatron)
     assert manifest["tensors"] == alone["tensors"]
     writers = {name.removeprefix("weights/__")[0] for name in manifest["files"] if name.endswith(".distcp")}
     assert writers == set(map(str, range(ranks)))
@@ -113,6 +114,19 @@ def test_a_refusal_reaches_every_process(imported: Imported, tmp_path: Path) -> 
     (broken / "config.json").write_text(json.dumps(config | {"num_local_experts": 7}))
     messages = launch(2, import_refused, broken, tmp_path / "out")
     assert "experts.7" in messages[0]
+    assert messages[0] == messages[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_process_that_fails_stops_all(imported: Imported, tmp_path: Path) -> None:
+    """A tensor that one of them reads is not finite."""
+    broken = tmp_path / "broken"
+    shutil.copytree(imported.folders.hf, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    messages = launch(2, import_refused, broken, tmp_path / "out")
+    assert "model.norm.weight: holds NaN or Inf" in messages[0]
     assert messages[0] == messages[1]
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 

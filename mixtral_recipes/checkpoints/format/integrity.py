@@ -3,21 +3,23 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import NAME, read_manifest, sha256
-from mixtral_recipes.checkpoints.format.manifest import _pieces as pieces_of
+from mixtral_recipes.checkpoints.format.manifest import NAME, pieces_of, read_manifest, sha256
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 
-def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
+def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint's files.
 
     Args:
         folder: The checkpoint.
-        share: (rank, ranks): which of the files to hash; presence, size and names are checked for all.
+        share: (rank, ranks): which of the files' pieces to hash; presence, size and names are checked for all.
+        hashes: False leaves the files' content unread.
 
     Returns:
         One sentence that names the file, or None when all is well.
@@ -25,13 +27,18 @@ def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
     try:
         files: dict[str, dict[str, Any]] = read_manifest(folder)["files"]
         named = _wrong_names(folder, files) or _wrong_sizes(folder, files)
-        if named:
+        if named or not hashes:
             return named
-        # Large files first, then dealt out: every rank hashes about as much.
-        order = sorted(files, key=lambda name: (-files[name]["size"], name))
-        for name in order[share[0] :: share[1]]:
-            for start, length, expected in pieces_of(files[name]):
-                if sha256(folder / name, start, length) != expected:
+        # Large pieces first, then dealt out: every rank hashes about as much.
+        pieces = [(name, *piece) for name in sorted(files) for piece in pieces_of(files[name])]
+        pieces.sort(key=lambda piece: -piece[2])
+        rank, ranks = share
+        mine = pieces[rank::ranks]
+        with ThreadPoolExecutor(io_threads() if ranks == 1 else 1) as pool:
+            found = pool.map(lambda piece: sha256(folder / piece[0], piece[1], piece[2]), mine)
+            for (name, *_, expected), digest in zip(mine, found, strict=True):
+                if digest != expected:
+                    pool.shutdown(wait=False, cancel_futures=True)
                     return f"{folder / name}: its SHA-256 is not the manifest's; it is damaged."
     except CheckpointError as error:
         return str(error)
@@ -66,6 +73,21 @@ def _wrong_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
 def damage_together(folder: Path) -> str | None:
     """`damage_of`, the files' hashing shared by all ranks; every rank gets the same answer."""
     return next((found for found in gathered(damage_of(folder, share=rank_and_size())) if found), None)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Refuse a damaged checkpoint, in this process alone.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    damage = damage_of(folder)
+    if damage:
+        raise CheckpointError(damage)
+    return read_manifest(folder)
 
 
 def verify_together(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint folder's manifest, and how a folder appears under its name only when it is whole.
+"""A checkpoint folder's manifest.
 
     CKPT/weights/        Megatron torch_dist
     CKPT/context/        config.json, generation_config.json, tokenizer files
@@ -14,14 +14,13 @@ import contextlib
 import datetime
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import sync_folder, sync_tree
+from mixtral_recipes.system.files import clear_leftovers, replacing_folder
 from mixtral_recipes.system.machine import io_threads
 
 FORMAT = "mixtral-recipes/1"
@@ -106,42 +105,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def verify_files(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
-    """Check every file a checkpoint's manifest names.
-
-    Args:
-        folder: The checkpoint.
-        hashes: Read and hash each file; otherwise look at presence and size only.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: names the first file that is missing, of another size, or changed.
-    """
-    manifest = read_manifest(folder)
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing, but the manifest names it; the checkpoint is incomplete.")
-        if path.stat().st_size != entry["size"]:
-            raise CheckpointError(
-                f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}; it is damaged."
-            )
-    if hashes:
-        pieces = [(folder / name, *piece) for name, entry in files.items() for piece in _pieces(entry)]
-        with ThreadPoolExecutor(io_threads()) as pool:
-            found = pool.map(lambda piece: sha256(piece[0], piece[1], piece[2]), pieces)
-            for (path, start, length, expected), digest in zip(pieces, found, strict=True):
-                if digest != expected:
-                    raise CheckpointError(
-                        f"{path}: bytes {start} to {start + length} do not have the manifest's SHA-256; it is damaged."
-                    )
-    return manifest
-
-
-def _pieces(entry: dict[str, Any]) -> list[tuple[int, int, str]]:
+def pieces_of(entry: dict[str, Any]) -> list[tuple[int, int, str]]:
     """Start, length and expected hash of the stretches a file is checked in."""
     if "pieces" not in entry:
         return [(0, entry["size"], entry["sha256"])]
@@ -180,45 +144,18 @@ def _as_text(manifest: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def staging_path(final: Path) -> Path:
-    """The sibling a checkpoint is written to before it gets its name."""
-    return final.with_name(f".{final.name}.partial")
-
-
 @contextlib.contextmanager
 def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a folder so that it appears under its name whole or not at all.
-
-    Yields the staging folder to write into. When the block ends, everything in it is made durable and the folder is
-    renamed; when the block raises, the staging folder is removed. What a killed process left is removed at the start,
-    so only one process may publish a name at a time (`system.locks.held`).
+    """`files.replacing_folder`, under the rule of what may be replaced.
 
     Raises:
         CheckpointError: ``final`` exists and ``overwrite`` is false.
     """
-    replaced = final.with_name(f".{final.name}.replaced")
-    if replaced.exists() and final.exists():  # killed while it removed what it had replaced
-        shutil.rmtree(replaced)
-    elif replaced.exists():  # killed between the two renames
-        replaced.rename(final)
+    clear_leftovers(final)
     refuse_existing(final, overwrite=overwrite)
-    staging = staging_path(final)
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    try:
+    with replacing_folder(final) as staging:
         yield staging
-        sync_tree(staging)
         refuse_existing(final, overwrite=overwrite)
-        if final.exists():
-            final.rename(replaced)
-        staging.rename(final)
-        sync_folder(final.parent)
-        if replaced.exists():
-            shutil.rmtree(replaced)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def refuse_existing(final: Path, *, overwrite: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.checkpoints.retention import Kept, delete, surplus, to_make_room
+from mixtral_recipes.checkpoints.retention import Kept, surplus, to_make_room
 from mixtral_recipes.errors import EnvironmentProblem
 
 INFINITE = float("inf")
@@ -38,12 +38,3 @@ def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
     assert _steps(to_make_room(found, 10, 20)) == [1, 2]
     with pytest.raises(EnvironmentProblem, match=r"max_disk_gb=1\.9e-08 is too little"):
         to_make_room(found, 10, 19)
-
-
-def test_deleting_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "one"
-    (folder / "weights").mkdir(parents=True)
-    (folder / "weights" / "file").write_text("x")
-    (tmp_path / ".one.deleted").mkdir()
-    delete(folder)
-    assert list(tmp_path.iterdir()) == []

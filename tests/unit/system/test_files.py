@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.system.files import private_folder, read_json, replacing, write_json, write_text
+from mixtral_recipes.system.files import (
+    clear_all_leftovers,
+    private_folder,
+    read_json,
+    remove_folder,
+    replacing,
+    replacing_folder,
+    staging_path,
+    write_json,
+    write_text,
+)
 
 KILLED = """
 import os, signal, sys
@@ -98,3 +108,38 @@ def test_json(tmp_path: Path) -> None:
 def test_every_missing_parent_of_a_private_folder_is_private(tmp_path: Path) -> None:
     assert mode(private_folder(tmp_path / "a" / "b")) == 0o700
     assert mode(tmp_path / "a") == 0o700
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    final = tmp_path / "parent" / "final"
+    with replacing_folder(final) as staging:
+        (staging / "file").write_text("one")
+        assert not final.exists()
+        assert staging == staging_path(final)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(final) as staging:
+        (staging / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert (final / "file").read_text() == "one"
+    with replacing_folder(final) as staging:
+        (staging / "other").write_text("two")
+    assert [path.name for path in final.parent.rglob("*")] == ["final", "other"]
+
+
+def test_a_removed_folder_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "one" / "weights").mkdir(parents=True)
+    (tmp_path / "one" / "weights" / "file").write_text("x")
+    (tmp_path / ".one.deleted").mkdir()
+    remove_folder(tmp_path / "one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left(tmp_path: Path) -> None:
+    """One moved away for a successor that never came gets its name back; everything else half-done goes."""
+    for name in ("kept", ".kept.partial", ".kept.replaced", ".back.replaced", ".gone.deleted", ".new.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".lock").write_text("")
+    clear_all_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "back", "kept"]
+    assert (tmp_path / "kept" / "file").read_text() == "kept"
+    assert (tmp_path / "back" / "file").read_text() == ".back.replaced"

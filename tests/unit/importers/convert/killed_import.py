@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed.checkpoint  # noqa: F401  # loaded once, before the forks
 
-from mixtral_recipes.checkpoints.format.manifest import verify_files
+from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.importers.convert import plan  # noqa: F401
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
@@ -46,7 +46,7 @@ def main() -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if output.exists():
-            verify_files(output)
+            verify(output)
             shutil.rmtree(output)
             killed["late"] += 1
         else:

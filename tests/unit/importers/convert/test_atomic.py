@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.checkpoints.format.manifest import publish, verify_files
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert import hf_to_megatron
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -35,7 +36,7 @@ def test_killed_at_random_moments(make_model, tmp_path: Path) -> None:
     assert early + late == KILLS
     assert early > 0
     import_checkpoint(str(folder), output)  # takes no notice of what the killed ones left
-    verify_files(output)
+    verify(output)
     assert [path.name for path in output.parent.iterdir()] == ["checkpoint"]
 
 
@@ -53,7 +54,7 @@ def test_two_at_once_do_the_work_once(make_model, monkeypatch: pytest.MonkeyPatc
         found = set(pool.map(lambda _: import_checkpoint(str(folder)), range(3)))
     assert len(found) == 1
     assert len(runs) == 1
-    verify_files(found.pop())
+    verify(found.pop())
 
 
 def test_interrupt_leaves_nothing(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

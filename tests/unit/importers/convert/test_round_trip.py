@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixtral_recipes.checkpoints.format.manifest import verify_files, write_manifest
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
 
@@ -91,7 +92,7 @@ def test_shards_and_index(make_model, tmp_path: Path) -> None:
 def test_folder_contents(make_model, tmp_path: Path) -> None:
     folder, _, tensors = make_model()
     checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
-    manifest = verify_files(checkpoint)
+    manifest = verify(checkpoint)
     assert manifest["kind"] == "model"
     assert set(manifest["tensors"]) == set(tensors)
     assert sorted(path.name for path in (checkpoint / "context").iterdir()) == [

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixtral_recipes.checkpoints.format.manifest import read_manifest, verify_files, write_manifest
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.verify import Report, verify_checkpoint
@@ -79,23 +80,22 @@ def test_another_source(imported: tuple[Path, Path], make_model) -> None:
 
 def test_missing_and_changed_files(imported: tuple[Path, Path], tmp_path: Path) -> None:
     _, checkpoint = imported
-    verify_files(checkpoint)
+    verify(checkpoint)
     for name in read_manifest(checkpoint)["files"]:
         copy = tmp_path / "copy"
         shutil.copytree(checkpoint, copy)
         (copy / name).unlink()
         with pytest.raises(CheckpointError, match="missing"):
-            verify_files(copy)
+            verify(copy)
         shutil.copyfile(checkpoint / name, copy / name)
         data = bytearray((copy / name).read_bytes())
         data[-1] ^= 1
         (copy / name).write_bytes(data)
-        verify_files(copy, hashes=False)
         with pytest.raises(CheckpointError, match="SHA-256"):
-            verify_files(copy)
+            verify(copy)
         (copy / name).write_bytes(bytes(data) + b"x")
         with pytest.raises(CheckpointError, match="bytes"):
-            verify_files(copy)
+            verify(copy)
         shutil.rmtree(copy)
 
 

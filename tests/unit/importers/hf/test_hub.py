@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mixtral_recipes.checkpoints.format.manifest import read_manifest, verify_files
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.hf import hub
@@ -46,7 +47,7 @@ def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fresh_download(server: "hub_server.HubServer") -> None:
     checkpoint = import_checkpoint("hf://org/mixtral")
-    manifest = verify_files(checkpoint)
+    manifest = verify(checkpoint)
     assert manifest["source"]["id"] == "hf://org/mixtral"
     assert manifest["source"]["revision"] == hub_server.COMMIT
     assert checkpoint == models_home() / "org" / "mixtral@0123456789ab"
@@ -67,7 +68,7 @@ def test_same_tensors_as_from_the_folder(server: "hub_server.HubServer", tmp_pat
 @pytest.mark.parametrize("fault", ["500", "reset", "short", "wrong"])
 def test_a_fault_is_overcome(server: "hub_server.HubServer", fault: str) -> None:
     server.faults[SHARD] = [fault] * (1 if fault == "wrong" else 2)
-    verify_files(import_checkpoint("hf://org/mixtral"))
+    verify(import_checkpoint("hf://org/mixtral"))
     assert server.faults[SHARD] == []
     spans = [span for _, name, span in server.served if name == SHARD]
     if fault in ("reset", "short"):
@@ -82,7 +83,7 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server: "hub_server.
         import_checkpoint("hf://org/mixtral")
     others = server.count("model-00001-of-00003.safetensors")
     server.faults[SHARD] = []
-    verify_files(import_checkpoint("hf://org/mixtral"))
+    verify(import_checkpoint("hf://org/mixtral"))
     last = [span for _, name, span in server.served if name == SHARD][-1]
     assert last is not None
     assert int(last.removeprefix("bytes=").split("-")[0]) > 0
@@ -95,7 +96,7 @@ def test_wrong_bytes_are_never_used(server: "hub_server.HubServer", tmp_path: Pa
     with pytest.raises(CheckpointError, match="other bytes"):
         import_checkpoint("hf://org/mixtral", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    verify_files(import_checkpoint("hf://org/mixtral", tmp_path / "out"))  # the bad ones are not in the cache
+    verify(import_checkpoint("hf://org/mixtral", tmp_path / "out"))  # the bad ones are not in the cache
 
 
 def test_no_such_thing(server: "hub_server.HubServer") -> None:
@@ -153,7 +154,7 @@ def test_from_the_command_line(server: "hub_server.HubServer", tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert '"checkpoint"' in done.stdout.splitlines()[-1]
-    verify_files(tmp_path / "out")
+    verify(tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub of httpx
@@ -185,7 +186,7 @@ def test_push_without_leave_keeps_the_folder(
     assert "may write" in said
     assert "hf_reader" not in said
     assert server.uploaded == {}
-    verify_files(tmp_path / "out")
+    verify(tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -320,7 +320,7 @@ def test_export_refuses_a_damaged_training_checkpoint(make_model, tmp_path: Path
     data = bytearray(file.read_bytes())
     data[5000] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="do not have the manifest's SHA-256"):
+    with pytest.raises(CheckpointError, match="its SHA-256 is not the manifest's"):
         export_checkpoint(checkpoint, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
@@ -334,7 +334,7 @@ def test_export_refuses_a_damaged_checkpoint(make_model, tmp_path: Path) -> None
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="not what the manifest says"):
         export_checkpoint(checkpoint, tmp_path / "back")
-    with pytest.raises(CheckpointError, match="do not have the manifest's SHA-256"):
+    with pytest.raises(CheckpointError, match="its SHA-256 is not the manifest's"):
         export_checkpoint(checkpoint, tmp_path / "back", dtype="fp32")
     os.truncate(file, len(data) // 2)
     with pytest.raises(CheckpointError, match="distcp"):
