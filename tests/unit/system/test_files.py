@@ -110,6 +110,11 @@ def test_every_missing_parent_of_a_private_folder_is_private(tmp_path: Path) -> 
     assert mode(tmp_path / "a") == 0o700
 
 
+def interrupted_in(folder: Path) -> None:
+    (folder / "file").write_text("half")
+    raise KeyboardInterrupt
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     final = tmp_path / "parent" / "final"
     with replacing_folder(final) as staging:
@@ -117,8 +122,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert not final.exists()
         assert staging == staging_path(final)
     with pytest.raises(KeyboardInterrupt), replacing_folder(final) as staging:
-        (staging / "file").write_text("half")
-        raise KeyboardInterrupt
+        interrupted_in(staging)
     assert (final / "file").read_text() == "one"
     with replacing_folder(final) as staging:
         (staging / "other").write_text("two")
