@@ -14,7 +14,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     found = {
         "machine": f"{platform.node()}, {platform.machine()}, {cores()} CPU core(s)",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "python": platform.pythonpackage_version(),
+        "python": platform.python_version(),
     }
     if device.type == "cuda":
         found["cuda"] = str(torch.version.cuda)
