@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         argv: Arguments without the program's name.
 
     Returns:
-        0 done; 2 the user can mend it; 75 stopped after saving; 1 a defect of ours; 130 interrupted.
+        0 done; 2 the user can fix it; 75 stopped after saving; 1 a defect of ours; 130 interrupted.
     """
     if "_MIXTRAL_RECIPES_COMPLETE" not in os.environ:
         if not argv or argv[0] in ("--help", "-h"):

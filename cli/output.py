@@ -23,7 +23,7 @@ def console(*, width: int = _PIPE_WIDTH) -> "Console":
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> "Table":
-    """A table as every command prints it: no lines, two spaces between columns; numbers stand to the right."""
+    """A table as every command prints it: no lines, two spaces between columns; numbers are aligned to the right."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -54,7 +54,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_checks(checks: "list[Check]") -> None:
-    """One line for each finding, and below it how to mend it."""
+    """One line for each finding, and below it how to fix it."""
     for check in checks:
         print(f"{ {'good': 'ok  ', 'note': 'note', 'bad': 'BAD '}[check.verdict] } {check.name:20} {check.finding}")
         if check.mend:

@@ -50,7 +50,7 @@ def list_runs(
 
 @app.command()
 def status(*, run: Run, json: Json = False) -> None:
-    """Tell how one run is doing."""
+    """Show how one run is doing."""
     from mixtral_recipes.executors.runs import logs, records, states
 
     record = records.find(run)

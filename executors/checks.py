@@ -1,4 +1,4 @@
-"""Checks of this machine and of a cluster, each with a way to mend what it finds."""
+"""Checks of this machine and of a cluster, each with a way to fix what it finds."""
 
 import concurrent.futures
 import dataclasses
@@ -38,7 +38,7 @@ _ALONE = {"nemo_run": "import sys\nsys.modules['torch'] = None\nimport nemo_run"
 
 @dataclasses.dataclass
 class Check:
-    """One finding. ``verdict``: good, note (works, or is not needed here), bad (mend it first)."""
+    """One finding. ``verdict``: good, note (works, or is not needed here), bad (fix it first)."""
 
     name: str
     verdict: str
@@ -66,7 +66,7 @@ def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
 
 
 def _imports() -> dict[str, Answer]:
-    """What of the installed packages imports; one that is not installed is not asked."""
+    """Which of the installed packages can be imported; packages that are not installed are skipped."""
     needs = {"CUDA": "torch", "NCCL": "torch", "Transformer Engine": "transformer-engine-torch"}
     groups = [
         {name: code for name, code in group.items() if package_version(needs.get(name, name))}

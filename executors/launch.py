@@ -1,4 +1,4 @@
-"""One entry for the command line: run a recipe here, in local processes, or on Slurm."""
+"""The command line's one way to run a recipe: here, in local processes, or on Slurm."""
 
 import os
 import shutil

@@ -19,7 +19,7 @@ _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "di
 class WorkingTreePackager(Packager):
     """Packs every tracked or unignored file under ``roots`` into the job folder's ``code``.
 
-    A folder that is no git checkout is packed without its hidden files, environments and build folders. What was
+    A folder that is not a git checkout is packed without its hidden files, environments and build folders. What was
     packed, from which commit and with which uncommitted changes, is written to ``code.json`` beside the archive.
     """
 

@@ -149,7 +149,7 @@ def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.
 
 
 def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
-    """Tell each stage's state as it changes; when one fails, cancel what waits for it.
+    """Print each stage's state as it changes; when one fails, cancel the stages that wait for it.
 
     Raises:
         LaunchError: naming the stage that failed, its error, and what was not run.

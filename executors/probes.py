@@ -1,7 +1,7 @@
-"""Whether packages import, asked in child processes: a broken one may print, hang or crash, and `doctor` should tell.
+"""Try imports in child processes: a broken package may print, hang or crash, and `doctor` should report that.
 
-One child imports several packages in turn, so that what they share (torch) is imported once. After one that fails, the
-rest are asked in a new child: an import that broke off leaves modules behind.
+One child imports several packages in turn, so that what they share (torch) is imported once. After a failure, the
+rest are tried in a new child, because a failed import leaves modules behind.
 """
 
 import concurrent.futures
@@ -38,7 +38,7 @@ os._exit(0)  # nothing to tidy up, and taking torch down takes a while
 
 
 class Answer(NamedTuple):
-    """Whether a probe's code ran, and its ``answer`` or what was wrong."""
+    """Whether a probe's code ran, and its ``answer`` or what went wrong."""
 
     good: bool
     text: str
@@ -68,7 +68,7 @@ def _ask_in_turn(waiting: dict[str, str], timeout: float) -> dict[str, Answer]:
 
 
 def _ask_child(probes: dict[str, str], timeout: float) -> dict[str, Answer]:
-    """What one child answers: all probes, or those up to the first that fails."""
+    """The answers of one child: to all probes, or up to the first that fails."""
     argv = [sys.executable, "-c", _CHILD, json.dumps(list(probes.items()))]
     answers: dict[str, Answer] = {}
     with tempfile.TemporaryFile() as errors, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors) as child:
@@ -90,7 +90,7 @@ def _ask_child(probes: dict[str, str], timeout: float) -> dict[str, Answer]:
 
 
 def _line(pipe: IO[bytes], timeout: float) -> bytes | None:
-    """The next line; empty at the end of the child; None when the time is up."""
+    """The next line; empty when the child has ended, None when time is up."""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         return pipe.readline() if selector.select(timeout) else None

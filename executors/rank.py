@@ -82,7 +82,7 @@ def _stopped_early(_number: int, _frame: Any) -> None:
 def main() -> int:
     """Run the recipe file named on the command line; return the exit code.
 
-    A failure is recorded rather than printed when there is somewhere to record it: the launcher and ``runs logs`` tell
+    A failure is recorded rather than printed when there is somewhere to record it: the launcher and ``runs logs`` show
     the first failing rank's error, and not the "connection closed by peer" of every other rank. For the same reason a
     rank that saved and stopped ends with 0 there: torchrun then lets the other ranks finish their part of the save.
     """

@@ -155,7 +155,7 @@ def watch(record: RunRecord) -> dict[str, Any] | None:
 
 
 def how_it_ended(record: RunRecord, state: JobState) -> str:
-    """One line on a job that did not succeed: its first failed rank's error, else Slurm's word."""
+    """One line on a job that did not succeed: the error of its first failed rank, or else what Slurm says."""
     failed = logs.failure(record)
     reason = failed[0] if failed else state.detail or "no rank reported an error"
     return f"job {record.job_id} {state.state}: {reason} (`mixtral-recipes runs logs {record.id}`)."

@@ -37,7 +37,7 @@ class Weight:
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
         expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
-        extra_state: Key of the state of its own that Transformer Engine's module stores beside this weight.
+        extra_state: Key of the additional state that Transformer Engine's module stores beside this weight.
         adapted: The layer's name, where adapters can be attached to it (`peft/names.py` makes their keys of it).
     """
 

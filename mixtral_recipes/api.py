@@ -176,7 +176,7 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
     Args:
         path: Model folder.
         data: As `SquadDataModule.dataset_root`.
-        limit: Most questions.
+        limit: The maximum number of questions.
     """
     from mixtral_recipes.evaluation.scores import evaluate_squad
 
@@ -184,7 +184,7 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
 
 
 def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
-    """Train in a run folder no other run writes to, and report on it however it ends."""
+    """Train in a run folder that no other run writes to, and write a report however it ends."""
     device = _join(task, parts)
     run_log = None
     try:

@@ -1,4 +1,4 @@
-"""Errors a user can mend.
+"""Errors a user can fix.
 
 Every error here ends a command with exit code 2 and one line: what failed, the value, the rule, the fix.
 Anything else that escapes is our bug: exit code 1.
@@ -6,7 +6,7 @@ Anything else that escapes is our bug: exit code 1.
 
 
 class MixtralRecipesError(Exception):
-    """Base of every error the user can mend. ``str(error)`` is one line."""
+    """Base of every error the user can fix. ``str(error)`` is one line."""
 
     exit_code = 2
 

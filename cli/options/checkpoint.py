@@ -28,10 +28,10 @@ Public = Annotated[bool, typer.Option("--public", help="If a repository is creat
 
 
 def checkpoint_folder(text: str) -> Path:
-    """The folder a CHECKPOINT names. Of a run it is the newest whole checkpoint, which is said on stderr.
+    """The folder a CHECKPOINT names. For a run, its newest complete checkpoint, which is named on stderr.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or the run has no whole one.
+        CheckpointError: there is no such checkpoint, or the run has no complete one.
         LaunchError: it is neither a folder nor a run.
     """
     from mixtral_recipes.executors.runs.records import run_folder

@@ -1,7 +1,7 @@
-"""Commands take groups of options: a dataclass whose fields are options stands for all of them in a signature.
+"""Groups of options: in a command's signature, one dataclass stands for all the options that are its fields.
 
-typer reads a command's signature. So typer gets one in which each group is replaced by its fields, and the command gets
-the groups, filled in.
+typer reads a command's signature, so it is shown one in which each group is replaced by its fields. The command itself
+receives the groups, filled in.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 class Group(TyperGroup):
-    """Commands of which an unknown one is an error that names those there are."""
+    """Commands; an unknown one is an error that lists the known ones."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As typer's."""
@@ -31,7 +31,7 @@ class Group(TyperGroup):
 
 
 class App(typer.Typer):
-    """Commands that may take groups of options, and that show --debug.
+    """Commands that may take groups of options, and that list --debug.
 
     Args:
         about: What ``--help`` says first.

@@ -1,4 +1,4 @@
-"""What a command leaves behind: its result as JSON, a recipe file instead of a run, the trained model."""
+"""What a command produces: its result as JSON, a recipe file instead of a run, the trained model."""
 
 import functools
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ DryRun = Annotated[bool, option("--dry-run", help="Check everything, show what w
 
 @dataclass
 class JobResultOptions:
-    """What a job is to leave: a run, a recipe file, or nothing but an answer."""
+    """What a job should produce: a run, a recipe file, or only an answer."""
 
     dry_run: DryRun = False
     to_yaml: Annotated[

@@ -38,7 +38,7 @@ def prefixed(record: RunRecord) -> bool:
 
 
 def failure(record: RunRecord) -> list[str]:
-    """What went wrong in the last attempt, told by the rank that failed first; empty if no rank failed."""
+    """What went wrong in the last attempt, according to the rank that failed first; empty if no rank failed."""
     folders = records.attempt_folders(record)
     ends = records.rank_ends(folders[-1]) if folders else []
     if not ends and folders:  # a command that no rank reports for: its last line

@@ -63,7 +63,7 @@ class RunRecord:
 
 
 def new_id(name: str) -> str:
-    """An id nobody else has: the checked name and six random hex digits."""
+    """A unique id: the checked name and six random hex digits."""
     return f"{check_name(name)}-{secrets.token_hex(3)}"
 
 
@@ -128,7 +128,7 @@ def attempt_folders(record: RunRecord) -> list[Path]:
 
 
 def rank_ends(attempt: Path) -> list[dict[str, Any]]:
-    """How the ranks of one attempt ended: failures first, the one that caused the others first of all.
+    """How the ranks of one attempt ended: failures first, starting with the one that caused the others.
 
     A rank that only lost its connection to another one comes after every rank with an error of its own.
     """

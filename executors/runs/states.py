@@ -1,4 +1,4 @@
-"""The state of runs, and what one can do to them: logs, cancel, resume. Imports neither torch nor nemo_run."""
+"""The state of runs, and how to follow, cancel and resume them. Imports neither torch nor nemo_run."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ cat > secrets.env
 
 
 def states(runs: list[RunRecord]) -> dict[str, JobState]:
-    """The state of each run by id. One question to Slurm for all of them; a final state is remembered."""
+    """The state of each run by id. Slurm is asked once for all of them; a final state is remembered."""
     found: dict[str, JobState] = {}
     asked: dict[str, list[RunRecord]] = {}
     for record in runs:
@@ -111,7 +111,7 @@ def cancel(record: RunRecord) -> None:
     """Stop a run; its ranks get SIGTERM and save.
 
     Raises:
-        LaunchError: it has ended already, runs on another machine, or Slurm did not take the order.
+        LaunchError: it has ended already, runs on another machine, or Slurm did not accept the request.
     """
     now = state(record)
     if now.state in FINAL:

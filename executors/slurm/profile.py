@@ -157,9 +157,9 @@ def profiles() -> dict[str, dict[str, Any]]:
 
 
 def cluster(name: str | None = None, **settings: Any) -> Cluster:
-    """A profile from clusters.toml with ``settings`` that are not None laid over it.
+    """A profile from clusters.toml, overridden by those ``settings`` that are not None.
 
-    Where nothing says how Python starts on a node, it is this process's virtual environment.
+    If nothing says how Python starts on a node, this process's virtual environment is used.
 
     Raises:
         LaunchError: no such profile or setting, or a value that is not allowed.
@@ -188,7 +188,7 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
     """Settings of a profile from ``key=value`` and ``table.key=value``; a list is written with commas.
 
     Raises:
-        LaunchError: not of that form, no such setting, or a value that is no number or truth value where one is needed.
+        LaunchError: not of that form, no such setting, or a value that is not the number or boolean that is needed.
     """
     fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
     settings: dict[str, Any] = {}

@@ -91,7 +91,7 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
 
 @contextlib.contextmanager
 def own_stdin() -> Iterator[None]:
-    """Keep stdin from nemo_run's commands: invoke would read away what a shell loop still wants to."""
+    """Keep stdin from nemo_run's commands: invoke would consume input that a shell loop still needs."""
     before = sys.stdin
     with open(os.devnull) as nothing:
         sys.stdin = nothing

@@ -32,7 +32,7 @@ _TIMEOUT_S = 20
 
 @dataclasses.dataclass
 class JobState:
-    """One job as Slurm or its own history tells it."""
+    """One job, as reported by Slurm or by its own history."""
 
     state: str  # pending | running | succeeded | failed | cancelled | preempted | unknown
     source: str  # squeue | sacct | history | nobody
@@ -66,7 +66,7 @@ def history(job_dir: str) -> list[dict[str, Any]]:
 
 
 def from_history(job_dir: str, job_id: str) -> JobState | None:
-    """How the job ended by its own account; None while it has not said (a resumed run's earlier job does not count)."""
+    """How the job ended, by its own account; None if not recorded yet (a resumed run's earlier job does not count)."""
     events = history(job_dir)
     last = events[-1] if events and events[-1].get("job_id") == job_id else {}
     if last.get("final") and last.get("outcome") in FINAL:
@@ -78,7 +78,7 @@ def cancel(job_id: str, *, ssh: str = "") -> None:
     """Cancel a job.
 
     Raises:
-        LaunchError: Slurm did not take the order.
+        LaunchError: Slurm did not accept the request.
     """
     done = slurm(["scancel", job_id], ssh)
     if done.returncode != 0:
@@ -103,7 +103,7 @@ def ssh_address(address: str, key: str | None) -> str:
 
 
 def login(ssh: str) -> list[str]:
-    """The ssh command of a login node, without what it shall run there."""
+    """The ssh command for a login node, without what it should run there."""
     address, _, key = ssh.partition("#")
     host, _, port = address.partition(":")
     return ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
@@ -129,7 +129,7 @@ def _squeue(ids: list[str], ssh: str) -> tuple[bool, dict[str, JobState]]:
 
 
 def _sacct(ids: list[str], ssh: str) -> dict[str, JobState]:
-    """Finished jobs from accounting; nothing where there is none."""
+    """Finished jobs from accounting; nothing where there is no accounting."""
     done = slurm(
         ["sacct", "--noheader", "--parsable2", "-X", "--jobs", ",".join(ids), "--format=JobID,State,ExitCode"], ssh
     )

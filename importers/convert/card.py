@@ -45,7 +45,7 @@ _TOLD = (
 
 
 def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Where a checkpoint came from, without folders of someone's machine: they say nothing to a reader.
+    """Where a checkpoint came from, without the folders of a machine, which mean nothing to a reader.
 
     Args:
         checkpoint: The checkpoint folder; ``context/run.json`` of a training run adds what it knows.
@@ -64,7 +64,7 @@ def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_facts(checkpoint: Path) -> dict[str, Any]:
-    """What a training run wrote down; nothing where the checkpoint is an import."""
+    """What a training run recorded; nothing for an imported checkpoint."""
     try:
         return json.loads((checkpoint / "context" / "run.json").read_text())
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def _run_facts(checkpoint: Path) -> dict[str, Any]:
 
 
 def _hub_origin(facts: dict[str, Any]) -> dict[str, Any]:
-    """The Hub model at the end of a chain of bases; nothing where a base has gone or came from a folder."""
+    """The Hub model at the end of a chain of bases; nothing if a base is gone or came from a folder."""
     seen: set[str] = set()
     while (base := facts.get("base")) and base not in seen:
         seen.add(base)

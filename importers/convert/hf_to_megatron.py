@@ -107,7 +107,7 @@ def _kept_at(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
 
 
 def _content_key(source: Source) -> str:
-    """Stands for a folder's content without reading the weights: their sizes and times, the small files' bytes."""
+    """Identify a folder's content without reading the weights: by their sizes and times, and the small files' bytes."""
     digest = hashlib.sha256()
     for path in source.sidecars:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -173,7 +173,7 @@ class _Import:
         return found
 
     def _finish(self, dtypes: dict[str, str], gathered: "list[tuple[list[WrittenFile], dict[str, str]]]") -> None:
-        """Write what stands beside the tensors, the manifest last."""
+        """Write everything but the tensors, the manifest last."""
         from mixtral_recipes.checkpoints.format.writer import write_metadata
 
         files = [file for part, _ in gathered for file in part]
@@ -216,7 +216,7 @@ def check_room(folder: Path, nbytes: int) -> None:
     """Refuse to start writing what the disk cannot hold.
 
     Raises:
-        EnvironmentProblem: says how much is needed and how much there is.
+        EnvironmentProblem: says how much is needed and how much is free.
     """
     free = shutil.disk_usage(folder).free
     needed = nbytes + _ROOM_FOR_THE_REST
@@ -228,7 +228,7 @@ def check_room(folder: Path, nbytes: int) -> None:
 
 
 def set_dtype(config: Path, dtype: str) -> None:
-    """Say in a config.json what dtype the weights have, under the key it uses; leave it alone where it is right."""
+    """Set the weights' dtype in a config.json, under the key it uses; leave it alone if it is right."""
     content = json.loads(config.read_text())
     key = "dtype" if "dtype" in content else "torch_dtype"
     if content.get(key) != TORCH_NAMES[dtype]:

@@ -188,7 +188,7 @@ class _Export:
         return runs
 
     def _check_digests(self, digests: dict[str, str]) -> None:
-        """Compare what was read with what import wrote down."""
+        """Compare what was read with what the import recorded."""
         for name, entry in self.manifest["tensors"].items():
             same_dtype = self.dtype is None or self.dtype == entry["dtype"]
             if same_dtype and name in digests and digests[name] != entry["sha256"]:

@@ -36,7 +36,7 @@ class ModelWeights:
         """One layer's and expert's matrix of a table row.
 
         Raises:
-            CheckpointError: a part of it is missing, or its dtype is none of a weight's.
+            CheckpointError: a part of it is missing, or its dtype is not one that weights have.
         """
         return self._stored.matrix(weight.disk, layer, expert)
 

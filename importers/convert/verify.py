@@ -67,7 +67,7 @@ def verify_checkpoint(
         The report; a failed check is in it, not raised.
 
     Raises:
-        CheckpointError: the folder is no checkpoint at all, or ``against`` is no usable source.
+        CheckpointError: the folder is not a checkpoint, or ``against`` is not a usable source.
     """
     report = Report(str(checkpoint))
     manifest, config = open_checkpoint(checkpoint)

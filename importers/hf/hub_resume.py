@@ -1,4 +1,4 @@
-"""Download a large Hub file so that a killed download goes on where it stopped, also in another process.
+"""Download a large Hub file so that a killed download continues where it stopped, even in another process.
 
 huggingface_hub resumes within one call only: what a failed call received is thrown away, and a shard has gigabytes.
 So the bytes are collected in a file of our own beside the cache's blobs and, once their SHA-256 is the published one,
@@ -21,7 +21,7 @@ def into_cache(api: "HfApi", repo: str, name: str, commit: str, digest: str, siz
     """Bring a file's blob into the cache, going on with what an earlier attempt left.
 
     Does nothing where the Hub offers the file through Xet, which keeps its own record of what has arrived. Bytes whose
-    hash is wrong are removed; the caller finds no blob then and downloads anew.
+    hash is wrong are removed; the caller then finds no blob and downloads again.
 
     Args:
         api: Whose endpoint and token are used.

@@ -59,7 +59,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _check_apart(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    """Refuse tensors that lie over one another, which the format forbids: a copy stands where a weight should."""
+    """Refuse tensors that lie over one another, which the format forbids: a copy would take the place of a weight."""
     end, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].extent.offset):
         if tensor.extent.offset < end:

@@ -1,4 +1,4 @@
-"""Training checkpoints: what is saved, when it is kept, and how it is taken up again.
+"""Training checkpoints: what is saved, what is kept, and how a run resumes from it.
 
 A checkpoint is a folder: ``weights/`` (torch_dist: model or adapters, optimizer, schedule, random state), ``context/``
 (the model's config.json, tokenizer files, ``run.json``) and ``manifest.json``. It has its name only when complete, and
@@ -60,7 +60,7 @@ class Checkpointer:
     """Saves and restores one run's whole state.
 
     Attributes:
-        folder: Where this run's checkpoints stand.
+        folder: Where this run's checkpoints are.
         policy: When they are written and which are kept.
     """
 
@@ -161,15 +161,15 @@ class Checkpointer:
         return destination.final
 
     def saving(self) -> bool:
-        """Whether a save has begun and not been waited for."""
+        """Whether a save has begun and nobody has waited for it yet."""
         return self._pending is not None
 
     def unfinished(self) -> bool:
-        """Whether this rank waits to hear how an asynchronous save ended."""
+        """Whether this rank does not know yet how an asynchronous save ended."""
         return self._pending is not None and not self._pending.ended()
 
     def wait(self) -> Path | None:
-        """The checkpoint that was being written, once it is there; None when none was. All ranks call it together.
+        """Wait for the checkpoint being written and return it; None if there is none. All ranks call it together.
 
         Raises:
             EnvironmentProblem: it could not be written.
@@ -234,7 +234,7 @@ class Checkpointer:
         return retention.Kept(path, facts["step"], float("inf") if value is None else sign * value, size)
 
     def load(self, checkpoint: Path) -> Position:
-        """Take up a checkpoint of this run, also from another layout; its files must have been verified.
+        """Restore a checkpoint of this run, from any layout; its files must have been verified.
 
         The random state is restored when as many processes run as did; otherwise it continues from the seed.
         """

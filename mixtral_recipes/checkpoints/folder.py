@@ -8,7 +8,7 @@ from mixtral_recipes.errors import CheckpointError
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, oldest first; one whose step cannot be read stands last, to be looked at."""
+    """A run's checkpoints, oldest first; one whose step cannot be read comes last, so that it is looked at."""
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]

@@ -1,11 +1,11 @@
-"""What a checkpoint has of a model in FP8: plain tensors in place of its weights, and delayed scaling's state.
+"""What a checkpoint stores for a model in FP8: plain tensors in place of its weights, and delayed scaling's state.
 
 Transformer Engine's FP8 weight cannot be cut into boxes or filled box by box: it has no memory of its dtype, and
 writing to a part of it sets the scale of all of it.
 
 Delayed scaling's state is the factor each FP8 tensor is scaled with, and the maxima it is chosen from. It belongs to
-the tensors of one layout, so it is saved by rank and taken up where as many processes run in the same layout; otherwise
-it is built up anew within the first steps. Transformer Engine's own ``_extra_state`` is a pickle, which it refuses to
+the tensors of one layout, so it is saved by rank and restored if as many processes run in the same layout; otherwise
+it builds up again within the first steps. Transformer Engine's own ``_extra_state`` is a pickle, which it refuses to
 load unless told that the file is trusted.
 """
 
@@ -27,7 +27,7 @@ class StandIn:
 
     Attributes:
         parameter: The weight, in FP8.
-        tensor: Its values as a checkpoint has them: of its shape, in its nominal dtype, on the CPU.
+        tensor: Its values as a checkpoint stores them: in its shape and nominal dtype, on the CPU.
     """
 
     parameter: Any
@@ -35,7 +35,7 @@ class StandIn:
 
     @classmethod
     def of(cls, parameter: Any) -> "StandIn | None":
-        """A parameter's, its values not yet taken; None where it stands for itself."""
+        """The stand-in of a parameter, its values not yet taken; None if the parameter needs none."""
         if not is_float8tensor(parameter):
             return None
         return cls(parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
@@ -83,7 +83,7 @@ def fp8_state(model: list[Any]) -> dict[str, Tensor]:
 
 
 def set_fp8_state(model: list[Any], stored: dict[str, Tensor]) -> None:
-    """Take up what `fp8_state` gave; a history of another length (``fp8_amax_history_len``) is left out.
+    """Restore what `fp8_state` returned, except a history of another length (``fp8_amax_history_len``).
 
     Args:
         model: This rank's chunks, before or after their first forward pass.

@@ -1,4 +1,4 @@
-"""Where a run starts: from the newest whole checkpoint of its own, from other weights, or from scratch."""
+"""Where a run starts: from its own newest complete checkpoint, from other weights, or from scratch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +14,15 @@ from mixtral_recipes.system.ranks import first
 
 
 def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The checkpoint to take up, its files verified, or None to start anew. All ranks call it together.
+    """The checkpoint to resume from, its files verified, or None to start afresh. All ranks call it together.
 
     Args:
         resume: The recipe's settings.
         checkpoints: The run's folder of checkpoints.
-        say: Told which checkpoints were passed over, and why.
+        say: Called with each checkpoint that was passed over, and why.
 
     Raises:
-        CheckpointError: one was required and there is none, or all there are are damaged.
+        CheckpointError: one was required and there is none, or every one is damaged.
     """
     if resume.resume_from_path is not None:
         path = Path(resume.resume_from_path)
@@ -50,7 +50,7 @@ def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -
     """Read weights into a model from a checkpoint folder written under any layout.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, or lacks a tensor of this model.
+        CheckpointError: the folder is not a checkpoint, or lacks a tensor of this model.
     """
     weights = folder / "weights"
     if not weights.is_dir():

@@ -8,7 +8,7 @@ from mixtral_recipes.errors import EnvironmentProblem
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint, as far as keeping it is concerned.
+    """What matters about a checkpoint when deciding whether to keep it.
 
     Attributes:
         path: Its folder.
@@ -33,7 +33,7 @@ def surplus(found: list[Kept], save_top_k: int) -> list[Kept]:
 
 
 def to_make_room(found: list[Kept], needed: int, limit: int) -> list[Kept]:
-    """What has to go so that one more checkpoint fits under a limit; the newest stays.
+    """What must be deleted so that one more checkpoint fits under a limit; the newest stays.
 
     Raises:
         EnvironmentProblem: the newest and the next do not fit under it together.

@@ -1,6 +1,6 @@
 """Write one checkpoint: every rank its own file, rank 0 the rest, and the name only when all of it is there.
 
-Everything here can run in a thread beside training. The ranks tell each other how far they are through
+Everything here can run in a thread beside training. The ranks tell each other how far they have got through
 torch.distributed's key-value store and never through collectives, so training's own can't be disturbed.
 """
 
@@ -31,7 +31,7 @@ _ITEM_OVERHEAD = 1536  # torch.save's frame, a line of .metadata
 
 @dataclass
 class Destination:
-    """What a checkpoint is to be.
+    """A checkpoint to be written.
 
     Attributes:
         final: Its folder.
@@ -51,7 +51,7 @@ class Destination:
 
     @property
     def needed(self) -> int:
-        """Bytes of disk it takes, about."""
+        """Roughly how many bytes it takes on disk."""
         beside = sum(p.stat().st_size for p in self.context.rglob("*") if p.is_file()) if self.context else 0
         return self.nbytes + self.items * _ITEM_OVERHEAD + beside + _ROOM_FOR_THE_REST
 
@@ -210,7 +210,7 @@ class Save:
         write_manifest(staging, self.destination.kind, source=source, known=known)
 
     def _explain(self, failure: _Failure) -> _Failure:
-        """Say how much is missing where the disk has become too full while we wrote."""
+        """Say how much room is missing if the disk filled up while we were writing."""
         free = shutil.disk_usage(self.destination.final.parent).free
         if failure.user_can_mend and free < self.destination.needed:
             return _Failure(self._too_full(free), True)
@@ -237,7 +237,7 @@ class Save:
             self._store.delete_key(f"checkpoint {self.number} {name}")
 
     def _ask(self, *names: str) -> Any:
-        """What a rank told under a name; with several names, which of them was told first."""
+        """What a rank reported under a name; with several names, the one reported first."""
         pause = 0.001
         while True:
             for name in names:

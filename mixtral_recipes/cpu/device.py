@@ -1,4 +1,4 @@
-"""Megatron-Core on a machine without a GPU: the one file that knows there is none.
+"""Megatron-Core on a machine without a GPU: the only file that knows there is none.
 
 Megatron-Core 0.19 is written for CUDA. What stops it on a CPU is small and listed in `_REPLACEMENTS`: no-op streams
 and events, the device argument of tensor factories, the CUDA random state, and a few spots in the mixture-of-experts
@@ -152,7 +152,7 @@ def _replace(target: Any, attribute: str, value: Any) -> None:
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A tensor factory that reads a CUDA ``device`` as the CPU, and has no pinned memory."""
+    """A tensor factory that takes a CUDA ``device`` for the CPU, and ignores requests for pinned memory."""
 
     @functools.wraps(factory)
     def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Importing Megatron without loading torch's compiler: what it decorates is compiled when it is first called.
+"""Import Megatron without loading torch's compiler: what it decorates is compiled when first called.
 
 Megatron decorates its fusions with ``torch.compile`` at import, which loads torch's compiler in every process, also in
 one that only writes down a recipe: about half of the time Megatron takes to import.
@@ -27,7 +27,7 @@ def compiling_later() -> Iterator[None]:
 
 
 def run_eagerly(eager: bool) -> None:
-    """Whether functions are run as they are written and never compiled, deferred or not."""
+    """Whether functions run uncompiled, deferred or not."""
     global _eager
     _eager = eager
     if "torch._dynamo" in sys.modules:  # the compiler is there: Megatron may have come before us

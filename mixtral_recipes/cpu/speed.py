@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 def among_several(collective: Callable[..., Any]) -> Callable[..., Any]:
     """A gather or reduce-scatter that does nothing where one rank would copy a buffer onto itself.
 
-    The distributed optimizer's buffers are as large as the model; gloo copies them to and fro.
+    The distributed optimizer's buffers are as large as the model, and gloo copies them back and forth.
     """
 
     @functools.wraps(collective)

@@ -1,7 +1,7 @@
 """From text to Megatron's indexed corpus: ``NAME.bin`` (tokens) and ``NAME.idx`` (where documents start).
 
-Input is cut into parts that processes tokenize one by one; finished parts stay, so that a stopped run goes on where it
-was, and memory does not grow with the input. Nothing here loads torch or transformers: worker processes start fast.
+Input is cut into parts that processes tokenize one by one; finished parts stay, so that a stopped run continues there,
+and memory does not grow with the input. Nothing here loads torch or transformers: worker processes start fast.
 """
 
 import array
@@ -40,7 +40,7 @@ class Encoder:
     Attributes:
         tokenizer: A ``tokenizers.Tokenizer``, or an object with ``encode_batch(texts) -> list of lists``.
         bos: Put in front of each document; None puts nothing.
-        eos: Put behind each document; None puts nothing.
+        eos: Put after each document; None puts nothing.
         vocab_size: Decides whether tokens take two bytes or four.
     """
 

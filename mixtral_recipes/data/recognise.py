@@ -1,4 +1,4 @@
-"""What a data set is: looked at once, and told to the user before anything runs."""
+"""Find out what a data set is, once, and say so before anything runs."""
 
 import itertools
 from collections import Counter
@@ -29,7 +29,7 @@ _LOOKED_AT = 20
 
 @dataclass(frozen=True)
 class Recognized:
-    """What a data set was taken for.
+    """What a data set was recognised as.
 
     Attributes:
         module_class: The data module that reads it.

@@ -1,4 +1,4 @@
-"""Tokenizers from wherever they are: a checkpoint, the Hub, a SentencePiece file, or mistral-common's own.
+"""Tokenizers from any source: a checkpoint, the Hub, a SentencePiece file, or mistral-common's own.
 
 All come back as a fast transformers tokenizer, so that offsets are known and an export carries ``tokenizer.json``.
 """

@@ -9,7 +9,7 @@ NAMES = ("mixtral_tiny", "squad")
 
 
 def resolve(spec: str | Path) -> Path:
-    """The folder (or file in it) an ``embedded://`` name stands for; any other path is returned as it is.
+    """The folder (or file in it) that an ``embedded://`` name means; any other path is returned unchanged.
 
     Raises:
         DataError: no such embedded folder.

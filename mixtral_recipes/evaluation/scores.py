@@ -14,7 +14,7 @@ def held_out_questions(data: str | Path | None, limit: int | None = None) -> lis
 
     Args:
         data: As `SquadDataModule.dataset_root`.
-        limit: Most questions; None takes all.
+        limit: The maximum number of questions; None takes all.
 
     Raises:
         DataError: the source has no validation questions.
@@ -40,7 +40,7 @@ def evaluate_squad(
     Args:
         model_folder: A Hugging Face model with its tokenizer.
         data: As `SquadDataModule.dataset_root`; its validation questions are asked.
-        limit: Most questions.
+        limit: The maximum number of questions.
         batch_size: Questions generated together.
         max_new_tokens: Longest answer.
 

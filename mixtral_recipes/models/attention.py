@@ -1,4 +1,4 @@
-"""Core attention and RMSNorm in plain PyTorch, for where Transformer Engine does not run.
+"""Core attention and RMSNorm in plain PyTorch, used where Transformer Engine does not run.
 
 Shape suffixes: s sequence, b batch, n query heads, g KV groups, m heads per group (n = g * m), d head dimension,
 t tokens of a packed batch (b = 1, all sequences one after the other). Under context parallelism s and t count this
@@ -36,7 +36,7 @@ class RMSNorm(nn.RMSNorm):
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal grouped-query attention of one block of equally long sequences.
 
-    Made contiguous per head first: the kernel is faster so, most of all with many short sequences.
+    Made contiguous per head first, which makes the kernel faster, especially with many short sequences.
 
     Args:
         query: [s, b, n, d], any strides: the last s positions of the keys.

@@ -87,7 +87,7 @@ def build_model(
 class MixtralGPT(GPTModel):
     """Megatron's GPTModel with two gaps closed: padded vocabulary rows, and padding masks on later pipeline stages.
 
-    Megatron rounds the vocabulary up and lets the rows that stand for no token take part in the softmax; here they
+    Megatron rounds the vocabulary up and lets the rows that belong to no token take part in the softmax; here they
     have probability zero, so losses do not depend on the layout and equal transformers'.
     """
 

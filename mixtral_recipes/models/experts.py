@@ -17,13 +17,13 @@ class GroupedExperts(SequentialMLP):
     """Megatron's SequentialMLP (same parameters, names and checkpoints), computed over all experts at once.
 
     One expert's tokens are a slice of the input and its results are written in place into a slice of the output, so
-    that nothing is cut apart and glued together. A linear layer somebody hooked (adapters, parameter gathering beside
-    the forward pass) must be called, and then this is Megatron's own forward; so it is where experts are not Mixtral's.
+    that nothing is split and concatenated. A linear layer with hooks (adapters, parameter gathering during
+    the forward pass) has to be called, so then Megatron's own forward runs, as it does for experts unlike Mixtral's.
     """
 
     @functools.cached_property
     def _are_mixtrals(self) -> bool:
-        """Whether each expert is a plain SwiGLU without biases, weighted by the router behind it."""
+        """Whether each expert is a plain SwiGLU without biases, weighted by the router afterwards."""
         c = self.config
         plain = c.activation_func is F.silu and c.gated_linear_unit and c.activation_func_clamp_value is None
         return plain and not (c.add_bias_linear or c.glu_linear_offset or c.moe_apply_probs_on_input or c.fp8 or c.fp4)

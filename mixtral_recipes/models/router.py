@@ -12,7 +12,7 @@ class Router(TopKRouter):
 
     With ``calculate_per_token_loss`` Megatron multiplies the auxiliary loss by the microbatch's token count, written as
     this rank's real tokens times the number of tensor- and context-parallel ranks. With a padding mask its count is
-    already the sum over those ranks (an all-reduce in place), so the loss weighs as many times too much as there are
+    already the sum over those ranks (an all-reduce in place), so the loss is too large by a factor of the number of
     ranks. Here it is the mean over the ranks: every layout gives what one process gives, and without padding the
     number is Megatron's own.
 

@@ -1,4 +1,4 @@
-"""Looking at recipes: name one in a line, flatten it to dotted paths, compare two."""
+"""Inspect recipes: name one in a line, flatten it to dotted paths, compare two."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ _SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")
 
 
 def recipe_of(spec: str, default_task: str = "finetune") -> Any:
-    """The recipe a person names.
+    """The recipe that a user names.
 
     Args:
         spec: ``mixtral_8x7b.pretrain``, ``mixtral_8x7b.finetune(peft_scheme='dora')``, or a YAML file.
@@ -82,12 +82,12 @@ def _tasks(recipe: Any) -> tuple[str, ...]:
 
 
 def flat(config: Any, *, defaults: bool, path: str = "") -> dict[str, Any]:
-    """Every setting by its dotted path; a part's class stands under its own path.
+    """Every setting by its dotted path; a part's own path gives its class.
 
     Args:
         config: A recipe or a part of one.
         defaults: Whether settings nobody set are listed with their defaults.
-        path: Where ``config`` stands.
+        path: The path of ``config`` itself.
     """
     if isinstance(config, fdl.Buildable):
         found = {path: fdl.get_callable(config).__name__} if path else {}

@@ -34,7 +34,7 @@ def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
         overrides: Texts such as ``optim.config.lr=1e-4``.
 
     Raises:
-        RecipeError: a text that is no override, an unknown setting, or a value of another type.
+        RecipeError: a text that is not an override, an unknown setting, or a value of the wrong type.
     """
     parser = PythonicParser()
     for text in overrides:
@@ -63,7 +63,7 @@ def set_value(recipe: run.Partial[Any], path: str, value: Any) -> None:
         value: The value.
 
     Raises:
-        RecipeError: an unknown setting, or a value of another type.
+        RecipeError: an unknown setting, or a value of the wrong type.
     """
     holder, name = locate(recipe, path, path)
     _assign(holder, name, values.check(value, annotation(holder, name), path))
@@ -103,9 +103,9 @@ def locate(recipe: Any, path: str, text: str) -> tuple[Any, Any]:
 
 
 def get(holder: Any, name: Any) -> Any:
-    """What stands in a part under a name: what was set, or its default.
+    """The value of a setting of a part: what was set, or its default.
 
-    A default made anew for each object (a list, a part) is put in place, so that it can be changed.
+    A default created for each object (a list, a part) is stored, so that it can be changed.
     """
     if not isinstance(holder, fdl.Buildable):
         return holder[name]

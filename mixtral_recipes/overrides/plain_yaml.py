@@ -51,7 +51,7 @@ class _NotPlain(Exception):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader less everything a recipe has no use for."""
+    """SafeLoader without everything that a recipe does not need."""
 
     _depth = 0
 

@@ -39,12 +39,12 @@ def parse(text: str, annotation: Any, where: str) -> Any:
     """Read a value from an override's text.
 
     Args:
-        text: What stands behind ``=``.
+        text: What follows the ``=``.
         annotation: The setting's type.
         where: The setting's path, for errors.
 
     Raises:
-        RecipeError: the text is no value of that type.
+        RecipeError: the text is not a value of that type.
     """
     if text.startswith(_IMPORTS):
         raise RecipeError(f"{where}={text}: name the class itself, e.g. {where}=ClassName(setting=value).")
@@ -104,7 +104,7 @@ def check(value: Any, annotation: Any, where: str) -> Any:
         where: The setting's path, for errors.
 
     Raises:
-        RecipeError: it is no value of that type.
+        RecipeError: it is not a value of that type.
     """
     for option in options(annotation):
         if conforms(value, option):

@@ -64,7 +64,7 @@ def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
+    """Prefix errors with the file's name."""
     try:
         yield
     except RecipeError as error:
@@ -81,7 +81,7 @@ def read_recipe(path: Path) -> run.Partial[Any]:
         The recipe.
 
     Raises:
-        RecipeError: it cannot be read, or names a class, setting or value that a recipe has not.
+        RecipeError: it cannot be read, or names a class, setting or value that recipes do not have.
     """
     data = load_plain(path)
     with _told_of(path):
@@ -117,7 +117,7 @@ def _argument(function: Any, name: str, value: Any) -> Any:
 
 
 def _merge(holder: Any, data: dict[str, Any], path: str) -> None:
-    """Put what a mapping says into a config, leaving the rest as it is."""
+    """Apply a mapping to a config, leaving the rest unchanged."""
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         inner = _inner(holder, key, value, where)

@@ -163,7 +163,7 @@ class Adapter(nn.Module):
 class GroupedAdapter(nn.Module):
     """The adapters of a layer that multiplies several experts' matrices at once (Transformer Engine's GroupedLinear).
 
-    Each expert keeps an adapter of its own, named as under the sequential experts.
+    Each expert has its own adapter, named as under the sequential experts.
     """
 
     def __init__(self, adapters: list[Adapter]) -> None:

@@ -85,7 +85,7 @@ def _add_grouped_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor
 def _kind(layer: Any) -> str | None:
     """``"column"`` or ``"row"``; None for a layer that cannot be adapted.
 
-    A layer with the norm inside hides the input its adapter needs: such are not built under adapters
+    A layer that contains the norm hides the input that its adapter needs; with adapters, none are built that way
     (`models/layer_specs.py`).
     """
     if isinstance(layer, ColumnParallelLinear):

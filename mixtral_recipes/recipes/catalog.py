@@ -50,7 +50,7 @@ class RecipeEntry:
         shape: The model's sizes.
         seq_length: Tokens per sequence in pretraining; fine-tuning uses `finetune_seq_length`.
         finetune_seq_length: Tokens per sequence in fine-tuning.
-        base: Hub id fine-tuning starts from, or the embedded model; None where nobody publishes it.
+        base: Hub id fine-tuning starts from, or the embedded model; None if it is not published.
         instruct: Hub id of the Instruct variant, if there is one.
         layouts: Task (``pretrain``, ``performance``, ``peft``, ``full``, ``full_packed``), optionally followed by
             ``@hardware`` where another GPU wants another layout -> its layout.

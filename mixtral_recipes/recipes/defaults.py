@@ -202,7 +202,7 @@ def _log(dir: str | None, name: str, ckpt: run.Config[ModelCheckpoint]) -> run.C
 
 
 def resume(path: str | None = None, *, restore: bool = False) -> run.Config[AutoResume]:
-    """Take up the run's own newest checkpoint, else start from ``path``, else from scratch.
+    """Resume from the run's own newest checkpoint, else start from ``path``, else from scratch.
 
     Args:
         path: Weights to start from.

@@ -33,7 +33,7 @@ FROM_CATALOG: Any = None
 class Recipe:
     """One recipe: NeMo's four functions, with the layouts, lengths and precisions of its entry in the catalog.
 
-    A recipe's module makes one and takes its functions as its own. Each is a `run.cli.factory` under the recipe's name.
+    A recipe's module creates one and re-exports its functions. Each is a `run.cli.factory` under the recipe's name.
 
     Attributes:
         name: The recipe's name, which is its module's.
@@ -75,7 +75,7 @@ class Recipe:
         return types.MethodType(own, self)
 
     def _defaults(self, function: str) -> dict[str, Any]:
-        """What stands for `FROM_CATALOG` in one of the functions."""
+        """The values that replace `FROM_CATALOG` in one of the functions."""
         if function != "trainer":
             return {"precision": self.entry.precisions[0]}
         layout = self.entry.layout("pretrain")
@@ -283,7 +283,7 @@ _TARGETS: dict[str, Any] = {
 def starting_weights(entry: RecipeEntry, instruct: bool) -> str | None:
     """Where fine-tuning starts: ``nemo://ID`` (imported beforehand, as in NeMo), or the embedded model.
 
-    None where nobody publishes the model.
+    None if the model is not published.
 
     Raises:
         RecipeError: there is no Instruct variant.

@@ -28,7 +28,7 @@ class TinyRecipe(Recipe):
     trainer_steps = FINETUNE_STEPS
 
     def adjust_trainer(self, config: run.Config[Trainer]) -> None:
-        """The CPU or GPUs, whichever is there; and nothing to hide communication behind."""
+        """The CPU or GPUs, whichever there are; and no overlap of communication."""
         config.accelerator = "auto"
         config.limit_val_batches = 4
         config.val_check_interval = 100

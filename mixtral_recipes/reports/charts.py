@@ -24,7 +24,7 @@ class Series:
         name: For the legend.
         points: (step, value), by step.
         colour: Name in the palette.
-        faint: Whether it stands behind the line that counts.
+        faint: Whether it is drawn faintly, behind the main line.
         dots: Whether each point is marked.
     """
 
@@ -42,7 +42,7 @@ class Chart:
     Attributes:
         name: Of its file, without the suffix.
         title: On the page.
-        draw: From a run and a width in inches to a drawing; None when the run recorded nothing of it.
+        draw: From a run and a width in inches to a drawing; None if the run recorded nothing for it.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Chart:
 
 
 def write_pngs(folder: Path, output: Path | None = None) -> list[Path]:
-    """Write each chart of which something was recorded as a PNG: loss.png, expert_load.png and so on.
+    """Write every chart that has data as a PNG: loss.png, expert_load.png and so on.
 
     Args:
         folder: The run's folder.
         output: Where to write; None takes ``figures`` in the run's folder.
 
     Raises:
-        RecipeError: the folder is no run's.
+        RecipeError: it is not a run folder.
     """
     run = read_run(folder)
     output = output or folder / "figures"
@@ -182,7 +182,7 @@ def _round_ticks(most: int, *, whole: bool = False) -> Any:
 def smooth(points: Sequence[Point], width: int) -> list[Point]:
     """Each point's mean with its ``width`` neighbours, as many before as behind, so that it does not lag.
 
-    Near the ends there are fewer; what is not finite is left out. Of a long line only as many points are found as a
+    Near the ends there are fewer; values that are not finite are left out. A long line gets only as many points as a
     chart shows.
     """
     finite = [p for p in points if math.isfinite(p[1])]

@@ -14,7 +14,7 @@ _SAVES_SHOWN = 12
 
 
 def write_report_of(run_log: Any) -> None:
-    """Write a run's report at its end, on the rank that writes; a failure to do so is said, and no more."""
+    """Write a run's report at its end, on the rank that writes; a failure is only reported."""
     if not run_log.is_writer:
         return
     try:
@@ -31,7 +31,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         output: The file; None takes ``report.html`` in the run's folder.
 
     Raises:
-        RecipeError: the folder is no run's.
+        RecipeError: it is not a run folder.
     """
     output = output or folder / "report.html"
     write_text(output, page(read_run(folder)))

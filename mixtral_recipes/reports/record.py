@@ -53,7 +53,7 @@ def read_run(folder: Path) -> RunRecord:
     """Read a run's record; a line that a kill cut off is left out.
 
     Raises:
-        RecipeError: the folder is no run's.
+        RecipeError: it is not a run folder.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():

@@ -56,7 +56,7 @@ def _flatten(path: str, value: Any, into: dict[str, Plain]) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value in words that are the same in every process."""
+    """A value as text that is the same in every process."""
     if isinstance(value, enum.Enum):
         return value.name
     name = getattr(value, "__qualname__", None)
@@ -77,7 +77,7 @@ def changes(before: dict[str, Plain], after: dict[str, Plain]) -> list[Change]:
 
 
 def refuse_fixed(found: list[Change]) -> None:
-    """Refuse to go on where something changed that a checkpoint depends on.
+    """Refuse to continue if something changed that a checkpoint depends on.
 
     Raises:
         RecipeError: names every such setting and both values.

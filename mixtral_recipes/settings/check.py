@@ -1,6 +1,6 @@
-"""One look over every setting of a recipe before anything is built: its type, and whether it has an effect.
+"""Checks every setting of a recipe before anything is built: its type, and whether it has an effect.
 
-A recipe of configs and the objects built from one are looked over alike, so that a value set from Python is held to
+Configs and the objects built from them are checked alike, so that a value set from Python is held to
 the rules an override from the command line is held to.
 """
 
@@ -32,7 +32,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
         parts: Its arguments, as configs or as objects.
 
     Returns:
-        What to tell of settings that have no effect.
+        The notices about settings that have no effect.
 
     Raises:
         RecipeError: names every such setting, its value and what it may be.

@@ -122,7 +122,7 @@ def names(table: str) -> list[str]:
 
 
 def find(spelling: Any, table: str, where: str) -> Any:
-    """The class or function a spelling stands for.
+    """The class or function that a spelling means.
 
     Args:
         spelling: A name alone or with its module, e.g. ``LoRA``.

@@ -15,12 +15,12 @@ from mixtral_recipes.settings.conformity import default
 
 @dataclass(frozen=True)
 class Ignored:
-    """A setting nothing reads: who changes it is told. The default, and the value in NeMo's recipes, say nothing.
+    """A setting that nothing reads: a value other than the default and that of NeMo's recipes gives a notice.
 
     Attributes:
         why: What happens instead.
         nemo: Task -> the value NeMo's recipes of it hold.
-        quiet: Further values that say no more than the default.
+        quiet: Further values that give no notice.
         beside: Another setting of the same part, whose value this one may repeat.
     """
 
@@ -32,7 +32,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Only:
-    """A setting with one possible value: another one is refused."""
+    """A setting with only one possible value; any other is refused."""
 
     value: Any
     why: str
@@ -40,7 +40,7 @@ class Only:
 
 @dataclass(frozen=True)
 class Keys:
-    """A mapping of which only some keys are read: who gives others is told."""
+    """A mapping of which only some keys are read: any other key gives a notice."""
 
     known: tuple[str, ...]
 
@@ -136,7 +136,7 @@ def refusal(rule: Rule, path: str, value: Any) -> str | None:
 
 
 def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: str) -> str | None:
-    """What to tell who gave a setting a value that is not read; None where there is nothing to tell.
+    """The notice for a value that is not read; None if there is nothing to say.
 
     Args:
         rule: The setting's rule.

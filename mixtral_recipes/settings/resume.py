@@ -24,10 +24,10 @@ class AutoResume:
     """Where to start, in NeMo's spelling.
 
     Attributes:
-        restore_config: Weights to start from when the run has no checkpoint of its own.
-        resume_if_exists: Whether the run's own newest checkpoint is taken up.
-        resume_ignore_no_checkpoint: Whether it is fine that there is none.
-        resume_from_path: A checkpoint to take up instead of searching.
+        restore_config: Weights to start from when the run has no checkpoint yet.
+        resume_if_exists: Whether to resume from the run's own newest checkpoint.
+        resume_ignore_no_checkpoint: Whether the run may start without one.
+        resume_from_path: A checkpoint to resume from instead of searching.
     """
 
     restore_config: RestoreConfig | None = None

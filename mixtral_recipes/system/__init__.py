@@ -1,1 +1,1 @@
-"""What every room stands on: home folder, files, locks, progress, ranks, quiet."""
+"""What everything else builds on: home folder, files, locks, progress, ranks, quiet."""

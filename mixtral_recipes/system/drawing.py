@@ -28,7 +28,7 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass
 class Drawing:
-    """A figure and what it says under the pointer.
+    """A figure and the texts shown under the pointer.
 
     Attributes:
         figure: A `matplotlib.figure.Figure`.

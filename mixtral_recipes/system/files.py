@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever ends the process that writes them, and folders of one's own."""
+"""Files that are complete or absent, however the writing process ends, and private folders."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What our command line does not import until it is used: the one table, and why each line of it is there.
+"""What our command line imports only when it is used: the one table, and the reason for each line.
 
 `import nemo_run` brings the clients of every cloud nemo_run can start jobs in, and `import megatron.core` everything
 that trains, in processes that only write a recipe down. `LATE` names the statements. While the body of a module in it
@@ -106,7 +106,7 @@ LATE = {
 
 
 class _Later(str):
-    """A name's text, and how to get what it stands for."""
+    """A name's text, and how to get the object it refers to."""
 
     get: Callable[[], Any]
 
@@ -191,7 +191,7 @@ class _Names(dict[str, Any]):
         return builtins.__import__(*args, **named)  # looked up at each call: nemo_run puts another there for a while
 
     def waiting(self) -> list[str]:
-        """The late names nobody has looked for yet."""
+        """The late names that have not been looked up yet."""
         return [name for name in self._waiting if name not in vars(self._module)]
 
     def body_done(self) -> None:

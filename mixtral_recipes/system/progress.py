@@ -15,11 +15,11 @@ def terminal_bar(unit: Unit, stream: TextIO, *, known: bool = True, stays: bool 
     """A bar that is not started yet; None where the stream is no terminal.
 
     Args:
-        unit: What is counted. Bytes come with their speed; a task in steps has a field ``facts``, text that
-            stands behind the bar.
+        unit: What is counted. Bytes are shown with their speed; a task in steps has a field ``facts``, text that
+            follows the bar.
         stream: Where to draw.
-        known: Whether the total is known; without it the time taken stands where the time left would.
-        stays: Whether the bar is left standing at its end.
+        known: Whether the total is known; otherwise the elapsed time is shown instead of the remaining time.
+        stays: Whether the bar stays when it is finished.
     """
     if not stream.isatty():
         return None
@@ -47,7 +47,7 @@ def progress_bar(
 
     Args:
         title: What is being done.
-        total: How much there is in all; None where nobody knows.
+        total: How much there is in all; None if that is not known.
         unit: What is counted.
         shown: False draws nothing, as does a standard error that is not a terminal.
     """

@@ -18,7 +18,7 @@ from mixtral_recipes.layout.topology import Topology
 
 @dataclass(frozen=True)
 class ProcessPlace:
-    """Where this process stands among the run's.
+    """This process's place among those of the run.
 
     Attributes:
         rank: Global rank.

@@ -91,7 +91,7 @@ def _prepare_adam(optimizer: Any) -> None:
     """Make torch's AdamW update each parameter in one pass, and give it its whole state at once.
 
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
-    FusedAdam keeps elsewhere; torch's AdamW takes a state without it for a finished one and fails.
+    FusedAdam keeps elsewhere; torch's AdamW takes a state without it to be complete and fails.
     """
     for part in parts_of(optimizer):
         adam = part.optimizer

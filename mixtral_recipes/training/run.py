@@ -1,4 +1,4 @@
-"""From settings to something that steps: weights, tokenizer, data, model, optimizer, the checkpoint to go on from."""
+"""From settings to a run that can step: weights, tokenizer, data, model, optimizer, the checkpoint to resume from."""
 
 import dataclasses
 import json
@@ -140,8 +140,8 @@ class Ready:
         run: Model, optimizer, schedule, data.
         checkpointer: Saves it.
         position: Where it starts.
-        found: The run's own checkpoint it goes on from; None where it begins.
-        base: The checkpoint its weights come from otherwise; None are random weights.
+        found: The run's own checkpoint that it resumes from; None for a new run.
+        base: Otherwise, the checkpoint its weights come from; None means random weights.
         recipe: Every setting by its path.
         changed: What differs from the settings ``found`` was written with.
     """
@@ -180,17 +180,17 @@ class Ready:
 
 
 def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, for_training: bool = True) -> Ready:
-    """Build a run and take up its checkpoint. torch.distributed and Megatron's groups must exist; all ranks call it.
+    """Build a run and restore its checkpoint. torch.distributed and Megatron's groups must exist; all ranks call it.
 
     Args:
         parts: The recipe.
         device: Where tensors live.
-        say: Told what the reader should know.
+        say: Called with what the reader should know.
         for_training: Whether the run may write its folder.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or of another model.
-        RecipeError: a setting changed that may not.
+        RecipeError: a setting changed that must not.
     """
     base = restore_source(parts.resume)
     model = parts.model

@@ -23,7 +23,7 @@ from mixtral_recipes.training.run import TrainingRun
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step gave.
+    """The outcome of one optimizer step.
 
     Attributes:
         loss: Mean over the global batch's label tokens.

@@ -1,4 +1,4 @@
-"""The archive ``torch.save`` makes of one tensor: what stands around the numbers, and where the numbers are.
+"""The archive ``torch.save`` makes of one tensor: what surrounds the numbers, and where they are.
 
 An item of a ``.distcp`` file is such an archive: a zip in which nothing is compressed, of a pickle that describes the
 tensor, a record of its bytes, and a few short ones. The writer needs the frame around the bytes, the reader the place

@@ -1,4 +1,4 @@
-"""Is a checkpoint what its manifest says? Asked before anything in it is unpickled."""
+"""Checks that a checkpoint is what its manifest says, before anything in it is unpickled."""
 
 import hashlib
 import json

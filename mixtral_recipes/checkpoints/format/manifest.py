@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """A hash of the manifest's own content, which finds a damage in it."""
+    """A hash of the manifest's own content, which reveals damage to it."""
     content = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -159,7 +159,7 @@ def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_existing(final: Path, *, overwrite: bool) -> None:
-    """Raise CheckpointError where a folder would be overwritten without leave."""
+    """Raise CheckpointError if a folder would be overwritten without permission."""
     if not overwrite and (final.is_file() or (final.is_dir() and any(final.iterdir()))):
         raise CheckpointError(f"{final} exists; choose another folder, remove it, or pass --overwrite.")
     if overwrite and final.is_dir() and any(final.iterdir()) and not _is_ours(final):

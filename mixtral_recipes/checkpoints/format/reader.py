@@ -193,7 +193,7 @@ class StoredWeights:
             expert: None where experts are not.
 
         Raises:
-            CheckpointError: a part of it is missing, or its dtype is none of a weight's.
+            CheckpointError: a part of it is missing, or its dtype is not one that weights have.
         """
         entry = self._tensor(key)
         dtype = _SPELLED.get(entry.properties.dtype)

@@ -1,6 +1,6 @@
 """Read stretches of large files: from the page cache where they are in it, else past it.
 
-A model does not fit the cache; letting it through would evict what else the machine holds, and costs a page allocation
+A model does not fit the cache; letting it through would evict everything else, and would cost a page allocation
 and a second copy for every page. So a file that is cached is read from there, and any other with O_DIRECT.
 """
 

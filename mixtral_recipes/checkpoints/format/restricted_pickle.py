@@ -55,7 +55,7 @@ def read_metadata(weights: Path) -> Metadata:
         weights: The folder of ``.metadata`` and the ``.distcp`` files.
 
     Raises:
-        CheckpointError: it is missing, damaged, or names anything a checkpoint has no use for.
+        CheckpointError: it is missing, damaged, or names anything a checkpoint does not need.
     """
     path = weights / ".metadata"
     try:

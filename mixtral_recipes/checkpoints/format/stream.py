@@ -3,7 +3,7 @@
 A file to write is a list of `Record`s; a record is a few literal bytes around rows read from elsewhere. Work is cut
 into `Run`s, each a contiguous stretch of one file, and spread over threads: reading, hashing and writing all let go of
 Python's lock. Output bypasses the page cache where the file system allows it (O_DIRECT), so that a model larger than
-memory neither evicts what else the machine holds nor waits for write-back at the end.
+memory neither evicts other files from the cache nor waits for write-back at the end.
 """
 
 import contextlib
@@ -271,7 +271,7 @@ class Stream:
 
     Attributes:
         threads: How many runs are written at once.
-        on_bytes: Called with every count of bytes taken in (from any thread).
+        on_bytes: Called with the number of bytes each time some are read (from any thread).
         hash_files: Whether the pieces of files are hashed, besides canonical tensors.
         digests: SHA-256 of every canonical tensor as written, by name.
     """
@@ -364,11 +364,11 @@ def _width(source: Rows, dtype: str) -> int:
 
 
 class _StoppedError(Exception):
-    """Another thread failed; this one only stops."""
+    """Another thread failed; this one merely stops."""
 
 
 def disk_problem(error: OSError) -> EnvironmentProblem | OSError:
-    """An OSError as one line the user can act on, where it is about room; otherwise itself."""
+    """An OSError about disk space as one line the user can act on; any other one unchanged."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return EnvironmentProblem(

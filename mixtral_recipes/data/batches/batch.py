@@ -59,7 +59,7 @@ class EpochOrder(Protocol):
 
 @dataclass(frozen=True)
 class Sequential:
-    """The samples as they stand."""
+    """The samples in their own order."""
 
     num_samples: int
 
@@ -130,7 +130,7 @@ class PadCollate:
     """Puts samples side by side, padded to a common length.
 
     Attributes:
-        pad_id: Token that fills up.
+        pad_id: The padding token.
         length: Fixed length; None takes the longest sample's, rounded up.
         multiple: What the length is rounded up to (tensor and context parallelism split it).
     """

@@ -1,6 +1,6 @@
 """The share of each sequence that one context-parallel rank holds.
 
-Causal attention costs more the later a token stands. Each sequence is therefore cut into 2 * size chunks, and rank r
+The later a token, the more causal attention costs. Each sequence is therefore cut into 2 * size chunks, and rank r
 takes the r-th from the front and the r-th from the back: equal work for all ranks.
 
 Source: Megatron-Core `utils.py` get_batch_on_this_cp_rank, Transformer Engine's ``thd`` partition.

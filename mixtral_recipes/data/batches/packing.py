@@ -25,7 +25,7 @@ _FORMAT = 1  # raise when the same lengths would give other packs
 
 @dataclass(frozen=True)
 class Packs:
-    """Which samples stand in which pack.
+    """Which samples are in which pack.
 
     Attributes:
         samples: [n], sample numbers, pack after pack.
@@ -126,7 +126,7 @@ class _Room:
         self._summary = 0
 
     def smallest(self, at_least: int) -> int:
-        """The smallest room that occurs and is not less; -1 when there is none."""
+        """The smallest room there is that is large enough; -1 when there is none."""
         number, bit = divmod(at_least, self._WORD)
         word = self._words[number] >> bit
         if word:
@@ -220,7 +220,7 @@ class PackedDataset(Dataset[list[Sample]]):
     """Packs of a dataset's samples; item i is the list of samples in pack i.
 
     Attributes:
-        packs: Which samples stand together.
+        packs: Which samples are packed together.
         costs: [p], attention cost of each pack: the sum of its squared lengths.
     """
 
@@ -264,11 +264,11 @@ def _packs_once(lengths: np.ndarray, capacity: int) -> Packs:
 class PackCollate:
     """Puts the samples of one pack one after the other.
 
-    Positions start anew with each sample, and ``cu_seqlens`` marks the borders, so that no token sees another sample.
-    What fills up a sample (to ``sequence_multiple``) or the row is marked in ``padding_mask``.
+    Positions start at 0 with each sample, and ``cu_seqlens`` marks the borders, so that no token sees another sample.
+    The padding of samples (to ``sequence_multiple``) and of the row is marked in ``padding_mask``.
 
     Attributes:
-        pad_id: Token that fills up.
+        pad_id: The padding token.
         length: Tokens per row; None takes as few as hold the pack.
         multiple: What that is rounded up to.
         sequence_multiple: What each sample is rounded up to.

@@ -55,7 +55,7 @@ class SampleStore(Dataset[Sample]):
         self._learned = np.empty(0) if empty else np.memmap(self.folder / "learned.bin", np.bool_, "r")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Loader processes map the files anew instead of receiving their content."""
+        """Loader processes map the files again instead of receiving their content."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_tokens", "_learned")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Fit:
 
     Attributes:
         seq_length: Most positions; a sample has one token more.
-        keep_end: Cut behind the first token (a long prompt, whose question and answer stand at the end); else cut the
+        keep_end: Cut after the first token (a long prompt has its question and answer at the end); otherwise cut the
             end.
     """
 

@@ -1,1 +1,1 @@
-"""Looking a data set over."""
+"""Checks of a data set."""

@@ -1,4 +1,4 @@
-"""Looking a data set over before it is trained on: every record once, in bounded memory.
+"""Checks a data set before it is trained on: every record once, in bounded memory.
 
 An *error* is a record that would stop a run (or be left out); a *warning* is one that would train, perhaps not as
 meant.
@@ -79,7 +79,7 @@ class Report:
 
 
 class Item(NamedTuple):
-    """A usable record: what tells it from others, and what is tokenized."""
+    """A usable record: what distinguishes it from others, and what is tokenized."""
 
     prompt: str
     answer: str
@@ -212,7 +212,7 @@ class _Reader:
             self.report.add("warning", "other fields than the first record", record.where, f"lacks {missing}")
 
     def look(self, item: Item) -> None:
-        """What can be seen in the text alone."""
+        """Check what shows in the text alone."""
         text = f"{item.prompt}\n{item.answer}"
         for kind, pattern in (("control characters", _CONTROL), ("special token spelled out", self._special)):
             found = pattern.search(text)
@@ -226,7 +226,7 @@ class _Reader:
             self.report.add("warning", "empty prompt", str(item.where))
 
     def encode(self, items: list[Item]) -> Iterator[Encoded]:
-        """Token counts and label masks; without a tokenizer, characters stand in for tokens."""
+        """Token counts and label masks; without a tokenizer, characters are counted instead of tokens."""
         if self.tokenizer is None:
             for item in items:
                 size = len(item.prompt) + len(item.answer)
@@ -264,7 +264,7 @@ def _look_at_length(report: Report, item: Item, encoded: Encoded, seq_length: in
 
 
 class _Seen:
-    """Hashes of all records and where they stand, 27 bytes each."""
+    """Hashes of all records and where they are, 27 bytes each."""
 
     def __init__(self) -> None:
         self._whole, self._prompt = array("Q"), array("Q")

@@ -1,4 +1,4 @@
-"""What every data module is: datasets made once a tokenizer is known, and microbatches for one rank."""
+"""What all data modules share: datasets made once a tokenizer is known, and microbatches for one rank."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class DataModule:
     shuffles = True
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
-        """Make the sets of samples under ``train`` and, where there are such, ``validation`` and ``test``.
+        """Make the sets of samples: ``train`` and, where they exist, ``validation`` and ``test``.
 
         Args:
             tokenizer: A transformers tokenizer, or None for data that needs none.
@@ -132,7 +132,7 @@ class DataModule:
         sequence_multiple: int = 1,
         fixed: bool = False,
     ) -> Iterator[Batch]:
-        """Training microbatches without end, from ``consumed_samples`` of the run's stream on.
+        """Endless training microbatches, starting at ``consumed_samples`` of the run's stream.
 
         Args:
             place: This rank's share.
@@ -196,7 +196,7 @@ class DataModule:
 
 
 def _pad_id(tokenizer: Any) -> int:
-    """A token to fill with; its positions are masked, so any valid id does."""
+    """A token for padding; its positions are masked, so any valid id will do."""
     for name in ("pad_token_id", "eos_token_id"):
         token = getattr(tokenizer, name, None)
         if token is not None:

@@ -37,7 +37,7 @@ class ChatDataModule(DataModule):
         chat_template: A Jinja template, or a file with one; None takes the tokenizer's, or Mixtral-Instruct's.
         columns: Names used here -> names in the records, e.g. ``{"messages": "dialog"}``.
         dataset_kwargs: Accepted for NeMo's recipes.
-        val_proportion: Share of the conversations held out for validation where no validation split is there.
+        val_proportion: Share of the conversations held out for validation if there is no validation split.
         on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records and say how many.
     """
 
@@ -83,9 +83,9 @@ class ChatDataModule(DataModule):
 class ChatEncoder:
     """Tokenizes conversations through a chat template, and finds the tokens the assistant says.
 
-    A template that marks them (``{% generation %}``) is believed. With any other one the conversation is rendered a
+    A template that marks them (``{% generation %}``) is trusted. With any other the conversation is rendered a
     second time with marks around each message's text: what lies between an assistant's marks is learned, and what the
-    template puts behind an answer (the end of the turn).
+    template puts after an answer (the end of the turn).
 
     A control token spelled out inside a message is encoded as the text it is.
     """
@@ -112,7 +112,7 @@ class ChatEncoder:
     def __call__(
         self, records: Iterable[Record], columns: dict[str, str] | None = None, bad: BadRecord = stop
     ) -> Iterator[Encoded]:
-        """Tokenize records; bad ones are told and left out."""
+        """Tokenize records; bad ones are reported and left out."""
         rendered = self._rendered(records, columns, bad)
         while some := list(itertools.islice(rendered, _AT_ONCE)):
             yield from self._encode(some)
@@ -161,7 +161,7 @@ class ChatEncoder:
         return str(texts[0]), cast(list[Span], spans[0]) if spans else []
 
     def _message_spans(self, messages: list[Message], text: str, where: str) -> list[tuple[str, Span]]:
-        """Where each message's text stands in the rendered conversation."""
+        """Where each message's text is in the rendered conversation."""
         marked, roles = [], []
         for number, message in enumerate(messages):
             content = message["content"]
@@ -191,7 +191,7 @@ class ChatEncoder:
 
     @functools.cached_property
     def _around_answer(self) -> tuple[str, str]:
-        """What the template puts between the generation prompt and an answer, and behind an answer."""
+        """What the template puts between the generation prompt and an answer, and after an answer."""
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             text, _ = self._apply(talk, "chat_template")

@@ -29,7 +29,7 @@ class FineTuningDataModule(DataModule):
         columns: Names in the template -> names in the records, e.g. ``{"input": "prompt", "output": "completion"}``.
         prompt_template: Text around the fields; it ends with the answer's.
         dataset_kwargs: NeMo's: ``prompt_template``, ``label_key``, ``answer_only_loss``, ``add_bos``, ``add_eos``.
-        val_proportion: Share of the records held out for validation where no validation split is there.
+        val_proportion: Share of the records held out for validation if there is no validation split.
         on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records and say how many.
     """
 
@@ -87,7 +87,7 @@ def exhaust(stream: Iterable[Any]) -> None:
 
 
 def need_tokenizer(module: DataModule, tokenizer: Any) -> None:
-    """Refuse to go on without a tokenizer.
+    """Refuse to continue without a tokenizer.
 
     Raises:
         DataError: there is none.

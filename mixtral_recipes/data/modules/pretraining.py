@@ -53,7 +53,7 @@ class PreTrainingDataModule(DataModule):
         tokenizer: Unused here; the model's tokenizer is given to `setup`.
         split: Shares of train, validation and test documents; not used with a dict of paths.
         text_key: The field or column of text files.
-        reset_position_ids: Start positions anew behind each end of document.
+        reset_position_ids: Start positions at 0 again after each end of document.
         reset_attention_mask: Keep each document from seeing the others (needs micro_batch_size 1).
         eod_mask_loss: Leave ends of documents out of the loss.
         create_attention_mask: Accepted for NeMo's recipes; the causal mask is made inside the attention.
@@ -84,7 +84,7 @@ class PreTrainingDataModule(DataModule):
 
     @property
     def shuffles(self) -> bool:
-        """Whether each epoch gets an order of its own; Megatron's order is kept where it counts the samples."""
+        """Whether each epoch has its own order; Megatron's order is kept where it counts the samples."""
         return self.num_train_samples is None
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
@@ -237,7 +237,7 @@ def tokenized_corpus(path: Path, tokenizer: Any, text_key: str) -> Path:
 
 
 def _check_tokens(prefix: Path, vocab_size: int) -> None:
-    """A corpus made with a larger vocabulary would index outside the embedding, half way through a run."""
+    """A corpus made with a larger vocabulary would index outside the embedding, halfway through a run."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     sample = np.memmap(str(prefix) + ".bin", mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)[: 1 << 20]

@@ -175,7 +175,7 @@ def _list_in(holder: Any, name: str, where: str) -> list[Any]:
 
 
 class _Place(NamedTuple):
-    """Where a record stands in a JSON file; the line is looked for only when an error is told."""
+    """Where a record is in a JSON file; the line is determined only when an error is reported."""
 
     path: Path
     text: str

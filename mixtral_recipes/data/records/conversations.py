@@ -1,4 +1,4 @@
-"""Conversations: the shapes they have in the wild, brought to one list of messages."""
+"""Conversations: the forms they come in, brought to one list of messages."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ ROLES = {
 def conversation(record: Record, columns: dict[str, str] | None = None) -> list[Message]:
     """The messages of a record: role ``system`` (first, optional), then ``user`` and ``assistant`` in turn.
 
-    Understood are ``messages`` (``role``, ``content``), sharegpt's ``conversations`` (``from``, ``value``), alpaca's
+    It reads ``messages`` (``role``, ``content``), sharegpt's ``conversations`` (``from``, ``value``), alpaca's
     ``instruction``, ``input``, ``output``, TRL's ``prompt`` and ``completion`` lists, and pairs of texts. Neighbours
     of one role are joined by a blank line, as mistral-common joins them.
 

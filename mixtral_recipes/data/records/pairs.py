@@ -78,7 +78,7 @@ class PairTemplate:
         return Pair(filled, before[len(prompt) :] + texts[self.answer])
 
     def pairs(self, records: Iterable[Record], bad: BadRecord = stop) -> Iterator[Pair]:
-        """The pairs of records; bad ones are told and left out."""
+        """The pairs of records; bad ones are reported and left out."""
         for record in records:
             try:
                 pair = self.pair(record)
@@ -93,7 +93,7 @@ class PairEncoder:
     """Tokenizes pairs: ``<bos> prompt answer <eos>``, loss on the answer and ``<eos>``.
 
     The joined text is tokenized once, so the training tokens are those that generation will see; a token counts as
-    answer when it ends behind the prompt.
+    answer when it ends after the prompt.
 
     Attributes:
         tokenizer: A transformers tokenizer.

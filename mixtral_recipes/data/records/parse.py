@@ -1,4 +1,4 @@
-"""Records of any supported file, one by one, each with the file and line it stands on."""
+"""Records of any supported file, one by one, each with its file and line."""
 
 import csv
 import gzip
@@ -39,7 +39,7 @@ def read_records(path: Path, bad: BadRecord = stop) -> Iterator[Record]:
     Args:
         path: JSONL, JSON (a list, or an object with a list ``data``), parquet, arrow, CSV or TSV; ``.gz`` of the text
             ones. All but JSON are read in bounded memory.
-        bad: Called with each record that cannot be read; reading goes on behind it unless this raises.
+        bad: Called with each record that cannot be read; reading continues after it unless this raises.
 
     Raises:
         DataError: the file cannot be read at all.

@@ -23,7 +23,7 @@ class TextPart:
         path: The file.
         kind: ``jsonl``, ``text``, ``parquet`` or ``csv``.
         start: First byte, or first row group.
-        end: Byte, or row group, behind the last; -1 is the end of the file.
+        end: Byte, or row group, after the last; -1 is the end of the file.
         text_key: Field or column of the text.
         size: Input bytes, for progress.
     """
@@ -84,7 +84,7 @@ def _open(part: TextPart) -> BinaryIO:
 
 
 def _first_line(file: BinaryIO, start: int) -> int:
-    """Where the first line begins that begins at ``start`` or later; the file stands there."""
+    """The start of the first line at or after ``start``; the file is positioned there."""
     if start:
         file.seek(start - 1)
         if file.read(1) != b"\n":
@@ -105,7 +105,7 @@ def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_number(part: TextPart, position: int) -> int:
-    """Counted only when an error is told."""
+    """Counted only when an error is reported."""
     count, seen = 1, 0
     with _open(part) as file:
         while seen < position:
@@ -143,7 +143,8 @@ def _json_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Itera
 def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
     """Paragraphs between blank lines. A document belongs to the part in which its first line begins.
 
-    A part may begin inside a document and end inside one: the first is skipped up to a blank line, the last is read on.
+    A part may begin inside a document and end inside one: the first is skipped up to a blank line, the last
+    is read to its end.
     """
     inside = part.start > 0 and not _after_blank_line(part)
     held: list[str] = []

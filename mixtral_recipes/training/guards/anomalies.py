@@ -18,7 +18,7 @@ class _NotFinite(Exception):
 
 
 def checked_step(optimizer: Any) -> tuple[bool, float]:
-    """``optimizer.step()``, given up before anything is updated where the gradient's norm is not finite.
+    """``optimizer.step()``, abandoned before anything is updated if the gradient's norm is not finite.
 
     Megatron measures the norm over all ranks before it clips and updates; this looks at it in between.
 

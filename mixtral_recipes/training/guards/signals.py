@@ -1,4 +1,4 @@
-"""Being asked to stop: the signal is noted, and the loop saves and leaves when the step is done."""
+"""Requests to stop: the signal is noted, and the loop saves and leaves when the step is done."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
-"""Ends a rank that makes no progress, with every thread's stack, so that one lost rank does not hang a job for ever.
+"""Ends a rank that makes no progress, with every thread's stack, so that one lost rank does not hang a job forever.
 
-When one rank dies or sleeps, the others stand in a collective inside C, where neither Python's signal handlers nor
-exceptions reach them. A thread of its own can still write down where everything stands, and leave.
+When one rank dies or hangs, the others wait in a collective inside C, where neither Python's signal handlers nor
+exceptions reach them. A separate thread can still write down where each one is, and end the process.
 """
 
 import contextlib

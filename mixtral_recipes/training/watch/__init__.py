@@ -1,1 +1,1 @@
-"""What a run tells about itself while it runs."""
+"""What a run reports about itself while it runs."""

@@ -56,7 +56,7 @@ class RunLog:
             print(text, flush=True)
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
-        """Record something that is no metric of a step: how the run started, a save, how it ended."""
+        """Record something that is not a metric of a step: how the run started, a save, how it ended."""
         if self._file is not None:
             plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in facts.items()}
             self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, default=str) + "\n")

@@ -79,7 +79,7 @@ class RouterHealth:
         counts[-1] += tokens * router.topk - load.sum()
 
     def read(self) -> Routing:
-        """What was routed since the last read, summed over ranks; starts anew.
+        """What was routed since the last read, summed over ranks; resets the counts.
 
         Every rank routes other tokens: Megatron's MoE layers need sequence parallelism under tensor parallelism.
         """
