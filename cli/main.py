@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main() -> None:
     """Entry point of the console script."""
     late_imports.activate()
+    if "--debug" in sys.argv:
+        os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither
     with seldom_collected():
         code = run(sys.argv[1:])
     sys.exit(code)
@@ -94,7 +96,7 @@ def _call(argv: list[str], debug: bool) -> int:
     usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
     if not debug:
-        quiet.libraries()
+        quiet.our_process()
     try:
         result = _group().main(argv, prog_name=PROGRAM, standalone_mode=False)
         return result if isinstance(result, int) else 0

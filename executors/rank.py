@@ -90,7 +90,7 @@ def main() -> int:
     if "MIXTRAL_RECIPES_UMASK" in os.environ:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
     signal.signal(signal.SIGTERM, _stopped_early)
-    quiet.libraries()
+    quiet.our_process()
     watchdog.before_exit.append(lambda error: _record(_end(error)))  # it ends a hung rank without coming back here
     error: BaseException | None = None
     try:

@@ -78,6 +78,10 @@ __all__ = ["__version__", *_PUBLIC, *_RECIPES]  # noqa: PLE0604  # pyright: igno
 
 
 def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from mixtral_recipes.system import quiet
+
+        quiet.libraries()
     if name in _PUBLIC:
         value = _load(name)
     elif name in _RECIPES:

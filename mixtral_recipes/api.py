@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.reports.page import write_report_of
@@ -208,7 +208,7 @@ def _join(task: Callable[..., Any], parts: Parts) -> torch.device:
     place = distributed.ProcessPlace.from_environment()
     for notice in check_settings(task, vars(parts)):
         if place.rank == 0:
-            warnings.warn(notice, stacklevel=4)
+            warnings.warn(notice, MixtralRecipesWarning, stacklevel=4)
     check_recipe_layout(parts.model, parts.trainer, parts.data)
     device = distributed.choose_device(parts.trainer.accelerator, place)
     distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)

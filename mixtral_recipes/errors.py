@@ -31,6 +31,10 @@ class EnvironmentProblem(MixtralRecipesError):
     """This machine lacks something the command needs (a GPU, a library, disk room)."""
 
 
+class MixtralRecipesWarning(UserWarning):
+    """What a user should know and need not mend: a setting without effect, a record left out."""
+
+
 class Preempted(MixtralRecipesError):
     """The run was asked to stop, saved, and can be resumed."""
 

@@ -15,6 +15,13 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of other libraries, at import or use, fail no test; ours do, and those our own code is blamed for."""
+    from mixtral_recipes.system import quiet
+
+    config.addinivalue_line("filterwarnings", f"ignore:::{quiet.THEIRS}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, saying what it needs."""
     missing = {"gpu": _why_no_gpu, "te": _why_no_transformer_engine}

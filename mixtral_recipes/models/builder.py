@@ -4,7 +4,6 @@ megatron-core announces GPTModel as deprecated; only this file names it, and the
 """
 
 import dataclasses
-import logging
 from typing import Any
 
 import torch
@@ -67,8 +66,6 @@ def build_model(
     """
     if transformer_engine is None:
         transformer_engine = transformer_engine_usable()
-    # GPTModel announces its deprecation at WARNING on every build; we know (see above).
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(

@@ -5,6 +5,7 @@ from typing import Any
 
 import fiddle as fdl
 
+from mixtral_recipes.errors import MixtralRecipesWarning
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.check import check_settings
@@ -19,7 +20,7 @@ def preflight(recipe: Any) -> None:
             none; or a setting that no machine runs (precision, overlap).
     """
     for notice in check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe)):
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, MixtralRecipesWarning, stacklevel=2)
     check_recipe_layout(recipe.model, recipe.trainer, recipe.data)
     plugins: Any = fdl.build(recipe.trainer.plugins)
     plugins.check()

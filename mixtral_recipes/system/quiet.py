@@ -1,29 +1,52 @@
-"""Keeps other libraries' deprecation notes out of what users read. Our own warnings are never hidden."""
+"""Keeps other libraries' warnings out of what users read: in commands, in ranks, and where the package is imported.
+
+Ours are of one class, `MixtralRecipesWarning`, and are never hidden, wherever in a library's call they are raised.
+"""
 
 import logging
 import os
 import warnings
+from typing import Any
 
-_LIBRARIES = r"(torch|megatron|transformers|huggingface_hub|torchmetrics|nemo_run|torchx|fiddle)(\.|$)"
-_CHATTY_LOGGERS = (
-    "megatron.core.distributed.distributed_data_parallel",  # announces on every build that it lays out buffers itself
-    "megatron.core.dist_checkpointing",
-    "torch.utils.cpp_extension",  # "No CUDA runtime is found"
-    "matplotlib",  # builds a font cache on a new machine
-)
+from mixtral_recipes.errors import MixtralRecipesWarning
+
+_LIBRARIES = (  # the packages we stand on, and theirs
+    "torch", "torchx", "torchmetrics", "megatron", "transformer_engine", "nemo_run", "leptonai", "fiddle", "libcst",
+    "transformers", "tokenizers", "peft", "datasets", "huggingface_hub", "accelerate", "trl", "sentencepiece",
+    "mistral_common", "multiprocess", "dill", "pyarrow", "tensorboard", "matplotlib", "wandb", "mlflow", "starlette",
+    "fastapi", "pydantic", "ray", "google", "opencensus", "grpc", "importlib",
+)  # fmt: skip
+THEIRS = rf"({'|'.join(_LIBRARIES)})(\.|$)"
+_BLAMED = r"mixtral_recipes(\.|$)"  # a library's warning can name its caller (``stacklevel``), which is us
+# They say what they fall back to, at import and at every build; matplotlib, that it looks for fonts on a new machine.
+_CHATTY_LOGGERS = ("megatron", "torch.utils.cpp_extension", "matplotlib")
 
 
 def libraries() -> None:
-    """Hide what third-party modules warn about, and say ours in a line, unless MIXTRAL_RECIPES_DEBUG is set."""
+    """Hide what third-party modules warn about and show ours, unless MIXTRAL_RECIPES_DEBUG is set."""
     if os.environ.get("MIXTRAL_RECIPES_DEBUG"):
         return
-    warnings.filterwarnings("ignore", module=_LIBRARIES)
-    warnings.formatwarning = _in_a_line
+    warnings.filterwarnings("ignore", module=THEIRS)
+    warnings.filterwarnings("ignore", module=_BLAMED)
+    warnings.filterwarnings("always", category=MixtralRecipesWarning)
     for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def our_process() -> None:
+    """As `libraries`, where the process is ours: without their progress bars too, and with our warnings in a line."""
+    libraries()
+    if os.environ.get("MIXTRAL_RECIPES_DEBUG"):
+        return
+    warnings.formatwarning = _in_a_line
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _in_a_line(message: Warning | str, *_place: object) -> str:
-    return f"warning: {message}\n"
+def _in_a_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    if issubclass(category, MixtralRecipesWarning):
+        return f"warning: {message}\n"
+    return _with_its_place(message, category, *place, **more)
+
+
+_with_its_place = warnings.formatwarning

@@ -15,7 +15,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.data.records.parse import BadRecord, stop
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, MixtralRecipesWarning
 
 
 @dataclass
@@ -140,8 +140,9 @@ def bad_record_policy(name: str) -> BadRecord:
     def skip(error: DataError) -> None:
         seen["bad"] += 1
         if seen["bad"] <= 10:
-            warnings.warn(f"left out: {error}", stacklevel=3)
+            warnings.warn(f"left out: {error}", MixtralRecipesWarning, stacklevel=3)
         elif seen["bad"] == 11:
-            warnings.warn("more records are left out; `mixtral-recipes data check` names them all.", stacklevel=3)
+            text = "more records are left out; `mixtral-recipes data check` names them all."
+            warnings.warn(text, MixtralRecipesWarning, stacklevel=3)
 
     return skip

@@ -9,7 +9,6 @@ from types import ModuleType
 import pytest
 import torch
 
-import tests.unit.recipes.quiet  # noqa: F401
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem
 

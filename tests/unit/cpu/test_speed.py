@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tests.distributed.quiet  # noqa: F401
 from mixtral_recipes.cpu import speed as cpu_speed
 from mixtral_recipes.models import experts
 

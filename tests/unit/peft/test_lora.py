@@ -2,7 +2,6 @@
 
 import pytest
 
-import tests.distributed.quiet  # noqa: F401
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
 

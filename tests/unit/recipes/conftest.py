@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-import tests.unit.recipes.quiet  # noqa: F401
 from tests.fake_world import one_of
 
 BuildRank = Callable[[Any, int], list[Any]]

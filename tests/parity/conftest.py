@@ -1,3 +1,0 @@
-"""Megatron is imported before pytest turns warnings into errors."""
-
-from tests.distributed import quiet  # noqa: F401
