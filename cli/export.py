@@ -32,6 +32,7 @@ def command(
 
     from mixtral_recipes.errors import CheckpointError, nearest
     from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
+    from mixtral_recipes.system.files import size_of
 
     if target != "hf":
         raise CheckpointError(f"--format {target} is not known.{nearest(target, ['hf'])}")
@@ -45,7 +46,7 @@ def command(
         overwrite=overwrite,
     )
     seconds = time.perf_counter() - start
-    nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    nbytes = size_of(folder)
     result = {"model": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload

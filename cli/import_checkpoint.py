@@ -32,6 +32,7 @@ def command(
     import time
 
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.system.files import size_of
     from mixtral_recipes.system.ranks import launched_rank
 
     start = time.perf_counter()
@@ -39,7 +40,7 @@ def command(
     seconds = time.perf_counter() - start
     if launched_rank() != 0:
         return
-    nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    nbytes = size_of(folder)
     result = {"checkpoint": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload

@@ -1,6 +1,5 @@
 """Send the working tree as it is: uncommitted and untracked files included, ignored ones not, with a list of both."""
 
-import hashlib
 import os
 import subprocess
 import tarfile
@@ -10,7 +9,7 @@ from pathlib import Path
 from nemo_run.core.packaging.base import Packager
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.system.files import replacing, write_json
+from mixtral_recipes.system.files import replacing, sha256, write_json
 
 _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "dist"}
 
@@ -107,7 +106,7 @@ def git_state(root: Path) -> dict[str, object]:
 
 
 def _digest(path: Path) -> str:
-    return f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"-> {os.readlink(path)}" if path.is_symlink() else sha256(path)
 
 
 def _plain_owner(info: tarfile.TarInfo) -> tarfile.TarInfo | None:

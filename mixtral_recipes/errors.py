@@ -41,6 +41,11 @@ class Preempted(MixtralRecipesError):
     exit_code = 75
 
 
+def in_short(error: Exception) -> str:
+    """A library's error in a line: the first of its text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     """Suffix for an unknown-name message: the closest valid spelling, and all of them when they are few.
 

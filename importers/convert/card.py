@@ -1,12 +1,12 @@
 """The README.md of an exported model: what it is and where it came from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.system.files import read_json
 
 _TEMPLATE = """---
 library_name: transformers
@@ -65,10 +65,7 @@ def provenance(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _run_facts(checkpoint: Path) -> dict[str, Any]:
     """What a training run recorded; nothing for an imported checkpoint."""
-    try:
-        return json.loads((checkpoint / "context" / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    return read_json(checkpoint / "context" / "run.json") or {}
 
 
 def _hub_origin(facts: dict[str, Any]) -> dict[str, Any]:

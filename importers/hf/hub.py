@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.checkpoints.format.manifest import sha256
-from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, in_short
 from mixtral_recipes.importers.hf import pickle as pickle_io
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.hub_resume import into_cache
 from mixtral_recipes.importers.hf.source import SIDECARS
 from mixtral_recipes.importers.locations import HubId
+from mixtral_recipes.system.files import sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -195,14 +195,14 @@ def _cached(where: HubId, error: Exception) -> tuple[Path, str]:
         folder = Path(snapshot_download(where.repo, revision=where.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError) as missing:
         raise EnvironmentProblem(
-            f"hf://{where.repo}: the Hub cannot be reached ({_in_short(error)}) and the cache does not hold the model; "
+            f"hf://{where.repo}: the Hub cannot be reached ({in_short(error)}) and the cache does not hold the model; "
             "check the network, or give a local folder."
         ) from missing
     for path in _files_read(folder):
         if not _is_named_by_content(path):
             raise CheckpointError(
                 f"hf://{where.repo}: the cached {path.name} is damaged, and the Hub cannot be reached "
-                f"({_in_short(error)}); remove {path} and try again with a network."
+                f"({in_short(error)}); remove {path} and try again with a network."
             ) from error
     return folder, folder.name
 
@@ -221,10 +221,6 @@ def _is_named_by_content(path: Path) -> bool:
     if len(name) == 64:
         return _is_published(path, _Published(path.name, None, name, None))
     return len(name) != 40 or _is_published(path, _Published(path.name, None, None, name))
-
-
-def _in_short(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 @contextlib.contextmanager
@@ -260,14 +256,14 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with mixtral-recipes"))
     except (HFValidationError, LocalTokenNotFoundError) as error:
-        raise CheckpointError(f"--push-to-hub {repo}: {_in_short(error)}") from error
+        raise CheckpointError(f"--push-to-hub {repo}: {in_short(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
         hint = "; log in with `hf auth login` or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
         raise CheckpointError(f"--push-to-hub {repo}: the Hub answered {status}{hint}.") from error
     except _network_errors() as error:
-        raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({_in_short(error)}).") from error
+        raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({in_short(error)}).") from error
     except RuntimeError as error:  # what huggingface_hub makes of a file it could not send
         raise EnvironmentProblem(
-            f"--push-to-hub {repo}: the upload broke off ({_in_short(error)}); {folder} is finished, upload it again."
+            f"--push-to-hub {repo}: the upload broke off ({in_short(error)}); {folder} is finished, upload it again."
         ) from error

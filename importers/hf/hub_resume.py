@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mixtral_recipes.checkpoints.format.manifest import sha256
+from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.locks import held
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf.safetensors import StoredTensor, stored
 
 INDEX = "pytorch_model.bin.index.json"
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             "use the model's safetensors files."
         ) from error
     except (RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
+        raise CheckpointError(f"{path}: cannot be read ({in_short(error)}).") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds {type(loaded).__name__}, not a dictionary of tensors.")
     return {name: _locate(path, name, tensor) for name, tensor in loaded.items()}

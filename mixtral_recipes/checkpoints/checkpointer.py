@@ -34,7 +34,7 @@ from mixtral_recipes.checkpoints.state import (
 )
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.system.files import remove_folder
+from mixtral_recipes.system.files import remove_folder, size_of
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 LATEST = "latest"
@@ -230,7 +230,7 @@ class Checkpointer:
         facts = read_run_facts(path)
         value = facts.get("metrics", {}).get(self.policy.monitor)
         sign = 1 if self.policy.mode == "min" else -1
-        size = retention.size_of(path) if self.policy.max_disk_gb is not None else 0
+        size = size_of(path) if self.policy.max_disk_gb is not None else 0
         return retention.Kept(path, facts["step"], float("inf") if value is None else sign * value, size)
 
     def load(self, checkpoint: Path) -> Position:

@@ -61,8 +61,3 @@ def _best_first(by_age: list[Kept]) -> list[Kept]:
 
 def _worst_first(by_age: list[Kept]) -> list[Kept]:
     return _best_first(by_age)[::-1]
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -21,7 +21,7 @@ from mixtral_recipes.checkpoints.format.manifest import Kind, write_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
-from mixtral_recipes.system.files import replacing_folder, staging_path
+from mixtral_recipes.system.files import replacing_folder, size_of, staging_path
 from mixtral_recipes.system.ranks import rank_and_size
 
 _ALIGNMENT = 64
@@ -52,7 +52,7 @@ class Destination:
     @property
     def needed(self) -> int:
         """Roughly how many bytes it takes on disk."""
-        beside = sum(p.stat().st_size for p in self.context.rglob("*") if p.is_file()) if self.context else 0
+        beside = size_of(self.context) if self.context else 0
         return self.nbytes + self.items * _ITEM_OVERHEAD + beside + _ROOM_FOR_THE_REST
 
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.system.files import sync_tree, write_text
+from mixtral_recipes.system.files import replacing_folder, sha256, write_text
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
@@ -30,16 +28,9 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
         return folder
     with held(folder):
         if not folder.is_dir():
-            staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            try:
+            with replacing_folder(folder) as staging:
                 build(staging)
                 (staging / "made_from.json").write_text(text)
-                sync_tree(staging)
-                staging.replace(folder)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
@@ -52,9 +43,7 @@ def content_hash(path: Path) -> str:
         return memo.read_text()
     with held(memo):
         if not memo.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            write_text(memo, digest)
+            write_text(memo, sha256(path))
     return memo.read_text()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mixtral_recipes.data.records.chat_templates import MIXTRAL_V1, MIXTRAL_V3
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesError, nearest
+from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesError, in_short, nearest
 from mixtral_recipes.system.files import read_json
 
 MISTRAL = "mistral://"
@@ -57,7 +57,7 @@ def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = Dat
     try:
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as failure:
-        raise error(f"{source}: no tokenizer can be loaded ({str(failure).splitlines()[0]}).") from failure
+        raise error(f"{source}: no tokenizer can be loaded ({in_short(failure)}).") from failure
 
 
 def _own_template(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.data.tokenizers import load_tokenizer
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, in_short
 
 
 def generate(
@@ -27,7 +27,7 @@ def generate(
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").eval()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{model_folder}: cannot be loaded ({str(error).splitlines()[0]}).") from error
+        raise CheckpointError(f"{model_folder}: cannot be loaded ({in_short(error)}).") from error
     tokenizer = load_tokenizer(model_folder, error=CheckpointError)
     tokenizer.padding_side = "left"
     if torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """Files that are complete or absent, however the writing process ends, and private folders."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _LEFTOVERS = ("partial", "replaced", "deleted")
+_READ_BYTES = 4 << 20
 
 
 @contextlib.contextmanager
@@ -123,6 +125,24 @@ def private_folder(path: Path) -> Path:
     for folder in reversed(missing):
         folder.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def sha256(path: Path, start: int = 0, length: int | None = None) -> str:
+    """SHA-256 of a file, or of a stretch of it, in hex."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - start if length is None else length
+    buffer = memoryview(bytearray(min(_READ_BYTES, max(left, 1))))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (count := file.readinto(buffer[:left])):
+            digest.update(buffer[:count])
+            left -= count
+    return digest.hexdigest()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sync_file(path: Path) -> None:

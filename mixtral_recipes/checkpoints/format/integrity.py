@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import NAME, pieces_of, read_manifest, sha256
+from mixtral_recipes.checkpoints.format.manifest import NAME, pieces_of, read_manifest
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import clear_leftovers, replacing_folder
+from mixtral_recipes.system.files import clear_leftovers, replacing_folder, sha256
 from mixtral_recipes.system.machine import io_threads
 
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
 Kind = Literal["model", "training", "adapter"]
 Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
-_READ_BYTES = 4 << 20
 
 
 def write_manifest(
@@ -117,19 +116,6 @@ def pieces_of(entry: dict[str, Any]) -> list[tuple[int, int, str]]:
     if start != entry["size"]:
         raise CheckpointError(f"the manifest's pieces add up to {start} of {entry['size']} bytes; it is damaged.")
     return found
-
-
-def sha256(path: Path, start: int = 0, length: int | None = None) -> str:
-    """SHA-256 of a file, or of a stretch of it, in hex."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size - start if length is None else length
-    buffer = memoryview(bytearray(min(_READ_BYTES, max(left, 1))))
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while left and (count := file.readinto(buffer[:left])):
-            digest.update(buffer[:count])
-            left -= count
-    return digest.hexdigest()
 
 
 def _as_text(manifest: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from mixtral_recipes.data.cache import content_hash
 from mixtral_recipes.data.records.parse import SUFFIXES, BadRecord, Record, read_records, stop, suffix_of
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, in_short
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -109,10 +109,9 @@ def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None) 
     try:
         loaded = datasets.load_dataset(repo, config, revision=revision)
     except Exception as error:  # datasets raises its own, requests', and Python's
-        lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(
-            f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {lines[0]}); check the name "
-            "and the network, or give a local file with --data PATH."
+            f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {in_short(error)}); check "
+            "the name and the network, or give a local file with --data PATH."
         ) from error
     found = {name: loaded[s] for name, spellings in SPLITS.items() for s in spellings if s in loaded}
     if "train" not in found:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -159,32 +159,29 @@ def _elements(path: Path, text: str, position: int, bad: BadRecord) -> Iterator[
 
 
 def _parquet(path: Path, bad: BadRecord) -> Iterator[Record]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(value, f"{path}: row {number}")
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}).") from error
+    yield from _rows(path, "parquet file", lambda: pq.ParquetFile(path).iter_batches(batch_size=1024))
 
 
 def _arrow(path: Path, bad: BadRecord) -> Iterator[Record]:
     """The files `datasets.save_to_disk` writes."""
     import pyarrow as pa
 
+    yield from _rows(path, "arrow stream", lambda: pa.ipc.open_stream(pa.memory_map(str(path))))
+
+
+def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterator[Record]:
+    import pyarrow as pa
+
+    number = 0
     try:
-        with pa.memory_map(str(path)) as file:
-            number = 0
-            for batch in pa.ipc.open_stream(file):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(value, f"{path}: row {number}")
+        for batch in batches():
+            for value in batch.to_pylist():
+                number += 1
+                yield Record(value, f"{path}: row {number}")
     except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable arrow stream ({error}).") from error
+        raise DataError(f"{path}: not a readable {kind} ({error}).") from error
 
 
 def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:

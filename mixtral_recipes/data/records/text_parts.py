@@ -1,14 +1,12 @@
 """Text files in parts of bounded size: byte ranges of JSONL and plain text, row groups of parquet."""
 
-import csv
-import gzip
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mixtral_recipes.data.records.parse import open_bytes, read_records, suffix_of
 from mixtral_recipes.errors import DataError
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -45,8 +43,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPar
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     size = path.stat().st_size
-    name = path.name.removesuffix(".gz")
-    suffix = Path(name).suffix.lower()
+    suffix = suffix_of(path)
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -58,7 +55,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPar
         raise DataError(f"{path}: cannot tell what this is; known: .jsonl, .json (one object per line), .parquet, "
                         ".csv, .tsv, .txt, and .gz of the text ones.")  # fmt: skip
     kind = "jsonl" if suffix in JSON_LINES else "text"
-    if name != path.name:
+    if path.suffix == ".gz":
         return [TextPart(path, kind, 0, -1, text_key, size)]
     starts = range(0, max(size, 1), part_bytes)
     return [TextPart(path, kind, s, min(s + part_bytes, size), text_key, min(part_bytes, size - s)) for s in starts]
@@ -79,10 +76,6 @@ def documents(part: TextPart) -> Iterator[str]:
         yield from _json_documents(part, lines) if part.kind == "jsonl" else _text_documents(part, lines)
 
 
-def _open(part: TextPart) -> BinaryIO:
-    return gzip.open(part.path, "rb") if part.path.suffix == ".gz" else part.path.open("rb")  # type: ignore[return-value]
-
-
 def _first_line(file: BinaryIO, start: int) -> int:
     """The start of the first line at or after ``start``; the file is positioned there."""
     if start:
@@ -94,7 +87,7 @@ def _first_line(file: BinaryIO, start: int) -> int:
 
 def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
     """Lines that begin in the part, with the byte each begins at; a line belongs to the part of its first byte."""
-    with _open(part) as file:
+    with open_bytes(part.path) as file:
         position = _first_line(file, part.start)
         while part.end < 0 or position < part.end:
             line = file.readline()
@@ -107,7 +100,7 @@ def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
 def _line_number(part: TextPart, position: int) -> int:
     """Counted only when an error is reported."""
     count, seen = 1, 0
-    with _open(part) as file:
+    with open_bytes(part.path) as file:
         while seen < position:
             block = file.read(min(1 << 20, position - seen))
             count += block.count(b"\n")
@@ -170,7 +163,7 @@ def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Itera
 
 def _after_blank_line(part: TextPart) -> bool:
     """Whether the line before the part's first one is blank."""
-    with _open(part) as file:
+    with open_bytes(part.path) as file:
         first = _first_line(file, part.start)
         back = min(first, 1 << 20)
         file.seek(first - back)
@@ -205,14 +198,9 @@ def _parquet_documents(part: TextPart) -> Iterator[str]:
 
 
 def _csv_documents(part: TextPart) -> Iterator[str]:
-    csv.field_size_limit(1 << 30)
-    delimiter = "\t" if ".tsv" in part.path.suffixes else ","
-    with _open(part) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        if part.text_key not in (reader.fieldnames or ()):
-            names = ", ".join(reader.fieldnames or ())
+    for record in read_records(part.path):
+        if part.text_key not in record.value:
+            names = ", ".join(record.value)
             raise DataError(f"{part.path}:1: no column {part.text_key!r}; it has {names}. --text-key names another.")
-        for row in reader:
-            value = row[part.text_key]
-            if value and value.strip():
-                yield value
+        if record.value[part.text_key].strip():
+            yield record.value[part.text_key]

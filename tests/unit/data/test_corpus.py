@@ -115,6 +115,21 @@ def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: st
     assert not (tmp_path / "c.idx").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"id,text\n1,good\n2,one,too many\n", r":3: has 3 columns, and the head 2\."),
+        (b"id,text\n1,\xff\n", r":1: not UTF-8 "),
+        (b"id,body\n1,good\n", r":1: no column 'text'; it has id, body\. --text-key names another\."),
+    ],
+)
+def test_bad_table_is_refused_where_it_is_bad(content: bytes, says: str, tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        prepare_corpus([path], tmp_path / "out", Encoder.of(tokenizer))
+
+
 def test_stopped_run_goes_on(source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder.of(tokenizer)
     prepare_corpus([source], tmp_path / "whole", encoder)

@@ -11,10 +11,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from mixtral_recipes.checkpoints.format import stream
 from mixtral_recipes.checkpoints.format.archive import frame
 from mixtral_recipes.checkpoints.format.integrity import damage_of
-from mixtral_recipes.checkpoints.format.manifest import sha256, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.system.files import sha256
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
