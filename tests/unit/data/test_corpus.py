@@ -185,7 +185,7 @@ def test_killed_command_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) 
     command += ["embedded://mixtral_tiny", "--workers", "1", "--part-mb", "1", "-o"]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".killed.*/*.npy")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".killed.*/[!.]*.npy")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

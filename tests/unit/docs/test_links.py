@@ -45,6 +45,16 @@ def _is_ours(place: Place) -> bool:
     return text.endswith((".py", ".sh")) or ("/" in text and text.partition("/")[0] in tops - {"data"})
 
 
+def test_python_is_given_what_it_can_run() -> None:
+    called = [place for file in DOCUMENTS for place in inline_code(file) if place.text.startswith("python ")]
+    assert called
+    for place in called:
+        _, first, *rest = place.text.split()
+        path = "/".join(rest[0].split(".")) + ".py" if first == "-m" else first
+        assert exists(path), str(place)
+        assert "__main__" in next(ROOT.glob(path)).read_text(), str(place)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     config = yaml.load((ROOT / "mkdocs.yml").read_text(), _AnyTag)
     listed: list[str] = []
