@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script."""
-    late_imports.activate()
+    late_imports.activate(only_describes=sys.argv[1:2] == ["recipes"] or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither
     with seldom_collected():

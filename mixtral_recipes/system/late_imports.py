@@ -105,6 +105,18 @@ LATE = {
 }
 
 
+# What applies in place of the above where nothing is calculated: `recipes show`, `--dry-run`.
+DESCRIBING = {
+    "torch": Package(
+        "torch",
+        "2.14.",
+        "As above, and what operations on tensors without data (device 'meta') are told: nothing asks for that "
+        "by name, so it waits only where there are no tensors. An operation that needed it would fail, not go wrong.",
+        {"torch": "torch.export torch._meta_registrations"},
+    ),
+}
+
+
 class _Later(str):
     """A name's text, and how to get the object it refers to."""
 
@@ -256,10 +268,15 @@ def _is_known(distribution: str, version: str) -> bool:
         return False
 
 
-def activate() -> None:
-    """Import late what `LATE` names, in this process, from here on. Idempotent."""
+def activate(*, only_describes: bool = False) -> None:
+    """Import late what `LATE` names, in this process, from here on. Idempotent.
+
+    Args:
+        only_describes: Whether the process will not calculate at all, so that `DESCRIBING` applies too.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        packages = [package for name, package in LATE.items() if name not in sys.modules]
+        table = LATE | DESCRIBING if only_describes else LATE
+        packages = [package for name, package in table.items() if name not in sys.modules]
         sys.meta_path.insert(0, _Finder(packages))  # pyright: ignore[reportArgumentType]
 
 
