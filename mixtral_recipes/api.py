@@ -124,8 +124,8 @@ def import_ckpt(
         overwrite: Whether an existing output is replaced.
 
     Raises:
-        CheckpointError: the source is incomplete, damaged, or no Mixtral.
-        RecipeError: it is another Mixtral than ``model``.
+        CheckpointError: the source is incomplete, damaged, or not a Mixtral.
+        RecipeError: it is a different Mixtral from ``model``.
     """
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.importers.hf.config import matching_config

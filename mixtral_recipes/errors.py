@@ -32,7 +32,7 @@ class EnvironmentProblem(MixtralRecipesError):
 
 
 class MixtralRecipesWarning(UserWarning):
-    """What a user should know and need not mend: a setting without effect, a record left out."""
+    """Something a user should know but need not fix: a setting without effect, a record left out."""
 
 
 class Preempted(MixtralRecipesError):
@@ -42,7 +42,7 @@ class Preempted(MixtralRecipesError):
 
 
 def in_short(error: Exception) -> str:
-    """A library's error in a line: the first of its text, or its class where it has none."""
+    """A library's error in one line: the first line of its text, or its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

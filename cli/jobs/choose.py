@@ -77,7 +77,7 @@ def prepare(options: JobOptions) -> Job:
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
     where = place(options.place)
-    notes: list[str] = []  # said once all checks have passed: an error stands alone
+    notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.chosen.yaml)
     else:

@@ -20,7 +20,7 @@ from mixtral_recipes.executors.slurm.status import FINAL, JobState
 from mixtral_recipes.system.machine import process_start
 
 #: Before a job folder is used again: its old end is forgotten, failures and preemptions are counted afresh, and the
-#: secrets, which the last end deleted, come anew from stdin.
+#: secrets, which the last end deleted, come from stdin again.
 _PREPARE_AGAIN = """
 cd "$1" && rm -f cancelled || exit 1
 number=1

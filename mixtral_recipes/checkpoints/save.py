@@ -198,7 +198,7 @@ class Save:
             return _failure(error, rank)
 
     def _complete(self, staging: Path, files: list[WrittenFile]) -> None:
-        """What stands beside the ranks' files, the manifest last."""
+        """Write everything but the ranks' files, the manifest last."""
         context = staging / "context"
         write_metadata(staging / "weights", files)
         if self.destination.context is not None:

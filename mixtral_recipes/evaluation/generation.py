@@ -18,7 +18,7 @@ def generate(
 ) -> Iterator[str]:
     """Greedy continuations of prompts, in their order, up to the end the model gives them.
 
-    Prompts of like length are generated together, so that little is spent on padding.
+    Prompts of similar length are generated together, so that little is spent on padding.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar

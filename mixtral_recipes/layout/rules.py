@@ -1,4 +1,4 @@
-"""The rules a layout must keep, each told with the values that would."""
+"""The rules of a layout; a broken one is reported with the values that would work."""
 
 import dataclasses
 from collections.abc import Iterator

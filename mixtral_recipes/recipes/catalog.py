@@ -53,7 +53,7 @@ class RecipeEntry:
         base: Hub id fine-tuning starts from, or the embedded model; None if it is not published.
         instruct: Hub id of the Instruct variant, if there is one.
         layouts: Task (``pretrain``, ``performance``, ``peft``, ``full``, ``full_packed``), optionally followed by
-            ``@hardware`` where another GPU wants another layout -> its layout.
+            ``@hardware`` where a GPU needs a layout of its own -> its layout.
         needs_gpu: Whether it can only run on GPUs.
         precisions: Precision choices, the default first.
         about: One line.

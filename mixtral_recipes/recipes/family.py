@@ -177,7 +177,7 @@ class Recipe:
         precision: str = FROM_CATALOG,
         hardware: str = "h100",
     ) -> run.Partial[Any]:
-        """NeMo's pretraining; set ``data`` to train on something else than the recipe's own.
+        """NeMo's pretraining; set ``data`` to train on anything but the recipe's own.
 
         Args:
             dir: Folder of runs.
@@ -235,7 +235,7 @@ class Recipe:
         Args:
             dir: Folder of runs.
             name: Run name.
-            num_nodes: Nodes; None takes the layout's, which is another for adapters than for all weights.
+            num_nodes: Nodes; None takes the layout's, which differs between adapters and all weights.
             num_gpus_per_node: Processes per node; None takes the layout's.
             peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
             packed_sequence: Whether samples are packed into full sequences.

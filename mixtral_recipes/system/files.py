@@ -72,7 +72,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; a kill on the way leaves nothing half-removed under its name."""
+    """Remove a folder; a process killed meanwhile leaves nothing half-removed under its name."""
     hidden = _beside(folder, "deleted")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.replace(hidden)
@@ -80,7 +80,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def clear_leftovers(final: Path) -> None:
-    """Clear what killed processes left of a folder's name: one moved away and not replaced gets it back."""
+    """Clear what killed processes left beside a folder; one moved aside and not replaced gets its name back."""
     replaced = _beside(final, "replaced")
     if replaced.exists() and not final.exists():
         replaced.rename(final)

@@ -12,7 +12,7 @@ Unit = Literal["bytes", "records", "steps"]
 
 
 def terminal_bar(unit: Unit, stream: TextIO, *, known: bool = True, stays: bool = False) -> "Progress | None":
-    """A bar that is not started yet; None where the stream is no terminal.
+    """A bar that is not started yet; None if the stream is not a terminal.
 
     Args:
         unit: What is counted. Bytes are shown with their speed; a task in steps has a field ``facts``, text that

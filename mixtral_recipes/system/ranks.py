@@ -1,4 +1,4 @@
-"""The processes that share a job, and how they decide alike: what the first decides or finds, the others are told.
+"""The processes that share a job, and how they reach the same decisions: the first one's results are sent to all.
 
 Loads torch only where there is more than one process.
 """

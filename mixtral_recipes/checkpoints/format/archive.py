@@ -46,7 +46,7 @@ def find_tensor(file: BinaryIO, offset: int, length: int) -> StoredTensor:
         length: Its bytes.
 
     Raises:
-        CheckpointError: it is no archive of one plain contiguous tensor, or a record of it is compressed or reaches
+        CheckpointError: it is not an archive of one plain contiguous tensor, or a record of it is compressed or reaches
             beyond its end; the text goes on after "cannot be read".
     """
     window = _Window(file, offset, length)

@@ -75,7 +75,7 @@ def _is_cached(descriptor: int) -> bool:
             page = window * (pages - _WINDOW_PAGES) // max(1, windows - 1)
             address = ctypes.c_void_p(start + page * mmap.PAGESIZE)
             if libc.mincore(address, ctypes.c_size_t(_WINDOW_PAGES * mmap.PAGESIZE), vector):
-                return True  # not told; the cache is the safe way
+                return True  # unknown; the cache is the safe choice
             resident += sum(flag & 1 for flag in vector)
         del anchor
     return resident * 2 >= windows * _WINDOW_PAGES

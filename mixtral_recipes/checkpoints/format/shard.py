@@ -22,7 +22,7 @@ class Shard:
         sizes: The box's extent; as many axes as the whole tensor has.
         whole: The whole tensor's shape.
         padded: Whether the whole tensor may be longer or shorter in a checkpoint (a vocabulary's padding).
-        stand_in: What holds ``tensor``, where it is no memory of the model's own.
+        stand_in: What holds ``tensor``, if it is not the model's own memory.
     """
 
     key: str

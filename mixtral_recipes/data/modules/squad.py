@@ -102,7 +102,7 @@ class SquadDataModule(DataModule):
 
 
 def located_questions(source: Source, split: str, bad: BadRecord = stop) -> Iterator[tuple[Question, object]]:
-    """The questions of a split, each with its place; bad records are told and left out."""
+    """The questions of a split, each with its place; bad records are reported and left out."""
     if source.hub:
         records: Iterable[tuple[Any, object]] = source.records(split, bad)
     else:
