@@ -14,27 +14,11 @@ _CAPABILITY = {"delayed": (9, 0), "tensorwise": (9, 0), "blockwise": (9, 0), "mx
 _GENERATION = {(9, 0): "Hopper (H100, H200) or later", (10, 0): "Blackwell (B200, GB200)"}
 
 
-def dtype_of(precision: MegatronMixedPrecision) -> torch.dtype:
-    """Dtype of weights and activations outside FP8 products.
-
-    Raises:
-        RecipeError: an unknown word or combination.
-    """
-    precision.check()
-    return _DTYPES[precision.precision]
-
-
 def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
     """TransformerConfig fields a precision sets."""
-    dtype = dtype_of(precision)
-    fields: dict[str, Any] = {
-        "bf16": dtype is torch.bfloat16,
-        "fp16": dtype is torch.float16,
-        "params_dtype": dtype,
-        "pipeline_dtype": dtype,
-        "autocast_dtype": dtype,
-        "enable_autocast": False,
-    }
+    fields = _dtype_fields(precision)
+    dtype = fields["params_dtype"]
+    fields |= {"pipeline_dtype": dtype, "autocast_dtype": dtype, "enable_autocast": False}
     if precision.fp8:
         same_name = (
             "fp8",
@@ -53,18 +37,20 @@ def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
 
 def optimizer_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
     """OptimizerConfig fields a precision sets."""
-    dtype = dtype_of(precision)
-    fields: dict[str, Any] = {
-        "bf16": dtype is torch.bfloat16,
-        "fp16": dtype is torch.float16,
-        "params_dtype": dtype,
-    }
-    if dtype is torch.float16:
+    fields = _dtype_fields(precision)
+    if fields["fp16"]:
         same_name = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
         fields |= {name: getattr(precision, name) for name in same_name}
     if precision.fp8:
         fields |= {"fp8_recipe": precision.fp8_recipe, **_mxfp8_buffers(precision)}
     return fields
+
+
+def _dtype_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
+    """What both configs say of weights and activations outside FP8 products; refuses unknown words."""
+    precision.check()
+    dtype = _DTYPES[precision.precision]
+    return {"bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16, "params_dtype": dtype}
 
 
 def ddp_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
