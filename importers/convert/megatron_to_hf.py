@@ -177,9 +177,7 @@ class _Export:
             file = safetensors_io.shard_name(index, len(shards))
             header = safetensors_io.header_bytes({name: (by_name[name].dtype, by_name[name].shape) for name in names})
             records = [Record(prefix=header), *(by_name[name].record for name in names)]
-            size = lay_out(records)
-            with (self.staging / file).open("wb") as opened:
-                opened.truncate(size)  # stretches are written in any order
+            lay_out(records)
             runs += _stretches(self.staging / file, records, longest)
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:

@@ -7,6 +7,7 @@ memory neither evicts other files from the cache nor waits for write-back at the
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import mmap
@@ -22,6 +23,7 @@ import numpy as np
 
 from mixtral_recipes.checkpoints.format.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.system.files import sync_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -239,9 +241,10 @@ class _Output:
             _write(self._plain, view, offset)
 
     def finish(self) -> None:
-        """Write what is left and make it durable."""
+        """Write what is left; through the page cache, also see to it that write-back does not wait for the end."""
         self._flush(self._fill)
-        os.fsync(self._plain)
+        if self._direct is None:
+            os.fsync(self._plain)
 
     def close(self) -> None:
         os.close(self._plain)
@@ -250,6 +253,23 @@ class _Output:
         self._view.release()
         with contextlib.suppress(BufferError):  # an exception's traceback may still hold a slice
             self._memory.close()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Give a file its room on the disk.
+
+    Where a block has none yet, ext4 and others let one O_DIRECT write at a time into a file: several threads would wait
+    for each other. And a disk too full is found out at once.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if size and libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+            error = ctypes.get_errno()
+            if error in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # any other: blocks get their room when written
+                raise OSError(error, os.strerror(error), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def _open_direct(path: Path) -> int | None:
@@ -283,32 +303,42 @@ class Stream:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def write(self, runs: Sequence[Run]) -> None:
-        """Write every run; the first failure stops all.
+        """Write every run, and make the files durable; the first failure stops all.
 
         Raises:
             CheckpointError: a source is truncated, or holds NaN or Inf.
             EnvironmentProblem: the disk is full.
         """
+        stops: dict[Path, int] = {}
+        for run in runs:
+            stops[run.path] = max(run.stop, stops.get(run.path, 0))
         try:
+            for path, size in stops.items():
+                _reserve(path, size)
             if len(runs) == 1:  # in this thread, which may be one that writes while the interpreter comes to its end
                 self._write_run(runs[0])
-                return
-            with ThreadPoolExecutor(max(1, min(self.threads, len(runs)))) as pool:
-                jobs = [pool.submit(self._write_run, run) for run in runs]
-                try:
-                    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-                    if any(job.exception() for job in done):
-                        self._stop.set()
-                except BaseException:
-                    self._stop.set()
-                    raise
-            errors = [error for job in jobs if (error := job.exception())]
-            for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
-                raise error
+            else:
+                self._write_in_threads(runs)
+            for path in stops:
+                sync_file(path)
         except OSError as error:
             raise disk_problem(error) from error
         finally:
             close_inputs()
+
+    def _write_in_threads(self, runs: Sequence[Run]) -> None:
+        with ThreadPoolExecutor(max(1, min(self.threads, len(runs)))) as pool:
+            jobs = [pool.submit(self._write_run, run) for run in runs]
+            try:
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                if any(job.exception() for job in done):
+                    self._stop.set()
+            except BaseException:
+                self._stop.set()
+                raise
+        errors = [error for job in jobs if (error := job.exception())]
+        for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+            raise error
 
     def _write_run(self, run: Run) -> None:
         widest = max((part.source.row_bytes for record in run.records for part in record.parts), default=BLOCK)
