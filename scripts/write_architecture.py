@@ -7,7 +7,6 @@
 ``train_step``. Tests make both again and compare.
 """
 
-import ast
 import json
 import os
 import subprocess
@@ -15,7 +14,6 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -140,17 +138,11 @@ def trainers(traced: dict[str, Walk]) -> Walk:
 
 def rows(traced: Walk) -> list[str]:
     """A table of one process's files."""
-    found = ["| file | through | what it is |\n", "|---|---|---|\n"]
+    found = ["| file | through |\n", "|---|---|\n"]
     for file, functions in traced.items():
         calls = ", ".join(f"`{name}`" for name in functions)
-        found.append(f"| `{file}` | {calls} | {title(ROOT / file)} |\n")
+        found.append(f"| `{file}` | {calls} |\n")
     return found
-
-
-def title(path: Path) -> str:
-    """The first sentence of a module."""
-    text: Any = ast.get_docstring(ast.parse(path.read_text()))
-    return text.split("\n\n")[0].replace("\n", " ").replace("``", "`")
 
 
 if __name__ == "__main__":
