@@ -146,7 +146,7 @@ def _detail(verdict: str, code: int, output: str, tests: Sequence[str]) -> str:
     if verdict == "survived":
         return f"{' '.join(tests)} passed"
     lines = [line for line in output.splitlines() if line.strip()]
-    failed = next((line.split()[1] for line in lines if line.startswith("FAILED ")), None)
+    failed = next((line[7:].split(" - ")[0] for line in lines if line.startswith("FAILED ")), None)
     return failed or f"pytest ended with {code}: {lines[-1] if lines else 'no output'}"
 
 
