@@ -40,7 +40,7 @@ def command(
     pipeline = pipelines.read(file)
     result: dict[str, Any] = {"pipeline": pipeline.name, "stages": [stage.name for stage in pipeline.stages]}
     if executor is Where.slurm:
-        stages, scripts = pipelines.submit(pipeline, dry_run=dry_run)
+        stages, scripts = pipelines.submit(pipeline, recipe_of, dry_run=dry_run)
         if dry_run:
             for stage, script in zip(stages, scripts, strict=True):
                 print(f"# stage {stage.stage}, after: {', '.join(stage.depends_on) or 'nothing'}\n{script}")
@@ -53,6 +53,19 @@ def command(
         for stage in pipeline.stages:
             print(f"{stage.name}: {' '.join(stage.command) or f'{stage.task} {stage.recipe}'}")
     else:
-        result["results"] = pipelines.run_local(pipeline)
+        result["results"] = pipelines.run_local(pipeline, recipe_of)
     if json:
         print_json(result)
+
+
+def recipe_of(pipeline: Any, stage: Any) -> Any:
+    """A stage's recipe, changed, checked, and with its run folder set."""
+    from mixtral_recipes.overrides import paths as overrides
+    from mixtral_recipes.overrides.loading import load
+    from mixtral_recipes.overrides.preflight import preflight
+
+    recipe = load(stage.recipe, stage.task, **stage.arguments)
+    overrides.apply(recipe, list(stage.overrides))
+    recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
+    preflight(recipe)
+    return recipe

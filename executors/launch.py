@@ -1,18 +1,16 @@
 """The command line's one way to run a recipe: here, in local processes, or on Slurm."""
 
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors.jobs_home import use_jobs_home
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors.local import run_processes
 from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.executors.runs import records, states
 from mixtral_recipes.executors.slurm import status
 from mixtral_recipes.executors.stored import RANK_MODULE, load_recipe, store
-from mixtral_recipes.system.machine import process_start
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -31,8 +29,8 @@ def launch(
 
     Args:
         recipe: A run.Partial of ``mixtral_recipes.api.pretrain`` or ``finetune``.
-        executor: "direct" (this process), "local" (torchrun, as many processes as ``recipe.trainer`` asks for), or a
-            nemo_run executor.
+        executor: "direct" (called in this process), "local" (torchrun, as many processes as ``recipe.trainer`` asks
+            for), or a nemo_run SlurmExecutor.
         name: Run name; see :func:`mixtral_recipes.executors.names.check_name`.
         run_dir: The run folder, ``recipe.log.log_dir / recipe.log.name``.
         dry_run: Print what would run, and run nothing.
@@ -48,22 +46,15 @@ def launch(
     check_name(name)
     if executor == "direct":
         return _direct(recipe, name, Path(run_dir), dry_run)
-    import nemo_run as run
-
     if executor == "local":
-        from mixtral_recipes.executors.local import local_executor
-
-        nodes, processes = size(recipe)
-        if nodes != 1:
-            raise LaunchError(f"num_nodes={nodes} does not fit --executor local; use 1, or --executor slurm.")
-        executor = local_executor(processes)
-    if isinstance(executor, run.LocalExecutor):
         if detach:
             raise LaunchError("--detach does not fit --executor local; use nohup or tmux, or --executor slurm.")
-        return _local(recipe, executor, name, Path(run_dir), dry_run)
+        return _local(recipe, name, Path(run_dir), dry_run)
+    import nemo_run as run
+
     if isinstance(executor, run.SlurmExecutor):
         return _slurm(recipe, executor, name, Path(run_dir), dry_run, detach)
-    raise LaunchError(f"executor {executor!r} is not known; use direct, local or a nemo_run Local or Slurm executor.")
+    raise LaunchError(f"executor {executor!r} is not known; use direct, local or a run.SlurmExecutor.")
 
 
 def size(recipe: Any) -> tuple[int, int]:
@@ -77,50 +68,27 @@ def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, A
 
     if dry_run:
         return _shown(recipe, "this process", {"executor": "direct", "run_dir": str(run_dir)})
-    record = _record(recipe, name, run_dir, "direct")
-    record.pid, record.pid_start, record.state = os.getpid(), process_start(os.getpid()), "running"
-    with records.locked(run_dir):
-        record.save()
-        record.state = "failed"
-        try:
-            fdl.build(recipe)()
-            record.state = "succeeded"
-        except (Preempted, SystemExit) as stop:
-            record.state = (
-                "preempted" if getattr(stop, "code", Preempted.exit_code) == Preempted.exit_code else "failed"
-            )
-            raise
-        finally:
-            record.save()
-    return _result(record)
+    started = time.time()
+    fdl.build(recipe)()
+    return _result(run_dir, records.newest_in(run_dir, since=started), started)
 
 
-def _local(recipe: Any, executor: "run.LocalExecutor", name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
-    import nemo_run as run
-
-    from mixtral_recipes.executors.local import run_local
-
-    record = _record(recipe, name, run_dir, "local")
-    record.nproc_per_node = executor.nproc_per_node()
+def _local(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
+    nodes, processes = size(recipe)
+    if nodes != 1:
+        raise LaunchError(f"num_nodes={nodes} does not fit --executor local; use 1, or --executor slurm.")
+    record = records.new(name, run_dir, "local", _called(recipe))
+    record.nproc_per_node = processes
     record.job_dir = str(record.path.parent)
     recipe_file = Path(record.job_dir, "recipe.json")
-    task = run.Script(RANK_MODULE, args=[str(recipe_file)], entrypoint="python", m=True)
     if dry_run:
-        line = f"torchrun --nproc-per-node {record.nproc_per_node} -m {RANK_MODULE} {recipe_file}"
+        line = f"torchrun --nproc-per-node {processes} -m {RANK_MODULE} {recipe_file}"
         return _shown(recipe, line, {"executor": "local", "run_dir": str(run_dir), "command": line})
-    attempt = Path(record.job_dir, "attempts", "0")
-    executor = executor.clone()
-    executor.env_vars |= {
-        "MIXTRAL_RECIPES_ATTEMPT_DIR": str(attempt),
-        "MIXTRAL_RECIPES_LOCKED": "1",
-        "PET_LOG_DIR": str(attempt / "torchrun"),  # torchrun's --log-dir: one stdout.log and stderr.log per rank
-    }
     with records.locked(run_dir):
-        use_jobs_home()
         record.save()
         store(recipe, recipe_file)
-        run_local(task, executor, record)
-    return _result(record)
+        run_processes(recipe_file, record)
+    return _result(run_dir, record, record.created)
 
 
 def _slurm(
@@ -128,7 +96,7 @@ def _slurm(
 ) -> dict[str, Any]:
     from mixtral_recipes.executors.submit import Task, submit, watch
 
-    record = _record(recipe, name, run_dir, "slurm")
+    record = records.new(name, run_dir, "slurm", _called(recipe))
     (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
@@ -148,17 +116,13 @@ def _shown(recipe: Any, what: str, described: dict[str, Any]) -> dict[str, Any]:
     return {"dry_run": True, **described}
 
 
-def _record(recipe: Any, name: str, run_dir: Path, executor: str) -> records.RunRecord:
-    function = getattr(recipe, "__fn_or_cls__", None)
-    return records.RunRecord(
-        id=records.new_id(name), name=name, executor=executor, run_dir=str(run_dir), created=time.time(),
-        recipe=getattr(function, "__name__", ""), host=os.uname().nodename,
-    )  # fmt: skip
+def _called(recipe: Any) -> str:
+    return getattr(getattr(recipe, "__fn_or_cls__", None), "__name__", "")
 
 
-def _result(record: records.RunRecord) -> dict[str, Any]:
+def _result(run_dir: Path, record: records.RunRecord | None, started: float) -> dict[str, Any]:
     """RUN/result.json of this run; a run that wrote none reports only its id."""
-    return (records.result(record.run_dir, since=record.created - 1) or {}) | {"run": record.id}
+    return (records.result(run_dir, since=started - 1) or {}) | ({"run": record.id} if record else {})
 
 
 def restart(record: records.RunRecord) -> dict[str, Any]:

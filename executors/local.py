@@ -1,26 +1,23 @@
-"""Run a recipe on this machine through nemo_run's LocalExecutor: torchrun, N processes, plain log lines."""
+"""Start the processes of a job on this machine: torchrun, N processes, rank 0's lines plain, everything in files."""
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from mixtral_recipes.errors import LaunchError, Preempted
-from mixtral_recipes.executors.names import check_env
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.logs import of_rank
-from mixtral_recipes.system.home import jobs_home
+from mixtral_recipes.executors.stored import RANK_MODULE
+from mixtral_recipes.system.files import private_folder
 from mixtral_recipes.system.machine import children, cores, process_start
-
-if TYPE_CHECKING:
-    import subprocess
-
-    import nemo_run as run
+from mixtral_recipes.training.guards.signals import CTRL_C
 
 _SHUTDOWN_S = 300  # ranks may take this long to save after SIGTERM; torchrun's default of 30 s kills a large save
 
@@ -30,53 +27,54 @@ def threads_per_process(nproc_per_node: int) -> int:
     return max(1, cores() // max(1, nproc_per_node))
 
 
-def local_executor(nproc_per_node: int, *, env: dict[str, str] | None = None) -> "run.LocalExecutor":
-    """A LocalExecutor for N processes: torchrun on a free loopback port, or plain Python for one process.
+def command(processes: int, file: Path) -> list[str]:
+    """What starts the processes of a stored job: torchrun on a free loopback port, or one rank by itself.
+
+    The interpreter is the one that runs now; no PATH is searched.
 
     Args:
-        nproc_per_node: Processes to start.
-        env: Environment for every process; anything secret belongs in the caller's own environment, which is inherited.
+        processes: How many.
+        file: The job, as `stored` wrote it.
 
     Raises:
-        LaunchError: fewer than one process, or an environment variable that must not be written to job files.
+        LaunchError: fewer than one process.
     """
-    import nemo_run as run
-
-    if nproc_per_node < 1:
-        raise LaunchError(f"nproc_per_node={nproc_per_node} starts nothing; use 1 or more.")
-    defaults = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_process(nproc_per_node))),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_S),
-        "LOGLEVEL": "WARNING",
-        "PATH": os.path.dirname(sys.executable),  # torchx puts it first; torchrun is found without activating the venv
-    }
-    return run.LocalExecutor(
-        ntasks_per_node=nproc_per_node,
-        launcher="torchrun" if nproc_per_node > 1 else None,
-        env_vars=defaults | check_env(env or {}),
-    )
+    if processes < 1:
+        raise LaunchError(f"{processes} processes start nothing; use 1 or more.")
+    rank = ["-m", RANK_MODULE, str(file)]
+    if processes == 1:
+        return [sys.executable, *rank]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
+    return [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost", "--tee=3", *rank]
 
 
-def run_local(task: "run.Script", executor: "run.LocalExecutor", record: records.RunRecord) -> None:
-    """Start ``task``, show rank 0's lines until it ends, and raise if any rank failed.
+def run_processes(file: Path, record: records.RunRecord) -> None:
+    """Start a stored job's processes, show rank 0's lines until they end, and raise if any rank failed.
+
+    Args:
+        file: The job, as `stored` wrote it.
+        record: The run; it says how many processes, and where attempts and logs go.
 
     Raises:
         LaunchError: a rank failed; the message names it and its error.
         Preempted: the job was asked to stop and saved.
     """
-    import nemo_run as run
-
-    with run.Experiment(
-        record.name, executor=executor, log_level="ERROR", base_dir=str(jobs_home()), clean_mode=True,
-        enable_goodbye_message=False, skip_status_at_exit=True, serialize_metadata_for_scripts=False,
-    ) as experiment:  # fmt: skip
-        experiment.add(task, name=record.name)
-        experiment.run()
-        agent, logs = _agent(experiment)
+    attempt = private_folder(Path(record.job_dir, "attempts", "0"))
+    logs = (attempt / "stdout.log", attempt / "stderr.log")
+    arguments = command(record.nproc_per_node, file)
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(open(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), "wb")) for log in logs)
+        # in a session of its own: Ctrl-C reaches it through us only, and once
+        agent = subprocess.Popen(
+            arguments, env=_environment(record.nproc_per_node, attempt), stdin=subprocess.DEVNULL, stdout=out,
+            stderr=err, start_new_session=True,
+        )  # fmt: skip
+    with _forwarded_signals(agent), _shown(logs, prefixed=record.nproc_per_node > 1):
         record.pid, record.pid_start, record.state = agent.pid, process_start(agent.pid), "running"
         record.logs = [str(path) for path in logs]
-        record.save()
-        with _forwarded_signals(agent), _shown(logs, prefixed=executor.nproc_per_node() > 1):
+        try:
+            record.save()
+        finally:
             exit_code = agent.wait()
     record.state = "succeeded" if exit_code == 0 else "failed"
     try:
@@ -86,6 +84,18 @@ def run_local(task: "run.Script", executor: "run.LocalExecutor", record: records
         raise
     finally:
         record.save()
+
+
+def _environment(processes: int, attempt: Path) -> dict[str, str]:
+    """The environment of a job's processes: ours, less what would tell torchrun to do something else."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
+    return {"OMP_NUM_THREADS": str(threads_per_process(processes)), "PYTHONUNBUFFERED": "1"} | kept | {
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_S),
+        "LOGLEVEL": "WARNING",
+        "MIXTRAL_RECIPES_ATTEMPT_DIR": str(attempt),
+        "MIXTRAL_RECIPES_LOCKED": "1",
+        "PET_LOG_DIR": str(attempt / "torchrun"),  # torchrun's --log-dir: one stdout.log and stderr.log per rank
+    }  # fmt: skip
 
 
 def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:
@@ -113,16 +123,9 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:
     )
 
 
-def _agent(experiment: Any) -> "tuple[subprocess.Popen[bytes], tuple[Path, Path]]":
-    """The started process and its log files. nemo_run offers no public way to either; a test watches this seam."""
-    scheduler, _, app_id = experiment._runner._scheduler_app_id(experiment.jobs[0].handle, check_session=False)
-    ((replica,),) = scheduler._apps[app_id].role_replicas.values()
-    return replica.proc, (Path(replica.stdout.name), Path(replica.stderr.name))
-
-
 @contextlib.contextmanager
 def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on as SIGTERM, so that the ranks save; a second Ctrl-C kills."""
+    """Pass Ctrl-C, SIGTERM and a lost terminal on as SIGTERM, so that the ranks save; a second Ctrl-C kills."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -132,12 +135,17 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
         nonlocal asked
         asked += 1
         kill = asked > 1 and number == signal.SIGINT
+        if number == signal.SIGINT and not kill:
+            os.write(2, CTRL_C.encode())
         # torchrun starts the ranks in sessions of their own and passes SIGTERM on to them, but cannot pass on SIGKILL
         for pid in [*(children(agent.pid) if kill else ()), agent.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        handled.append(signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ class Pipeline:
     cluster: str | None
     slurm: dict[str, Any]
     stages: list[Stage]
+
+
+type RecipeOf = Callable[[Pipeline, Stage], Any]
 
 
 def read(path: Path) -> Pipeline:
@@ -87,8 +91,12 @@ def _known(table: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
             raise LaunchError(f"{where} has an unknown key {key!r}.{nearest(key, keys)}")
 
 
-def run_local(pipeline: Pipeline) -> dict[str, Any]:
+def run_local(pipeline: Pipeline, recipe_of: RecipeOf) -> dict[str, Any]:
     """Run the stages one after the other on this machine.
+
+    Args:
+        pipeline: The stages.
+        recipe_of: Makes a stage's recipe.
 
     Raises:
         LaunchError: a stage failed; the message names it and those that were not started.
@@ -97,13 +105,13 @@ def run_local(pipeline: Pipeline) -> dict[str, Any]:
     for number, stage in enumerate(pipeline.stages):
         print(f"== stage {stage.name}", file=sys.stderr, flush=True)
         try:
-            results[stage.name] = _run_stage(pipeline, stage)
+            results[stage.name] = _run_stage(pipeline, stage, recipe_of)
         except MixtralRecipesError as error:
             raise LaunchError(f"stage {stage.name!r} failed: {error}{_skipped(pipeline, number)}") from error
     return results
 
 
-def _run_stage(pipeline: Pipeline, stage: Stage) -> dict[str, Any]:
+def _run_stage(pipeline: Pipeline, stage: Stage, recipe_of: RecipeOf) -> dict[str, Any]:
     if stage.command:
         done = subprocess.run([sys.executable, "-m", "mixtral_recipes.cli.main", *stage.command], check=False)
         if done.returncode != 0:
@@ -111,8 +119,7 @@ def _run_stage(pipeline: Pipeline, stage: Stage) -> dict[str, Any]:
         return {}
     from mixtral_recipes.executors.launch import launch
 
-    recipe, run_dir = _recipe(pipeline, stage)
-    return launch(recipe, executor="local", name=stage.name, run_dir=run_dir)
+    return launch(recipe_of(pipeline, stage), executor="local", name=stage.name, run_dir=pipeline.dir / stage.name)
 
 
 def _skipped(pipeline: Pipeline, number: int) -> str:
@@ -120,8 +127,15 @@ def _skipped(pipeline: Pipeline, number: int) -> str:
     return f" Not started: {', '.join(rest)}." if rest else ""
 
 
-def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.RunRecord], list[str]]":
+def submit(
+    pipeline: Pipeline, recipe_of: RecipeOf, *, dry_run: bool = False
+) -> "tuple[list[records.RunRecord], list[str]]":
     """Submit every stage at once, each waiting for those it comes after.
+
+    Args:
+        pipeline: The stages.
+        recipe_of: Makes a stage's recipe.
+        dry_run: Whether only the scripts are written.
 
     Returns:
         The records of the stages, and their sbatch scripts.
@@ -135,13 +149,13 @@ def submit(pipeline: Pipeline, *, dry_run: bool = False) -> "tuple[list[records.
 
     tasks = []
     for stage in pipeline.stages:
-        recipe, run_dir = _recipe(pipeline, stage) if stage.recipe else (None, pipeline.dir / stage.name)
+        recipe = recipe_of(pipeline, stage) if stage.recipe else None
         nodes = recipe.trainer.num_nodes if recipe is not None else 1
         processes = recipe.trainer.devices if recipe is not None else 1
         executor = slurm_executor(nodes, processes, cluster_name=pipeline.cluster, **(pipeline.slurm | stage.slurm))
         record = records.RunRecord(
             id=records.new_id(f"{pipeline.name}-{stage.name}"[:57]), name=stage.name, executor="slurm",
-            run_dir=str(run_dir), created=time.time(), recipe=stage.recipe, stage=stage.name,
+            run_dir=str(pipeline.dir / stage.name), created=time.time(), recipe=stage.recipe, stage=stage.name,
             depends_on=list(stage.after), pipeline=pipeline.name,
         )  # fmt: skip
         tasks.append(Task(executor, record, recipe=recipe, command=stage.command, after=stage.after))
@@ -175,16 +189,3 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
         if all(state == "succeeded" for state in told.values()):
             return
         time.sleep(poll_s)
-
-
-def _recipe(pipeline: Pipeline, stage: Stage) -> tuple[Any, Path]:
-    """The stage's recipe, changed, checked, and with its run folder set."""
-    from mixtral_recipes.overrides import paths as overrides
-    from mixtral_recipes.overrides.loading import load
-    from mixtral_recipes.overrides.preflight import preflight
-
-    recipe = load(stage.recipe, stage.task, **stage.arguments)
-    overrides.apply(recipe, list(stage.overrides))
-    recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
-    preflight(recipe)
-    return recipe, pipeline.dir / stage.name

@@ -1,4 +1,4 @@
-"""What torchrun starts: build the recipe from its file, call it, and record how this rank ended.
+"""What torchrun starts: load the job from its file, call it, and record how this rank ended.
 
 nemo_run's own entry point (``fdl_runner``) does the first half and costs each rank an import of nemo_run, 3 to 5
 seconds; a recipe stored with plain fiddle types needs fiddle only.
@@ -15,16 +15,21 @@ from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.runs.records import locked
-from mixtral_recipes.executors.stored import load_recipe
+from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
-from mixtral_recipes.system.ranks import launched_rank
+from mixtral_recipes.system.ranks import launched_local_rank, launched_rank
 from mixtral_recipes.training.guards import watchdog
 
 
 def call(path: Path) -> None:
-    """Build the recipe stored in ``path`` and call it."""
+    """Do what is stored in ``path``: build a recipe and call it, or call what a script called."""
+    if path.name == CALL:
+        result = load_call(path)()
+        if launched_rank() == 0:
+            store_result(result, path)
+        return
     import fiddle as fdl
 
     recipe = load_recipe(path)
@@ -39,19 +44,17 @@ def call(path: Path) -> None:
 def _end(error: BaseException | None) -> dict[str, Any]:
     """This rank's end as a JSON object: exit code, one-line error and traceback."""
     code, text, trace = 0, "", ""
-    if isinstance(error, SystemExit):
+    if isinstance(error, MixtralRecipesError):
+        code, text = error.exit_code, str(error)
+    elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = "" if error.code is None or isinstance(error.code, int) else str(error.code)
-    elif isinstance(error, Preempted):
-        code, text = Preempted.exit_code, str(error)
-    elif isinstance(error, MixtralRecipesError):
-        code, text = error.exit_code, str(error)
     elif error is not None:
         code, text = 1, f"{type(error).__name__}: {error}".strip()
         trace = "".join(traceback.format_exception(error))
     return {
         "rank": launched_rank(),
-        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+        "local_rank": launched_local_rank(),
         "host": os.environ.get("SLURMD_NODENAME") or os.uname().nodename,
         "exit_code": code,
         "error": " ".join(text.split())[:2000],

@@ -1,7 +1,14 @@
-"""A recipe on its way to the processes that run it: fiddle JSON that loads without nemo_run."""
+"""A job on its way to its processes: a recipe as fiddle JSON, which loads without nemo_run, or a pickled call.
+
+A call's objects are built, and may be of classes that only the calling script defines; cloudpickle sends those along.
+The file is our own, in a folder that only its owner can write.
+"""
 
 import base64
+import pickle
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,7 @@ from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.system import files
 
 RANK_MODULE = "mixtral_recipes.executors.rank"  # what loads it
+CALL = "call.pickle"
 
 
 def store(recipe: Any, path: Path) -> None:
@@ -45,6 +53,54 @@ def _plain(recipe: Any) -> Any:
         return state.map_children(value) if state.is_traversable(value) else value
 
     return daglish.MemoizedTraversal.run(convert, recipe)
+
+
+def store_call(call: Callable[[], Any], path: Path) -> None:
+    """Write a call, and where this process finds its modules, mode 0600.
+
+    Raises:
+        LaunchError: it holds something that belongs to this process.
+    """
+    import cloudpickle
+
+    script = sys.modules.get("__external_main__")  # nemo_run's name for the user's script, which no rank can import
+    if script is not None:
+        cloudpickle.register_pickle_by_value(script)
+    try:
+        pickled = cloudpickle.dumps(call)
+    except Exception as error:
+        raise LaunchError(
+            f"the recipe cannot be sent to its processes ({type(error).__name__}: {error}); keep open files, locks and "
+            "processes out of it until `setup()`, or start this script with torchrun."
+        ) from error
+    finally:
+        if script is not None:
+            cloudpickle.unregister_pickle_by_value(script)
+    files.private_folder(path.parent)
+    with files.replacing(path, private=True) as temporary:
+        temporary.write_bytes(pickle.dumps({"path": sys.path, "call": pickled}))
+
+
+def load_call(path: Path) -> Callable[[], Any]:
+    """The call `store_call` wrote; modules are looked for where the process that wrote it looked."""
+    stored = pickle.loads(path.read_bytes())
+    sys.path[:] = stored["path"]
+    return pickle.loads(stored["call"])
+
+
+def store_result(result: Any, call: Path) -> None:
+    """Write what a stored call returned, beside it."""
+    with files.replacing(_result_of(call), private=True) as temporary:
+        temporary.write_bytes(pickle.dumps(result))
+
+
+def load_result(call: Path) -> Any:
+    """What `store_result` wrote."""
+    return pickle.loads(_result_of(call).read_bytes())
+
+
+def _result_of(call: Path) -> Path:
+    return call.with_name("result.pickle")
 
 
 def load_recipe(path: Path) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.data.modules.mock import MockDataModule as MockDataModule
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule as PreTrainingDataModule
     from mixtral_recipes.data.modules.squad import SquadDataModule as SquadDataModule
+    from mixtral_recipes.executors.torchrun import torchrun as torchrun
     from mixtral_recipes.layout.topology import Topology as Topology
     from mixtral_recipes.models.config import MixtralConfig as MixtralConfig
     from mixtral_recipes.models.config import MixtralConfig8x3B as MixtralConfig8x3B

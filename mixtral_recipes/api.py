@@ -1,5 +1,6 @@
 """What a recipe calls: pretraining, fine-tuning, conversion, generation and evaluation, under NeMo's names."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
+from mixtral_recipes.executors import nemo_run_jobs, ranks_from_here
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.reports.page import write_report_of
@@ -19,7 +21,7 @@ from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system.files import clear_all_leftovers
-from mixtral_recipes.system.ranks import first, sole_writer
+from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.run import Parts, prepare
@@ -39,7 +41,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train all weights, from random ones or from ``resume.restore_config``.
 
-    Runs in every process of the job.
+    Called in every process of a job, or in one that no launcher started, which then starts the job's on its machine.
 
     Args:
         model: What to train.
@@ -52,8 +54,13 @@ def pretrain(
 
     Returns:
         The result, also in RUN/result.json.
+
+    Raises:
+        LaunchError: a rank failed that was started from here, or the trainer has several nodes.
+        Preempted: the run was asked to stop, and saved.
     """
-    return _train(pretrain, Parts(model, data, trainer, log, optim, resume, None, tokenizer))
+    parts = Parts(model, data, trainer, log, optim, resume, None, tokenizer)
+    return _run(pretrain, parts, functools.partial(_train, "pretrain"))
 
 
 def finetune(
@@ -78,7 +85,8 @@ def finetune(
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
     own = None if tokenizer == "model" else tokenizer
-    return _train(finetune, Parts(model, data, trainer, log, optim, resume, peft, own))
+    parts = Parts(model, data, trainer, log, optim, resume, peft, own)
+    return _run(finetune, parts, functools.partial(_train, "finetune"))
 
 
 def validate(
@@ -98,18 +106,7 @@ def validate(
     Returns:
         ``val_loss`` (None without a validation set), ``step`` and ``restored_from``.
     """
-    parts = Parts(model, data, trainer, log, optim, resume, peft, tokenizer)
-    device = _join(validate, parts)
-    try:
-        say = print if torch.distributed.get_rank() == 0 else lambda text: None
-        ready = prepare(parts, device, say, for_training=False)
-        return {
-            "val_loss": step.validate(ready.run),
-            "step": ready.position.step,
-            "restored_from": ready.restored_from,
-        }
-    finally:
-        distributed.shut_down()
+    return _run(validate, Parts(model, data, trainer, log, optim, resume, peft, tokenizer), _validate)
 
 
 def import_ckpt(
@@ -183,15 +180,37 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
     return evaluate_squad(Path(path), data, limit=limit)
 
 
-def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
+def _run(task: Callable[..., Any], parts: Parts, work: Callable[[Parts], dict[str, Any]]) -> dict[str, Any]:
+    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any."""
+    nemo_run_jobs.refuse_while_loading()
+    with ranks_from_here.told_to_scheduler():
+        for notice in check_settings(task, vars(parts)):
+            if launched_rank() == 0:
+                warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
+        check_recipe_layout(parts.model, parts.trainer, parts.data)
+        trainer, log = parts.trainer, parts.log
+        if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
+            return work(parts)
+        name = log.name if task is not validate else f"{log.name}-validate"
+        return ranks_from_here.start(
+            functools.partial(work, parts),
+            devices=trainer.devices,
+            name=name,
+            run_dir=log.run_dir,
+            recipe=task.__name__,
+        )
+
+
+def _train(task: str, parts: Parts) -> dict[str, Any]:
     """Train in a run folder that no other run writes to, and write a report however it ends."""
-    device = _join(task, parts)
     run_log = None
     try:
-        with sole_writer(parts.checkpoints):
-            first(lambda: clear_all_leftovers(parts.checkpoints))
-            run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
-            return fit(prepare(parts, device, run_log.say), run_log)
+        with ranks_from_here.recorded(name=parts.log.name, run_dir=parts.log.run_dir, recipe=task):
+            device = _join(parts.trainer)
+            with sole_writer(parts.checkpoints):
+                first(lambda: clear_all_leftovers(parts.checkpoints))
+                run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
+                return fit(prepare(parts, device, run_log.say), run_log)
     except Exception as error:
         if run_log is not None:
             run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
@@ -203,13 +222,24 @@ def _train(task: Callable[..., Any], parts: Parts) -> dict[str, Any]:
         distributed.shut_down()
 
 
-def _join(task: Callable[..., Any], parts: Parts) -> torch.device:
-    """Check settings and layout, take this process's device, and meet the other processes."""
+def _validate(parts: Parts) -> dict[str, Any]:
+    """Measure without writing."""
+    try:
+        device = _join(parts.trainer)
+        say = print if torch.distributed.get_rank() == 0 else lambda text: None
+        ready = prepare(parts, device, say, for_training=False)
+        return {
+            "val_loss": step.validate(ready.run),
+            "step": ready.position.step,
+            "restored_from": ready.restored_from,
+        }
+    finally:
+        distributed.shut_down()
+
+
+def _join(trainer: Trainer) -> torch.device:
+    """Take this process's device, and meet the other processes."""
     place = distributed.ProcessPlace.from_environment()
-    for notice in check_settings(task, vars(parts)):
-        if place.rank == 0:
-            warnings.warn(notice, MixtralRecipesWarning, stacklevel=4)
-    check_recipe_layout(parts.model, parts.trainer, parts.data)
-    device = distributed.choose_device(parts.trainer.accelerator, place)
-    distributed.initialize(parts.trainer.topology(), place, device, seed=parts.trainer.seed)
+    device = distributed.choose_device(trainer.accelerator, place)
+    distributed.initialize(trainer.topology(), place, device, seed=trainer.seed)
     return device

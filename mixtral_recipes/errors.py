@@ -35,10 +35,13 @@ class MixtralRecipesWarning(UserWarning):
     """Something a user should know but need not fix: a setting without effect, a record left out."""
 
 
-class Preempted(MixtralRecipesError):
-    """The run was asked to stop, saved, and can be resumed."""
+class Preempted(MixtralRecipesError, SystemExit):
+    """The run was asked to stop, saved, and can be resumed.
 
-    exit_code = 75
+    A script that does not catch it ends with exit code 75 and without a traceback, as a command does.
+    """
+
+    exit_code = code = 75
 
 
 def in_short(error: Exception) -> str:

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 COMMAND = "finetune --peft lora --no-export trainer.max_steps=1"
 # What to look out for: function -> its file. The first ends the command's walk; the others are the training process's.
 ENDS = {
-    "run_local": "executors/local.py",
+    "run_processes": "executors/local.py",
     "build_run": "mixtral_recipes/training/run.py",
     "train_step": "mixtral_recipes/training/step.py",
 }
@@ -116,7 +116,7 @@ def files(stack: list[list[str]]) -> Walk:
 
 def walk(traced: dict[str, Walk]) -> str:
     """The walk in words: what each process calls, file by file."""
-    command, trainer = traced["run_local"], trainers(traced)
+    command, trainer = traced["run_processes"], trainers(traced)
     lines = [
         "The command:\n\n",
         *rows(command),

@@ -114,13 +114,9 @@ def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
     from mixtral_recipes.overrides.loading import load
 
     arguments = dict(options.arguments)
-    one_process = recipe_name == "mixtral_tiny" and "num_gpus_per_node" not in arguments and not _two_processes(options)
-    if one_process:
+    if recipe_name == "mixtral_tiny" and "num_gpus_per_node" not in arguments and not _two_processes(options):
         arguments["num_gpus_per_node"] = 1
-    recipe = load(recipe_name, task, **arguments)
-    if one_process:
-        recipe.trainer.strategy.expert_model_parallel_size = 1
-    return recipe
+    return load(recipe_name, task, **arguments)
 
 
 def _two_processes(options: JobOptions) -> bool:

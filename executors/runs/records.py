@@ -6,8 +6,10 @@ A record is ``<home>/runs/<id>/run.json``. A rank's end is ``<job folder>/attemp
 
 import contextlib
 import dataclasses
+import os
 import re
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,22 @@ def new_id(name: str) -> str:
     return f"{check_name(name)}-{secrets.token_hex(3)}"
 
 
+def new(name: str, run_dir: Path, executor: str, recipe: str) -> RunRecord:
+    """The record of a run that starts now on this machine, under a new id.
+
+    Args:
+        name: The run's name; one from Python may hold what an id may not.
+        run_dir: The run's folder.
+        executor: direct, local or slurm.
+        recipe: What is called.
+    """
+    plain = re.sub(r"\.\.+|[^A-Za-z0-9._-]+", "-", name).strip("-_.")[:64] or "run"
+    return RunRecord(
+        id=new_id(plain), name=name, executor=executor, run_dir=str(Path(run_dir).absolute()), created=time.time(),
+        recipe=recipe, host=os.uname().nodename,
+    )  # fmt: skip
+
+
 def all_records() -> list[RunRecord]:
     """Every readable record, newest first."""
     known = {field.name for field in dataclasses.fields(RunRecord)}
@@ -95,6 +113,12 @@ def find(run_id: str) -> RunRecord:
             if matches(record):
                 return record
     raise LaunchError(f"no run {run_id!r}.{_close(run_id, [record.name for record in records])}")
+
+
+def newest_in(run_dir: Path, since: float) -> RunRecord | None:
+    """The newest record of a run folder that was made at or after ``since``."""
+    folder = str(Path(run_dir).absolute())
+    return next((record for record in all_records() if record.run_dir == folder and record.created >= since), None)
 
 
 def run_folder(text: str) -> Path:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mixtral_recipes
+from mixtral_recipes import errors
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.slurm.profile import Cluster, cluster
 
@@ -59,7 +59,7 @@ def slurm_executor(
 
 def own_checkout() -> tuple[str, ...]:
     """The source checkout this package is imported from, or nothing when it is an installed wheel."""
-    root = Path(mixtral_recipes.__file__).resolve().parent.parent
+    root = Path(errors.__file__).resolve().parent.parent
     return (str(root),) if (root / "pyproject.toml").exists() else ()
 
 

@@ -1,5 +1,6 @@
 """A 4-layer Mixtral that trains on a laptop's CPU: the model embedded in the package, its data, two processes."""
 
+import math
 from typing import Any
 
 import nemo_run as run
@@ -39,6 +40,7 @@ class TinyRecipe(Recipe):
 
     def adjust_pretraining(self, recipe: run.Partial[Any]) -> None:
         """The embedded sample's passages."""
+        spread_experts(recipe.trainer)
         recipe.trainer.max_steps = PRETRAIN_STEPS
         recipe.data = run.Config(
             PreTrainingDataModule,
@@ -53,6 +55,7 @@ class TinyRecipe(Recipe):
 
     def adjust_finetuning(self, recipe: run.Partial[Any]) -> None:
         """The embedded SQuAD-format sample."""
+        spread_experts(recipe.trainer)
         recipe.trainer.max_steps = FINETUNE_STEPS
         recipe.data.dataset_root = "embedded://squad"
         if recipe.data.packed_sequence_specs is not None:
@@ -63,6 +66,12 @@ class TinyRecipe(Recipe):
         recipe.optim.config.adam_eps = ADAM_EPS
         recipe.optim.lr_scheduler.warmup_steps = 20
         recipe.log.ckpt.every_n_train_steps = None  # a run of a few minutes is saved at its end
+
+
+def spread_experts(trainer: run.Config[Trainer]) -> None:
+    """Spread the experts over two processes, or leave them together where the processes are not even in number."""
+    strategy, world_size = trainer.strategy, trainer.num_nodes * trainer.devices
+    strategy.expert_model_parallel_size = math.gcd(strategy.expert_model_parallel_size, world_size)
 
 
 RECIPE = TinyRecipe(__name__, MixtralConfigTiny, tokenizer="embedded://mixtral_tiny")

@@ -9,6 +9,7 @@ import importlib
 import nemo_run as run
 
 from mixtral_recipes import api
+from mixtral_recipes.executors import torchrun as _torchrun  # noqa: F401  # registers run.executor=torchrun
 from mixtral_recipes.recipes.catalog import names
 
 for _name in names():

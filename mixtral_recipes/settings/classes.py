@@ -60,6 +60,7 @@ TASKS = {"pretrain": "api", "finetune": "api"}
 FROM_PYTHON = {
     **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
     "Topology": "layout.topology",
+    "torchrun": "executors.torchrun",
 }
 # Functions that are values, e.g. of model.config.activation_func.
 FUNCTIONS = dict.fromkeys(("silu", "gelu", "relu"), "torch.nn.functional")

@@ -15,17 +15,43 @@ from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.system.locks import held_or_refused
 
 
+def launched() -> bool:
+    """Whether this process is one of a job's ranks: torchrun started it, or it has joined a process group already.
+
+    RANK, WORLD_SIZE, MASTER_ADDR and SLURM_* do not count: a login shell inside an allocation has them too.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ or _process_group() is not None
+
+
 def launched_rank() -> int:
-    """This process's rank as torchrun set it, before there is a process group; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    """This process's rank, also before there is a process group; 0 in a process that no launcher started."""
+    return _process_group().get_rank() if _process_group() else int(_from_torchrun("RANK", "0"))
+
+
+def launched_local_rank() -> int:
+    """This process's rank on its node; 0 in a process that no launcher started."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+
+
+def launched_size() -> int:
+    """How many ranks the job has; 1 in a process that no launcher started."""
+    return _process_group().get_world_size() if _process_group() else int(_from_torchrun("WORLD_SIZE", "1"))
+
+
+def _from_torchrun(name: str, alone: str) -> str:
+    return os.environ.get(name, alone) if "TORCHELASTIC_RUN_ID" in os.environ else alone
+
+
+def _process_group() -> Any:
+    """``torch.distributed`` where this process has joined a group, else None. Imports nothing."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_initialized() else None
 
 
 def rank_and_size() -> tuple[int, int]:
     """This process's rank and how many there are; (0, 1) without a process group."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    distributed = _process_group()
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed else (0, 1)
 
 
 @contextlib.contextmanager
@@ -35,7 +61,7 @@ def joined() -> Iterator[Any]:
     Yields:
         What `first`, `gathered` and `first_holds` take; None is the default group.
     """
-    if rank_and_size()[1] == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_size() == 1:
         yield None
         return
     import torch.distributed as distributed

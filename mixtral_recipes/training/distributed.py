@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import HashStore
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.system import ranks
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,8 @@ class ProcessPlace:
 
     @classmethod
     def from_environment(cls) -> "ProcessPlace":
-        """Read what torchrun sets; one process alone when it set nothing."""
-        env = os.environ
-        return cls(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+        """As torchrun or the process group that was joined say; one process alone without either."""
+        return cls(ranks.launched_rank(), ranks.launched_local_rank(), ranks.launched_size())
 
 
 def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from slurm_site import Site
 
+from mixtral_recipes.cli.pipeline import recipe_of
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import pipeline
 from mixtral_recipes.executors.runs import records
@@ -29,7 +30,7 @@ def test_failed_stage_stops_the_rest(plain: Site, tmp_path: Path) -> None:
     (plain.root / "clusters.toml").write_text('[own]\naccount = "none"\npartition = "debug"\n')
     file = tmp_path / "demo.toml"
     file.write_text(PIPELINE.format(dir=plain.runs))
-    stages, scripts = pipeline.submit(pipeline.read(file))
+    stages, scripts = pipeline.submit(pipeline.read(file), recipe_of)
     assert len(scripts) == 3
     with pytest.raises(LaunchError, match=r"stage 'broken' failed: .*Not run: never") as caught:
         pipeline.watch(stages)

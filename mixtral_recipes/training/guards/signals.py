@@ -10,6 +10,7 @@ from types import FrameType
 from mixtral_recipes.errors import RecipeError, nearest
 
 ALWAYS = ("SIGTERM", "SIGUSR1", "SIGINT")
+CTRL_C = "\nCtrl-C: saving when this step is done; once more quits without saving.\n"
 
 
 class StopRequest:
@@ -28,7 +29,7 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
-                os.write(2, b"\nCtrl-C: saving when this step is done; once more quits without saving.\n")
+                os.write(2, CTRL_C.encode())
 
 
 @contextlib.contextmanager
