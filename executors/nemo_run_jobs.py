@@ -28,6 +28,7 @@ def activate() -> None:
         return
     executor, experiment = experiments.LocalExecutor, experiments.Experiment
     executor.assign = _with_this_python(executor.assign)
+    experiment.__init__ = _once(experiment.__init__)
     experiment.run = _single_node(experiment.run)
     experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
 
@@ -50,6 +51,15 @@ def refuse_while_loading() -> None:
         frame = frame.f_back
 
 
+def _once(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_while_loading()
+        init(self, *args, **kwargs)
+
+    return made
+
+
 def _with_this_python(assign: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(assign)
     def assigned(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -62,7 +72,6 @@ def _with_this_python(assign: Callable[..., None]) -> Callable[..., None]:
 def _single_node(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def ran(self: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_while_loading()
         hidden = os.environ.pop("SLURM_PROCID", None) if all(map(_on_one_machine, self.jobs)) else None
         try:
             return run(self, *args, **kwargs)

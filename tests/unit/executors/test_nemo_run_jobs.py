@@ -1,0 +1,62 @@
+"""nemo_run's LocalExecutor with our tasks: this interpreter, a failure's exit code. And what we lean on in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SCRIPT = """
+import nemo_run as run
+
+from mixtral_recipes import embedded
+from mixtral_recipes.executors import nemo_run_jobs
+
+nemo_run_jobs.activate()
+{}
+print("still here")
+"""
+FAILS = "run.run(run.Partial(embedded.resolve, spec='embedded://nothing'), executor=run.LocalExecutor())"
+WORKS = "run.run(run.Partial(embedded.resolve, spec='embedded://squad'), executor=run.LocalExecutor())"
+
+
+def script(tmp_path: Path, text: str) -> dict[str, Any]:
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT.format(text))
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SLURM_PROCID": "3"}
+    environment |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return {"args": [sys.executable, str(file)], "env": environment, "cwd": tmp_path, "text": True}
+
+
+def test_a_job_runs_under_this_interpreter_whatever_the_shell_has_in_its_variables(tmp_path: Path) -> None:
+    done = subprocess.run(**script(tmp_path, WORKS), capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("still here") == 1, done.stdout  # the job's process does not run the script to its end
+
+
+def test_a_failed_job_fails_its_script(tmp_path: Path) -> None:
+    done = subprocess.run(**script(tmp_path, FAILS), capture_output=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "still here" not in done.stdout
+    assert "LaunchError: job mixtral_recipes.embedded.resolve failed" in done.stderr
+
+
+def test_nemo_run_still_has_what_we_change() -> None:
+    import inspect
+
+    from nemo_run.run import experiment
+
+    from mixtral_recipes.executors import nemo_run_jobs
+
+    nemo_run_jobs.activate()
+    nemo_run_jobs.activate()  # once only
+    made, ran, waited = (getattr(experiment.Experiment, name) for name in ("__init__", "run", "_wait_for_jobs"))
+    for changed in (made, ran, waited, experiment.LocalExecutor.assign):
+        assert not hasattr(inspect.unwrap(changed), "__wrapped__")
+        assert changed.__wrapped__ is inspect.unwrap(changed)
+    assert list(inspect.signature(experiment.Experiment._wait_for_jobs).parameters) == ["self", "jobs"]
+    assert hasattr(experiment.get_runner(), "_scheduler_app_id")

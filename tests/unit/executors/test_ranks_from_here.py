@@ -1,0 +1,110 @@
+"""When ranks are started from a process, what reaches them, and what is remembered of the run."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.executors import local, ranks_from_here
+from mixtral_recipes.executors.runs import records, states
+from mixtral_recipes.executors.stored import load_call, store_call
+from mixtral_recipes.training.distributed import ProcessPlace
+
+STRAY = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8"}
+
+
+@pytest.fixture(autouse=True)
+def _login_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    for name, value in STRAY.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TORCHELASTIC_RUN_ID", "MIXTRAL_RECIPES_ATTEMPT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_login_shell_s_variables_make_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ProcessPlace.from_environment() == ProcessPlace(0, 0, 1)
+    assert ranks_from_here.wanted(num_nodes=1, devices=2)
+    assert not ranks_from_here.wanted(num_nodes=1, devices=1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert ProcessPlace.from_environment() == ProcessPlace(3, 3, 8)
+    assert not ranks_from_here.wanted(num_nodes=4, devices=2)
+
+
+def test_several_nodes_need_a_launcher() -> None:
+    with pytest.raises(LaunchError, match=r"trainer.num_nodes=2.*run.SlurmExecutor") as refused:
+        ranks_from_here.wanted(num_nodes=2, devices=1)
+    assert "\n" not in str(refused.value)
+
+
+def test_ranks_run_under_this_interpreter_and_not_under_one_from_path(tmp_path: Path) -> None:
+    one, two = (local.command(processes, tmp_path / "call.pickle") for processes in (1, 2))
+    assert one == [sys.executable, "-m", "mixtral_recipes.executors.rank", str(tmp_path / "call.pickle")]
+    assert two[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert two[-3:] == one[-3:]
+    assert "--nproc-per-node=2" in two
+    with pytest.raises(LaunchError, match="0 processes start nothing"):
+        local.command(0, tmp_path)
+
+
+def test_a_call_is_private_and_finds_the_caller_s_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_the_script.py").write_text("VALUE = 5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Own:
+        def __call__(self) -> int:
+            import beside_the_script  # pyright: ignore[reportMissingImports]
+
+            return beside_the_script.VALUE
+
+    file = tmp_path / "job" / "call.pickle"
+    store_call(Own(), file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    assert load_call(file)() == 5
+
+
+def test_what_belongs_to_this_process_is_refused_by_name(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    with pytest.raises(LaunchError, match=r"cannot be sent to its processes .*lock"):
+        store_call(lambda: lock, tmp_path / "call.pickle")
+    assert not (tmp_path / "call.pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "succeeded"), (ValueError("x"), "failed"), (Preempted("saved"), "preempted")]
+)
+def test_a_run_in_this_process_is_in_the_list(error: Exception | None, state: str, tmp_path: Path) -> None:
+    def train() -> None:
+        with ranks_from_here.recorded(name="my run: 1", run_dir=tmp_path / "my run: 1", recipe="finetune"):
+            (running,) = records.all_records()
+            assert states.state(running).state == "running"
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            train()
+    else:
+        train()
+    (record,) = records.all_records()
+    assert (record.name, record.executor, states.state(record).state) == ("my run: 1", "direct", state)
+    assert record.id.startswith("my-run-1-")
+
+
+def test_a_rank_whose_launcher_keeps_the_record_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_ATTEMPT_DIR", str(tmp_path))
+    with ranks_from_here.recorded(name="x", run_dir=tmp_path / "x", recipe="finetune"):
+        pass
+    assert not records.all_records()
+
+
+def test_a_script_that_was_asked_to_stop_ends_as_a_command_does() -> None:
+    code = "from mixtral_recipes.errors import Preempted\nraise Preempted('saved')"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "")
