@@ -8,4 +8,4 @@ if __name__ == "__main__":
     recipe = llm.mixtral_tiny.finetune_recipe(name="from_python", dir="runs", num_gpus_per_node=2, peft_scheme="lora")
     recipe.trainer.max_steps = 100
     recipe.peft.dim = 16
-    run.run(recipe, executor=run.LocalExecutor(ntasks_per_node=2, launcher="torchrun"))
+    run.run(recipe, executor=run.LocalExecutor())

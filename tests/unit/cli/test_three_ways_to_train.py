@@ -31,14 +31,12 @@ def test_overrides_yaml_and_python_train_to_the_same_loss(tmp_path: Path, monkey
     file = tmp_path / "tiny.yaml"
     file.write_text(
         "recipe: mixtral_tiny.pretrain\nnum_gpus_per_node: 1\n"
-        f"trainer: {{max_steps: {STEPS}, val_check_interval: 0, log_every_n_steps: 1, "
-        "strategy: {expert_model_parallel_size: 1}}\n"
+        f"trainer: {{max_steps: {STEPS}, val_check_interval: 0, log_every_n_steps: 1}}\n"
         "data: {global_batch_size: 4, micro_batch_size: 4}\n"
     )
     assert main.run(["run", str(file), "--executor", "direct", "--dir", str(tmp_path), "--name", "yaml"]) == 0
 
     recipe = llm.mixtral_tiny.pretrain_recipe(dir=str(tmp_path), name="python", num_gpus_per_node=1)
-    recipe.trainer.strategy.expert_model_parallel_size = 1
     recipe.trainer.max_steps = STEPS
     recipe.trainer.val_check_interval = 0
     recipe.trainer.log_every_n_steps = 1

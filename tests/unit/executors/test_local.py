@@ -1,4 +1,4 @@
-"""Real processes on this machine: torchrun through nemo_run's LocalExecutor."""
+"""Real processes on this machine: torchrun, or one rank by itself."""
 
 import json
 import os

@@ -81,3 +81,9 @@ def test_the_tiny_models_sizes_are_the_embedded_models() -> None:
     assert published["num_hidden_layers"] == MIXTRAL_TINY.num_layers
     assert published["hidden_size"] == MIXTRAL_TINY.hidden_size
     assert published["intermediate_size"] == MIXTRAL_TINY.ffn_hidden_size
+
+
+@pytest.mark.parametrize(("devices", "experts"), [(1, 1), (2, 2), (3, 1), (4, 2)])
+@pytest.mark.parametrize("make", [llm.mixtral_tiny.finetune_recipe, llm.mixtral_tiny.pretrain_recipe])
+def test_the_tiny_recipe_spreads_its_experts_over_the_devices_there_are(make: Any, devices: int, experts: int) -> None:
+    assert make(num_gpus_per_node=devices).trainer.strategy.expert_model_parallel_size == experts

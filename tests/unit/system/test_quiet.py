@@ -125,7 +125,6 @@ def test_a_rank_is_quiet_and_says_ours(tmp_path: Path) -> None:
     from mixtral_recipes.recipes import mixtral_tiny
 
     recipe = mixtral_tiny.finetune_recipe(dir=str(tmp_path), name="quiet", num_gpus_per_node=1)
-    recipe.trainer.strategy.expert_model_parallel_size = 1
     recipe.trainer.max_steps, recipe.trainer.val_check_interval, recipe.trainer.limit_test_batches = 1, 0, 3
     store(recipe, tmp_path / "recipe.json")
     said = stderr_of("-m", "mixtral_recipes.executors.rank", str(tmp_path / "recipe.json"), cwd=tmp_path)
