@@ -57,9 +57,9 @@ def test_a_call_is_private_and_finds_the_caller_s_modules(tmp_path: Path, monkey
 
     class Own:
         def __call__(self) -> int:
-            import beside_the_script  # pyright: ignore[reportMissingImports]
+            import importlib
 
-            return beside_the_script.VALUE
+            return importlib.import_module("beside_the_script").VALUE
 
     file = tmp_path / "job" / "call.pickle"
     store_call(Own(), file)
