@@ -32,8 +32,7 @@ def wanted(num_nodes: int, devices: int) -> bool:
     if num_nodes > 1:
         raise LaunchError(
             f"trainer.num_nodes={num_nodes}: this process can start ranks on its own machine only; use "
-            "run.run(recipe, executor=run.SlurmExecutor(...)) or `mixtral-recipes` with `--executor slurm`, or start this "
-            "script with torchrun on every node."
+            "run.run(recipe, executor=run.SlurmExecutor(...)), a command with --executor slurm, or torchrun on every node."
         )
     return True
 
