@@ -5,7 +5,6 @@ what it returned comes back to the caller; or its error does.
 """
 
 import contextlib
-import json
 import os
 import time
 import traceback
@@ -17,6 +16,7 @@ from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted
 from mixtral_recipes.executors.local import run_processes
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.stored import CALL, load_result, store_call
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.machine import process_start
 from mixtral_recipes.system.ranks import launched, launched_rank, launched_size
 
@@ -32,7 +32,7 @@ def wanted(num_nodes: int, devices: int) -> bool:
     if num_nodes > 1:
         raise LaunchError(
             f"trainer.num_nodes={num_nodes}: this process can start ranks on its own machine only; use "
-            "run.run(recipe, executor=run.SlurmExecutor(...)), a command with --executor slurm, or torchrun on every node."
+            "run.run(recipe, executor=run.SlurmExecutor(...)), a command's --executor slurm, or torchrun on every node."
         )
     return True
 
@@ -86,13 +86,13 @@ def recorded(*, name: str, run_dir: Path, recipe: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_to_scheduler() -> Iterator[None]:
-    """Leave an error where nemo_run's local scheduler, if it started this process, looks for it."""
+    """Leave an error where nemo_run's scheduler or torchrun, if one started this process, looks for it."""
     try:
         yield
     except BaseException as error:
+        text = str(error) if isinstance(error, MixtralRecipesError) else f"{type(error).__name__}: {error}"
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if file and not launched() and "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ:
-            text = str(error) if isinstance(error, MixtralRecipesError) else f"{type(error).__name__}: {error}"
+        if file and "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ and not records.lost_peer({"error": text}):
             extra = {
                 "py_callstack": traceback.format_exc(),
                 "timestamp": str(int(time.time())),
@@ -100,5 +100,5 @@ def told_to_scheduler() -> Iterator[None]:
             }
             with contextlib.suppress(OSError):
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
-                Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
+                write_json(Path(file), {"message": {"message": text, "extraInfo": extra}})
         raise

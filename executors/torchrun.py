@@ -2,7 +2,6 @@
 
 import nemo_run as run
 
-from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.system import machine
 
 
@@ -11,18 +10,12 @@ def torchrun(devices: int | None = None) -> run.Config[run.LocalExecutor]:
     """An executor that starts a process per device with torchrun.
 
     Args:
-        devices: How many; None takes every GPU.
-
-    Raises:
-        LaunchError: None, and there are no GPUs.
+        devices: How many; None takes every GPU, or one process where there are none.
     """
-    devices = machine.gpu_count() if devices is None else devices
-    if not devices:
-        raise LaunchError("torchrun: no GPUs to start processes for; give their number, e.g. torchrun(devices=2).")
     # NeMo's setting: collectives free their buffers as soon as they have ended
     return run.Config(
         run.LocalExecutor,
-        ntasks_per_node=devices,
+        ntasks_per_node=devices or machine.gpu_count() or 1,
         launcher="torchrun",
         env_vars={"TORCH_NCCL_AVOID_RECORD_STREAMS": "1"},
     )

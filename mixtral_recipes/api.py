@@ -50,7 +50,7 @@ def pretrain(
         log: Where to write.
         optim: Optimizer and schedule.
         resume: Where to start.
-        tokenizer: Folder or Hub id; None takes the model's or the checkpoint's.
+        tokenizer: Folder or Hub id; None or ``"model"`` takes the model's or the checkpoint's.
 
     Returns:
         The result, also in RUN/result.json.
@@ -59,7 +59,7 @@ def pretrain(
         LaunchError: a rank failed that was started from here, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
-    parts = Parts(model, data, trainer, log, optim, resume, None, tokenizer)
+    parts = Parts(model, data, trainer, log, optim, resume, None, _own(tokenizer))
     return _run(pretrain, parts, functools.partial(_train, "pretrain"))
 
 
@@ -84,8 +84,7 @@ def finetune(
     """
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
-    own = None if tokenizer == "model" else tokenizer
-    parts = Parts(model, data, trainer, log, optim, resume, peft, own)
+    parts = Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer))
     return _run(finetune, parts, functools.partial(_train, "finetune"))
 
 
@@ -106,7 +105,7 @@ def validate(
     Returns:
         ``val_loss`` (None without a validation set), ``step`` and ``restored_from``.
     """
-    return _run(validate, Parts(model, data, trainer, log, optim, resume, peft, tokenizer), _validate)
+    return _run(validate, Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer)), _validate)
 
 
 def import_ckpt(
@@ -178,6 +177,11 @@ def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None
     from mixtral_recipes.evaluation.scores import evaluate_squad
 
     return evaluate_squad(Path(path), data, limit=limit)
+
+
+def _own(tokenizer: str | None) -> str | None:
+    """The tokenizer a run is given; None where NeMo's word ``model`` asks for the checkpoint's."""
+    return None if tokenizer == "model" else tokenizer
 
 
 def _run(task: Callable[..., Any], parts: Parts, work: Callable[[Parts], dict[str, Any]]) -> dict[str, Any]:

@@ -140,7 +140,9 @@ def test_and_so_does_it_in_an_activated_environment(way: str, folder: Path, expe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", [[], ["run.executor=torchrun(devices=2)"]], ids=["called", "torchrun"])
+@pytest.mark.parametrize(
+    "executor", [[], ["run.executor=torchrun", "run.executor.ntasks_per_node=2"]], ids=["called", "torchrun"]
+)
 def test_and_so_does_nemo_run_s_command_line(executor: list[str], folder: Path, expected: list[float]) -> None:
     name = "nemo-torchrun" if executor else "nemo"
     factory = f"mixtral_tiny(name='{name}',dir='{folder}/runs',num_gpus_per_node=2)"
