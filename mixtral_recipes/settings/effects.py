@@ -71,7 +71,8 @@ EFFECTS: dict[str, dict[str, Rule]] = {
     },
     "OptimizerConfig": {
         "min_lr": Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
-        **dict.fromkeys(("bf16", "fp16", "params_dtype"), _BY_PLUGINS),
+        "bf16": Ignored(_BY_PLUGINS.why, nemo={"pretrain": True, "finetune": True}),
+        **dict.fromkeys(("fp16", "params_dtype"), _BY_PLUGINS),
     },
     "RestoreConfig": {
         "load_model_state": Only(True, "a run that restores nothing has resume.restore_config=null"),

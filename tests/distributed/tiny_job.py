@@ -139,7 +139,7 @@ def tiny_config(**changes: Any) -> MixtralConfigTiny:
     """Two layers, four experts, the embedded tokenizer's vocabulary."""
     fields: dict[str, Any] = {
         "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 64,
-        "vocab_size": 2000, "seq_length": 32, "max_position_embeddings": 64, "num_moe_experts": 4,
+        "vocab_size": 2000, "max_position_embeddings": 64, "num_moe_experts": 4,
     }  # fmt: skip
     return MixtralConfigTiny(**(fields | changes))
 

@@ -11,7 +11,7 @@ from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
 
 # Dense peak of one GPU in 1e12 operations per second, bf16. Source: NVIDIA's datasheets (SXM).
-_PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB200": 2250.0}
+_PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB200": 2500.0}
 
 
 def flops_per_token(config: MixtralConfig, sequence_length: float, *, adapters_only: bool = False) -> float:

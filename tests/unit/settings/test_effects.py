@@ -67,7 +67,7 @@ TOLD = [
     ("trainer.strategy.ckpt_load_strictness", "pretrain", "log_all", "lacks a tensor of the model is refused"),
     ("trainer.strategy.ddp.average_in_collective", "pretrain", True, "divided by the global batch's label tokens"),
     ("optim.config.min_lr", "pretrain", 1e-6, "set optim.lr_scheduler.min_lr"),
-    ("optim.config.bf16", "pretrain", True, "stated in trainer.plugins"),
+    ("optim.config.fp16", "pretrain", True, "stated in trainer.plugins"),
     ("model.config.tensor_model_parallel_size", "pretrain", 2, "stated in trainer.strategy"),
     ("model.config.sequence_parallel", "pretrain", True, "stated in trainer.strategy"),
     ("model.config.seq_length", "pretrain", 1024, "as long as data.seq_length says"),
