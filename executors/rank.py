@@ -38,6 +38,7 @@ def call(path: Path) -> None:
         log = getattr(recipe, "log", None)
         if rank == 0 and log is not None and "MIXTRAL_RECIPES_LOCKED" not in os.environ:
             stack.enter_context(locked(Path(log.log_dir) / log.name))
+            os.environ["MIXTRAL_RECIPES_LOCKED"] = "1"
         fdl.build(recipe)()
 
 

@@ -73,8 +73,9 @@ def recorded(*, name: str, run_dir: Path, recipe: str) -> Iterator[None]:
     record.pid, record.pid_start = os.getpid(), process_start(os.getpid())
     record.save()
     record.state = "failed"
+    held = "MIXTRAL_RECIPES_LOCKED" in os.environ
     try:
-        with records.locked(record.run_dir):
+        with contextlib.nullcontext() if held else records.locked(record.run_dir):
             yield
         record.state = "succeeded"
     except Preempted:
