@@ -13,6 +13,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides import loading, plain_yaml
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.yaml_file import header, read_recipe, to_yaml, write_recipe
+from mixtral_recipes.settings import classes
 
 MARK = "tests_hostile_yaml_ran"
 
@@ -92,6 +93,20 @@ def test_what_no_file_can_name_is_refused_when_written() -> None:
     recipe.data = run.Config(Path, "x")
     with pytest.raises(RecipeError, match="not among the classes"):
         to_yaml(recipe)
+
+
+def test_files_that_name_classes_by_their_former_modules_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "before.yaml"
+    write_recipe(loading.load("mixtral_8x7b", "finetune", packed_sequence=True), file, name="mixtral_8x7b")
+    now = file.read_text()
+    before = now.replace("_target_: mixtral_recipes.finetune", "_target_: mixtral_recipes.api.finetune")
+    for module, names in classes.FORMER.items():
+        for name in names.split():
+            target = f"_target_: mixtral_recipes.{name}\n"
+            before = before.replace(target, target.replace(name, f"{module}.{name}"))
+    assert before.count("mixtral_recipes.training.") == 11  # trainer, strategy, precision, callback, logs, optimizer, ...
+    file.write_text(before)
+    assert to_yaml(read_recipe(file), name="mixtral_8x7b") == now
 
 
 FULL = "_target_: mixtral_recipes.api.pretrain\n_partial_: true\n"
