@@ -22,11 +22,6 @@ from mixtral_recipes.training.guards.signals import CTRL_C
 _SHUTDOWN_S = 300  # ranks may take this long to save after SIGTERM; torchrun's default of 30 s kills a large save
 
 
-def threads_per_process(nproc_per_node: int) -> int:
-    """OpenMP threads per process: this machine's usable cores divided among the processes."""
-    return max(1, cores() // max(1, nproc_per_node))
-
-
 def command(processes: int, file: Path) -> list[str]:
     """What starts the processes of a stored job: torchrun on a free loopback port, or one rank by itself.
 
@@ -89,7 +84,7 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
 def _environment(processes: int, attempt: Path) -> dict[str, str]:
     """The environment of a job's processes: ours, less what would tell torchrun to do something else."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
-    return {"OMP_NUM_THREADS": str(threads_per_process(processes)), "PYTHONUNBUFFERED": "1"} | kept | {
+    return {"OMP_NUM_THREADS": str(max(1, cores() // processes)), "PYTHONUNBUFFERED": "1"} | kept | {
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_S),
         "LOGLEVEL": "WARNING",
         "MIXTRAL_RECIPES_ATTEMPT_DIR": str(attempt),

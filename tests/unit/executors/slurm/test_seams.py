@@ -25,12 +25,11 @@ def test_nemo_run_still_has_what_we_use() -> None:
     import inspect
 
     import nemo_run as run
-    from nemo_run.run.torchx_backend.schedulers import local, slurm
+    from nemo_run.run.torchx_backend.schedulers import slurm
     from torchx.schedulers import get_scheduler_factories
 
     from mixtral_recipes.executors.slurm.scheduler import RecipeScheduler, install
 
-    assert hasattr(local, "LOCAL_JOB_DIRS")
     assert hasattr(slurm, "SLURM_JOB_DIRS")
     before = slurm.create_scheduler
     try:
