@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
+OURS = ("cli", "executors", "importers", "mixtral_recipes")
 COMMAND = "finetune --peft lora --no-export trainer.max_steps=1"
 # What to look out for: function -> its file. The first ends the command's walk; the others are the training process's.
 ENDS = {
@@ -109,8 +110,9 @@ def files(stack: list[list[str]]) -> Walk:
     """Our files among a stack's, with their functions."""
     found: Walk = {}
     for path, function in stack:
-        if Path(path).is_relative_to(ROOT) and not function.startswith("<"):
-            found.setdefault(Path(path).relative_to(ROOT).as_posix(), []).append(function)
+        inside = Path(path).relative_to(ROOT) if Path(path).is_relative_to(ROOT) else Path()
+        if inside.parts[:1] and inside.parts[0] in OURS and not function.startswith("<"):  # not .venv
+            found.setdefault(inside.as_posix(), []).append(function)
     return found
 
 

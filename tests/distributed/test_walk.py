@@ -32,7 +32,7 @@ def test_the_docs_tell_the_same_way(traced: dict[str, Any]) -> None:
 
 def test_a_walk_is_our_files_in_order() -> None:
     module = writer()
-    stack = [["/usr/lib/python3/runpy.py", "run"]]
+    stack = [["/usr/lib/python3/runpy.py", "run"], [str(module.ROOT / ".venv/lib/typer.py"), "main"]]
     stack += [[str(module.ROOT / file), name] for file, name in (("cli/a.py", "<module>"), ("cli/a.py", "f"))]
     stack += [[str(Path(module.ROOT, "executors/b.py")), "g"], [str(module.ROOT / "cli/a.py"), "h"]]
     assert module.files(stack) == {"cli/a.py": ["f", "h"], "executors/b.py": ["g"]}
