@@ -78,7 +78,10 @@ MENDABLE = {
     "finetune --data broken.json": "broken.json:1: data[0].paragraphs[0].qas[0]: 'answers' must hold",
     "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --recipe mixtral_tiny trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
-    "finetune --recipe mixtral_tiny --nproc-per-node 3": "world size 3 is not a multiple of expert TP x EP x PP",
+    "finetune --recipe mixtral_tiny --nproc-per-node 3": "micro_batch_size x data-parallel size = 16 x 3; use 48.",
+    "finetune --recipe mixtral_tiny --nproc-per-node 3 trainer.strategy.expert_model_parallel_size=2": (
+        "world size 3 is not a multiple of expert TP x EP x PP"
+    ),
     "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not offered.",
     "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "hardware='h300' is not known. Did you mean 'h200'?",
     "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
