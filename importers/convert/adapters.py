@@ -18,6 +18,7 @@ from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import Weight
 from mixtral_recipes.peft import names
+from mixtral_recipes.peft.lengths import lengths_of, stretch
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MergedRows:
         mine = slice(start, start + count)
         rows = torch.addmm(rows, self.lora_b[mine], self.lora_a, alpha=self.scale)
         if self.magnitude is not None:
-            rows = rows * (self.magnitude[mine] / rows.norm(dim=1)).unsqueeze(1)
+            rows = rows * stretch(self.magnitude[mine], lengths_of(rows)).unsqueeze(1)
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
         target[:] = rows.to(dtype).contiguous().view(torch.uint8).flatten().numpy()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.lengths import stretch
 from mixtral_recipes.settings.peft import LoRA
 
 
@@ -45,14 +46,14 @@ class DoRAAdapter(Adapter):
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """As the base class's, rows brought to their learned lengths."""
-        stretch = self.magnitude.flatten().float() / self.row_lengths()
-        return super().add_to(output, x) * stretch.to(output.dtype)
+        factors = stretch(self.magnitude.flatten().float(), self.row_lengths())
+        return super().add_to(output, x) * factors.to(output.dtype)
 
     def delta(self) -> Tensor:
         """What turns the layer's (local) weight into the merged one: shape and split of the weight, fp32."""
         w = _values(self._weight[0])
-        stretch = self.magnitude.flatten().float() / self.row_lengths()
-        return (w + super().delta()) * stretch.unsqueeze(1) - w
+        factors = stretch(self.magnitude.flatten().float(), self.row_lengths())
+        return (w + super().delta()) * factors.unsqueeze(1) - w
 
 
 def _values(weight: Tensor) -> Tensor:

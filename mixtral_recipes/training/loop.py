@@ -146,9 +146,11 @@ class _Loop:
             return
         self._finish_save()
         skipped = f" {allowed} step(s) were skipped before." if allowed else ""
+        # Before the first update of this process the learning rate has had no say.
+        first = "Lower optim.config.lr, look" if self._steps_here() else "Look at the weights it started from,"
         raise RecipeError(
             f"step {step}: {trouble}; nothing was updated.{skipped} Last good checkpoint: {self.checkpoint or 'none'}. "
-            "Lower optim.config.lr, look at this step's data, or set trainer.max_skipped_steps."
+            f"{first} at this step's data, or set trainer.max_skipped_steps."
         )
 
     def _due(self, interval: int | None) -> bool:

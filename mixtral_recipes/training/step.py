@@ -3,10 +3,12 @@
 Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,15 +58,8 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     run.optimizer.prepare_model_params_for_param_sync()
 
     # Forward and backward of all microbatches; gradients end as sums over ranks, divided by all label tokens.
-    sums = run.forward_backward(
-        forward_step_func=forward_step,
-        data_iterator=_per_chunk(batches, run),
-        model=run.ddp,
-        num_microbatches=run.topology.num_microbatches(run.batch),
-        seq_length=run.batch.seq_length,
-        micro_batch_size=run.batch.micro_batch_size,
-        forward_only=False,
-    )
+    microbatches = _next_microbatches(batches, run)
+    sums = _forward(run, microbatches, backward=True)
 
     # Look before updating: a loss or a gradient that is not finite must not reach the weights.
     loss_sum, label_tokens, tokens = reduce_sums(sums, run.device)
@@ -82,8 +77,30 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
         tokens=int(tokens),
         grad_norm=grad_norm,
         updated=updated,
-        trouble=None if finite else where_not_finite(run.model, sums, loss, grad_norm),
+        trouble=None
+        if finite
+        else where_not_finite(run.model, sums, loss, grad_norm, partial(_forward, run, microbatches, backward=False)),
     )
+
+
+def _next_microbatches(batches: Iterator[Batch], run: TrainingRun) -> list[Batch]:
+    return list(islice(batches, run.topology.num_microbatches(run.batch)))
+
+
+def _forward(run: TrainingRun, microbatches: list[Batch], *, backward: bool) -> list[Tensor]:
+    """All microbatches through the model, and back where that is asked for; `sum_losses`' last for each."""
+    # Megatron wants one iterator per interleaved chunk; they all see the same microbatches.
+    iterators = [iter(microbatches) for _ in run.ddp]
+    with contextlib.nullcontext() if backward else torch.no_grad():
+        return run.forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=run.ddp,
+            num_microbatches=run.topology.num_microbatches(run.batch),
+            seq_length=run.batch.seq_length,
+            micro_batch_size=run.batch.micro_batch_size,
+            forward_only=not backward,
+        )
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
@@ -152,15 +169,6 @@ def _packed(cu_seqlens: Tensor | None) -> PackedSeqParams | None:
     )
 
 
-def _per_chunk(batches: Iterator[Batch], run: TrainingRun) -> Any:
-    """Megatron wants one iterator per interleaved chunk; they all see the same microbatches."""
-    if len(run.ddp) == 1:
-        return batches
-    count = run.topology.num_microbatches(run.batch)
-    step = [next(batches) for _ in range(count)]
-    return [iter(step) for _ in run.ddp]
-
-
 def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> float | None:
     """Mean loss over the validation set's label tokens; None without one.
 
@@ -180,16 +188,7 @@ def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> floa
     multiple = run.loader_shape["sequence_multiple"]
     for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
         alive()
-        with torch.no_grad():
-            sums = run.forward_backward(
-                forward_step_func=forward_step,
-                data_iterator=_per_chunk(batches, run),
-                model=run.ddp,
-                num_microbatches=run.topology.num_microbatches(run.batch),
-                seq_length=run.batch.seq_length,
-                micro_batch_size=run.batch.micro_batch_size,
-                forward_only=True,
-            )
+        sums = _forward(run, _next_microbatches(batches, run), backward=False)
         loss_sum, label_tokens, _ = reduce_sums(sums, run.device)
         totals[0] += loss_sum
         totals[1] += label_tokens

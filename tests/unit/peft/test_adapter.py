@@ -60,6 +60,37 @@ def test_dora_gives_the_adapted_weights_rows_their_learned_lengths() -> None:
     torch.testing.assert_close(adapter.add_to(x @ weight.t(), x), x @ merged.t())
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_dora_leaves_a_row_without_a_length_as_it_is(value: float) -> None:
+    """Also one whose squares are too small for float32."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 8), torch.randn(5, 8)
+    weight[2] = value
+    adapter = DoRAAdapter(DoRA(dim=4, alpha=8), NAME, weight, column=False, config=CONFIG)
+    assert isinstance(adapter, DoRAAdapter)
+    torch.testing.assert_close(adapter.add_to(x @ weight.t(), x), x @ weight.t())
+    torch.testing.assert_close(weight + adapter.delta(), weight)
+    adapter.add_to(x @ weight.t(), x).square().sum().add(adapter.add_to(x @ weight.t(), x).sum()).backward()
+    for parameter in (adapter.lora_a, adapter.lora_b, adapter.magnitude):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert adapter.lora_b.grad is not None
+    assert adapter.lora_b.grad[2].any(), "the row can learn"
+
+
+def test_dora_brings_a_row_that_left_zero_to_its_learned_length() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 8), torch.randn(5, 8)
+    weight[2] = 0
+    adapter = trained(DoRAAdapter, DoRA(dim=4, alpha=8), weight)
+    assert isinstance(adapter, DoRAAdapter)
+    with torch.no_grad():
+        adapter.magnitude.fill_(0.7)
+    merged = weight + adapter.delta()
+    torch.testing.assert_close(merged.norm(dim=1), torch.full((6,), 0.7))
+    torch.testing.assert_close(adapter.add_to(x @ weight.t(), x), x @ merged.t())
+
+
 def test_a_gated_layers_b_keeps_gate_and_up_apart() -> None:
     torch.manual_seed(0)
     weight = torch.randn(12, 8)

@@ -59,3 +59,13 @@ def test_dora_rows_have_the_learned_lengths() -> None:
     torch.testing.assert_close(merged.norm(dim=1), lengths)
     direction = weight + b @ a
     torch.testing.assert_close(merged / lengths[:, None], direction / direction.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_dora_rows_without_a_length_stay_as_they_are(value: float) -> None:
+    weight = torch.ones(4, 12)
+    weight[1] = value
+    a, b = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 4)
+    lengths = weight.square().sum(1).sqrt()
+    merged = read_in_pieces(MergedRows(InMemory(weight, "F32"), a, b, 1.0, lengths), 3, torch.float32)
+    torch.testing.assert_close(merged, weight)

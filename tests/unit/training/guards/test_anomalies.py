@@ -43,14 +43,46 @@ def test_loss_scaling_may_skip_a_step() -> None:
     assert checked_step(_Optimizer(math.nan, overflow=True)) == (False, 0.0)
 
 
+def nothing() -> None:
+    """A forward pass that goes well."""
+
+
 def test_the_parameter_is_named() -> None:
     model = torch.nn.Linear(2, 2)
     model.weight.main_grad = torch.tensor([[1.0, math.inf], [0, 0]])  # pyright: ignore
-    text = where_not_finite([model], [torch.tensor([1.0, 2, 2])], 0.5, math.inf)
+    text = where_not_finite([model], [torch.tensor([1.0, 2, 2])], 0.5, math.inf, nothing)
     assert text == "the gradient norm is inf; not finite in weight on rank 0"
-    assert (
-        where_not_finite([model], [torch.tensor([math.nan, 2, 2])], math.nan, math.nan) == "the loss is nan on rank 0"
+    text = where_not_finite([model], [torch.tensor([math.nan, 2, 2])], math.nan, math.nan, nothing)
+    assert text == "the loss is nan on rank 0"
+
+
+def test_of_several_gradients_the_one_nearest_the_loss_is_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    for layer in (model[0], model[1]):
+        layer.weight.main_grad = torch.full((2, 2), math.nan)
+    assert "not finite in 1.weight" in where_not_finite([model], [torch.ones(3)], 0.5, math.inf, nothing)
+
+
+class _Poisoned(torch.nn.Linear):
+    """A layer whose weights are finite and whose output is not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(torch.nn.Linear(2, 2), ", whose weight is not finite"), (_Poisoned(2, 2), "")],
+)
+def test_the_layer_is_named_whose_output_is_the_first_that_is_not_finite(bad: torch.nn.Linear, reason: str) -> None:
+    if reason:
+        torch.nn.init.constant_(bad.weight, math.nan)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(bad, torch.nn.ReLU()), torch.nn.Linear(2, 2))
+    text = where_not_finite(
+        [model], [torch.tensor([math.nan, 2, 2])], math.nan, math.nan, lambda: model(torch.ones(1, 2))
     )
+    assert text == f"the loss is nan on rank 0; the first values that are not finite come from 1.0 on rank 0{reason}"
+    assert not model[0]._forward_hooks
 
 
 def test_spikes_stand_out_and_noise_does_not() -> None:
