@@ -3,6 +3,8 @@
 All come back as a fast transformers tokenizer, so that offsets are known and an export carries ``tokenizer.json``.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ MISTRAL_FILES = {
     "mixtral-8x22b": ("tokenizer.model.v1", MIXTRAL_V1),
     "mixtral-8x22b-instruct": ("mistral_instruct_tokenizer_240323.model.v3", MIXTRAL_V3),
 }
-# Texts a converted tokenizer must split as SentencePiece does, or it is refused.
+# Texts a converted tokenizer must split as its source does, or it is refused; they are part of an identity as well.
 _PROBES = (
     "Hello world",
     " two  spaces   three\n\nlines\tand a tab ",
@@ -27,6 +29,43 @@ _PROBES = (
     "1234567890 3.14 10,000 naïve café",
     "[INST] a [/INST] <s> </s> <unk>",
 )
+_STRIDE = 7919  # a prime: each piece of a vocabulary meets one from far away
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """What a tokenizer does, in one hash: what is recorded with a run, an export and prepared data, and compared.
+
+    Two files that describe the same tokenizer in other words (SentencePiece's and ``tokenizer.json``, or those of two
+    releases of a library) have one identity; padding, which is masked everywhere, is no part of it.
+
+    Args:
+        tokenizer: As `load_tokenizer` gives it.
+
+    Returns:
+        SHA-256, in hexadecimal, over `text_identity`, what is put around a text, and the chat template.
+    """
+    around = tokenizer.encode("a")
+    return _hash([text_identity(tokenizer), around, tokenizer.chat_template])
+
+
+def text_identity(tokenizer: Any) -> str:
+    """How a tokenizer turns documents into tokens: the part of its identity that a prepared corpus depends on.
+
+    Covers every token's id, the ends of documents, and how texts are split: some of many kinds, and each piece of the
+    vocabulary followed by another one, so that the order of merges shows.
+
+    Args:
+        tokenizer: As `load_tokenizer` gives it.
+    """
+    vocabulary = tokenizer.get_vocab()
+    pieces = [piece.replace("▁", " ").replace("Ġ", " ") for piece in sorted(vocabulary, key=lambda p: vocabulary[p])]
+    pairs = [piece + pieces[(number * _STRIDE + 1) % len(pieces)] for number, piece in enumerate(pieces)]
+    split = tokenizer([*_PROBES, *pairs], add_special_tokens=False)["input_ids"]
+    return _hash([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = DataError) -> Any:
