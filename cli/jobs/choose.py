@@ -87,8 +87,8 @@ def prepare(options: JobOptions) -> Job:
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
-    if options.tuning.data is not None:
-        recipe.data, taken_for = _data(options.tuning.data, recipe.data)
+    if options.chosen.data is not None:
+        recipe.data, taken_for = _data(options.chosen.data, recipe.data)
         notes.append(f"Data: {taken_for}.")
     _change(recipe, options)
     name = options.place.name or recipe.log.name
@@ -159,13 +159,12 @@ def _data(spec: str, replaced: Any) -> tuple[Any, str]:
     import nemo_run as run
 
     from mixtral_recipes.data.recognise import recognize
+    from mixtral_recipes.overrides.paths import with_batch_of
 
     found = recognize(spec)
     if found.source is not None and found.source.files:
         found.module_class(**found.kwargs).check_records()
-    batch = ("seq_length", "micro_batch_size", "global_batch_size", "num_workers", "seed", "packed_sequence_specs")
-    kept = {name: getattr(replaced, name) for name in batch if name in replaced.__arguments__}
-    return run.Config(found.module_class, **kept, **found.kwargs), found.description
+    return with_batch_of(replaced, run.Config(found.module_class, **found.kwargs)), found.description
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:

@@ -50,6 +50,14 @@ class RecipeOptions:
         option("--recipe", metavar="NAME", help="Recipe name (`recipes list`).", autocompletion=complete_recipe),
     ] = None
     yaml: Annotated[Path | None, option("--yaml", metavar="FILE", help="Run the recipe in this file.")] = None
+    data: Annotated[
+        str | None,
+        option(
+            "--data",
+            metavar="DATA",
+            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.",
+        ),
+    ] = None
     precision: Annotated[
         str | None, option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
     ] = None
@@ -65,10 +73,6 @@ class FineTuningOptions:
     peft: Annotated[
         PeftScheme | None,
         option("--peft", metavar="SCHEME", help="Adapters to train: lora (default) or dora; none: all weights."),
-    ] = None
-    data: Annotated[
-        str | None,
-        option("--data", metavar="DATA", help="File, folder or Hub id: SQuAD, chat, prompts and answers, text."),
     ] = None
     restore_from: Annotated[
         str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")

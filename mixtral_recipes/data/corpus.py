@@ -116,6 +116,7 @@ def prepare_corpus(
     num_workers: int = 1,
     part_bytes: int = 32 << 20,
     overwrite: bool = False,
+    parts_folder: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
     """Tokenize text files into ``prefix.bin`` and ``prefix.idx``.
@@ -128,6 +129,7 @@ def prepare_corpus(
         num_workers: Processes; 1 tokenizes here.
         part_bytes: Input bytes per part.
         overwrite: Whether an existing corpus is replaced.
+        parts_folder: Where finished parts wait for the others; None takes the folder of ``prefix``.
         progress: Called with the input bytes of each finished part.
 
     Raises:
@@ -136,7 +138,7 @@ def prepare_corpus(
     if not overwrite and prefix.with_name(prefix.name + ".idx").exists():
         raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
     parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes)]
-    staging = prefix.with_name(f".{prefix.name}.{_plan_hash(parts, encoder)}.parts")
+    staging = (parts_folder or prefix.parent) / f".{prefix.name}.{_plan_hash(parts, encoder)}.parts"
     staging.mkdir(parents=True, exist_ok=True)
     reused = 0
     waiting: list[tuple[TextPart, Path]] = []

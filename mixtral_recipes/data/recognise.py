@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
 from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.parse import SUFFIXES, suffix_of
+from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError
 
@@ -23,7 +25,6 @@ PAIR_COLUMNS = (
     ("query", "answer"),
     ("source", "target"),
 )
-TEXT_SUFFIXES = (".txt", ".text", ".md")
 _LOOKED_AT = 20
 
 
@@ -60,12 +61,30 @@ def recognize(spec: str | Path) -> Recognized:
 
         return Recognized(SquadDataModule, {"dataset_root": None}, "rajpurkar/squad on the Hub: SQuAD", "squad")
     path = resolve(spec).expanduser()
-    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    if prefix.with_name(prefix.name + ".idx").is_file() and prefix.with_name(prefix.name + ".bin").is_file():
-        return _pretraining(spec, prefix, "an indexed corpus (.bin and .idx)", "corpus", None)
-    if path.is_file() and suffix_of(path) in TEXT_SUFFIXES:
-        return _pretraining(spec, path, "plain text, documents between blank lines", "text", None)
-    return _by_records(spec, open_source(spec))
+    if corpus_at(path) is not None:
+        return _pretraining(spec, "an indexed corpus (.bin and .idx)", "corpus", None)
+    if path.is_file() and suffix_of(path) in PLAIN_TEXT:
+        return _pretraining(spec, "plain text, documents between blank lines", "text", None)
+    return _in_folder(spec, path) if path.is_dir() else _by_records(spec, open_source(spec))
+
+
+def _in_folder(spec: str | Path, folder: Path) -> Recognized:
+    """A folder of corpora or of plain text, of documents in any number of files, or of records by split."""
+    files = folder_files(folder)
+    every = [file for some in files.values() for file in some]
+    size = f"{len(every)} file(s), splits {', '.join(files)}"
+    if every[0].suffix == ".idx":
+        return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
+    if all(suffix_of(file) in PLAIN_TEXT for file in every):
+        return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None)
+    try:
+        return _by_records(spec, open_source(spec))
+    except DataError:
+        # Only documents need no file named after a split.
+        found = _by_records(spec, Source(str(spec), files, {}))
+        if found.kind != "text":
+            raise
+        return found
 
 
 def _by_records(spec: str | Path, source: Source) -> Recognized:
@@ -96,8 +115,8 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
             kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
             told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
             return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
-    if "text" in names and isinstance(typical["text"], str) and source.files:
-        return _pretraining(spec, resolve(spec), "documents (text), loss on every token", "text", source)
+    if "text" in names and isinstance(typical["text"], str):
+        return _pretraining(spec, f"documents (text), {size}, loss on every token", "text", source)
     known = "; ".join(
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output")
     )
@@ -119,12 +138,11 @@ def _chat_shape(record: dict[str, Any], names: list[str]) -> str | None:
     return None
 
 
-def _pretraining(spec: str | Path, path: Path, what: str, kind: str, source: Source | None) -> Recognized:
+def _pretraining(spec: str | Path, what: str, kind: str, source: Source | None) -> Recognized:
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 
-    if path.is_dir():
-        raise DataError(f"{spec}: a folder of documents; run `mixtral-recipes data prepare` on its files first.")
-    kwargs = {"paths": [_stable(spec)], "split": "95,5,0"}
+    on_hub = source is not None and bool(source.hub) and not str(spec).startswith(HUB)
+    kwargs = {"paths": [f"{HUB}{spec}" if on_hub else _stable(spec)], "split": "95,5,0"}
     return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source)
 
 

@@ -56,6 +56,8 @@ def check_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> None
 def repair(layout: Topology, model: ModelShape, batch: BatchShape) -> Repair | None:
     """The fewest changes, by the smallest factors, after which no rule is broken.
 
+    A layout that would run with another batch is left alone: the batch is rounded up to what it needs.
+
     Args:
         layout: The broken layout.
         model: The model.
@@ -66,21 +68,25 @@ def repair(layout: Topology, model: ModelShape, batch: BatchShape) -> Repair | N
     """
     if layout.world_size < 1 or model.vocab_size < 1 or model.make_vocab_size_divisible_by < 1:
         return None
-    whole_model = dataclasses.replace(
-        model, max_position_embeddings=max(model.max_position_embeddings, batch.seq_length)
-    )
-    found = nearest_layout(layout, whole_model, batch)
-    fixed = batch
+    if all(size >= 1 for _, size in sizes(layout)):
+        fitted = _fitted(layout, batch)
+        if not violations(layout, _with_positions(model, fitted), fitted):
+            return _repaired(layout, model, batch, layout, fitted)
+    found, fixed = nearest_layout(layout, _with_positions(model, batch), batch), batch
     if found is None:
-        found, fixed = _nearest_with_batch(layout, whole_model, batch)
-    if found is None:
-        return None
-    if fixed.seq_length <= model.max_position_embeddings:
-        whole_model = model
-    elif fixed.seq_length > whole_model.max_position_embeddings:
-        whole_model = dataclasses.replace(model, max_position_embeddings=fixed.seq_length)
-    changes = (*_changes(layout, found), *_changes(model, whole_model), *_changes(batch, fixed))
-    return Repair(found, whole_model, fixed, changes)
+        found, fixed = _nearest_with_batch(layout, model, batch)
+    return _repaired(layout, model, batch, found, fixed) if found else None
+
+
+def _with_positions(model: ModelShape, batch: BatchShape) -> ModelShape:
+    """The model with as many positions as a sequence needs."""
+    return dataclasses.replace(model, max_position_embeddings=max(model.max_position_embeddings, batch.seq_length))
+
+
+def _repaired(layout: Topology, model: ModelShape, batch: BatchShape, found: Topology, fixed: BatchShape) -> Repair:
+    whole = _with_positions(model, fixed)
+    changes = (*_changes(layout, found), *_changes(model, whole), *_changes(batch, fixed))
+    return Repair(found, whole, fixed, changes)
 
 
 def nearest_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> Topology | None:
@@ -94,11 +100,10 @@ def _nearest_with_batch(layout: Topology, model: ModelShape, batch: BatchShape) 
     best: tuple[tuple[int, float], Topology, BatchShape] | None = None
     for other in _layouts(layout, model):
         fixed = _fitted(other, batch)
-        wide = dataclasses.replace(model, max_position_embeddings=max(model.max_position_embeddings, fixed.seq_length))
         changed, factor = _distance(layout, other)
         growth = fixed.global_batch_size / max(batch.global_batch_size, 1)
         cost = (changed + len(list(_changes(batch, fixed))), factor + growth)
-        if (best is None or cost < best[0]) and not violations(other, wide, fixed):
+        if (best is None or cost < best[0]) and not violations(other, _with_positions(model, fixed), fixed):
             best = (cost, other, fixed)
     return (best[1], best[2]) if best else (None, batch)
 
@@ -118,6 +123,7 @@ def _fitted(layout: Topology, batch: BatchShape) -> BatchShape:
 
 
 def _round_up(number: int, unit: int) -> int:
+    unit = max(unit, 1)  # a layout of more ranks than there are has none
     return max(-(-number // unit), 1) * unit
 
 

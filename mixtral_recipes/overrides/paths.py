@@ -16,6 +16,7 @@ import fiddle as fdl
 import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, Operation, PythonicParser
 
+from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides import values
 from mixtral_recipes.settings import classes, conformity
@@ -28,6 +29,9 @@ _TIMEDELTA = ("days", "hours", "minutes", "seconds", "milliseconds", "microsecon
 
 def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
     """Change a recipe by dotted overrides, in order.
+
+    A data module named by its class keeps from the one it replaces what every data module has (sequence length, batch
+    sizes, ...), where nothing else is written.
 
     Args:
         recipe: The recipe to change.
@@ -51,7 +55,7 @@ def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
             except CLIException:
                 raise RecipeError(f"{text}: {old!r} {operation.value} {new!r} cannot be computed.") from None
             new = values.check(new, annotation(holder, name), path)
-        _assign(holder, name, new)
+        assign(holder, name, new)
 
 
 def set_value(recipe: run.Partial[Any], path: str, value: Any) -> None:
@@ -66,14 +70,39 @@ def set_value(recipe: run.Partial[Any], path: str, value: Any) -> None:
         RecipeError: an unknown setting, or a value of the wrong type.
     """
     holder, name = locate(recipe, path, path)
-    _assign(holder, name, values.check(value, annotation(holder, name), path))
+    assign(holder, name, values.check(value, annotation(holder, name), path))
 
 
-def _assign(holder: Any, name: Any, value: Any) -> None:
+def assign(holder: Any, name: Any, value: Any) -> None:
+    """Set what `locate` found; a data module that takes another's place keeps its batch."""
     if isinstance(holder, dict | list):
         holder[name] = value
-    else:
-        setattr(holder, name, value)
+        return
+    if _is_data(value) and _is_data(replaced := getattr(holder, name, None)):
+        value = with_batch_of(replaced, value)
+    setattr(holder, name, value)
+
+
+def _is_data(part: Any) -> bool:
+    target = fdl.get_callable(part) if isinstance(part, fdl.Config) else None
+    return isinstance(target, type) and issubclass(target, DataModule)
+
+
+def with_batch_of(replaced: Any, data: Any) -> Any:
+    """A data module's configuration that has from another's all that modules have in common and it does not state.
+
+    Args:
+        replaced: The configuration of the module it takes the place of.
+        data: Its own, changed and returned.
+    """
+    target: Any = fdl.get_callable(data)
+    for field in dataclasses.fields(DataModule):
+        if field.name == "packed_sequence_specs" and not target.packs:
+            continue
+        kept = getattr(replaced, field.name)
+        if field.name not in data.__arguments__ and kept != getattr(data, field.name):
+            setattr(data, field.name, kept)
+    return data
 
 
 def locate(recipe: Any, path: str, text: str) -> tuple[Any, Any]:
@@ -116,7 +145,7 @@ def get(holder: Any, name: Any) -> Any:
     if field.default_factory is dataclasses.MISSING:
         return getattr(holder, name, None)
     parts = [option for option in options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
-    _assign(holder, name, run.Config(_class(parts[0])) if parts else field.default_factory())
+    assign(holder, name, run.Config(_class(parts[0])) if parts else field.default_factory())
     return getattr(holder, name)
 
 
@@ -175,7 +204,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
         part = run.Config(_class(classes[0]))
     else:
         raise RecipeError(f"{text}: {name} is None.")
-    _assign(holder, name, part)
+    assign(holder, name, part)
     return part
 
 

@@ -143,7 +143,7 @@ def _set(holder: Any, key: str, value: Any, where: str) -> None:
         raise RecipeError(f"{where}: {value!r} names code to import, which a recipe file may not; set it from Python.")
     built = _build(value, where)
     wanted = overrides.annotation(holder, key)
-    setattr(holder, key, values.check(built, wanted, where))
+    overrides.assign(holder, key, values.check(built, wanted, where))
 
 
 def _build(value: Any, where: str) -> Any:

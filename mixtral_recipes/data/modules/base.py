@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -45,6 +45,8 @@ class DataModule:
 
     # Whether every microbatch has row_length tokens, or only as many as its longest sample.
     fixed_length = True
+    # Whether samples can share a sequence; a module whose sequences are full does not ask.
+    packs: ClassVar[bool] = True
     # Whether each training epoch has an order of its own.
     shuffles = True
 

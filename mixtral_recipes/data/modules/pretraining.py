@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch
-from mixtral_recipes.data.cache import content_hash, prepared
+from mixtral_recipes.data.cache import content_hash
+from mixtral_recipes.data.corpus_paths import corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
@@ -49,7 +49,9 @@ class PreTrainingDataModule(DataModule):
     Attributes:
         paths: A corpus (its path with or without ``.bin``), a list of corpora, a list of weights and corpora in turn
             (``[30, "a", 70, "b"]``), or a dict with such lists under ``train``, ``validation`` and ``test``. A text
-            file (JSONL with ``text``, parquet, txt) in a corpus's place is tokenized once into the cache.
+            file (JSONL with ``text``, parquet, CSV, txt), a folder of such files or ``hf://org/name`` in a corpus's
+            place is tokenized once into the cache. A folder or Hub data set that has a validation split and is all
+            there is gives its own splits; in a list its training split is taken.
         tokenizer: Unused here; the model's tokenizer is given to `setup`.
         split: Shares of train, validation and test documents; not used with a dict of paths.
         text_key: The field or column of text files.
@@ -81,6 +83,8 @@ class PreTrainingDataModule(DataModule):
     num_train_samples: int | None = None
     num_val_samples: int | None = None
     num_test_samples: int | None = None
+
+    packs = False
 
     @property
     def shuffles(self) -> bool:
@@ -143,7 +147,12 @@ class PreTrainingDataModule(DataModule):
         if not self.paths:
             raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
         if not isinstance(self.paths, dict):
-            return {"blend": self._blend(self.paths, tokenizer), "split": self.split}
+            paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
+            own = own_splits(str(paths[0])) if len(paths) == 1 else []
+            if "validation" not in own:
+                return {"blend": self._blend(paths, tokenizer), "split": self.split}
+            blends = [(corpora(str(paths[0]), tokenizer, self.text_key, name), None) for name in own]
+            return {"blend_per_split": [dict(zip(own, blends, strict=True)).get(name) for name in _SPLITS]}
         unknown = set(self.paths) - set(_SPLITS)
         if unknown:
             raise DataError(f"data.paths: {sorted(unknown)} is not a split; use {', '.join(_SPLITS)}.")
@@ -154,7 +163,11 @@ class PreTrainingDataModule(DataModule):
         if isinstance(paths, str | Path):
             paths = [paths]
         names, weights = split_weights(list(paths))
-        return [corpus_prefix(name, tokenizer, self.text_key) for name in names], weights
+        found = [corpora(name, tokenizer, self.text_key) for name in names]
+        several = next((name for name, prefixes in zip(names, found, strict=True) if len(prefixes) > 1), None)
+        if weights is not None and several is not None:
+            raise DataError(f"data.paths: {several} holds several corpora; give each of them a weight of its own.")
+        return [prefix for prefixes in found for prefix in prefixes], weights
 
     def _sizes_of_weighted(self, config: Any, sizes: list[int | None]) -> list[int | None]:
         """Megatron wants a size where there are weights: as many sequences as the corpora hold in all."""
@@ -203,49 +216,6 @@ def _as_number(item: Any) -> float | None:
     if isinstance(item, int | float):
         return float(item)
     return float(item) if isinstance(item, str) and re.fullmatch(r"\d+(\.\d*)?|\.\d+", item) else None
-
-
-def corpus_prefix(name: str, tokenizer: Any, text_key: str = "text") -> str:
-    """The prefix of a corpus; a text file is tokenized into the cache first.
-
-    Raises:
-        DataError: there is neither.
-    """
-    path = resolve(name)
-    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    files = [prefix.with_name(prefix.name + ending) for ending in (".bin", ".idx")]
-    if all(file.is_file() for file in files):
-        _check_tokens(prefix, len(tokenizer))
-        return str(prefix)
-    if not path.is_file():
-        missing = next(file for file in files if not file.is_file())
-        raise DataError(f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {prefix}` makes it.")
-    return str(tokenized_corpus(path, tokenizer, text_key) / "corpus")
-
-
-def tokenized_corpus(path: Path, tokenizer: Any, text_key: str) -> Path:
-    """The cached folder that holds a text file as ``corpus.bin`` and ``corpus.idx``."""
-    from mixtral_recipes.data.corpus import Encoder, prepare_corpus
-
-    encoder = Encoder.of(tokenizer)
-    made_from = {"file": content_hash(path), "text_key": text_key, "encoder": encoder.fingerprint()}
-
-    def build(folder: Path) -> None:
-        prepare_corpus([path], folder / "corpus", encoder, text_key=text_key)
-
-    return prepared("corpora", made_from, build)
-
-
-def _check_tokens(prefix: Path, vocab_size: int) -> None:
-    """A corpus made with a larger vocabulary would index outside the embedding, halfway through a run."""
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    sample = np.memmap(str(prefix) + ".bin", mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)[: 1 << 20]
-    if len(sample) and int(sample.max()) >= vocab_size:
-        raise DataError(
-            f"{prefix}.bin holds token {int(sample.max())}, but the tokenizer has {vocab_size}; prepare it again with "
-            "this model's tokenizer."
-        )
 
 
 def _tokens(prefixes: list[str], share: tuple[float, float]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.cli import main
+from mixtral_recipes.overrides import loading
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.system import machine
 
@@ -191,6 +192,30 @@ def test_a_broken_record_is_found_before_the_job_starts(
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:2]))
     assert call(["finetune", "--data", "data.jsonl", "--evaluate", "0"], capsys)[0] == 0
     assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("form", ["file", "folder", "prefix"])
+def test_pretrain_takes_data_as_finetune_does(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls = started(monkeypatch)
+    if form == "prefix":
+        (tmp_path / "mine.bin").touch()
+        (tmp_path / "mine.idx").touch()
+    else:
+        (tmp_path / "mine").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / "mine" / f"{name}.jsonl").write_text('{"text": "It was a dark night."}\n')
+    spec = {"file": "mine/a.jsonl", "folder": "mine", "prefix": "mine"}[form]
+    code, _, err = call(["pretrain", "--data", spec], capsys)
+    assert code == 0
+    assert f"Data: {spec}: {'an indexed corpus' if form == 'prefix' else 'documents (text)'}" in err
+    [(recipe, _)] = calls
+    own = loading.load("mixtral_tiny", "pretrain").data
+    assert recipe.data.paths == [str(tmp_path / spec)]
+    for kept in ("seq_length", "micro_batch_size", "global_batch_size"):
+        assert getattr(recipe.data, kept) == getattr(own, kept)
 
 
 @pytest.mark.usefixtures("without_gpu")

@@ -196,6 +196,26 @@ def test_a_repair_changes_no_more_than_it_must() -> None:
     assert fix.settings == ("trainer.strategy.sequence_parallel=True",)
 
 
+@pytest.mark.parametrize(
+    ("layout", "batch", "settings"),
+    [
+        (Topology(8, expert_model_parallel_size=8), BatchShape(30, 1, 4096), ["data.global_batch_size=32"]),
+        (Topology(8, expert_model_parallel_size=8), BatchShape(32, 3, 4096), ["data.global_batch_size=48"]),
+        (Topology(8), BatchShape(64, 4, 4096, packed=True), ["data.micro_batch_size=1"]),
+        (Topology(32, 1, 4, 8, 1, 8), BatchShape(8, 1, 2048), ["data.global_batch_size=32"]),
+        (Topology(8, context_parallel_size=8), BatchShape(8, 1, 2040), ["data.seq_length=2048"]),
+        (Topology(8), BatchShape(8, 1, 8192), ["model.config.max_position_embeddings=8192"]),
+    ],
+    ids=["too few", "odd microbatches", "packed", "interleaved", "length", "positions"],
+)
+def test_a_mistake_in_the_batch_is_repaired_in_the_batch(
+    layout: Topology, batch: BatchShape, settings: list[str]
+) -> None:
+    fix = repair(layout, M7, batch)
+    assert fix is not None
+    assert list(fix.settings) == settings
+
+
 def test_a_layout_that_works_needs_no_repair() -> None:
     layout = Topology(64, 1, 4, 8, 1, 8)
     assert violations(layout, M7, TRAIN) == []

@@ -177,6 +177,32 @@ def test_a_part_that_is_none_is_created() -> None:
     assert recipe.log.wandb.project == "p"
 
 
+BATCH = {"seq_length": 3072, "micro_batch_size": 2, "global_batch_size": 96, "num_workers": 3, "seed": 7}
+OTHER_DATA = ["SquadDataModule", "FineTuningDataModule", "ChatDataModule", "PreTrainingDataModule", "MockDataModule"]
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+@pytest.mark.parametrize("task", ["finetune", "pretrain"])
+def test_a_data_module_named_by_class_keeps_the_recipes_batch(name: str, task: str) -> None:
+    recipe = loading.load("mixtral_8x7b", task)
+    overrides.apply(recipe, [*(f"data.{setting}={value}" for setting, value in BATCH.items()), f"data={name}"])
+    assert recipe.data.__fn_or_cls__ is getattr(llm, name)
+    assert {setting: getattr(recipe.data, setting) for setting in BATCH} == BATCH
+    # also where the recipe had it from its module's defaults, and never over what is written
+    recipe = run.Partial(recipe.__fn_or_cls__, data=run.Config(llm.MockDataModule))
+    overrides.apply(recipe, [f"data={name}(seq_length=64)"])
+    built = (recipe.data.seq_length, recipe.data.micro_batch_size, recipe.data.global_batch_size)
+    assert built == (64, llm.MockDataModule.micro_batch_size, llm.MockDataModule.global_batch_size)
+
+
+def test_packs_are_kept_by_modules_that_pack() -> None:
+    recipe = loading.load("mixtral_8x7b", "finetune", packed_sequence=True)
+    overrides.apply(recipe, ["data=ChatDataModule"])
+    assert recipe.data.packed_sequence_specs.packed_sequence_size == recipe.data.seq_length
+    overrides.apply(recipe, ["data=PreTrainingDataModule"])
+    assert recipe.data.packed_sequence_specs is None
+
+
 def test_settings_of_a_bare_part_start_from_its_defaults() -> None:
     recipe = changed("trainer=Trainer(max_steps=3)", "trainer.strategy.ddp.overlap_grad_reduce=True")
     assert recipe.trainer.strategy.ddp.overlap_grad_reduce is True

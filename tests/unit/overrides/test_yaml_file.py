@@ -64,6 +64,9 @@ def test_a_part_with_a_class_is_made_anew(tmp_path: Path) -> None:
     recipe = read_recipe(file)
     assert recipe.data.__fn_or_cls__ is llm.SquadDataModule
     assert recipe.data.seq_length == 64
+    replaced = loading.load("mixtral_8x7b", "pretrain").data
+    for kept in ("micro_batch_size", "global_batch_size"):
+        assert getattr(recipe.data, kept) == getattr(replaced, kept)
     assert len(recipe.trainer.callbacks) == 1
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes.data import corpus, recognize
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+from mixtral_recipes.data.corpus_paths import corpora
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule, split_weights
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.data import PackedSequenceSpecs
+from mixtral_recipes.system.home import data_home
 
 
 @pytest.fixture
@@ -60,6 +63,81 @@ def test_text_is_tokenized_into_the_cache(prepared_corpus: Path, tokenizer: Any)
     indexed = module(str(prepared_corpus) + ".bin", tokenizer)
     assert size(text) == size(indexed)
     assert text_of(text, tokenizer, 5) == text_of(indexed, tokenizer, 5)
+
+
+def folder_of_text(folder: Path, names: str) -> Path:
+    folder.mkdir()
+    for number, name in enumerate(names.split()):
+        lines = (json.dumps({"text": f"{Path(name).stem} {n}. " * 5}) for n in range(200 + number))
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("\n".join(lines))
+    return folder
+
+
+def test_a_folder_of_text_is_one_corpus(tmp_path: Path, tokenizer: Any) -> None:
+    folder = folder_of_text(tmp_path / "shards", "part-0.jsonl part-1.jsonl .hidden.jsonl")
+    made = module(str(folder), tokenizer, split="1,0,0")
+    one = module(str(folder / "part-0.jsonl"), tokenizer, split="1,0,0")
+    assert abs(size(made) - 2 * size(one)) < 10
+    assert len(corpora(str(folder), tokenizer)) == 1
+
+
+def test_a_folder_with_a_validation_split_gives_its_own(tmp_path: Path, tokenizer: Any) -> None:
+    folder = folder_of_text(tmp_path / "own", "train-0.jsonl train-1.jsonl validation/few.jsonl")
+    made = module([str(folder)], tokenizer)
+    assert sorted(made._sets) == ["train", "validation"]
+    assert "few" not in text_of(made, tokenizer, size(made))
+    validation = made.validation_batches(DataParallelPlace(), limit_batches=1)
+    assert validation is not None
+    assert "few" in tokenizer.decode(next(validation)["tokens"][0])
+    assert corpora(str(folder), tokenizer) == corpora(str(folder), tokenizer, split="train")
+
+
+def test_a_folder_of_corpora(tmp_path: Path, tokenizer: Any) -> None:
+    folder = tmp_path / "corpora"
+    folder.mkdir()
+    for name in ("few", "many"):
+        make_corpus(folder / name, tokenizer, name)
+    assert corpora(str(folder), tokenizer) == [str(folder / "few"), str(folder / "many")]
+    assert {"few", "many"} <= set(text_of(module(str(folder), tokenizer), tokenizer, 100).split())
+    with pytest.raises(DataError, match="corpora holds several corpora; give each of them a weight"):
+        module([30, str(folder), 70, str(folder / "few")], tokenizer)
+
+
+def test_a_hub_data_set_of_documents(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {s: datasets.Dataset.from_dict({"text": [f"{s} {n}. " * 5 for n in range(200)]}) for s in ("train", "test")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(rows))
+    found = recognize("org/documents")
+    assert (found.kind, found.kwargs["paths"]) == ("text", ["hf://org/documents"])
+    made = module(found.kwargs["paths"], tokenizer)
+    assert "train" in text_of(made, tokenizer, 5)
+    assert not list((data_home() / "corpora").glob(".*parquet")), "the text itself is not kept"
+
+
+def test_tokenizing_goes_on_where_it_was_stopped(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of_text(tmp_path / "shards", "a.jsonl b.jsonl c.jsonl")
+    encode, done = corpus._encode_part, []
+
+    def stopped(part: Any, target: Path, encoder: Any) -> None:
+        if part.path.name == "c.jsonl" and len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(part.path.name)
+        encode(part, target, encoder)
+
+    monkeypatch.setattr(corpus, "_encode_part", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        corpora(str(folder), tokenizer)
+    done.append("stopped")
+    (prefix,) = corpora(str(folder), tokenizer)
+    assert done == ["a.jsonl", "b.jsonl", "stopped", "c.jsonl"]
+    assert "603 documents" in (said := capfd.readouterr().err)
+    assert "2 parts from a run before" in said
+    assert corpora(str(folder), tokenizer) == [prefix]
+    assert done[-1:] == ["c.jsonl"]
+    assert not list((data_home() / "corpora").glob(".*.parts"))
 
 
 def test_split(prepared_corpus: Path, tokenizer: Any) -> None:

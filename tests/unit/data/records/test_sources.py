@@ -121,6 +121,34 @@ def test_other_things_that_are_recognised(tmp_path: Path) -> None:
         recognize(tmp_path / "bad.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("names", "row", "kind", "says"),
+    [
+        ("part-0.jsonl part-1.jsonl", {"text": "a"}, "text", "documents (text), one split"),
+        ("train-0.jsonl valid.jsonl", {"text": "a"}, "text", "documents (text), splits train, validation"),
+        ("a.txt b.md", "It was a dark night.", "text", "plain text, documents between blank lines, 2 file(s)"),
+        ("a.bin a.idx b.bin b.idx", "", "corpus", "indexed corpora (.bin and .idx), 2 file(s)"),
+        ("train.jsonl", {"messages": []}, "chat", "messages"),
+    ],
+)
+def test_folders_are_recognised(tmp_path: Path, names: str, row: Any, kind: str, says: str) -> None:
+    for name in names.split():
+        (tmp_path / name).write_text(row) if isinstance(row, str) else write_jsonl(tmp_path / name, [row] * 3)
+    found = recognize(tmp_path)
+    assert found.kind == kind
+    assert says in found.description
+
+
+def test_a_folder_of_other_records_needs_a_training_split(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [{"input": "a", "output": "b"}])
+    with pytest.raises(DataError, match=r"no training split \(train or training"):
+        recognize(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: holds neither corpora \(.bin and .idx\) nor text files"):
+        recognize(tmp_path / "empty")
+
+
 def test_hub_data_sets_are_read_by_name_config_and_revision(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
     import datasets
 
