@@ -1,0 +1,169 @@
+"""What `PreTrainingDataModule.paths` may name: corpora, text files, folders of either, and Hub data sets.
+
+Text is tokenized once into the cache. Finished parts stay there, so that a run that was stopped meanwhile goes on after
+them.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtral_recipes.data.cache import content_hash, prepared
+from mixtral_recipes.data.records.open import SPLITS, open_source
+from mixtral_recipes.data.records.parse import suffix_of
+from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.home import data_home
+from mixtral_recipes.system.progress import progress_bar
+
+HUB = "hf://"
+_TEXT = (*JSON_LINES, *PLAIN_TEXT, ".parquet", ".csv", ".tsv")
+
+
+def corpora(name: str, tokenizer: Any, text_key: str = "text", split: str = "train") -> list[str]:
+    """The prefixes of the corpora that an entry of ``paths`` names; text is tokenized into the cache first.
+
+    Args:
+        name: A corpus (with or without ``.bin``), a text file, a folder of corpora or of text files, ``hf://org/name``.
+        tokenizer: What tokenizes, and what finished corpora must have been made with.
+        text_key: The field or column of the text.
+        split: Which split of a folder or Hub data set that has several.
+
+    Raises:
+        DataError: there is no such thing, or its tokens are not this tokenizer's.
+    """
+    if name.startswith(HUB):
+        return [_tokenized_rows(name, tokenizer, text_key, split)]
+    path = resolve(name).expanduser()
+    prefix = corpus_at(path)
+    if prefix is None and path.is_dir():
+        files = folder_files(path)[split]
+        if files[0].suffix != ".idx":
+            return [_tokenized_files(name, files, tokenizer, text_key)]
+        prefixes = [file.with_suffix("") for file in files]
+    elif prefix is None and path.is_file():
+        return [_tokenized_files(name, [path], tokenizer, text_key)]
+    elif prefix is None:
+        whole = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+        missing = next(file for end in (".bin", ".idx") if not (file := whole.with_name(whole.name + end)).is_file())
+        raise DataError(
+            f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {whole}` makes it (a data set on "
+            "the Hub is written hf://org/name)."
+        )
+    else:
+        prefixes = [prefix]
+    for one in prefixes:
+        _check_tokens(one, len(tokenizer))
+    return list(map(str, prefixes))
+
+
+def own_splits(name: str) -> list[str]:
+    """The splits that a folder or Hub data set has by itself; any other name has ``train`` only."""
+    if name.startswith(HUB):
+        return open_source(name).splits
+    path = resolve(name).expanduser()
+    return list(folder_files(path)) if corpus_at(path) is None and path.is_dir() else ["train"]
+
+
+def corpus_at(path: Path) -> Path | None:
+    """The prefix of the corpus at a path (with or without ``.bin`` or ``.idx``); None if there is none."""
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    both = all(prefix.with_name(prefix.name + ending).is_file() for ending in (".bin", ".idx"))
+    return prefix if both else None
+
+
+def folder_files(folder: Path) -> dict[str, list[Path]]:
+    """The corpora (as ``.idx`` files) of a folder, or else its text files, by split.
+
+    A split is told by the name of the file or of the folder it is in; where none is named so, all are ``train``.
+
+    Raises:
+        DataError: there are neither.
+    """
+    inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = [p for p in inside if p.suffix == ".idx" and corpus_at(p)] or [p for p in inside if suffix_of(p) in _TEXT]
+    if not files:
+        raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(_TEXT)}).")
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    if "" in found and len(found) == 1:
+        return {"train": files}
+    if "train" not in found:
+        raise DataError(f"{folder}: no file of a training split ({' or '.join(SPLITS['train'])}) among {len(files)}.")
+    return {name: found[name] for name in SPLITS if name in found}
+
+
+def _split_of(path: Path) -> str:
+    for split, spellings in SPLITS.items():
+        named = re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE)
+        if named.fullmatch(path.name) or any(part.lower() in spellings for part in path.parts[:-1]):
+            return split
+    return ""
+
+
+def _tokenized_files(name: str, files: list[Path], tokenizer: Any, text_key: str) -> str:
+    made_from = [content_hash(file) for file in files]
+    return _tokenized(
+        name, {"file": made_from[0] if len(files) == 1 else made_from}, lambda: files, tokenizer, text_key
+    )
+
+
+def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str) -> str:
+    rows = open_source(name).hub[split]
+    if text_key not in rows.column_names:
+        raise DataError(f"{name}: no column {text_key!r}; it has {', '.join(rows.column_names)} (data.text_key).")
+    text = data_home() / "corpora" / f".{rows._fingerprint}.{text_key}.parquet"
+
+    def files() -> list[Path]:
+        if not text.is_file():
+            written = text.with_suffix(".partial")
+            rows.select_columns([text_key]).to_parquet(written)
+            written.replace(text)
+        return [text]
+
+    corpus = _tokenized(name, {"rows": rows._fingerprint}, files, tokenizer, text_key)
+    text.unlink(missing_ok=True)
+    return corpus
+
+
+def _tokenized(
+    name: str, content: dict[str, Any], files: Callable[[], list[Path]], tokenizer: Any, text_key: str
+) -> str:
+    """The prefix of the cached corpus made of text files; the first process that asks makes it."""
+    from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+
+    encoder = Encoder.of(tokenizer)
+    made_from = {**content, "text_key": text_key, "encoder": encoder.fingerprint()}
+    home = data_home() / "corpora"
+
+    def build(folder: Path) -> None:
+        inputs = files()
+        size = sum(file.stat().st_size for file in inputs)
+        print(f"data: tokenizing {name} ({size:,} bytes) into {home}", file=sys.stderr)
+        with progress_bar("tokenizing", size) as advance:
+            made = prepare_corpus(
+                inputs, folder / "corpus", encoder, text_key=text_key, parts_folder=home, progress=advance
+            )
+        reused = f", {made.reused_parts} parts from a run before" if made.reused_parts else ""
+        print(f"data: {name}: {made.documents:,} documents, {made.tokens:,} tokens{reused}", file=sys.stderr)
+
+    return str(prepared("corpora", made_from, build) / "corpus")
+
+
+def _check_tokens(prefix: Path, vocab_size: int) -> None:
+    """A corpus made with a larger vocabulary would index outside the embedding, halfway through a run."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    sample = np.memmap(str(prefix) + ".bin", mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)[: 1 << 20]
+    if len(sample) and int(sample.max()) >= vocab_size:
+        raise DataError(
+            f"{prefix}.bin holds token {int(sample.max())}, but the tokenizer has {vocab_size}; prepare it again with "
+            "this model's tokenizer."
+        )
