@@ -5,30 +5,42 @@ All come back as a fast transformers tokenizer, so that offsets are known and an
 
 import hashlib
 import json
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.records.chat_templates import MIXTRAL_V1, MIXTRAL_V3
+from mixtral_recipes.data.records.chat_templates import default_template
+from mixtral_recipes.data.tokenizer_conversion import PROBES, Converted, convert
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesError, in_short, nearest
-from mixtral_recipes.system.files import read_json
+from mixtral_recipes.errors import (
+    DataError,
+    EnvironmentProblem,
+    MixtralRecipesError,
+    MixtralRecipesWarning,
+    in_short,
+    nearest,
+)
+from mixtral_recipes.system.files import write_json
 
 MISTRAL = "mistral://"
-# name -> (file in the mistral-common package, chat template)
+# name -> file in the mistral-common package
 MISTRAL_FILES = {
-    "mixtral-8x7b": ("tokenizer.model.v1", MIXTRAL_V1),
-    "mixtral-8x7b-instruct": ("tokenizer.model.v1", MIXTRAL_V1),
-    "mixtral-8x22b": ("tokenizer.model.v1", MIXTRAL_V1),
-    "mixtral-8x22b-instruct": ("mistral_instruct_tokenizer_240323.model.v3", MIXTRAL_V3),
+    "mixtral-8x7b": "tokenizer.model.v1",
+    "mixtral-8x7b-instruct": "tokenizer.model.v1",
+    "mixtral-8x22b": "tokenizer.model.v1",
+    "mixtral-8x22b-instruct": "mistral_instruct_tokenizer_240323.model.v3",
 }
-# Texts a converted tokenizer must split as its source does, or it is refused; they are part of an identity as well.
-_PROBES = (
-    "Hello world",
-    " two  spaces   three\n\nlines\tand a tab ",
-    "def f(x):\n    return x ** 2  # 中文 العربية ελληνικά 🙂 \u200d",
-    "1234567890 3.14 10,000 naïve café",
-    "[INST] a [/INST] <s> </s> <unk>",
+_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
 )
+# All that a tokenizer may consist of. Where a folder gets another tokenizer, all of these go.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer*.model*", "tekken.json", *_SETTINGS)
 _STRIDE = 7919  # a prime: each piece of a vocabulary meets one from far away
 
 
@@ -60,7 +72,7 @@ def text_identity(tokenizer: Any) -> str:
     vocabulary = tokenizer.get_vocab()
     pieces = [piece.replace("▁", " ").replace("Ġ", " ") for piece in sorted(vocabulary, key=lambda p: vocabulary[p])]
     pairs = [piece + pieces[(number * _STRIDE + 1) % len(pieces)] for number, piece in enumerate(pieces)]
-    split = tokenizer([*_PROBES, *pairs], add_special_tokens=False)["input_ids"]
+    split = tokenizer([*PROBES, *pairs], add_special_tokens=False)["input_ids"]
     return _hash([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
 
 
@@ -69,42 +81,160 @@ def _hash(content: Any) -> str:
 
 
 def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = DataError) -> Any:
-    """A fast transformers tokenizer.
+    """A fast transformers tokenizer, with all that its folder says: added and special tokens, chat templates.
 
     Args:
-        source: A folder or Hub id; a checkpoint; a SentencePiece file (``tokenizer.model``, ``*.model.v3``); a folder
-            that holds one and no ``tokenizer.json``; ``mistral://mixtral-8x7b`` and the other names in `MISTRAL_FILES`,
-            which need no download; ``embedded://mixtral_tiny``.
+        source: A folder or Hub id (``org/name[@revision]``); a checkpoint; a SentencePiece file (``tokenizer.model``,
+            ``*.model.v3``) or ``tekken.json``; a folder that holds one of these and no ``tokenizer.json``;
+            ``mistral://mixtral-8x7b`` and the other names in `MISTRAL_FILES`, which need no download;
+            ``embedded://mixtral_tiny``.
         error: What to raise where a folder or repository has none that loads.
 
     Raises:
-        DataError: there is none, or it cannot be read.
+        DataError: there is none, it cannot be read, or its files contradict each other.
     """
     text = str(source)
     if text.startswith(MISTRAL):
         return _from_mistral_common(text.removeprefix(MISTRAL))
-    path = resolve(text.removeprefix("hf://"))
+    path = resolve(text.removeprefix("hf://")).expanduser()
     if path.is_file():
-        return from_sentencepiece(path)
+        return _with_settings(convert(path), None)
+    if not path.is_dir():
+        path = _download(text.removeprefix("hf://"), error)
     if (path / "context").is_dir():
         path /= "context"
-    models = sorted(path.glob("tokenizer*.model*")) if path.is_dir() and not (path / "tokenizer.json").exists() else []
-    if models:
-        return from_sentencepiece(models[0], chat_template=_own_template(path))
-    from transformers import AutoTokenizer
+    return _from_folder(path, str(source), error)
 
+
+def _download(repo: str, error: type[MixtralRecipesError]) -> Path:
+    """The folder with a Hub repository's tokenizer files; what is cached is not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    name, _, revision = repo.partition("@")
     try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as failure:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(TOKENIZER_FILES)))
+    except (OSError, ValueError, HTTPError) as failure:
+        raise error(f"{repo}: no tokenizer can be loaded ({in_short(failure)}).") from failure
+
+
+def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    original = _original_file(path)
+    try:
+        if (path / "tokenizer.json").is_file():
+            # As the file says: AutoTokenizer would choose a class by config.json, and some rebuild what they read.
+            loaded = PreTrainedTokenizerFast.from_pretrained(path)
+            _notice_another(loaded, path / "tekken.json")
+        elif original is not None:
+            loaded = _with_settings(convert(original), path)
+        else:
+            loaded = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except MixtralRecipesError:
+        raise
+    except Exception as failure:  # the tokenizers library raises bare Exceptions for a file it cannot parse
         raise error(f"{source}: no tokenizer can be loaded ({in_short(failure)}).") from failure
+    legacy = _settings(path / "chat_template.json")
+    if not loaded.chat_template and legacy.get("chat_template"):
+        loaded.chat_template = legacy["chat_template"]
+    _check_added_tokens(loaded, path)
+    return loaded
 
 
-def _own_template(folder: Path) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    return template if isinstance(template, str) else None
+def _notice_another(tokenizer: Any, tekken: Path) -> None:
+    """Say which tokenizer is used where a folder holds two that differ."""
+    size = (_settings(tekken).get("config") or {}).get("default_vocab_size")
+    if size is not None and size != len(tokenizer):
+        text = (
+            f"{tekken.parent}: tokenizer.json has {len(tokenizer)} tokens and tekken.json {size}; tokenizer.json is "
+            "used. Remove the one that does not belong to the model."
+        )
+        warnings.warn(text, MixtralRecipesWarning, stacklevel=4)
+
+
+def _original_file(folder: Path) -> Path | None:
+    """The file a folder's tokenizer comes from where it has no tokenizer.json: Mistral's newest, as mistral-common."""
+    for name in ("tekken.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            return folder / name
+    return max(folder.glob("tokenizer*.model*"), default=None)
+
+
+def _with_settings(converted: Converted, folder: Path | None) -> Any:
+    """A converted tokenizer with what a folder says beside it, read by transformers as beside any tokenizer.json."""
+    from transformers import PreTrainedTokenizerFast
+
+    config = _settings(folder / "tokenizer_config.json") if folder else {}
+    with tempfile.TemporaryDirectory() as name:
+        beside = Path(name)
+        if folder is not None:
+            for file in (file for pattern in _SETTINGS for file in folder.glob(pattern)):
+                (beside / file.relative_to(folder)).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, beside / file.relative_to(folder))
+        config = {"clean_up_tokenization_spaces": False, **converted.special, **config}
+        write_json(beside / "tokenizer_config.json", config)
+        converted.backend.save(str(beside / "tokenizer.json"))
+        loaded = PreTrainedTokenizerFast.from_pretrained(beside)
+    _put_around(loaded, config)
+    if not loaded.chat_template:
+        loaded.chat_template = default_template({token.content for token in loaded.added_tokens_decoder.values()})
+    return loaded
+
+
+def _put_around(tokenizer: Any, config: dict[str, Any]) -> None:
+    """Set what is put around a text that is encoded with special tokens: bos, unless the settings say otherwise."""
+    from tokenizers import processors
+
+    bos = tokenizer.bos_token if config.get("add_bos_token", True) else None
+    eos = tokenizer.eos_token if config.get("add_eos_token", False) else None
+    single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
+    pair = [*single, *([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {bos, eos} - {None}]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=ids
+    )
+
+
+def _text(token: Any) -> str | None:
+    """A special token's text, in either spelling that settings have for it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """A settings file beside a tokenizer; empty where there is none.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not valid JSON ({in_short(error)}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: not a JSON object.")
+    return content
+
+
+def _check_added_tokens(tokenizer: Any, folder: Path) -> None:
+    """Refuse files that give a token another id than the tokenizer made of all of them does.
+
+    Raises:
+        DataError: names the file, the token and both ids.
+    """
+    config = _settings(folder / "tokenizer_config.json")
+    in_config = {_text(token): int(number) for number, token in (config.get("added_tokens_decoder") or {}).items()}
+    declared = {"tokenizer_config.json": in_config, "added_tokens.json": _settings(folder / "added_tokens.json")}
+    vocabulary = tokenizer.get_vocab()
+    for file, tokens in declared.items():
+        for text, number in tokens.items():
+            if vocabulary.get(text) != number:
+                raise DataError(
+                    f"{folder / file}: token {text!r} has id {number}, but the tokenizer made of the folder's files "
+                    f"gives it {vocabulary.get(text)}; the files belong to different tokenizers."
+                )
 
 
 def _from_mistral_common(name: str) -> Any:
@@ -116,84 +246,5 @@ def _from_mistral_common(name: str) -> Any:
         raise EnvironmentProblem(
             f"{MISTRAL}{name} is read from the package mistral-common; run `pip install mistral-common`."
         ) from error
-    file, template = MISTRAL_FILES[name]
     assert mistral_common.__file__ is not None
-    return from_sentencepiece(Path(mistral_common.__file__).parent / "data" / file, chat_template=template)
-
-
-def from_sentencepiece(path: Path, *, chat_template: str | None = None) -> Any:
-    """Convert a SentencePiece BPE model to a fast tokenizer that splits text exactly alike.
-
-    transformers 5's own conversion orders merges by token id; SentencePiece orders them by score, and the two differ
-    where spaces follow each other. The result is compared with SentencePiece on a few texts before it is returned.
-
-    Args:
-        path: The model file.
-        chat_template: The template; None takes Mixtral's that fits the file's control tokens.
-
-    Raises:
-        DataError: not a SentencePiece BPE model, or one that would be split differently.
-    """
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError as error:
-        raise EnvironmentProblem(f"{path} needs the package sentencepiece; pip install sentencepiece.") from error
-    try:
-        model = SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise DataError(f"{path}: not a SentencePiece model.") from error
-    tokenizer = _fast_tokenizer(model, path)
-    for probe in _PROBES:
-        expected = model.encode(probe)  # pyright: ignore[reportAttributeAccessIssue]
-        found = tokenizer.encode(probe, add_special_tokens=False, split_special_tokens=True)
-        if found != expected:
-            raise DataError(f"{path}: cannot be converted exactly ({probe!r} gives {found}, SentencePiece {expected}).")
-    special = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    tokenizer.chat_template = chat_template or (MIXTRAL_V3 if "[INST]" in special else MIXTRAL_V1)
-    return tokenizer
-
-
-def _fast_tokenizer(model: Any, path: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [model.id_to_piece(number) for number in range(model.vocab_size())]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    special = [n for n in range(len(pieces)) if model.is_control(n) or model.is_unknown(n)]
-    unknown = pieces[model.unk_id()]
-    fast = Tokenizer(
-        models.BPE(vocab, _merges(model, pieces, vocab), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
-    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    bos, eos = (pieces[n] if n >= 0 else None for n in (model.bos_id(), model.eos_id()))
-    if bos is not None:
-        fast.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
-        )
-    fast.add_special_tokens([AddedToken(pieces[n], special=True, normalized=False) for n in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=unknown,
-        clean_up_tokenization_spaces=False,
-        name_or_path=str(path.name),
-    )
-
-
-def _merges(model: Any, pieces: list[str], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to join two pieces to a third, best score first: what SentencePiece's BPE does at run time."""
-    found = []
-    for number, piece in enumerate(pieces):
-        if model.is_control(number) or model.is_unknown(number) or model.is_byte(number):
-            continue
-        score = model.get_score(number)
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in vocab and right in vocab:
-                found.append((-score, number, left, right))
-    found.sort(key=lambda merge: merge[:2])
-    return [(left, right) for _, _, left, right in found]
+    return _with_settings(convert(Path(mistral_common.__file__).parent / "data" / MISTRAL_FILES[name]), None)

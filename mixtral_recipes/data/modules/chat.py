@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mixtral_recipes.data.batches.samples import Encoded
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.finetuning import bad_record_policy, need_tokenizer, store_splits
-from mixtral_recipes.data.records.chat_templates import default_template
+from mixtral_recipes.data.records.chat_templates import default_template, template_of
 from mixtral_recipes.data.records.conversations import Message, conversation
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.parse import BadRecord, Record, stop
@@ -106,7 +106,7 @@ class ChatEncoder:
         if chat_template is not None and "{" not in chat_template:
             chat_template = Path(chat_template).read_text()
         self.tokenizer = tokenizer
-        self.template: str = chat_template or tokenizer.chat_template or default_template(set(added))
+        self.template: str = chat_template or template_of(tokenizer) or default_template(set(added))
         self._control = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or r"(?!)")
 
     def __call__(

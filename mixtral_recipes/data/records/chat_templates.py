@@ -4,6 +4,10 @@ They encode as mistral-common does (its ``InstructTokenizerV1`` and ``V3``), whi
 are used where a tokenizer brings no template: those of the base models, SentencePiece files and ``mistral://`` names.
 """
 
+from typing import Any
+
+from mixtral_recipes.errors import DataError, nearest
+
 # Mixtral 8x7B-Instruct: [INST] is ordinary text, the system prompt stands in the first user message.
 MIXTRAL_V1 = """
 {{- bos_token -}}
@@ -44,6 +48,24 @@ MIXTRAL_V3 = """
     {%- endif -%}
 {%- endfor -%}
 """.strip()
+
+
+def template_of(tokenizer: Any, name: str = "default") -> str | None:
+    """One of a tokenizer's own templates; None where it has none.
+
+    Args:
+        tokenizer: A transformers tokenizer; it has one template, or several by name (``default``, ``tool_use``, ...).
+        name: Which one.
+
+    Raises:
+        DataError: it has several and none of that name.
+    """
+    own = tokenizer.chat_template
+    if not isinstance(own, dict):
+        return own if name == "default" else None
+    if name not in own:
+        raise DataError(f"the tokenizer has no chat template named {name!r}.{nearest(name, list(own))}")
+    return own[name]
 
 
 def default_template(added_tokens: set[str]) -> str:

@@ -9,11 +9,15 @@ from typing import Any
 
 import mistral_common
 import pytest
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from transformers import AutoTokenizer
 
+from mixtral_recipes.data.records.chat_templates import template_of
 from mixtral_recipes.data.tokenizers import load_tokenizer, text_identity, tokenizer_identity
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import CheckpointError, DataError
+from mixtral_recipes.errors import CheckpointError, DataError, MixtralRecipesWarning
 
+_AS_OBJECT = {"__type": "AddedToken", "content": "</s>"}
 TEXT = "Where are  two spaces?\nHere: 中文"
 
 
@@ -104,3 +108,130 @@ def test_a_chat_template_is_part_of_the_identity_and_no_matter_of_plain_text(tok
     assert text_identity(other) == text_identity(tokenizer)
     other.eos_token = "<s>"
     assert text_identity(other) != text_identity(tokenizer)
+
+
+def _axolotl(folder: Path, model_file: Path, **config: Any) -> Path:
+    """A folder as axolotl and others leave it: a SentencePiece model, and the rest in settings."""
+    shutil.copy(model_file, folder / "tokenizer.model")
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    texts = {"0": "<unk>", "1": "<s>", "2": "</s>", "32000": "<|im_end|>", "32001": "<|im_start|>"}
+    settings = {
+        "added_tokens_decoder": {number: {"content": text, **flags} for number, text in texts.items()},
+        "bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "</s>",
+        "tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0].content }}", "add_bos_token": True,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | config))
+    return folder
+
+
+def test_what_stands_beside_a_sentencepiece_model_is_read(model_file: Path, tmp_path: Path) -> None:
+    found = load_tokenizer(_axolotl(tmp_path, model_file))
+    assert (len(found), found.eos_token, found.pad_token) == (32002, "<|im_end|>", "</s>")
+    assert found.encode("<|im_start|>hi<|im_end|>") == [1, 32001, found.encode("hi")[1], 32000]
+    assert found.chat_template == "{{ messages[0].content }}"
+    assert found.encode("hi") == AutoTokenizer.from_pretrained(tmp_path).encode("hi")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"add_bos_token": False}, [12014]),
+        ({"add_eos_token": True}, [1, 12014, 32000]),
+        (
+            {"add_bos_token": False, "add_eos_token": True, "eos_token": {"__type": "AddedToken", "content": "</s>"}},
+            [12014, 2],
+        ),
+    ],
+)
+def test_what_is_put_around_a_text_is_what_the_settings_say(
+    asked: dict[str, Any], expected: list[int], model_file: Path, tmp_path: Path
+) -> None:
+    assert load_tokenizer(_axolotl(tmp_path, model_file, **asked)).encode("hi") == expected
+
+
+def test_tokens_in_added_tokens_json_alone_and_special_tokens_map_are_read(model_file: Path, tmp_path: Path) -> None:
+    shutil.copy(model_file, tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_start|>": 32001, "<|im_end|>": 32000}')
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    found = load_tokenizer(tmp_path)
+    assert (len(found), found.eos_token_id, found.convert_tokens_to_ids("<|im_start|>")) == (32002, 32000, 32001)
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json"])
+def test_files_of_different_tokenizers_are_refused_by_name(where: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "mixed")
+    wrong = {
+        "added_tokens.json": {"<x>": 5000},
+        "tokenizer_config.json": {"added_tokens_decoder": {"7": {"content": "</s>"}}},
+    }
+    (folder / where).write_text(json.dumps(wrong[where]))
+    with pytest.raises(DataError, match=rf"{where}: token '(<x>|</s>)' has id (5000|7), but"):
+        load_tokenizer(folder)
+
+
+def test_settings_that_cannot_be_read_are_not_left_out(model_file: Path, tmp_path: Path) -> None:
+    shutil.copy(model_file, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ')
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: not valid JSON"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tekken_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mistral's own, cut to its first 3,000 pieces and 1,000 special tokens."""
+    content = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text())
+    content["vocab"] = content["vocab"][:3000]
+    content["config"]["default_vocab_size"] = 4000
+    file = tmp_path_factory.mktemp("tekken") / "tekken.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_a_tekken_file_splits_as_mistral_common_does_and_survives_saving(tekken_file: Path, tmp_path: Path) -> None:
+    original = Tekkenizer.from_file(tekken_file)
+    shutil.copy(tekken_file, tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')  # with it AutoTokenizer gives no fast one
+    found = load_tokenizer(tmp_path)
+    assert found.is_fast
+    assert len(found) == original.n_words == 4000
+    assert found.encode(TEXT) == original.encode(TEXT, bos=True, eos=False)
+    assert found.encode("[INST]hi", add_special_tokens=False)[0] == original.get_control_token("[INST]")
+    found.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode(TEXT) == found.encode(TEXT)
+
+
+def test_no_tekken_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text('{"vocab": 3}')
+    with pytest.raises(DataError, match=r"^\S*tekken\.json: not a tekken tokenizer \(.*\)\.$"):
+        load_tokenizer(tmp_path)
+
+
+def test_two_tokenizers_in_one_folder_are_noticed(tekken_file: Path, tmp_path: Path, tokenizer: Any) -> None:
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "both")
+    shutil.copy(tekken_file, folder / "tekken.json")
+    with pytest.warns(MixtralRecipesWarning, match="has 1999 tokens and tekken.json 4000; tokenizer.json is used"):
+        assert tokenizer_identity(load_tokenizer(folder)) == tokenizer_identity(tokenizer)
+
+
+def test_the_folders_class_does_not_rebuild_its_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "llama")
+    (folder / "config.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    assert load_tokenizer(folder).backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+def test_templates_with_names(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "named")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text("plain")
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    found = load_tokenizer(folder)
+    assert (template_of(found), template_of(found, "tool_use")) == ("plain", "with tools")
+    with pytest.raises(DataError, match=r"no chat template named 'tool-use'.*tool_use"):
+        template_of(found, "tool-use")
+
+
+def test_a_template_in_the_processors_file(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "old")
+    (folder / "chat_template.json").write_text('{"chat_template": "from the processor"}')
+    assert load_tokenizer(folder).chat_template == "from the processor"
