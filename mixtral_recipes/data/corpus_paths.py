@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.cache import content_hash, prepared
-from mixtral_recipes.data.records.open import SPLITS, open_source
-from mixtral_recipes.data.records.parse import suffix_of
+from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
+from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.open import Source, open_source
-from mixtral_recipes.data.records.parse import SUFFIXES, suffix_of
+from mixtral_recipes.data.records.parse import SUFFIXES
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError
@@ -89,7 +90,11 @@ def _in_folder(spec: str | Path, folder: Path) -> Recognized:
 
 def _by_records(spec: str | Path, source: Source) -> Recognized:
     errors: list[DataError] = []
-    records = [r.value for r in itertools.islice(source.records("train", errors.append), _LOOKED_AT)]
+
+    def bad(error: DataError, record: Any = None) -> None:
+        errors.append(error)
+
+    records = [r.value for r in itertools.islice(source.records("train", bad), _LOOKED_AT)]
     if not records:
         raise errors[0] if errors else DataError(f"{spec}: no records.")
     counts = Counter(name for record in records for name in record)

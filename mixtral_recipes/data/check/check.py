@@ -20,7 +20,7 @@ from mixtral_recipes.data.recognise import Recognized
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate, text_of
-from mixtral_recipes.data.records.parse import Record
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.records.text_parts import TextPart, documents
 from mixtral_recipes.errors import DataError
 
@@ -158,7 +158,7 @@ class _Reader:
     def splits(self) -> list[str]:
         return self.recognized.source.splits if self.recognized.source else ["train"]
 
-    def bad(self, error: DataError) -> None:
+    def bad(self, error: DataError, record: Any = None) -> None:
         """Note a record that cannot be used; its message begins with its place."""
         text = str(error).rstrip(".")
         match = _PLACE.match(text)

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from mixtral_recipes.data.batches.samples import Encoded
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.finetuning import bad_record_policy, need_tokenizer, store_splits
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.chat_templates import default_template, template_of
 from mixtral_recipes.data.records.conversations import Message, conversation
 from mixtral_recipes.data.records.open import open_source
-from mixtral_recipes.data.records.parse import BadRecord, Record, stop
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -128,7 +129,7 @@ class ChatEncoder:
             try:
                 rendered = self._render(conversation(record, columns), record.where)
             except DataError as error:
-                bad(error)
+                bad(error, record.value)
                 continue
             yield rendered
 

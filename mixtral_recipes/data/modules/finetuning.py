@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from mixtral_recipes.data.batches.samples import Encoded, Fit, tokenized_splits
 from mixtral_recipes.data.cache import tokenizer_hash
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
-from mixtral_recipes.data.records.parse import BadRecord, stop
 from mixtral_recipes.errors import DataError, MixtralRecipesWarning
 
 
@@ -137,7 +137,7 @@ def bad_record_policy(name: str) -> BadRecord:
         return stop
     seen: Counter[str] = Counter()
 
-    def skip(error: DataError) -> None:
+    def skip(error: DataError, record: Any = None) -> None:
         seen["bad"] += 1
         if seen["bad"] <= 10:
             warnings.warn(f"left out: {error}", MixtralRecipesWarning, stacklevel=3)

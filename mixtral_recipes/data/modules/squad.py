@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 from mixtral_recipes.data.batches.samples import Encoded
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.finetuning import need_tokenizer, store_splits
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, text_of
-from mixtral_recipes.data.records.parse import BadRecord, read_records, stop, suffix_of
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 HUB_ID = "rajpurkar/squad"
@@ -103,17 +104,14 @@ class SquadDataModule(DataModule):
 
 def located_questions(source: Source, split: str, bad: BadRecord = stop) -> Iterator[tuple[Question, object]]:
     """The questions of a split, each with its place; bad records are reported and left out."""
-    if source.hub:
-        records: Iterable[tuple[Any, object]] = source.records(split, bad)
-    else:
-        records = (record for path in source.files[split] for record in _read_file(path, bad))
-    for value, where in records:
-        try:
-            question = _question(value, where)
-        except DataError as error:
-            bad(error)
-            continue
-        yield question, where
+    for record in source.records(split, bad):
+        for value, where in _flattened(record, bad):
+            try:
+                question = _question(value, where)
+            except DataError as error:
+                bad(error, value)
+                continue
+            yield question, where
 
 
 def _read_split(source: Source, split: str) -> list[Question]:
@@ -134,37 +132,18 @@ def hold_out_passages(questions: list[Question], proportion: float) -> tuple[lis
     return [q for q in questions if q.context not in held_out], [q for q in questions if q.context in held_out]
 
 
-def _read_file(path: Path, bad: BadRecord) -> Iterator[tuple[Any, object]]:
-    """Records of a SQuAD file, flat (JSONL, parquet, CSV, a JSON list) or nested as v1.1 and v2.0 are."""
-    if suffix_of(path) != ".json":
-        yield from read_records(path, bad)
+def _flattened(record: Record, bad: BadRecord) -> Iterator[tuple[Any, object]]:
+    """The questions of a record: itself, or those of an article as v1.1 and v2.0 nest them (paragraphs -> qas)."""
+    if "paragraphs" not in record.value:
+        yield record.value, record.where
         return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
-    if '"paragraphs"' in text:
-        yield from _read_json(path, text)
-    else:
-        yield from read_records(path, bad)
-
-
-def _read_json(path: Path, text: str) -> Iterator[tuple[Any, object]]:
-    """SQuAD v1.1's nesting, flattened: data -> paragraphs -> qas."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
-    articles = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(articles, list):
-        raise DataError(f"{path}:1: not a SQuAD file: needs an object with a list 'data'.")
-    for a, article in enumerate(articles):
-        for p, paragraph in enumerate(_list_in(article, "paragraphs", f"{path}: data[{a}]")):
-            for q, qa in enumerate(_list_in(paragraph, "qas", f"{path}: data[{a}].paragraphs[{p}]")):
-                where = _Place(path, text, qa, f"data[{a}].paragraphs[{p}].qas[{q}]")
-                if not isinstance(qa, dict):
-                    raise DataError(f"{where}: is not an object.")
-                yield {**qa, "context": paragraph.get("context")}, where
+        for p, paragraph in enumerate(_list_in(record.value, "paragraphs", record.where)):
+            for q, qa in enumerate(_list_in(paragraph, "qas", f"{record.where}: paragraphs[{p}]")):
+                where = _Place(record, qa, f"paragraphs[{p}].qas[{q}]")
+                yield ({**qa, "context": paragraph.get("context")} if isinstance(qa, dict) else qa), where
+    except DataError as error:
+        bad(error, record.value)
 
 
 def _list_in(holder: Any, name: str, where: str) -> list[Any]:
@@ -175,21 +154,22 @@ def _list_in(holder: Any, name: str, where: str) -> list[Any]:
 
 
 class _Place(NamedTuple):
-    """Where a record is in a JSON file; the line is determined only when an error is reported."""
+    """Where a question is in an article; its line is determined only when an error is reported."""
 
-    path: Path
-    text: str
-    record: Any
+    article: Record
+    question: Any
     place: str
 
     def __str__(self) -> str:
+        path, _, line = self.article.where.rpartition(":")
         for name in ("id", "question"):
-            value = self.record.get(name) if isinstance(self.record, dict) else None
+            value = self.question.get(name) if isinstance(self.question, dict) else None
             for spelled in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
-                found = self.text.find(spelled) if isinstance(value, str) else -1
+                found = (self.article.text or "").find(spelled) if isinstance(value, str) else -1
                 if found >= 0:
-                    return f"{self.path}:{self.text.count(chr(10), 0, found) + 1}: {self.place}"
-        return f"{self.path}: {self.place}"
+                    before = (self.article.text or "")[:found].count("\n")
+                    return f"{path}:{int(line) + before}: {self.place}"
+        return f"{self.article.where}: {self.place}"
 
 
 def _question(record: Any, where: object) -> Question:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mixtral_recipes.data.records.pairs import text_of
-from mixtral_recipes.data.records.parse import Record
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 Message = dict[str, str]
@@ -36,7 +36,7 @@ def conversation(record: Record, columns: dict[str, str] | None = None) -> list[
     Raises:
         DataError: names the place and what is wrong.
     """
-    value, where = record
+    value, where, _ = record
     columns = columns or {}
     found = {name: value.get(columns.get(name, name)) for name in _NAMES}
     if found["messages"] is not None:

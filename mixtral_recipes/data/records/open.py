@@ -2,20 +2,19 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.cache import content_hash
-from mixtral_recipes.data.records.parse import SUFFIXES, BadRecord, Record, read_records, stop, suffix_of
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.json_stream import json_splits
+from mixtral_recipes.data.records.parse import SUFFIXES, read_records
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
 
-SPLITS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test", "testing"),
-}
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?(?:@([\w./-]+))?")
 
 
@@ -27,11 +26,13 @@ class Source:
         spec: What the user named.
         files: Files of each split; empty for the Hub.
         hub: Splits of a Hub data set, as `datasets` gave them.
+        names_inside: The splits' own names, where one JSON file holds several.
     """
 
     spec: str
-    files: dict[str, list[Path]]
-    hub: dict[str, Any]
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    hub: dict[str, Any] = field(default_factory=dict)
+    names_inside: dict[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> list[str]:
@@ -50,7 +51,7 @@ class Source:
                 yield Record(row, f"{self.spec}:{split}[{number}]")
             return
         for path in self.files[split]:
-            yield from read_records(path, bad)
+            yield from read_records(path, bad, self.names_inside.get(split))
 
     def identity(self) -> dict[str, Any]:
         """What the content depends on, for the cache."""
@@ -72,14 +73,25 @@ def open_source(spec: str | Path | None) -> Source:
         raise DataError("data.dataset_root is not set; give a file, a folder or a Hub id (--data X).")
     path = resolve(spec).expanduser() if not str(spec).startswith("hf://") else None
     if path is not None and path.is_file():
-        return Source(str(spec), {"train": [path]}, {})
+        return _file_splits(str(spec), path)
     if path is not None and path.is_dir():
-        return Source(str(spec), _folder_splits(path), {})
+        return Source(str(spec), _folder_splits(path))
     named = _HUB_ID.fullmatch(str(spec))
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
         raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
-    return Source(str(spec), {}, _hub_splits(str(spec), *named.groups()))
+    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups()))
+
+
+def _file_splits(spec: str, path: Path) -> Source:
+    """A file is the training split, unless it is JSON that holds several."""
+    found = json_splits(path) if suffix_of(path) == ".json" else []
+    if not found:
+        return Source(spec, {"train": [path]})
+    inside = {SPLIT_NAMES[name.lower()]: name for name in found}
+    if "train" not in inside:
+        raise DataError(f"{spec}: has no train split; it holds {', '.join(found)}.")
+    return Source(spec, {name: [path] for name in inside}, names_inside=inside)
 
 
 def _folder_splits(folder: Path) -> dict[str, list[Path]]:

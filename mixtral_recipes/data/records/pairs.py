@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mixtral_recipes.data.batches.samples import Encoded
-from mixtral_recipes.data.records.parse import BadRecord, Record, stop
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -67,7 +68,7 @@ class PairTemplate:
         Raises:
             DataError: a field is missing, not text, or the answer is empty.
         """
-        value, where = record
+        value, where, _ = record
         texts = {}
         for name in map(str, _FIELD.findall(self.template)):
             column = self.columns.get(name, name)
@@ -83,7 +84,7 @@ class PairTemplate:
             try:
                 pair = self.pair(record)
             except DataError as error:
-                bad(error)
+                bad(error, record.value)
                 continue
             yield pair
 

@@ -1,64 +1,49 @@
 """Records of any supported file, one by one, each with its file and line."""
 
 import csv
-import gzip
 import io
-import json
+import lzma
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any
 
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.records.files import PACKED, open_bytes, suffix_of
+from mixtral_recipes.data.records.json_stream import json_records, object_of, parse_json
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow")
+_ROWS_AT_ONCE = 64  # a row may be a whole conversation
 
 
-class Record(NamedTuple):
-    """A record and its place: ``file:line``, ``file: row n`` or ``hub-id:split[n]``."""
-
-    value: Any
-    where: str
-
-
-def stop(error: DataError) -> NoReturn:
-    """What happens to a bad record by default."""
-    raise error
-
-
-BadRecord = Callable[[DataError], None]
-
-
-def suffix_of(path: Path) -> str:
-    """A file's ending, with a ``.gz`` looked through."""
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
-
-
-def read_records(path: Path, bad: BadRecord = stop) -> Iterator[Record]:
-    """The records of a file.
+def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) -> Iterator[Record]:
+    """The records of a file, in bounded memory.
 
     Args:
-        path: JSONL, JSON (a list, or an object with a list ``data``), parquet, arrow, CSV or TSV; ``.gz`` of the text
-            ones. All but JSON are read in bounded memory.
+        path: JSONL, JSON in any arrangement, parquet, arrow, CSV or TSV; the text ones also packed.
         bad: Called with each record that cannot be read; reading continues after it unless this raises.
+        split: The split's own name in a JSON file that holds several.
 
     Raises:
         DataError: the file cannot be read at all.
     """
-    readers = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv, ".json": _json}
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: cannot tell what this is; known: {', '.join(SUFFIXES)} (and .gz of the text ones).")
+        known = f"{', '.join(SUFFIXES)} (and {', '.join(PACKED)} of the text ones)"
+        raise DataError(f"{path}: cannot tell what this is; known: {known}.")
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
+    readers = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv}
     try:
-        yield from readers.get(suffix, _jsonl)(path, bad)
-    except (OSError, EOFError) as error:
+        if suffix in readers:
+            yield from readers[suffix](path, bad)
+        elif suffix == ".json" or _is_no_lines(path):
+            yield from json_records(path, bad, split)
+        else:
+            yield from _jsonl(path, bad)
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # pyright: ignore[reportReturnType]
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
@@ -67,108 +52,59 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     Raises:
         DataError: not JSON, not an object, or an object that names a field twice.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise DataError(f"{where}: nested too deeply.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}).") from error
-    except ValueError as error:
-        raise DataError(f"{where}: {error}.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: is a {_kind(value)}, not an object.")
-    return value
+    return object_of(parse_json(text, where), where)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} stands there twice")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _kind(value: Any) -> str:
-    return {list: "list", str: "text", type(None): "null", bool: "true or false"}.get(type(value), "number")
+def _is_no_lines(path: Path) -> bool:
+    """Whether a file named .jsonl holds a list, or objects over several lines: its first line is no whole object."""
+    with open_bytes(path) as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"[") or start.partition(b"\n")[0].strip() == b"{"
 
 
 def _jsonl(path: Path, bad: BadRecord) -> Iterator[Record]:
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
+            text = ""
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield Record(parse_object(text, where), where)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield Record(parse_object(text, where), where, text)
             except UnicodeDecodeError as error:
-                bad(DataError(f"{where}: not UTF-8 ({error.reason}, byte {error.start + 1})."))
+                bad(
+                    DataError(f"{where}: not UTF-8 ({error.reason}, byte {error.start + 1})."),
+                    line.decode("utf-8", "replace"),
+                )
             except DataError as error:
-                bad(error)
-
-
-def _json(path: Path, bad: BadRecord) -> Iterator[Record]:
-    """A list of objects, or an object that holds one under ``data``; lines of objects are recognised too."""
-    with open_bytes(path) as file:
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}).") from error
-    start = text.find("[")
-    if text.lstrip()[:1] == "{":
-        first_line = text.lstrip().partition("\n")[0]
-        try:
-            whole = "data" not in json.loads(first_line)
-        except ValueError:
-            whole = False
-        if whole:
-            yield from _jsonl(path, bad)
-            return
-    if start < 0:
-        raise DataError(f"{path}:1: holds neither a list nor lines of objects.")
-    yield from _elements(path, text, start + 1, bad)
-
-
-def _elements(path: Path, text: str, position: int, bad: BadRecord) -> Iterator[Record]:
-    """The elements of a JSON list, each with the line it begins on."""
-    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
-    line, counted = 1, 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line, counted = line + text.count("\n", counted, position), position
-        if position >= len(text):
-            raise DataError(f"{path}:{line}: the list has no end.")
-        if text[position] == "]":
-            return
-        where = f"{path}:{line}"
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:  # where the next element begins is unknown
-            raise DataError(f"{where}: {getattr(error, 'msg', error)}.") from error
-        if isinstance(value, dict):
-            yield Record(value, where)
-        else:
-            bad(DataError(f"{where}: is a {_kind(value)}, not an object."))
+                bad(error, text)
 
 
 def _parquet(path: Path, bad: BadRecord) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    yield from _rows(path, "parquet file", lambda: pq.ParquetFile(path).iter_batches(batch_size=1024))
+    def batches() -> Iterable[Any]:
+        # Buffered: a row group, which may be the whole file, is not read at once.
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
+
+    yield from _rows(path, "parquet file", batches)
 
 
 def _arrow(path: Path, bad: BadRecord) -> Iterator[Record]:
-    """The files `datasets.save_to_disk` writes."""
+    """The streams `datasets.save_to_disk` writes, and arrow's own files."""
     import pyarrow as pa
 
-    yield from _rows(path, "arrow stream", lambda: pa.ipc.open_stream(pa.memory_map(str(path))))
+    def batches() -> Iterable[Any]:
+        with pa.memory_map(str(path)) as mapped:
+            if mapped.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(mapped)
+                yield from (file.get_batch(number) for number in range(file.num_record_batches))
+            else:
+                mapped.seek(0)
+                yield from pa.ipc.open_stream(mapped)
+
+    yield from _rows(path, "arrow file", batches)
 
 
 def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterator[Record]:
@@ -177,9 +113,10 @@ def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterat
     number = 0
     try:
         for batch in batches():
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(value, f"{path}: row {number}")
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                for value in batch.slice(start, _ROWS_AT_ONCE).to_pylist(maps_as_pydicts="lossy"):
+                    number += 1
+                    yield Record(value, f"{path}: row {number}")
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a readable {kind} ({error}).") from error
 
@@ -208,4 +145,4 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
             elif len(row) == len(names):
                 yield Record(dict(zip(names, row, strict=True)), where)
             elif row:
-                bad(DataError(f"{where}: has {len(row)} columns, and the head {len(names)}."))
+                bad(DataError(f"{where}: has {len(row)} columns, and the head {len(names)}."), row)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mixtral_recipes.data.records.parse import open_bytes, read_records, suffix_of
+from mixtral_recipes.data.records.files import PACKED, is_packed, open_bytes, suffix_of
+from mixtral_recipes.data.records.parse import read_records
 from mixtral_recipes.errors import DataError
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -52,10 +53,10 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPar
     if suffix in (".csv", ".tsv"):
         return [TextPart(path, "csv", 0, -1, text_key, size)]
     if suffix not in (*JSON_LINES, *PLAIN_TEXT):
-        raise DataError(f"{path}: cannot tell what this is; known: .jsonl, .json (one object per line), .parquet, "
-                        ".csv, .tsv, .txt, and .gz of the text ones.")  # fmt: skip
+        known = f".jsonl, .json, .parquet, .csv, .tsv, .txt, .md, and {', '.join(PACKED)} of the text ones"
+        raise DataError(f"{path}: cannot tell what this is; known: {known}.")
     kind = "jsonl" if suffix in JSON_LINES else "text"
-    if path.suffix == ".gz":
+    if is_packed(path):
         return [TextPart(path, kind, 0, -1, text_key, size)]
     starts = range(0, max(size, 1), part_bytes)
     return [TextPart(path, kind, s, min(s + part_bytes, size), text_key, min(part_bytes, size - s)) for s in starts]

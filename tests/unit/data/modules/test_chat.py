@@ -9,7 +9,7 @@ import pytest
 
 from mixtral_recipes.data.modules.chat import ChatDataModule, ChatEncoder
 from mixtral_recipes.data.records.conversations import conversation
-from mixtral_recipes.data.records.parse import Record
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
 U, A, S = "user", "assistant", "system"

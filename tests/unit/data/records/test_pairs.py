@@ -12,7 +12,7 @@ from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate
-from mixtral_recipes.data.records.parse import Record
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 

@@ -1,0 +1,74 @@
+"""The one way a data file is opened: unpacked by what it is, and read as UTF-8 with or without a mark."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from mixtral_recipes.errors import DataError
+
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+_SNIFFED = 512
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def suffix_of(path: Path) -> str:
+    """A file's ending, with ``.gz``, ``.zst``, ``.bz2`` and ``.xz`` looked through."""
+    return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file is compressed, by its first bytes."""
+    with path.open("rb") as file:
+        return _packer(file.read(6)) is not None
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked: gzip, Zstandard, bzip2 and xz are told by their first bytes, whatever the name.
+
+    Raises:
+        DataError: the text is UTF-16 or UTF-32.
+        OSError: it cannot be opened. Reading raises OSError, EOFError or LZMAError where the packing is broken.
+    """
+    with path.open("rb") as file:
+        packer = _packer(file.read(6))
+    stream = io.BufferedReader(cast(io.RawIOBase, _unpacked(path, packer)), 1 << 20)
+    encoding = _other_encoding(stream.peek(_SNIFFED)[:_SNIFFED])
+    if encoding:
+        stream.close()
+        raise DataError(
+            f"{path}: is {encoding}, and UTF-8 is read; convert it with `iconv -f {encoding} -t UTF-8 {path.name}`."
+        )
+    return stream
+
+
+def _packer(start: bytes) -> str | None:
+    magic = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+    return next((name for first, name in magic.items() if start.startswith(first)), None)
+
+
+def _unpacked(path: Path, packer: str | None) -> object:
+    if packer == "zst":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    return {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, None: open}[packer](path, "rb")
+
+
+def _other_encoding(start: bytes) -> str | None:
+    """UTF-16 and UTF-32 by their mark, or, without one, by the zeros between Latin letters."""
+    for mark, name in _MARKS.items():
+        if start.startswith(mark):
+            return name
+    pairs = start[: len(start) // 2 * 2]
+    if len(pairs) >= 4 and (not any(pairs[1::2]) or not any(pairs[::2])):
+        return "UTF-16"
+    return None
