@@ -120,8 +120,10 @@ def _call(argv: list[str], debug: bool) -> int:
 
 
 def _say(text: str, code: int) -> int:
+    from mixtral_recipes.system.private import without_passwords
+
     if text:  # a group of commands that was called without one has printed its help
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {without_passwords(text)}", file=sys.stderr)
     return code
 
 

@@ -5,13 +5,11 @@ import shlex
 from pathlib import Path
 
 from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.system import private
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENV_NAME = re.compile(r"[A-Z_a-z][A-Z_a-z0-9]{0,127}")
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+@=,-]*")
-_SECRET_NAME = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)S?$", re.IGNORECASE
-)
 
 
 def check_name(name: str, what: str = "run name") -> str:
@@ -29,23 +27,50 @@ def check_name(name: str, what: str = "run name") -> str:
     return name
 
 
-def check_env(env: dict[str, str], *, allow_secrets: bool = False) -> dict[str, str]:
-    """Return ``env`` with string values if every name is a shell variable name and no value needs to stay secret.
+def check_env(env: dict[str, str]) -> dict[str, str]:
+    """Return ``env`` with string values if they may be written into a script.
 
     Raises:
-        LaunchError: a name no shell accepts, a NUL byte in a value, or a name that looks like a secret's.
+        LaunchError: a name no shell accepts, a NUL byte in a value, a name that is not known to be harmless, or a
+            password in an address.
     """
     for key, value in env.items():
-        if not _ENV_NAME.fullmatch(key):
-            raise LaunchError(f"environment variable name {key!r} is not allowed; use letters, digits and '_'.")
+        check_variable(key)
         if "\0" in str(value):
             raise LaunchError(f"environment variable {key} holds a NUL byte; no process can receive one.")
-        if not allow_secrets and _SECRET_NAME.search(key):
+        if not private.is_harmless(key):
             raise LaunchError(
-                f"environment variable {key} looks like a secret and would be written to job files; "
-                "export it in your shell instead and name it in secrets=[...], which passes it in a 0600 file."
+                f"environment variable {key} is not known to be harmless, and its value would be written to job files; "
+                f"export it in your shell and add its name to secrets (secrets = [..., {key!r}]), or write it to a "
+                "file of mode 0600 and name that with env_file; both pass it on in a 0600 file."
             )
+        check_no_password(str(value), f"environment variable {key}")
     return {key: str(value) for key, value in env.items()}
+
+
+def check_variable(name: str) -> str:
+    """Return ``name`` if it is an environment variable's.
+
+    Raises:
+        LaunchError: no shell accepts it.
+    """
+    if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
+        raise LaunchError(f"environment variable name {name!r} is not allowed; use letters, digits and '_'.")
+    return name
+
+
+def check_no_password(text: str, what: str) -> str:
+    """Return ``text`` if it carries no password in an address.
+
+    Raises:
+        LaunchError: it does; the message does not repeat it.
+    """
+    if address := private.password_in(text):
+        raise LaunchError(
+            f"{what} is not allowed: the address {address} carries a password, which would be written to job files; "
+            "leave it out, and pass it with secrets or env_file."
+        )
+    return text
 
 
 def check_path(path: str | Path, what: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, nearest
-from mixtral_recipes.executors.names import check_name
+from mixtral_recipes.executors.names import check_name, check_no_password
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.slurm.status import FINAL
@@ -69,6 +69,7 @@ def read(path: Path) -> Pipeline:
         check_name(entry.get("name", ""), f"{path}: stage name")
         if bool(entry.get("command")) == bool(entry.get("recipe")):
             raise LaunchError(f"{where} needs either command or recipe.")
+        check_no_password(" ".join(map(str, entry.get("command", []))), f"{where}: command")
         earlier = [stage.name for stage in stages]
         after = entry.get("after", earlier[-1:])
         for name in after:

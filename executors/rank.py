@@ -19,6 +19,7 @@ from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
+from mixtral_recipes.system.private import without_passwords
 from mixtral_recipes.system.ranks import launched_local_rank, launched_rank
 from mixtral_recipes.training.guards import watchdog
 
@@ -58,8 +59,8 @@ def _end(error: BaseException | None) -> dict[str, Any]:
         "local_rank": launched_local_rank(),
         "host": os.environ.get("SLURMD_NODENAME") or os.uname().nodename,
         "exit_code": code,
-        "error": " ".join(text.split())[:2000],
-        "traceback": trace,
+        "error": without_passwords(" ".join(text.split()))[:2000],
+        "traceback": without_passwords(trace),
         "time": time.time(),
     }
 

@@ -1,5 +1,6 @@
 """Submit recipes and commands to Slurm through one nemo_run experiment, and on request watch them to their end."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -85,7 +86,7 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
 def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
     """The executor with this job's settings, and what it starts.
 
-    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise (0 asks for none).
+    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise.
     """
     import nemo_run as run
 
@@ -98,8 +99,8 @@ def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
     settings.recipe_file = str(task.record.path.parent / "recipe.json")
     store(task.recipe, Path(settings.recipe_file))
     accelerator = getattr(getattr(task.recipe, "trainer", None), "accelerator", "")
-    if accelerator == "gpu" and settings.cluster.get("gpus_per_node") is None:
-        settings.cluster["gpus_per_node"] = settings.nproc_per_node
+    if accelerator == "gpu":
+        settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))
     return executor, run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
 
 
@@ -113,6 +114,7 @@ def _complete(record: RunRecord, job: Any) -> None:
     record.nodes, record.nproc_per_node = job.nnodes(), job.job_details.nproc_per_node
     record.cluster = job.job_details.cluster.get("name", "")
     record.secrets = list(job.job_details.cluster.get("secrets", ()))
+    record.env_file = job.job_details.cluster.get("env_file") or ""
     if isinstance(job.tunnel, SSHTunnel):
         record.ssh = tunnel_address(job.tunnel)
         record.remote_dir = os.path.join(job.tunnel.job_dir, Path(job.job_dir).name)

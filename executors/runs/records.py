@@ -49,6 +49,7 @@ class RunRecord:
     state: str = "submitted"  # the last state this machine saw
     logs: list[str] = dataclasses.field(default_factory=list)  # the agent's stdout and stderr (local)
     secrets: list[str] = dataclasses.field(default_factory=list)  # names only
+    env_file: str = ""  # its name only
     pipeline: str = ""
     stage: str = ""  # of the pipeline
     depends_on: list[str] = dataclasses.field(default_factory=list)

@@ -143,7 +143,7 @@ def resubmit(record: RunRecord) -> str:
     if now.state not in FINAL:
         raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
     folder = record.remote_dir if record.ssh else record.job_dir
-    secrets = secrets_file(tuple(record.secrets))
+    secrets = secrets_file(record.secrets, record.env_file or None)
     prepared = slurm_status.slurm(["bash", "-c", _PREPARE_AGAIN, "bash", folder], record.ssh, stdin=secrets)
     if prepared.returncode != 0:
         raise LaunchError(f"the job folder of {record.id} is gone: {slurm_status.one_line(prepared.stderr)}.")

@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, nearest
-from mixtral_recipes.executors.names import check_env, check_name, check_path
+from mixtral_recipes.executors.names import check_env, check_name, check_no_password, check_path, check_variable
 from mixtral_recipes.executors.slurm import status as slurm_status
 
 MODES = ("venv", "pyxis", "apptainer")
 _SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/\[\]-]{0,255}")
-_TIME = re.compile(r"\d+(-\d{1,2}(:\d{2}){0,2})?|\d+:\d{2}(:\d{2})?")
+#: Features with their operators: ``h100&ib``, ``[rack1|rack2]``, ``(a|b)&c``, ``[a*2&b*4]``. Values are always quoted.
+_CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:+@=%/&|*()\[\]-]{0,255}")
+#: ``gpu:h100:8``, ``gres/gpu:a100:2(S:0-1),lscratch:100``
+_GRES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/()-]{0,255}")
+_COUNTS = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+(,([A-Za-z][A-Za-z0-9_.-]*:)?\d+)*")  # 8, h100:8, a100:4,h100:4
+_TIME = re.compile(r"\d+(-\d{1,2}(:\d{1,2}){0,2})?|\d+:\d{1,2}(:\d{1,2})?|UNLIMITED|INFINITE", re.IGNORECASE)
 _SSH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?")
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: What the script relies on: where it writes, who may read its environment, how it is stopped and comes back.
+_OWN_LINES = (
+    "array", "chdir", "error", "export", "export-file", "get-user-env", "input", "job-name", "kill-on-invalid-dep",
+    "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "propagate", "requeue",
+    "signal", "wait", "wrap",
+)  # fmt: skip
+#: Header lines that ask for GPUs, each in its way.
+_GPU_LINES = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +48,9 @@ class Cluster:
     constraint: str | None = None
     reservation: str | None = None
     time: str = "04:00:00"
-    gpus_per_node: int | None = None
+    gpus_per_node: int | str | None = None  # how GPUs are asked for: a number, or Slurm's TYPE:NUMBER; 0 is no line
+    gres: str | None = None  # how, in another way: "gpu:h100:8"
+    gpus: bool | None = None  # whether there are any; None: where the recipe needs them, or anything asks for them
     cpus_per_node: int | None = None
     mem: str | None = None
     exclusive: bool = False
@@ -46,6 +61,7 @@ class Cluster:
     modules: tuple[str, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
     secrets: tuple[str, ...] = ("HF_TOKEN", "WANDB_API_KEY")  # names; passed if set where the job is submitted
+    env_file: str | None = None  # a file of mode 0600 with NAME=VALUE lines, passed as the secrets are
     mpi: str | None = None
     sbatch: dict[str, Any] = dataclasses.field(default_factory=dict)  # extra header lines: {"mail-type": "END"}
     srun_args: tuple[str, ...] = ()
@@ -57,41 +73,99 @@ class Cluster:
     job_dir: str | None = None  # folder on the cluster for job files; required with ssh
 
     def __post_init__(self) -> None:
-        for field in ("account", "partition", "qos", "constraint", "reservation", "mem", "mpi"):
+        for field in ("account", "partition", "qos", "reservation", "mem", "mpi"):
             self._match(field, _SLURM_WORD, "use letters, digits and '_ . , : + @ = % / [ ] -'")
+        self._match("constraint", _CONSTRAINT, "use features, and Slurm's '& | , * ( ) [ ]' between them")
+        self._match("gres", _GRES, "use NAME[:TYPE]:NUMBER, e.g. gpu:h100:8")
         self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
         self._match("ssh", _SSH, "use user@host")
         for field in ("venv", "job_dir", "ssh_key"):
             if getattr(self, field) is not None:
                 check_path(getattr(self, field), field)
         object.__setattr__(self, "env", check_env(self.env))
-        check_env(dict.fromkeys(self.secrets, ""), allow_secrets=True)
+        for name in self.secrets:
+            check_variable(name)
+        if self.env_file is not None:  # a job may be submitted again from another folder
+            object.__setattr__(self, "env_file", str(Path(self.env_file).expanduser().absolute()))
+        self._check_sbatch()
+        self._check_texts()
+        self._check_gpus()
+        for field in ("cpus_per_node", "grace_s", "retries", "max_preemptions"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise LaunchError(f"{field}={value!r} is not allowed; use a whole number, 0 or more.")
+        seconds = time_limit_s(self.time)
+        if self.grace_s and seconds and seconds < self.grace_s + 90:
+            raise LaunchError(
+                f"time={self.time!r} leaves no time to train: SIGTERM comes grace_s={self.grace_s} s before the end, "
+                f"and Slurm may send it 60 s earlier still; use at least {self.grace_s + 90} s, or a smaller grace_s."
+            )
+        self._settle_mode()
+
+    def _check_sbatch(self) -> None:
         for key, value in self.sbatch.items():
             if not _FLAG.fullmatch(key) or _CONTROL.search(str(value)):
                 raise LaunchError(
                     f"sbatch line {key}={value!r} is not allowed; use a long option's name and one line of text."
                 )
+            if key in _OWN_LINES or key == "time":
+                fix = "use the setting time" if key == "time" else "leave it out"
+                raise LaunchError(f"sbatch line {key} is not allowed: the job's script relies on its own; {fix}.")
+            check_no_password(str(value), f"sbatch line {key}")
+
+    def _check_texts(self) -> None:
         for field in ("mounts", "modules", "srun_args"):
             for text in getattr(self, field):
                 if _CONTROL.search(text) or not text or (field != "srun_args" and text.startswith("-")):
                     raise LaunchError(
                         f"{field} entry {text!r} is not allowed; use one line that does not start with '-'."
                     )
-        if self.container_image is not None and (
-            self.container_image[:1] in ("-", "") or _CONTROL.search(self.container_image)
-        ):
-            raise LaunchError(f"container_image {self.container_image!r} is not allowed; use an image name or path.")
-        for field in ("gpus_per_node", "cpus_per_node", "grace_s", "retries", "max_preemptions"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise LaunchError(f"{field}={value!r} is not allowed; use a whole number, 0 or more.")
-        seconds = time_limit_s(self.time)
-        if self.grace_s and seconds < self.grace_s + 90:
+                check_no_password(text, f"{field} entry")
+                if field == "srun_args" and text.startswith("--export"):
+                    raise LaunchError("srun_args entry --export is not allowed; use env, secrets or env_file.")
+        image = self.container_image
+        if image is not None and (image[:1] in ("-", "") or _CONTROL.search(image)):
+            raise LaunchError(f"container_image {image!r} is not allowed; use an image name or path.")
+        check_no_password(image or "", "container_image")
+
+    def _check_gpus(self) -> None:
+        count = self.gpus_per_node
+        if count is not None and (isinstance(count, bool) or not _COUNTS.fullmatch(str(count))):
             raise LaunchError(
-                f"time={self.time!r} leaves no time to train: SIGTERM comes grace_s={self.grace_s} s before the end, "
-                f"and Slurm may send it 60 s earlier still; use at least {self.grace_s + 90} s, or a smaller grace_s."
+                f"gpus_per_node={count!r} is not allowed; use a whole number, 0 or more, or TYPE:NUMBER as in h100:8."
             )
-        self._settle_mode()
+        if self.gpus not in (None, True, False):
+            raise LaunchError(f"gpus={self.gpus!r} is not allowed; use true or false.")
+        asking = self._gpu_requests()
+        if len(asking) > 1:
+            raise LaunchError(f"{' and '.join(asking)} both ask for GPUs; keep one of them.")
+
+    def _gpu_requests(self) -> list[str]:
+        """What asks Slurm for GPUs, by the names of settings."""
+        asking = ["gpus_per_node"] if self.gpus_per_node not in (None, 0, "0") else []
+        asking += ["gres"] if _is_gpu(self.gres) else []
+        for key, value in self.sbatch.items():
+            if key in _GPU_LINES or ((key == "gres" or key.startswith("tres")) and _is_gpu(value)):
+                asking.append(f"sbatch.{key}")
+        return asking
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the ranks have GPUs, however those were asked for."""
+        return bool(self._gpu_requests()) if self.gpus is None else self.gpus
+
+    def for_gpus(self, per_node: int) -> "Cluster":
+        """This profile for a job whose ranks need GPUs.
+
+        Args:
+            per_node: What to ask for where nothing is said of it (``gpus_per_node=0`` says: ask for none).
+        """
+        ask = self.gpus_per_node is None and not self._gpu_requests()
+        return dataclasses.replace(
+            self,
+            gpus=True if self.gpus is None else self.gpus,
+            gpus_per_node=per_node if ask else self.gpus_per_node,
+        )
 
     @property
     def login(self) -> str:
@@ -122,8 +196,15 @@ class Cluster:
             raise LaunchError(f"{field}={value!r} is not allowed; {rule}.")
 
 
+def _is_gpu(resource: Any) -> bool:
+    """Whether a list of generic resources names GPUs: ``gpu:8``, ``gres/gpu:h100:8``, ``lscratch:100,gpu:1``."""
+    return any(re.match(r"(gres[/:])?gpu\b", entry) for entry in str(resource or "").split(","))
+
+
 def time_limit_s(text: str) -> int:
-    """Seconds of a Slurm time: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    """Seconds of a Slurm time: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS; 0 is no limit."""
+    if not text[:1].isdigit():
+        return 0
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
@@ -215,11 +296,11 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
 
 def _typed(key: str, value: str, kind: str) -> Any:
     """``value`` as the int, bool or text that ``kind`` says."""
-    if "int" in kind:
+    if "int" in kind and not ("str" in kind and not value.isdigit()):
         if not re.fullmatch(r"\d{1,9}", value):
             raise LaunchError(f"{key}={value!r} is not allowed; use a whole number, 0 or more.")
         return int(value)
-    if kind == "bool":
+    if "bool" in kind:
         if value not in ("true", "false"):
             raise LaunchError(f"{key}={value!r} is not allowed; use true or false.")
         return value == "true"

@@ -6,9 +6,12 @@ only. How a job ends is appended to ``<job folder>/attempts.jsonl``, which answe
 
 import dataclasses
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.executors.names import check_name, check_path, quote
+from mixtral_recipes.errors import LaunchError, in_short
+from mixtral_recipes.executors.names import check_name, check_path, check_variable, quote
 from mixtral_recipes.executors.slurm.profile import Cluster
 
 #: What a job inherits from the shell that submits it. Everything else stays behind, secrets above all: Slurm writes the
@@ -154,7 +157,8 @@ def header(job: Job, cluster: Cluster) -> list[str]:
         "time": cluster.time,
         "nodes": job.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": cluster.gpus_per_node,
+        "gpus-per-node": cluster.gpus_per_node or None,
+        "gres": cluster.gres,
         "cpus-per-task": cluster.cpus_per_node,
         "mem": cluster.mem,
         "exclusive": cluster.exclusive,
@@ -184,18 +188,19 @@ def environment(job: Job, cluster: Cluster) -> list[str]:
     variables = {
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(cluster.grace_s - 5, 30)),
-        **(GPU_ENV if cluster.gpus_per_node else {}),
+        **(GPU_ENV if cluster.has_gpus else {}),
         **cluster.env,
     }
     lines += [f"export {key}={quote(value)}" for key, value in variables.items()]
     # torchrun's own prefix has the local rank, which is the same on every node
     lines.append('export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE="[rank\\${rank}]:"')
     lines += ['export MIXTRAL_RECIPES_ATTEMPT_DIR="$attempt"', f"export MIXTRAL_RECIPES_UMASK={job.umask:04o}"]
-    if cluster.gpus_per_node and job.nodes > 1 and "NCCL_IB_DISABLE" not in cluster.env:
+    if cluster.has_gpus and job.nodes > 1 and "NCCL_IB_DISABLE" not in cluster.env:
         lines.append("[ -d /sys/class/infiniband ] || export NCCL_IB_DISABLE=1")
-    if cluster.secrets:
+    if cluster.secrets or cluster.env_file:
+        passed = [*cluster.secrets, *(["env_file"] if cluster.env_file else [])]
         lines += [
-            'if [ -e "$job_dir/secrets.env" ]; then  # mode 0600: ' + " ".join(cluster.secrets),
+            'if [ -e "$job_dir/secrets.env" ]; then  # mode 0600: ' + " ".join(passed),
             "    # shellcheck source=/dev/null",
             '    . "$job_dir/secrets.env"',
             "fi",
@@ -261,12 +266,43 @@ def command(job: Job, cluster: Cluster) -> str:
         binds = [quote(f"{folder}:{folder}") for folder in (job.job_dir, *job.folders)] + [
             quote(m) for m in cluster.mounts
         ]
-        nvidia = " --nv" if cluster.gpus_per_node else ""
+        nvidia = " --nv" if cluster.has_gpus else ""
         bound = " ".join(f"--bind {bind}" for bind in binds)
         lines.insert(0, f'apptainer exec{nvidia} {bound} --pwd "$job_dir/code" {quote(cluster.container_image)}')
     return " \\\n    ".join(lines)
 
 
-def secrets_file(names: tuple[str, ...]) -> str:
-    """The text of secrets.env: one quoted export per named variable that is set here."""
-    return "".join(f"export {name}={quote(os.environ[name])}\n" for name in names if os.environ.get(name))
+def secrets_file(names: Iterable[str], env_file: str | None = None) -> str:
+    """The text of secrets.env: one quoted export for each variable that is named and set here, or stands in a file.
+
+    Args:
+        names: Variables of this process's environment.
+        env_file: A file of ``NAME=VALUE`` lines; values are taken as they are, a pair of quotes around one is dropped.
+
+    Raises:
+        LaunchError: the file cannot be read, can be read by others, or has another kind of line.
+    """
+    values = _from_file(Path(env_file)) if env_file else {}
+    values |= {name: os.environ[name] for name in names if os.environ.get(name)}
+    return "".join(f"export {name}={quote(value)}\n" for name, value in values.items())
+
+
+def _from_file(path: Path) -> dict[str, str]:
+    try:
+        mode = path.stat().st_mode
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"env_file {path}: cannot be read ({in_short(error)}).") from error
+    if mode & 0o077:
+        raise LaunchError(f"env_file {path} can be read by others (mode {mode & 0o777:04o}); run: chmod 600 {path}")
+    values = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip().removeprefix("export ").lstrip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.partition("=")
+        if not equals or "\0" in value:
+            raise LaunchError(f"env_file {path}, line {number}: is not NAME=VALUE.")
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        values[check_variable(name.rstrip())] = value[1:-1] if quoted else value
+    return values

@@ -134,7 +134,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
     script = render(job, cluster)
     write_text(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script, private=True)
     write_text(local / "sbatch.sh", script, private=True)
-    secrets = secrets_file(cluster.secrets)
+    secrets = secrets_file(cluster.secrets, cluster.env_file)
     if secrets:
         write_text(local / "secrets.env", secrets, private=True)
     return script

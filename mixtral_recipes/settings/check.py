@@ -14,6 +14,7 @@ import fiddle as fdl
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import effects
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
+from mixtral_recipes.system import private
 
 # What Lightning and NeMo allow in these places, and what to write instead.
 _INSTEAD = {
@@ -49,6 +50,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
             if not conforms(value, wanted) and not _is_default(owner, name, value):
                 instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
                 refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
+            elif secret := _secret(where, value):
+                refused.append(secret)
             elif name in rules:
                 refused += filter(None, [effects.refusal(rules[name], where, value)])
                 notices += filter(None, [effects.notice(rules[name], owner, where, given, task)])
@@ -90,6 +93,19 @@ def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
         for name in required
         if name not in given
     ]
+
+
+def _secret(where: str, value: Any) -> str | None:
+    """Why a setting may not be written down, as recipes are: into YAML, job files, records and reports."""
+    if isinstance(value, str) and (address := private.password_in(value)):
+        return f"{where}: the address {address} carries a password; leave it out, and set it in the environment."
+    if isinstance(value, dict) and where.startswith("log."):
+        for name, item in value.items():
+            if item and isinstance(name, str) and private.sounds_secret(name):
+                return f"{where}.{name} sounds like a secret, and would be recorded; set it in the environment."
+            if found := _secret(f"{where}.{name}", item):
+                return found
+    return None
 
 
 def _is_default(target: Any, name: str, value: Any) -> bool:

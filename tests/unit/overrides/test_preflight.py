@@ -25,3 +25,25 @@ def test_overlap_settings_the_layout_cannot_run() -> None:
     recipe.trainer.strategy.pipeline_model_parallel_size = 2
     with pytest.raises(RecipeError, match="overlap_p2p_comm=False"):
         preflight(recipe)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        (
+            run.Config(llm.MLFlowLogger, tracking_uri="https://me:s3cr3t@mlflow.example.org"),
+            r"log\.mlflow\.tracking_uri",
+        ),
+        (run.Config(llm.WandbLogger, config={"seed": 1, "apiKey": "s3cr3t"}), r"log\.wandb\.config\.apiKey"),
+        (run.Config(llm.WandbLogger, config={"see": "ftp://me:s3cr3t@host"}), r"log\.wandb\.config\.see"),
+    ],
+)
+def test_a_secret_that_would_be_recorded(part: run.Config, setting: str) -> None:
+    recipe = loading.load("mixtral_tiny", "finetune")
+    setattr(recipe.log, "mlflow" if "mlflow" in setting else "wandb", part)
+    with pytest.raises(RecipeError, match=setting) as refused:
+        preflight(recipe)
+    assert "s3cr3t" not in str(refused.value)
+    recipe.data = run.Config(llm.ChatDataModule, dataset_root="https://me:s3cr3t@host/data.jsonl")
+    with pytest.raises(RecipeError, match=r"data\.dataset_root: the address https://\.\.\.@ carries a password"):
+        preflight(recipe)

@@ -27,9 +27,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_profile_with_settings_over_it(file: Path) -> None:
     file.write_text(PROFILES)
-    site = cluster("big", partition="short", account=None, env={"A": "1"})
+    site = cluster("big", partition="short", account=None, env={"OMP_NUM_THREADS": "1"})
     assert (site.account, site.partition, site.mode) == ("research", "short", "pyxis")
-    assert site.env == {"NCCL_DEBUG": "WARN", "A": "1"}
+    assert site.env == {"NCCL_DEBUG": "WARN", "OMP_NUM_THREADS": "1"}
     assert site.mounts == ("/data:/data",)
 
 
@@ -65,6 +65,7 @@ def test_settings_from_the_command_line() -> None:
         "env.NCCL_DEBUG=a=b",
         "gpus_per_node=4",
         "exclusive=true",
+        "gpus=true",
         "mounts=/a:/b,/c",
         "time=30",
         "sbatch.comment=x",
@@ -72,8 +73,8 @@ def test_settings_from_the_command_line() -> None:
     ]
     settings = settings_from(given)
     assert settings == {
-        "env": {"NCCL_DEBUG": "a=b"}, "gpus_per_node": 4, "exclusive": True, "mounts": ("/a:/b", "/c"), "time": "30",
-        "sbatch": {"comment": "x", "hold": True},
+        "env": {"NCCL_DEBUG": "a=b"}, "gpus_per_node": 4, "exclusive": True, "gpus": True, "mounts": ("/a:/b", "/c"),
+        "time": "30", "sbatch": {"comment": "x", "hold": True},
     }  # fmt: skip
     assert cluster(**settings, venv="/v").mounts == ("/a:/b", "/c")
 
@@ -86,7 +87,8 @@ def test_settings_from_the_command_line() -> None:
         ("env=x", r"use env\.NAME=value"),
         ("env.=x", r"use env\.NAME=value"),
         ("time.x=1", "use time=value"),
-        ("gpus_per_node=-1", "whole number"),
+        ("cpus_per_node=-1", "whole number"),
+        ("gpus=some", "true or false"),
         ("exclusive=1", "true or false"),
         ("name=x", "names no setting"),
     ],
@@ -94,3 +96,9 @@ def test_settings_from_the_command_line() -> None:
 def test_setting_that_does_not_fit_is_refused(text: str, message: str) -> None:
     with pytest.raises(LaunchError, match=message):
         settings_from([text])
+
+
+@pytest.mark.parametrize("value", [-1, "-1", "h100:", "8 ", "gpu:h100:8", True, "8;id"])
+def test_a_count_of_gpus_that_slurm_does_not_know_is_refused(value: object) -> None:
+    with pytest.raises(LaunchError, match="gpus_per_node"):
+        cluster(venv="/v", gpus_per_node=value)

@@ -1,4 +1,7 @@
-"""Golden sbatch scripts. To rewrite them: MIXTRAL_RECIPES_WRITE_GOLDEN=1 pytest tests/unit/executors/test_sbatch.py"""
+"""Sbatch scripts, the golden ones among them.
+
+To rewrite those: MIXTRAL_RECIPES_WRITE_GOLDEN=1 pytest tests/unit/executors/slurm/test_sbatch.py
+"""
 
 import os
 import shutil
@@ -24,7 +27,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
         16,
         8,
         {"container_image": "/images/mixtral recipes.sqsh", "mode": "pyxis", "gpus_per_node": 8, "retries": 2,
-         "mounts": ("/data:/data:ro",), "env": {"NCCL_DEBUG": "INFO", "NOTE": "it's; #1"}},
+         "mounts": ("/data:/data:ro",), "env": {"NCCL_DEBUG": "INFO", "WANDB_NOTES": "it's; #1"}},
     ),
     "apptainer_1_node": (1, 8, {"container_image": "/images/mixtral.sif", "gpus_per_node": 8}),
     "apptainer_4_nodes": (
@@ -82,9 +85,104 @@ def test_secrets_file_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "WANDB" not in text
 
 
+def lines_of(**settings: Any) -> list[str]:
+    """The script of a job with these settings, line by line."""
+    image = {} if "container_image" in settings else {"venv": "/v"}
+    return render(Job("tune", "/jobs/tune", 2, 8, ("-m", "module")), cluster(**image, **settings)).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"gpus_per_node": 8}, ["#SBATCH --gpus-per-node=8"]),
+        ({"gpus_per_node": "h100:8"}, ["#SBATCH --gpus-per-node=h100:8"]),
+        ({"gres": "gpu:h100:8"}, ["#SBATCH --gres=gpu:h100:8"]),
+        ({"gpus_per_node": 0, "sbatch": {"gres": "gpu:h100:8"}}, ["#SBATCH --gres=gpu:h100:8"]),
+        ({"sbatch": {"gpus-per-task": "8"}}, ["#SBATCH --gpus-per-task=8"]),
+        ({"sbatch": {"tres-per-task": "gres/gpu:8"}}, ["#SBATCH --tres-per-task=gres/gpu:8"]),
+        ({"gpus_per_node": 0, "gpus": True}, []),
+    ],
+)
+def test_a_job_with_gpus_however_they_are_asked_for(settings: dict[str, Any], asked: list[str]) -> None:
+    lines = lines_of(container_image="/i.sif", **settings)
+    assert [line for line in lines if "gpu" in line and line.startswith("#SBATCH")] == asked
+    assert any("apptainer exec --nv " in line for line in lines)
+    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in lines
+    assert any("NCCL_IB_DISABLE" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gpus_per_node": 0}, {"gres": "lscratch:100"}, {"gres": "gpu:8", "gpus": False}]
+)
+def test_a_job_without_gpus(settings: dict[str, Any]) -> None:
+    lines = lines_of(container_image="/i.sif", **settings)
+    assert not any("--nv" in line or "CUDA" in line or "NCCL" in line or "gpus-per-node" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, ["#SBATCH --gpus-per-node=8"]),
+        ({"gpus_per_node": 4}, ["#SBATCH --gpus-per-node=4"]),
+        ({"gpus_per_node": 0}, []),
+        ({"gres": "gpu:h100:8"}, ["#SBATCH --gres=gpu:h100:8"]),
+        ({"sbatch": {"gpus": "16"}}, ["#SBATCH --gpus=16"]),
+    ],
+)
+def test_a_recipe_for_gpus_asks_where_nothing_else_does(settings: dict[str, Any], wanted: list[str]) -> None:
+    site = cluster(venv="/v", **settings).for_gpus(8)
+    lines = render(Job("tune", "/jobs/tune", 2, 8, ("-m", "module")), site).splitlines()
+    assert [line for line in lines if "gpu" in line and line.startswith("#SBATCH")] == wanted
+    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in lines
+
+
+def test_asking_twice_is_refused() -> None:
+    with pytest.raises(LaunchError, match=r"gpus_per_node and sbatch\.gres both ask"):
+        cluster(venv="/v", gpus_per_node=8, sbatch={"gres": "gpu:8"})
+
+
+@pytest.mark.parametrize("text", ["h100&ib", "[rack1|rack2]", "(a|b)&c", "[a*2&b*4]", "h100,nvlink", "hbm=80"])
+def test_constraints_are_slurms_and_quoted(text: str) -> None:
+    (line,) = [line for line in lines_of(constraint=text) if "--constraint" in line]
+    option = line.removeprefix("#SBATCH ")
+    shown = subprocess.run(["bash", "-c", f"printf %s {option}"], capture_output=True, check=True)
+    assert shown.stdout.decode() == f"--constraint={text}"
+
+
+@pytest.mark.parametrize(
+    "key", ["export", "output", "open-mode", "signal", "requeue", "no-requeue", "nodes", "time", "wrap"]
+)
+def test_a_line_the_script_relies_on_is_not_replaced(key: str) -> None:
+    with pytest.raises(LaunchError, match=f"sbatch line {key} is not allowed"):
+        cluster(venv="/v", sbatch={key: "x"})
+
+
+def test_env_file_is_passed_in_the_secrets_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from the shell")
+    file = tmp_path / "job.env"
+    file.write_text("# mine\nexport GITHUB_PAT='s3c r3t'\nDB_PASS=a=b$(id)\n\nHF_TOKEN=from the file\n")
+    file.chmod(0o640)
+    with pytest.raises(LaunchError, match="chmod 600"):
+        secrets_file((), str(file))
+    file.chmod(0o600)
+    text = secrets_file(("HF_TOKEN",), str(file))
+    show = 'printf %s "$GITHUB_PAT|$DB_PASS|$HF_TOKEN"'
+    shown = subprocess.run(["bash", "-c", text + show], capture_output=True, check=True)
+    assert shown.stdout.decode() == "s3c r3t|a=b$(id)|from the shell"
+    lines = lines_of(env_file=str(file), secrets=())
+    assert any("secrets.env" in line for line in lines)
+    assert not any("s3c" in line for line in lines)
+    file.write_text("GITHUB_PAT s3cr3t\n")
+    with pytest.raises(LaunchError, match="line 1") as refused:
+        secrets_file((), str(file))
+    assert "s3cr3t" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
+        ("0", 0),
+        ("UNLIMITED", 0),
         ("90", 5400),
         ("90:30", 5430),
         ("08:00:00", 28800),
