@@ -36,22 +36,38 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
 
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, remembered for as long as its size and time of change stay the same."""
+    return remembered("hashes", path, sha256)
+
+
+def remembered(kind: str, path: Path, look: Callable[[Path], str]) -> str:
+    """What reading a whole file told, for as long as its size and time of change stay the same.
+
+    Args:
+        kind: A folder name under `data_home`.
+        path: The file.
+        look: Reads it, in the first process that asks.
+    """
     stat = path.stat()
     identity = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    memo = data_home() / "hashes" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    memo = data_home() / kind / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if memo.is_file():
         return memo.read_text()
     with held(memo):
         if not memo.is_file():
-            write_text(memo, sha256(path))
+            write_text(memo, look(path))
     return memo.read_text()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """What identifies a tokenizer: its whole definition, special tokens and chat template."""
+    """A tokenizer's whole definition, special tokens and chat template, for keys of caches.
+
+    Stricter than `tokenizers.tokenizer_identity`, which is recorded and compared: what is only written otherwise gets
+    other keys.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        definition = backend.to_str()
+        # What earlier calls padded and cut to stays in the backend, and is no part of the definition.
+        definition = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     elif hasattr(tokenizer, "fingerprint"):
         definition = tokenizer.fingerprint()
     else:

@@ -1,5 +1,7 @@
 """From text to Megatron's indexed corpus: ``NAME.bin`` (tokens) and ``NAME.idx`` (where documents start).
 
+``NAME.prepared.json`` beside them says which tokenizer made it, by content; training with another one is refused.
+
 Input is cut into parts that processes tokenize one by one; finished parts stay, so that a stopped run continues there,
 and memory does not grow with the input. Nothing here loads torch or transformers: worker processes start fast.
 """
@@ -23,7 +25,7 @@ import numpy as np
 
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.system.files import replacing, sync_file
+from mixtral_recipes.system.files import replacing, sync_file, write_json
 
 # Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
 _HEADER = b"MMIDIDX\x00\x00"
@@ -42,21 +44,26 @@ class Encoder:
         bos: Put in front of each document; None puts nothing.
         eos: Put after each document; None puts nothing.
         vocab_size: Decides whether tokens take two bytes or four.
+        identity: The tokenizer's `text_identity`, which the corpus records.
     """
 
     tokenizer: Any
     bos: int | None
     eos: int | None
     vocab_size: int
+    identity: str
 
     @classmethod
     def of(cls, tokenizer: Any, *, bos: bool = True, eos: bool = True) -> "Encoder":
         """The encoder of a transformers tokenizer (or of one from `mixtral_recipes.data.tokenizers`)."""
+        from mixtral_recipes.data.tokenizers import text_identity
+
         return cls(
             getattr(tokenizer, "backend_tokenizer", tokenizer),
             tokenizer.bos_token_id if bos else None,
             tokenizer.eos_token_id if eos else None,
             len(tokenizer),
+            text_identity(tokenizer),
         )
 
     @property
@@ -151,7 +158,7 @@ def prepare_corpus(
             waiting.append((part, target))
     for part in _encode_all(waiting, encoder, num_workers):
         progress(part.size)
-    documents, tokens = _join([staging / f"{number:06d}" for number in range(len(parts))], prefix, encoder.dtype)
+    documents, tokens = _join([staging / f"{number:06d}" for number in range(len(parts))], prefix, encoder)
     shutil.rmtree(staging)
     return Prepared(prefix, documents, tokens, reused)
 
@@ -216,7 +223,12 @@ def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
         np.save(staging, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
 
 
-def _join(parts: list[Path], prefix: Path, dtype: np.dtype[Any]) -> tuple[int, int]:
+def record_of(prefix: Path) -> Path:
+    """The file beside a corpus that says what made it."""
+    return prefix.with_name(prefix.name + ".prepared.json")
+
+
+def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:
     """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole."""
     lengths = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts]) if parts else np.empty(0, np.int32)
     if not len(lengths):
@@ -228,7 +240,9 @@ def _join(parts: list[Path], prefix: Path, dtype: np.dtype[Any]) -> tuple[int, i
             with part.with_suffix(".bin").open("rb") as file:
                 shutil.copyfileobj(file, out, 16 << 20)
     sync_file(bin_path)
-    write_index(prefix.with_name(prefix.name + ".idx"), lengths, dtype)
+    made = {"vocab_size": encoder.vocab_size, "bos": encoder.bos, "eos": encoder.eos, "bytes": bin_path.stat().st_size}
+    write_json(record_of(prefix), {"tokenizer": encoder.identity, **made})
+    write_index(prefix.with_name(prefix.name + ".idx"), lengths, encoder.dtype)
     return len(lengths), int(lengths.sum(dtype=np.int64))
 
 

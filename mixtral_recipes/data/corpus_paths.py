@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.cache import content_hash, prepared
+from mixtral_recipes.data.cache import content_hash, prepared, remembered
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.progress import progress_bar
 
@@ -59,7 +60,7 @@ def corpora(name: str, tokenizer: Any, text_key: str = "text", split: str = "tra
     else:
         prefixes = [prefix]
     for one in prefixes:
-        _check_tokens(one, len(tokenizer))
+        _check_tokenizer(one, tokenizer)
     return list(map(str, prefixes))
 
 
@@ -158,13 +159,36 @@ def _tokenized(
     return str(prepared("corpora", made_from, build) / "corpus")
 
 
-def _check_tokens(prefix: Path, vocab_size: int) -> None:
-    """A corpus made with a larger vocabulary would index outside the embedding, halfway through a run."""
+def _check_tokenizer(prefix: Path, tokenizer: Any) -> None:
+    """Refuse a corpus that another tokenizer made; where nothing says which one did, tokens this one does not have."""
+    from mixtral_recipes.data.corpus import record_of
+    from mixtral_recipes.data.tokenizers import text_identity
+
+    bin_file = prefix.with_name(prefix.name + ".bin")
+    record = read_json(record_of(prefix)) or {}
+    recorded = record.get("tokenizer")
+    if recorded is not None and record.get("bytes") == bin_file.stat().st_size:  # else it is of an earlier corpus
+        own = text_identity(tokenizer)
+        if recorded != own:
+            raise DataError(
+                f"{prefix}.bin was prepared with another tokenizer ({recorded[:12]}; this run's is {own[:12]}): "
+                "prepare it again with this model's (--tokenizer), or set model.tokenizer to the one that made it."
+            )
+        return
+    largest = int(remembered("largest_tokens", bin_file, lambda file: str(_largest_token(prefix, file))))
+    if largest >= len(tokenizer):
+        raise DataError(
+            f"{bin_file} holds token {largest}, but the tokenizer has {len(tokenizer)}; prepare it again with this "
+            "model's tokenizer."
+        )
+
+
+def _largest_token(prefix: Path, bin_file: Path) -> int:
+    """The largest token of a corpus; -1 where it is empty."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    sample = np.memmap(str(prefix) + ".bin", mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)[: 1 << 20]
-    if len(sample) and int(sample.max()) >= vocab_size:
-        raise DataError(
-            f"{prefix}.bin holds token {int(sample.max())}, but the tokenizer has {vocab_size}; prepare it again with "
-            "this model's tokenizer."
-        )
+    if not bin_file.stat().st_size:
+        return -1
+    tokens = np.memmap(bin_file, mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)
+    step = 1 << 26
+    return max(int(tokens[start : start + step].max()) for start in range(0, len(tokens), step))

@@ -72,7 +72,9 @@ def text_identity(tokenizer: Any) -> str:
     vocabulary = tokenizer.get_vocab()
     pieces = [piece.replace("▁", " ").replace("Ġ", " ") for piece in sorted(vocabulary, key=lambda p: vocabulary[p])]
     pairs = [piece + pieces[(number * _STRIDE + 1) % len(pieces)] for number, piece in enumerate(pieces)]
-    split = tokenizer([*PROBES, *pairs], add_special_tokens=False)["input_ids"]
+    texts = [*PROBES, *pairs]
+    tokenizer(texts[0], add_special_tokens=False)  # sets the backend: neither padded nor cut
+    split = [found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     return _hash([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
 
 

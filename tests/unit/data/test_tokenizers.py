@@ -98,7 +98,7 @@ def test_the_identity_is_of_what_a_tokenizer_does_not_of_its_files(model_file: P
     again = load_tokenizer(tmp_path)
     again.pad_token = again.eos_token
     again(["a", "two words"], padding=True, truncation=True, max_length=2)  # leaves its settings in the backend
-    assert tokenizer_identity(again) == tokenizer_identity(original) == tokenizer_identity(load_tokenizer(model_file))
+    assert tokenizer_identity(again) == tokenizer_identity(original)
 
 
 def test_a_chat_template_is_part_of_the_identity_and_no_matter_of_plain_text(tokenizer: Any) -> None:

@@ -1,18 +1,22 @@
 """Indexed corpora: blends, splits, text on the fly, document borders, and index maps that are never stale."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mixtral_recipes.data import corpus, recognize
 from mixtral_recipes.data.batches.batch import DataParallelPlace
-from mixtral_recipes.data.corpus import Encoder, prepare_corpus
+from mixtral_recipes.data.corpus import Encoder, prepare_corpus, record_of, write_index
 from mixtral_recipes.data.corpus_paths import corpora
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule, split_weights
+from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.system.home import data_home
@@ -221,6 +225,7 @@ def test_other_refusals(tmp_path: Path, prepared_corpus: Path, tokenizer: Any) -
             return 100
 
     with pytest.raises(DataError, match="but the tokenizer has 100"):
+        record_of(prepared_corpus).unlink()
         module(str(prepared_corpus), Small())
 
 
@@ -228,3 +233,58 @@ def test_weights_in_nemo_spelling() -> None:
     assert split_weights(["30", "a", "70", "b"]) == (["a", "b"], [30.0, 70.0])
     assert split_weights([0.5, "a", 0.5, "b"]) == (["a", "b"], [0.5, 0.5])
     assert split_weights(["a", "b"]) == (["a", "b"], None)
+
+
+def other_tokenizer(folder: Path, change: str) -> Any:
+    """The embedded tokenizer with another meaning of its ids, one more token, another end, or another template."""
+    shutil.copytree(resolve("embedded://mixtral_tiny"), folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    if change == "ids":
+        ordinary = sorted(number for number in vocabulary.values() if number >= 300)
+        new = dict(zip(ordinary, reversed(ordinary), strict=True))
+        content["model"]["vocab"] = {piece: new.get(number, number) for piece, number in vocabulary.items()}
+    elif change == "token":
+        content["added_tokens"].append({**content["added_tokens"][-1], "id": len(vocabulary), "content": "<|im_end|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    other = load_tokenizer(folder)
+    if change == "end":
+        other.eos_token = "<s>"
+    if change == "template":
+        other.chat_template = "{{ messages }}"
+    return other
+
+
+@pytest.mark.parametrize("change", ["ids", "token", "end"])
+def test_a_corpus_of_another_tokenizer_is_refused(change: str, prepared_corpus: Path, tmp_path: Path) -> None:
+    other = other_tokenizer(tmp_path / "other", change)
+    with pytest.raises(
+        DataError, match=r"corpus\.bin was prepared with another tokenizer \(\w{12}; this run's is \w{12}"
+    ):
+        corpora(str(prepared_corpus), other)
+    with pytest.raises(DataError, match="another tokenizer"):  # in a folder and by either of its names as well
+        corpora(str(prepared_corpus.parent), other)
+
+
+def test_a_chat_template_does_not_make_it_another_tokenizer(prepared_corpus: Path, tmp_path: Path) -> None:
+    assert corpora(str(prepared_corpus), other_tokenizer(tmp_path / "other", "template")) == [str(prepared_corpus)]
+
+
+def test_every_token_of_a_corpus_that_says_nothing_is_looked_at(
+    prepared_corpus: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    record_of(prepared_corpus).unlink()
+    assert corpora(str(prepared_corpus), other_tokenizer(tmp_path / "other", "token"))  # all its ids exist here
+    tokens = np.zeros((1 << 20) + 5, np.uint16)
+    tokens[-2] = 1999
+    tokens.tofile(prepared_corpus.with_suffix(".bin"))
+    write_index(prepared_corpus.with_suffix(".idx"), np.array([len(tokens)], np.int32), np.dtype(np.uint16))
+    with pytest.raises(DataError, match=r"corpus\.bin holds token 1999, but the tokenizer has 1999"):
+        corpora(str(prepared_corpus), tokenizer)
+
+
+def test_what_an_earlier_corpus_said_is_not_believed(prepared_corpus: Path, tmp_path: Path) -> None:
+    other = other_tokenizer(tmp_path / "other", "ids")
+    np.zeros(7, np.uint16).tofile(prepared_corpus.with_suffix(".bin"))  # by Megatron's own tools, at the same place
+    write_index(prepared_corpus.with_suffix(".idx"), np.array([7], np.int32), np.dtype(np.uint16))
+    assert corpora(str(prepared_corpus), other) == [str(prepared_corpus)]
