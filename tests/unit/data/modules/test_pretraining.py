@@ -224,8 +224,8 @@ def test_other_refusals(tmp_path: Path, prepared_corpus: Path, tokenizer: Any) -
         def __len__(self) -> int:
             return 100
 
+    record_of(prepared_corpus).unlink()
     with pytest.raises(DataError, match="but the tokenizer has 100"):
-        record_of(prepared_corpus).unlink()
         module(str(prepared_corpus), Small())
 
 
