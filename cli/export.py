@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Checkpoint, Dtype, Overwrite, Public, PushToHub, checkpoint_folder
+from mixtral_recipes.cli.options.checkpoint import (
+    Base,
+    Checkpoint,
+    Dtype,
+    Overwrite,
+    Public,
+    PushToHub,
+    base_folder,
+    checkpoint_folder,
+)
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json
 
@@ -22,6 +31,7 @@ def command(
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file.")
     ] = "5GB",
     dtype: Dtype = None,
+    base: Base = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     public: Public = False,
@@ -44,6 +54,7 @@ def command(
         max_shard_size=max_shard_size,
         dtype=dtype,
         overwrite=overwrite,
+        base=base_folder(base),
     )
     seconds = time.perf_counter() - start
     nbytes = size_of(folder)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Checkpoint, checkpoint_folder
+from mixtral_recipes.cli.options.checkpoint import Base, Checkpoint, base_folder, checkpoint_folder
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_json, print_table, table
 
@@ -21,6 +21,7 @@ def command(
     logits: Annotated[
         bool, typer.Option("--logits", help="Also compare logits with transformers on a few prompts.")
     ] = False,
+    base: Base = None,
     json: Json = False,
 ) -> None:
     """Compare a checkpoint with its source, tensor by tensor.
@@ -29,7 +30,7 @@ def command(
     """
     from mixtral_recipes.importers.convert.verify import verify_checkpoint
 
-    report = verify_checkpoint(checkpoint_folder(checkpoint), against=against, logits=logits)
+    report = verify_checkpoint(checkpoint_folder(checkpoint), against=against, logits=logits, base=base_folder(base))
     print(report.checkpoint)
     rows = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
     print_table(table(("check", "result", "detail"), rows))

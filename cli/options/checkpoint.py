@@ -19,6 +19,10 @@ Checkpoint = Annotated[
 Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: the type it has.")
 ]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="PATH", help="Where adapters' base model is now; it must be the same by content."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 PushToHub = Annotated[
     str | None,
@@ -42,6 +46,19 @@ def checkpoint_folder(text: str) -> Path:
         return locations.checkpoint(text)
     folder = run_folder(text)
     return newest_whole(folder) if (folder / "checkpoints").is_dir() else locations.checkpoint(str(folder))
+
+
+def base_folder(text: str | None) -> Path | None:
+    """The checkpoint that ``--base`` names; a Hugging Face model is imported first, where it was not before.
+
+    Raises:
+        CheckpointError: there is nothing usable.
+    """
+    if text is None:
+        return None
+    from mixtral_recipes.importers.resolve import resolve
+
+    return resolve(text)
 
 
 def newest_whole(run_dir: Path) -> Path:

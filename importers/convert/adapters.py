@@ -1,7 +1,7 @@
 """Adapters merged into their base while a model is exported, row by row: no model, no second copy.
 
-An adapter checkpoint records its base and its scheme; its tensors are named after the layer they adapt
-(`peft/names.py`), which the mapping has in a column of its own.
+An adapter checkpoint records its base (`checkpoints/lineage`) and its scheme; its tensors are named after the layer
+they adapt (`peft/names.py`), which the mapping has in a column of its own.
 """
 
 import functools
@@ -66,29 +66,22 @@ class MergedRows:
 
 
 class SavedAdapters:
-    """The adapters of a checkpoint, read layer by layer as they are needed.
-
-    Attributes:
-        base: The base checkpoint's folder.
-    """
+    """The adapters of a checkpoint, read layer by layer as they are needed."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Open an adapter checkpoint.
 
         Args:
-            checkpoint: Its folder; ``context/run.json`` names the base and the scheme.
+            checkpoint: Its folder; ``context/run.json`` names the scheme.
 
         Raises:
-            CheckpointError: the record of base or scheme is missing, or the base has gone.
+            CheckpointError: the record of the scheme is missing.
         """
         try:
             facts = json.loads((checkpoint / "context" / "run.json").read_text())
-            self.base = Path(facts["base"])
             self._scale = facts["peft"]["alpha"] / facts["peft"]["dim"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
-        if not (self.base / "weights").is_dir():
-            raise CheckpointError(f"{checkpoint}: its base model {self.base} is not there; import it again.")
+            raise CheckpointError(f"{checkpoint}: context/run.json does not say how adapters are added.") from error
         self._stored = StoredWeights(checkpoint / "weights")
         self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
         self._read = functools.lru_cache(maxsize=64)(self._load)

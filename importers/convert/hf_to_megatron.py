@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
 from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, write_manifest
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.links import source_parent
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.hf.source import Source, open_source
@@ -187,15 +191,20 @@ class _Import:
         digests = {name: digest for _, part in gathered for name, digest in part.items()}
         shapes = canonical_shapes(self.source.dims)
         disk = {name: weight.disk for weight in WEIGHTS for name in _names_of(weight, self.source)}
+        tensors = {
+            name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
+            for name, shape in shapes.items()
+        }
+        cast = any(self.source.tensors[name].dtype != entry["dtype"] for name, entry in tensors.items())
+        identity = Identity(hash_of_tensors(tensors), hash_of_config(context), hash_of_tokenizer(context))
+        parent = source_parent(self.source.folder, self.origin, None if cast else identity.weights)
+        lineage.write(self.staging, Lineage("model", identity, parents=(parent,)))
         write_manifest(
             self.staging,
             "model",
             source=self.origin | {"layout": self.source.layout},
             known={f"weights/{file.name}": file.pieces for file in files},
-            tensors={
-                name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
-                for name, shape in shapes.items()
-            },
+            tensors=tensors,
         )
 
 

@@ -12,8 +12,12 @@ from typing import Any
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.card import model_card, provenance
+from mixtral_recipes.importers.convert.card import model_card
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -24,7 +28,6 @@ from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
-PROVENANCE = "mixtral-recipes.json"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -38,6 +41,7 @@ def export_checkpoint(
     overwrite: bool = False,
     progress: bool = True,
     threads: int | None = None,
+    base: Path | None = None,
 ) -> Path:
     """Convert a Megatron checkpoint folder into a Hugging Face model folder.
 
@@ -55,6 +59,8 @@ def export_checkpoint(
         overwrite: Replace an existing model folder.
         progress: Show a progress bar on a terminal.
         threads: How many stretches of files are written at once; None decides by the cores there are.
+        base: Where the checkpoint that adapters adapt is now; None takes the place it was at. Either way it must be
+            the one they were trained on.
 
     Returns:
         The model folder.
@@ -71,7 +77,7 @@ def export_checkpoint(
     manifest, config = open_checkpoint(checkpoint)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, overwrite=overwrite) as staging:
-        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype))
+        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base)
         job.run(shard_bytes, threads or io_threads(), progress=progress)
     return final
 
@@ -110,10 +116,15 @@ class _Export:
     staging: Path
     layout: str
     dtype: str | None
+    base: Path | None  # where adapters' base is now
     dims: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
         self.dims = hf_config.dims(self.config)
+        if self.manifest["kind"] == "adapter":
+            self.base = base_of(self.checkpoint, self.base)
+        elif self.base is not None:
+            raise CheckpointError(f"{self.checkpoint} holds no adapters, so --base says nothing; leave it out.")
 
     def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
         """Write weights, index, context, model card and provenance."""
@@ -134,10 +145,10 @@ class _Export:
 
         if not self.manifest["tensors"] or self.dtype:
             verify(self.checkpoint)
-        adapters = SavedAdapters(self.checkpoint) if self.manifest["kind"] == "adapter" else None
-        if adapters:
-            verify(adapters.base)
-        saved = ModelWeights((adapters.base if adapters else self.checkpoint) / "weights", self.dims)
+        adapters = SavedAdapters(self.checkpoint) if self.base else None
+        if self.base:
+            verify(self.base)
+        saved = ModelWeights((self.base or self.checkpoint) / "weights", self.dims)
         if saved.unknown:
             raise CheckpointError(
                 f"{self.checkpoint}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has; "
@@ -203,11 +214,31 @@ class _Export:
             if path.is_file():
                 shutil.copyfile(path, self.staging / name)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
-        origin = provenance(self.checkpoint, self.manifest)
-        hashes = {name: {"sha256": digest} for name, digest in sorted(digests.items())}
-        content = origin | {"layout": self.layout, "tensors": hashes}
-        (self.staging / PROVENANCE).write_text(json.dumps(content, indent=1) + "\n")
-        (self.staging / "README.md").write_text(model_card(origin, self.config, self.layout, tensors[0].dtype))
+        record = self._lineage(tensors, digests)
+        lineage.write(self.staging, record)
+        (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype))
+
+    def _lineage(self, tensors: list[_Tensor], digests: dict[str, str]) -> Lineage:
+        """What was written, and what it was made from."""
+        shapes = canonical_shapes(self.dims)
+        hashed = {
+            part.name: {"dtype": tensor.dtype, "shape": list(shapes[part.name]), "sha256": digests[part.name]}
+            for tensor in tensors
+            for part in tensor.record.parts
+            if part.name is not None
+        }
+        folder = self.staging
+        identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
+        parent = lineage.of_checkpoint(self.checkpoint)
+        if self.base:
+            parent = parent.at("base", self.base)
+        return Lineage(
+            "export",
+            identity,
+            origin={"layout": self.layout},
+            tensors=dict(sorted(hashed.items())),
+            parents=(Parent("checkpoint", parent, os.path.abspath(self.checkpoint)),),
+        )
 
 
 def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:

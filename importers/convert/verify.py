@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.lineage.identity import identity_of
+from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
 from mixtral_recipes.importers.convert.hf_to_megatron import fetch
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
@@ -49,18 +51,24 @@ class Report:
 
 
 def verify_checkpoint(
-    checkpoint: Path, *, against: str | None = None, logits: bool = False, progress: bool = True
+    checkpoint: Path,
+    *,
+    against: str | None = None,
+    logits: bool = False,
+    base: Path | None = None,
+    progress: bool = True,
 ) -> Report:
     """Check a checkpoint.
 
     Always: the manifest's files are there with their hashes; every weight is there in the shape config.json calls for;
-    every tensor, taken out of Megatron's layout again, has the hash import wrote down. A failed check does not stop the
-    others.
+    every tensor, taken out of Megatron's layout again, has the hash import wrote down; adapters' base is the one they
+    were trained on, and whole. A failed check does not stop the others.
 
     Args:
         checkpoint: Checkpoint folder.
         against: A Hugging Face source to compare every tensor with, bit for bit.
         logits: Also run both models in fp32 on a few prompts and compare logits (both fit in memory, twice).
+        base: Where the checkpoint that adapters adapt is now; None takes the place it was at.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -76,7 +84,10 @@ def verify_checkpoint(
     if manifest["kind"] == "adapter":
         if source or logits:
             raise CheckpointError(f"{checkpoint} holds adapters only; export it (merged) and compare that.")
+        _attempt(report, "base", lambda: _base(checkpoint, base))
         return report
+    if base is not None:
+        raise CheckpointError(f"{checkpoint} holds no adapters, so --base says nothing; leave it out.")
     saved = _attempt(report, "structure", lambda: _structure(checkpoint, hf_config.dims(config)))
     if saved is not None:
         tensors = manifest["tensors"]
@@ -108,6 +119,13 @@ def _files(checkpoint: Path) -> tuple[str, None]:
     manifest = verify(checkpoint)
     size = sum(entry["size"] for entry in manifest["files"].values())
     return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
+
+
+def _base(checkpoint: Path, base: Path | None) -> tuple[str, None]:
+    """The model that adapters adapt: the one they were trained on, and whole."""
+    place = base_of(checkpoint, base)
+    verify(place)
+    return f"{place} is what the adapters were trained on ({identity_of(place).told('weights')})", None
 
 
 def _structure(checkpoint: Path, dims: ModelShape) -> "tuple[str, ModelWeights]":

@@ -17,6 +17,8 @@ from mixtral_recipes.checkpoints.folder import facts_or_none, list_checkpoints, 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.fp8 import fp8_key, fp8_state, set_fp8_state, take_all
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.record import Lineage, now
 from mixtral_recipes.checkpoints.save import Destination, HostCopy, Save
 from mixtral_recipes.checkpoints.shards import (
     model_shards,
@@ -76,6 +78,7 @@ class Checkpointer:
         adapters_only: bool,
         context: Path | None,
         facts: dict[str, Any],
+        lineage: Lineage | None = None,
         asynchronous: bool = False,
     ) -> None:
         """Arguments beyond the attributes.
@@ -88,6 +91,7 @@ class Checkpointer:
             adapters_only: Whether only adapters are trained and saved.
             context: Folder whose files every checkpoint carries.
             facts: What run.json says besides the position.
+            lineage: What lineage.json says besides position and identity.
             asynchronous: Whether files are written beside training.
         """
         self.folder = folder
@@ -99,6 +103,7 @@ class Checkpointer:
         self._adapters_only = adapters_only
         self._context = context
         self._facts = facts
+        self._lineage = lineage or Lineage("training", Identity())
         self._asynchronous = asynchronous
         self._numbers = itertools.count()
         self._mine: list[Shard] | None = None
@@ -192,7 +197,9 @@ class Checkpointer:
             **self._facts,
         }
         kind = "adapter" if self._adapters_only else "training"
-        return Destination(self.folder / name, kind, run_facts, self._context, *self._total)
+        run = {"name": self._name, "step": position.step, "consumed_samples": position.consumed_samples}
+        lineage = dataclasses.replace(self._lineage, kind=kind, run=run, created=now())
+        return Destination(self.folder / name, kind, run_facts, lineage, self._context, *self._total)
 
     def _objects(self) -> dict[str, bytes]:
         rank, size = rank_and_size()

@@ -4,6 +4,7 @@ Everything here can run in a thread beside training. The ranks tell each other h
 torch.distributed's key-value store and never through collectives, so training's own can't be disturbed.
 """
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import _get_default_store
 
-from mixtral_recipes.checkpoints.format.manifest import Kind, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import Kind, file_entries, write_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
+from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.system.files import replacing_folder, size_of, staging_path
 from mixtral_recipes.system.ranks import rank_and_size
@@ -37,6 +41,7 @@ class Destination:
         final: Its folder.
         kind: For its manifest.
         run_facts: For context/run.json.
+        lineage: For lineage.json; its identity is filled in when the files are there.
         context: Folder whose files go into context/; None has none.
         nbytes: How large its tensors are, over all ranks.
         items: How many there are, over all ranks.
@@ -45,6 +50,7 @@ class Destination:
     final: Path
     kind: Kind
     run_facts: dict[str, Any]
+    lineage: Lineage
     context: Path | None
     nbytes: int
     items: int
@@ -207,6 +213,9 @@ class Save:
         (context / "run.json").write_text(json.dumps(self.destination.run_facts, indent=1) + "\n")
         source = {key: self.destination.run_facts.get(key) for key in ("run", "step")}
         known = {f"weights/{file.name}": file.pieces for file in files}
+        weights = hash_of_files(file_entries(staging, known))
+        identity = Identity(weights, hash_of_config(context), hash_of_tokenizer(context))
+        record.write(staging, dataclasses.replace(self.destination.lineage, identity=identity))
         write_manifest(staging, self.destination.kind, source=source, known=known)
 
     def _explain(self, failure: _Failure) -> _Failure:

@@ -10,6 +10,9 @@ from mixtral_recipes.system.files import replacing_folder, sha256, write_text
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
+_SAMPLED_ABOVE = 1 << 30
+_SAMPLES, _SAMPLE_BYTES = 256, 1 << 20
+
 
 def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
     """The folder that holds something expensive, building it in the first process that asks.
@@ -56,6 +59,21 @@ def remembered(kind: str, path: Path, look: Callable[[Path], str]) -> str:
         if not memo.is_file():
             write_text(memo, look(path))
     return memo.read_text()
+
+
+def sampled_hash(path: Path) -> str:
+    """SHA-256 of a file's size and content; of a large one, of stretches spread over it and of its ends.
+
+    For what may take terabytes and is only read in part: a corpus's tokens.
+    """
+    size = path.stat().st_size
+    if size <= _SAMPLED_ABOVE:
+        return content_hash(path)
+    digest = hashlib.sha256(str(size).encode())
+    for number in range(_SAMPLES):
+        start = number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1)
+        digest.update(sha256(path, start, _SAMPLE_BYTES).encode())
+    return digest.hexdigest()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

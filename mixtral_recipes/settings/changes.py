@@ -12,7 +12,7 @@ _FIXED_MODEL = (
     "num_layers", "hidden_size", "ffn_hidden_size", "moe_ffn_hidden_size", "num_attention_heads", "num_query_groups",
     "kv_channels", "num_moe_experts", "vocab_size", "share_embeddings_and_output_weights",
 )  # fmt: skip
-FIXED = (*(f"model.config.{name}" for name in _FIXED_MODEL), "optim.config.optimizer", "peft", "base")
+FIXED = (*(f"model.config.{name}" for name in _FIXED_MODEL), "optim.config.optimizer", "peft", "base", "tokenizer")
 # Where a run runs and how often it reports: no change of the recipe.
 _PASSING = ("trainer.callbacks", "model.tokenizer")
 

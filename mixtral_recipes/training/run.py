@@ -13,15 +13,13 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
-from mixtral_recipes.checkpoints.folder import read_run_facts
-from mixtral_recipes.checkpoints.format.integrity import identity_of, verify_together
+from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.hf.config import from_megatron, matching_config
-from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.importers.hf.config import matching_config
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import accelerate
@@ -35,9 +33,9 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import write_json
 from mixtral_recipes.training import precision
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
+from mixtral_recipes.training.origin import Origin, context_folder, scheme_facts
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -141,7 +139,7 @@ class Ready:
         checkpointer: Saves it.
         position: Where it starts.
         found: The run's own checkpoint that it resumes from; None for a new run.
-        base: Otherwise, the checkpoint its weights come from; None means random weights.
+        origin: Otherwise, what its weights come from.
         recipe: Every setting by its path.
         changed: What differs from the settings ``found`` was written with.
     """
@@ -150,14 +148,14 @@ class Ready:
     checkpointer: Checkpointer
     position: Position
     found: Path | None
-    base: Path | None
+    origin: Origin
     recipe: dict[str, recipe_changes.Plain]
     changed: list[recipe_changes.Change]
 
     @property
     def restored_from(self) -> str:
         """Where the weights come from."""
-        return str(self.found or self.base or "random weights")
+        return str(self.found or self.origin.named or "random weights")
 
     @property
     def opening(self) -> str:
@@ -192,28 +190,40 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         CheckpointError: a checkpoint is damaged, or of another model.
         RecipeError: a setting changed that must not.
     """
-    base = restore_source(parts.resume)
+    origin = Origin.of(parts.resume, parts.peft)
+    base = origin.base
     model = parts.model
     if base is not None:
         published = json.loads((base / "context" / "config.json").read_text())
         model = dataclasses.replace(model, config=matching_config(model.config, published, base))
-    named = parts.tokenizer or model.tokenizer or base
-    tokenizer = load_tokenizer(named, error=CheckpointError) if named else None
+    named = parts.tokenizer or model.tokenizer
+    from_where = named or base
+    tokenizer = load_tokenizer(from_where, error=CheckpointError) if from_where else None
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
         model=model, trainer=parts.trainer, data=parts.data, optim=parts.optim, peft=parts.peft
     )
-    if base is not None:  # adapters belong to their base; a full run's checkpoints hold all its weights
-        recipe["base" if parts.peft is not None else "starting weights"] = identity_of(base)
+    recipe |= origin.settings(parts.peft) | {"tokenizer": tokenizer_identity(tokenizer) if tokenizer else None}
     found = find_checkpoint(parts.resume, parts.checkpoints, say)
     changed = _compare_with(found, recipe, say)
-    weights = base if found is None or parts.peft is not None else None  # the run's own full checkpoint has them all
-    if weights is not None:
-        verify_together(weights)
-    run = build_run(model, parts.trainer, parts.data, parts.optim, device=device, peft=parts.peft, weights=weights)
-    context = base / "context" if base else None
-    if context is None and for_training:
-        context = _new_context(parts.log, run.config, tokenizer, torch.distributed.get_rank())
+    start = origin
+    if found is not None:  # the run's own checkpoint has its adapters, or all its weights
+        start = Origin(base if parts.peft is not None else None)
+    start.verify()
+    run = build_run(
+        model,
+        parts.trainer,
+        parts.data,
+        parts.optim,
+        device=device,
+        peft=parts.peft,
+        weights=start.base,
+        adapters=start.adapters,
+    )
+    writes = torch.distributed.get_rank() == 0
+    context = None
+    if for_training:
+        context = context_folder(base, parts.log.run_dir, run.config, tokenizer, named=bool(named), writes=writes)
     checkpointer = Checkpointer(
         parts.checkpoints,
         parts.log.ckpt or ModelCheckpoint(),
@@ -223,14 +233,15 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         scheduler=run.scheduler,
         adapters_only=parts.peft is not None,
         context=context,
-        facts=_facts(run.topology, parts.peft, base) | {"recipe": recipe},
+        facts=_facts(run.topology, parts.peft),
+        lineage=origin.lineage(recipe, parts.peft, parts.data),
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
     position = checkpointer.load(found) if found else Position()
     restore = parts.resume.restore_config
-    if base is not None and not found and restore and restore.load_optim_state:
-        checkpointer.load_optimizer(base)
-    return Ready(run, checkpointer, position, found, base, recipe, changed)
+    if origin.named is not None and not found and restore and restore.load_optim_state:
+        checkpointer.load_optimizer(origin.named)
+    return Ready(run, checkpointer, position, found, origin, recipe, changed)
 
 
 def _compare_with(
@@ -241,7 +252,8 @@ def _compare_with(
     Raises:
         RecipeError: names what may not change.
     """
-    before = read_run_facts(found).get("recipe") if found else None
+    lineage = record.read_or_none(found) if found else None
+    before = lineage.recipe if lineage else None
     if not before:
         return []
     changed = recipe_changes.changes(before, recipe)
@@ -251,43 +263,12 @@ def _compare_with(
     return changed
 
 
-def _new_context(log: NeMoLogger, config: MixtralConfig, tokenizer: Any, rank: int) -> Path:
-    """The context folder of a model that starts from random weights: config.json and the tokenizer."""
-    folder = log.run_dir / "context"
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        fields = from_megatron(vars(config), dtype=str(config.params_dtype).removeprefix("torch."))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-            fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        write_json(folder / "config.json", fields)
-    return folder
-
-
-def _facts(topology: Any, peft: LoRA | None, base: Path | None) -> dict[str, Any]:
-    """What a checkpoint says about the run that wrote it."""
+def _facts(topology: Any, peft: LoRA | None) -> dict[str, Any]:
+    """What a checkpoint's run.json says about the run that wrote it."""
     facts: dict[str, Any] = {"topology": topology.describe(), "kind": "adapter" if peft else "training"}
     if peft is not None:
-        facts["peft"] = {k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()} | {
-            "class": type(peft).__name__
-        }
-        facts["base_identity"] = identity_of(base) if base else None
-    if base is not None:
-        facts["base"] = str(base)  # adapters need it; an export of any run says where its weights began
+        facts["peft"] = scheme_facts(peft)
     return facts
-
-
-def restore_source(resume: AutoResume) -> Path | None:
-    """The Megatron checkpoint ``resume.restore_config`` names, imported first where it is a Hugging Face model.
-
-    All ranks call it together: they share an import.
-
-    Raises:
-        CheckpointError: there is nothing usable.
-    """
-    if resume.restore_config is None or not resume.restore_config.path:
-        return None
-    return resolve(resume.restore_config.path)
 
 
 def build_run(
@@ -299,6 +280,7 @@ def build_run(
     device: torch.device,
     peft: LoRA | None = None,
     weights: Path | None = None,
+    adapters: Path | None = None,
 ) -> TrainingRun:
     """Build this rank's part of a run. Megatron's groups must exist.
 
@@ -310,6 +292,7 @@ def build_run(
         device: Where.
         peft: Adapters to train instead of the weights.
         weights: Checkpoint folder to take the model's weights from; None keeps the random start.
+        adapters: Adapter checkpoint to take the adapters from, likewise.
     """
     topology = trainer.topology()
     settings = _settings(trainer, topology, device)
@@ -323,6 +306,8 @@ def build_run(
         load_model(chunks, weights)
     if peft is not None:
         attach.apply(peft, chunks)
+    if adapters is not None:
+        load_model(chunks, adapters, adapters_only=True)
     ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))
     settings["optimizer"]["overlap_param_gather"] = ddp[0].ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))

@@ -14,6 +14,8 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mixtral_recipes.checkpoints.format.shard import Shard
+from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards, parts_of
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from tests.distributed.harness import launch
@@ -216,7 +218,10 @@ def adapters_and_another_base(folder: str) -> tuple[list[str], str]:
         checkpoint = start(job).result["checkpoint"]
         facts = json.loads((Path(checkpoint) / "context" / "run.json").read_text())
         assert facts["kind"] == "adapter"
-        assert facts["base"] == str(Path(bases[0]))
+        link = record.read(Path(checkpoint)).parent("base")
+        assert link is not None
+        assert link.path == str(Path(bases[0]))
+        assert link.record.identity == identity_of(Path(bases[0]))
         assert facts["peft"]["class"] == "LoRA"
         try:
             start(dataclasses.replace(job, steps=2, base=bases[1]))
@@ -228,7 +233,7 @@ def adapters_and_another_base(folder: str) -> tuple[list[str], str]:
 def test_another_base_is_said_and_adapters_refuse_it(tmp_path: Path) -> None:
     ((said, refusal),) = launch(1, adapters_and_another_base, str(tmp_path))
     assert any(change.startswith("starting weights: ") for change in said)
-    assert "base: " in refusal
+    assert "base.weights: " in refusal
 
 
 def read_by_megatron(job: Job) -> bool:

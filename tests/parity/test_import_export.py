@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.verify import verify_checkpoint
@@ -91,7 +94,8 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
             adapter.lora_b.normal_(std=0.3, generator=random)
             if isinstance(adapter, DoRAAdapter):
                 adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))
-    facts = {"peft": {"dim": peft.dim, "alpha": peft.alpha}, "base": str(folders.megatron)}
+    facts = {"peft": {"dim": peft.dim, "alpha": peft.alpha}}
+    link = Parent("base", lineage.read(folders.megatron), str(folders.megatron))
     saver = Checkpointer(
         saved,
         ModelCheckpoint(),
@@ -102,6 +106,7 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
         adapters_only=True,
         context=folders.megatron / "context",
         facts=facts,
+        lineage=Lineage("adapter", Identity(), parents=(link,)),
     )
     return our_logits(run, tokens()), saver.save(Position(), {})
 
@@ -117,5 +122,5 @@ def test_merged_adapters_compute_what_the_adapted_model_did(folders: Folders, tm
     base, _ = launch(1, transformers_logits, folders.hf)[0]
     assert relative_error(base, expected) > 1e-2  # the adapters do something
     card = (merged / "README.md").read_text()
-    assert "| kind | adapter |" in card
+    assert "| adapter | run adapted, step 0 |" in card
     assert str(tmp_path) not in card

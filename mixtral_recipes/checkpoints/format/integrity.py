@@ -1,7 +1,5 @@
 """Checks that a checkpoint is what its manifest says, before anything in it is unpickled."""
 
-import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,13 +98,3 @@ def verify_together(folder: Path) -> None:
     damage = damage_together(folder)
     if damage:
         raise CheckpointError(damage)
-
-
-def identity_of(folder: Path) -> str:
-    """A hash that two checkpoints share when they hold the same weights, whatever files they are spread over.
-
-    Made of what the manifest says: the tensors' hashes where it has them, else the files'.
-    """
-    manifest = read_manifest(folder)
-    content = manifest["tensors"] or manifest["files"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

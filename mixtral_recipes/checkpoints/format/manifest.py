@@ -48,28 +48,30 @@ def write_manifest(
         known: relative path -> pieces, for files hashed while they were written.
         extra: Further top-level keys.
     """
-    known = known or {}
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if path != NAME]
-    with ThreadPoolExecutor(io_threads()) as pool:
-        hashes = list(pool.map(lambda path: None if path in known else sha256(folder / path), paths))
     manifest = {
         "format": FORMAT,
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": dict(source or {}),
         **(extra or {}),
-        "files": {
-            path: {
-                "size": (folder / path).stat().st_size,
-                **({"sha256": digest} if digest else {"pieces": known[path]}),
-            }
-            for path, digest in zip(paths, hashes, strict=True)
-        },
+        "files": file_entries(folder, known),
         "tensors": dict(tensors or {}),
     }
     manifest["seal"] = _seal(manifest)
     (folder / NAME).write_text(_as_text(manifest))
+
+
+def file_entries(folder: Path, known: Mapping[str, Pieces] | None = None) -> dict[str, dict[str, Any]]:
+    """Relative path -> {"size", and "sha256" or "pieces"} of every file in a folder but the manifest."""
+    known = known or {}
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if path != NAME]
+    with ThreadPoolExecutor(io_threads()) as pool:
+        hashes = list(pool.map(lambda path: None if path in known else sha256(folder / path), paths))
+    return {
+        path: {"size": (folder / path).stat().st_size, **({"sha256": digest} if digest else {"pieces": known[path]})}
+        for path, digest in zip(paths, hashes, strict=True)
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

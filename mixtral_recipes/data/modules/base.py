@@ -1,6 +1,8 @@
 """What all data modules share: datasets made once a tokenizer is known, and microbatches for one rank."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +51,10 @@ class DataModule:
     packs: ClassVar[bool] = True
     # Whether each training epoch has an order of its own.
     shuffles = True
+    # What the records are, in a word.
+    form = "unknown"
+    # What the samples depend on besides the tokenizer and the length: content of files, template, columns.
+    made_from: Mapping[str, Any] | None = None
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Make the sets of samples: ``train`` and, where they exist, ``validation`` and ``test``.
@@ -57,6 +63,13 @@ class DataModule:
             tokenizer: A transformers tokenizer, or None for data that needs none.
         """
         raise TypeError(f"{type(self).__name__} must define datasets()")
+
+    def identity(self) -> dict[str, Any]:
+        """What the data set is, by content, once `setup` has read it: its recognised ``form`` and ``sha256``."""
+        if self.made_from is None:
+            return {"form": self.form}
+        text = json.dumps(self.made_from, sort_keys=True, default=str)
+        return {"form": self.form, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def check_records(self) -> None:
         """Read the records through without tokenizing them; modules whose records cannot be wrong read nothing.

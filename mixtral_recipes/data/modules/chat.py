@@ -51,6 +51,7 @@ class ChatDataModule(DataModule):
     on_bad_record: str = "stop"
 
     fixed_length = False
+    form = "conversations"
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Read and tokenize the splits, once."""

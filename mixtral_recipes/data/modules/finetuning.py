@@ -42,6 +42,7 @@ class FineTuningDataModule(DataModule):
     on_bad_record: str = "stop"
 
     fixed_length = False
+    form = "prompts and answers"
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Read and tokenize the splits, once."""
@@ -115,6 +116,7 @@ def store_splits(
         keep_end: Whether samples that are too long lose their start, or their end.
         hold_out: Whether a missing validation set is taken from the end of the training set.
     """
+    module.made_from = made_from
     key = {**made_from, "tokenizer": tokenizer_hash(tokenizer)}
     fit = Fit(module.sample_length, keep_end)
     stores = tokenized_splits(key, splits, fit, vocab_size=len(tokenizer))

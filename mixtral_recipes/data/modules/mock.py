@@ -51,6 +51,7 @@ class MockDataModule(DataModule):
     num_workers: int = 0
     seed: int = 1234
     shuffles = False  # random as it is
+    form = "random tokens"
 
     num_train_samples: int = 10_000_000
     num_val_samples: int = 10_000

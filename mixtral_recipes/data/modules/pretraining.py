@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch
-from mixtral_recipes.data.cache import content_hash
+from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.corpus_paths import corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError
@@ -85,6 +85,7 @@ class PreTrainingDataModule(DataModule):
     num_test_samples: int | None = None
 
     packs = False
+    form = "corpora"
 
     @property
     def shuffles(self) -> bool:
@@ -116,8 +117,9 @@ class PreTrainingDataModule(DataModule):
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
         blends = self._blends(tokenizer)
+        self.made_from = _content(blends)
         root = Path(self.index_mapping_dir) if self.index_mapping_dir else data_home() / "index_maps"
-        cache = root / _corpora_hash(blends)
+        cache = root / _index_hash(blends)
         config = GPTDatasetConfig(
             random_seed=self.seed,
             sequence_length=self.seq_length,
@@ -181,11 +183,23 @@ class PreTrainingDataModule(DataModule):
         return sizes
 
 
-def _corpora_hash(blends: dict[str, Any]) -> str:
+def _index_hash(blends: dict[str, Any]) -> str:
     """Megatron names index maps by path; a corpus prepared again at its path must not meet its old ones."""
-    every = [blends["blend"]] if "blend" in blends else [blend for blend in blends["blend_per_split"] if blend]
-    indexes = [content_hash(Path(prefix + ".idx")) for names, _ in every for prefix in names]
+    indexes = [content_hash(Path(prefix + ".idx")) for names, _ in _every(blends) for prefix in names]
     return hashlib.sha256("".join(indexes).encode()).hexdigest()[:16]
+
+
+def _content(blends: dict[str, Any]) -> dict[str, Any]:
+    """What a blend holds: each corpus by the content of its documents' lengths and of its tokens, and the weights."""
+    blended = [
+        [[[content_hash(Path(prefix + ".idx")), sampled_hash(Path(prefix + ".bin"))] for prefix in names], weights]
+        for names, weights in _every(blends)
+    ]
+    return {"blend": blended, "split": blends.get("split")}
+
+
+def _every(blends: dict[str, Any]) -> list[Blend]:
+    return [blends["blend"]] if "blend" in blends else [blend for blend in blends["blend_per_split"] if blend]
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> Batch:

@@ -62,6 +62,7 @@ class SquadDataModule(DataModule):
     delete_raw: bool = True
 
     fixed_length = False
+    form = "SQuAD"
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Read and tokenize both splits, once."""

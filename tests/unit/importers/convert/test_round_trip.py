@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
 
@@ -119,15 +119,17 @@ def test_second_import_is_reused_and_a_changed_source_is_not(make_model) -> None
     assert import_checkpoint(str(folder)) != first
 
 
-def test_provenance_reaches_the_model_card(make_model, tmp_path: Path) -> None:
+def test_the_model_card_names_the_chain_and_no_folder_of_this_machine(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model()
-    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
-    source = {"id": "hf://org/name", "revision": "abc123", "recipe": "mixtral_8x7b", "steps": 20}
-    write_manifest(checkpoint, "training", source=source)
-    card = (export_checkpoint(checkpoint, tmp_path / "back") / "README.md").read_text()
-    assert "base_model: org/name" in card
-    assert "| revision | abc123 |" in card
-    assert "| steps | 20 |" in card
+    back = export_checkpoint(import_checkpoint(str(folder), tmp_path / "megatron"), tmp_path / "back")
+    card = (back / "README.md").read_text()
+    record = lineage.read(back)
+    assert [link.kind for link in record.ancestors()] == ["export", "model", "source"]
+    for link in record.ancestors():
+        assert f"| {link.kind} |" in card
+        assert link.identity.weights is not None
+        assert link.identity.weights[:12] in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500MiB", 500 << 20), ("1.5kb", 1500), ("77", 77)])

@@ -1,0 +1,110 @@
+"""What a model is by content: hashes that are the same wherever its folder lies and whatever it is called.
+
+Cheap at any size: a checkpoint's manifest holds the hashes of its tensors or files already, and they are hashed once
+more; no weight is read. Whether the files still are what the manifest says is `integrity.verify`'s question, and every
+reader asks it before it uses the weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import sha256
+
+# Fields of config.json that do not decide what the model computes.
+_PASSING = frozenset(
+    ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
+)
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Identity:
+    """SHA-256 in hex of each thing that decides a model; None where it is not known, or not there.
+
+    Attributes:
+        weights: Of the sorted (name, dtype, shape, hash) of the tensors under Hugging Face's names; of the sorted
+            (name, size, hash) of the files under ``weights/`` where tensors have no hashes (what training writes).
+        config: Of config.json's fields, without those that do not decide what is computed.
+        tokenizer: Of the sorted (name, hash) of the tokenizer's files, chat templates included.
+    """
+
+    weights: str | None = None
+    config: str | None = None
+    tokenizer: str | None = None
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Names of what both know and is not the same."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [name for name in mine if mine[name] and theirs[name] and mine[name] != theirs[name]]
+
+    def told(self, *names: str) -> str:
+        """The named hashes, short, for a message."""
+        return ", ".join(f"{name} {short(getattr(self, name))}" for name in names)
+
+
+def short(digest: str | None) -> str:
+    """A hash as messages and tables show it."""
+    return digest[:_SHOWN] if digest else "unknown"
+
+
+def identity_of(checkpoint: Path) -> Identity:
+    """What a checkpoint folder holds now, by its manifest and the small files in ``context/``.
+
+    Raises:
+        CheckpointError: it is no finished checkpoint.
+    """
+    manifest = read_manifest(checkpoint)
+    tensors, files = manifest["tensors"], manifest["files"]
+    weights = hash_of_tensors(tensors) if tensors else hash_of_files(files)
+    context = checkpoint / "context"
+    return Identity(weights, hash_of_config(context), hash_of_tokenizer(context))
+
+
+def hash_of_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> str:
+    """``Identity.weights`` from name -> {"dtype", "shape", "sha256"}."""
+    entries = [[name, entry["dtype"], list(entry["shape"]), entry["sha256"]] for name, entry in tensors.items()]
+    return _hash(sorted(entries))
+
+
+def hash_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """``Identity.weights`` from a manifest's relative path -> {"size", "sha256" or "pieces"}."""
+    return _hash([[name, files[name]] for name in sorted(files) if name.startswith("weights/")])
+
+
+def hash_of_config(folder: Path) -> str | None:
+    """``Identity.config`` of a folder; None without a config.json.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text())
+        return _hash({name: value for name, value in fields.items() if name not in _PASSING})
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def hash_of_tokenizer(folder: Path) -> str | None:
+    """``Identity.tokenizer`` of a folder; None without a tokenizer."""
+    files = [[path.relative_to(folder).as_posix(), sha256(path)] for path in tokenizer_files(folder)]
+    return _hash(files) if files else None
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files in a folder."""
+    return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""A link between two folders, compared: what every reader of it asks before it believes a path."""
+
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tokenizer, identity_of
+from mixtral_recipes.checkpoints.lineage.record import NAME, Lineage, Parent, read, read_or_none
+from mixtral_recipes.errors import CheckpointError
+
+
+def base_of(adapter: Path, base: Path | None = None) -> Path:
+    """The checkpoint that adapters adapt, compared by content with the one they were trained on.
+
+    Args:
+        adapter: An adapter checkpoint.
+        base: Where its base is now; None takes the place it was at.
+
+    Raises:
+        CheckpointError: it is not there, or something else is; the message names both identities.
+    """
+    parent = read(adapter).parent("base")
+    if parent is None:
+        raise CheckpointError(f"{adapter}: its lineage does not say what the adapters adapt.")
+    place = base or Path(parent.path or "")
+    if not (place / "manifest.json").is_file():
+        wanted = parent.record.identity
+        raise CheckpointError(
+            f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}; "
+            "say where it is now with --base PATH, or import it again."
+        )
+    refuse_another(place, parent, f"the base of {adapter}")
+    return place
+
+
+def source_parent(folder: Path, origin: dict[str, Any], weights: str | None) -> Parent:
+    """The parent of an import.
+
+    Args:
+        folder: The files that were imported; an export of ours brings its own lineage.
+        origin: ``id`` and ``revision`` of the Hub, or ``path``.
+        weights: The identity of the weights that were read; None where they were cast on the way.
+
+    Raises:
+        CheckpointError: the folder's lineage is damaged, or of other weights.
+    """
+    path = origin.get("path")
+    found = Identity(weights, hash_of_config(folder), hash_of_tokenizer(folder))
+    own = read_or_none(folder)
+    if own is None:
+        told = {key: value for key, value in origin.items() if key != "path"} or {"folder": folder.name}
+        return Parent("source", Lineage("source", found, origin=told), path)
+    problem = mismatch(own.identity, found, tokenizer=True)
+    if problem:
+        raise CheckpointError(
+            f"{folder}: is not what its {NAME} says: {problem}; remove that file to import the folder as a source of "
+            "its own."
+        )
+    return Parent("source", own, path)
+
+
+def refuse_another(place: Path, parent: Parent, what: str) -> None:
+    """Refuse a folder that is not the parent whose place it takes.
+
+    Args:
+        place: The checkpoint found there.
+        parent: What was recorded.
+        what: What it should be, for the message.
+
+    Raises:
+        CheckpointError: names both identities.
+    """
+    problem = mismatch(parent.record.identity, identity_of(place))
+    if problem:
+        raise CheckpointError(f"{place} is not {what}: {problem}; name the right one with --base PATH.")
+
+
+def mismatch(recorded: Identity, found: Identity, *, tokenizer: bool = False) -> str | None:
+    """What differs between what a link recorded and what is there, with both identities; None where nothing does.
+
+    Args:
+        recorded: What the link says.
+        found: What is there.
+        tokenizer: Whether the tokenizer counts; merging and loading weights do not depend on it.
+    """
+    names = [name for name in recorded.differences(found) if tokenizer or name != "tokenizer"]
+    if not names:
+        return None
+    return f"it holds {found.told(*names)}, recorded was {recorded.told(*names)}"

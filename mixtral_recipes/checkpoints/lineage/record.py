@@ -1,0 +1,205 @@
+"""``lineage.json``: what a folder records of itself, and of everything it was made from, back to the source.
+
+Each record holds its parents' records whole, so that a model can be followed back where its parents are gone. The
+folders of a machine are noted where links were followed, and left out of what is published.
+"""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import write_text
+from mixtral_recipes.system.machine import package_version
+
+NAME = "lineage.json"
+FORMAT = "mixtral-recipes/lineage/1"
+_DEEPEST = 100
+
+
+def now() -> str:
+    """The time in UTC, as ``created`` holds it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version; with the commit, and whether files differ from it, where it runs from a repository."""
+    root = Path(__file__).resolve().parents[3]
+    version = package_version("mixtral-recipes") or "unknown"
+    if not (root / ".git").exists():
+        return version
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{commit}"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A folder that another was made from.
+
+    Attributes:
+        role: ``source`` (files that were imported), ``base`` (what adapters adapt), ``start`` (weights a run began
+            with) or ``checkpoint`` (what was exported).
+        record: What it recorded of itself.
+        path: Where it was; None where that says nothing to a reader.
+    """
+
+    role: str
+    record: "Lineage"
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a folder is, and what it was made from.
+
+    Attributes:
+        kind: ``source``, ``model`` (an import), ``training``, ``adapter`` or ``export``.
+        identity: Its content.
+        origin: Of a source: the Hub's ``id`` and ``revision``, or the ``folder``'s name.
+        run: Of a run's checkpoint: its name, ``step`` and ``consumed_samples``.
+        recipe: Every setting of the run by its dotted path.
+        data: Of a run: the data set's recognised ``form`` and ``sha256``.
+        tensors: Of an export: name -> hash of each tensor; its folder has no manifest that would hold them.
+        parents: What it was made from.
+        created: When, in UTC.
+        code: Version of this package, and the commit where it runs from a repository.
+    """
+
+    kind: str
+    identity: Identity
+    origin: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    created: str = field(default_factory=now)
+    code: str = field(default_factory=code_version)
+
+    def parent(self, role: str) -> Parent | None:
+        """The parent of a role, where there is one."""
+        return next((parent for parent in self.parents if parent.role == role), None)
+
+    def at(self, role: str, path: Path) -> "Lineage":
+        """The record, with the parent of a role at another place."""
+        parents = [replace(parent, path=str(path)) if parent.role == role else parent for parent in self.parents]
+        return replace(self, parents=tuple(parents))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the record and, through them, of all its ancestors' records; the same wherever the folders lie."""
+        plain = _plain(self, paths=False)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def ancestors(self) -> list["Lineage"]:
+        """This record and what it was made from, nearest first."""
+        found: list[Lineage] = [self]
+        for record in found:
+            found += [parent.record for parent in record.parents]
+        return found
+
+
+def write(folder: Path, record: Lineage, *, paths: bool = True) -> None:
+    """Write a folder's ``lineage.json``.
+
+    Args:
+        folder: The folder, or its staging folder.
+        record: What to write.
+        paths: Whether the folders of parents are named, which publishing leaves out.
+    """
+    plain = _plain(record, paths=paths) | {"seal": record.digest}
+    write_text(folder / NAME, json.dumps(plain, indent=1) + "\n")
+
+
+def read(folder: Path) -> Lineage:
+    """What a folder records of itself.
+
+    Raises:
+        CheckpointError: it has no ``lineage.json``, or a damaged one.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        what = f"has no {NAME}" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"{folder} {what}, so it cannot be said where it comes from.")
+    try:
+        plain = json.loads(path.read_text())
+        if plain["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {plain['format']!r} is not {FORMAT!r}, the only one known here.")
+        record = _record(plain)
+        if plain["seal"] != record.digest:
+            raise CheckpointError(f"{path}: was changed by hand, its seal (the hash of the rest of it) does not match.")
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a lineage ({type(error).__name__}: {error}).") from error
+
+
+def read_or_none(folder: Path) -> Lineage | None:
+    """As `read`; None where there is no ``lineage.json``."""
+    return read(folder) if (folder / NAME).is_file() else None
+
+
+def of_checkpoint(folder: Path) -> Lineage:
+    """What a checkpoint of ours records of itself, or where it recorded nothing, what its manifest says."""
+    found = read_or_none(folder)
+    if found is None:
+        manifest = read_manifest(folder)
+        return Lineage(manifest["kind"], identity_of(folder), created=manifest["created"], code="unknown")
+    return found
+
+
+def _plain(record: Lineage, *, paths: bool) -> dict[str, Any]:
+    fields = {"format": FORMAT, "kind": record.kind, "created": record.created, "code": record.code}
+    told = {name: getattr(record, name) for name in ("origin", "run", "data", "recipe", "tensors")}
+    parents = [
+        {"role": parent.role}
+        | ({"path": parent.path} if paths and parent.path else {})
+        | {"record": _plain(parent.record, paths=paths)}
+        for parent in record.parents
+    ]
+    return (
+        fields
+        | {"identity": dataclasses.asdict(record.identity)}
+        | {name: value for name, value in told.items() if value}
+        | {"parents": parents}
+    )
+
+
+def _record(plain: dict[str, Any], depth: int = 0) -> Lineage:
+    if depth > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} records deep")
+    tables = {name: dict(plain.get(name, {})) for name in ("origin", "run", "data", "recipe", "tensors")}
+    parents = [
+        Parent(_text(parent["role"]), _record(parent["record"], depth + 1), _text_or_none(parent.get("path")))
+        for parent in plain["parents"]
+    ]
+    return Lineage(
+        kind=_text(plain["kind"]),
+        identity=Identity(**{name: _text_or_none(value) for name, value in plain["identity"].items()}),
+        **tables,
+        parents=tuple(parents),
+        created=_text(plain["created"]),
+        code=_text(plain["code"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)

@@ -1,0 +1,162 @@
+"""What a run's weights and tokenizer are, recorded by content: in its recipe, its lineage and its context folder."""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.integrity import verify_together
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of, tokenizer_files
+from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
+from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.importers.hf.config import from_megatron
+from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.system.files import read_json, replacing_folder, write_json
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The weights a run starts from.
+
+    Attributes:
+        base: The checkpoint with the model's weights; None means random ones.
+        adapters: An adapter checkpoint on that base whose adapters are trained on.
+    """
+
+    base: Path | None = None
+    adapters: Path | None = None
+
+    @classmethod
+    def of(cls, resume: AutoResume, peft: LoRA | None) -> "Origin":
+        """What ``resume.restore_config`` names, imported first where it is a Hugging Face model.
+
+        All ranks call it together: they share an import.
+
+        Raises:
+            CheckpointError: there is nothing usable, or an adapter's base is not the one it was trained on.
+            RecipeError: adapters are named and the run trains none of their kind.
+        """
+        if resume.restore_config is None or not resume.restore_config.path:
+            return cls()
+        found = resolve(resume.restore_config.path)
+        if read_manifest(found)["kind"] != "adapter":
+            return cls(found)
+        _refuse_other_scheme(found, peft)
+        return cls(base_of(found), found)
+
+    @property
+    def named(self) -> Path | None:
+        """The folder that was named."""
+        return self.adapters or self.base
+
+    def verify(self) -> None:
+        """Read the weights' files through and compare their hashes; all ranks call it together.
+
+        Raises:
+            CheckpointError: one is damaged.
+        """
+        for folder in (self.base, self.adapters):
+            if folder is not None:
+                verify_together(folder)
+
+    def settings(self, peft: LoRA | None) -> dict[str, str | None]:
+        """What a run's recipe holds of it: adapters belong to their base; a full run's checkpoints hold all weights."""
+        found: dict[str, str | None] = {}
+        if self.base is not None and peft is not None:
+            identity = identity_of(self.base)
+            found |= {"base.weights": identity.weights, "base.config": identity.config}
+        start = self.adapters if peft is not None else self.base
+        if start is not None:
+            found["starting weights"] = identity_of(start).weights
+        return found
+
+    def lineage(self, recipe: dict[str, Any], peft: LoRA | None, data: DataModule) -> Lineage:
+        """What the run's checkpoints record, but for position and identity."""
+        roles = (("base" if peft is not None else "start", self.base), ("start", self.adapters))
+        parents = [
+            Parent(role, record.of_checkpoint(path), os.path.abspath(path)) for role, path in roles if path is not None
+        ]
+        kind = "training" if peft is None else "adapter"
+        return Lineage(kind, Identity(), recipe=recipe, data=data.identity(), parents=tuple(parents))
+
+
+def _refuse_other_scheme(adapters: Path, peft: LoRA | None) -> None:
+    """Adapters are trained on as they are: by another scheme, or as full weights, they would be another model."""
+    if peft is None:
+        raise RecipeError(
+            f"{adapters} holds adapters, and this run trains all weights: export it (adapters are merged) and start "
+            "from that folder, or train on with --peft lora."
+        )
+    facts = read_json(adapters / "context" / "run.json") or {}
+    before, now = facts.get("peft", {}), scheme_facts(peft)
+    for name in ("class", "dim", "alpha"):
+        if before.get(name) != now[name]:
+            raise RecipeError(
+                f"{adapters} was trained with peft.{name}={before.get(name)}, this run has peft.{name}={now[name]}; "
+                "give the same, or export it (adapters are merged) and start from that folder."
+            )
+
+
+def scheme_facts(peft: LoRA) -> dict[str, Any]:
+    """An adapter scheme as run.json holds it."""
+    fields = {k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()}
+    return fields | {"class": type(peft).__name__}
+
+
+def context_folder(
+    base: Path | None, run_dir: Path, config: MixtralConfig, tokenizer: Any, *, named: bool, writes: bool
+) -> Path:
+    """The folder whose files every checkpoint of a run carries: config.json and the tokenizer it trains with.
+
+    Args:
+        base: The checkpoint the run starts from; its files are taken as they are where its tokenizer is used.
+        run_dir: Where another folder is made.
+        config: The model, for one that starts from random weights.
+        tokenizer: What the run trains with; None where its data needs none.
+        named: Whether the recipe names the tokenizer, so that it may be another than the base's.
+        writes: Whether this process writes the folder.
+    """
+    if base is not None and (not named or tokenizer is None or _has_tokenizer(base, tokenizer)):
+        return base / "context"
+    folder = run_dir / "context"
+    if not writes:
+        return folder
+    with replacing_folder(folder) as staging:
+        if base is None:
+            fields = from_megatron(vars(config), dtype=str(config.params_dtype).removeprefix("torch."))
+            write_json(staging / "config.json", fields)
+        else:
+            shutil.copytree(base / "context", staging, dirs_exist_ok=True)
+            for path in [staging / "run.json", *tokenizer_files(staging)]:
+                path.unlink(missing_ok=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+            _set_special_tokens(staging, tokenizer)
+    return folder
+
+
+def _has_tokenizer(base: Path, tokenizer: Any) -> bool:
+    try:
+        return tokenizer_identity(load_tokenizer(base, error=CheckpointError)) == tokenizer_identity(tokenizer)
+    except CheckpointError:
+        return False
+
+
+def _set_special_tokens(folder: Path, tokenizer: Any) -> None:
+    """Let config.json and generation_config.json name the tokenizer's ids: generation stops at them."""
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if path.is_file():
+            write_json(path, json.loads(path.read_text()) | ids)

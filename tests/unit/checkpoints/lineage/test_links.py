@@ -1,0 +1,94 @@
+"""An adapter's base is believed by content, wherever it lies."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tokenizer, identity_of
+from mixtral_recipes.checkpoints.lineage.links import base_of, source_parent
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.errors import CheckpointError
+
+
+def model(folder: Path, *, weights: str = "w", tensors: bool = True, **config: Any) -> Path:
+    """A checkpoint as import (tensors have hashes) or training (files have) writes it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "weights").mkdir(parents=True)
+    (folder / "context").mkdir()
+    (folder / "weights" / "__0_0.distcp").write_text(weights)
+    (folder / "context" / "config.json").write_text(json.dumps({"rope_theta": 1e6} | config))
+    (folder / "context" / "tokenizer.json").write_text("{}")
+    digest = {"dtype": "BF16", "shape": [1], "sha256": weights.encode().hex()}
+    write_manifest(folder, "model", tensors={"lm_head.weight": digest} if tensors else None)
+    return folder
+
+
+def adapters_on(base: Path, folder: Path) -> Path:
+    """An adapter checkpoint's lineage."""
+    folder.mkdir()
+    link = Parent("base", record.of_checkpoint(base), str(base))
+    record.write(folder, Lineage("adapter", Identity(), parents=(link,)))
+    return folder
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+@pytest.mark.parametrize("other", [{"weights": "v"}, {"rope_theta": 5e5}], ids=["weights", "config"])
+def test_another_model_at_the_bases_place_is_refused(tmp_path: Path, tensors: bool, other: dict[str, Any]) -> None:
+    base = model(tmp_path / "base", tensors=tensors)
+    before = identity_of(base)
+    adapter = adapters_on(base, tmp_path / "adapter")
+    assert base_of(adapter) == base
+    model(base, tensors=tensors, **other)
+    after = identity_of(base)
+    name = "weights" if "weights" in other else "config"
+    with pytest.raises(CheckpointError, match="is not the base of") as error:
+        base_of(adapter)
+    for identity in (before, after):
+        assert getattr(identity, name)[:12] in str(error.value)
+
+
+def test_what_does_not_decide_the_model_may_change(tmp_path: Path) -> None:
+    base = model(tmp_path / "base", tensors=False)
+    adapter = adapters_on(base, tmp_path / "adapter")
+    model(base, tensors=False, transformers_version="9", _name_or_path="/home/me", torch_dtype="bfloat16")
+    (base / "context" / "notes.txt").write_text("imported again")
+    write_manifest(base, "model", source={"path": "/other"})
+    assert base_of(adapter) == base
+
+
+def test_a_base_that_moved_is_named_and_compared(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")
+    adapter = adapters_on(base, tmp_path / "adapter")
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"is not at .*base; say where it is now with --base PATH"):
+        base_of(adapter)
+    assert base_of(adapter, moved) == moved
+    with pytest.raises(CheckpointError, match="is not the base of"):
+        base_of(adapter, model(tmp_path / "other", weights="v"))
+
+
+def test_adapters_that_do_not_say_what_they_adapt(tmp_path: Path) -> None:
+    record.write(tmp_path, Lineage("adapter", Identity()))
+    with pytest.raises(CheckpointError, match="does not say what the adapters adapt"):
+        base_of(tmp_path)
+
+
+def test_an_export_brings_its_lineage_and_other_weights_in_it_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"rope_theta": 1}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    identity = Identity("a" * 64, hash_of_config(tmp_path), hash_of_tokenizer(tmp_path))
+    export = Lineage("export", identity)
+    record.write(tmp_path, export)
+    origin = {"path": str(tmp_path)}
+    assert source_parent(tmp_path, origin, "a" * 64).record == export
+    assert source_parent(tmp_path, origin, None).record == export  # cast on the way: nothing to compare
+    with pytest.raises(CheckpointError, match=r"holds weights bbbbbbbbbbbb, recorded was weights aaaaaaaaaaaa"):
+        source_parent(tmp_path, origin, "b" * 64)
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    with pytest.raises(CheckpointError, match="holds tokenizer"):
+        source_parent(tmp_path, origin, "a" * 64)
