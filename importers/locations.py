@@ -1,10 +1,17 @@
-"""Where checkpoints are: ``hf://``, ``nemo://`` and paths, and the folder finished imports are kept in."""
+"""Where checkpoints are: ``hf://``, ``nemo://`` and paths, and the folder finished imports are kept in.
+
+``nemo://`` has two meanings, as in NeMo: before a name, an import that is kept (``nemo://org/name``); before a path, a
+NeMo 2.0 checkpoint there (``nemo:///path``).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixtral_recipes.errors import CheckpointError, nearest
+from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
+
+_NEMO = "nemo://"
 
 
 @dataclass(frozen=True)
@@ -16,20 +23,25 @@ class HubId:
 
 
 def parse_source(source: str) -> Path | HubId:
-    """A Hugging Face model's place: a folder, or a Hub repository.
+    """The place of a model to import: a folder, or a Hub repository.
 
     Args:
-        source: ``hf://org/name``, ``hf://org/name@revision``, ``hf://path/to/folder``, a path, or ``org/name`` where no
-            such folder exists.
+        source: ``hf://org/name``, ``hf://org/name@revision``, ``hf://path/to/folder``, ``nemo:///path/to/checkpoint``,
+            a path, or ``org/name`` where no such folder exists.
 
     Raises:
         CheckpointError: it is none of these.
     """
     text = source.removeprefix("hf://")
-    if source.startswith("nemo://"):
-        raise CheckpointError(f"{source} is an imported checkpoint already; give hf://org/name or a model folder.")
+    if source.startswith(_NEMO):
+        text = source.removeprefix(_NEMO)
+        if not is_path(source):
+            raise CheckpointError(
+                f"{source} names an imported checkpoint; to import, give hf://org/name, a folder, or nemo:///path of a "
+                "NeMo 2.0 checkpoint."
+            )
     if "://" in text:
-        raise CheckpointError(f"{source}: only hf://org/name[@revision] and paths are understood.")
+        raise CheckpointError(f"{source}: only hf://org/name[@revision], nemo:///path and paths are understood.")
     path = Path(text).expanduser()
     if path.exists() or text.startswith(("/", ".", "~")):
         if not path.exists():
@@ -41,16 +53,26 @@ def parse_source(source: str) -> Path | HubId:
     return HubId(repo, revision or None)
 
 
+def is_path(text: str) -> bool:
+    """Whether ``nemo://`` stands before a path, not before an import's name."""
+    return text.startswith(_NEMO) and text.removeprefix(_NEMO).startswith(("/", ".", "~"))
+
+
 def checkpoint(text: str) -> Path:
-    """A checkpoint that is already there: ``nemo://ID``, or a folder."""
-    if text.startswith("nemo://"):
-        return finished(text.removeprefix("nemo://"))
+    """A checkpoint of this project that is already there: ``nemo://ID``, or a folder.
+
+    Raises:
+        CheckpointError: there is none; of a folder of another form it says which, and what to do.
+    """
+    if text.startswith(_NEMO) and not is_path(text):
+        return finished(text.removeprefix(_NEMO))
+    text = text.removeprefix(_NEMO)
     if "://" in text:
         raise CheckpointError(f"{text}: a checkpoint folder or nemo://ID is needed here.")
     path = Path(text).expanduser()
-    if not path.is_dir():
+    if not path.exists():
         raise CheckpointError(f"{path} is not a folder; give a checkpoint folder or nemo://ID.")
-    return path.resolve()
+    return required(path.resolve(), Form.CHECKPOINT).folder
 
 
 def finished(name: str) -> Path:

@@ -1,11 +1,13 @@
 """The one table that relates Megatron's weights to Hugging Face's; import, export and verify all read it.
 
-Three layouts meet here, and in all three a tensor is a run of whole rows of **canonical tensors**, the ones a released
+Four layouts meet here, and in all of them a tensor is a run of whole rows of **canonical tensors**, the ones a released
 Mixtral's files hold ("v4": one tensor per expert and projection):
 
 - v4 itself;
 - v5, transformers' in-memory layout, where a layer's experts are one fused tensor (`FUSED`);
-- Megatron's, on disk (`torch_dist`: layers stacked on axis 0, experts on axis 1) and in memory.
+- Megatron's, on disk (`torch_dist`: layers stacked on axis 0, experts on axis 1) and in memory;
+- Mistral's own (`consolidated.*`), with other names, the rows of query and key heads in another order, and in the first
+  release of 8x7B a layer's experts stacked, the last projection transposed (`MISTRAL_STACKED`).
 
 So one description serves both directions: `Block` says which rows of which canonical tensor come next.
 
@@ -22,6 +24,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.layout.shapes import ModelShape
 
 Transform = Literal["copy", "stack", "qkv"]
+Order = Literal["rows", "interleaved", "transposed"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Weight:
         fused: Parameter name under Transformer Engine's spec (norm inside linear_qkv, grouped experts).
         hf: Canonical tensor names, in the order the transform takes them.
         shapes: Their shapes in dimension letters, in the same order.
+        mistral: Their names in Mistral's own files, in the same order.
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
         expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
@@ -46,6 +50,7 @@ class Weight:
     fused: str
     hf: tuple[str, ...]
     shapes: tuple[str, ...]
+    mistral: tuple[str, ...]
     transform: Transform = "copy"
     tensor_axis: int | None = None
     expert_axis: int | None = None
@@ -64,8 +69,11 @@ class Weight:
 _LAYER = "decoder.layers.{layer}."
 _HF = "model.layers.{layer}."
 _MOE = _HF + "block_sparse_moe."
+_MISTRAL = "layers.{layer}."
+_MISTRAL_EXPERT = _MISTRAL + "feed_forward.experts.{expert}."
 
-# Sources: Megatron-Core 0.19 GPTModel.sharded_state_dict(); transformers MixtralForCausalLM.
+# Sources: Megatron-Core 0.19 GPTModel.sharded_state_dict(); transformers MixtralForCausalLM; mistral-inference
+# transformer.py, Transformer.
 WEIGHTS: tuple[Weight, ...] = (
     Weight(
         disk="embedding.word_embeddings.weight",
@@ -73,6 +81,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused="embedding.word_embeddings.weight",
         hf=("model.embed_tokens.weight",),
         shapes=("V H",),
+        mistral=("tok_embeddings.weight",),
         tensor_axis=0,
     ),
     Weight(
@@ -81,6 +90,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "self_attention.linear_qkv.layer_norm_weight",
         hf=(_HF + "input_layernorm.weight",),
         shapes=("H",),
+        mistral=(_MISTRAL + "attention_norm.weight",),
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_qkv.weight",
@@ -88,6 +98,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "self_attention.linear_qkv.weight",
         hf=(_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight", _HF + "self_attn.v_proj.weight"),
         shapes=("Q H", "K H", "K H"),
+        mistral=(_MISTRAL + "attention.wq.weight", _MISTRAL + "attention.wk.weight", _MISTRAL + "attention.wv.weight"),
         transform="qkv",
         tensor_axis=0,
         extra_state="decoder.layers.self_attention.linear_qkv._extra_state",
@@ -99,6 +110,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "self_attention.linear_proj.weight",
         hf=(_HF + "self_attn.o_proj.weight",),
         shapes=("H Q",),
+        mistral=(_MISTRAL + "attention.wo.weight",),
         tensor_axis=1,
         extra_state="decoder.layers.self_attention.linear_proj._extra_state",
         adapted=_LAYER + "self_attention.linear_proj",
@@ -109,6 +121,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "pre_mlp_layernorm.weight",
         hf=(_HF + "post_attention_layernorm.weight",),
         shapes=("H",),
+        mistral=(_MISTRAL + "ffn_norm.weight",),
         extra_state="decoder.layers.pre_mlp_layernorm._extra_state",
     ),
     Weight(
@@ -117,6 +130,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "mlp.router.weight",
         hf=(_MOE + "gate.weight",),
         shapes=("E H",),
+        mistral=(_MISTRAL + "feed_forward.gate.weight",),
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc1.weight",
@@ -124,6 +138,10 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "mlp.experts.linear_fc1.weight{expert}",
         hf=(_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),  # gate over up
         shapes=("F H", "F H"),
+        mistral=(
+            _MISTRAL_EXPERT + "w1.weight",
+            _MISTRAL_EXPERT + "w3.weight",
+        ),
         transform="stack",
         tensor_axis=0,
         expert_axis=1,
@@ -136,6 +154,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused=_LAYER + "mlp.experts.linear_fc2.weight{expert}",
         hf=(_MOE + "experts.{expert}.w2.weight",),
         shapes=("H F",),
+        mistral=(_MISTRAL_EXPERT + "w2.weight",),
         tensor_axis=1,
         expert_axis=1,
         extra_state="decoder.layers.mlp.experts.experts.linear_fc2._extra_state",
@@ -147,6 +166,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused="decoder.final_layernorm.weight",
         hf=("model.norm.weight",),
         shapes=("H",),
+        mistral=("norm.weight",),
         extra_state="decoder.final_layernorm._extra_state",
     ),
     Weight(
@@ -155,6 +175,7 @@ WEIGHTS: tuple[Weight, ...] = (
         fused="output_layer.weight",
         hf=("lm_head.weight",),
         shapes=("V H",),
+        mistral=("output.weight",),
         tensor_axis=0,
     ),
 )
@@ -164,6 +185,18 @@ FUSED: dict[str, tuple[str, ...]] = {
     _HF + "mlp.gate.weight": (_MOE + "gate.weight",),
     _HF + "mlp.experts.gate_up_proj": (_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),
     _HF + "mlp.experts.down_proj": (_MOE + "experts.{expert}.w2.weight",),
+}
+
+# Mistral's files that turn neighbouring rows of a head, not its halves (`views.InterleavedHeads`).
+MISTRAL_INTERLEAVED = frozenset({_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight"})
+
+# Mistral's first release of 8x7B (consolidated.00.pt to .07.pt): a layer's experts one below the other, [E x F, H];
+# the last projection, [H, F], transposed so that it fits. Source: transformers convert_mixtral_weights_to_hf.py.
+MISTRAL_STACKED: dict[str, tuple[str, Order]] = {
+    _MISTRAL + "block_sparse_moe.gate.weight": (_MOE + "gate.weight", "rows"),
+    _MISTRAL + "block_sparse_moe.w1": (_MOE + "experts.{expert}.w1.weight", "rows"),
+    _MISTRAL + "block_sparse_moe.w2": (_MOE + "experts.{expert}.w2.weight", "transposed"),
+    _MISTRAL + "block_sparse_moe.w3": (_MOE + "experts.{expert}.w3.weight", "rows"),
 }
 
 # Keys of the states Transformer Engine's modules store beside their weights; empty means "no FP8".
@@ -232,6 +265,44 @@ def fused_blocks(dims: ModelShape) -> dict[str, tuple[tuple[int, ...], list[Bloc
         blocks = [Block(name, 0, shapes[name][0]) for name in names]
         rows = sum(block.stop for block in blocks)
         found[target] = (shape if expert is None else (len(experts), rows // len(experts), shape[1]), blocks)
+    return found
+
+
+@dataclass(frozen=True)
+class StoredParts:
+    """A tensor of Mistral's files: its shape, the canonical tensors one below the other in it, and their order."""
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    order: Order
+
+
+def mistral_tensors(dims: ModelShape, *, stacked: bool) -> dict[str, StoredParts]:
+    """Mistral's own layout, by name, in the order `canonical_shapes` has.
+
+    Args:
+        dims: The model's sizes.
+        stacked: Whether a layer's experts are stacked, as in the first release.
+    """
+    names = {hf: own for weight in WEIGHTS for hf, own in zip(weight.hf, weight.mistral, strict=True)}
+    orders: dict[str, Order] = dict.fromkeys(MISTRAL_INTERLEAVED, "interleaved")
+    if stacked:
+        names |= {part: stored for stored, (part, _) in MISTRAL_STACKED.items()}
+        orders |= dict(MISTRAL_STACKED.values())
+    found: dict[str, StoredParts] = {}
+    for template, layer, expert, shape in canonical_tensors(dims):
+        target = names[template].format(layer=layer, expert=expert)
+        if target in found:
+            continue
+        together = expert is not None and "{expert}" not in names[template]
+        experts = range(dims.num_moe_experts) if together else (expert,)
+        order = orders.get(template, "rows")
+        rows, *columns = reversed(shape) if order == "transposed" else shape
+        found[target] = StoredParts(
+            (rows * len(experts), *columns),
+            tuple(template.format(layer=layer, expert=number) for number in experts),
+            order,
+        )
     return found
 
 

@@ -18,8 +18,10 @@ from mixtral_recipes.checkpoints.lineage.links import source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
-from mixtral_recipes.importers.hf.source import Source, open_source
+from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
+from mixtral_recipes.importers.open import open_model
+from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
@@ -68,7 +70,7 @@ def import_checkpoint(
     wanted = dtype_of(dtype)
     with joined() as group:
         folder, origin = first(lambda: fetch(source, progress=progress), group)
-        opened = open_source(folder)
+        opened = open_model(folder)
         if accept is not None:
             accept(opened)
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
@@ -115,9 +117,9 @@ def _content_key(source: Source) -> str:
     digest = hashlib.sha256()
     for path in source.sidecars:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    for path in sorted({extent.path for extent in source.tensors.values()}):
+    for path in source.weights:
         status = os.stat(path)
-        digest.update(f"{Path(path).name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -186,6 +188,8 @@ class _Import:
         context.mkdir()
         for path in self.source.sidecars:
             shutil.copyfile(path, context / path.name)
+        if not (context / "config.json").exists():  # the source describes itself in another form
+            write_json(context / "config.json", self.source.config)
         if self.dtype:
             set_dtype(context / "config.json", self.dtype)
         digests = {name: digest for _, part in gathered for name, digest in part.items()}

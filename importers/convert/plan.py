@@ -3,12 +3,13 @@
 import io
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent, Part, Record
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Rows
 from mixtral_recipes.checkpoints.format.writer import Item, object_item, rows_item
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import (
@@ -91,7 +92,7 @@ def share(chunks: list[Chunk], count: int) -> list[list[Chunk]]:
     return shares
 
 
-def items_of(tensors: dict[str, Extent], chunks: list[Chunk], objects: dict[str, bytes]) -> list[tuple[Item, Record]]:
+def items_of(tensors: Mapping[str, Rows], chunks: list[Chunk], objects: dict[str, bytes]) -> list[tuple[Item, Record]]:
     """Chunks and objects as the writer takes them; ``tensors`` says where the canonical rows are."""
     return [object_item(key, content) for key, content in objects.items()] + [
         rows_item(

@@ -55,6 +55,15 @@ _SAME_NUMBER = {
     "max_position_embeddings": "max_position_embeddings",
 }
 
+# Fields of `to_megatron` that change no number the model computes from its weights; not every form states them.
+WITHOUT_EFFECT = (
+    "attention_dropout",
+    "hidden_dropout",
+    "init_method_std",
+    "max_position_embeddings",
+    "moe_aux_loss_coeff",
+)
+
 _POSITIVE = (
     "num_hidden_layers",
     "hidden_size",

@@ -1,11 +1,12 @@
 """A Hugging Face Mixtral on disk, opened for reading: every tensor found, named canonically, and accounted for."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.stream import Extent
+from mixtral_recipes.checkpoints.format.stream import Extent, Rows
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -31,26 +32,30 @@ SIDECARS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint whose every tensor is known to be there, once, in the right shape.
+    """A model of any form that can be imported: every tensor is known to be there, once, in the right shape.
 
     Attributes:
-        layout: "v4" (one tensor per expert) or "v5" (fused experts).
-        tensors: canonical name -> where its rows are.
+        folder: Where it is.
+        config: config.json, or the one that describes the same model.
+        dims: Its sizes.
+        layout: "v4" (one tensor per expert), "v5" (fused experts), "mistral" or "nemo".
+        tensors: canonical name -> its rows.
+        weights: The files they are in.
+        beside: The folder of what travels with the weights; None where it is ``folder``.
     """
 
     folder: Path
     config: dict[str, Any]
     dims: ModelShape
     layout: str
-    tensors: dict[str, Extent]
+    tensors: Mapping[str, Rows]
+    weights: Sequence[Path]
+    beside: Path | None = None
 
     @property
     def sidecars(self) -> list[Path]:
-        return [self.folder / name for name in SIDECARS if (self.folder / name).is_file()]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(extent.rows * extent.row_bytes for extent in self.tensors.values())
+        folder = self.beside or self.folder
+        return [folder / name for name in SIDECARS if (folder / name).is_file()]
 
 
 def open_source(folder: Path) -> Source:
@@ -63,9 +68,10 @@ def open_source(folder: Path) -> Source:
     dims = hf_config.dims(config)
     stored, indexed = _stored_tensors(folder)
     if indexed:
-        _check_index(folder, stored, indexed)
+        check_index(folder, stored, indexed)
     layout = "v5" if _has_fused_experts(stored, dims) else "v4"
-    return Source(folder, config, dims, layout, _canonical(folder, stored, dims, layout))
+    files = sorted({path for path, _ in stored.values()})
+    return Source(folder, config, dims, layout, _canonical(folder, stored, dims, layout), files)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a model folder or hf://org/name.")
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+        raise CheckpointError(f"{path} is missing; it says which model the weights are of.")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -99,16 +105,32 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]],
             f"{folder} has no weights: neither {safetensors_io.SINGLE} nor {safetensors_io.INDEX} "
             "(nor the .bin files of the same kind)."
         )
+    return gather(files, read), indexed
+
+
+def gather(
+    files: Sequence[Path], read: Callable[[Path], Mapping[str, StoredTensor]]
+) -> dict[str, tuple[Path, StoredTensor]]:
+    """Every tensor of several files, with the file it is in.
+
+    Raises:
+        CheckpointError: one is in two files.
+    """
     found: dict[str, tuple[Path, StoredTensor]] = {}
     for path in files:
         for name, tensor in read(path).items():
             if name in found:
                 raise CheckpointError(f"{name} is in both {found[name][0].name} and {path.name}; one must go.")
             found[name] = (path, tensor)
-    return found, indexed
+    return found
 
 
-def _check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], indexed: dict[str, str]) -> None:
+def check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], indexed: dict[str, str]) -> None:
+    """Refuse an index that does not say where each tensor is.
+
+    Raises:
+        CheckpointError: names the first tensor that is elsewhere or not named.
+    """
     for name, file in indexed.items():
         if name not in stored or stored[name][0].name != file:
             raise CheckpointError(f"{folder}: the index says {name} is in {file}, but it is not.")
@@ -129,7 +151,7 @@ def _canonical(
     """Match stored tensors against what the configuration calls for, one to one."""
     shapes = canonical_shapes(dims)
     expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
-    _check_names(folder, list(stored), list(expected))
+    check_names(folder, list(stored), list(expected))
     found: dict[str, Extent] = {}
     for name, (shape, blocks) in expected.items():
         path, tensor = stored[name]
@@ -147,7 +169,12 @@ def _canonical(
     return found
 
 
-def _check_names(folder: Path, stored: list[str], expected: list[str]) -> None:
+def check_names(folder: Path, stored: list[str], expected: list[str], described_by: str = "config.json") -> None:
+    """Refuse names that are not exactly those a configuration calls for.
+
+    Raises:
+        CheckpointError: names one that is missing or unexpected.
+    """
     have, want = set(stored), set(expected)
     missing = [name for name in expected if name not in have]
     unexpected = [name for name in stored if name not in want]
@@ -158,5 +185,5 @@ def _check_names(folder: Path, stored: list[str], expected: list[str]) -> None:
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
         raise CheckpointError(
-            f"{folder}: {unexpected[0]}{more} in the weights, but config.json's model has no such tensor."
+            f"{folder}: {unexpected[0]}{more} in the weights, but {described_by}'s model has no such tensor."
         )

@@ -113,8 +113,8 @@ def test_truncated_while_it_is_read(make_model, tmp_path: Path, monkeypatch: pyt
         os.truncate(folder / "model.safetensors", 100_000)
         return opened
 
-    opening = hf_to_megatron.open_source
-    monkeypatch.setattr(hf_to_megatron, "open_source", then_truncate)
+    opening = hf_to_megatron.open_model
+    monkeypatch.setattr(hf_to_megatron, "open_model", then_truncate)
     refused(folder, tmp_path / "out", "model.safetensors", "truncated")
 
 
@@ -162,7 +162,7 @@ def test_a_config_that_cannot_be_honoured(make_model, tmp_path: Path, fields: di
 
 def test_folders_that_are_no_model(make_model, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", tmp_path / "out", "no config.json")
+    refused(tmp_path / "empty", tmp_path / "out", "an empty folder")
     refused(tmp_path / "nowhere", tmp_path / "out", "does not exist")
     folder, _, _ = make_model()
     (folder / "model.safetensors").unlink()

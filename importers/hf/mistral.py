@@ -1,0 +1,195 @@
+"""A Mixtral in Mistral's own format: ``params.json`` and ``consolidated.*``, as Mistral publishes it.
+
+Source: mistral-inference `args.py` (TransformerArgs) and `transformer.py` (from_folder).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
+from mixtral_recipes.errors import CheckpointError, nearest
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf.safetensors import StoredTensor
+from mixtral_recipes.importers.hf.source import Source, check_index, check_names, gather
+from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
+from mixtral_recipes.importers.views import InterleavedHeads, Transposed
+from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
+
+PARAMS = "params.json"
+SINGLE, INDEX = "consolidated.safetensors", "consolidated.safetensors.index.json"
+
+# params.json -> config.json. The first release of 8x7B spells some as config.json does.
+_FIELDS = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "head_dim": "head_dim",
+    "hidden_dim": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+    "rope_theta": "rope_theta",
+    "max_seq_len": "max_position_embeddings",
+    "max_position_embeddings": "max_position_embeddings",
+    "sliding_window": "sliding_window",
+    "tied_embeddings": "tie_word_embeddings",
+    "num_experts": "num_local_experts",
+    "num_experts_per_tok": "num_experts_per_tok",
+}
+_REQUIRED = ("dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "num_experts", "norm_eps")
+_WITHOUT_EFFECT = ("max_batch_size",)  # memory that mistral-inference sets aside
+_NETWORK = ("model_type", "transformer")
+# In which a config.json beside params.json must agree, in Megatron's spelling.
+_SAME = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+         "num_moe_experts", "moe_router_topk", "vocab_size", "rotary_base", "layernorm_epsilon")  # fmt: skip
+_ROPE_THETA = 1e6  # what mistral-inference takes where params.json is silent
+_POSITIONS, _POSITIONS_8X22B = 32768, 65536  # params.json is silent; as the released config.json files say
+
+
+def open_mistral(folder: Path) -> Source:
+    """Open a folder with params.json and consolidated weights.
+
+    Raises:
+        CheckpointError: a file, tensor or field is missing, unexpected or wrong; the message names it.
+    """
+    stored = _stored_tensors(folder)
+    config = read_params(folder)
+    dims = hf_config.dims(config)
+    config |= {"torch_dtype": _dtype(stored)}
+    if (folder / "config.json").is_file():
+        config = _agreeing(folder / "config.json", config)
+    files = sorted({path for path, _ in stored.values()})
+    return Source(folder, config, dims, "mistral", _canonical(folder, stored, dims), files)
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """params.json as a config.json.
+
+    Raises:
+        CheckpointError: it is missing, broken, or describes something other than a Mixtral.
+    """
+    path = folder / PARAMS
+    try:
+        params = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; it says which model the consolidated files hold.") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(params, dict) or not isinstance(params.get("moe") or {}, dict):
+        raise CheckpointError(f"{path}: not a JSON object with Mistral's parameters.")
+    flat = {key: value for key, value in params.items() if key != "moe"} | (params.get("moe") or {})
+    known = {**_FIELDS, **{field: field for field in hf_config.DEFAULTS}}
+    fields: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key in known:
+            fields[known[key]] = int(value) if isinstance(value, str) and value.isdigit() else value
+        elif key not in _WITHOUT_EFFECT and (key, value) != _NETWORK and value not in (None, False, {}, []):
+            raise CheckpointError(
+                f"{path}: {key}={value!r} is not a Mixtral's, or not known, and may change what the model computes."
+                f"{nearest(key, list(known))}"
+            )
+    for key in _REQUIRED:
+        if _FIELDS[key] not in fields:
+            what = "; only Mixtrals (with experts) can be converted" if key == "num_experts" else ""
+            raise CheckpointError(f"{path}: {key} is missing{what}.")
+    return _as_config(fields)
+
+
+def _as_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Add what config.json says and params.json leaves out."""
+    large = (fields["hidden_size"], fields["num_hidden_layers"]) == (
+        MIXTRAL_8X22B.hidden_size,
+        MIXTRAL_8X22B.num_layers,
+    )
+    theta = fields.pop("rope_theta", None) or _ROPE_THETA
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "max_position_embeddings": _POSITIONS_8X22B if large else _POSITIONS,
+        "rope_theta": float(theta),
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "num_experts_per_tok": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **{key: value for key, value in fields.items() if value is not None},
+    }
+
+
+def _agreeing(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
+    """The config.json beside params.json, which says more; refused if it describes another model."""
+    try:
+        published = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    theirs, wanted = hf_config.to_megatron(published), hf_config.to_megatron(ours)
+    for name in _SAME:
+        if theirs[name] != wanted[name]:
+            raise CheckpointError(f"{path}: {name} is {theirs[name]!r}, {PARAMS} has {wanted[name]!r}; one is wrong.")
+    return published
+
+
+def _stored_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor]]:
+    files, indexed = safetensors_io.files_of(folder, INDEX, SINGLE)
+    if files:
+        stored = gather(files, safetensors_io.read_header)
+        if indexed:
+            check_index(folder, stored, indexed)
+        return stored
+    from mixtral_recipes.importers.hf import pickle as pickle_io
+
+    return gather(_numbered(folder), pickle_io.read_tensors)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """consolidated.00.pth and those after it, without a gap."""
+    found = {
+        (int(match[1]), match[2]): path
+        for path in folder.glob("consolidated.*")
+        if (match := re.fullmatch(r"consolidated\.(\d+)\.(pth?)", path.name))
+    }
+    if not found:
+        raise CheckpointError(
+            f"{folder} has {PARAMS} and no weights: neither {SINGLE} nor {INDEX} nor consolidated.00.pth."
+        )
+    ending = sorted({suffix for _, suffix in found})[0]
+    for number in range(max(number for number, suffix in found if suffix == ending) + 1):
+        if (number, ending) not in found:
+            raise CheckpointError(f"{folder}: consolidated.{number:02d}.{ending} is missing; get it again.")
+    return [found[key] for key in sorted(found)]
+
+
+def _dtype(stored: dict[str, tuple[Path, StoredTensor]]) -> str:
+    return TORCH_NAMES[next(iter(stored.values()))[1].extent.dtype] if stored else "bfloat16"
+
+
+def _canonical(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape) -> dict[str, Rows]:
+    """Match stored tensors against what params.json calls for, one to one."""
+    expected = mistral_tensors(dims, stacked=any(".block_sparse_moe." in name for name in stored))
+    check_names(folder, list(stored), list(expected), PARAMS)
+    found: dict[str, Rows] = {}
+    for name, parts in expected.items():
+        path, tensor = stored[name]
+        if tensor.shape != parts.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(tensor.shape)}, {PARAMS} calls for {list(parts.shape)}."
+            )
+        found |= _views(tensor, parts, dims.head_dim)
+    return found
+
+
+def _views(tensor: StoredTensor, parts: StoredParts, head_dim: int) -> dict[str, Rows]:
+    """The canonical tensors in one of the files'."""
+    rows = tensor.extent.rows // len(parts.names)
+    found: dict[str, Rows] = {}
+    for number, name in enumerate(parts.names):
+        extent = tensor.extent.slice(number * rows, rows)
+        if parts.order == "interleaved":
+            found[name] = InterleavedHeads(extent, head_dim)
+        else:
+            found[name] = Transposed(extent) if parts.order == "transposed" else extent
+    return found

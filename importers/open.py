@@ -1,0 +1,22 @@
+"""Open a model folder of any form that can be imported."""
+
+from pathlib import Path
+
+from mixtral_recipes.importers.hf.source import Source, open_source
+from mixtral_recipes.importers.recognise import Form, required
+
+_WANTED = "a Hugging Face model, one in Mistral's own format, or a NeMo 2.0 checkpoint"
+
+
+def open_model(folder: Path) -> Source:
+    """Open a model that can be imported, whatever its form.
+
+    Raises:
+        CheckpointError: the folder is of another form, or a file, tensor or field in it is missing or wrong.
+    """
+    found = required(folder, Form.HF, Form.MISTRAL, wanted=_WANTED)
+    if found.form is Form.MISTRAL:
+        from mixtral_recipes.importers.hf.mistral import open_mistral
+
+        return open_mistral(found.folder)
+    return open_source(found.folder)

@@ -1,0 +1,151 @@
+"""Tensors of other formats seen as canonical ones: the same numbers in another order, read a few rows at a time.
+
+Each is a `stream.Rows`, so import, export and verify read through it as they read a file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent, Rows
+
+_BAND_BYTES = 64 << 20  # of a transposed matrix held in memory per thread
+_PIECE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RowRanges:
+    """Stretches of a tensor's rows, one after the other, as a tensor of their own.
+
+    Attributes:
+        source: Where the rows are.
+        ranges: (first row, row after the last) of each stretch.
+    """
+
+    source: Rows
+    ranges: Sequence[tuple[int, int]]
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for start, stop in self.ranges)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.source.row_bytes
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``."""
+        done, at = 0, 0
+        for first, last in self.ranges:
+            low, high = max(start, at), min(start + count, at + last - first)
+            if low < high:
+                self.source.read(first + low - at, high - low, out[done * self.row_bytes :])
+                done += high - low
+            at += last - first
+
+
+@dataclass(frozen=True)
+class InterleavedHeads:
+    """A query or key weight whose heads rotate neighbouring rows, in the order of one that rotates a head's halves.
+
+    Mistral's own code turns rows 2i and 2i + 1 of a head by the i-th angle, transformers and Megatron rows i and
+    i + D/2. So row i of a head is here row 2i in the file, and row D/2 + i is row 2i + 1.
+
+    Attributes:
+        source: The weight as stored, [heads x head dim, hidden].
+        head_dim: Rows of a head, D.
+
+    Source: mistral-inference `rope.py`, apply_rotary_emb; transformers `modeling_mixtral.py`, rotate_half.
+    """
+
+    source: Extent
+    head_dim: int
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.source.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return self.source.row_bytes
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``; whole heads are read for it."""
+        size = self.head_dim
+        target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes].reshape(count, self.row_bytes)
+        stored = np.empty((size, self.row_bytes), dtype=np.uint8)
+        for head in range(start // size, -(-(start + count) // size)):
+            self.source.read(head * size, size, memoryview(stored).cast("B"))
+            in_halves = stored.reshape(size // 2, 2, -1).swapaxes(0, 1).reshape(size, -1)
+            low, high = max(start, head * size), min(start + count, (head + 1) * size)
+            target[low - start : high - start] = in_halves[low - head * size : high - head * size]
+
+
+@dataclass
+class Transposed:
+    """A matrix stored column by column.
+
+    A band of its rows is held in memory, at most 64 MiB: a wider matrix is read once per band. One thread reads it.
+
+    Attributes:
+        source: The transposed matrix, [columns, rows].
+    """
+
+    source: Extent
+    _band: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0, 0), dtype=np.uint8)), repr=False)
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.source.row_bytes // ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.source.rows * ITEM_BYTES[self.dtype]
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``."""
+        target = np.frombuffer(out, dtype=f"V{ITEM_BYTES[self.dtype]}")[: count * self.source.rows]
+        target = target.reshape(count, self.source.rows)
+        done = 0
+        while done < count:
+            first, band = self._band_with(start + done)
+            low = start + done - first
+            high = min(low + count - done, len(band))
+            target[done : done + high - low] = band[low:high]
+            done += high - low
+        if start + count == self.rows:
+            self._band = (0, np.empty((0, 0), dtype=np.uint8))
+
+    def _band_with(self, row: int) -> tuple[int, np.ndarray]:
+        """The band that holds a row, and its first row."""
+        first, band = self._band
+        if first <= row < first + len(band):
+            return self._band
+        height = max(1, _BAND_BYTES // self.row_bytes)
+        first = row // height * height
+        self._band = first, self._read_band(first, min(height, self.rows - first))
+        return self._band
+
+    def _read_band(self, first: int, height: int) -> np.ndarray:
+        kind = f"V{ITEM_BYTES[self.dtype]}"
+        band = np.empty((height, self.source.rows), dtype=kind)
+        step = max(1, _PIECE_BYTES // self.source.row_bytes)
+        piece = np.empty((step, self.rows), dtype=kind)
+        for column in range(0, self.source.rows, step):
+            count = min(step, self.source.rows - column)
+            self.source.read(column, count, memoryview(piece.view(np.uint8)).cast("B"))
+            band[:, column : column + count] = piece[:count, first : first + height].T
+        return band
