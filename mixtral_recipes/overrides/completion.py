@@ -83,8 +83,9 @@ SETTINGS = {
         "freeze_router accelerate"
     ),
     "data": (
-        "seq_length micro_batch_size global_batch_size num_workers seed packed_sequence_specs dataset_root tokenizer "
-        "dataset_kwargs val_proportion force_redownload delete_raw num_train_samples num_val_samples vocab_size"
+        "seq_length micro_batch_size global_batch_size num_workers seed packed_sequence_specs made_from dataset_root "
+        "tokenizer dataset_kwargs val_proportion force_redownload delete_raw num_train_samples num_val_samples "
+        "vocab_size"
     ),
     "data.packed_sequence_specs": (
         "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "
