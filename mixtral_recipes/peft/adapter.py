@@ -53,14 +53,14 @@ class Adapter(nn.Module):
         self.column = column
         self.is_expert = ".experts." in name
         self.sequence_parallel = config.sequence_parallel and not self.is_expert
-        self.scale = scheme.alpha / scheme.dim
+        self.scale = scheme.scale_of(name)
         self.dropout_position = scheme.dropout_position
         self.dropout = nn.Dropout(scheme.dropout)
         rows, columns = weight.shape
         self.halves = (2, rows // 2) if name.endswith("linear_fc1") and config.gated_linear_unit else (rows,)
         place = {"dtype": scheme.lora_dtype or weight.dtype, "device": weight.device}
-        self.lora_a = nn.Parameter(torch.empty(scheme.dim, columns, **place))
-        self.lora_b = nn.Parameter(torch.zeros(*self.halves, scheme.dim, **place))
+        self.lora_a = nn.Parameter(torch.empty(scheme.dim_of(name), columns, **place))
+        self.lora_b = nn.Parameter(torch.zeros(*self.halves, scheme.dim_of(name), **place))
         self._initialize(scheme)
         self._mark(self.split_axes())
 
@@ -77,7 +77,7 @@ class Adapter(nn.Module):
             return
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.layer_name}.adapter".encode()))
         whole = self.lora_a.shape[1] * (1 if self.column else self.tp_group.size())
-        drawn = torch.empty(scheme.dim, whole)
+        drawn = torch.empty(self.lora_a.shape[0], whole)
         if scheme.lora_A_init_method == "xavier":
             nn.init.xavier_normal_(drawn, generator=generator)
         elif scheme.lora_A_init_method == "uniform":

@@ -1,6 +1,9 @@
 """Which adapters are trained, in NeMo's spelling."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -25,17 +28,34 @@ class LoRA:
         lora_A_init_method: ``"xavier"`` or ``"uniform"`` (Kaiming uniform, as peft).
         lora_B_init_method: ``"zero"``.
         lora_dtype: Dtype of A and B; None takes the layer's.
+        use_rslora: Scale by ``alpha / sqrt(dim)``, so that a larger rank does not learn more slowly (Kalajdzievski,
+            arXiv 2312.03732).
+        rank_pattern: ``dim`` of single layer names, e.g. ``{"linear_fc1": 8}``.
+        alpha_pattern: ``alpha`` of single layer names.
     """
 
     target_modules: list[str] | str = field(default_factory=lambda: list(ALL_LINEAR))
     exclude_modules: list[str] = field(default_factory=list)
     dim: int = 32
-    alpha: int = 32
+    alpha: float = 32
     dropout: float = 0.0
     dropout_position: str = "pre"
     lora_A_init_method: str = "xavier"
     lora_B_init_method: str = "zero"
     lora_dtype: torch.dtype | None = None
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def dim_of(self, layer: str) -> int:
+        """The rank of a layer's adapter; ``layer`` is its name, with or without what it stands in."""
+        return self.rank_pattern.get(layer.rsplit(".", 1)[-1], self.dim)
+
+    def scale_of(self, layer: str) -> float:
+        """What a layer's B A is multiplied by."""
+        dim = self.dim_of(layer)
+        alpha = self.alpha_pattern.get(layer.rsplit(".", 1)[-1], self.alpha)
+        return alpha / (math.sqrt(dim) if self.use_rslora else dim)
 
     def targets(self) -> set[str]:
         """The layer names this scheme adapts.
@@ -49,6 +69,12 @@ class LoRA:
         for name in (*wanted, *self.exclude_modules):
             if name not in ALL_LINEAR:
                 raise RecipeError(f"peft.target_modules names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
+        for setting, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for name, value in pattern.items():
+                if name not in set(wanted) - set(self.exclude_modules):
+                    raise RecipeError(f"peft.{setting} names {name!r}, which is not adapted.{nearest(name, wanted)}")
+                if not value > 0:
+                    raise RecipeError(f"peft.{setting}.{name}={value}; it must be positive.")
         if self.dropout_position not in ("pre", "post"):
             raise RecipeError(f"peft.dropout_position={self.dropout_position!r}; use 'pre' or 'post'.")
         if self.lora_B_init_method != "zero":
@@ -64,3 +90,15 @@ class DoRA(LoRA):
 
     Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, section 4.3.
     """
+
+
+def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
+    """The scheme that a checkpoint's run.json records: its class and fields.
+
+    Raises:
+        KeyError: no such scheme.
+        TypeError: a field that none has.
+    """
+    kind = {"LoRA": LoRA, "DoRA": DoRA}[recorded["class"]]
+    known = {f.name for f in fields(kind)} - {"lora_dtype"}
+    return kind(**{name: value for name, value in recorded.items() if name in known})
