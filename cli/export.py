@@ -17,19 +17,21 @@ from mixtral_recipes.cli.options.checkpoint import (
 )
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.importers import exports
 
 
 def command(
     *,
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder to write.")],
-    target: Annotated[str, typer.Option("--format", metavar="NAME", help="hf.")] = "hf",
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    target: Annotated[str, typer.Option("--format", metavar="NAME", help=f"{exports.summaries()}.")] = "hf",
     layout: Annotated[
-        str, typer.Option("--layout", metavar="NAME", help="v4 (as released Mixtrals) or v5 (fused experts).")
-    ] = "v4",
+        str | None,
+        typer.Option("--layout", metavar="NAME", help="v4 (default; as released Mixtrals) or v5 (fused experts)."),
+    ] = None,
     max_shard_size: Annotated[
-        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file.")
-    ] = "5GB",
+        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file; 5GB by default.")
+    ] = None,
     dtype: Dtype = None,
     base: Base = None,
     overwrite: Overwrite = False,
@@ -37,19 +39,16 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint to a Hugging Face folder."""
+    """Export a checkpoint: a Hugging Face model, or an adapter alone."""
     import time
 
-    from mixtral_recipes.errors import CheckpointError, nearest
-    from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
     from mixtral_recipes.system.files import size_of
 
-    if target != "hf":
-        raise CheckpointError(f"--format {target} is not known.{nearest(target, ['hf'])}")
     start = time.perf_counter()
-    folder = export_checkpoint(
+    folder = exports.export(
         checkpoint_folder(checkpoint),
         output,
+        target,
         layout=layout,
         max_shard_size=max_shard_size,
         dtype=dtype,
@@ -58,7 +57,7 @@ def command(
     )
     seconds = time.perf_counter() - start
     nbytes = size_of(folder)
-    result = {"model": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
+    result = {"model" if target == "hf" else "adapter": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload
 

@@ -137,26 +137,23 @@ def import_ckpt(
 def export_ckpt(
     path: str | Path, target: str = "hf", output_path: str | Path | None = None, overwrite: bool = False, **options: Any
 ) -> Path:
-    """Convert a Megatron checkpoint back to Hugging Face files, with NeMo's arguments.
+    """Convert a Megatron checkpoint to Hugging Face files, with NeMo's arguments.
 
     Args:
-        path: Checkpoint folder; an adapter checkpoint is merged into its base on the way.
-        target: ``"hf"``.
+        path: Checkpoint folder; an adapter checkpoint is merged into its base on the way to ``"hf"``.
+        target: ``"hf"``, or ``"hf-peft"`` for the adapter alone; `mixtral_recipes.importers.exports` lists all.
         output_path: Folder to write; None takes ``path`` with ``-hf`` behind it.
         overwrite: Whether an existing output is replaced.
-        **options: As `mixtral_recipes.importers.convert.megatron_to_hf.export_checkpoint` takes them.
+        **options: As the target's function takes them, e.g. ``dtype="bf16"``.
 
     Raises:
-        RecipeError: another target.
-        CheckpointError: the checkpoint is incomplete or damaged.
+        CheckpointError: another target, an option it has not, or a checkpoint that is incomplete or damaged.
     """
-    if target != "hf":
-        raise RecipeError(f"target={target!r}: only 'hf' can be exported to.")
-    from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
+    from mixtral_recipes.importers.exports import export
 
     source = Path(path)
-    output = Path(output_path) if output_path else source.with_name(source.name + "-hf")
-    return export_checkpoint(source, output, overwrite=overwrite, **options)
+    output = Path(output_path) if output_path else source.with_name(f"{source.name}-{target}")
+    return export(source, output, target, overwrite=overwrite, **options)
 
 
 def generate(path: str | Path, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:

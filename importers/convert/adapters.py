@@ -4,8 +4,6 @@ An adapter checkpoint records its base (`checkpoints/lineage`) and its scheme; i
 they adapt (`peft/names.py`), which the mapping has in a column of its own.
 """
 
-import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
-from mixtral_recipes.peft import names
 from mixtral_recipes.peft.lengths import lengths_of, stretch
 
 
@@ -66,7 +62,7 @@ class MergedRows:
 
 
 class SavedAdapters:
-    """The adapters of a checkpoint, read layer by layer as they are needed."""
+    """The adapters of a checkpoint on their way into its base."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Open an adapter checkpoint.
@@ -77,41 +73,17 @@ class SavedAdapters:
         Raises:
             CheckpointError: the record of the scheme is missing.
         """
-        try:
-            facts = json.loads((checkpoint / "context" / "run.json").read_text())
-            self._scale = facts["peft"]["alpha"] / facts["peft"]["dim"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint}: context/run.json does not say how adapters are added.") from error
-        self._stored = StoredWeights(checkpoint / "weights")
-        self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
-        self._read = functools.lru_cache(maxsize=64)(self._load)
+        self._stored = StoredAdapters(checkpoint)
 
     def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
         """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
-        adapted = weight.adapted.format(layer=layer, expert=expert) if weight.adapted else None
-        tensors = self._read(adapted) if adapted else {}
-        if not tensors:
+        if not weight.adapted:
             return base
-        magnitude = tensors.get("magnitude")  # [2, ffn] for linear_fc1, as lora_b
-        return MergedRows(
-            base,
-            tensors["lora_a"],
-            tensors["lora_b"].flatten(0, -2),
-            self._scale,
-            None if magnitude is None else magnitude.flatten(),
-        )
+        adapter = self._stored.read(weight.adapted.format(layer=layer, expert=expert))
+        if adapter is None:
+            return base
+        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude)
 
     def check_all_merged(self) -> None:
-        """Refuse to finish while an adapter has found no layer.
-
-        Raises:
-            CheckpointError: names one that is left.
-        """
-        if self._unused:
-            raise CheckpointError(f"{self._stored.folder}: {min(self._unused)} adapts no layer of the base model.")
-
-    def _load(self, adapted: str) -> dict[str, Tensor]:
-        keys = {tensor: names.tensor_key(adapted, tensor) for tensor in names.TENSORS}
-        found = {tensor: key for tensor, key in keys.items() if key in self._stored}
-        self._unused -= set(found.values())
-        return {tensor: self._stored.read_tensor(key, torch.float32) for tensor, key in found.items()}
+        """Refuse to finish while an adapter has found no layer."""
+        self._stored.check_all_read()

@@ -28,6 +28,39 @@ Hashes are the first digits of SHA-256 over content. `lineage.json` holds them w
 every tensor's own; `mixtral-recipes lineage FOLDER` checks them.
 """
 
+_ADAPTER_TEMPLATE = """---
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- mixtral
+- lora
+- mixtral-recipes
+{base}---
+
+# {kind} adapter for {name}
+
+Rank {rank}, alpha {alpha}, on {targets}; written by `mixtral-recipes export --format peft` in the {layout} layout.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{name}")
+model = PeftModel.from_pretrained(base, "THIS_FOLDER")
+```
+
+{use}
+
+{provenance}
+## Lineage
+
+{lineage}
+"""
+_VLLM = """```bash
+vllm serve {name} --enable-lora --max-lora-rank {rank} --lora-modules adapter=THIS_FOLDER
+```"""
+_NO_VLLM = "vLLM does not load this form: it takes LoRA (no DoRA) in the v4 layout."
+
 
 def model_card(record: Lineage, config: dict[str, Any], layout: str, dtype: str) -> str:
     """Text of the model card. It names no folder of a machine: they mean nothing to a reader.
@@ -49,6 +82,32 @@ def model_card(record: Lineage, config: dict[str, Any], layout: str, dtype: str)
         hidden=hf_config.value(config, "hidden_size"),
         dtype=dtype,
         layout=layout,
+        provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
+        lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
+    )
+
+
+def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
+    """Text of an exported adapter's model card.
+
+    Args:
+        record: The exported folder's lineage.
+        settings: adapter_config.json.
+        layout: "v4" or "v5".
+    """
+    hub = hub_origin(record)
+    name = str(hub["id"]).removeprefix("hf://") if hub else "BASE_MODEL"
+    rank = max([settings["r"], *settings["rank_pattern"].values()])
+    loads = layout == "v4" and not settings["use_dora"]
+    return _ADAPTER_TEMPLATE.format(
+        base=f"base_model: {name}\n" if hub else "",
+        name=name,
+        kind="DoRA" if settings["use_dora"] else "LoRA",
+        rank=settings["r"],
+        alpha=settings["lora_alpha"],
+        targets=", ".join([*settings["target_modules"], *(settings["target_parameters"] or [])]),
+        layout=layout,
+        use=_VLLM.format(name=name, rank=rank) if loads else _NO_VLLM,
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )

@@ -10,39 +10,20 @@ parameter; with r the rank, E experts and ``gate_up_proj`` [E, 2F, H] (``down_pr
 Sources: peft 0.21 `tuners/lora/layer.py`, ParamWrapper.get_delta_weight, and `utils/transformers_weight_conversion.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mixtral_recipes.importers.convert.stored_adapters import LowRank
 from mixtral_recipes.importers.mapping import FUSED, WEIGHTS, Weight, canonical_sources, instances
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.settings.peft import LoRA
 
 Layout = Literal["v4", "v5"]
 PREFIX = "base_model.model."
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-
-# transformers 5 holds a layer's experts in two parameters of one module. peft wraps that module once for each, and the
-# wrapping that comes first ends up inside: in ``base_layer``.
-FUSED_EXPERTS = ("gate_up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """An adapter of one Megatron layer (and expert).
-
-    Attributes:
-        a: [dim, in].
-        b: [out, dim]; of a gated ``linear_fc1`` the gate's rows, then the up projection's.
-        magnitude: DoRA's row lengths [out]; None for LoRA.
-    """
-
-    a: Tensor
-    b: Tensor
-    magnitude: Tensor | None = None
-
 
 Read = Callable[[str], LowRank | None]  # a layer's adapter by the mapping's name for it; None where there is none
 
@@ -83,6 +64,7 @@ def fused(read: Read, dims: ModelShape) -> Iterator[tuple[str, Tensor]]:
             if any(adapters):
                 found[template.format(layer=layer)] = adapters
         for position, (name, adapters) in enumerate(found.items()):
+            # Two parameters of one module: peft wraps it once for each, and the first ends up inside the second.
             inside = ".base_layer" * (len(found) - 1 - position)
             key = PREFIX + name.rsplit(".", 1)[0] + inside
             a, b = _stack(adapters)
@@ -90,22 +72,40 @@ def fused(read: Read, dims: ModelShape) -> Iterator[tuple[str, Tensor]]:
             yield key + B, b
 
 
-def unstack(a: Tensor, b: Tensor, experts: int) -> list[LowRank]:
-    """Each expert's factors out of the v5 layout's; the inverse of what `fused` writes."""
+def unstack(a: Tensor, b: Tensor, experts: int) -> list[tuple[Tensor, Tensor]]:
+    """Each expert's A and B out of the v5 layout's; the inverse of what `fused` writes."""
     dim = a.shape[0] // experts
     by_expert = b.reshape(b.shape[0], dim, experts)
-    return [LowRank(a[e * dim : (e + 1) * dim], by_expert[:, :, e].contiguous()) for e in range(experts)]
+    return [(a[e * dim : (e + 1) * dim], by_expert[:, :, e].contiguous()) for e in range(experts)]
 
 
 def _stack(adapters: list[LowRank | None]) -> tuple[Tensor, Tensor]:
     like = next(adapter for adapter in adapters if adapter is not None)
-    whole = [adapter or LowRank(torch.zeros_like(like.a), torch.zeros_like(like.b)) for adapter in adapters]
-    return torch.cat([adapter.a for adapter in whole]), torch.stack([adapter.b for adapter in whole], dim=-1).flatten(1)
+    a = [adapter.a if adapter else torch.zeros_like(like.a) for adapter in adapters]
+    b = [adapter.b if adapter else torch.zeros_like(like.b) for adapter in adapters]
+    return torch.cat(a), torch.stack(b, dim=-1).flatten(1)
 
 
-def modules(names: Mapping[str, Tensor] | list[str]) -> list[str]:
-    """The last part of every module that per-projection keys name, sorted: q_proj, w1 and so on."""
-    return sorted({name.removesuffix(A).rsplit(".", 1)[-1] for name in names if name.endswith(A)} - {"experts", "base_layer"})
+def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
+    """What peft knows each adapted kind of weight by -> the Megatron layer it belongs to.
+
+    Of v4 a projection (``q_proj``, ``w1``); of v5 for the experts a parameter (``mlp.experts.gate_up_proj``).
+    """
+    wanted = scheme.targets()
+    named_by = (
+        {weight.hf: name.split(".", 3)[-1] for name, weight in _fused_weights().items()} if layout == "v5" else {}
+    )
+    found = {}
+    for weight in _adaptable():
+        layer = _layer_name(weight, 0, 0).rsplit(".", 1)[-1]
+        if layer in wanted:
+            names = [named_by[weight.hf]] if weight.hf in named_by else [_last(name) for name in weight.hf]
+            found |= dict.fromkeys(names, layer)
+    return found
+
+
+def _last(name: str) -> str:
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _adaptable() -> Iterator[Weight]:

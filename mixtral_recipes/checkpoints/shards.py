@@ -78,8 +78,9 @@ def optimizer_shards(optimizer: Any, model: list[Any], *, adapters_only: bool) -
 
 
 def parts_of(optimizer: Any) -> list[Any]:
-    """The optimizers Megatron chained, with and without experts' parameters."""
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+    """The optimizers Megatron chained, with and without experts' parameters, but for one with nothing to train."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in chained if not getattr(part, "is_stub_optimizer", False)]
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,15 @@ class DoRA(LoRA):
     """
 
 
+def recorded(scheme: LoRA) -> dict[str, Any]:
+    """A scheme as a checkpoint's run.json records it: its class and fields."""
+    values = {f.name: getattr(scheme, f.name) for f in fields(scheme)}
+    dtype = values.pop("lora_dtype")
+    return {"class": type(scheme).__name__, **values, "lora_dtype": dtype and str(dtype)}
+
+
 def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
-    """The scheme that a checkpoint's run.json records: its class and fields.
+    """The inverse of `recorded`; A and B keep the dtype they are stored in.
 
     Raises:
         KeyError: no such scheme.

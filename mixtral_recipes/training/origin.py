@@ -1,6 +1,5 @@
 """What a run's weights and tokenizer are, recorded by content: in its recipe, its lineage and its context folder."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers.hf.config import from_megatron
 from mixtral_recipes.importers.resolve import resolve
 from mixtral_recipes.models.config import MixtralConfig
-from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
 
@@ -99,19 +98,13 @@ def _refuse_other_scheme(adapters: Path, peft: LoRA | None) -> None:
             "from that folder, or train on with --peft lora."
         )
     facts = read_json(adapters / "context" / "run.json") or {}
-    before, now = facts.get("peft", {}), scheme_facts(peft)
-    for name in ("class", "dim", "alpha"):
+    before, now = facts.get("peft", {}), recorded(peft)
+    for name in ("class", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
         if before.get(name) != now[name]:
             raise RecipeError(
                 f"{adapters} was trained with peft.{name}={before.get(name)}, this run has peft.{name}={now[name]}; "
                 "give the same, or export it (adapters are merged) and start from that folder."
             )
-
-
-def scheme_facts(peft: LoRA) -> dict[str, Any]:
-    """An adapter scheme as run.json holds it."""
-    fields = {k: str(v) if k == "lora_dtype" else v for k, v in dataclasses.asdict(peft).items()}
-    return fields | {"class": type(peft).__name__}
 
 
 def context_folder(

@@ -30,12 +30,12 @@ from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
-from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import precision
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
-from mixtral_recipes.training.origin import Origin, context_folder, scheme_facts
+from mixtral_recipes.training.origin import Origin, context_folder
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -267,7 +267,7 @@ def _facts(topology: Any, peft: LoRA | None) -> dict[str, Any]:
     """What a checkpoint's run.json says about the run that wrote it."""
     facts: dict[str, Any] = {"topology": topology.describe(), "kind": "adapter" if peft else "training"}
     if peft is not None:
-        facts["peft"] = scheme_facts(peft)
+        facts["peft"] = recorded(peft)
     return facts
 
 

@@ -18,7 +18,7 @@ from mixtral_recipes.importers.convert.verify import verify_checkpoint
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
 from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, tokens
@@ -94,7 +94,7 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
             adapter.lora_b.normal_(std=0.3, generator=random)
             if isinstance(adapter, DoRAAdapter):
                 adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))
-    facts = {"peft": {"dim": peft.dim, "alpha": peft.alpha}}
+    facts = {"peft": recorded(peft)}
     link = Parent("base", lineage.read(folders.megatron), str(folders.megatron))
     saver = Checkpointer(
         saved,

@@ -128,14 +128,14 @@ class StoredWeights:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: {key} cannot be read ({reason}).") from error
 
-    def read_tensor(self, key: str, dtype: torch.dtype) -> Tensor:
-        """A whole tensor, converted.
+    def read_tensor(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A whole tensor, converted to ``dtype``; by default as it is stored.
 
         Raises:
             CheckpointError: it is missing or incomplete.
         """
         whole = tuple(self._tensor(key).size)
-        tensor = torch.empty(whole, dtype=dtype)
+        tensor = torch.empty(whole, dtype=dtype or self._tensor(key).properties.dtype)
         self.read_into([Shard(key, tensor, (0,) * len(whole), whole, whole)])
         return tensor
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.api import export_ckpt, import_ckpt
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
@@ -32,5 +32,10 @@ def test_another_model_is_refused_before_anything_is_written(make_model, tmp_pat
 
 
 def test_other_targets_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="only 'hf'"):
-        export_ckpt(tmp_path, "nemo")
+    with pytest.raises(CheckpointError, match="--format onnx is not known"):
+        export_ckpt(tmp_path, "onnx")
+
+
+def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--max-shard-size has no effect with --format peft"):
+        export_ckpt(tmp_path, "hf-peft", max_shard_size="5GB")

@@ -1,0 +1,86 @@
+"""The adapters in a checkpoint of ours: each layer's factors, and the scheme they were trained with."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.peft import names
+from mixtral_recipes.settings.peft import scheme_of
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An adapter of one Megatron layer (and expert).
+
+    Attributes:
+        a: [dim, in].
+        b: [out, dim]; of a gated ``linear_fc1`` the gate's rows, then the up projection's.
+        scale: What B A is multiplied by.
+        magnitude: DoRA's row lengths [out]; None for LoRA.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+
+class StoredAdapters:
+    """The adapters of a checkpoint, read layer by layer as they are needed.
+
+    Attributes:
+        facts: What ``context/run.json`` says of the run.
+        scheme: What was trained, and how.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Open an adapter checkpoint.
+
+        Raises:
+            CheckpointError: the scheme is not recorded, or the weights cannot be read.
+        """
+        try:
+            self.facts: dict[str, Any] = json.loads((checkpoint / "context" / "run.json").read_text())
+            self.scheme = scheme_of(self.facts["peft"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
+        self._stored = StoredWeights(checkpoint / "weights")
+        self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
+        self.read = functools.lru_cache(maxsize=64)(self._read)
+
+    def _read(self, layer: str, dtype: torch.dtype | None = torch.float32) -> LowRank | None:
+        """A layer's adapter; None where nothing adapts it.
+
+        Args:
+            layer: Its name, as the mapping's column ``adapted`` has it.
+            dtype: What the tensors are wanted in; None is as they are stored.
+        """
+        keys = {tensor: names.tensor_key(layer, tensor) for tensor in names.TENSORS}
+        found = {tensor: key for tensor, key in keys.items() if key in self._stored}
+        if not found:
+            return None
+        self._unused -= set(found.values())
+        tensors = {tensor: self._stored.read_tensor(key, dtype) for tensor, key in found.items()}
+        magnitude = tensors.get("magnitude")  # [2, ffn] for linear_fc1, as lora_b
+        return LowRank(
+            tensors["lora_a"],
+            tensors["lora_b"].flatten(0, -2),
+            self.scheme.scale_of(layer),
+            None if magnitude is None else magnitude.flatten(),
+        )
+
+    def check_all_read(self) -> None:
+        """Refuse to finish while an adapter has found no layer.
+
+        Raises:
+            CheckpointError: names one that is left.
+        """
+        if self._unused:
+            raise CheckpointError(f"{self._stored.folder}: {min(self._unused)} adapts no layer of the base model.")

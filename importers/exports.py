@@ -1,0 +1,68 @@
+"""What a checkpoint can be exported to: one table of formats, read by the command line and by `api.export_ckpt`."""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError, nearest
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form a checkpoint leaves in.
+
+    Attributes:
+        summary: One line for ``--help``.
+        function: ``module:name`` below `mixtral_recipes.importers`; called with the checkpoint, the output,
+            ``overwrite`` and the options it has arguments for.
+    """
+
+    summary: str
+    function: str
+
+    def load(self) -> Any:
+        """The function that writes it."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(f"mixtral_recipes.importers.{module}"), name)
+
+
+FORMATS = {
+    "hf": Format("a model folder, adapters merged into it", "convert.megatron_to_hf:export_checkpoint"),
+    "peft": Format("the adapter alone, for peft and vLLM", "peft.export:export_adapter"),
+}
+FORMER = {"hf-peft": "peft"}  # NeMo's spelling
+
+
+def summaries() -> str:
+    """Every format with its summary, for ``--help``."""
+    return "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
+
+
+def export(checkpoint: Path, output: Path, target: str, *, overwrite: bool = False, **options: Any) -> Path:
+    """Write a checkpoint in another form.
+
+    Args:
+        checkpoint: A checkpoint folder of ours.
+        output: What to make; must not exist.
+        target: A name in `FORMATS`, or NeMo's for one.
+        overwrite: Replace an earlier export.
+        **options: The format's own; None counts as not given.
+
+    Returns:
+        What was made.
+
+    Raises:
+        CheckpointError: an unknown format, an option it has not, or what the format's function refuses.
+    """
+    name = FORMER.get(target, target)
+    if name not in FORMATS:
+        raise CheckpointError(f"--format {target} is not known.{nearest(target, [*FORMATS, *FORMER])}")
+    function = FORMATS[name].load()
+    given = {option: value for option, value in options.items() if value is not None}
+    known = [*inspect.signature(function).parameters][2:]
+    for option in given:
+        if option not in known:
+            raise CheckpointError(f"--{option.replace('_', '-')} has no effect with --format {name}; leave it out.")
+    return function(checkpoint, output, overwrite=overwrite, **given)

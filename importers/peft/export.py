@@ -1,0 +1,157 @@
+"""An adapter checkpoint -> a peft folder: small, beside its base, and loaded by peft and vLLM."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.lineage.told import hub_origin
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.card import adapter_card
+from mixtral_recipes.importers.convert.hf_to_megatron import check_room
+from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.source import read_config
+from mixtral_recipes.importers.peft import layouts
+from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.system.files import sha256
+from mixtral_recipes.system.locks import held
+
+CONFIG, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def export_adapter(
+    checkpoint: Path, output: Path, *, layout: str = "v4", base: Path | None = None, overwrite: bool = False
+) -> Path:
+    """Write an adapter checkpoint as a peft folder.
+
+    Exact: every factor is copied as it was trained, whatever layout of ranks trained it; nothing is fitted or rounded.
+
+    Args:
+        checkpoint: A checkpoint of a LoRA or DoRA run.
+        output: The folder to make; must not exist.
+        layout: "v4", a pair of matrices per projection and expert, which peft loads under transformers 4 and 5 and
+            vLLM under any; "v5", a layer's experts together, as transformers 5 holds them.
+        base: A checkpoint to compare with the one the adapter was trained on; None compares nothing, since the base is
+            not read.
+        overwrite: Replace an existing adapter folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: it is no adapter, it is damaged, peft cannot express it, or ``base`` is another model.
+    """
+    if layout != "v4" and layout != "v5":
+        raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
+    manifest = read_manifest(checkpoint)
+    if manifest["kind"] != "adapter":
+        raise CheckpointError(
+            f"{checkpoint} holds a whole model, not an adapter; --format peft is for LoRA and DoRA runs, "
+            "--format hf exports it."
+        )
+    verify(checkpoint)
+    config = read_config(checkpoint / "context")
+    dims = hf_config.dims(config)
+    stored = StoredAdapters(checkpoint)
+    _refuse_what_peft_cannot(checkpoint, stored.scheme)
+
+    def read(layer: str) -> LowRank | None:
+        return stored.read(layer, None)
+
+    write = layouts.fused if layout == "v5" else layouts.per_projection
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in write(read, dims)}
+    stored.check_all_read()
+    parent = lineage.of_checkpoint(checkpoint)
+    if base is not None:
+        parent = parent.at("base", base_of(checkpoint, base))
+    settings = peft_config(stored.scheme, layout, base=_base_name(parent))
+    final = Path(os.path.abspath(output))
+    with held(final), publish(final, overwrite=overwrite) as staging:
+        check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
+        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        digest = sha256(staging / WEIGHTS_FILE)
+        record = Lineage(
+            "export",
+            Identity(digest),
+            origin={"layout": f"peft {layout}"},
+            parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
+        )
+        lineage.write(staging, record)
+        (staging / "README.md").write_text(adapter_card(record, settings, layout))
+    return final
+
+
+def peft_config(scheme: LoRA, layout: layouts.Layout, *, base: str) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Args:
+        scheme: What was trained.
+        layout: "v4" or "v5".
+        base: The base model's name or path.
+    """
+    targets = layouts.targets(scheme, layout)
+    parameters = [name for name in targets if "." in name]
+    ranks: dict[str, int] = {name: scheme.dim_of(layer) for name, layer in targets.items()}
+    # As a plain alpha / r, rsLoRA's scale too: peft's conversion of w1 and w3 into one parameter of twice the rank
+    # keeps that ratio and no other.
+    alphas = {name: scheme.scale_of(layer) * ranks[name] for name, layer in targets.items()}
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    if layout == "v4" and (len(set(ranks.values())) > 1 or len(set(alphas.values())) > 1):
+        # That conversion reads r and lora_alpha, no pattern; what stands here under the new names goes before it.
+        for name, layer, joined in (("gate_up_proj", "linear_fc1", 2), ("down_proj", "linear_fc2", 1)):
+            if layer not in targets.values():
+                continue
+            ranks[name] = joined * scheme.dim_of(layer)
+            alphas[name] = scheme.scale_of(layer) * ranks[name]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "target_modules": sorted(targets.keys() - parameters),
+        "target_parameters": parameters or None,
+        "lora_dropout": 0.0 if parameters else scheme.dropout,  # for training only, and peft has none on parameters
+        "use_rslora": False,
+        "use_dora": isinstance(scheme, DoRA),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _base_name(record: Lineage) -> str:
+    """The base model as peft finds it: its Hub id, or the folder it was imported from."""
+    hub = hub_origin(record)
+    if hub:
+        return str(hub["id"]).removeprefix("hf://")
+    sources = [parent.path for link in record.ancestors() for parent in link.parents if parent.role == "source"]
+    return next((path for path in sources if path), "")
+
+
+def _commonest(values: dict[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _refuse_what_peft_cannot(checkpoint: Path, scheme: LoRA) -> None:
+    experts = sorted(scheme.targets() & {"linear_fc1", "linear_fc2"})
+    if isinstance(scheme, DoRA) and experts:
+        raise CheckpointError(
+            f"{checkpoint}: DoRA on the experts ({', '.join(experts)}) has no form in peft, which takes DoRA on "
+            "attention only; --format hf merges it into the model."
+        )
