@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipes": ("recipes", "List, show and compare recipes."),
     "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
-    "export": ("export", "Export a checkpoint to a Hugging Face folder."),
+    "export": ("export", "Export a checkpoint: a Hugging Face model, or an adapter alone."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
     "runs": ("runs", "See, follow, resume and stop runs."),
     "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),

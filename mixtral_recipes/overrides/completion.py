@@ -143,7 +143,7 @@ SETTINGS = {
     "resume.restore_config": "path load_model_state load_optim_state",
     "peft": (
         "target_modules exclude_modules dim alpha dropout dropout_position lora_A_init_method lora_B_init_method "
-        "lora_dtype"
+        "lora_dtype use_rslora rank_pattern alpha_pattern"
     ),
     "log.ckpt.train_time_interval": "days hours minutes seconds milliseconds microseconds weeks",
 }
