@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
     "export": ("export", "Export a checkpoint: a Hugging Face model, or an adapter alone."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
+    "lineage": ("lineage", "Follow a model back to its source, and compare every link."),
     "runs": ("runs", "See, follow, resume and stop runs."),
     "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),
     "pipeline": ("pipeline", "Run several jobs that depend on each other."),

@@ -100,9 +100,11 @@ class Lineage:
 
     @property
     def digest(self) -> str:
-        """A hash of the record and, through them, of all its ancestors' records; the same wherever the folders lie."""
-        plain = _plain(self, paths=False)
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        """A hash of the history: content of this folder and of its ancestors, runs, recipes and data.
+
+        The same wherever the folders lie, and when the same content was made again by the same history.
+        """
+        return _hash(_history(self))
 
     def ancestors(self) -> list["Lineage"]:
         """This record and what it was made from, nearest first."""
@@ -120,7 +122,7 @@ def write(folder: Path, record: Lineage, *, paths: bool = True) -> None:
         record: What to write.
         paths: Whether the folders of parents are named, which publishing leaves out.
     """
-    plain = _plain(record, paths=paths) | {"seal": record.digest}
+    plain = _plain(record, paths=paths) | {"seal": _seal(record)}
     write_text(folder / NAME, json.dumps(plain, indent=1) + "\n")
 
 
@@ -139,7 +141,7 @@ def read(folder: Path) -> Lineage:
         if plain["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {plain['format']!r} is not {FORMAT!r}, the only one known here.")
         record = _record(plain)
-        if plain["seal"] != record.digest:
+        if plain["seal"] != _seal(record):
             raise CheckpointError(f"{path}: was changed by hand, its seal (the hash of the rest of it) does not match.")
         return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -160,13 +162,28 @@ def of_checkpoint(folder: Path) -> Lineage:
     return found
 
 
+def _seal(record: Lineage) -> str:
+    return _hash(_plain(record, paths=False))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _history(record: Lineage) -> list[Any]:
+    origin = {name: value for name, value in record.origin.items() if name != "folder"}
+    parents = [[parent.role, _history(parent.record)] for parent in record.parents]
+    return [record.kind, dataclasses.asdict(record.identity), origin, record.run, record.recipe, record.data, parents]
+
+
 def _plain(record: Lineage, *, paths: bool) -> dict[str, Any]:
     fields = {"format": FORMAT, "kind": record.kind, "created": record.created, "code": record.code}
     told = {name: getattr(record, name) for name in ("origin", "run", "data", "recipe", "tensors")}
     parents = [
         {"role": parent.role}
         | ({"path": parent.path} if paths and parent.path else {})
-        | {"record": _plain(parent.record, paths=paths)}
+        # An export's tensors are hashed into its identity: what is made from it need not name them all.
+        | {"record": _plain(replace(parent.record, tensors={}), paths=paths)}
         for parent in record.parents
     ]
     return (

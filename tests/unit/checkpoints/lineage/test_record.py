@@ -36,9 +36,17 @@ def test_folders_can_be_left_out_and_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Lineage) if field.name != "parents"])
-def test_every_field_counts(tmp_path: Path, name: str) -> None:
+def test_every_field_is_sealed_and_what_tells_the_history_is_in_its_digest(tmp_path: Path, name: str) -> None:
     changed = {"identity": Identity("0" * 64), "kind": "training", "created": "then", "code": "9"}.get(name, {"x": 1})
-    assert dataclasses.replace(RUN, **{name: changed}).digest != RUN.digest
+    other = dataclasses.replace(RUN, **{name: changed})
+    assert (other.digest == RUN.digest) == (name in ("created", "code", "tensors"))
+    record.write(tmp_path, RUN)
+    seal = json.loads((tmp_path / record.NAME).read_text())["seal"]
+    record.write(tmp_path, other)
+    path = tmp_path / record.NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seal": seal}))
+    with pytest.raises(CheckpointError, match="was changed by hand"):
+        record.read(tmp_path)
 
 
 def test_a_grandparent_counts(tmp_path: Path) -> None:
