@@ -1,5 +1,6 @@
 """``mixtral-recipes lineage``."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +39,7 @@ def command(
     from mixtral_recipes.checkpoints.lineage.chain import Follower
     from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
 
-    folder = checkpoint_folder(path)
+    folder = _folder(path)
     follower = Follower(tensors_of, hashes=not quick, base=base_folder(base), say=note)
     links = follower.follow(folder)
     rows: list[dict[str, Any]] = [
@@ -58,3 +59,11 @@ def command(
         print_json({"path": str(folder), "matches": not wrong, "weights_read": not quick, "links": details})
     if wrong:
         raise typer.Exit(2)
+
+
+def _folder(text: str) -> Path:
+    """A folder with a lineage, an export's too; or as every command takes a checkpoint."""
+    from mixtral_recipes.checkpoints.lineage.record import NAME
+
+    path = Path(text).expanduser()
+    return path.resolve() if (path / NAME).is_file() else checkpoint_folder(text)

@@ -35,7 +35,7 @@ def row(record: Lineage) -> dict[str, str]:
         "weights": short(record.identity.weights),
         "tokenizer": short(record.identity.tokenizer) if record.identity.tokenizer else "-",
         "data": f"{data.get('form', '?')} {short(data['sha256']) if 'sha256' in data else ''}".strip() if data else "-",
-        "code": record.code,
+        "code": record.code if record.kind != "source" else "-",
     }
 
 
