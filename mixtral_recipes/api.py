@@ -114,7 +114,7 @@ def import_ckpt(
     """Convert a Hugging Face Mixtral to a Megatron checkpoint, with NeMo's arguments.
 
     Args:
-        model: The model it must be; its layer, width and expert numbers are compared with the source's.
+        model: The model it must be; its sizes, and what else was given, are compared with the source's.
         source: ``hf://org/name[@revision]`` or a folder.
         output_path: Folder to write; None puts it under ``$MIXTRAL_RECIPES_HOME``.
         overwrite: Whether an existing output is replaced.
@@ -123,14 +123,14 @@ def import_ckpt(
         CheckpointError: the source is incomplete, damaged, or not a Mixtral.
         RecipeError: it is a different Mixtral from ``model``.
     """
+    from mixtral_recipes.importers.agreement import refuse_another
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-    from mixtral_recipes.importers.hf.config import matching_config
 
     return import_checkpoint(
         source,
         Path(output_path) if output_path else None,
         overwrite=overwrite,
-        accept=lambda opened: matching_config(model.config, opened.config, opened.folder),
+        accept=lambda opened: refuse_another(model.config, opened.config, opened.folder),
     )
 
 

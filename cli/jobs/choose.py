@@ -148,6 +148,8 @@ def _change(recipe: Any, options: JobOptions) -> None:
 
     if options.tuning.restore_from is not None:
         overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
+    if options.tuning.resize_vocab:
+        overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
     overrides.apply(recipe, options.overrides)
 
 

@@ -77,6 +77,9 @@ class FineTuningOptions:
     restore_from: Annotated[
         str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")
     ] = None
+    resize_vocab: Annotated[
+        bool, option("--resize-vocab", help="Add rows for tokens that the tokenizer has and the checkpoint does not.")
+    ] = False
     instruct: Annotated[bool, option("--instruct", help="Start from the Instruct variant.")] = False
     packed: Annotated[bool | None, option("--packed/--no-packed", help="Several samples per sequence.")] = None
 

@@ -3,15 +3,10 @@
 A field that changes what the model computes and that the model here cannot honour is refused, never dropped.
 """
 
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.layout.shapes import ModelShape
-
-if TYPE_CHECKING:
-    from mixtral_recipes.models.config import MixtralConfig
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
 DEFAULTS: dict[str, Any] = {
@@ -37,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Megatron field -> config.json field, for those that are the same number under another name.
-_SAME_NUMBER = {
+SAME_NUMBER = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
     "ffn_hidden_size": "intermediate_size",
@@ -198,7 +193,7 @@ def to_megatron(config: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: a field asks for something the model cannot honour.
     """
     check(config)
-    fields = {megatron: value(config, hf) for megatron, hf in _SAME_NUMBER.items()}
+    fields = {megatron: value(config, hf) for megatron, hf in SAME_NUMBER.items()}
     return fields | {
         "rotary_base": rope_theta(config),
         "normalization": "RMSNorm",
@@ -208,30 +203,6 @@ def to_megatron(config: dict[str, Any]) -> dict[str, Any]:
         "share_embeddings_and_output_weights": False,
         "moe_router_pre_softmax": False,
     }
-
-
-def matching_config(config: "MixtralConfig", published: dict[str, Any], base: Path) -> "MixtralConfig":
-    """The recipe's configuration with the checkpoint's vocabulary, refused where the two are different models.
-
-    Args:
-        config: The recipe's.
-        published: The checkpoint's config.json, in Hugging Face's spelling.
-        base: The checkpoint, for the error.
-
-    Raises:
-        RecipeError: names the field that differs.
-    """
-    stored = to_megatron(published)
-    shape = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups",
-             "kv_channels", "num_moe_experts", "moe_router_topk")  # fmt: skip
-    for name in shape:
-        if name in stored and getattr(config, name) != stored[name]:
-            raise RecipeError(
-                f"model.config.{name}={getattr(config, name)}, but the checkpoint {base} has {stored[name]}; "
-                "choose the recipe of that model, or another --restore-from."
-            )
-    same = {name: stored[name] for name in ("vocab_size", "rotary_base", "layernorm_epsilon") if name in stored}
-    return dataclasses.replace(config, **same)
 
 
 def from_megatron(fields: dict[str, Any], *, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -250,7 +221,7 @@ def from_megatron(fields: dict[str, Any], *, dtype: str = "bfloat16") -> dict[st
         "num_query_groups": fields.get("num_query_groups") or heads,
         "kv_channels": fields.get("kv_channels") or fields["hidden_size"] // heads,
     }
-    same = {hf: fields[megatron] for megatron, hf in _SAME_NUMBER.items() if megatron != "ffn_hidden_size"}
+    same = {hf: fields[megatron] for megatron, hf in SAME_NUMBER.items() if megatron != "ffn_hidden_size"}
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mixtral_recipes.checkpoints.folder import list_checkpoints
 from mixtral_recipes.checkpoints.format.integrity import damage_together, verify_together
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.shards import model_shards
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.settings.resume import AutoResume
@@ -46,8 +49,15 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
     return None
 
 
-def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -> None:
+def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False, new_rows: range = range(0)) -> None:
     """Read weights into a model from a checkpoint folder written under any layout.
+
+    Args:
+        model: This rank's chunks, without DDP.
+        folder: The checkpoint.
+        adapters_only: Whether only the adapters are read.
+        new_rows: Tokens that the checkpoint has no row for, which follow on its own: their rows in the embedding and in
+            the output layer become the mean of its rows.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or lacks a tensor of this model.
@@ -55,4 +65,19 @@ def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False) -
     weights = folder / "weights"
     if not weights.is_dir():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no weights folder.")
-    StoredWeights(weights).read_into(model_shards(model, adapters_only=adapters_only))
+    stored, shards = StoredWeights(weights), model_shards(model, adapters_only=adapters_only)
+    stored.read_into(shards)
+    if new_rows:
+        _fill_new_rows(stored, shards, new_rows)
+
+
+def _fill_new_rows(stored: StoredWeights, shards: list[Shard], new_rows: range) -> None:
+    """Start new tokens' rows from the mean of the checkpoint's; padding behind them stays as it is."""
+    with torch.no_grad():
+        for shard in shards:
+            first, last = shard.offsets[0], shard.offsets[0] + shard.sizes[0]
+            mine = range(max(first, new_rows.start), min(last, new_rows.stop))
+            if not shard.padded or not mine:
+                continue
+            mean = stored.read_tensor(shard.key, torch.float32)[: new_rows.start].mean(0)
+            shard.tensor.view(shard.sizes)[mine.start - first : mine.stop - first] = mean

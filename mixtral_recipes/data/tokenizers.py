@@ -78,6 +78,11 @@ def text_identity(tokenizer: Any) -> str:
     return _hash([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """The largest id plus one: how many rows a model's embeddings need."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -72,6 +72,8 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
     if adapters:
         # The kernel writes into weight.main_grad, which a frozen weight has not.
         fields["gradient_accumulation_fusion"] = False
+    if config.moe_router_topk == 1:
+        fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
     if config.moe_expert_capacity_factor is not None:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity

@@ -3,7 +3,6 @@
 megatron-core announces GPTModel as deprecated; only this file names it, and the dependency is pinned below 0.20.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from mixtral_recipes.layout.shapes import ModelShape
-from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.layer_specs import block_spec
 
@@ -26,26 +24,6 @@ def transformer_engine_usable() -> bool:
     except (ImportError, FileNotFoundError, OSError):
         return False
     return True
-
-
-def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -> MixtralConfig:
-    """A copy of a configuration with every parallel size filled in, checked again by Megatron.
-
-    Args:
-        config: The recipe's configuration.
-        topology: Where the parallel sizes come from.
-        **overrides: Further fields (precision, overlap).
-    """
-    return dataclasses.replace(
-        config,
-        **topology.megatron_sizes(),
-        sequence_parallel=topology.sequence_parallel,
-        # Megatron fills this in from the pipeline size, which is 1 in a recipe's own configuration.
-        microbatch_group_size_per_vp_stage=max(
-            config.microbatch_group_size_per_vp_stage or 1, topology.pipeline_model_parallel_size
-        ),
-        **overrides,
-    )
 
 
 def build_model(

@@ -1,18 +1,20 @@
 """Mixtral model configurations, as subclasses of Megatron's TransformerConfig.
 
 Every TransformerConfig field can be overridden under ``model.config``. Parallel sizes stay at 1 here: they are stated
-once, in ``trainer.strategy``, and put into the config when the model is built (`models/builder.py`).
+once, in ``trainer.strategy``, and put into the config when the model is built (`with_topology`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 
 from mixtral_recipes.cpu.lazy_compile import compiling_later
 from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY
+from mixtral_recipes.layout.topology import Topology
 
 with compiling_later():
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -25,7 +27,13 @@ class MixtralConfig(TransformerConfig):
     Sizes are `layout/shapes.py`'s, other values Mixtral 8x7B's published config.json where nothing else is said.
     Routing is Megatron's spelling of Hugging Face's (softmax over the chosen experts equals softmax over all, then
     renormalising over the chosen).
+
+    Attributes:
+        default_tokenizer: What a model of this kind is given where it starts from random weights and the recipe names
+            no tokenizer.
     """
+
+    default_tokenizer: ClassVar[str | None] = None
 
     normalization: Any = "RMSNorm"
     activation_func: Callable[..., Any] = F.silu
@@ -71,6 +79,29 @@ class MixtralConfig(TransformerConfig):
     cross_entropy_loss_fusion: bool = False
     gradient_accumulation_fusion: bool = False
 
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Note which fields are given: those are the recipe's word, where others are a checkpoint's (`is_given`)."""
+        made = super().__new__(cls)
+        positional = [each.name for each in dataclasses.fields(cls)][: len(values)]
+        made.__dict__["_given"] = frozenset(positional) | named.keys()
+        return made
+
+    def is_given(self, name: str) -> bool:
+        """Whether a field was named when the configuration was made, or set since."""
+        default = type(self).__dataclass_fields__[name].default
+        return name in self.__dict__["_given"] or getattr(self, name) != default
+
+    def __post_init__(self) -> None:
+        """As Megatron's, which refuses one expert per token without pre-softmax.
+
+        Its reason is that the router then learns from the auxiliary loss alone. So it is in transformers, which divides
+        the chosen probability by itself; with pre-softmax the model would compute something else.
+        """
+        single = self.moe_router_topk == 1 and not self.moe_router_pre_softmax
+        self.moe_router_pre_softmax |= single
+        super().__post_init__()
+        self.moe_router_pre_softmax &= not single
+
 
 @dataclass
 class MixtralConfig8x3B(MixtralConfig):
@@ -99,6 +130,8 @@ class MixtralConfig8x22B(MixtralConfig):
 class MixtralConfigTiny(MixtralConfig):
     """The embedded model's shape: a Mixtral small enough to train on a laptop's CPU in minutes."""
 
+    default_tokenizer: ClassVar[str | None] = "embedded://mixtral_tiny"
+
     num_layers: int = MIXTRAL_TINY.num_layers
     hidden_size: int = MIXTRAL_TINY.hidden_size
     num_attention_heads: int = MIXTRAL_TINY.num_attention_heads
@@ -120,8 +153,29 @@ class MixtralModel:
 
     Attributes:
         config: The Mixtral configuration.
-        tokenizer: A folder or Hub id to load the tokenizer from; None takes the checkpoint's own.
+        tokenizer: A folder or Hub id to load the tokenizer from; None takes the checkpoint's own, or with random
+            weights the configuration's ``default_tokenizer``.
     """
 
     config: MixtralConfig = field(default_factory=MixtralConfig8x7B)  # pyright: ignore[reportCallIssue, reportArgumentType]
     tokenizer: str | None = None
+
+
+def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -> MixtralConfig:
+    """A copy of a configuration with every parallel size filled in, checked again by Megatron.
+
+    Args:
+        config: The recipe's configuration.
+        topology: Where the parallel sizes come from.
+        **overrides: Further fields (precision, overlap).
+    """
+    return dataclasses.replace(
+        config,
+        **topology.megatron_sizes(),
+        sequence_parallel=topology.sequence_parallel,
+        # Megatron fills this in from the pipeline size, which is 1 in a recipe's own configuration.
+        microbatch_group_size_per_vp_stage=max(
+            config.microbatch_group_size_per_vp_stage or 1, topology.pipeline_model_parallel_size
+        ),
+        **overrides,
+    )

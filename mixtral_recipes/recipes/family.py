@@ -42,24 +42,21 @@ class Recipe:
         name: The recipe's name, which is its module's.
         entry: Its entry in the catalog.
         config: The class of its model's configuration.
-        tokenizer: A tokenizer that goes with the model; None takes the checkpoint's.
         trainer_steps: Steps of a trainer by itself.
     """
 
     trainer_steps = defaults.PRETRAIN_STEPS
 
-    def __init__(self, module: str, config: type[MixtralConfig], *, tokenizer: str | None = None) -> None:
+    def __init__(self, module: str, config: type[MixtralConfig]) -> None:
         """Make a recipe.
 
         Args:
             module: The recipe's module, its ``__name__``.
             config: The class of its model's configuration.
-            tokenizer: A tokenizer that goes with the model.
         """
         self.name = module.rpartition(".")[2]
         self.entry = catalog.entry(self.name)
         self.config = config
-        self.tokenizer = tokenizer
         for function, target in _TARGETS.items():
             own = self._own(function, module)
             setattr(self, function, run.cli.factory(own, target=target, name=self.name))
@@ -111,10 +108,7 @@ class Recipe:
         config: Any = run.Config(self.config)
         if self.entry.seq_length > config.max_position_embeddings:
             config.seq_length = config.max_position_embeddings = self.entry.seq_length
-        model = run.Config(MixtralModel, config=config)
-        if self.tokenizer is not None:
-            model.tokenizer = self.tokenizer
-        return model
+        return run.Config(MixtralModel, config=config)
 
     def trainer(
         self,

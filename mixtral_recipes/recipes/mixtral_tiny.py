@@ -74,7 +74,7 @@ def spread_experts(trainer: run.Config[Trainer]) -> None:
     strategy.expert_model_parallel_size = math.gcd(strategy.expert_model_parallel_size, world_size)
 
 
-RECIPE = TinyRecipe(__name__, MixtralConfigTiny, tokenizer="embedded://mixtral_tiny")
+RECIPE = TinyRecipe(__name__, MixtralConfigTiny)
 NAME = RECIPE.name
 
 model = RECIPE.model

@@ -12,11 +12,14 @@ class RestoreConfig:
             Hugging Face model, which is imported first).
         load_model_state: Must be True.
         load_optim_state: Whether the optimizer's moments and step count are taken too (from a training checkpoint).
+        resize_vocab: Whether the vocabulary may grow, to ``model.config.vocab_size`` or else to what the tokenizer
+            needs; each new token's rows start from the mean of the checkpoint's.
     """
 
     path: str | None = None
     load_model_state: bool = True
     load_optim_state: bool = False
+    resize_vocab: bool = False
 
 
 @dataclass

@@ -16,9 +16,7 @@ from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError, RecipeError
-from mixtral_recipes.importers.hf.config import from_megatron
 from mixtral_recipes.importers.resolve import resolve
-from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
@@ -108,32 +106,32 @@ def _refuse_other_scheme(adapters: Path, peft: LoRA | None) -> None:
 
 
 def context_folder(
-    base: Path | None, run_dir: Path, config: MixtralConfig, tokenizer: Any, *, named: bool, writes: bool
+    base: Path | None, run_dir: Path, published: dict[str, Any], tokenizer: Any, *, named: bool, writes: bool
 ) -> Path:
     """The folder whose files every checkpoint of a run carries: config.json and the tokenizer it trains with.
 
     Args:
-        base: The checkpoint the run starts from; its files are taken as they are where its tokenizer is used.
+        base: The checkpoint the run starts from; its files are taken as they are where nothing in them changes.
         run_dir: Where another folder is made.
-        config: The model, for one that starts from random weights.
+        published: config.json of the model that is trained.
         tokenizer: What the run trains with; None where its data needs none.
         named: Whether the recipe names the tokenizer, so that it may be another than the base's.
         writes: Whether this process writes the folder.
     """
-    if base is not None and (not named or tokenizer is None or _has_tokenizer(base, tokenizer)):
+    own_tokenizer = base is not None and (not named or tokenizer is None or _has_tokenizer(base, tokenizer))
+    if base is not None and own_tokenizer and published == read_json(base / "context" / "config.json"):
         return base / "context"
     folder = run_dir / "context"
     if not writes:
         return folder
     with replacing_folder(folder) as staging:
-        if base is None:
-            fields = from_megatron(vars(config), dtype=str(config.params_dtype).removeprefix("torch."))
-            write_json(staging / "config.json", fields)
-        else:
+        if base is not None:
             shutil.copytree(base / "context", staging, dirs_exist_ok=True)
-            for path in [staging / "run.json", *tokenizer_files(staging)]:
-                path.unlink(missing_ok=True)
-        if tokenizer is not None:
+            (staging / "run.json").unlink(missing_ok=True)
+        write_json(staging / "config.json", published)
+        if tokenizer is not None and not own_tokenizer:
+            for path in tokenizer_files(staging):
+                path.unlink()
             tokenizer.save_pretrained(staging)
             _set_special_tokens(staging, tokenizer)
     return folder

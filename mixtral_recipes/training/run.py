@@ -17,14 +17,15 @@ from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
+from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity, vocabulary_size
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.hf.config import matching_config
+from mixtral_recipes.importers.agreement import Agreed, Vocabulary, agree, check_vocabulary, refuse_untrained_rows
+from mixtral_recipes.importers.hf.config import from_megatron
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import accelerate
-from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
-from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.models.builder import build_model, transformer_engine_usable
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
 from mixtral_recipes.peft import attach
 from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
@@ -192,13 +193,11 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     """
     origin = Origin.of(parts.resume, parts.peft)
     base = origin.base
-    model = parts.model
-    if base is not None:
-        published = json.loads((base / "context" / "config.json").read_text())
-        model = dataclasses.replace(model, config=matching_config(model.config, published, base))
-    named = parts.tokenizer or model.tokenizer
-    from_where = named or base
+    named = parts.tokenizer or parts.model.tokenizer
+    from_where = named or base or parts.model.config.default_tokenizer
     tokenizer = load_tokenizer(from_where, error=CheckpointError) if from_where else None
+    agreed = _agree(parts, origin, Vocabulary(str(from_where), vocabulary_size(tokenizer)) if tokenizer else None)
+    model = dataclasses.replace(parts.model, config=agreed.config)
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
         model=model, trainer=parts.trainer, data=parts.data, optim=parts.optim, peft=parts.peft
@@ -218,12 +217,13 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         device=device,
         peft=parts.peft,
         weights=start.base,
+        new_rows=agreed.new_rows,
         adapters=start.adapters,
     )
     writes = torch.distributed.get_rank() == 0
     context = None
     if for_training:
-        context = context_folder(base, parts.log.run_dir, run.config, tokenizer, named=bool(named), writes=writes)
+        context = context_folder(base, parts.log.run_dir, agreed.published, tokenizer, named=bool(named), writes=writes)
     checkpointer = Checkpointer(
         parts.checkpoints,
         parts.log.ckpt or ModelCheckpoint(),
@@ -242,6 +242,23 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
     return Ready(run, checkpointer, position, found, origin, recipe, changed)
+
+
+def _agree(parts: Parts, origin: Origin, vocabulary: Vocabulary | None) -> Agreed:
+    """The model that is trained: the recipe's, put together with the one it starts from.
+
+    Raises:
+        RecipeError: they are different models, or the tokenizer does not fit.
+    """
+    config, restore = parts.model.config, parts.resume.restore_config
+    if origin.base is None or restore is None:
+        check_vocabulary(config, vocabulary)
+        dtype = str(precision.model_fields(parts.trainer.plugins)["params_dtype"]).removeprefix("torch.")
+        return Agreed(config, from_megatron(vars(config), dtype=dtype), config.vocab_size)
+    published = json.loads((origin.base / "context" / "config.json").read_text())
+    agreed = agree(config, published, origin.base, vocabulary=vocabulary, resize_vocab=restore.resize_vocab)
+    refuse_untrained_rows(agreed, parts.peft, restore)
+    return agreed
 
 
 def _compare_with(
@@ -280,6 +297,7 @@ def build_run(
     device: torch.device,
     peft: LoRA | None = None,
     weights: Path | None = None,
+    new_rows: range = range(0),
     adapters: Path | None = None,
 ) -> TrainingRun:
     """Build this rank's part of a run. Megatron's groups must exist.
@@ -292,6 +310,7 @@ def build_run(
         device: Where.
         peft: Adapters to train instead of the weights.
         weights: Checkpoint folder to take the model's weights from; None keeps the random start.
+        new_rows: Tokens that checkpoint has no row for (`load_model`).
         adapters: Adapter checkpoint to take the adapters from, likewise.
     """
     topology = trainer.topology()
@@ -303,7 +322,7 @@ def build_run(
         config = accelerate(config, adapters=peft is not None)
     chunks = build_model(config, adapters=peft is not None)
     if weights is not None:
-        load_model(chunks, weights)
+        load_model(chunks, weights, new_rows=new_rows)
     if peft is not None:
         attach.apply(peft, chunks)
     if adapters is not None:

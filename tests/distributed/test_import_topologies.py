@@ -26,8 +26,8 @@ from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models.builder import build_model, with_topology
-from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.models.builder import build_model
+from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.training import distributed
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error

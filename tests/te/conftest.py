@@ -68,7 +68,8 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
 
     from mixtral_recipes.layout.topology import Topology
     from mixtral_recipes.models.acceleration import accelerate
-    from mixtral_recipes.models.builder import build_model, transformer_engine_usable, with_topology
+    from mixtral_recipes.models.builder import build_model, transformer_engine_usable
+    from mixtral_recipes.models.config import with_topology
     from mixtral_recipes.peft import attach
 
     def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:

@@ -19,7 +19,8 @@ def build_rank() -> Iterator[BuildRank]:
 
     from mixtral_recipes.cpu import device as cpu_device
     from mixtral_recipes.layout.topology import Topology
-    from mixtral_recipes.models.builder import build_model, with_topology
+    from mixtral_recipes.models.builder import build_model
+    from mixtral_recipes.models.config import with_topology
     from mixtral_recipes.peft import attach
     from mixtral_recipes.training.precision import model_fields
 
