@@ -140,7 +140,7 @@ SETTINGS = {
     ),
     "optim.lr_scheduler": "warmup_steps constant_steps min_lr max_steps",
     "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path",
-    "resume.restore_config": "path load_model_state load_optim_state",
+    "resume.restore_config": "path load_model_state load_optim_state resize_vocab",
     "peft": (
         "target_modules exclude_modules dim alpha dropout dropout_position lora_A_init_method lora_B_init_method "
         "lora_dtype use_rslora rank_pattern alpha_pattern"
