@@ -233,7 +233,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         scheduler=run.scheduler,
         adapters_only=parts.peft is not None,
         context=context,
-        facts=_facts(run.topology, parts.peft),
+        facts=_facts(run.topology, parts.peft) | {"recipe": recipe},
         lineage=origin.lineage(recipe, parts.peft, parts.data),
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
