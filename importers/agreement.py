@@ -181,7 +181,7 @@ def _vocab_size(wanted: int | None, rows: int, base: Path, vocabulary: Vocabular
             "it out."
         )
     if vocabulary and needed > size:
-        fix = "take the checkpoint's own tokenizer, or add --resize-vocab, which adds rows for the new tokens"
+        fix = "name one that fits (model.tokenizer), or add --resize-vocab, which adds rows for its new tokens"
         if wanted is not None:
             fix = f"set model.config.vocab_size={needed}, or more, with --resize-vocab"
         raise RecipeError(
