@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, or all weights."),
     "pretrain": ("pretrain", "Train a model from random weights."),
     "run": ("run", "Run a recipe written in a YAML file."),
+    "plan": ("plan", "Will it fit, how long will it take, what to choose."),
     "recipes": ("recipes", "List, show and compare recipes."),
     "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "import": ("import_checkpoint", "Import a Hugging Face checkpoint."),
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script."""
-    late_imports.activate(only_describes=sys.argv[1:2] == ["recipes"] or "--dry-run" in sys.argv)
+    late_imports.activate(only_describes=sys.argv[1:2] in (["recipes"], ["plan"]) or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither
     with seldom_collected():

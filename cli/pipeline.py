@@ -67,5 +67,5 @@ def recipe_of(pipeline: Any, stage: Any) -> Any:
     recipe = load(stage.recipe, stage.task, **stage.arguments)
     overrides.apply(recipe, list(stage.overrides))
     recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
-    preflight(recipe)
+    preflight(recipe, stage.arguments.get("hardware", "h100"))
     return recipe

@@ -10,8 +10,10 @@ A test runs the same and compares.
 import re
 from pathlib import Path
 
-from mixtral_recipes.layout import footprint
+from mixtral_recipes.planner import cards, memory
+from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.recipes.outline import Question, job_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -48,7 +50,7 @@ def recipes() -> str:
     for entry in catalog.CATALOG.values():
         counts = [entry.layout(task).topology.world_size for task in ("pretrain", "peft", "full")]
         unit = "GPUs" if entry.needs_gpu else "processes"
-        size = footprint.parameters(entry.shape)
+        size = parameters(entry.shape)
         words = f"{size / 1e9:.2f} B" if size > 1e9 else f"{size / 1e6:.1f} M"
         rows.append(
             f"| `{entry.name}` | {entry.model} | {words} | {entry.seq_length:,} | "
@@ -62,15 +64,28 @@ def layouts(entry: catalog.RecipeEntry) -> str:
     rows = ["| task | GPU | nodes x GPUs | layout | memory per GPU | why |", "|---|---|--:|---|--:|---|"]
     for key, layout in entry.layouts.items():
         task, _, hardware = key.partition("@")
-        memory = entry.footprint(task, layout).total
-        gpu = hardware or "h100"
-        room = catalog.HARDWARE[gpu][0]
+        card = cards.card(hardware or "h100")
+        taken = memory.of_job(job_of(question(entry.name, key)), card).total
         rows.append(
-            f"| {_TASKS[task]} | {gpu.upper()} | {layout.num_nodes} x {layout.num_gpus_per_node} | "
-            f"{layout.topology.describe()}{', recomputed' if layout.recompute else ''} | {memory:.0f} of {room} GB | "
+            f"| {_TASKS[task]} | {card.name.upper()} | {layout.num_nodes} x {layout.num_gpus_per_node} | "
+            f"{layout.topology.describe()}{', recomputed' if layout.recompute else ''} | "
+            f"{taken:.0f} of {card.memory_gb:.0f} GB | "
             f"{layout.why} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def question(recipe: str, key: str) -> Question:
+    """What to ask for one of a recipe's layouts, by its key in the catalog."""
+    task, _, hardware = key.partition("@")
+    return Question(
+        recipe,
+        "pretrain" if task in ("pretrain", "performance") else "finetune",
+        hardware or "h100",
+        peft_scheme="lora" if task == "peft" else "none",
+        packed_sequence=task == "full_packed",
+        performance_mode=task == "performance",
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From options to a job: choose a recipe, change it, check it."""
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,9 @@ from mixtral_recipes.cli.options.recipe import FineTuningOptions, PretrainingOpt
 from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.planner import cards
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.recipes.outline import Question, default_layout
 from mixtral_recipes.system import machine
 
 
@@ -49,6 +52,12 @@ class JobOptions:
             "performance_mode": self.pretraining.performance_mode or None,
         }
         return self.place.sizes | {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def hardware(self) -> str:
+        """The card it must fit: the one named, else this machine's where it runs here, else an H100."""
+        mine = cards.named(machine.gpu_name()) if self.place.executor is not ExecutorName.slurm else None
+        return self.chosen.hardware or mine or "h100"
 
     @property
     def here(self) -> bool:
@@ -172,7 +181,7 @@ def _data(spec: str, replaced: Any) -> tuple[Any, str]:
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
     from mixtral_recipes.overrides.preflight import preflight
 
-    preflight(recipe)
+    preflight(recipe, options.hardware)
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
         raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
@@ -184,18 +193,11 @@ def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> No
     entry = catalog.entry(recipe_name)
     if not entry.needs_gpu or machine.gpu_count():
         return
-    layout = entry.layout(_layout_task(task, options.arguments), options.arguments.get("hardware", "h100"))
-    nodes = options.arguments.get("num_nodes", layout.num_nodes)
-    gpus = options.arguments.get("num_gpus_per_node", layout.num_gpus_per_node)
+    known = {field.name for field in dataclasses.fields(Question)}
+    given = {name: value for name, value in options.arguments.items() if name in known}
+    layout = default_layout(Question(entry.name, task, **given))
+    nodes, gpus = layout.num_nodes, layout.num_gpus_per_node
     raise EnvironmentProblem(_needs_gpus(recipe_name, nodes, gpus, f", {layout.topology.describe()}"))
-
-
-def _layout_task(task: str, arguments: dict[str, Any]) -> str:
-    if task == "pretrain":
-        return "performance" if arguments.get("performance_mode") else "pretrain"
-    if arguments.get("peft_scheme", "lora") != "none":
-        return "peft"
-    return "full_packed" if arguments.get("packed_sequence") else "full"
 
 
 def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:

@@ -11,6 +11,11 @@ import typer
 option = functools.partial(typer.Option, rich_help_panel="Recipe")
 
 
+HARDWARE_HELP = (
+    "The card: h100, h200, b200, gb200, a100, a100-40, l40s, rtx4090, rtx5090 or cpu; default: this machine's, else h100."
+)
+
+
 class PeftScheme(enum.StrEnum):
     """What is trained."""
 
@@ -31,6 +36,13 @@ def complete_recipe(incomplete: str) -> list[str]:
     from mixtral_recipes.recipes.catalog import names
 
     return [name for name in names() if name.startswith(incomplete)]
+
+
+def complete_card(incomplete: str) -> list[str]:
+    """Cards whose names start with what is typed."""
+    from mixtral_recipes.planner.cards import CARDS
+
+    return [name for name in CARDS if name.startswith(incomplete)]
 
 
 Overrides = Annotated[
@@ -62,7 +74,7 @@ class RecipeOptions:
         str | None, option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
     ] = None
     hardware: Annotated[
-        str | None, option("--hardware", metavar="GPU", help="Whose layout to take: h100, h200, b200 or gb200.")
+        str | None, option("--hardware", metavar="GPU", help=HARDWARE_HELP, autocompletion=complete_card)
     ] = None
 
 

@@ -92,7 +92,7 @@ def _repaired(layout: Topology, model: ModelShape, batch: BatchShape, found: Top
 def nearest_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> Topology | None:
     """The layout nearest to this one that allows this very batch; None if there is none."""
     valid = (other for other in _layouts(layout, model) if not violations(other, model, batch))
-    return min(valid, key=functools.partial(_distance, layout), default=None)
+    return min(valid, key=functools.partial(distance, layout), default=None)
 
 
 def _nearest_with_batch(layout: Topology, model: ModelShape, batch: BatchShape) -> tuple[Topology | None, BatchShape]:
@@ -100,7 +100,7 @@ def _nearest_with_batch(layout: Topology, model: ModelShape, batch: BatchShape) 
     best: tuple[tuple[int, float], Topology, BatchShape] | None = None
     for other in _layouts(layout, model):
         fixed = _fitted(other, batch)
-        changed, factor = _distance(layout, other)
+        changed, factor = distance(layout, other)
         growth = fixed.global_batch_size / max(batch.global_batch_size, 1)
         cost = (changed + len(list(_changes(batch, fixed))), factor + growth)
         if (best is None or cost < best[0]) and not violations(other, _with_positions(model, fixed), fixed):
@@ -127,7 +127,7 @@ def _round_up(number: int, unit: int) -> int:
     return max(-(-number // unit), 1) * unit
 
 
-def _distance(layout: Topology, other: Topology) -> tuple[int, float]:
+def distance(layout: Topology, other: Topology) -> tuple[int, float]:
     """How many sizes differ, and by what factors."""
     pairs = [(max(a, 1), b) for (_, a), (_, b) in zip(sizes(layout), sizes(other), strict=True)]
     changed = sum(a != b for a, b in pairs) + (layout.sequence_parallel != other.sequence_parallel)

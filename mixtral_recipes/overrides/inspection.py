@@ -8,10 +8,10 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout.footprint import parameters
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
+from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 
 _SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")

@@ -5,24 +5,54 @@ from typing import Any
 
 import fiddle as fdl
 
-from mixtral_recipes.errors import MixtralRecipesWarning
-from mixtral_recipes.layout.repair import check_recipe_layout
+from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
+from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.planner import cards, fit
+from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.training.watch import callbacks
 
 
-def preflight(recipe: Any) -> None:
+def preflight(recipe: Any, hardware: str = "h100") -> None:
     """Refuse a recipe that cannot run, and warn of settings that have no effect.
 
+    Args:
+        recipe: The recipe.
+        hardware: The card whose memory it must fit; not asked where the recipe runs without a GPU.
+
     Raises:
-        RecipeError: every setting of a wrong type; every broken rule of the layout and the nearest one that breaks
-            none; or a setting that no machine runs (precision, overlap).
+        RecipeError: every setting of a wrong type; every broken rule of the layout and a layout that breaks none and
+            fits; what takes more memory than there is; or a setting that no machine runs (precision, overlap).
     """
     for notice in check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe)):
         warnings.warn(notice, MixtralRecipesWarning, stacklevel=2)
-    check_recipe_layout(recipe.model, recipe.trainer, recipe.data)
     plugins: Any = fdl.build(recipe.trainer.plugins)
+    check_job(Workload.of(recipe), cards.card(hardware), on_gpu=recipe.trainer.accelerator == "gpu")
     plugins.check()
     checked = [fdl.build(c) for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
     callbacks.call(checked, "check", Topology.of(recipe.trainer))
+
+
+def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:
+    """Refuse a job whose layout cannot run or does not fit, and warn of one that barely does.
+
+    Args:
+        job: The job.
+        card: The GPU.
+        on_gpu: Whether memory is a GPU's.
+
+    Raises:
+        RecipeError: all broken rules at once, or what takes too much memory; with settings that run and fit.
+    """
+    if not on_gpu:
+        check_layout(job.topology, job.shape, job.batch)
+        return
+    fit.check_layout_of(job, card)
+    refused = fit.refusal(job, card)
+    if refused:
+        raise RecipeError(refused)
+    notice = fit.warning(job, card)
+    if notice:
+        warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)

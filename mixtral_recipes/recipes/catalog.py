@@ -1,24 +1,25 @@
 """Every recipe in one static table: its model, its default parallel layouts and why. Pure Python: loads no torch.
 
 Recipe modules take their layouts from here, and so do `recipes list`, completion and the documentation's tables; a
-test checks the table against the code. The memory figures behind each layout are computed by `layout/footprint.py`; run
-``python scripts/print_footprints.py`` to see them.
+test checks the table against the code. `planner/` counts the memory behind each layout, and `outline.default_layout`
+chooses by it for numbers of GPUs that stand not here.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.layout.footprint import Footprint, footprint
 from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY, ModelShape
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.planner import cards
 
 TASKS = ("pretrain", "finetune")
 PRECISIONS = ("bf16", "fp8")
 PEFT_SCHEMES = ("lora", "dora", "none")
 
-# GPU name -> (memory in GB, GPUs per node). NVIDIA data sheets; GB200: 4 GPUs per compute tray of an NVL72 rack.
-HARDWARE = {"h100": (80, 8), "h200": (141, 8), "b200": (180, 8), "gb200": (186, 4)}
+# The cards (`planner/cards.py`) that default layouts were chosen for.
+HARDWARE = ("h100", "h200", "b200", "gb200")
+PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class RecipeEntry:
         needs_gpu: Whether it can only run on GPUs.
         precisions: Precision choices, the default first.
         about: One line.
+        pretrain_steps: Optimizer steps of pretraining.
+        finetune_steps: Of fine-tuning.
+        pretrain_batch: Sequences per step.
+        finetune_batch: Of fine-tuning, padded.
+        packed_batch: Of fine-tuning, packed.
+        micro_batch: Sequences at once, where they are not packed.
     """
 
     name: str
@@ -70,6 +77,12 @@ class RecipeEntry:
     needs_gpu: bool = True
     precisions: tuple[str, ...] = PRECISIONS
     about: str = ""
+    pretrain_steps: int = PRETRAIN_STEPS
+    finetune_steps: int = 1000
+    pretrain_batch: int = 512
+    finetune_batch: int = 128
+    packed_batch: int = 8
+    micro_batch: int = 1
 
     def layout(self, task: str, hardware: str = "h100") -> Layout:
         """The default layout of a task on a kind of GPU.
@@ -82,7 +95,7 @@ class RecipeEntry:
             RecipeError: hardware that is not in the table.
         """
         if hardware not in HARDWARE:
-            raise RecipeError(f"hardware={hardware!r} is not known.{nearest(hardware, list(HARDWARE))}")
+            raise RecipeError(f"hardware={hardware!r} is not known.{nearest(hardware, HARDWARE)}")
         fallbacks = {"full_packed": ("full_packed", "full"), "performance": ("performance", "pretrain")}
         gpus = {"gb200": ("gb200", "b200", "h100"), "b200": ("b200", "h100")}.get(hardware, (hardware, "h100"))
         for gpu in gpus:
@@ -96,21 +109,10 @@ class RecipeEntry:
         """Every default layout of some tasks, on any kind of GPU."""
         return [layout for key, layout in self.layouts.items() if key.partition("@")[0] in tasks]
 
-    def footprint(self, task: str, layout: Layout) -> Footprint:
-        """Memory per GPU of one of the recipe's layouts; ``task`` as in `layout`."""
-        pretrains = task in ("pretrain", "performance")
-        return footprint(
-            self.shape,
-            layout.topology,
-            seq_length=self.seq_length if pretrains else self.finetune_seq_length,
-            recompute=layout.recompute,
-            trains_all=task != "peft",
-        )
-
 
 def _on_nodes_of(layout: Layout, hardware: str) -> Layout:
     """The same number of GPUs on nodes of another size (GB200 has four per node)."""
-    per_node = HARDWARE[hardware][1]
+    per_node = cards.card(hardware).per_node
     if layout.num_gpus_per_node <= per_node:
         return layout
     nodes = layout.num_nodes * layout.num_gpus_per_node // per_node
@@ -140,7 +142,7 @@ _NEMO_FAST = "NeMo 2.0's performance mode: EP1, TP8, SP."
 _IN_NODE = "expert TP 1, so that the experts' all-to-all over EP 8 stays inside a node"
 
 
-# Columns: nodes, TP, PP, VPP, CP, EP, expert TP. "GB" is memory per GPU as `footprint` counts it.
+# Columns: nodes, TP, PP, VPP, CP, EP, expert TP. Memory: docs/reference/recipes/.
 _LAYOUTS_8X7B = {
     "pretrain": _layout(8, 1, 4, 8, 1, 8, why=_NEMO),
     "pretrain@h200": _layout(8, 1, 1, None, 1, 8, why="141 GB hold the layers of a rank without a pipeline."),
@@ -289,6 +291,13 @@ _ENTRIES = (
         needs_gpu=False,
         precisions=("fp32", "bf16", "fp8"),
         about="4 layers, trains on a laptop's CPU",
+        # Found by trying (two cores, LoRA of dim 32 on all linear layers): docs/reference/recipes/mixtral_tiny.md.
+        pretrain_steps=400,
+        finetune_steps=120,
+        pretrain_batch=32,
+        finetune_batch=32,
+        packed_batch=8,  # packs of 256 tokens, about two samples each
+        micro_batch=16,
     ),
 )
 

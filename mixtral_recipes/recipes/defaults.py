@@ -15,7 +15,7 @@ from megatron.core.optimizer import OptimizerConfig
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout
+from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout, RecipeEntry
 from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run dtypes, X | None
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
@@ -26,8 +26,6 @@ from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training.watch.callbacks import TimingCallback
-
-PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 
 
 def trainer(
@@ -86,13 +84,13 @@ def trainer(
     )
 
 
-def finetune_trainer(layout: Layout, num_nodes: int | None, num_gpus_per_node: int | None) -> run.Config[Trainer]:
-    """A fine-tuning trainer: 1000 steps, validation every 30."""
+def finetune_trainer(layout: Layout, max_steps: int) -> run.Config[Trainer]:
+    """A fine-tuning trainer: validation every 30 steps."""
     config = trainer(
         layout.topology,
-        num_nodes=num_nodes or layout.num_nodes,
-        num_gpus_per_node=num_gpus_per_node or layout.num_gpus_per_node,
-        max_steps=1000,
+        num_nodes=layout.num_nodes,
+        num_gpus_per_node=layout.num_gpus_per_node,
+        max_steps=max_steps,
     )
     config.limit_test_batches = config.limit_val_batches = None
     config.val_check_interval = 30
@@ -117,7 +115,7 @@ def fp8_mixed(hardware: str) -> run.Config[MegatronMixedPrecision]:
     """bf16 with matrix products in FP8: delayed scaling on Hopper, MXFP8 on Blackwell.
 
     Args:
-        hardware: A key of `catalog.HARDWARE`.
+        hardware: A card's name (`planner/cards.py`).
     """
     config = bf16_mixed()
     config.fp8 = "hybrid"
@@ -133,7 +131,7 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
         recipe: The recipe to change.
         precision: ``bf16``, ``fp8`` or ``fp32``.
         choices: The choices this recipe offers.
-        hardware: A key of `catalog.HARDWARE`.
+        hardware: A card's name (`planner/cards.py`).
 
     Raises:
         RecipeError: a precision the recipe does not offer.
@@ -214,21 +212,22 @@ def resume(path: str | None = None, *, restore: bool = False) -> run.Config[Auto
     )
 
 
-def squad(seq_length: int, *, packed: bool, dataset_root: str | None = None) -> run.Config[SquadDataModule]:
-    """SQuAD, padded (128 samples per step) or packed (8 packs per step).
+def squad(entry: RecipeEntry, *, packed: bool, dataset_root: str | None = None) -> run.Config[SquadDataModule]:
+    """SQuAD, padded or packed.
 
     Args:
-        seq_length: Tokens per sequence, and per pack.
+        entry: The recipe: tokens per sequence, and per pack; sequences or packs per step.
         packed: Whether samples are packed.
         dataset_root: A file, folder or ``embedded://squad``; None takes the Hub's.
     """
+    seq_length = entry.finetune_seq_length
     specs = run.Config(PackedSequenceSpecs, packed_sequence_size=seq_length) if packed else None
     return run.Config(
         SquadDataModule,
         dataset_root=dataset_root,
         seq_length=seq_length,
-        global_batch_size=8 if packed else 128,
-        micro_batch_size=1,
+        global_batch_size=entry.packed_batch if packed else entry.finetune_batch,
+        micro_batch_size=1 if packed else entry.micro_batch,
         packed_sequence_specs=specs,
     )
 

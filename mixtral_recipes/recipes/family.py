@@ -16,6 +16,7 @@ from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.recipes.outline import Question, default_layout
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.watch.callbacks import (
     GarbageCollectionCallback,
@@ -42,10 +43,7 @@ class Recipe:
         name: The recipe's name, which is its module's.
         entry: Its entry in the catalog.
         config: The class of its model's configuration.
-        trainer_steps: Steps of a trainer by itself.
     """
-
-    trainer_steps = defaults.PRETRAIN_STEPS
 
     def __init__(self, module: str, config: type[MixtralConfig]) -> None:
         """Make a recipe.
@@ -91,7 +89,7 @@ class Recipe:
             "expert_tensor_parallelism": sizes.expert_tensor_parallel_size,
             "num_nodes": layout.num_nodes,
             "num_gpus_per_node": layout.num_gpus_per_node,
-            "max_steps": self.trainer_steps,
+            "max_steps": self.entry.pretrain_steps if self.entry.needs_gpu else self.entry.finetune_steps,
         }
 
     def adjust_trainer(self, config: run.Config[Trainer]) -> None:
@@ -184,23 +182,36 @@ class Recipe:
             performance_mode: Whether to trade exact routing for speed (`apply_performance_mode`).
             fn: What the recipe calls.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
+            hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).
 
         Raises:
             RecipeError: a precision the recipe does not offer, or hardware that is not known.
         """
-        layout = self.entry.layout("performance" if performance_mode else "pretrain", hardware)
+        layout = default_layout(
+            Question(
+                self.name,
+                "pretrain",
+                hardware,
+                num_nodes,
+                num_gpus_per_node,
+                precision,
+                performance_mode=performance_mode,
+            )
+        )
         recipe = run.Partial(
             fn,
             model=self.model(),
             trainer=defaults.trainer(
                 layout.topology,
-                num_nodes=num_nodes or layout.num_nodes,
-                num_gpus_per_node=num_gpus_per_node or layout.num_gpus_per_node,
-                max_steps=defaults.PRETRAIN_STEPS,
+                num_nodes=layout.num_nodes,
+                num_gpus_per_node=layout.num_gpus_per_node,
+                max_steps=self.entry.pretrain_steps,
             ),
             data=run.Config(
-                MockDataModule, seq_length=self.entry.seq_length, global_batch_size=512, micro_batch_size=1
+                MockDataModule,
+                seq_length=self.entry.seq_length,
+                global_batch_size=self.entry.pretrain_batch,
+                micro_batch_size=self.entry.micro_batch,
             ),
             log=defaults.pretrain_log(dir, name),
             optim=defaults.adam_with_cosine_annealing(max_lr=3e-4),
@@ -237,7 +248,7 @@ class Recipe:
             peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
             packed_sequence: Whether samples are packed into full sequences.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: ``h100``, ``h200``, ``b200`` or ``gb200``: whose default layout is taken.
+            hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).
             instruct: Whether to start from the Instruct variant, where there is one.
 
         Raises:
@@ -247,12 +258,23 @@ class Recipe:
         model = self.model()
         if instruct and self.entry.instruct in INSTRUCT_VOCABULARY:
             model.config.vocab_size = INSTRUCT_VOCABULARY[self.entry.instruct]
-        layout = self.entry.layout("peft" if peft else "full_packed" if packed_sequence else "full", hardware)
+        layout = default_layout(
+            Question(
+                self.name,
+                "finetune",
+                hardware,
+                num_nodes,
+                num_gpus_per_node,
+                precision,
+                str(peft_scheme or "none").lower(),
+                packed_sequence,
+            )
+        )
         recipe = run.Partial(
             api.finetune,
             model=model,
-            trainer=defaults.finetune_trainer(layout, num_nodes, num_gpus_per_node),
-            data=defaults.squad(self.entry.finetune_seq_length, packed=packed_sequence),
+            trainer=defaults.finetune_trainer(layout, self.entry.finetune_steps),
+            data=defaults.squad(self.entry, packed=packed_sequence),
             log=defaults.finetune_log(dir, name),
             optim=defaults.adam_with_cosine_annealing(
                 max_lr=LORA_LR if peft else FULL_LR, min_lr=0.0, warmup_steps=50, adam_beta2=0.98

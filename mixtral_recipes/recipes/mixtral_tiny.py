@@ -16,17 +16,10 @@ PRETRAIN_LR = 3e-3
 LORA_LR = 1e-3
 FULL_LR = 5e-4
 ADAM_EPS = 1e-8  # PyTorch's default, which the trials used; NeMo's 1e-5 is for models a thousand times larger
-PRETRAIN_STEPS = 400
-FINETUNE_STEPS = 120
-GLOBAL_BATCH = 32
-MICRO_BATCH = 16
-PACKED_GLOBAL_BATCH = 8  # packs of 256 tokens, about two samples each
 
 
 class TinyRecipe(Recipe):
     """The recipes' functions with settings that suit a model of a few million parameters."""
-
-    trainer_steps = FINETUNE_STEPS
 
     def adjust_trainer(self, config: run.Config[Trainer]) -> None:
         """The CPU or GPUs, whichever there are; and no overlap of communication."""
@@ -41,13 +34,12 @@ class TinyRecipe(Recipe):
     def adjust_pretraining(self, recipe: run.Partial[Any]) -> None:
         """The embedded sample's passages."""
         spread_experts(recipe.trainer)
-        recipe.trainer.max_steps = PRETRAIN_STEPS
         recipe.data = run.Config(
             PreTrainingDataModule,
             paths="embedded://squad/pretraining.jsonl",
             seq_length=self.entry.seq_length,
-            global_batch_size=GLOBAL_BATCH,
-            micro_batch_size=MICRO_BATCH,
+            global_batch_size=self.entry.pretrain_batch,
+            micro_batch_size=self.entry.micro_batch,
             split="98,2,0",
         )
         recipe.optim = defaults.adam_with_cosine_annealing(max_lr=PRETRAIN_LR, warmup_steps=40)
@@ -56,12 +48,7 @@ class TinyRecipe(Recipe):
     def adjust_finetuning(self, recipe: run.Partial[Any]) -> None:
         """The embedded SQuAD-format sample."""
         spread_experts(recipe.trainer)
-        recipe.trainer.max_steps = FINETUNE_STEPS
         recipe.data.dataset_root = "embedded://squad"
-        if recipe.data.packed_sequence_specs is not None:
-            recipe.data.global_batch_size = PACKED_GLOBAL_BATCH
-        else:
-            recipe.data.global_batch_size, recipe.data.micro_batch_size = GLOBAL_BATCH, MICRO_BATCH
         recipe.optim.config.lr = LORA_LR if recipe.peft is not None else FULL_LR
         recipe.optim.config.adam_eps = ADAM_EPS
         recipe.optim.lr_scheduler.warmup_steps = 20

@@ -18,6 +18,16 @@ def gpu_count() -> int:
     return min(listed, len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
 
 
+def gpu_name() -> str | None:
+    """What the driver calls the first GPU, or None."""
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            for line in file.read_text().splitlines():
+                if line.startswith("Model:"):
+                    return line.partition(":")[2].strip()
+    return None
+
+
 def cores() -> int:
     """CPU cores this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from mixtral_recipes.layout import operations
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
 
@@ -15,26 +16,9 @@ _PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB20
 
 
 def flops_per_token(config: MixtralConfig, sequence_length: float, *, adapters_only: bool = False) -> float:
-    """Operations one token costs in a training step.
-
-    A multiplication and an addition count as two; attention is causal, so a token meets half of its sequence. The
-    backward pass costs twice the forward pass, or once where weights are frozen (only activations' gradients).
-    Recomputation and adapters are not counted.
-
-    Args:
-        config: The model.
-        sequence_length: Mean tokens per sequence.
-        adapters_only: Whether the weights are frozen.
-    """
+    """`operations.flops_per_token` of a model's configuration."""
     shape = ModelShape.of(config)
-    h = shape.hidden_size
-    queries = shape.head_dim * shape.num_attention_heads
-    keys = shape.head_dim * shape.num_query_groups
-    projections = 2 * h * (queries + 2 * keys) + 2 * queries * h
-    attention = 2 * 2 * queries * sequence_length / 2
-    experts = config.moe_router_topk * 3 * 2 * h * shape.ffn_hidden_size + 2 * h * shape.num_moe_experts
-    forward = shape.num_layers * (projections + attention + experts) + 2 * h * shape.vocab_size
-    return forward * (2 if adapters_only else 3)
+    return operations.flops_per_token(shape, sequence_length, topk=config.moe_router_topk, adapters_only=adapters_only)
 
 
 def peak_tflops(device: torch.device, *, fp8: bool) -> float | None:

@@ -1,0 +1,277 @@
+"""From `plan`'s options to its answer."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, WorkOptions
+from mixtral_recipes.cli.output import console, print_table, table
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.planner import cards, fit, plan
+from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.planner.memory import CATEGORIES
+from mixtral_recipes.planner.plan import Plan
+from mixtral_recipes.planner.search import Candidate, counts, search
+from mixtral_recipes.planner.workload import Workload
+from mixtral_recipes.recipes.outline import SCHEMES, Question, outline
+from mixtral_recipes.system import machine
+
+_HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0, "": 1.0}
+
+
+@dataclass
+class Answer:
+    """What `plan` found.
+
+    Attributes:
+        title: The job in a line.
+        card: The GPU, corrected by what was measured.
+        plan: The plan.
+        notes: What else is to be said.
+        more: Further parts of the JSON object.
+    """
+
+    title: str
+    card: Card
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole answer."""
+        return self.plan.as_json() | ({"notes": self.notes} if self.notes else {}) | self.more
+
+    def bars(self) -> dict[str, dict[str, float]]:
+        """Layout -> GB by category, of every layout shown."""
+        shown = [("as asked", self.plan.chosen), *((_sizes(one), one) for one in self.plan.alternatives)]
+        return {name: {kind: getattr(one.memory, kind) for kind in CATEGORIES} for name, one in shown}
+
+    def show(self) -> None:
+        """Print it."""
+        one, out = self.plan.chosen, console()
+        memory, time = one.memory, one.time
+        verdict = "fits" if memory.fits else "does NOT fit"
+        out.print(f"{self.title}", markup=False)
+        out.print(
+            f"{verdict}: {memory.total:.1f} of {memory.capacity:.1f} GB on the fullest GPU (pipeline stage "
+            f"{memory.stage}), {self.card.title}",
+            markup=False,
+        )
+        shown = [(name, getattr(memory, name)) for name in CATEGORIES if getattr(memory, name) >= 0.005]
+        print_table(table(("memory", "GB"), [(name, f"{size:.2f}") for name, size in shown]))
+        out.print()
+        low, high = time.low, time.high
+        rows = [
+            ("seconds per step", f"{time.step:.3g} ({low:.3g} to {high:.3g})"),
+            ("tokens/s per GPU", f"{one.tokens_per_second:,.0f}"),
+            ("TFLOP/s per GPU", f"{plan.tflops(one):.0f}"),
+            ("steps", f"{self.plan.steps:,}"),
+            ("hours", f"{self.plan.hours:,.1f}"),
+            ("GPU-hours", f"{self.plan.gpu_hours:,.0f}"),
+            ("disk per checkpoint", f"{plan.checkpoint_gb(one.job):,.1f} GB, {self.plan.kept_checkpoints} kept"),
+        ]
+        if self.plan.price is not None:
+            rows.append(("price", f"{self.plan.gpu_hours * self.plan.price:,.0f}"))
+        print_table(table(("time", ""), rows))
+        if self.plan.alternatives:
+            out.print("\nthe best layouts by search", markup=False)
+            print_table(table(_COLUMNS, [_row(_sizes(other), other) for other in self.plan.alternatives]))
+        if self.plan.changes:
+            out.print("\nwhat a change would give", markup=False)
+            print_table(table(_COLUMNS, [_row(name, other) for name, other in self.plan.changes]))
+        for text in self.notes:
+            out.print(f"\n{text}", markup=False, soft_wrap=True)
+
+
+_COLUMNS = ("layout", "GB", "fits", "s/step", "tokens/s per GPU")
+
+
+def _row(name: str, one: Candidate) -> tuple[str, ...]:
+    fits = "yes" if one.memory.fits else "no"
+    return name, f"{one.memory.total:.1f}", fits, f"{one.time.step:.3g}", f"{one.tokens_per_second:,.0f}"
+
+
+def _sizes(one: Candidate) -> str:
+    extra = f" MBS{one.job.batch.micro_batch_size}" if one.job.batch.micro_batch_size > 1 else ""
+    return one.job.topology.describe() + extra + (" recomputed" if one.job.recompute.granularity else "")
+
+
+def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: list[str]) -> Answer:
+    """Answer `plan`.
+
+    Raises:
+        RecipeError: a job that cannot be, or a goal that cannot be reached.
+    """
+    card = cards.card(ask.hardware or _card_here(ask))
+    question, recipe = _recipe(ask, card, overrides)
+    job = Workload.of(recipe)
+    if card.name == "cpu":
+        job = dataclasses.replace(job, transformer_engine=False, wgrad_fusion=False, fused=False)
+    steps, notes, more = int(recipe.trainer.max_steps), [], {}
+    if work.data is not None:
+        job, steps, data_notes, more = _through_data(job, work, steps)
+        notes += data_notes
+    job = _reach(job, card, goal, steps, given=bool(ask.num_nodes or ask.num_gpus_per_node))
+    fit.check_layout_of(job, card)
+    kept = int(getattr(recipe.log.ckpt, "save_top_k", 1) or 0) + 1
+    made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
+    refused = fit.refusal(job, card)
+    notes += [text for text in (refused, fit.warning(job, card)) if text]
+    return Answer(_title(question, job, card), card, made, notes, more)
+
+
+def _title(question: Question | None, job: Workload, card: Card) -> str:
+    name = f"{question.recipe}.{question.task}" if question else "recipe"
+    trained = "all weights"
+    if job.adapters:
+        scheme = "QLoRA" if job.adapters.quantized else "DoRA" if job.adapters.magnitudes else "LoRA"
+        trained = f"{scheme} of rank {job.adapters.dim}"
+    batch = job.batch
+    return (
+        f"{name}, {trained}: {job.topology.world_size} x {card.title}, {job.topology.describe()}, "
+        f"{batch.global_batch_size} x {batch.seq_length} tokens per step"
+    )
+
+
+def _card_here(ask: AskOptions) -> str:
+    if ask.recipe == "mixtral_tiny" and not machine.gpu_count():
+        return "cpu"
+    return cards.named(machine.gpu_name()) or "h100"
+
+
+def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question | None, Any]:
+    """The recipe in outline; whole, with torch, where an outline cannot hold what was asked."""
+    from mixtral_recipes.overrides import outline_paths
+
+    if ask.yaml is not None:
+        return None, _whole_from_file(ask.yaml, overrides)
+    if ask.recipe is None:
+        from mixtral_recipes.recipes import catalog
+
+        raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
+    task = ask.task.value if ask.task else "finetune"
+    scheme = (ask.peft or "lora").lower()
+    if scheme not in SCHEMES:
+        raise RecipeError(f"--peft {ask.peft}: is not known; use {', '.join(SCHEMES)}.")
+    question = Question(
+        ask.recipe,
+        task,
+        card.name,
+        ask.num_nodes,
+        ask.num_gpus_per_node or ask.nproc_per_node,
+        ask.precision,
+        scheme,
+        bool(ask.packed),
+        ask.performance_mode,
+    )
+    found = outline(question)
+    try:
+        outline_paths.apply(found, overrides)
+    except outline_paths.NeedsRecipe:
+        return question, _whole(question, overrides)
+    return question, found
+
+
+def _whole(question: Question, overrides: list[str]) -> Any:
+    from mixtral_recipes.overrides import loading, paths
+
+    arguments = {
+        "hardware": question.hardware,
+        "num_nodes": question.num_nodes,
+        "num_gpus_per_node": question.num_gpus_per_node,
+    }
+    if question.precision:
+        arguments["precision"] = question.precision
+    if question.task == "finetune":
+        arguments |= {"peft_scheme": question.peft_scheme, "packed_sequence": question.packed_sequence}
+    else:
+        arguments["performance_mode"] = question.performance_mode
+    recipe = loading.load(question.recipe, question.task, **arguments)
+    paths.apply(recipe, overrides)
+    return recipe
+
+
+def _whole_from_file(file: Path, overrides: list[str]) -> Any:
+    from mixtral_recipes.overrides import paths
+    from mixtral_recipes.overrides.yaml_file import read_recipe
+
+    recipe = read_recipe(file)
+    paths.apply(recipe, overrides)
+    return recipe
+
+
+def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int, *, given: bool) -> Workload:
+    """The job in the layout that reaches a goal; as it is without one."""
+    if not (goal.smallest or goal.max_gpus or goal.deadline):
+        return job
+    most = goal.max_gpus or 1024
+    if goal.smallest:
+        for size in counts(card.per_node, most):
+            found = search(job, card, size)
+            if found:
+                return found[0].job
+        raise RecipeError(f"--smallest: fits no layout of up to {most} x {card.title}; {_least(job, card, most)}")
+    every = [found[0] for size in counts(card.per_node, most) if (found := search(job, card, size))]
+    if not every:
+        raise RecipeError(f"--max-gpus {most}: no layout fits; {_least(job, card, most)}")
+    if goal.deadline is None:
+        return min(every, key=lambda one: one.time.step).job
+    hours = _hours(goal.deadline)
+    for one in every:
+        if one.time.step * steps / 3600 <= hours:
+            return one.job
+    best = min(every, key=lambda one: one.time.step)
+    raise RecipeError(
+        f"--deadline {goal.deadline}: {steps:,} steps take {best.time.step * steps / 3600:,.1f} hours on "
+        f"{best.job.topology.world_size} x {card.title}, the fastest of up to {most}; allow more time or GPUs, or take "
+        "fewer steps (trainer.max_steps=N)."
+    )
+
+
+def _least(job: Workload, card: Card, most: int) -> str:
+    near = fit.leanest(job.on(dataclasses.replace(job.topology, world_size=most)), card)
+    if near is None:
+        return f"no layout of {most} GPUs runs with global_batch_size={job.batch.global_batch_size}."
+    return f"the leanest takes {near.memory.total:.0f} of {card.memory_gb:.0f} GB."
+
+
+def _hours(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd]?)", text.strip().lower())
+    if match:
+        return float(match[1]) * _HOURS[match[2]]
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::\d\d)?", text.strip())
+    if match:
+        return 24 * int(match[1] or 0) + int(match[2]) + int(match[3]) / 60
+    raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
+
+
+def _through_data(job: Workload, work: WorkOptions, steps: int) -> tuple[Workload, int, list[str], dict[str, Any]]:
+    """The job with its data's lengths, and the steps that its passes take."""
+    from mixtral_recipes.data.check.check import check
+    from mixtral_recipes.data.recognise import recognize
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+    from mixtral_recipes.system.progress import progress_bar
+
+    recognized = recognize(str(work.data))
+    with progress_bar("counting", None, unit="records") as advance:
+        report = check(
+            recognized, load_tokenizer("mistral://mixtral-8x7b"), seq_length=job.batch.seq_length, progress=advance
+        )
+    lengths = report.lengths.get("train")
+    samples = 0 if lengths is None else len(lengths)
+    if lengths is None or not samples:
+        raise RecipeError(f"--data {work.data}: no usable training record; see: mixtral-recipes data check {work.data}")
+    mean = float(lengths.mean())
+    job = dataclasses.replace(job, lengths=mean)
+    if work.epochs is not None or work.data is not None:
+        steps = plan.steps_for(samples, job, work.epochs or 1.0)
+    facts = {"samples": samples, "tokens": int(lengths.sum()), "mean_tokens": round(mean, 1)}
+    share = mean / job.batch.seq_length
+    text = (
+        f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {work.epochs or 1:g} epochs."
+    )
+    if not job.batch.packed and share < 0.5:
+        text += f" Unpacked, about {100 * (1 - min(share, 1)):.0f} % of a full sequence would be padding: --packed."
+    return job, steps, [text], {"data": facts}

@@ -1,0 +1,93 @@
+"""What `plan` is asked: the job, the data it goes through, and what is wanted of the answer."""
+
+import enum
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
+
+job_option = functools.partial(typer.Option, rich_help_panel="Job")
+work_option = functools.partial(typer.Option, rich_help_panel="Work and cost")
+goal_option = functools.partial(typer.Option, rich_help_panel="What to look for")
+
+
+class Task(enum.StrEnum):
+    """What kind of job."""
+
+    pretrain = "pretrain"
+    finetune = "finetune"
+
+
+@dataclass
+class AskOptions:
+    """The job."""
+
+    task: Annotated[Task | None, job_option("--task", metavar="TASK", help="pretrain or finetune (default).")] = None
+    recipe: Annotated[
+        str | None,
+        job_option("--recipe", metavar="NAME", help="Recipe name (`recipes list`).", autocompletion=complete_recipe),
+    ] = None
+    yaml: Annotated[Path | None, job_option("--yaml", metavar="FILE", help="The recipe in this file.")] = None
+    peft: Annotated[
+        str | None, job_option("--peft", metavar="SCHEME", help="lora (default), dora, qlora; none: all weights.")
+    ] = None
+    packed: Annotated[bool | None, job_option("--packed/--no-packed", help="Several samples per sequence.")] = None
+    precision: Annotated[
+        str | None, job_option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
+    ] = None
+    performance_mode: Annotated[
+        bool, job_option("--performance-mode", help="NeMo's performance mode: token drop, overlap, bf16 reduction.")
+    ] = False
+    hardware: Annotated[
+        str | None,
+        job_option(
+            "--hardware",
+            metavar="GPU",
+            help=HARDWARE_HELP,
+            autocompletion=complete_card,
+        ),
+    ] = None
+    num_nodes: Annotated[
+        int | None, job_option("--num-nodes", metavar="N", min=1, help="Nodes; default: the recipe's.")
+    ] = None
+    num_gpus_per_node: Annotated[
+        int | None, job_option(
+            "--num-gpus-per-node",
+            metavar="N",
+            min=1,
+            help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
+        )
+    ] = None
+    nproc_per_node: Annotated[int | None, job_option("--nproc-per-node", min=1, hidden=True)] = None
+
+
+@dataclass
+class WorkOptions:
+    """How much is to be done, and what that costs."""
+
+    data: Annotated[
+        str | None, work_option("--data", metavar="DATA", help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.")
+    ] = None
+    epochs: Annotated[
+        float | None, work_option("--epochs", metavar="N", min=0.01, help="Passes over --data; default: 1.")
+    ] = None
+    price: Annotated[
+        float | None, work_option("--price", metavar="MONEY", min=0.0, help="Of a GPU-hour, in any currency.")
+    ] = None
+
+
+@dataclass
+class GoalOptions:
+    """What the answer is to be."""
+
+    smallest: Annotated[bool, goal_option("--smallest", help="The fewest GPUs it fits on.")] = False
+    max_gpus: Annotated[
+        int | None, goal_option("--max-gpus", metavar="N", min=1, help="The fastest layout on at most so many GPUs.")
+    ] = None
+    deadline: Annotated[
+        str | None, goal_option("--deadline", metavar="TIME", help="The fewest GPUs that are done in e.g. 36h or 5d.")
+    ] = None

@@ -1,0 +1,83 @@
+"""Dotted overrides applied to a recipe in outline (`recipes/outline.py`), without torch.
+
+A setting that memory and time do not depend on is known by its path and then left alone. What an outline cannot hold
+(a part named by its class) is for the whole recipe: `NeedsRecipe`.
+"""
+
+import ast
+import re
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.overrides.completion import PATHS
+
+_OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
+_WHOLE_PARTS = ("data", "model", "trainer", "optim", "log", "resume", "peft", "trainer.callbacks", "trainer.plugins")
+
+
+class NeedsRecipe(Exception):
+    """An override that only the whole recipe can take."""
+
+
+def apply(outline: Any, overrides: Iterable[str]) -> None:
+    """Change an outline.
+
+    Args:
+        outline: The recipe in outline.
+        overrides: Texts such as ``data.micro_batch_size=2``.
+
+    Raises:
+        RecipeError: a text that is not an override, an unknown setting, or a value of the wrong type.
+        NeedsRecipe: an override that needs the whole recipe.
+    """
+    for text in overrides:
+        match = _OVERRIDE.fullmatch(text)
+        if not match:
+            raise RecipeError(f"{text!r} is not a setting: write path=value, e.g. trainer.max_steps=20.")
+        path, operator, value = match.groups()
+        if operator != "=" or "[" in path or "(" in value or path in _WHOLE_PARTS:
+            raise NeedsRecipe
+        if path not in PATHS:
+            raise NeedsRecipe if path.startswith("data.") else _unknown(text, path)
+        _set(outline, path, value, text)
+
+
+def _unknown(text: str, path: str) -> RecipeError:
+    return RecipeError(f"{text}: no setting {path!r}.{nearest(path, PATHS)}")
+
+
+def _set(outline: Any, path: str, value: str, text: str) -> None:
+    *parents, name = path.split(".")
+    holder = outline
+    for parent in parents:
+        if not hasattr(holder, parent):
+            return  # a part that decides nothing here
+        holder = getattr(holder, parent)
+        if holder is None:
+            if parent == "peft":
+                raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora first.")
+            raise NeedsRecipe
+    if hasattr(holder, name):
+        setattr(holder, name, _value(value, getattr(holder, name), text))
+
+
+def _value(value: str, old: Any, text: str) -> Any:
+    if value.lower() in ("none", "null"):
+        return None
+    if value.lower() in ("true", "false"):
+        read: Any = value.lower() == "true"
+    else:
+        try:
+            read = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            read = value
+    if isinstance(old, SimpleNamespace):
+        raise NeedsRecipe
+    kind = type(old)
+    if old is not None and not isinstance(read, kind) and not (kind is list and isinstance(read, str | tuple)):
+        raise RecipeError(f"{text}: needs a value such as {old!r}.")
+    if kind is int and isinstance(read, bool):
+        raise RecipeError(f"{text}: needs a whole number.")
+    return read

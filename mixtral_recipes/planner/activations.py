@@ -1,0 +1,191 @@
+"""What a layer keeps for its backward pass, module by module, in bytes on one rank.
+
+Each entry is a tensor that the modules save (`models/layer_specs.py`; Megatron-Core 0.19; Transformer Engine 2.x), by
+the names below. Shape letters: t tokens of this rank's slice of the sequence (sequence parallelism splits it), T tokens
+inside the tensor-parallel layers, R rows that this rank's experts process, h hidden, q and kv width of queries and
+keys, f expert width; all on this rank.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mixtral_recipes.planner.workload import Recompute, Workload
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rows and widths on one rank, of one microbatch.
+
+    Attributes:
+        t: Tokens between the tensor-parallel layers.
+        T: Tokens inside them.
+        R: Rows the rank's experts process: each token once for each of its experts.
+        h: Hidden size.
+        q: Width of the rank's queries.
+        kv: Width of the rank's keys (and values).
+        f: Width of an expert on the rank.
+        heads: Query heads on the rank.
+    """
+
+    t: float
+    T: float
+    R: float
+    h: int
+    q: float
+    kv: float
+    f: float
+    heads: float
+
+    @staticmethod
+    def of(job: Workload) -> "Sizes":
+        """A rank's sizes, the tokens spread evenly over the experts."""
+        s, t = job.shape, job.topology
+        tp, etp = t.tensor_model_parallel_size, t.expert_tp
+        inside = job.batch.micro_batch_size * job.batch.seq_length / t.context_parallel_size
+        between = inside / tp if t.sequence_parallel else inside
+        return Sizes(
+            t=between,
+            T=inside,
+            R=between * job.topk * etp * (job.capacity_factor or 1.0),
+            h=s.hidden_size,
+            q=s.num_attention_heads * s.head_dim / tp,
+            kv=s.num_query_groups * s.head_dim / tp,
+            f=s.ffn_hidden_size / etp,
+            heads=s.num_attention_heads / tp,
+        )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One tensor kept for the backward pass.
+
+    Attributes:
+        module: Which module keeps it: norm, qkv, attention, proj, router, dispatch, experts, adapters.
+        name: What it is.
+        size: Bytes.
+    """
+
+    module: str
+    name: str
+    size: float
+
+
+def layer(job: Workload) -> list[Saved]:
+    """Everything one layer keeps without recomputation, for one microbatch."""
+    return list(_layer(dataclasses.replace(job, recompute=Recompute())))
+
+
+def kept(job: Workload) -> list[Saved]:
+    """What one layer keeps with the recipe's recomputation."""
+    chosen = job.recompute
+    if chosen.granularity == "full":
+        return [Saved("layer", "input", Sizes.of(job).t * job.shape.hidden_size * job.dtype_bytes)]
+    found = layer(job)
+    if chosen.granularity != "selective":
+        return found
+    return [saved for saved in found if not _dropped(saved, chosen.modules)]
+
+
+def recomputed(job: Workload) -> float:
+    """Bytes that come back while one group of layers is made again."""
+    chosen = job.recompute
+    if not chosen.granularity:
+        return 0.0
+    whole = sum(saved.size for saved in layer(job))
+    if chosen.granularity == "full":
+        return whole * (chosen.num_layers if chosen.method == "uniform" else 1)
+    return whole - sum(saved.size for saved in kept(job))
+
+
+_DROPPED = {
+    "core_attn": {("attention", "output"), ("attention", "statistics")},
+    "layernorm": {("qkv", "input"), ("router", "input")},
+    "moe_act": {("experts", "fc2 input")},
+}
+_MOE = ("router", "dispatch", "experts")
+
+
+def _dropped(saved: Saved, modules: tuple[str, ...]) -> bool:
+    """Whether selective recomputation of some modules drops a tensor."""
+    if saved.module in _MOE and saved.name != "input" and {"moe", "mlp"} & set(modules):
+        return True
+    if (saved.module, saved.name) == ("attention", "output") and "core_attn" in modules:
+        return False  # the projection keeps it as its own input
+    return any((saved.module, saved.name) in _DROPPED.get(module, ()) for module in modules)
+
+
+def _layer(job: Workload) -> Iterator[Saved]:
+    n, b = Sizes.of(job), job.dtype_bytes
+    fp8 = bool(job.fp8_recipe)
+    product = 1 if fp8 else b  # an FP8 product keeps its input in FP8
+    targets = job.adapters.targets if job.adapters else ()
+    trains = job.trains_all
+    yield Saved("norm", "input", n.t * n.h * b)
+    yield Saved("norm", "statistics", n.t * 4)
+    # The norm's output: what linear_qkv multiplies (for its weight's gradient), or what its adapter does.
+    if trains or "linear_qkv" in targets:
+        yield Saved("qkv", "input", n.t * n.h * (product if trains else b))
+    # The rotated queries and keys, and the values where they lie: in linear_qkv's output, which they keep whole.
+    yield Saved("attention", "queries and keys", n.T * (n.q + n.kv) * b)
+    yield Saved("attention", "values", n.T * (n.q + 2 * n.kv if job.transformer_engine else n.kv) * b)
+    yield Saved("attention", "output", n.T * n.q * b)
+    yield Saved("attention", "statistics", n.T * n.heads * 4)
+    if not job.fused_attention:
+        length = job.batch.seq_length / job.topology.context_parallel_size
+        yield Saved("attention", "scores", 2 * n.T * n.heads * length * b)
+    if fp8 and trains:
+        yield Saved("proj", "input", n.T * n.q * product)
+    yield Saved("norm", "input", n.t * n.h * b)
+    yield Saved("norm", "statistics", n.t * 4)
+    if trains:
+        yield Saved("router", "input", n.t * n.h * b)
+    yield from _experts(job, n, product)
+    yield from _adapters(job, n)
+
+
+def _experts(job: Workload, n: Sizes, product: int) -> Iterator[Saved]:
+    b, trains, targets = job.dtype_bytes, job.trains_all, job.adapters.targets if job.adapters else ()
+    # Probabilities and the map of who goes where, of each token and expert, and again for the sorted rows.
+    yield Saved("router", "scores", n.t * job.shape.num_moe_experts * 14)
+    yield Saved("dispatch", "order", n.R * 12)
+    if trains or "linear_fc1" in targets:
+        yield Saved("experts", "fc1 input", n.R * n.h * (product if trains else b))
+    yield Saved("experts", "gate and up", n.R * 2 * n.f * b)
+    if trains or "linear_fc2" in targets:
+        yield Saved("experts", "fc2 input", n.R * n.f * (product if trains else b))
+
+
+def _adapters(job: Workload, n: Sizes) -> Iterator[Saved]:
+    """The low-rank activations, and with DoRA each adapted output before its rows are stretched."""
+    if job.adapters is None:
+        return
+    rows = {"linear_qkv": n.T, "linear_proj": n.t, "linear_fc1": n.R, "linear_fc2": n.R}
+    widths = {"linear_qkv": n.q + 2 * n.kv, "linear_proj": n.h, "linear_fc1": 2 * n.f, "linear_fc2": n.h}
+    for target in job.adapters.targets:
+        yield Saved("adapters", target, rows[target] * job.adapters.dim * job.dtype_bytes)
+        if job.adapters.magnitudes:
+            yield Saved("adapters", f"{target} unstretched", rows[target] * widths[target] * job.dtype_bytes)
+
+
+@functools.lru_cache(maxsize=8192)
+def _sums(job: Workload) -> tuple[float, float, float]:
+    return sum(s.size for s in layer(job)), sum(s.size for s in kept(job)), recomputed(job)
+
+
+def of_layers(job: Workload, layers: int) -> float:
+    """Bytes that a chunk of some layers keeps for one microbatch."""
+    whole, one, _ = _sums(job)
+    chosen = job.recompute
+    if chosen.granularity == "full":
+        if chosen.method == "block":
+            again = min(chosen.num_layers, layers)
+            return again * one + (layers - again) * whole
+        return -(-layers // chosen.num_layers) * one
+    return layers * one
+
+
+def again(job: Workload) -> float:
+    """Bytes that come back while something is recomputed."""
+    return _sums(job)[2]

@@ -1,0 +1,187 @@
+"""Whether a job fits, and if not: what bursts, and the nearest settings that do fit."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.repair import check_layout, distance, repair
+from mixtral_recipes.layout.rules import violations
+from mixtral_recipes.planner import memory
+from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.planner.memory import CATEGORIES, Memory
+from mixtral_recipes.planner.plan import NEAR
+from mixtral_recipes.planner.search import Candidate, candidate, counts, layouts, search
+from mixtral_recipes.planner.workload import Adapters, Workload
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Settings with which a job runs and fits.
+
+    Attributes:
+        words: What they are, for people.
+        settings: Dotted overrides.
+        found: The job with them.
+    """
+
+    words: str
+    settings: tuple[str, ...]
+    found: Candidate
+
+    def __str__(self) -> str:
+        taken = self.found.memory
+        return f"{self.words}: {' '.join(self.settings)} ({taken.total:.0f} of {taken.capacity:.0f} GB)"
+
+
+def refusal(job: Workload, card: Card) -> str | None:
+    """Why a job cannot run on a card, with repairs that fit; None if it can.
+
+    Args:
+        job: The job; its layout must be valid.
+        card: The card.
+    """
+    taken = memory.of_job(job, card)
+    if taken.fits:
+        return None
+    shown = ", ".join(f"{name} {getattr(taken, name):.1f}" for name in _largest(taken)[:3])
+    text = (
+        f"{job.topology.describe()} on {job.topology.world_size} x {card.title}: needs {taken.total:.0f} GB on a GPU "
+        f"that has {taken.capacity:.0f}; {_largest(taken)[0]} takes most ({shown} GB)."
+    )
+    found = [str(repair) for repair in repairs(job, card)]
+    return text + (f" To fit: {'; or '.join(found)}." if found else "")
+
+
+def check_layout_of(job: Workload, card: Card) -> None:
+    """Refuse a layout that cannot run, with settings that run and fit.
+
+    Raises:
+        RecipeError: every broken rule, and a repair that the card's memory holds, where there is one.
+    """
+    broken = violations(job.topology, job.shape, job.batch)
+    if not broken:
+        return
+    fix = repair(job.topology, job.shape, job.batch)
+    repaired = fix and dataclasses.replace(job, topology=fix.topology, shape=fix.model, batch=fix.batch)
+    if fix is None or repaired is None or memory.of_job(repaired, card).fits:
+        check_layout(job.topology, job.shape, job.batch)
+        return
+    # What is nearest by its sizes does not fit: the nearest that does, on more GPUs if it takes them.
+    whole = dataclasses.replace(repaired, topology=job.topology)
+    fitting = nearest(whole, card) or _more_gpus(whole, card, 1024)
+    if fitting is None:
+        check_layout(job.topology, job.shape, job.batch)
+        return
+    more, taken = fitting.job.topology.world_size > job.topology.world_size, fitting.memory
+    settings = " ".join(dict.fromkeys((*changes(job, fitting.job, card), *_unlike(fix.settings))))
+    raise RecipeError(
+        " ".join(broken)
+        + (f" No layout of {job.topology.world_size} {card.title} has the memory." if more else "")
+        + f" To repair: {settings} ({taken.total:.0f} of {taken.capacity:.0f} GB on {card.title})"
+    )
+
+
+def _unlike(settings: tuple[str, ...]) -> list[str]:
+    """Of a repair's settings, those that are no layout's."""
+    return [setting for setting in settings if not setting.startswith(("trainer.strategy.", "data.global", "data.micro"))]
+
+
+def warning(job: Workload, card: Card) -> str | None:
+    """What to say of a job that fits barely; None if there is room."""
+    taken = memory.of_job(job, card)
+    if not taken.fits or taken.total < NEAR * taken.capacity:
+        return None
+    return (
+        f"memory: about {taken.total:.0f} of {taken.capacity:.0f} GB ({card.title}); experts that get more than their "
+        "share of the tokens may not fit."
+    )
+
+
+def _largest(taken: Memory) -> list[str]:
+    return sorted(CATEGORIES, key=lambda name: -getattr(taken, name))
+
+
+def repairs(job: Workload, card: Card, *, most: int = 1024) -> list[Repair]:
+    """Ways to make a job run: another layout on as many GPUs, more GPUs, fewer trained weights."""
+    found: list[Repair] = []
+    same = nearest(job, card)
+    if same:
+        found.append(Repair(f"on {job.topology.world_size} GPUs", changes(job, same.job, card), same))
+    else:
+        more = _more_gpus(job, card, most)
+        if more:
+            found.append(Repair(f"on {more.job.topology.world_size} GPUs", changes(job, more.job, card), more))
+    for words, setting, adapters in _lighter(job):
+        lighter = nearest(dataclasses.replace(job, adapters=adapters), card)
+        if lighter:
+            found.append(Repair(words, (setting, *changes(job, lighter.job, card)), lighter))
+            break
+    return found
+
+
+def nearest(job: Workload, card: Card) -> Candidate | None:
+    """The layout nearest to a job's own on as many GPUs, among those that fit and are not much slower than the best."""
+    found = search(job, card, job.topology.world_size)
+    if not found:
+        return None
+    good = [one for one in found if one.time.step <= 1.25 * found[0].time.step]
+    return min(
+        good,
+        key=lambda one: (
+            distance(job.topology, one.job.topology)[0] + (one.job.recompute != job.recompute),
+            one.time.step,
+        ),
+    )
+
+
+def leanest(job: Workload, card: Card) -> Candidate | None:
+    """The valid layout that takes least memory, whether it fits or not; None if no layout is valid."""
+    valid = [t for t in layouts(job.topology.world_size, job) if not violations(t, job.shape, job.batch)]
+    taken = [(memory.of_job(job.on(t), card).total, number) for number, t in enumerate(valid)]
+    if not taken:
+        return None
+    return candidate(job.on(valid[min(taken)[1]]), card)
+
+
+def _more_gpus(job: Workload, card: Card, most: int) -> Candidate | None:
+    for world_size in counts(card.per_node, most):
+        if world_size > job.topology.world_size:
+            found = search(job, card, world_size)
+            if found:
+                return found[0]
+    return None
+
+
+def _lighter(job: Workload) -> Iterator[tuple[str, str, Adapters]]:
+    if job.adapters is None:
+        yield "LoRA", "--peft lora", Adapters()
+    if job.adapters is None or not job.adapters.quantized:
+        yield "QLoRA", "--peft qlora", dataclasses.replace(job.adapters or Adapters(), quantized=True)
+
+
+def changes(before: Workload, after: Workload, card: Card) -> tuple[str, ...]:
+    """What differs between two jobs, as dotted overrides."""
+    found: list[str] = []
+    old, new = before.topology, after.topology
+    if old.world_size != new.world_size:
+        nodes = max(new.world_size // card.per_node, 1)
+        found += [f"trainer.num_nodes={nodes}", f"trainer.devices={new.world_size // nodes}"]
+    for name, value in new.settings().items():
+        follows = name == "expert_tensor_parallel_size" and old.expert_tensor_parallel_size is None
+        if getattr(old, name) != value and not (follows and value == new.tensor_model_parallel_size):
+            found.append(f"trainer.strategy.{name}={value}")
+    if before.batch.micro_batch_size != after.batch.micro_batch_size:
+        found.append(f"data.micro_batch_size={after.batch.micro_batch_size}")
+    if before.batch.global_batch_size != after.batch.global_batch_size:
+        found.append(f"data.global_batch_size={after.batch.global_batch_size}")
+    if before.recompute != after.recompute:
+        if not after.recompute.granularity:
+            found.append("model.config.recompute_granularity=null")
+        else:
+            found += [
+                f"model.config.recompute_granularity={after.recompute.granularity}",
+                f"model.config.recompute_method={after.recompute.method}",
+                f"model.config.recompute_num_layers={after.recompute.num_layers}",
+            ]
+    return tuple(found)

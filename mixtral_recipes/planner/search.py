@@ -1,0 +1,152 @@
+"""Every valid layout of a job, the fastest first among those that fit."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mixtral_recipes.layout.rules import violations
+from mixtral_recipes.layout.topology import Topology, divisors
+from mixtral_recipes.planner import memory, speed
+from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.planner.memory import Memory
+from mixtral_recipes.planner.speed import Time
+from mixtral_recipes.planner.weights import expert_parameters, parameters
+from mixtral_recipes.planner.workload import Recompute, Workload
+
+# Of the card's memory, what a layout may be planned to take: the rest is for experts that get more than their share.
+SAFE = 0.95
+RECOMPUTED = Recompute("full")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A job in one layout, with what it takes.
+
+    Attributes:
+        job: The job in that layout.
+        memory: Of the fullest rank.
+        time: Of a step.
+    """
+
+    job: Workload
+    memory: Memory
+    time: Time
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second and GPU, padding included."""
+        return self.job.tokens_per_step / self.time.step / self.job.topology.world_size
+
+
+def candidate(job: Workload, card: Card) -> Candidate:
+    """A job with its memory and time."""
+    return Candidate(job, memory.of_job(job, card), speed.of_job(job, card))
+
+
+def layouts(world_size: int, job: Workload, *, per_node: int = 8) -> Iterator[Topology]:
+    """Every layout of so many processes that Megatron runs, tensor parallelism inside a node.
+
+    Interleaved chunks are of one layer, or of as few as divide; expert-tensor parallelism is 1 or follows the tensor
+    axis.
+    """
+    s = job.shape
+    tensor = [d for d in divisors(world_size) if d <= per_node and s.num_query_groups % d == 0]
+    pipeline = [d for d in divisors(world_size) if s.num_layers % d == 0]
+    for tp, pp in itertools.product(tensor, pipeline):
+        if world_size % (tp * pp):
+            continue
+        depth = s.num_layers // pp
+        chunks: list[int | None] = [None]
+        if pp > 1:
+            chunks += [d for d in divisors(depth) if d > 1 and (d == depth or d * 2 >= depth or d in (2, 4))]
+        for cp in divisors(world_size // (tp * pp)):
+            if cp > 1 and job.batch.seq_length % (2 * cp * tp):
+                continue
+            for ep, etp in itertools.product(divisors(s.num_moe_experts), sorted({1, tp})):
+                if world_size % (ep * etp * pp):
+                    continue
+                for vpp in chunks:
+                    yield Topology(world_size, tp, pp, vpp, cp, ep, etp, sequence_parallel=tp > 1)
+
+
+def search(
+    job: Workload,
+    card: Card,
+    world_size: int,
+    *,
+    micro_batches: Sequence[int] = (),
+    recompute: Sequence[Recompute] = (Recompute(), RECOMPUTED),
+) -> list[Candidate]:
+    """Every layout that runs and fits, the fastest first.
+
+    Args:
+        job: The job; its layout is replaced.
+        card: The GPU.
+        world_size: How many of them.
+        micro_batches: Micro batches to try beside the job's own.
+        recompute: What may be recomputed; the first that fits is taken in each layout.
+    """
+    found: list[Candidate] = []
+    room = SAFE * card.memory_gb
+    batches = [
+        dataclasses.replace(job.batch, micro_batch_size=size)
+        for size in sorted({job.batch.micro_batch_size, *(() if job.batch.packed else micro_batches)})
+    ]
+    for topology in layouts(world_size, job, per_node=card.per_node):
+        if _floor(job, topology) > room:
+            continue
+        for batch in batches:
+            if violations(topology, job.shape, batch):
+                continue
+            for choice in recompute:
+                trial = job.on(topology, batch=batch, recompute=choice)
+                taken = memory.of_job(trial, card)
+                if taken.total <= room:
+                    found.append(Candidate(trial, taken, speed.of_job(trial, card)))
+                    break
+    # Of layouts as fast as each other, the one with fewer axes.
+    return sorted(found, key=lambda one: (round(one.time.step, 4), one.job.topology.model_ranks, one.memory.total))
+
+
+def smallest(job: Workload, card: Card, *, most: int = 1024) -> Candidate | None:
+    """The fastest layout on the fewest GPUs it fits on; None if ``most`` are not enough.
+
+    The global batch is rounded up to what the layout needs where it is smaller than that.
+    """
+    for world_size in counts(card.per_node, most):
+        found = search(job, card, world_size)
+        if found:
+            return found[0]
+    return None
+
+
+def counts(per_node: int, most: int) -> list[int]:
+    """Numbers of GPUs that people have: of one node in powers of two, then nodes in powers of two."""
+    found, size = [], 1
+    while size <= most:
+        found.append(size)
+        size *= 2
+    return [size for size in found if size <= per_node or size % per_node == 0]
+
+
+def _floor(job: Workload, t: Topology) -> float:
+    """GB that a layout takes at least: weights, gradients and optimizer state without padding, on an average stage."""
+    if job.adapters and job.adapters.quantized:
+        weight = 0.5
+    elif job.fp8_recipe:
+        weight = 2.0
+    else:
+        weight = job.dtype_bytes
+    experts = expert_parameters(job.shape) / t.expert_ranks
+    dense = (parameters(job.shape) - expert_parameters(job.shape)) / (
+        t.tensor_model_parallel_size * t.pipeline_model_parallel_size
+    )
+    total = (experts + dense) * weight
+    if job.trains_all and not job.sharded_weights:
+        copies = t.data_parallel_size * t.context_parallel_size if job.distributed_optimizer else 1
+        of_experts = t.expert_data_parallel_size if job.distributed_optimizer else 1
+        total += (experts + dense) * job.grad_bytes + 8 * (experts / of_experts + dense / max(copies, 1))
+    elif job.sharded_weights:
+        return 0.0
+    return total / 1e9

@@ -1,0 +1,259 @@
+"""The weights a rank holds, tensor by tensor, and the memory that Megatron makes of them.
+
+Counts are exact: the same tensors, the same padding, the same shares as Megatron-Core's
+`optimizer/param_layout.py` and `optimizer/distrib_optimizer.py` (`_compute_per_buffer_param_layout`), which
+tests compare.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.planner.workload import Adapters, Workload
+
+# Bytes of a weight in NF4: 4 bits, one 8-bit scale for 64 weights, one fp32 scale for 256 of those (QLoRA, arXiv
+# 2305.14314, section 3: 4.127 bits).
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter tensor on a rank.
+
+    Attributes:
+        layer: ``embedding``, ``output``, ``norm``, ``router``, or one of Megatron's four linear layers.
+        shape: Of this rank's part.
+        expert: Whether it is one expert's, so that its copies are the expert-data-parallel ranks.
+        adapter: Whether an adapter added it.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    expert: bool = False
+    adapter: bool = False
+
+    @functools.cached_property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @functools.cached_property
+    def quantizable(self) -> bool:
+        """Whether it is a matrix of a linear layer: kept in FP8 or 4 bits where that is asked for."""
+        return self.layer.startswith("linear") and not self.adapter
+
+
+def expert_parameters(shape: ModelShape) -> int:
+    """Parameters of all experts of all layers."""
+    return shape.num_layers * shape.num_moe_experts * 3 * shape.hidden_size * shape.ffn_hidden_size
+
+
+def parameters(shape: ModelShape, *, vocab_size: int | None = None) -> int:
+    """Parameters of the whole model.
+
+    Args:
+        shape: The model.
+        vocab_size: Rows of the embedding and of the output layer; None takes the model's.
+    """
+    h, kv, q = shape.hidden_size, shape.num_query_groups * shape.head_dim, shape.num_attention_heads * shape.head_dim
+    layer = 2 * h * q + 2 * h * kv + shape.num_moe_experts * h + 2 * h
+    vocabulary = 2 * (vocab_size or shape.vocab_size) * h
+    return expert_parameters(shape) + shape.num_layers * layer + vocabulary + h
+
+
+@dataclass(frozen=True)
+class Part:
+    """What decides which tensors a rank holds.
+
+    Attributes:
+        shape: The model.
+        tp: Tensor-parallel size.
+        pp: Pipeline size.
+        vpp: Interleaved chunks, 1 without.
+        ep: Expert-parallel size.
+        etp: Expert-tensor-parallel size.
+        adapters: Adapters; None trains all weights.
+        grouped: Whether a layer's experts stand together (Transformer Engine).
+        stage: Pipeline stage.
+    """
+
+    shape: ModelShape
+    tp: int
+    pp: int
+    vpp: int
+    ep: int
+    etp: int
+    adapters: Adapters | None
+    grouped: bool
+    stage: int
+
+    @staticmethod
+    def of(job: Workload, stage: int) -> "Part":
+        """A stage's part of a job's model."""
+        t = job.topology
+        vpp = t.virtual_pipeline_model_parallel_size or 1
+        sizes = (t.tensor_model_parallel_size, t.pipeline_model_parallel_size, vpp, t.expert_model_parallel_size)
+        return Part(job.shape, *sizes, t.expert_tp, job.adapters, job.transformer_engine, stage)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A rank's tensors in sums.
+
+    Attributes:
+        plain: Elements of the base's tensors that stay in 16 bits whatever the matrices' format.
+        matrices: Elements of the base's matrices.
+        dense: Trained elements outside the experts.
+        experts: Trained elements of the experts.
+        largest: Elements of the largest matrix.
+        kinds: Elements of one matrix of each shape.
+    """
+
+    plain: int
+    matrices: int
+    dense: int
+    experts: int
+    largest: int
+    kinds: int
+
+
+def chunks(part: Part) -> list[list[Weight]]:
+    """The tensors of a pipeline stage's chunks, in the order Megatron has them; one chunk without interleaving."""
+    layers = part.shape.num_layers // (part.pp * part.vpp)
+    last = part.stage == part.pp - 1
+    return [
+        list(_chunk(part, layers, first=part.stage == 0 and number == 0, last=last and number == part.vpp - 1))
+        for number in range(part.vpp)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def held(part: Part) -> Held:
+    """A stage's tensors in sums."""
+    found = [weight for chunk in chunks(part) for weight in chunk]
+    matrices = [w for w in found if w.quantizable]
+    trained = [w for w in found if part.adapters is None or w.adapter]
+    return Held(
+        plain=sum(w.numel for w in found if not w.quantizable and not w.adapter),
+        matrices=sum(w.numel for w in matrices),
+        dense=sum(w.numel for w in trained if not w.expert),
+        experts=sum(w.numel for w in trained if w.expert),
+        largest=max((w.numel for w in matrices), default=0),
+        kinds=sum(math.prod(shape) for shape in {w.shape for w in matrices}),
+    )
+
+
+def _chunk(part: Part, layers: int, *, first: bool, last: bool) -> Iterator[Weight]:
+    h = part.shape.hidden_size
+    rows = part.shape.padded_vocab_size(part.tp) // part.tp
+    if first:
+        yield Weight("embedding", (rows, h))
+    layer = list(_layer(part))
+    for _ in range(layers):
+        yield from layer
+    if last:
+        yield Weight("norm", (h,))
+        yield Weight("output", (rows, h))
+
+
+def _layer(part: Part) -> Iterator[Weight]:
+    s, adapters = part.shape, part.adapters
+    h, tp, etp = s.hidden_size, part.tp, part.etp
+    q, kv, f = s.num_attention_heads * s.head_dim, s.num_query_groups * s.head_dim, s.ffn_hidden_size
+    norm, router = Weight("norm", (h,)), Weight("router", (s.num_moe_experts, h))
+    fc1 = list(_adapted(Weight("linear_fc1", (2 * f // etp, h), expert=True), adapters))
+    fc2 = list(_adapted(Weight("linear_fc2", (h, f // etp), expert=True), adapters))
+    local = s.num_moe_experts // part.ep
+    yield norm
+    yield from _adapted(Weight("linear_proj", (h, q // tp)), adapters)
+    yield from _adapted(Weight("linear_qkv", ((q + 2 * kv) // tp, h)), adapters)
+    yield from (norm, router)
+    if part.grouped:
+        yield from fc1 * local + fc2 * local
+    else:
+        yield from (fc1 + fc2) * local
+
+
+def _adapted(weight: Weight, adapters: Adapters | None) -> Iterator[Weight]:
+    """A matrix and what its adapter adds: A [dim, in], B [out, dim], and with DoRA a length for each row."""
+    yield weight
+    if adapters and weight.layer in adapters.targets:
+        rows, columns = weight.shape
+        yield Weight(weight.layer, (adapters.dim, columns), weight.expert, adapter=True)
+        yield Weight(weight.layer, (rows, adapters.dim), weight.expert, adapter=True)
+        if adapters.magnitudes:
+            yield Weight(weight.layer, (rows,), weight.expert, adapter=True)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Parameters that lie one behind the other, with their gradients, so that they are reduced together.
+
+    Attributes:
+        numel: Elements, padding included.
+        numel_unpadded: Elements of the parameters alone.
+        shard: Elements whose optimizer state the first of the ranks that share it keeps.
+    """
+
+    numel: int
+    numel_unpadded: int
+    shard: int
+
+
+def buffers(job: Workload, stage: int, rank: int = 0) -> tuple[Buffer, ...]:
+    """The gradient buffers of a stage's trained parameters, of all its chunks.
+
+    Args:
+        job: The job.
+        stage: Pipeline stage.
+        rank: Whose share of the optimizer state: its number among the copies of a parameter.
+    """
+    t = job.topology
+    copies = (t.data_parallel_size * t.context_parallel_size, t.expert_data_parallel_size)
+    return _buffers(Part.of(job, stage), copies, job.overlap_grad_reduce, job.distributed_optimizer, rank)
+
+
+@functools.lru_cache(maxsize=8192)
+def _buffers(part: Part, copies: tuple[int, int], overlap: bool, shared: bool, rank: int) -> tuple[Buffer, ...]:
+    # Megatron's DDP cuts the first chunk of the first stage into buckets, if reductions are to overlap.
+    bucket = max(40_000_000, 1_000_000 * copies[0]) if overlap and part.stage == 0 else None
+    # Experts have buffers of their own where they are spread otherwise than the dense layers.
+    apart = part.ep > 1 or part.etp != part.tp
+    found: list[Buffer] = []
+    for number, weights in enumerate(chunks(part)):
+        trained = [w for w in weights if part.adapters is None or w.adapter]
+        for of_experts, size in zip((False, True), copies, strict=True):
+            mine = [w.numel for w in trained if (w.expert and apart) == of_experts]
+            if mine:
+                found.append(_buffer(mine, bucket if number == 0 else None, size, rank, shared))
+    return tuple(found)
+
+
+def _buffer(sizes: Sequence[int], bucket: int | None, copies: int, rank: int, shared: bool) -> Buffer:
+    """One buffer.
+
+    Source: Megatron-Core 0.19 `DistributedOptimizer._compute_per_buffer_param_layout`.
+    """
+    if not shared:
+        total = sum(sizes)
+        return Buffer(total, total, total)
+    unit = math.lcm(copies, 128)
+    start = bucket_start = shard = 0
+    spans: list[tuple[int, int]] = []
+    for number, size in enumerate(reversed(sizes)):
+        start = -(-start // 64) * 64
+        spans.append((start, start + size))
+        start += size
+        if (bucket is not None and start - bucket_start >= bucket) or number == len(sizes) - 1:
+            end = -(-start // unit) * unit
+            share = (end - bucket_start) // copies
+            shard += _overlap(spans, bucket_start + share * rank, bucket_start + share * (rank + 1))
+            bucket_start = start = end
+            spans = []
+    return Buffer(bucket_start, sum(sizes), shard)
+
+
+def _overlap(spans: Sequence[tuple[int, int]], low: int, high: int) -> int:
+    return sum(max(0, min(b, high) - max(a, low)) for a, b in spans)

@@ -1,0 +1,198 @@
+"""What a planner needs to know of a job: sizes, layout, batch, number formats, what is trained, what is recomputed."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mixtral_recipes.layout.shapes import BatchShape, ModelShape
+from mixtral_recipes.layout.topology import Topology
+
+LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+_PRESETS = {"all-linear": LINEARS, "attention": LINEARS[:2]}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What LoRA, DoRA or QLoRA trains.
+
+    Attributes:
+        dim: Rank.
+        targets: Adapted layers, by Megatron's names.
+        magnitudes: Whether each adapted row has a length of its own (DoRA).
+        quantized: Whether the frozen base is kept in 4 bits (QLoRA's NF4).
+    """
+
+    dim: int = 32
+    targets: tuple[str, ...] = LINEARS
+    magnitudes: bool = False
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Which activations are made again in the backward pass; Megatron's words.
+
+    Attributes:
+        granularity: ``""``, ``"full"`` (whole layers) or ``"selective"`` (modules).
+        method: Of ``full``: ``"uniform"`` (every layer, in groups) or ``"block"`` (the first layers of each chunk).
+        num_layers: Layers in a group (uniform), or recomputed layers of each chunk (block).
+        modules: Of ``selective``: core_attn, layernorm, moe_act, moe, mlp.
+    """
+
+    granularity: str = ""
+    method: str = "uniform"
+    num_layers: int = 1
+    modules: tuple[str, ...] = ("core_attn",)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training job, as far as memory and time depend on it.
+
+    Attributes:
+        shape: The model.
+        topology: The layout.
+        batch: Sequences per step and their length.
+        adapters: What is trained beside frozen weights; None trains all weights.
+        recompute: What is recomputed.
+        dtype_bytes: Bytes of a weight and of an activation: 2 (bf16, fp16) or 4 (fp32).
+        fp8_recipe: Scaling recipe of FP8 products; empty without FP8.
+        fp8_weights: Whether weights are kept and gathered in FP8 (``fp8_param_gather``).
+        grad_bytes: Bytes of a gradient in the buffer: 4, or 2 where it is reduced in 16 bits.
+        distributed_optimizer: Whether the copies of a parameter share its optimizer state.
+        sharded_weights: Whether they share weights and gradients too (fully sharded data parallelism).
+        overlap_grad_reduce: Whether gradients are reduced while others are computed (and lie in buckets).
+        overlap_param_gather: Whether weights are gathered while others are used.
+        capacity_factor: Tokens an expert takes over an even share, padded; None drops no token.
+        topk: Experts per token.
+        fused_attention: Whether attention stores no scores (flash, cuDNN or torch's fused kernels).
+        transformer_engine: Whether layers are Transformer Engine's; else ours in plain PyTorch.
+        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself.
+        fused: Whether permutation, rotation, gate and loss are fused kernels (``model.config.accelerate``).
+        grouped_adapters: Whether a layer's expert adapters are one grouped product; `peft/adapter.py` calls one by one.
+        lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
+    """
+
+    shape: ModelShape
+    topology: Topology
+    batch: BatchShape
+    adapters: Adapters | None = None
+    recompute: Recompute = Recompute()
+    dtype_bytes: int = 2
+    fp8_recipe: str = ""
+    fp8_weights: bool = False
+    grad_bytes: int = 4
+    distributed_optimizer: bool = True
+    sharded_weights: bool = False
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    capacity_factor: float | None = None
+    topk: int = 2
+    fused_attention: bool = True
+    transformer_engine: bool = True
+    wgrad_fusion: bool = True
+    fused: bool = True
+    grouped_adapters: bool = False
+    lengths: float | None = None
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens a token may attend to at most: of a sample in a pack, else of the sequence."""
+        return min(self.lengths or self.batch.seq_length, self.batch.seq_length)
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight is trained."""
+        return self.adapters is None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a global batch, padding included."""
+        return self.batch.global_batch_size * self.batch.seq_length
+
+    def on(self, topology: Topology, **changes: Any) -> "Workload":
+        """The same job in another layout, with other changes."""
+        return dataclasses.replace(self, topology=topology, **changes)
+
+    @staticmethod
+    def of(recipe: Any) -> "Workload":
+        """The job a recipe describes: a `run.Partial`, its parts built, or an outline of it (`recipes/outline.py`).
+
+        Layers are taken to be Transformer Engine's where the recipe runs on GPUs.
+        """
+        config, trainer = recipe.model.config, recipe.trainer
+        plugins, ddp = trainer.plugins, trainer.strategy.ddp
+        fp8 = bool(plugins.fp8)
+        topology = Topology.of(trainer)
+        grad_in_fp32 = plugins.grad_reduce_in_fp32
+        if grad_in_fp32 is None:
+            grad_in_fp32 = getattr(ddp, "grad_reduce_in_fp32", True)
+        dtype_bytes = 4 if str(plugins.precision).startswith("32") else 2
+        gpu = trainer.accelerator == "gpu"
+        sharding = getattr(ddp, "data_parallel_sharding_strategy", "no_shard") or "no_shard"
+        return Workload(
+            shape=ModelShape.of(config),
+            topology=topology,
+            batch=BatchShape.of(recipe.data, fp8=fp8),
+            adapters=_adapters(getattr(recipe, "peft", None)),
+            recompute=_recompute(config),
+            dtype_bytes=dtype_bytes,
+            fp8_recipe=plugins.fp8_recipe if fp8 else "",
+            fp8_weights=fp8 and bool(plugins.fp8_param_gather),
+            grad_bytes=4 if grad_in_fp32 else dtype_bytes,
+            distributed_optimizer=bool(_of(recipe, "optim.config.use_distributed_optimizer", True)),
+            sharded_weights=sharding != "no_shard",
+            overlap_grad_reduce=bool(getattr(ddp, "overlap_grad_reduce", False)),
+            overlap_param_gather=bool(getattr(ddp, "overlap_param_gather", False)),
+            capacity_factor=_capacity(config, trainer),
+            topk=config.moe_router_topk,
+            fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),
+            transformer_engine=gpu,
+            wgrad_fusion=gpu,
+            fused=gpu and bool(getattr(config, "accelerate", True)),
+        )
+
+
+def _of(recipe: Any, path: str, default: Any) -> Any:
+    value = recipe
+    for name in path.split("."):
+        value = getattr(value, name, None)
+        if value is None:
+            return default
+    return value
+
+
+def _setting(part: Any, name: str, default: Any) -> Any:
+    """A setting, or what stands for a default that a `run.Config` makes for each object."""
+    try:
+        return getattr(part, name)
+    except (AttributeError, ValueError):
+        return default
+
+
+def _adapters(peft: Any) -> Adapters | None:
+    if peft is None:
+        return None
+    wanted = _setting(peft, "target_modules", LINEARS)
+    if isinstance(wanted, str):
+        wanted = _PRESETS.get(wanted, (wanted,))
+    name = getattr(getattr(peft, "__fn_or_cls__", type(peft)), "__name__", "")
+    name = getattr(peft, "scheme", name)
+    left_out = _setting(peft, "exclude_modules", ())
+    targets = tuple(t for t in LINEARS if t in wanted and t not in left_out)
+    return Adapters(peft.dim, targets, magnitudes=name.lower() == "dora", quantized=name.lower() == "qlora")
+
+
+def _recompute(config: Any) -> Recompute:
+    granularity = config.recompute_granularity or ""
+    if granularity == "full":
+        return Recompute("full", config.recompute_method or "uniform", config.recompute_num_layers or 1)
+    return Recompute(granularity, modules=tuple(config.recompute_modules or ("core_attn",)))
+
+
+def _capacity(config: Any, trainer: Any) -> float | None:
+    for callback in trainer.callbacks or ():
+        factor = getattr(callback, "moe_expert_capacity_factor", None)
+        if factor:
+            return float(factor)
+    return config.moe_expert_capacity_factor
