@@ -143,11 +143,12 @@ def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
     if options.task and task != options.task:
         raise RecipeError(f"{file} is a {task} recipe; run it with: mixtral-recipes run {file}")
     sizes = {"num_nodes": "trainer.num_nodes", "num_gpus_per_node": "trainer.devices"}
-    for argument in options.arguments:
+    given = {name: value for name, value in options.arguments.items() if name != "hardware"}  # that is for preflight
+    for argument in given:
         if argument not in sizes:
             raise RecipeError(f"--{argument.replace('_', '-')} does not go with a recipe file; write it into {file}.")
     recipe = read_recipe(file)
-    for argument, value in options.arguments.items():
+    for argument, value in given.items():
         overrides.set_value(recipe, sizes[argument], value)
     return recipe_name, task, recipe
 

@@ -55,12 +55,13 @@ class AskOptions:
         int | None, job_option("--num-nodes", metavar="N", min=1, help="Nodes; default: the recipe's.")
     ] = None
     num_gpus_per_node: Annotated[
-        int | None, job_option(
+        int | None,
+        job_option(
             "--num-gpus-per-node",
             metavar="N",
             min=1,
             help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
-        )
+        ),
     ] = None
     nproc_per_node: Annotated[int | None, job_option("--nproc-per-node", min=1, hidden=True)] = None
 
@@ -70,7 +71,12 @@ class WorkOptions:
     """How much is to be done, and what that costs."""
 
     data: Annotated[
-        str | None, work_option("--data", metavar="DATA", help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.")
+        str | None,
+        work_option(
+            "--data",
+            metavar="DATA",
+            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.",
+        ),
     ] = None
     epochs: Annotated[
         float | None, work_option("--epochs", metavar="N", min=0.01, help="Passes over --data; default: 1.")

@@ -12,7 +12,8 @@ option = functools.partial(typer.Option, rich_help_panel="Recipe")
 
 
 HARDWARE_HELP = (
-    "The card: h100, h200, b200, gb200, a100, a100-40, l40s, rtx4090, rtx5090 or cpu; default: this machine's, else h100."
+    "The card: h100, h200, b200, gb200, a100, a100-40, l40s, rtx4090, rtx5090 or cpu; default: this machine's, else "
+    "h100."
 )
 
 

@@ -84,7 +84,9 @@ def check_layout_of(job: Workload, card: Card) -> None:
 
 def _unlike(settings: tuple[str, ...]) -> list[str]:
     """Of a repair's settings, those that are no layout's."""
-    return [setting for setting in settings if not setting.startswith(("trainer.strategy.", "data.global", "data.micro"))]
+    return [
+        setting for setting in settings if not setting.startswith(("trainer.strategy.", "data.global", "data.micro"))
+    ]
 
 
 def warning(job: Workload, card: Card) -> str | None:

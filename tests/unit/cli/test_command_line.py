@@ -87,7 +87,7 @@ MENDABLE = {
     "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "hardware='h300' is not known. Did you mean 'h200'?",
     "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
     "pretrain --recipe mixtral_8x7b trainer.num_nodes=2 --dry-run": "trainer.strategy.pipeline_model_parallel_size=2",
-    "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "needs 109 GB on a GPU that has 85; optimizer",
+    "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "needs 109 GB on a GPU that has 85",
     "finetune --recipe mixtral_8x22b --peft none --num-nodes 1 --dry-run": "on a GPU that has 85; optimizer takes most",
     "run missing.yaml": "missing.yaml: cannot be read",
     "recipes show mixtral_8x7b.train": "task 'train' is not known. Did you mean 'pretrain'?",
