@@ -1,13 +1,15 @@
 """``mixtral-recipes import``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mixtral_recipes.cli.options.checkpoint import Dtype, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json
+
+_SHOWN = 8  # names of files
 
 
 def command(
@@ -31,6 +33,7 @@ def command(
     """
     import time
 
+    from mixtral_recipes.checkpoints.format.manifest import read_manifest
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
     from mixtral_recipes.system.files import size_of
     from mixtral_recipes.system.ranks import launched_rank
@@ -41,11 +44,15 @@ def command(
     if launched_rank() != 0:
         return
     nbytes = size_of(folder)
-    result = {"checkpoint": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
+    result: dict[str, Any] = {"checkpoint": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload
 
         result["hub"] = upload(folder, push_to_hub, private=not public)
+    if left := read_manifest(folder).get("left_behind"):
+        result["left_behind"] = left
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        note(f"Left behind, as nothing in the model refers to it: {', '.join(left[:_SHOWN])}{more}.")
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
     if json:
         print_json(result)

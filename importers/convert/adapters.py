@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, too_large
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
 from mixtral_recipes.peft.lengths import lengths_of, stretch
@@ -27,6 +28,7 @@ class MergedRows:
         lora_b: [rows, dim], float32.
         scale: alpha / dim.
         magnitude: [rows], float32, the length of each row under DoRA; None for LoRA.
+        name: The adapted layer, for errors.
     """
 
     base: Rows
@@ -34,6 +36,7 @@ class MergedRows:
     lora_b: Tensor
     scale: float
     magnitude: Tensor | None = None
+    name: str = ""
 
     @property
     def dtype(self) -> str:
@@ -48,7 +51,11 @@ class MergedRows:
         return self.base.row_bytes
 
     def read(self, start: int, count: int, out: memoryview) -> None:
-        """Fill ``out`` with merged rows, added in float32 and rounded once."""
+        """Fill ``out`` with merged rows, added in float32 and rounded once.
+
+        Raises:
+            CheckpointError: one is finite, and too large for the base's type.
+        """
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
         scratch = bytearray(count * self.row_bytes)
         self.base.read(start, count, memoryview(scratch))
@@ -58,7 +65,10 @@ class MergedRows:
         if self.magnitude is not None:
             rows = rows * stretch(self.magnitude[mine], lengths_of(rows)).unsqueeze(1)
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
-        target[:] = rows.to(dtype).contiguous().view(torch.uint8).flatten().numpy()
+        rounded = rows.to(dtype)
+        if self.dtype == "F16" and rows.isfinite().all() and not rounded.isfinite().all():
+            raise CheckpointError(f"{self.name} with its adapter: {too_large(rows, self.dtype)}")
+        target[:] = rounded.contiguous().view(torch.uint8).flatten().numpy()
 
 
 class SavedAdapters:
@@ -79,10 +89,11 @@ class SavedAdapters:
         """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
         if not weight.adapted:
             return base
-        adapter = self._stored.read(weight.adapted.format(layer=layer, expert=expert))
+        layer_name = weight.adapted.format(layer=layer, expert=expert)
+        adapter = self._stored.read(layer_name)
         if adapter is None:
             return base
-        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude)
+        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude, layer_name)
 
     def check_all_merged(self) -> None:
         """Refuse to finish while an adapter has found no layer."""

@@ -18,6 +18,8 @@ from mixtral_recipes.checkpoints.lineage.links import source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.open import open_model
@@ -73,12 +75,13 @@ def import_checkpoint(
         opened = open_model(folder)
         if accept is not None:
             accept(opened)
+        left_behind = origin.pop("left_behind", []) or opened.left_behind
         final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
         with first_holds(lambda: held(final), group):
             if output is None and not overwrite and first(lambda: _is_finished(final), group):
                 return final
             with first_holds(lambda: publish(final, overwrite=overwrite), group) as staging:
-                job = _Import(opened, origin, wanted, staging, group)
+                job = _Import(opened, origin, left_behind, wanted, staging, group)
                 job.run(threads or io_threads(rank_and_size()[1]), progress=progress)
     return final
 
@@ -99,8 +102,8 @@ def fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
         return where, {"path": str(where)}
     from mixtral_recipes.importers.hf.hub import download
 
-    folder, commit = download(where, progress=progress)
-    return folder, {"id": f"hf://{where.repo}", "revision": commit}
+    folder, commit, left_behind = download(where, progress=progress)
+    return folder, {"id": f"hf://{where.repo}", "revision": commit, "left_behind": left_behind}
 
 
 def _kept_at(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
@@ -116,7 +119,8 @@ def _content_key(source: Source) -> str:
     """Identify a folder's content without reading the weights: by their sizes and times, and the small files' bytes."""
     digest = hashlib.sha256()
     for path in source.sidecars:
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        name = path.relative_to(source.beside or source.folder).as_posix()
+        digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     for path in source.weights:
         status = os.stat(path)
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -133,6 +137,7 @@ class _Import:
 
     source: Source
     origin: dict[str, Any]
+    left_behind: list[str]
     dtype: str | None
     staging: Path
     group: Any  # of the processes that share the work
@@ -186,10 +191,10 @@ class _Import:
         write_metadata(self.staging / "weights", files)
         context = self.staging / "context"
         context.mkdir()
-        for path in self.source.sidecars:
-            shutil.copyfile(path, context / path.name)
+        sidecars.copy(self.source.sidecars, self.source.beside or self.source.folder, context)
         if not (context / "config.json").exists():  # the source describes itself in another form
             write_json(context / "config.json", self.source.config)
+        _change_config(context / "config.json", hf_config.without_window_and_scaling)
         if self.dtype:
             set_dtype(context / "config.json", self.dtype)
         digests = {name: digest for _, part in gathered for name, digest in part.items()}
@@ -209,6 +214,7 @@ class _Import:
             source=self.origin | {"layout": self.source.layout},
             known={f"weights/{file.name}": file.pieces for file in files},
             tensors=tensors,
+            extra={"left_behind": self.left_behind},
         )
 
 
@@ -241,8 +247,17 @@ def check_room(folder: Path, nbytes: int) -> None:
 
 
 def set_dtype(config: Path, dtype: str) -> None:
-    """Set the weights' dtype in a config.json, under the key it uses; leave it alone if it is right."""
-    content = json.loads(config.read_text())
-    key = "dtype" if "dtype" in content else "torch_dtype"
-    if content.get(key) != TORCH_NAMES[dtype]:
-        config.write_text(json.dumps(content | {key: TORCH_NAMES[dtype]}, indent=2) + "\n")
+    """Set the weights' dtype in a config.json, under every key it has for it; leave it alone if it is right."""
+
+    def change(content: dict[str, Any]) -> dict[str, Any]:
+        keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["torch_dtype"]
+        return content | dict.fromkeys(keys, TORCH_NAMES[dtype])
+
+    _change_config(config, change)
+
+
+def _change_config(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a JSON file again if that changes anything but its spelling."""
+    content = json.loads(path.read_text())
+    if (new := change(content)) != content:
+        path.write_text(json.dumps(new, indent=2) + "\n")

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from mixtral_recipes.importers.convert.card import model_card
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
-from mixtral_recipes.importers.hf.source import SIDECARS, read_config
+from mixtral_recipes.importers.hf import sidecars
+from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import Block, canonical_shapes, canonical_sources, fused_blocks
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
@@ -209,10 +209,8 @@ class _Export:
         """config.json, tokenizer, generation config, model card, and where all of it came from."""
         from mixtral_recipes.importers.convert.hf_to_megatron import set_dtype
 
-        for name in SIDECARS:
-            path = self.checkpoint / "context" / name
-            if path.is_file():
-                shutil.copyfile(path, self.staging / name)
+        context = self.checkpoint / "context"
+        sidecars.copy(sidecars.of(context), context, self.staging)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
         record = self._lineage(tensors, digests)
         lineage.write(self.staging, record)

@@ -6,6 +6,7 @@ A field that changes what the model computes and that the model here cannot hono
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.hf import rope
 from mixtral_recipes.layout.shapes import ModelShape
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
@@ -85,29 +86,24 @@ def value(config: dict[str, Any], field: str) -> Any:
 
 
 def rope_theta(config: dict[str, Any]) -> float:
-    """The rotary base, from either place transformers has kept it.
+    """The rotary base.
 
     Raises:
-        CheckpointError: a rope scaling other than none is asked for.
+        CheckpointError: it is not a positive number, or a scaling that has an effect is asked for.
     """
-    for field in ("rope_scaling", "rope_parameters"):
-        rope = config.get(field)
-        if not rope:
-            continue
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise CheckpointError(
-                f"config.json: {field} asks for rope type {kind!r}, which Mixtral does not have and this model cannot "
-                "compute; only 'default' (no scaling) can be converted."
-            )
-        unknown = sorted(set(rope) - {"rope_type", "type", "rope_theta"})
-        if unknown:
-            raise CheckpointError(
-                f"config.json: {field}.{unknown[0]}={rope[unknown[0]]!r} is not known; remove it or convert elsewhere."
-            )
-        if "rope_theta" in rope:
-            return float(rope["rope_theta"])
-    return float(config.get("rope_theta", DEFAULTS["rope_theta"]))
+    theta = rope.base(config, DEFAULTS["rope_theta"])
+    names = ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
+    rope.check(config, theta, {name: value(config, name) for name in names})
+    return theta
+
+
+def without_window_and_scaling(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without a sliding window or scaling, which `check` lets pass where they change nothing.
+
+    They change nothing up to a length; here nothing at any length. A model that is trained longer must not keep them.
+    """
+    plain = rope.without_scaling(config, rope_theta(config))
+    return plain | {"sliding_window": None} if plain.get("sliding_window") is not None else plain
 
 
 def check(config: dict[str, Any]) -> None:
@@ -153,9 +149,13 @@ def _check_architecture(config: dict[str, Any]) -> None:
 
 def _check_refused(config: dict[str, Any]) -> None:
     rules = (
-        ("sliding_window", lambda v: v is None, "sliding-window attention is not built here; Mixtral has null"),
+        (
+            "sliding_window",
+            lambda v: v is None or (type(v) is int and v >= value(config, "max_position_embeddings")),
+            "sliding-window attention is not built here; it must be null, or reach over max_position_embeddings",
+        ),
         ("tie_word_embeddings", lambda v: not v, "Mixtral keeps input and output embeddings apart; it must be false"),
-        ("hidden_act", lambda v: v == "silu", "Mixtral's experts use silu"),
+        ("hidden_act", lambda v: v in ("silu", "swish"), "Mixtral's experts use silu"),
         ("router_jitter_noise", lambda v: not v, "router jitter is not built here; it must be 0"),
     )
     for field, accepted, rule in rules:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, in_short
 from mixtral_recipes.importers.hf import pickle as pickle_io
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.hub_resume import into_cache
-from mixtral_recipes.importers.hf.source import SIDECARS
 from mixtral_recipes.importers.locations import HubId
 from mixtral_recipes.system.files import sha256
 
@@ -42,7 +42,7 @@ class _Published:
     git_sha1: str | None  # of small ones
 
 
-def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
+def download(where: HubId, *, progress: bool = True) -> tuple[Path, str, list[str]]:
     """Bring a model's files into the Hub cache.
 
     Args:
@@ -50,7 +50,7 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
         progress: Let huggingface_hub draw its bars.
 
     Returns:
-        The folder the files are in, and the commit they belong to.
+        The folder the files are in, the commit they belong to, and the names of what is published and was not fetched.
 
     Raises:
         CheckpointError: there is no such repository or revision, it is gated, it has no weights, or the bytes received
@@ -72,11 +72,11 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str]:
             with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
                 paths = list(pool.map(lambda name: _fetch(api, where, commit, published[name]), names))
             _remember(api, where)
-            return paths[0].parent, commit
+            return paths[0].parent, commit, sidecars.left_behind(published, names)
         except _network_errors() as error:
             if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code < 500:
                 raise _refused(where, error) from error
-            return _cached(where, error)
+            return *_cached(where, error), []
 
 
 def _published(sibling: Any) -> _Published:
@@ -88,7 +88,7 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
     """The files an import reads, config.json first: weights of one format, and what travels beside them."""
     if "config.json" not in published:
         raise CheckpointError(f"hf://{where.repo} has no config.json; it is not a transformers model.")
-    names = [name for name in SIDECARS if name in published]
+    names = sidecars.travelling(published, lambda name: _fetch(api, where, commit, published[name]).read_text())
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:
@@ -212,7 +212,7 @@ def _files_read(folder: Path) -> list[Path]:
     weights, _ = safetensors_io.files_of(folder)
     if not weights:
         weights, _ = safetensors_io.files_of(folder, pickle_io.INDEX, pickle_io.SINGLE)
-    return weights + [folder / name for name in SIDECARS if (folder / name).is_file()]
+    return weights + sidecars.of(folder)
 
 
 def _is_named_by_content(path: Path) -> bool:

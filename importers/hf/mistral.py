@@ -17,6 +17,7 @@ from mixtral_recipes.importers.hf.source import Source, check_index, check_names
 from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
 from mixtral_recipes.importers.views import InterleavedHeads, Transposed
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
+from mixtral_recipes.system.pointers import refuse_pointer
 
 PARAMS = "params.json"
 SINGLE, INDEX = "consolidated.safetensors", "consolidated.safetensors.index.json"
@@ -73,6 +74,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     """
     path = folder / PARAMS
     try:
+        refuse_pointer(path, CheckpointError)
         params = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; it says which model the consolidated files hold.") from error

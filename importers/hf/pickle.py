@@ -7,6 +7,7 @@ from pathlib import Path
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf.safetensors import StoredTensor, stored
+from mixtral_recipes.system.pointers import refuse_pointer
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
@@ -21,6 +22,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    refuse_pointer(path, CheckpointError)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path}: truncated, or saved before PyTorch 1.6; copy it again, or save it as safetensors."

@@ -14,6 +14,7 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.pointers import refuse_pointer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -41,6 +42,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is not safetensors, is truncated, or holds a dtype no weight has.
     """
+    refuse_pointer(path, CheckpointError)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -125,6 +127,7 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
     Raises:
         CheckpointError: there are no weights, or the index is broken or names a file that is not there.
     """
+    refuse_pointer(folder / index, CheckpointError)
     if (folder / index).exists():
         try:
             weight_map: dict[str, str] = json.loads((folder / index).read_text())["weight_map"]

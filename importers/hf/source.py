@@ -10,24 +10,11 @@ from mixtral_recipes.checkpoints.format.stream import Extent, Rows
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
 from mixtral_recipes.importers.mapping import FUSED, canonical_shapes, fused_blocks
 from mixtral_recipes.layout.shapes import ModelShape
-
-# What travels beside the weights, where the source has it. Nothing else is downloaded or copied.
-SIDECARS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer.model.v1",
-    "tokenizer.model.v3",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+from mixtral_recipes.system.pointers import refuse_pointer
 
 
 @dataclass(frozen=True)
@@ -54,8 +41,19 @@ class Source:
 
     @property
     def sidecars(self) -> list[Path]:
-        folder = self.beside or self.folder
-        return [folder / name for name in SIDECARS if (folder / name).is_file()]
+        """What travels with the weights (`sidecars.of`)."""
+        return sidecars.of(self.beside or self.folder)
+
+    @property
+    def left_behind(self) -> list[str]:
+        """The names of what is in the folder and is neither read nor travels with the weights."""
+        if self.beside is not None:
+            return []
+        used = {path.relative_to(self.folder).as_posix() for path in (*self.sidecars, *self.weights)}
+        endings = {path.suffix for path in self.weights}
+        used |= {f"{stem}{ending}.index.json" for stem in ("model", "pytorch_model") for ending in endings}
+        used |= {"params.json"} if self.layout == "mistral" else set()
+        return sidecars.left_behind(sidecars.names_in(self.folder), used)
 
 
 def open_source(folder: Path) -> Source:
@@ -81,6 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a folder; give a model folder or hf://org/name.")
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it says which model the weights are of.")
+    refuse_pointer(path, CheckpointError)
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

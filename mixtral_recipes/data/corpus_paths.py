@@ -21,6 +21,7 @@ from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.home import data_home
+from mixtral_recipes.system.pointers import refuse_pointer
 from mixtral_recipes.system.progress import progress_bar
 
 HUB = "hf://"
@@ -75,8 +76,10 @@ def own_splits(name: str) -> list[str]:
 def corpus_at(path: Path) -> Path | None:
     """The prefix of the corpus at a path (with or without ``.bin`` or ``.idx``); None if there is none."""
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    both = all(prefix.with_name(prefix.name + ending).is_file() for ending in (".bin", ".idx"))
-    return prefix if both else None
+    files = [prefix.with_name(prefix.name + ending) for ending in (".bin", ".idx")]
+    for file in files:
+        refuse_pointer(file, DataError)
+    return prefix if all(file.is_file() for file in files) else None
 
 
 def folder_files(folder: Path) -> dict[str, list[Path]]:

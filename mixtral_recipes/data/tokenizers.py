@@ -23,6 +23,7 @@ from mixtral_recipes.errors import (
     nearest,
 )
 from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.pointers import refuse_pointer
 
 MISTRAL = "mistral://"
 # name -> file in the mistral-common package
@@ -105,6 +106,7 @@ def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = Dat
         return _from_mistral_common(text.removeprefix(MISTRAL))
     path = resolve(text.removeprefix("hf://")).expanduser()
     if path.is_file():
+        refuse_pointer(path, DataError)
         return _with_settings(convert(path), None)
     if not path.is_dir():
         path = _download(text.removeprefix("hf://"), error)
@@ -128,6 +130,8 @@ def _download(repo: str, error: type[MixtralRecipesError]) -> Path:
 def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
+        refuse_pointer(file, error)
     original = _original_file(path)
     try:
         if (path / "tokenizer.json").is_file():

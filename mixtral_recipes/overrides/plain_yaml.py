@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.system.pointers import refuse_pointer
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
@@ -22,6 +23,7 @@ def load_plain(path: Path) -> dict[str, Any]:
         RecipeError: names the file, the line, and what is not plain data.
     """
     try:
+        refuse_pointer(path, RecipeError)
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -374,7 +374,8 @@ class Stream:
                 if part.name is None:
                     pieces.update(rows)
                 else:
-                    check_finite(rows, record.dtype, part.name)
+                    if not is_finite(rows, record.dtype):
+                        raise CheckpointError(_why_not_finite(part, row, count, record.dtype))
                     hashes[part.name].update(rows)
                 if whole:
                     whole.update(rows)
@@ -420,17 +421,44 @@ def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str)
     np.frombuffer(out, dtype=np.uint8)[:] = read.to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
 
 
-def check_finite(data: memoryview, dtype: str, name: str) -> None:
-    """Refuse NaN and Inf.
+def is_finite(data: memoryview, dtype: str) -> bool:
+    """Whether no value is NaN or Inf.
 
     A float's bits, read as an integer, grow with its magnitude: the largest signed value finds the worst positive
     number, the largest unsigned one the worst negative. Two passes that run at the speed of the cache.
-
-    Raises:
-        CheckpointError: names the tensor.
     """
     bits = 8 * ITEM_BYTES[dtype]
     limit = _NOT_FINITE[dtype]
     signed = np.frombuffer(data, dtype=f"i{bits // 8}")
-    if signed.size and (signed.max() >= limit or signed.view(f"u{bits // 8}").max() >= limit + (1 << (bits - 1))):
-        raise CheckpointError(f"{name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
+    return not signed.size or bool(
+        signed.max() < limit and signed.view(f"u{bits // 8}").max() < limit + (1 << (bits - 1))
+    )
+
+
+def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
+    """What is wrong with rows that are not finite in ``dtype``: they never were, or the type is too small for them."""
+    import torch
+
+    if part.source.dtype != dtype:
+        read = bytearray(count * part.source.row_bytes)
+        part.source.read(start, count, memoryview(read))
+        if is_finite(memoryview(read), part.source.dtype):
+            values = torch.frombuffer(read, dtype=getattr(torch, TORCH_NAMES[part.source.dtype])).float()
+            return f"{part.name}: {too_large(values, dtype)}"
+    return f"{part.name}: holds NaN or Inf; a checkpoint with such a weight is not converted."
+
+
+def too_large(values: "Tensor", dtype: str) -> str:
+    """What to say of values that a type is too small for.
+
+    Args:
+        values: Finite ones, the too large one among them.
+        dtype: The type.
+    """
+    import torch
+
+    short = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
+    largest = values.flatten()[values.abs().argmax()].item()
+    most = torch.finfo(getattr(torch, TORCH_NAMES[dtype])).max
+    others = " or ".join(name for key, name in short.items() if key != dtype and key != "F16")
+    return f"holds {largest:.5g}, more than {short[dtype]} can ({most:.5g}); use --dtype {others}."

@@ -14,6 +14,7 @@ from mixtral_recipes.data.records.parse import SUFFIXES, read_records
 from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.system.pointers import refuse_pointer
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?(?:@([\w./-]+))?")
 
@@ -33,6 +34,10 @@ class Source:
     files: dict[str, list[Path]] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)
     names_inside: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path in (path for paths in self.files.values() for path in paths):
+            refuse_pointer(path, DataError)
 
     @property
     def splits(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from mixtral_recipes.data.records.files import PACKED, is_packed, open_bytes, suffix_of
 from mixtral_recipes.data.records.parse import read_records
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.pointers import refuse_pointer
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 PLAIN_TEXT = (".txt", ".text", ".md")
@@ -43,6 +44,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPar
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
+    refuse_pointer(path, DataError)
     size = path.stat().st_size
     suffix = suffix_of(path)
     if suffix == ".parquet":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapters import MergedRows
 
 
@@ -69,3 +70,11 @@ def test_dora_rows_without_a_length_stay_as_they_are(value: float) -> None:
     lengths = weight.square().sum(1).sqrt()
     merged = read_in_pieces(MergedRows(InMemory(weight, "F32"), a, b, 1.0, lengths), 3, torch.float32)
     torch.testing.assert_close(merged, weight)
+
+
+def test_a_sum_too_large_for_fp16_is_named_for_what_it_is() -> None:
+    weight = torch.full((4, 8), 6e4, dtype=torch.float16)
+    a, b = torch.ones(1, 8), torch.tensor([[0.0], [0.0], [1e4], [0.0]])
+    rows = MergedRows(InMemory(weight, "F16"), a, b, 1.0, name="decoder.layers.3.mlp")
+    with pytest.raises(CheckpointError, match=r"decoder\.layers\.3\.mlp with its adapter: holds 70000, .* fp16"):
+        read_in_pieces(rows, 2, torch.float16)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
@@ -88,11 +90,47 @@ def test_nan_and_inf(make_model, tmp_path: Path, layout: str, bad: float) -> Non
     refused(folder, tmp_path / "out", EXPERT + "w2.weight", "NaN or Inf")
 
 
-def test_too_large_for_fp16(make_model, tmp_path: Path) -> None:
-    folder, _, _ = make_model(change=lambda tensors: tensors["model.norm.weight"].fill_(1e30))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+@pytest.mark.parametrize("value", [1e30, -70000.0])
+def test_too_large_for_fp16(make_model, tmp_path: Path, value: float) -> None:
+    """It is the type that is too small, and the message says so, whoever casts."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][5] = value
+
+    folder, _, tensors = make_model(change=change)
+    held = re.escape(f"{tensors['model.norm.weight'][5].item():.5g}")
+    message = rf"model\.norm\.weight: holds {held}, more than fp16 can \(65504\); use --dtype bf16 or fp32"
+    with pytest.raises(CheckpointError, match=message) as caught:
         import_checkpoint(str(folder), tmp_path / "out", dtype="fp16")
+    assert "NaN" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
+    with pytest.raises(CheckpointError, match=message):
+        export_checkpoint(checkpoint, tmp_path / "back", dtype="fp16")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sliding_window": 256},
+        {"sliding_window": 4096},
+        {"rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},  # from max_position_embeddings on
+        {"rope_parameters": {"rope_type": "yarn", "factor": 1.0, "rope_theta": 1e6}},
+        {"rope_parameters": {"rope_type": "default", "factor": 8.0, "rope_theta": 1e6}},
+        {"hidden_act": "swish"},
+    ],
+)
+def test_a_setting_without_effect_is_no_obstacle(make_model, tmp_path: Path, fields: dict[str, Any]) -> None:
+    folder, config, tensors = make_model()
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    back = export_checkpoint(import_checkpoint(str(folder), tmp_path / "megatron"), tmp_path / "back")
+    written = json.loads((back / "config.json").read_text())
+    assert written["sliding_window"] is None
+    assert not written.get("rope_scaling")
+    assert written.get("rope_parameters", {"rope_type": "default"})["rope_type"] == "default"
+    assert written["rope_theta"] == 1e6
+    assert torch.equal(load_file(back / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
 
 
 def test_a_truncated_shard(make_model, tmp_path: Path) -> None:
@@ -140,12 +178,19 @@ def test_an_index_that_disagrees(make_model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"sliding_window": 255}, "sliding_window=255"),
+        ({"sliding_window": 0}, "sliding_window=0"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "'llama'"),
         ({"architectures": ["MixtralForSequenceClassification"]}, "MixtralForSequenceClassification"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "'linear'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1.0, "attention_factor": 1.5}}, "'yarn'"),
+        ({"rope_scaling": {"type": "spiral", "factor": 1.0}}, "'spiral'"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
         ({"num_hidden_layers": 3}, "model.layers.2."),
