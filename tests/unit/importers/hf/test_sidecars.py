@@ -182,3 +182,10 @@ def test_both_spellings_of_the_type_change_together(
     back = export_checkpoint(checkpoint, tmp_path / "back", dtype="fp16")
     found = json.loads((back / "config.json").read_text())
     assert {name: found[name] for name in ("dtype", "torch_dtype") if name in found} == written
+
+
+def test_a_pointer_in_place_of_mistrals_parameters(tmp_path: Path) -> None:
+    for name in ("params.json", "consolidated.safetensors"):
+        (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=r"params\.json is a Git LFS pointer"):
+        import_checkpoint(str(tmp_path), tmp_path / "megatron")
