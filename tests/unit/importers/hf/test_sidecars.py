@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.cli.main import run
@@ -185,7 +187,7 @@ def test_both_spellings_of_the_type_change_together(
 
 
 def test_a_pointer_in_place_of_mistrals_parameters(tmp_path: Path) -> None:
-    for name in ("params.json", "consolidated.safetensors"):
-        (tmp_path / name).write_text(POINTER)
+    save_file({"norm.weight": torch.ones(4)}, tmp_path / "consolidated.safetensors")
+    (tmp_path / "params.json").write_text(POINTER)
     with pytest.raises(CheckpointError, match=r"params\.json is a Git LFS pointer"):
         import_checkpoint(str(tmp_path), tmp_path / "megatron")
