@@ -16,6 +16,7 @@ from typing import Any
 from mixtral_recipes.errors import MixtralRecipesError, Preempted
 from mixtral_recipes.executors.runs.records import locked
 from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
+from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.system import quiet
 from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
@@ -38,7 +39,7 @@ def call(path: Path) -> None:
     with contextlib.ExitStack() as stack:
         log = getattr(recipe, "log", None)
         if rank == 0 and log is not None and "MIXTRAL_RECIPES_LOCKED" not in os.environ:
-            stack.enter_context(locked(Path(log.log_dir) / log.name))
+            stack.enter_context(locked(run_folder(log)))
             os.environ["MIXTRAL_RECIPES_LOCKED"] = "1"
         fdl.build(recipe)()
 

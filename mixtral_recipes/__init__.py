@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import generate as generate
     from mixtral_recipes.api import import_ckpt as import_ckpt
     from mixtral_recipes.api import pretrain as pretrain
+    from mixtral_recipes.api import train as train
     from mixtral_recipes.api import validate as validate
     from mixtral_recipes.data.modules.chat import ChatDataModule as ChatDataModule
     from mixtral_recipes.data.modules.finetuning import FineTuningDataModule as FineTuningDataModule
@@ -38,19 +39,32 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
     from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
     from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
+    from mixtral_recipes.recipes.log.default import default_log as default_log
+    from mixtral_recipes.recipes.log.default import default_resume as default_resume
     from mixtral_recipes.settings.checkpoint import ModelCheckpoint as ModelCheckpoint
     from mixtral_recipes.settings.data import PackedSequenceSpecs as PackedSequenceSpecs
+    from mixtral_recipes.settings.evaluation import ApiEndpoint as ApiEndpoint
+    from mixtral_recipes.settings.evaluation import ConfigParams as ConfigParams
+    from mixtral_recipes.settings.evaluation import EvaluationConfig as EvaluationConfig
+    from mixtral_recipes.settings.evaluation import EvaluationTarget as EvaluationTarget
     from mixtral_recipes.settings.log import MLFlowLogger as MLFlowLogger
     from mixtral_recipes.settings.log import NeMoLogger as NeMoLogger
     from mixtral_recipes.settings.log import TensorBoardLogger as TensorBoardLogger
     from mixtral_recipes.settings.log import WandbLogger as WandbLogger
     from mixtral_recipes.settings.optim import CosineAnnealingScheduler as CosineAnnealingScheduler
     from mixtral_recipes.settings.optim import MegatronOptimizerModule as MegatronOptimizerModule
+    from mixtral_recipes.settings.optim import WarmupAnnealingScheduler as WarmupAnnealingScheduler
+    from mixtral_recipes.settings.optim import WarmupHoldAnnealScheduler as WarmupHoldAnnealScheduler
+    from mixtral_recipes.settings.optim import WarmupHoldPolicyScheduler as WarmupHoldPolicyScheduler
+    from mixtral_recipes.settings.optim import WarmupPolicyScheduler as WarmupPolicyScheduler
     from mixtral_recipes.settings.peft import DoRA as DoRA
     from mixtral_recipes.settings.peft import LoRA as LoRA
     from mixtral_recipes.settings.precision import MegatronMixedPrecision as MegatronMixedPrecision
     from mixtral_recipes.settings.resume import AutoResume as AutoResume
     from mixtral_recipes.settings.resume import RestoreConfig as RestoreConfig
+    from mixtral_recipes.settings.tokenizer import AutoTokenizer as AutoTokenizer
+    from mixtral_recipes.settings.tokenizer import NullTokenizer as NullTokenizer
+    from mixtral_recipes.settings.tokenizer import get_nmt_tokenizer as get_nmt_tokenizer
     from mixtral_recipes.settings.trainer import MegatronStrategy as MegatronStrategy
     from mixtral_recipes.settings.trainer import Trainer as Trainer
     from mixtral_recipes.training.watch.callbacks import GarbageCollectionCallback as GarbageCollectionCallback

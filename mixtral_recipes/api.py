@@ -1,6 +1,10 @@
-"""What a recipe calls: pretraining, fine-tuning, conversion, generation and evaluation, under NeMo's names."""
+"""What a recipe calls: pretraining, fine-tuning, conversion, generation and evaluation, under NeMo's names.
+
+Arguments and their order are NeMo's; `settings/nemo/arguments.py` says of each what it does here.
+"""
 
 import functools
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,31 +19,34 @@ from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.reports.page import write_report_of
 from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import clear_all_leftovers
+from mixtral_recipes.system.files import clear_all_leftovers, write_json, write_text
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.run import Parts, prepare
 from mixtral_recipes.training.watch.log import RunLog
 
-__all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "validate"]
+__all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "train", "validate"]
 
 
-def pretrain(
+def train(
     model: MixtralModel,
     data: DataModule,
     trainer: Trainer,
     log: NeMoLogger | None = None,
-    optim: MegatronOptimizerModule | None = None,
     resume: AutoResume | None = None,
-    tokenizer: str | None = None,
-) -> dict[str, Any]:
-    """Train all weights, from random ones or from ``resume.restore_config``.
+    optim: MegatronOptimizerModule | None = None,
+    tokenizer: Any = None,
+    model_transform: LoRA | None = None,
+) -> Path:
+    """Train a model: all its weights, or adapters.
 
     Called in every process of a job, or in one that no launcher started, which then starts the job's on its machine.
 
@@ -48,19 +55,35 @@ def pretrain(
         data: On what.
         trainer: How long, how laid out.
         log: Where to write.
-        optim: Optimizer and schedule.
-        resume: Where to start.
-        tokenizer: Folder or Hub id; None or ``"model"`` takes the model's or the checkpoint's.
+        resume: Where to start; without weights to restore, from random ones.
+        optim: Optimizer and schedule; None takes the model's.
+        tokenizer: ``"data"`` takes the data module's, ``"model"`` or None the model's or the checkpoint's; else a
+            folder, a Hub id, an `AutoTokenizer`, or a tokenizer.
+        model_transform: Adapters to train; None trains all weights.
 
     Returns:
-        The result, also in RUN/result.json.
+        The run's folder; its result.json says how it went.
 
     Raises:
         LaunchError: a rank failed that was started from here, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
-    parts = Parts(model, data, trainer, log, optim, resume, None, _own(tokenizer))
-    return _run(pretrain, parts, functools.partial(_train, "pretrain"))
+    parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
+    return _run(train, parts, tokenizer, functools.partial(_train, "train"))
+
+
+def pretrain(
+    model: MixtralModel,
+    data: DataModule,
+    trainer: Trainer,
+    log: NeMoLogger | None = None,
+    resume: AutoResume | None = None,
+    optim: MegatronOptimizerModule | None = None,
+    tokenizer: Any = "data",
+) -> Path:
+    """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
+    parts = Parts(model, data, trainer, log, optim, resume, None, _own(tokenizer, data))
+    return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
 def finetune(
@@ -68,44 +91,45 @@ def finetune(
     data: DataModule,
     trainer: Trainer,
     log: NeMoLogger | None = None,
-    optim: MegatronOptimizerModule | None = None,
     resume: AutoResume | None = None,
+    optim: MegatronOptimizerModule | None = None,
     peft: LoRA | None = None,
-    tokenizer: str | None = "model",
-) -> dict[str, Any]:
-    """Fine-tune a checkpoint, all of it or by adapters. Arguments as `pretrain`.
+    tokenizer: Any = "model",
+) -> Path:
+    """Fine-tune a checkpoint, all of it or by adapters. Arguments and result as `train`.
 
     Args:
         peft: Adapters to train; None trains all weights.
-        tokenizer: ``"model"`` takes the checkpoint's; else a folder or Hub id.
 
     Raises:
         RecipeError: ``resume.restore_config.path`` is not set.
     """
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
-    parts = Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer))
-    return _run(finetune, parts, functools.partial(_train, "finetune"))
+    parts = Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer, data))
+    return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
 def validate(
     model: MixtralModel,
     data: DataModule,
     trainer: Trainer,
-    tokenizer: str | None = None,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
     optim: MegatronOptimizerModule | None = None,
-    peft: LoRA | None = None,
-) -> dict[str, Any]:
+    tokenizer: Any = None,
+    model_transform: LoRA | None = None,
+) -> Path:
     """Measure the validation loss of a run's newest checkpoint, or of ``resume.restore_config``'s weights.
 
-    Nothing is written. Arguments as `pretrain` and `finetune`.
+    Arguments as `train`.
 
     Returns:
-        ``val_loss`` (None without a validation set), ``step`` and ``restored_from``.
+        The run's folder. Its validation.json, the only file written, holds ``val_loss`` (None without a validation
+        set), ``step`` and ``restored_from``.
     """
-    return _run(validate, Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer)), _validate)
+    parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
+    return _run(validate, parts, tokenizer, _validate)
 
 
 def import_ckpt(
@@ -134,6 +158,7 @@ def import_ckpt(
     )
 
 
+@takes_nemos_arguments
 def export_ckpt(
     path: str | Path, target: str = "hf", output_path: str | Path | None = None, overwrite: bool = False, **options: Any
 ) -> Path:
@@ -156,50 +181,105 @@ def export_ckpt(
     return export(source, output, target, overwrite=overwrite, **options)
 
 
-def generate(path: str | Path, prompts: list[str], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
-    """Greedy continuations of prompts by a Hugging Face folder (export a checkpoint first)."""
-    from mixtral_recipes.evaluation import generation
+@takes_nemos_arguments
+def generate(
+    path: str | Path,
+    prompts: list[str] | None = None,
+    input_dataset: str | Path | None = None,
+    add_BOS: bool = False,
+    max_batch_size: int = 4,
+    random_seed: int | None = None,
+    inference_params: Any = None,
+    text_only: bool = False,
+    output_path: str | Path | None = None,
+) -> list[Any]:
+    """Continue prompts with a checkpoint, with NeMo's arguments.
 
-    return list(generation.generate(Path(path), prompts, batch_size, max_new_tokens))
-
-
-def evaluate(path: str | Path, data: str | Path | None = None, limit: int | None = None) -> dict[str, Any]:
-    """Exact match and F1 of a Hugging Face folder on held-out SQuAD questions.
+    The checkpoint is exported to a folder for the time of the call; transformers generates from that.
 
     Args:
-        path: Model folder.
-        data: As `SquadDataModule.dataset_root`.
-        limit: The maximum number of questions.
+        path: A checkpoint, of adapters too, or a Hugging Face folder.
+        prompts: The texts to go on from.
+        input_dataset: Instead of prompts: a JSONL file whose records have an ``input``.
+        add_BOS: Whether each prompt begins with the tokenizer's first token.
+        max_batch_size: The maximum number of prompts generated together.
+        random_seed: Seed of the draws.
+        inference_params: Megatron's ``SamplingParams`` (``CommonInferenceParams``), of which ``temperature``,
+            ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; None takes the likeliest 30 tokens.
+        text_only: Whether texts come back, and not objects with ``prompt`` and ``generated_text``.
+        output_path: A file that gets the texts too, one JSON string a line.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be loaded.
+        RecipeError: no prompts are given.
     """
-    from mixtral_recipes.evaluation.scores import evaluate_squad
+    from mixtral_recipes.evaluation import asked
 
-    return evaluate_squad(Path(path), data, limit=limit)
+    prompts = asked.prompts_of(prompts, input_dataset)
+    if random_seed is not None:
+        torch.manual_seed(random_seed)
+    texts = asked.generate(str(path), prompts, asked.Sampling.of(inference_params), max_batch_size, add_bos=add_BOS)
+    if output_path is not None:
+        write_text(Path(output_path), "".join(json.dumps(text) + "\n" for text in texts))
+    if text_only:
+        return texts
+    return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def _own(tokenizer: str | None) -> str | None:
-    """The tokenizer a run is given; None where NeMo's word ``model`` asks for the checkpoint's."""
-    return None if tokenizer == "model" else tokenizer
+@takes_nemos_arguments
+def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig | None = None) -> dict[str, Any]:
+    """Exact match and F1 of a model on held-out SQuAD questions, with NeMo's arguments.
+
+    Args:
+        target_cfg: The model: an `EvaluationTarget`, a checkpoint, or a Hugging Face folder.
+        eval_cfg: What is asked; None asks SQuAD's questions.
+
+    Returns:
+        ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id.
+
+    Raises:
+        RecipeError: another kind of evaluation, or no model is named.
+    """
+    from mixtral_recipes.evaluation import asked
+
+    return asked.evaluate(target_cfg, eval_cfg or EvaluationConfig())
 
 
-def _run(task: Callable[..., Any], parts: Parts, work: Callable[[Parts], dict[str, Any]]) -> dict[str, Any]:
-    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any."""
+def _own(tokenizer: Any, data: Any) -> Any:
+    """The tokenizer a run is given; None where NeMo's words ask for the model's or the checkpoint's."""
+    if isinstance(tokenizer, str) and tokenizer in ("data", "model"):
+        return getattr(data, "tokenizer", None) if tokenizer == "data" else None
+    return tokenizer
+
+
+def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:
+    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any.
+
+    Args:
+        task: What was called.
+        parts: With what.
+        tokenizer: The tokenizer as it was named, which decides whether the data module's is read.
+        work: What each process does.
+    """
     nemo_run_jobs.refuse_while_loading()
+    run_dir = parts.log.run_dir.absolute()
     with ranks_from_here.told_to_scheduler():
-        for notice in check_settings(task, vars(parts)):
+        for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
             if launched_rank() == 0:
                 warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
         check_recipe_layout(parts.model, parts.trainer, parts.data)
         trainer, log = parts.trainer, parts.log
         if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
-            return work(parts)
-        name = log.name if task is not validate else f"{log.name}-validate"
-        return ranks_from_here.start(
+            work(parts)
+            return run_dir
+        ranks_from_here.start(
             functools.partial(work, parts),
             devices=trainer.devices,
-            name=name,
+            name=log.name if task is not validate else f"{log.name}-validate",
             run_dir=log.run_dir,
             recipe=task.__name__,
         )
+    return run_dir
 
 
 def _train(task: str, parts: Parts) -> dict[str, Any]:
@@ -224,16 +304,21 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
 
 
 def _validate(parts: Parts) -> dict[str, Any]:
-    """Measure without writing."""
+    """Measure, and write nothing but what was measured."""
     try:
         device = _join(parts.trainer)
         say = print if torch.distributed.get_rank() == 0 else lambda text: None
         ready = prepare(parts, device, say, for_training=False)
-        return {
+        found = {
             "val_loss": step.validate(ready.run),
             "step": ready.position.step,
             "restored_from": ready.restored_from,
         }
+        if torch.distributed.get_rank() == 0:
+            parts.log.run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(parts.log.run_dir / "validation.json", found)
+        say(f"validation loss {found['val_loss']} at step {found['step']}")
+        return found
     finally:
         distributed.shut_down()
 

@@ -13,6 +13,7 @@ import nemo_run as run
 
 import mixtral_recipes as llm
 from mixtral_recipes.overrides import paths as overrides
+from mixtral_recipes.settings.nemo.calls import not_ours
 from mixtral_recipes.system import quiet
 
 TARGET = Path(__file__).resolve().parents[1] / "mixtral_recipes" / "overrides" / "completion.py"
@@ -38,7 +39,8 @@ def settings() -> dict[str, list[str]]:
 
 
 def _collect(config: fdl.Buildable, path: str, found: dict[str, list[str]]) -> None:
-    names = [name for name in overrides.fields(config) if name != "timers"]
+    left_out = {"timers", *not_ours(fdl.get_callable(config))}
+    names = [name for name in overrides.fields(config) if name not in left_out]
     found[path] = list(dict.fromkeys([*found.get(path, []), *names]))
     for name in names:
         value = fdl.ordered_arguments(config).get(name)

@@ -33,7 +33,7 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
             raise CheckpointError(f"resume.resume_from_path={path}: no such checkpoint.")
         verify_together(path)
         return path.resolve()
-    found = first(lambda: list_checkpoints(checkpoints)) if resume.resume_if_exists else []
+    found = first(lambda: _own_checkpoints(resume, checkpoints)) if resume.resume_if_exists else []
     for path in reversed(found):
         damage = damage_together(path)
         if damage is None:
@@ -47,6 +47,21 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
     if resume.resume_if_exists and not resume.resume_ignore_no_checkpoint:
         raise CheckpointError(f"resume.resume_ignore_no_checkpoint=False, and {checkpoints} holds no checkpoint.")
     return None
+
+
+def _own_checkpoints(resume: AutoResume, checkpoints: Path) -> list[Path]:
+    """The run's own checkpoints, or those of the folder that stands in for them, oldest first.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    own = list_checkpoints(checkpoints)
+    if own or resume.resume_from_directory is None:
+        return own
+    folder = Path(resume.resume_from_directory)
+    if not folder.is_dir():
+        raise CheckpointError(f"resume.resume_from_directory={folder}: no such folder.")
+    return [path.resolve() for path in list_checkpoints(folder)]
 
 
 def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False, new_rows: range = range(0)) -> None:

@@ -15,11 +15,16 @@ import torch.nn.functional as F
 from mixtral_recipes.cpu.lazy_compile import compiling_later
 from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 with compiling_later():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from mixtral_recipes.settings.optim import MegatronOptimizerModule
+    from mixtral_recipes.settings.peft import LoRA
 
+
+@takes_nemos_arguments
 @dataclass
 class MixtralConfig(TransformerConfig):
     """The fields all Mixtral models share.
@@ -103,6 +108,7 @@ class MixtralConfig(TransformerConfig):
         self.moe_router_pre_softmax &= not single
 
 
+@takes_nemos_arguments
 @dataclass
 class MixtralConfig8x3B(MixtralConfig):
     """Mixtral 8x3B."""
@@ -111,11 +117,13 @@ class MixtralConfig8x3B(MixtralConfig):
     ffn_hidden_size: int | None = MIXTRAL_8X3B.ffn_hidden_size
 
 
+@takes_nemos_arguments
 @dataclass
 class MixtralConfig8x7B(MixtralConfig):
     """Mixtral 8x7B: 46,702,792,704 parameters."""
 
 
+@takes_nemos_arguments
 @dataclass
 class MixtralConfig8x22B(MixtralConfig):
     """Mixtral 8x22B: 140,620,634,112 parameters."""
@@ -126,6 +134,7 @@ class MixtralConfig8x22B(MixtralConfig):
     ffn_hidden_size: int | None = MIXTRAL_8X22B.ffn_hidden_size
 
 
+@takes_nemos_arguments
 @dataclass
 class MixtralConfigTiny(MixtralConfig):
     """The embedded model's shape: a Mixtral small enough to train on a laptop's CPU in minutes."""
@@ -147,18 +156,23 @@ class MixtralConfigTiny(MixtralConfig):
     params_dtype: torch.dtype = torch.float32
 
 
+@takes_nemos_arguments
 @dataclass
 class MixtralModel:
     """A model to build: its configuration, and the tokenizer it is used with.
 
     Attributes:
         config: The Mixtral configuration.
-        tokenizer: A folder or Hub id to load the tokenizer from; None takes the checkpoint's own, or with random
-            weights the configuration's ``default_tokenizer``.
+        optim: Optimizer and schedule, for a recipe that names none.
+        tokenizer: A folder or Hub id to load the tokenizer from, an `AutoTokenizer`, or a tokenizer; None takes the
+            checkpoint's own, or with random weights the configuration's ``default_tokenizer``.
+        model_transform: Adapters to train, for a recipe that names none in ``peft``.
     """
 
     config: MixtralConfig = field(default_factory=MixtralConfig8x7B)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    tokenizer: str | None = None
+    optim: MegatronOptimizerModule | None = None
+    tokenizer: Any = None
+    model_transform: LoRA | None = None
 
 
 def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -> MixtralConfig:

@@ -2,8 +2,8 @@
 
 # part of a recipe -> its settings
 SETTINGS = {
-    "": "model data trainer log optim resume peft tokenizer",
-    "model": "config tokenizer",
+    "": "model data trainer log resume optim peft tokenizer",
+    "model": "config optim tokenizer model_transform",
     "model.config": (
         "tensor_model_parallel_size tensor_parallel_num_weight_shards gtp_weight_remat_size "
         "pipeline_model_parallel_comm_backend pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
@@ -83,8 +83,8 @@ SETTINGS = {
         "freeze_router accelerate"
     ),
     "data": (
-        "seq_length micro_batch_size global_batch_size num_workers seed packed_sequence_specs made_from dataset_root "
-        "tokenizer dataset_kwargs val_proportion force_redownload delete_raw num_train_samples num_val_samples "
+        "dataset_root seq_length tokenizer micro_batch_size global_batch_size force_redownload delete_raw seed "
+        "num_workers packed_sequence_specs dataset_kwargs made_from val_proportion num_train_samples num_val_samples "
         "vocab_size"
     ),
     "data.packed_sequence_specs": (
@@ -93,13 +93,13 @@ SETTINGS = {
     ),
     "trainer": (
         "accelerator devices num_nodes max_steps val_check_interval limit_val_batches limit_test_batches "
-        "log_every_n_steps accumulate_grad_batches use_distributed_sampler strategy plugins callbacks seed "
-        "max_skipped_steps hang_timeout_seconds"
+        "log_every_n_steps enable_checkpointing accumulate_grad_batches use_distributed_sampler strategy plugins "
+        "callbacks seed max_skipped_steps hang_timeout_seconds"
     ),
     "trainer.strategy": (
-        "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size pipeline_dtype "
-        "context_parallel_size sequence_parallel expert_model_parallel_size expert_tensor_parallel_size "
-        "gradient_as_bucket_view ckpt_async_save ckpt_parallel_load ckpt_load_strictness ddp"
+        "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
+        "context_parallel_size sequence_parallel expert_model_parallel_size expert_tensor_parallel_size ddp "
+        "pipeline_dtype ckpt_async_save ckpt_parallel_load ckpt_load_strictness gradient_as_bucket_view"
     ),
     "trainer.strategy.ddp": (
         "grad_reduce_in_fp32 overlap_grad_reduce overlap_param_gather align_param_gather use_distributed_optimizer "
@@ -115,14 +115,16 @@ SETTINGS = {
         "megatron_fsdp_enable_fine_grained_param_gather megatron_fsdp_max_pool_double_buffer"
     ),
     "trainer.plugins": (
-        "precision grad_reduce_in_fp32 fp8 fp8_recipe fp8_param_gather first_last_layers_bf16 "
-        "num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 fp8_margin fp8_amax_history_len fp8_amax_compute_algo "
-        "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis"
+        "precision grad_reduce_in_fp32 fp8 fp8_recipe first_last_layers_bf16 fp8_margin fp8_amax_history_len "
+        "fp8_amax_compute_algo fp8_param_gather num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 loss_scale "
+        "initial_loss_scale min_loss_scale loss_scale_window hysteresis"
     ),
-    "log": "name log_dir ckpt tensorboard wandb mlflow",
-    "log.ckpt": "monitor mode save_last save_top_k every_n_train_steps train_time_interval filename max_disk_gb",
+    "log": "name log_dir explicit_log_dir version files_to_copy ckpt tensorboard wandb mlflow",
+    "log.ckpt": "monitor save_last save_top_k mode every_n_train_steps train_time_interval filename max_disk_gb",
     "log.tensorboard": "save_dir name",
-    "log.wandb": "project name entity config",
+    "log.wandb": "name project entity config",
+    "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path resume_from_directory",
+    "resume.restore_config": "path load_model_state load_optim_state",
     "optim": "config lr_scheduler",
     "optim.config": (
         "lr min_lr decoupled_lr decoupled_min_lr weight_decay apply_wd_to_qk_layernorm fp8_recipe fp16 bf16 "
@@ -141,6 +143,7 @@ SETTINGS = {
     "optim.lr_scheduler": "warmup_steps constant_steps min_lr max_steps",
     "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path",
     "resume.restore_config": "path load_model_state load_optim_state resize_vocab",
+    "optim.lr_scheduler": "max_steps warmup_steps constant_steps min_lr",
     "peft": (
         "target_modules exclude_modules dim alpha dropout dropout_position lora_A_init_method lora_B_init_method "
         "lora_dtype use_rslora rank_pattern alpha_pattern"

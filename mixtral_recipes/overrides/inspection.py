@@ -13,6 +13,7 @@ from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.settings.nemo.calls import not_ours
 
 _SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")
 
@@ -91,7 +92,11 @@ def flat(config: Any, *, defaults: bool, path: str = "") -> dict[str, Any]:
     """
     if isinstance(config, fdl.Buildable):
         found = {path: fdl.get_callable(config).__name__} if path else {}
+        given = fdl.ordered_arguments(config)
+        left_out = not_ours(fdl.get_callable(config)) if defaults else set()
         for name, value in fdl.ordered_arguments(config, include_defaults=defaults).items():
+            if name in left_out and name not in given:
+                continue
             found |= flat(value, defaults=defaults, path=f"{path}.{name}" if path else str(name))
         return found
     if isinstance(config, list) and any(isinstance(item, fdl.Buildable) for item in config):

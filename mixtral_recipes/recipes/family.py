@@ -14,8 +14,10 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
-from mixtral_recipes.recipes import catalog, defaults
+from mixtral_recipes.recipes import catalog, defaults, finetune_default
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.recipes.log.default import default_log, default_resume, tensorboard_logger
+from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
 from mixtral_recipes.recipes.outline import Question, default_layout
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.watch.callbacks import (
@@ -179,7 +181,7 @@ class Recipe:
             name: Run name.
             num_nodes: Nodes; None takes the layout's.
             num_gpus_per_node: Processes per node; None takes the layout's.
-            performance_mode: Whether to trade exact routing for speed (`apply_performance_mode`).
+            performance_mode: Whether to trade exact routing for speed (`pretrain_performance_optimizations`).
             fn: What the recipe calls.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
             hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).
@@ -213,16 +215,30 @@ class Recipe:
                 global_batch_size=self.entry.pretrain_batch,
                 micro_batch_size=self.entry.micro_batch,
             ),
-            log=defaults.pretrain_log(dir, name),
-            optim=defaults.adam_with_cosine_annealing(max_lr=3e-4),
-            resume=defaults.resume(),
+            log=default_log(dir=dir, name=name, tensorboard_logger=tensorboard_logger(name=name)),
+            optim=distributed_fused_adam_with_cosine_annealing(max_lr=3e-4),
+            resume=default_resume(),
         )
         recompute(recipe, layout)
         defaults.set_precision(recipe, precision, self.entry.precisions, hardware)
         if performance_mode:
-            apply_performance_mode(recipe)
+            trade_exactness_for_speed(recipe)
         self.adjust_trainer(recipe.trainer)
         self.adjust_pretraining(recipe)
+        return recipe
+
+    def pretrain_performance_optimizations(self, recipe: run.Partial[Any]) -> run.Partial[Any]:
+        """Turn a pretraining recipe into one in performance mode: its layout, and `trade_exactness_for_speed`.
+
+        Args:
+            recipe: The recipe to change.
+
+        Returns:
+            The same recipe.
+        """
+        for name, value in self.entry.layout("performance").topology.settings().items():
+            setattr(recipe.trainer.strategy, name, value)
+        trade_exactness_for_speed(recipe)
         return recipe
 
     def finetune_recipe(
@@ -254,7 +270,7 @@ class Recipe:
         Raises:
             RecipeError: an unknown scheme, precision or hardware, or no Instruct variant.
         """
-        peft = defaults.is_peft(peft_scheme)
+        peft = finetune_default.is_peft(peft_scheme)
         model = self.model()
         if instruct and self.entry.instruct in INSTRUCT_VOCABULARY:
             model.config.vocab_size = INSTRUCT_VOCABULARY[self.entry.instruct]
@@ -270,19 +286,23 @@ class Recipe:
                 packed_sequence,
             )
         )
-        recipe = run.Partial(
-            api.finetune,
-            model=model,
-            trainer=defaults.finetune_trainer(layout, self.entry.finetune_steps),
-            data=defaults.squad(self.entry, packed=packed_sequence),
-            log=defaults.finetune_log(dir, name),
-            optim=defaults.adam_with_cosine_annealing(
-                max_lr=LORA_LR if peft else FULL_LR, min_lr=0.0, warmup_steps=50, adam_beta2=0.98
-            ),
-            resume=defaults.resume(starting_weights(self.entry, instruct), restore=True),
-            peft=defaults.adapter(peft_scheme),
-            tokenizer="model",
+        recipe = finetune_default.default_finetune_recipe(
+            model, starting_weights(self.entry, instruct), dir, name, packed_sequence=packed_sequence
         )
+        recipe.trainer = finetune_default.default_finetune_trainer(
+            topology=layout.topology,
+            num_nodes=layout.num_nodes,
+            num_gpus_per_node=layout.num_gpus_per_node,
+            max_steps=self.entry.finetune_steps,
+        )
+        recipe.data = finetune_default.squad(
+            self.entry.finetune_seq_length,
+            packed=packed_sequence,
+            global_batch_size=self.entry.packed_batch if packed_sequence else self.entry.finetune_batch,
+            micro_batch_size=1 if packed_sequence else self.entry.micro_batch,
+        )
+        recipe.optim.config.lr = LORA_LR if peft else FULL_LR
+        recipe.peft = finetune_default.adapter(peft_scheme)
         recompute(recipe, layout)
         defaults.set_precision(recipe, precision, self.entry.precisions, hardware)
         self.adjust_trainer(recipe.trainer)
@@ -324,21 +344,20 @@ def recompute(recipe: run.Partial[Any], layout: Layout) -> None:
         recipe.model.config.recompute_num_layers = 1
 
 
-def apply_performance_mode(recipe: run.Partial[Any]) -> None:
-    """NeMo's performance mode: token drop, communication overlap, scheduled collections, bf16 gradient reduction.
+def trade_exactness_for_speed(recipe: run.Partial[Any]) -> None:
+    """What NeMo's performance mode adds to its layout.
 
-    Its layout (tensor-parallel experts) is the catalog's. Token drop changes the result: tokens beyond an expert's
-    even share skip it.
+    Token drop, which changes the result: tokens beyond an expert's even share skip it. Communication overlap, scheduled
+    garbage collections, gradients reduced in bf16.
 
     Args:
         recipe: The pretraining recipe to change.
     """
-    recipe.trainer.callbacks.extend(
-        [
-            run.Config(MegatronTokenDropCallback, moe_expert_capacity_factor=1.0),
-            run.Config(GarbageCollectionCallback, gc_interval_train=100, gc_interval_val=100),
-            # NeMo leaves the overlap with the optimizer step off because of checkpointing.
-            run.Config(MegatronCommOverlapCallback, overlap_param_gather_with_optimizer_step=False),
-        ]
-    )
+    recipe.trainer.callbacks = [
+        *(recipe.trainer.callbacks or []),
+        run.Config(MegatronTokenDropCallback, moe_expert_capacity_factor=1.0),
+        run.Config(GarbageCollectionCallback, gc_interval_train=100, gc_interval_val=100),
+        # NeMo leaves the overlap with the optimizer step off because of checkpointing.
+        run.Config(MegatronCommOverlapCallback, overlap_param_gather_with_optimizer_step=False),
+    ]
     recipe.trainer.plugins.grad_reduce_in_fp32 = False

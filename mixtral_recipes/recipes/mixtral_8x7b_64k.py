@@ -9,4 +9,5 @@ NAME = RECIPE.name
 model = RECIPE.model
 trainer = RECIPE.trainer
 pretrain_recipe = RECIPE.pretrain_recipe
+pretrain_performance_optimizations = RECIPE.pretrain_performance_optimizations
 finetune_recipe = RECIPE.finetune_recipe

@@ -7,8 +7,8 @@ import nemo_run as run
 
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.models.config import MixtralConfigTiny
-from mixtral_recipes.recipes import defaults
 from mixtral_recipes.recipes.family import Recipe
+from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
 from mixtral_recipes.settings.trainer import Trainer
 
 # Found by trying (two cores, LoRA of dim 32 on all linear layers): see docs/reference/recipes/mixtral_tiny.md.
@@ -42,7 +42,7 @@ class TinyRecipe(Recipe):
             micro_batch_size=self.entry.micro_batch,
             split="98,2,0",
         )
-        recipe.optim = defaults.adam_with_cosine_annealing(max_lr=PRETRAIN_LR, warmup_steps=40)
+        recipe.optim = distributed_fused_adam_with_cosine_annealing(max_lr=PRETRAIN_LR, warmup_steps=40)
         recipe.optim.config.adam_eps = ADAM_EPS
 
     def adjust_finetuning(self, recipe: run.Partial[Any]) -> None:
@@ -67,4 +67,5 @@ NAME = RECIPE.name
 model = RECIPE.model
 trainer = RECIPE.trainer
 pretrain_recipe = RECIPE.pretrain_recipe
+pretrain_performance_optimizations = RECIPE.pretrain_performance_optimizations
 finetune_recipe = RECIPE.finetune_recipe

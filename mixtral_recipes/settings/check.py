@@ -12,8 +12,9 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.settings import effects
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
+from mixtral_recipes.settings.nemo.arguments import rules_of
+from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
 from mixtral_recipes.system import private
 
 # What Lightning and NeMo allow in these places, and what to write instead.
@@ -44,7 +45,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
     for path, owner, given in [("", target, parts), *_parts("", parts)]:
         prefix = f"{path}." if path else ""
         refused += _missing(prefix, owner, given)
-        rules = effects.rules_of(owner)
+        rules = rules_of(owner)
         for name, value in given.items():
             where, wanted = f"{prefix}{name}", annotation(owner, name)
             if not conforms(value, wanted) and not _is_default(owner, name, value):
@@ -53,8 +54,9 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
             elif secret := _secret(where, value):
                 refused.append(secret)
             elif name in rules:
-                refused += filter(None, [effects.refusal(rules[name], where, value)])
-                notices += filter(None, [effects.notice(rules[name], owner, where, given, task)])
+                refused += filter(None, [refusal(rules[name], where, value)])
+                if not _is_read(rules[name], parts, task):
+                    notices += filter(None, [notice(rules[name], owner, where, given, task)])
     if refused:
         raise RecipeError(" ".join(refused))
     return notices
@@ -116,3 +118,11 @@ def _is_default(target: Any, name: str, value: Any) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_read(rule: Rule, parts: Mapping[Any, Any], task: str) -> bool:
+    """Whether another argument of the recipe makes an ignored one count."""
+    if not isinstance(rule, Ignored) or rule.unless is None:
+        return False
+    name, value = rule.unless
+    return parts.get(name, "data" if task == "pretrain" else None) == value

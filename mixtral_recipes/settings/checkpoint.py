@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
+
+@takes_nemos_arguments
 @dataclass
 class ModelCheckpoint:
     """When checkpoints are written and which are kept, in NeMo's spelling.

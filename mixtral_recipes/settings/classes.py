@@ -24,12 +24,18 @@ OURS = {
     "MegatronMixedPrecision": "settings.precision",
     "MegatronOptimizerModule": "settings.optim",
     "CosineAnnealingScheduler": "settings.optim",
+    "WarmupPolicyScheduler": "settings.optim",
+    "WarmupHoldPolicyScheduler": "settings.optim",
+    "WarmupAnnealingScheduler": "settings.optim",
+    "WarmupHoldAnnealScheduler": "settings.optim",
     "MockDataModule": "data.modules.mock",
     "SquadDataModule": "data.modules.squad",
     "FineTuningDataModule": "data.modules.finetuning",
     "PreTrainingDataModule": "data.modules.pretraining",
     "ChatDataModule": "data.modules.chat",
     "PackedSequenceSpecs": "settings.data",
+    "AutoTokenizer": "settings.tokenizer",
+    "NullTokenizer": "settings.tokenizer",
     "LoRA": "settings.peft",
     "DoRA": "settings.peft",
     "AutoResume": "settings.resume",
@@ -55,11 +61,14 @@ THEIRS = {
     "timedelta": "datetime",
 }
 # What a recipe calls: only at the top of a file.
-TASKS = {"pretrain": "api", "finetune": "api"}
+TASKS = {"pretrain": "api", "finetune": "api", "train": "api"}
 # Public names no recipe file may hold.
 FROM_PYTHON = {
     **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
     "Topology": "layout.topology",
+    "get_nmt_tokenizer": "settings.tokenizer",
+    **dict.fromkeys(("ApiEndpoint", "ConfigParams", "EvaluationConfig", "EvaluationTarget"), "settings.evaluation"),
+    **dict.fromkeys(("default_log", "default_resume"), "recipes.log.default"),
     "torchrun": "executors.torchrun",
 }
 # Functions that are values, e.g. of model.config.activation_func.

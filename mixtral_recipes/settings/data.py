@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
+
+@takes_nemos_arguments
 @dataclass
 class PackedSequenceSpecs:
     """How samples are packed, in NeMo's spelling.

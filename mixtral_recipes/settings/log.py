@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
+@takes_nemos_arguments
 @dataclass
 class TensorBoardLogger:
     """TensorBoard event files.
@@ -20,6 +22,7 @@ class TensorBoardLogger:
     name: str = "default"
 
 
+@takes_nemos_arguments
 @dataclass
 class WandbLogger:
     """Weights & Biases, when the ``wandb`` package is installed.
@@ -52,6 +55,7 @@ class MLFlowLogger:
     tracking_uri: str | None = None
 
 
+@takes_nemos_arguments
 @dataclass
 class NeMoLogger:
     """Where a run writes, in NeMo's spelling: RUN is ``log_dir/name``.
@@ -59,6 +63,9 @@ class NeMoLogger:
     Attributes:
         name: The run's name.
         log_dir: Folder of runs.
+        explicit_log_dir: RUN itself; `log_dir` and `version` then do not count.
+        version: A folder below that becomes RUN: ``log_dir/name/version``.
+        files_to_copy: Files that are copied into RUN when it starts.
         ckpt: Checkpoint policy; None saves at the end only.
         tensorboard: TensorBoard; None writes none.
         wandb: Weights & Biases; None does not log there.
@@ -67,6 +74,9 @@ class NeMoLogger:
 
     name: str = "default"
     log_dir: str | None = None
+    explicit_log_dir: str | None = None
+    version: str | None = None
+    files_to_copy: list[str] | None = None
     ckpt: ModelCheckpoint | None = None
     tensorboard: TensorBoardLogger | None = None
     wandb: WandbLogger | None = None
@@ -75,4 +85,11 @@ class NeMoLogger:
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        return Path(self.log_dir or "runs") / self.name
+        return run_folder(self)
+
+
+def run_folder(log: Any) -> Path:
+    """The folder of the run that a NeMoLogger, or a config of one, speaks of."""
+    if log.explicit_log_dir:
+        return Path(log.explicit_log_dir)
+    return Path(log.log_dir or "runs", log.name, log.version or "")

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 PRESETS = {"all-linear": ALL_LINEAR, "attention": ("linear_qkv", "linear_proj")}
 
 
+@takes_nemos_arguments
 @dataclass
 class LoRA:
     """Low-rank adaptation: ``y = W x + alpha / dim * B A x``, only A and B trained.
@@ -82,6 +84,7 @@ class LoRA:
         return set(wanted) - set(self.exclude_modules)
 
 
+@takes_nemos_arguments
 @dataclass
 class DoRA(LoRA):
     """Weight-decomposed low-rank adaptation: ``y = m * (W + s B A) x / |W + s B A|``, m, A and B trained.

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 FP8_FORMATS = ("hybrid", "e4m3")
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
 
+@takes_nemos_arguments
 @dataclass
 class MegatronMixedPrecision:
     """Mixed precision in NeMo's spelling.

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
+
+@takes_nemos_arguments
 @dataclass
 class RestoreConfig:
     """Weights to start from.
@@ -22,6 +25,7 @@ class RestoreConfig:
     resize_vocab: bool = False
 
 
+@takes_nemos_arguments
 @dataclass
 class AutoResume:
     """Where to start, in NeMo's spelling.
@@ -30,10 +34,13 @@ class AutoResume:
         restore_config: Weights to start from when the run has no checkpoint yet.
         resume_if_exists: Whether to resume from the run's own newest checkpoint.
         resume_ignore_no_checkpoint: Whether the run may start without one.
-        resume_from_path: A checkpoint to resume from instead of searching.
+        resume_from_path: A checkpoint to resume from instead of searching, of all weights or of adapters.
+        resume_from_directory: A folder of checkpoints whose newest whole one is resumed from where the run has none
+            of its own.
     """
 
     restore_config: RestoreConfig | None = None
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
     resume_from_path: str | None = None
+    resume_from_directory: str | None = None

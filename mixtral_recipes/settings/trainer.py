@@ -7,9 +7,11 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 
+@takes_nemos_arguments
 @dataclass
 class MegatronStrategy:
     """Parallel layout and what belongs to it.
@@ -23,7 +25,7 @@ class MegatronStrategy:
         sequence_parallel: Whether tensor-parallel ranks split the sequence.
         expert_model_parallel_size: Ranks the experts are spread over.
         expert_tensor_parallel_size: Ranks that share each expert's matrices; None means the tensor-parallel size.
-        gradient_as_bucket_view: No effect (`effects.py`): Megatron's DDP always keeps gradients in its buckets.
+        gradient_as_bucket_view: No effect: Megatron's DDP always keeps gradients in its buckets.
         ckpt_async_save: Whether checkpoints are written in the background.
         ckpt_parallel_load: No effect: every rank reads its own part of a checkpoint.
         ckpt_load_strictness: No effect: a checkpoint that lacks a tensor of the model is refused.
@@ -45,6 +47,7 @@ class MegatronStrategy:
     ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
+@takes_nemos_arguments
 @dataclass
 class Trainer:
     """How long to train, on how many processes, and how often to look.
@@ -58,6 +61,7 @@ class Trainer:
         limit_val_batches: Global batches per validation; None takes the whole set.
         limit_test_batches: No effect: there is no test loop.
         log_every_n_steps: Steps between log lines.
+        enable_checkpointing: Whether checkpoints are written at all; without, a stopped run begins again.
         accumulate_grad_batches: Must be 1: accumulation follows from global_batch_size.
         use_distributed_sampler: No effect: every data-parallel rank reads its own share of the data.
         strategy: Parallel layout.
@@ -78,6 +82,7 @@ class Trainer:
     limit_val_batches: int | None = None
     limit_test_batches: int | None = None
     log_every_n_steps: int = 10
+    enable_checkpointing: bool = True
     accumulate_grad_batches: int = 1
     use_distributed_sampler: bool = False
     strategy: MegatronStrategy = field(default_factory=MegatronStrategy)

@@ -5,6 +5,7 @@ Around a step: metrics, validation, checkpoints, stopping.
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +72,8 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
 
 
 def _more_signals(hooks: list[Any] | None) -> list[str]:
-    return [hook.sig for hook in hooks or [] if getattr(hook, "sig", None)]
+    found = [hook.sig for hook in hooks or [] if getattr(hook, "sig", None)]
+    return [sig if isinstance(sig, str) else signal.Signals(sig).name for sig in found]
 
 
 class _Loop:
@@ -110,6 +112,7 @@ class _Loop:
         self.last_save = time.monotonic()
         self.saved_step = position.step if position.step else -1
         self.checkpoint: str | None = None
+        self.saves = run.trainer.enable_checkpointing
 
     def one_step(self) -> None:
         """One optimizer step and all that follows from it."""
@@ -242,13 +245,13 @@ class _Loop:
             self._save()
         if stop and not last:
             self._finish_save()
-            raise Preempted(
-                f"stopped by {self.stop.received or 'a signal on another rank'} at step {self.position.step}; saved "
-                f"{self.checkpoint}; start the same command again to go on."
-            )
+            by = self.stop.received or "a signal on another rank"
+            saved = f"saved {self.checkpoint}; start the same command again to go on"
+            nothing = "nothing was saved (trainer.enable_checkpointing=False)"
+            raise Preempted(f"stopped by {by} at step {self.position.step}; {saved if self.saves else nothing}.")
 
     def _save(self) -> None:
-        if self.saved_step == self.position.step:
+        if self.saved_step == self.position.step or not self.saves:
             return
         self._finish_save()
         metrics = {"val_loss": self.val_loss} if self.val_loss is not None else {}

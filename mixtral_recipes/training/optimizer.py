@@ -15,7 +15,7 @@ from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
-from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.training.precision import optimizer_fields
 
@@ -109,31 +109,18 @@ def build_scheduler(optim: MegatronOptimizerModule, optimizer: Any, max_steps: i
     """Megatron's schedule, stepped once per optimizer step.
 
     Raises:
-        RecipeError: no step is left to decay over.
+        RecipeError: its parts do not fit the run's steps.
     """
-    lr = optim.config.lr or 0.0
-    schedule = optim.lr_scheduler or CosineAnnealingScheduler(warmup_steps=0, min_lr=lr)
-    decay_steps = (schedule.max_steps or max_steps) - schedule.constant_steps
-    warmup = schedule.warmup_steps
-    if warmup >= decay_steps:
-        # A short run of a long recipe (max_steps=20 with warmup 50) keeps the recipe's proportions visible:
-        # warm up over the first tenth instead of never reaching the learning rate.
-        warmup = decay_steps // 10
-    if decay_steps < 1:
-        raise RecipeError(
-            f"optim.lr_scheduler.constant_steps={schedule.constant_steps} leaves no step of "
-            f"trainer.max_steps={max_steps}."
-        )
+    lr, schedule = optim.config.lr or 0.0, optim.lr_scheduler
+    constant = {"lr_warmup_steps": 0, "lr_decay_steps": max_steps, "lr_decay_style": "constant"}
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=lr,
-        min_lr=min(schedule.min_lr, lr),
-        lr_warmup_steps=warmup,
-        lr_decay_steps=decay_steps,
-        lr_decay_style="cosine" if optim.lr_scheduler else "constant",
+        min_lr=min(schedule.min_lr, lr) if schedule else lr,
         start_wd=optim.config.weight_decay,
         end_wd=optim.config.weight_decay,
         wd_incr_steps=1,
         wd_incr_style="constant",
+        **(schedule.megatron(schedule.max_steps or max_steps) if schedule else constant),
     )

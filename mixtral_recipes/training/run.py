@@ -17,7 +17,8 @@ from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity, vocabulary_size
+from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described
+from mixtral_recipes.data.tokenizers import tokenizer_identity, vocabulary_size
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.agreement import Agreed, Vocabulary, agree, check_vocabulary, refuse_untrained_rows
 from mixtral_recipes.importers.hf.config import from_megatron
@@ -114,15 +115,15 @@ class Parts:
         optim: MegatronOptimizerModule | None,
         resume: AutoResume | None,
         peft: LoRA | None,
-        tokenizer: str | None,
+        tokenizer: Any,
     ) -> None:
-        self.model = model
+        self.model = dataclasses.replace(model, optim=None, model_transform=None)
         self.data = data
         self.trainer = trainer
         self.log = log or NeMoLogger()
-        self.optim = optim or MegatronOptimizerModule()
+        self.optim = optim or model.optim or MegatronOptimizerModule()
         self.resume = resume or AutoResume()
-        self.peft = peft
+        self.peft = peft or model.model_transform
         self.tokenizer = tokenizer
 
     @property
@@ -195,8 +196,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     base = origin.base
     named = parts.tokenizer or parts.model.tokenizer
     from_where = named or base or parts.model.config.default_tokenizer
-    tokenizer = load_tokenizer(from_where, error=CheckpointError) if from_where else None
-    agreed = _agree(parts, origin, Vocabulary(str(from_where), vocabulary_size(tokenizer)) if tokenizer else None)
+    tokenizer = chosen_tokenizer(from_where, error=CheckpointError)
+    agreed = _agree(parts, origin, Vocabulary(described(from_where), vocabulary_size(tokenizer)) if tokenizer else None)
     model = dataclasses.replace(parts.model, config=agreed.config)
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
@@ -223,7 +224,14 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     writes = torch.distributed.get_rank() == 0
     context = None
     if for_training:
-        context = context_folder(base, parts.log.run_dir, agreed.published, tokenizer, named=bool(named), writes=writes)
+        context = context_folder(
+            base,
+            parts.log.run_dir,
+            agreed.published,
+            tokenizer,
+            named=bool(named and tokenizer),
+            writes=writes,
+        )
     checkpointer = Checkpointer(
         parts.checkpoints,
         parts.log.ckpt or ModelCheckpoint(),

@@ -187,10 +187,12 @@ def start(job: Job, *more: Any) -> Seen:
         "resume": AutoResume(RestoreConfig(job.base, load_optim_state=job.optimizer_too) if job.base else None),
     }
     if job.base is None:
-        result = api.pretrain(**arguments)
+        run_dir = api.pretrain(**arguments)
     else:
         peft = LoRA(dim=4, alpha=8, dropout=0.1) if job.lora else None
-        result = api.finetune(**arguments, peft=peft, tokenizer="embedded://mixtral_tiny")
+        run_dir = api.finetune(**arguments, peft=peft, tokenizer="embedded://mixtral_tiny")
+    torch.distributed.barrier()
+    result = json.loads((run_dir / "result.json").read_text())
     return Seen(result, watcher.losses, watcher.samples, watcher.state)
 
 

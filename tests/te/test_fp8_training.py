@@ -6,6 +6,7 @@ products are computed in bf16.
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def train(
         use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        result = api.pretrain(
+        run_dir = api.pretrain(
             model=MixtralModel(tiny_config()),
             data=MockDataModule(
                 vocab_size=2000, seq_length=32, micro_batch_size=1, global_batch_size=4, num_train_samples=60,
@@ -114,7 +115,7 @@ def train(
             resume=AutoResume(RestoreConfig(base) if base else None),
             tokenizer="embedded://mixtral_tiny",
         )  # fmt: skip
-    return watcher, result["checkpoint"]
+    return watcher, json.loads((run_dir / "result.json").read_text())["checkpoint"]
 
 
 def test_gathering_during_the_forward_pass_changes_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mixtral_recipes.data.records.conversations import Message, conversation
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Two private-use characters stand around each message while a template is looked through.
@@ -28,6 +29,7 @@ _AT_ONCE = 256
 Span = tuple[int, int]
 
 
+@takes_nemos_arguments
 @dataclass
 class ChatDataModule(DataModule):
     """Conversations in a file, a folder with a file per split, or a Hub data set.

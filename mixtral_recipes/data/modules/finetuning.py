@@ -16,8 +16,10 @@ from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.errors import DataError, MixtralRecipesWarning
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
+@takes_nemos_arguments
 @dataclass
 class FineTuningDataModule(DataModule):
     """Records with a prompt and an answer: a file, a folder with a file per split, or a Hub data set.

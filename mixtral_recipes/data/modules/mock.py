@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 _VOCAB_WITHOUT_TOKENIZER = 32000  # Mixtral 8x7B's
 
@@ -35,6 +36,7 @@ class MockDataset(Dataset[Sample]):
         return Sample(tokens=tokens, loss_mask=np.ones(self.seq_length, np.float32))
 
 
+@takes_nemos_arguments
 @dataclass
 class MockDataModule(DataModule):
     """Random data under NeMo's name.
@@ -43,6 +45,7 @@ class MockDataModule(DataModule):
         num_train_samples: Training sequences.
         num_val_samples: Validation sequences.
         vocab_size: Tokens to draw from; None takes the tokenizer's, or Mixtral's 32,000.
+        tokenizer: Whose tokens are drawn, where the recipe's tokenizer is ``"data"``; a `NullTokenizer` says how many.
     """
 
     seq_length: int = 2048
@@ -56,10 +59,12 @@ class MockDataModule(DataModule):
     num_train_samples: int = 10_000_000
     num_val_samples: int = 10_000
     vocab_size: int | None = None
+    tokenizer: Any = None
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Make both sets; they never share a sample."""
-        vocab = self.vocab_size or (len(tokenizer) if tokenizer is not None else _VOCAB_WITHOUT_TOKENIZER)
+        drawn_from = len(tokenizer) if tokenizer is not None else getattr(self.tokenizer, "vocab_size", None)
+        vocab = self.vocab_size or drawn_from or _VOCAB_WITHOUT_TOKENIZER
         train = MockDataset(self.num_train_samples, self.seq_length, vocab, self.seed)
         validation = MockDataset(self.num_val_samples, self.seq_length, vocab, self.seed + 1)
         return {"train": train, "validation": validation}

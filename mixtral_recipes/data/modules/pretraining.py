@@ -17,6 +17,7 @@ from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.corpus_paths import corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
@@ -42,6 +43,7 @@ class CorpusTokenizer:
         self.unique_identifiers = {"class": type(tokenizer).__name__, "vocab_size": self.vocab_size, "eod": self.eod}
 
 
+@takes_nemos_arguments
 @dataclass
 class PreTrainingDataModule(DataModule):
     """Indexed corpora (``.bin`` and ``.idx``), blended, under NeMo's name and arguments.

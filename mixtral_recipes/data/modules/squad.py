@@ -16,6 +16,7 @@ from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder, text_of
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 HUB_ID = "rajpurkar/squad"
 
@@ -40,6 +41,7 @@ class Question(NamedTuple):
         return f"Context: {self.context} Question: {self.question} Answer:"
 
 
+@takes_nemos_arguments
 @dataclass
 class SquadDataModule(DataModule):
     """SQuAD in NeMo's prompt, loss on the answer.

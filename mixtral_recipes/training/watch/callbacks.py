@@ -14,6 +14,7 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
 def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:
@@ -24,6 +25,7 @@ def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:
             method(*args)
 
 
+@takes_nemos_arguments
 @dataclass
 class TimingCallback:
     """Reports the wall time of each step as ``step_seconds``.
@@ -47,6 +49,7 @@ class TimingCallback:
         self._last = now
 
 
+@takes_nemos_arguments
 @dataclass
 class GarbageCollectionCallback:
     """Collects garbage at the same step on every rank, so that no rank pauses while the others wait.
@@ -80,6 +83,7 @@ class GarbageCollectionCallback:
         gc.enable()
 
 
+@takes_nemos_arguments
 @dataclass
 class MegatronTokenDropCallback:
     """Gives every expert a fixed capacity and drops the tokens beyond it.
@@ -100,6 +104,7 @@ class MegatronTokenDropCallback:
         }
 
 
+@takes_nemos_arguments
 @dataclass
 class MegatronCommOverlapCallback:
     """Hides communication behind computation where the hardware can.
@@ -171,12 +176,13 @@ class MegatronCommOverlapCallback:
         settings["optimizer"]["overlap_param_gather_with_optimizer_step"] = with_step
 
 
+@takes_nemos_arguments
 @dataclass
 class PreemptionCallback:
     """Makes the run save and stop when a signal arrives. The loop always watches SIGTERM, SIGUSR1 and Ctrl-C.
 
     Attributes:
-        sig: Signal name to watch besides those, e.g. ``"SIGUSR2"``; None adds none.
+        sig: Signal to watch besides those, by name (``"SIGUSR2"``) or number; None adds none.
     """
 
-    sig: str | None = None
+    sig: str | int | None = None

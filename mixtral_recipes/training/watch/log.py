@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import time
 from datetime import timedelta
@@ -39,6 +40,8 @@ class RunLog:
         if not is_writer:
             return
         log.run_dir.mkdir(parents=True, exist_ok=True)
+        for file in log.files_to_copy or ():
+            shutil.copy2(file, log.run_dir)
         self._scalars = scalar_writers(log)
         self._file = (log.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._bar = terminal_bar("steps", sys.stdout, stays=True)

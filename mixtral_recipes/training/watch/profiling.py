@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.ranks import rank_and_size
 
 
@@ -19,6 +20,7 @@ def _cuda_runtime() -> Any:
     return torch.cuda.cudart()
 
 
+@takes_nemos_arguments
 @dataclass
 class NsysCallback:
     """Lets ``nsys profile --capture-range=cudaProfilerApi`` record a range of steps, each in an NVTX range.
@@ -69,6 +71,7 @@ class NsysCallback:
             self._nvtx = None
 
 
+@takes_nemos_arguments
 @dataclass
 class PytorchProfilerCallback:
     """Writes torch's profile of a range of steps, one trace per rank, for chrome://tracing or Perfetto.
@@ -85,7 +88,7 @@ class PytorchProfilerCallback:
 
     start_step: int
     end_step: int
-    trace_dir: str
+    trace_dir: str = "torch_profile"
     ranks: list[int] = field(default_factory=lambda: [0])
     record_shapes: bool = False
     with_stack: bool = False
@@ -120,6 +123,7 @@ class PytorchProfilerCallback:
         profiler.export_chrome_trace(str(folder / f"rank-{rank_and_size()[0]}.json"))
 
 
+@takes_nemos_arguments
 @dataclass
 class MemoryProfileCallback:
     """Writes a snapshot of GPU memory, with the stack of each allocation, for https://pytorch.org/memory_viz.

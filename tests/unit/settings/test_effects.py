@@ -1,6 +1,5 @@
 """No setting without effect: every field is read, refused or warned about."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,9 @@ import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides.loading import load
 from mixtral_recipes.overrides.preflight import preflight
-from mixtral_recipes.settings import classes, effects
+from mixtral_recipes.settings import classes
 from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.nemo.arguments import rules_of
 from mixtral_recipes.settings.trainer import Trainer
 from tests.unit.settings.field_reads import own_fields, reads, sources, unread
 
@@ -27,7 +27,7 @@ def notices(recipe: Any) -> list[str]:
 
 @pytest.mark.parametrize("cls", SETTINGS_CLASSES, ids=lambda cls: cls.__name__)
 def test_every_field_is_read_refused_or_warned_about(cls: Any) -> None:
-    assert unread(cls, FOUND, own_fields(cls), effects.rules_of(cls)) == [], "nothing reads it, and no rule says so"
+    assert unread(cls, FOUND, own_fields(cls), rules_of(cls)) == [], "nothing reads it, and no rule says so"
 
 
 @pytest.mark.parametrize("cls", SETTINGS_CLASSES, ids=lambda cls: cls.__name__)
@@ -36,7 +36,7 @@ def test_a_field_that_nothing_reads_is_named(cls: Any) -> None:
     class Longer(cls):
         colour_of_the_bicycle_shed: str = "green"
 
-    assert unread(Longer, FOUND, own_fields(Longer), effects.rules_of(Longer)) == ["colour_of_the_bicycle_shed"]
+    assert unread(Longer, FOUND, own_fields(Longer), rules_of(Longer)) == ["colour_of_the_bicycle_shed"]
 
 
 def test_a_name_that_is_read_from_something_else_does_not_count() -> None:
@@ -44,18 +44,12 @@ def test_a_name_that_is_read_from_something_else_does_not_count() -> None:
     class Longer(Trainer):
         num_layers: int = 4  # read from shapes and configs all over the place
 
-    assert unread(Longer, FOUND, own_fields(Longer), effects.rules_of(Longer)) == ["num_layers"]
+    assert unread(Longer, FOUND, own_fields(Longer), rules_of(Longer)) == ["num_layers"]
 
 
 def test_reading_a_field_by_a_computed_name_counts() -> None:
     found = reads(['def f(trainer):\n    return {name: getattr(trainer, name) for name in ("colour", "size")}'])
     assert unread(Trainer, found, ["colour", "size", "weight"], ()) == ["weight"]
-
-
-@pytest.mark.parametrize("name", effects.EFFECTS)
-def test_every_rule_is_of_a_setting_that_exists(name: str) -> None:
-    cls = classes.find(name, "classes", "effects")
-    assert set(effects.EFFECTS[name]) <= {field.name for field in dataclasses.fields(cls)}
 
 
 # Setting, task, value, what is told.

@@ -1,0 +1,58 @@
+"""The tokenizer a recipe means, whichever way it names one."""
+
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError
+from mixtral_recipes.settings.tokenizer import AutoTokenizer, NullTokenizer
+
+
+def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError) -> Any:
+    """A transformers tokenizer.
+
+    Args:
+        named: A folder, file or Hub id; an `AutoTokenizer` or `NullTokenizer`; a tokenizer itself; or None.
+        error: What to raise where a name leads to none.
+
+    Returns:
+        The tokenizer; None where ``named`` is none.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if named is None or isinstance(named, NullTokenizer):
+        return None
+    if isinstance(named, str | Path):
+        return load_tokenizer(named, error=error)
+    if isinstance(named, AutoTokenizer):
+        return _by_settings(named, error)
+    if callable(getattr(named, "encode", None)) and callable(getattr(named, "save_pretrained", None)):
+        return named
+    raise RecipeError(
+        f"tokenizer={type(named).__name__} is no tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
+        "transformers tokenizer."
+    )
+
+
+def described(named: Any) -> str:
+    """A tokenizer in a few words, for errors."""
+    if isinstance(named, AutoTokenizer):
+        return named.pretrained_model_name
+    return str(named) if isinstance(named, str | Path) else type(named).__name__
+
+
+def _by_settings(settings: AutoTokenizer, error: type[MixtralRecipesError]) -> Any:
+    if settings.vocab_file and settings.merges_file:
+        from transformers import GPT2Tokenizer
+
+        for file in (settings.vocab_file, settings.merges_file):
+            if not Path(file).is_file():
+                raise error(f"{file}: no such file.")
+        tokenizer: Any = GPT2Tokenizer(vocab=settings.vocab_file, merges=settings.merges_file)
+    else:
+        tokenizer = load_tokenizer(settings.pretrained_model_name, error=error)
+    template = settings.chat_template
+    if template is not None:
+        tokenizer.chat_template = template if "{" in template else Path(template).read_text(encoding="utf-8")
+    return tokenizer

@@ -1,0 +1,134 @@
+"""What `llm.generate` and `llm.evaluate` do with NeMo's arguments."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError, RecipeError
+from mixtral_recipes.evaluation import generation
+from mixtral_recipes.evaluation.scores import evaluate_squad
+from mixtral_recipes.importers import locations
+from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
+from mixtral_recipes.system.files import write_json
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: By how much the distribution is flattened; 0 takes the likeliest token.
+        top_k: Among how many tokens; 0 draws from all, 1 takes the likeliest.
+        top_p: Among the likeliest that have this probability together; 0 draws from all.
+        num_tokens_to_generate: Most tokens of a continuation.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1
+    top_p: float = 0.0
+    num_tokens_to_generate: int = 30  # Megatron's default
+
+    @classmethod
+    def of(cls, given: Any) -> "Sampling":
+        """The same from Megatron's SamplingParams; None takes the likeliest tokens.
+
+        Raises:
+            RecipeError: probabilities are asked for, which are not returned.
+        """
+        if given is None:
+            return cls()
+        if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
+            raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
+        tokens = given.num_tokens_to_generate
+        return cls(given.temperature, given.top_k, given.top_p, 30 if tokens is None else tokens)
+
+    def for_transformers(self) -> dict[str, Any] | None:
+        """What transformers' `generate` is given; None takes the likeliest tokens."""
+        if self.top_k == 1 or self.temperature == 0:
+            return None
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p or 1.0}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer, with the names of Megatron's InferenceRequest."""
+
+    prompt: str
+    generated_text: str
+
+
+def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) -> list[str]:
+    """The texts to go on from.
+
+    Raises:
+        RecipeError: neither is given.
+        DataError: names the line of a record without an ``input``.
+    """
+    if input_dataset is None:
+        if not prompts:
+            raise RecipeError("generate: give prompts, or input_dataset.")
+        return list(prompts)
+    found: list[str] = []
+    try:
+        lines = Path(input_dataset).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{input_dataset}: {error.strerror or error}.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(str(json.loads(line)["input"]))
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{input_dataset}:{number}: is no JSON object with an 'input'.") from None
+    return found
+
+
+def generate(path: str, prompts: list[str], sampling: Sampling, batch_size: int, *, add_bos: bool) -> list[str]:
+    """Continuations of prompts, in their order."""
+    with generation.hugging_face_form(_model(path)) as folder:
+        texts = generation.generate(
+            folder,
+            prompts,
+            batch_size,
+            sampling.num_tokens_to_generate,
+            sampling=sampling.for_transformers(),
+            add_bos=add_bos,
+        )
+        return list(texts)
+
+
+def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) -> dict[str, Any]:
+    """Ask a model held-out questions.
+
+    Raises:
+        RecipeError: another kind of evaluation, or no model is named.
+    """
+    if config.type != "squad":
+        raise RecipeError(
+            f"EvaluationConfig.type={config.type!r}: must be 'squad'; for others export the checkpoint and run "
+            f"`lm_eval --model hf --model_args pretrained=FOLDER --tasks {config.type}`."
+        )
+    path = target.api_endpoint.nemo_checkpoint_path if isinstance(target, EvaluationTarget) else target
+    if path is None:
+        raise RecipeError("evaluate: name the checkpoint: EvaluationTarget(ApiEndpoint(nemo_checkpoint_path=...)).")
+    params = config.params
+    with generation.hugging_face_form(_model(str(path))) as folder:
+        found = evaluate_squad(
+            folder,
+            params.extra.get("data"),
+            limit=params.limit_samples,
+            batch_size=params.batch_size,
+            max_new_tokens=params.max_new_tokens or 24,
+        )
+    if config.output_dir is not None:
+        output = Path(config.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "results.json", {"config": asdict(config)} | found)
+    return found
+
+
+def _model(named: str) -> Path:
+    """A model's folder: Hugging Face's, or a checkpoint's, by path or as ``nemo://ID`` or ``embedded://NAME``."""
+    folder = resolve(named)
+    return folder if (folder / "config.json").is_file() else locations.checkpoint(named)

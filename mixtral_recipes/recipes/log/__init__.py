@@ -1,0 +1,1 @@
+"""Where recipes write, under NeMo's names."""

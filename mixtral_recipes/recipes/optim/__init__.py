@@ -1,0 +1,1 @@
+"""Optimizers of recipes, under NeMo's names."""

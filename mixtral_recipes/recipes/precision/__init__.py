@@ -1,0 +1,1 @@
+"""Number formats of recipes, under NeMo's names."""

@@ -1,0 +1,63 @@
+"""What is asked of a trained model, in NeMo's spelling."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
+
+
+@takes_nemos_arguments
+@dataclass
+class ApiEndpoint:
+    """The model, in the place where NeMo names a server.
+
+    Attributes:
+        nemo_checkpoint_path: A checkpoint, or a Hugging Face folder.
+    """
+
+    nemo_checkpoint_path: str | None = None
+
+
+@takes_nemos_arguments
+@dataclass
+class EvaluationTarget:
+    """What is evaluated.
+
+    Attributes:
+        api_endpoint: The model.
+    """
+
+    api_endpoint: ApiEndpoint
+
+
+@dataclass
+class ConfigParams:
+    """How it is asked.
+
+    Attributes:
+        limit_samples: Most questions; None asks all.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Questions answered together.
+        extra: Other arguments of the task; ``data`` names SQuAD's file, folder or Hub id.
+    """
+
+    limit_samples: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 32
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@takes_nemos_arguments
+@dataclass
+class EvaluationConfig:
+    """What is asked.
+
+    Attributes:
+        type: ``squad``: exact match and F1 on held-out questions.
+        output_dir: Folder that gets ``results.json``; None writes none.
+        params: How.
+    """
+
+    type: str = "squad"
+    output_dir: str | None = None
+    params: ConfigParams = field(default_factory=ConfigParams)

@@ -1,0 +1,516 @@
+"""The table, first part: every argument of NeMo's classes and functions, in NeMo's order.
+
+An argument without a rule does what it did. The other rules say that it has another name here, that it has no effect
+and why, or that it has one value and what replaces the others. `calls.py` makes classes take the arguments, `check.py`
+holds recipes to the rules, `docs/guide/coming-from-nemo.md` and `migrate` are made from them.
+
+A class whose arguments are Megatron's is listed with its exceptions only. Rules go by class name and hold for
+subclasses too.
+"""
+
+from dataclasses import dataclass
+
+from mixtral_recipes.settings.nemo.mixtrals import MIXTRALS
+from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a class or function.
+
+    Attributes:
+        order: NeMo's arguments in NeMo's order; those after ``*`` go by name only.
+        rules: Argument -> its rule, for those that do not simply do what they did.
+    """
+
+    order: tuple[str, ...]
+    rules: dict[str, Rule]
+
+    @property
+    def names(self) -> list[str]:
+        """Every argument, also those NeMo passes on without naming them."""
+        return list(dict.fromkeys([*(name for name in self.order if name != "*"), *self.rules]))
+
+
+def _call(order: str = "", /, **rules: Rule) -> Call:
+    return Call(tuple(order.split()), rules)
+
+
+def _config(name: str, *also: object) -> Only:
+    return Only(None, f"set model.config.{name}", also=also)
+
+
+_MODELS_TOKENIZER = Ignored("the model's tokenizer is used; set model.tokenizer, or the recipe's tokenizer='data'",
+                            unless=("tokenizer", "data"))  # fmt: skip
+_BY_STRATEGY = Ignored("the layout is stated in trainer.strategy", quiet=(1,))
+_BY_PLUGINS = Ignored("number formats are stated in trainer.plugins")
+_BY_PRECISION = Ignored("it follows from precision", quiet=(None, False))
+_PACKS_ARE_MADE = Ignored("packs are made from the samples, and cached")
+_WHOLE = Ignored("a checkpoint is always whole: weights, optimizer, tokenizer and configuration", quiet=(True, False))
+_READS_ITS_PART = Ignored("every rank reads its own part of a checkpoint", quiet=(None, True, False))
+_WRITES_ITS_PART = Ignored("every rank writes its own part of a checkpoint", quiet=(None, True, False))
+_NO_LIGHTNING = Only(None, "there is no Lightning underneath; a strategy is a layout and what belongs to it")
+_NO_ENCODER = Only(0, "Mixtral has no encoder", also=(None,))
+_STEPS = Only(None, "a run is as long as trainer.max_steps says", also=(-1,))
+_LOADER = {
+    "rampup_batch_size": Only(None, "every step has data.global_batch_size rows"),
+    "pin_memory": Ignored("batches are copied once, by the step that uses them", quiet=(True, False)),
+    "persistent_workers": Ignored("loader processes live as long as the run", quiet=(True, False)),
+}
+_FINE_TUNING = {
+    **_LOADER,
+    "tokenizer": _MODELS_TOKENIZER,
+    "memmap_workers": Ignored("samples are indexed while they are tokenized", quiet=(1,)),
+}
+_FINE_TUNING_ORDER = (
+    "dataset_root seq_length tokenizer micro_batch_size global_batch_size rampup_batch_size seed memmap_workers "
+    "num_workers pin_memory persistent_workers packed_sequence_specs dataset_kwargs"
+)
+_EVERY_STEP = {
+    "interval": Only("step", "the learning rate changes at every step"),
+    "frequency": Only(1, "the learning rate changes at every step"),
+    "monitor": Ignored("no schedule here looks at a metric", quiet=("val_loss",)),
+}
+_SCHEDULE_TAIL = "interval frequency monitor"
+_RECIPE = "model data trainer log resume optim"
+_ONE_SCHEME = Renamed("peft")
+_MASK = Ignored("the causal mask is made inside the attention", quiet=(False,))
+
+CALLS: dict[str, Call] = {
+    # functions: nemo.collections.llm
+    "train": _call(f"{_RECIPE} tokenizer model_transform"),
+    "pretrain": _call(_RECIPE),
+    "finetune": _call(f"{_RECIPE} peft tokenizer"),
+    "validate": _call(f"{_RECIPE} tokenizer model_transform"),
+    "import_ckpt": _call("model source output_path overwrite"),
+    "export_ckpt": _call(
+        "path target output_path overwrite load_connector modelopt_export_kwargs",
+        load_connector=Only(None, "a checkpoint says itself what it holds"),
+        modelopt_export_kwargs=Only(None, "checkpoints of ModelOpt are not read; quantise the exported folder"),
+    ),
+    "generate": _call(
+        "path trainer prompts encoder_prompts input_dataset params_dtype add_BOS max_batch_size random_seed "
+        "inference_batch_times_seqlen_threshold inference_params text_only output_path enable_flash_decode",
+        trainer=Ignored("this process generates; no layout is needed", quiet=(None,)),
+        encoder_prompts=Only(None, "Mixtral has no encoder"),
+        params_dtype=Ignored("the checkpoint's own number format is used", quiet=(None,)),
+        inference_batch_times_seqlen_threshold=Ignored("there is no pipeline to choose", quiet=(1000,)),
+        enable_flash_decode=Ignored("the fastest attention there is on this machine is used", quiet=(True,)),
+    ),
+    "evaluate": _call(
+        "target_cfg eval_cfg adapter_cfg", adapter_cfg=Only(None, "the model is asked in this process, by no server")
+    ),
+    # nemo.lightning
+    "Trainer": _call(
+        "* accelerator strategy devices num_nodes precision logger callbacks fast_dev_run max_epochs min_epochs "
+        "max_steps min_steps max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches "
+        "overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps "
+        "enable_checkpointing enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val "
+        "gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler profiler "
+        "detect_anomaly barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir",
+        accumulate_grad_batches=Only(1, "accumulation follows from data.global_batch_size"),
+        limit_test_batches=Ignored("there is no test loop", nemo={"pretrain": 50}),
+        use_distributed_sampler=Ignored("every data-parallel rank reads its own share of the data"),
+        precision=Only(None, "set trainer.plugins.precision"),
+        logger=Ignored("what is logged is stated in log", quiet=(None, True, False)),
+        fast_dev_run=Only(False, "set trainer.max_steps"),
+        max_epochs=_STEPS,
+        min_epochs=_STEPS,
+        min_steps=_STEPS,
+        max_time=Only(None, "on Slurm, a job's time limit saves and comes back (--time)"),
+        limit_train_batches=Only(None, "set trainer.max_steps", also=(1.0,)),
+        limit_predict_batches=Ignored("there is no predict loop", quiet=(None, 1.0)),
+        overfit_batches=Only(0.0, "give a data set of so many samples", also=(0,)),
+        check_val_every_n_epoch=Ignored("validation goes by trainer.val_check_interval", quiet=(None, 1)),
+        num_sanity_val_steps=Ignored("there is no validation before the first step", quiet=(0,)),
+        enable_progress_bar=Ignored("a bar is shown on a terminal, lines elsewhere", quiet=(None, True)),
+        enable_model_summary=Ignored("`recipes show` prints the model's sizes", quiet=(None, True, False)),
+        gradient_clip_val=Only(None, "set optim.config.clip_grad"),
+        gradient_clip_algorithm=Only(None, "gradients are clipped by norm (optim.config.clip_grad)", also=("norm",)),
+        deterministic=_config("deterministic_mode", False),
+        benchmark=Ignored("there are no convolutions", quiet=(None, True, False)),
+        inference_mode=Ignored("validation always runs without gradients", quiet=(True,)),
+        profiler=Only(None, "use NsysCallback, PytorchProfilerCallback or MemoryProfileCallback"),
+        detect_anomaly=Ignored(
+            "a loss or gradient that is not finite stops the run and names the step", quiet=(False,)
+        ),
+        barebones=Only(False, "leave out log.tensorboard and set trainer.enable_checkpointing=False"),
+        sync_batchnorm=Ignored("there is no batch norm", quiet=(False,)),
+        reload_dataloaders_every_n_epochs=Ignored("data modules give an endless stream", quiet=(0,)),
+        default_root_dir=Only(None, "set log.log_dir"),
+    ),
+    "MegatronStrategy": _call(
+        "tensor_model_parallel_size pipeline_model_parallel_size pipeline_model_parallel_comm_backend "
+        "num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage virtual_pipeline_model_parallel_size "
+        "microbatch_group_size_per_vp_stage context_parallel_size sequence_parallel expert_model_parallel_size "
+        "moe_extended_tp expert_tensor_parallel_size encoder_tensor_model_parallel_size "
+        "encoder_pipeline_model_parallel_size account_for_embedding_in_pipeline_split "
+        "account_for_loss_in_pipeline_split data_sampler parallel_devices cluster_environment checkpoint_io "
+        "find_unused_parameters ckpt_load_optimizer ckpt_save_optimizer ckpt_load_main_params ddp fsdp lazy_init "
+        "pipeline_dtype use_te_rng_tracker use_sharp save_ckpt_format ckpt_async_save ckpt_torch_dist_multiproc "
+        "ckpt_assume_constant_structure ckpt_parallel_save ckpt_parallel_save_within_dp ckpt_parallel_load "
+        "ckpt_parallel_save_optim ckpt_load_directly_on_device ckpt_load_strictness setup_optimizers "
+        "init_model_parallel replace_progress_bar progress_interval restore_config megatron_log_level "
+        "use_tp_pp_dp_mapping num_distributed_optimizer_instances nccl_communicator_config_path "
+        "pipeline_model_parallel_layout use_gloo_process_groups",
+        gradient_as_bucket_view=Ignored("Megatron's DDP always keeps gradients in its buckets"),
+        ckpt_parallel_load=Ignored("every rank reads its own part of a checkpoint", nemo={"pretrain": True}),
+        ckpt_load_strictness=Ignored(
+            "a checkpoint that lacks a tensor of the model is refused", nemo={"finetune": "log_all"}
+        ),
+        pipeline_model_parallel_comm_backend=_config("pipeline_model_parallel_comm_backend"),
+        num_layers_in_first_pipeline_stage=_config("num_layers_in_first_pipeline_stage"),
+        num_layers_in_last_pipeline_stage=_config("num_layers_in_last_pipeline_stage"),
+        microbatch_group_size_per_vp_stage=_config("microbatch_group_size_per_vp_stage"),
+        account_for_embedding_in_pipeline_split=_config("account_for_embedding_in_pipeline_split", False),
+        account_for_loss_in_pipeline_split=_config("account_for_loss_in_pipeline_split", False),
+        pipeline_model_parallel_layout=_config("pipeline_model_parallel_layout"),
+        use_te_rng_tracker=_config("use_te_rng_tracker", False),
+        moe_extended_tp=Only(False, "set trainer.strategy.expert_tensor_parallel_size"),
+        encoder_tensor_model_parallel_size=_NO_ENCODER,
+        encoder_pipeline_model_parallel_size=_NO_ENCODER,
+        data_sampler=_NO_LIGHTNING,
+        parallel_devices=_NO_LIGHTNING,
+        cluster_environment=_NO_LIGHTNING,
+        checkpoint_io=_NO_LIGHTNING,
+        find_unused_parameters=Ignored("Megatron's DDP looks for none", quiet=(False,)),
+        ckpt_load_optimizer=Only(True, "to start from weights alone, name them in resume.restore_config.path"),
+        ckpt_save_optimizer=Only(True, "a checkpoint resumes a run; `export` writes the weights alone"),
+        ckpt_load_main_params=Ignored("a resumed run always has its fp32 main weights", quiet=(True, False)),
+        fsdp=Only(None, "use expert, pipeline and tensor parallelism with the distributed optimizer"),
+        lazy_init=Ignored("each rank builds its own part of the model", quiet=(True, False)),
+        use_sharp=Only(False, "set NCCL_COLLNET_ENABLE=1 in the cluster profile's env"),
+        save_ckpt_format=Only("torch_dist", "checkpoints are Megatron's torch_dist", also=(None,)),
+        ckpt_torch_dist_multiproc=_WRITES_ITS_PART,
+        ckpt_assume_constant_structure=_WRITES_ITS_PART,
+        ckpt_parallel_save=_WRITES_ITS_PART,
+        ckpt_parallel_save_within_dp=_WRITES_ITS_PART,
+        ckpt_parallel_save_optim=_WRITES_ITS_PART,
+        ckpt_load_directly_on_device=_READS_ITS_PART,
+        setup_optimizers=Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
+        store_optimizer_states=Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
+        init_model_parallel=Ignored("Megatron's groups are always made", quiet=(True,)),
+        replace_progress_bar=Ignored("a bar is shown on a terminal, lines elsewhere", quiet=(True,)),
+        progress_interval=Ignored("lines come every trainer.log_every_n_steps steps", quiet=(1,)),
+        restore_config=Only(None, "set resume.restore_config"),
+        megatron_log_level=Ignored("--debug shows everything", quiet=(0,)),
+        use_tp_pp_dp_mapping=Only(False, "ranks are counted in Megatron's order: tp, cp, ep, dp, pp"),
+        num_distributed_optimizer_instances=Only(1, "the optimizer's state is spread over all data-parallel ranks"),
+        nccl_communicator_config_path=Only(None, "set NCCL's variables in the cluster profile's env"),
+        use_gloo_process_groups=Ignored(
+            "groups on the CPU are made where a checkpoint needs them", quiet=(True, False)
+        ),
+        params_dtype=_BY_PLUGINS,
+        autocast_dtype=_BY_PLUGINS,
+        precision=_BY_PLUGINS,
+    ),
+    "MegatronMixedPrecision": _call(
+        "precision params_dtype pipeline_dtype autocast_dtype autocast_enabled grad_reduce_in_fp32 fp8 fp8_recipe "
+        "first_last_layers_bf16 fp8_margin fp8_amax_history_len fp8_amax_compute_algo fp8_wgrad "
+        "fp8_dot_product_attention fp8_multi_head_attention fp8_params fp8_param_gather fp4 fp4_recipe "
+        "fp16_loss_scale fp16_initial_loss_scale fp16_min_loss_scale fp16_loss_scale_window fp16_hysteresis "
+        "num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 reuse_grad_buf_for_mxfp8_param_ag",
+        params_dtype=_BY_PRECISION,
+        pipeline_dtype=Ignored("set trainer.strategy.pipeline_dtype, or leave it to precision", quiet=(None,)),
+        autocast_dtype=_BY_PRECISION,
+        autocast_enabled=_BY_PRECISION,
+        fp8_wgrad=Only(True, "FP8 weight gradients are Transformer Engine's only way here"),
+        fp8_dot_product_attention=_config("fp8_dot_product_attention", False),
+        fp8_multi_head_attention=_config("fp8_multi_head_attention", False),
+        fp8_params=Renamed("fp8_param_gather"),
+        fp4=Only(None, "use fp8"),
+        fp4_recipe=Ignored("there is no fp4", quiet=("nvfp4", None)),
+        fp16_loss_scale=Renamed("loss_scale"),
+        fp16_initial_loss_scale=Renamed("initial_loss_scale"),
+        fp16_min_loss_scale=Renamed("min_loss_scale"),
+        fp16_loss_scale_window=Renamed("loss_scale_window"),
+        fp16_hysteresis=Renamed("hysteresis"),
+        reuse_grad_buf_for_mxfp8_param_ag=Only(
+            False,
+            "set it in trainer.strategy.ddp and optim.config, as precision='fp8' with hardware='b200' does",
+        ),
+    ),
+    "NeMoLogger": _call(
+        "name log_dir explicit_log_dir version use_datetime_version log_local_rank_0_only log_global_rank_0_only "
+        "files_to_copy update_logger_directory ckpt tensorboard wandb extra_loggers",
+        use_datetime_version=Ignored(
+            "a run's folder is log_dir/name, so that the same command resumes it", quiet=(True, False)
+        ),
+        log_local_rank_0_only=Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
+        log_global_rank_0_only=Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
+        update_logger_directory=Ignored("loggers write below the run's folder", quiet=(True,)),
+        extra_loggers=Only((), "use log.tensorboard, log.wandb or log.mlflow, or a callback", also=([], None)),
+    ),
+    "ModelCheckpoint": _call(
+        "monitor verbose save_last save_top_k save_weights_only mode every_n_epochs every_n_train_steps "
+        "train_time_interval save_on_train_epoch_end save_optim_on_train_end always_save_context "
+        "save_context_on_train_end dirpath filename auto_insert_metric_name enable_version_counter",
+        verbose=Ignored("every save is told", quiet=(True, False)),
+        save_weights_only=Only(False, "a checkpoint resumes a run; `export` writes the weights alone"),
+        every_n_epochs=Only(None, "set every_n_train_steps"),
+        save_on_train_epoch_end=Ignored("a run has steps, and no epochs", quiet=(None, False)),
+        save_optim_on_train_end=_WHOLE,
+        always_save_context=_WHOLE,
+        save_context_on_train_end=_WHOLE,
+        dirpath=Only(None, "checkpoints are in log.log_dir/log.name/checkpoints"),
+        auto_insert_metric_name=Ignored("filename says what a checkpoint's name holds", quiet=(True, False)),
+        enable_version_counter=Ignored("a folder is never written twice", quiet=(True, False)),
+    ),
+    "TensorBoardLogger": _call(
+        "save_dir name",
+        version=Ignored("the run's folder is the version", quiet=(None, "")),
+        log_graph=Ignored("a model spread over ranks has no single graph", quiet=(False,)),
+        default_hp_metric=Ignored("numbers are logged by name", quiet=(True, False)),
+        prefix=Ignored("numbers are called train/... and val/...", quiet=("", None)),
+        sub_dir=Ignored("save_dir and name say where", quiet=(None,)),
+    ),
+    "WandbLogger": _call(
+        "name save_dir version offline",
+        save_dir=Ignored("files are written below the run's folder", quiet=(None, ".")),
+        version=Only(None, "runs are resumed by their name"),
+        offline=Only(False, "set WANDB_MODE=offline in the environment"),
+        log_model=Ignored("checkpoints stay in the run's folder", quiet=(False,)),
+        prefix=Ignored("numbers are called train/... and val/...", quiet=("", None)),
+    ),
+    "AutoResume": _call(
+        "* restore_config resume_from_directory resume_from_path resume_if_exists resume_past_end "
+        "resume_ignore_no_checkpoint adapter_path",
+        resume_past_end=Ignored(
+            "a run that has reached max_steps ends at once; raise it to go on", quiet=(True, False)
+        ),
+        adapter_path=Renamed("resume_from_path"),
+    ),
+    "RestoreConfig": _call(
+        "* path load_model_state load_optim_state load_artifacts adapter_path",
+        load_model_state=Only(True, "a run that restores nothing has resume.restore_config=null"),
+        load_artifacts=Ignored("the tokenizer of the weights is used unless another is named", quiet=(True,)),
+        adapter_path=Only(None, "set resume.resume_from_path to the adapter's checkpoint"),
+    ),
+    "MegatronOptimizerModule": _call(
+        "config lr_scheduler no_weight_decay_cond scale_lr_cond lr_mult",
+        no_weight_decay_cond=Only(None, "Megatron decays matrices, and neither biases nor norms"),
+        scale_lr_cond=Only(None, "every weight has the same learning rate"),
+        lr_mult=Only(1.0, "every weight has the same learning rate", also=(1,)),
+    ),
+    "CosineAnnealingScheduler": _call(f"max_steps warmup_steps constant_steps min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP),
+    "WarmupPolicyScheduler": _call(f"warmup_steps warmup_ratio max_steps min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP),
+    "WarmupHoldPolicyScheduler": _call(
+        f"warmup_steps warmup_ratio hold_steps hold_ratio max_steps min_lr {_SCHEDULE_TAIL}",
+        hold_steps=Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
+        hold_ratio=Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
+        **_EVERY_STEP,
+    ),
+    "WarmupAnnealingScheduler": _call(f"warmup_steps warmup_ratio max_steps min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP),
+    "WarmupHoldAnnealScheduler": _call(
+        f"warmup_ratio hold_ratio max_steps decay_schedule min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP
+    ),
+    # models
+    "MixtralModel": _call(
+        "config optim tokenizer model_transform",
+    ),
+    "MixtralConfig": _call(
+        **{name: Only(value, "it would be another model than Mixtral") for name, value in MIXTRALS.items()},
+        seq_length=Ignored("sequences are as long as data.seq_length says", beside="max_position_embeddings"),
+        **dict.fromkeys(
+            (
+                "tensor_model_parallel_size",
+                "pipeline_model_parallel_size",
+                "virtual_pipeline_model_parallel_size",
+                "context_parallel_size",
+                "expert_model_parallel_size",
+                "expert_tensor_parallel_size",
+            ),
+            _BY_STRATEGY,
+        ),
+        sequence_parallel=Ignored(_BY_STRATEGY.why),
+        **dict.fromkeys(("bf16", "fp16", "params_dtype"), _BY_PLUGINS),
+        async_tensor_model_parallel_allreduce=Ignored("Megatron-Core always overlaps it", quiet=(True,)),
+        parallel_output=Ignored("the loss is taken of the parallel output", quiet=(True,)),
+        fp16_lm_cross_entropy=Only(False, "set cross_entropy_loss_fusion"),
+        scatter_embedding_sequence_parallel=Ignored("it goes with sequence parallelism", quiet=(True,)),
+        seq_len_interpolation_factor=Only(None, "set model.config.rotary_base for longer sequences"),
+        transformer_layer_spec=Ignored("the layer spec is chosen by what is installed", quiet=(None,)),
+        use_transformer_engine_full_layer_spec=Ignored(
+            "Transformer Engine's layers are used where it is installed", quiet=(True, False)
+        ),
+        forward_step_fn=Only(None, "the step is training/step.py"),
+        data_step_fn=Only(None, "the step is training/step.py"),
+        generation_config=Ignored("it is exported with the model it came from", quiet=(None,)),
+        tp_comm_overlap_cfg=Ignored("Transformer Engine's own buffers are used", quiet=(None,)),
+        overlap_param_gather_with_optimizer_step=Only(
+            False, "use MegatronCommOverlapCallback(overlap_param_gather_with_optimizer_step=True)"
+        ),
+    ),
+    # data
+    "MockDataModule": _call(
+        "seq_length tokenizer micro_batch_size global_batch_size rampup_batch_size num_train_samples num_val_samples "
+        "num_test_samples num_workers pin_memory persistent_workers create_attention_mask vocab_file merges_file",
+        **_LOADER,
+        num_test_samples=Ignored("there is no test loop", quiet=(10_000, None)),
+        create_attention_mask=_MASK,
+        vocab_file=Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)),
+        merges_file=Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)),
+    ),
+    "SquadDataModule": _call(
+        _FINE_TUNING_ORDER.replace(" seed", " force_redownload delete_raw seed"),
+        **_FINE_TUNING,
+        dataset_kwargs=Ignored("nothing here takes arguments for NeMo's dataset class"),
+        delete_raw=Ignored("the Hub's cache is kept"),
+    ),
+    "FineTuningDataModule": _call(
+        _FINE_TUNING_ORDER,
+        **_FINE_TUNING,
+        dataset_kwargs=Keys(("prompt_template", "label_key", "answer_only_loss", "add_bos", "add_eos")),
+    ),
+    "ChatDataModule": _call(
+        f"{_FINE_TUNING_ORDER} use_hf_tokenizer_chat_template",
+        **_FINE_TUNING,
+        dataset_kwargs=Ignored("nothing here takes arguments for NeMo's dataset class"),
+        use_hf_tokenizer_chat_template=Ignored("a chat template is always used", quiet=(True, False)),
+    ),
+    "PreTrainingDataModule": _call(
+        "paths seq_length tokenizer micro_batch_size global_batch_size rampup_batch_size num_workers pin_memory "
+        "persistent_workers reset_position_ids create_attention_mask reset_attention_mask eod_mask_loss seed split "
+        "index_mapping_dir num_dataset_builder_threads num_train_samples num_val_samples num_test_samples "
+        "dataloader_type init_consumed_samples init_global_step output_log dataset_cls mmap_bin_files "
+        "object_storage_cache_path",
+        **_LOADER,
+        create_attention_mask=_MASK,
+        dataloader_type=Only("single", "the order is Megatron's with num_train_samples, a new one each epoch without"),
+        init_consumed_samples=Only(0, "a resumed run goes on at the sample it had come to"),
+        init_global_step=Only(0, "a resumed run goes on at the step it had come to"),
+        output_log=Ignored("the log says how many tokens a step had", quiet=(True, False)),
+        dataset_cls=Only("GPTDataset", "Megatron's GPTDataset is used; write a data module of your own for another"),
+        mmap_bin_files=Ignored("corpora are mapped into memory", quiet=(True,)),
+        object_storage_cache_path=Only(None, "copy the corpus to a file system"),
+    ),
+    "PackedSequenceSpecs": _call(
+        "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "
+        "pad_cu_seqlens",
+        tokenizer_model_name=Ignored("samples are cached under the tokenizer's content"),
+        packed_train_data_path=_PACKS_ARE_MADE,
+        packed_val_data_path=_PACKS_ARE_MADE,
+        packed_metadata_path=_PACKS_ARE_MADE,
+    ),
+    "AutoTokenizer": _call(
+        "pretrained_model_name vocab_file merges_file mask_token bos_token eos_token pad_token sep_token cls_token "
+        "unk_token additional_special_tokens use_fast trust_remote_code include_special_tokens chat_template",
+        **dict.fromkeys(
+            ("mask_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "unk_token"),
+            Only(None, "write it into the tokenizer's files"),
+        ),
+        additional_special_tokens=Only((), "write them into the tokenizer's files", also=([], None)),
+        use_fast=Ignored("the fast tokenizer is used", quiet=(True, False)),
+        trust_remote_code=Only(False, "no code of a checkpoint is run"),
+        include_special_tokens=Ignored("data modules say which special tokens a sample gets", quiet=(False,)),
+    ),
+    "get_nmt_tokenizer": _call(
+        "library model_name tokenizer_model vocab_file merges_file special_tokens use_fast bpe_dropout r2l legacy "
+        "delimiter trust_remote_code chat_template vocab_size",
+        special_tokens=Only(None, "write them into the tokenizer's files", also=({},)),
+        use_fast=Ignored("the fast tokenizer is used", quiet=(True, False)),
+        bpe_dropout=Only(0.0, "text is always split the same way", also=(0, None)),
+        r2l=Only(False, "Mixtral reads from left to right"),
+        legacy=Ignored("SentencePiece files are read as SentencePiece does", quiet=(True, False)),
+        delimiter=Only(None, "prepare the text beforehand"),
+        trust_remote_code=Only(False, "no code of a checkpoint is run"),
+    ),
+    # adapters
+    "LoRA": _call(
+        "target_modules exclude_modules canonical_mapping dim alpha dropout dropout_position lora_A_init_method "
+        "lora_B_init_method a2a_experimental lora_dtype dropout_recompute",
+        canonical_mapping=Only(
+            None, "name Megatron's layers: linear_qkv, linear_proj, linear_fc1, linear_fc2", also=({},)
+        ),
+        a2a_experimental=Only(False, "adapters of experts follow the experts' own exchange"),
+        dropout_recompute=Ignored("dropout's mask is kept for the backward pass", quiet=(False,)),
+    ),
+    "DoRA": _call(
+        "target_modules exclude_modules canonical_mapping dim alpha dropout dropout_position lora_A_init_method "
+        "lora_B_init_method",
+    ),
+    # callbacks
+    "TimingCallback": _call(
+        "log_tokens_per_sec timer_kwargs",
+        log_tokens_per_sec=Ignored("tokens per second are always reported"),
+        timer_kwargs=Ignored("steps are timed by the wall clock"),
+    ),
+    "GarbageCollectionCallback": _call("gc_interval_train gc_interval_val"),
+    "MegatronTokenDropCallback": _call("moe_expert_capacity_factor moe_pad_expert_input_to_capacity"),
+    "MegatronCommOverlapCallback": _call(
+        "tp_comm_overlap tp_comm_overlap_cfg tp_comm_bootstrap_backend overlap_p2p_comm batch_p2p_comm "
+        "overlap_grad_reduce overlap_param_gather overlap_param_gather_with_optimizer_step align_param_gather "
+        "bucket_size defer_embedding_wgrad_compute wgrad_deferral_limit",
+        tp_comm_overlap_cfg=Ignored("Transformer Engine's own buffers are used", quiet=(None,)),
+        tp_comm_bootstrap_backend=_config("tp_comm_bootstrap_backend"),
+    ),
+    "PreemptionCallback": _call("sig"),
+    "NsysCallback": _call(
+        "start_step end_step ranks gen_shape nvtx_ranges",
+        nvtx_ranges=Ignored("every recorded step is a range", quiet=(True, False)),
+    ),
+    "PytorchProfilerCallback": _call(
+        "start_step end_step warmup_steps active_steps trace_dir profiler_kwargs",
+        warmup_steps=Ignored("recording starts at start_step", quiet=(0,)),
+        active_steps=Ignored("recording ends at end_step", quiet=(1,)),
+        profiler_kwargs=Only(None, "set record_shapes, with_stack and profile_memory", also=({},)),
+    ),
+    "MemoryProfileCallback": _call(
+        "dir warn_cycles ranks", warn_cycles=Ignored("the snapshot shows what is held", quiet=(True, False))
+    ),
+    # run plugins: nemo.lightning.run.plugins
+    "PreemptionPlugin": _call("* preempt_time sig callbacks"),
+    "NsysPlugin": _call("* start_step end_step ranks nsys_trace gen_shape"),
+    "MemoryProfilePlugin": _call("* dir ranks"),
+    "WandbPlugin": _call(
+        "* name logger_fn log_task_config",
+        log_task_config=Ignored("the recipe is in the run's folder, and in its checkpoints", quiet=(True, False)),
+    ),
+    "ConfigValidationPlugin": _call(
+        "* validate_preemption validate_checkpoint_dir validate_serialization validate_wandb "
+        "validate_nodes_and_devices",
+        validate_preemption=Ignored("every run watches SIGTERM and SIGUSR1", quiet=(True, False)),
+    ),
+    "PerfEnvPlugin": _call(
+        "* enable_layernorm_sm_margin layernorm_sm_margin enable_vboost nccl_pp_comm_chunksize gpu_sm100_or_newer "
+        "user_buffer_registration",
+    ),
+    "FaultTolerancePlugin": _call(
+        "* num_in_job_restarts num_job_retries_on_failure initial_rank_heartbeat_timeout rank_heartbeat_timeout",
+        num_in_job_restarts=Ignored("a failed job starts again as a whole", quiet=(3,)),
+        initial_rank_heartbeat_timeout=Ignored(
+            "one timeout serves the whole run: rank_heartbeat_timeout", quiet=(1800,)
+        ),
+    ),
+    # Megatron's own
+    "DistributedDataParallelConfig": _call(
+        average_in_collective=Ignored("gradients are summed and divided by the global batch's label tokens"),
+    ),
+    "OptimizerConfig": _call(
+        min_lr=Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
+        bf16=Ignored(_BY_PLUGINS.why, nemo={"pretrain": True, "finetune": True}),
+        **dict.fromkeys(("fp16", "params_dtype"), _BY_PLUGINS),
+    ),
+    # evaluation: nemo.collections.llm.evaluation.api
+    "EvaluationConfig": _call(
+        "type output_dir supported_endpoint_types params",
+        supported_endpoint_types=Ignored("the model is asked in this process, by no server", quiet=(None,)),
+    ),
+    "EvaluationTarget": _call("api_endpoint"),
+    "ApiEndpoint": _call(
+        "url model_id type nemo_checkpoint_path nemo_triton_http_port",
+        url=Only(None, "name the checkpoint itself in nemo_checkpoint_path"),
+        model_id=Ignored("the checkpoint says which model it is", quiet=(None, "triton_model")),
+        type=Ignored("the model is asked in this process, by no server", quiet=("completions",)),
+        nemo_triton_http_port=Ignored("the model is asked in this process, by no server", quiet=(None, 8000)),
+    ),
+}
+
+
+def rules_of(target: object) -> dict[str, Rule]:
+    """The rules of a class or function, those of a class's bases included."""
+    found: dict[str, Rule] = {}
+    for cls in reversed(getattr(target, "__mro__", (target,))):
+        call = CALLS.get(getattr(cls, "__name__", ""))
+        found |= call.rules if call else {}
+    return found

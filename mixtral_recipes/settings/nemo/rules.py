@@ -1,0 +1,109 @@
+"""What may become of an argument: it is read under its own or another name, it has no effect, or it has one value."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixtral_recipes.errors import nearest
+from mixtral_recipes.settings.conformity import default
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Nothing reads it: a value other than the default and that of NeMo's recipes gives a notice.
+
+    Attributes:
+        why: What happens instead.
+        quiet: Further values that give no notice.
+        nemo: Task -> the value NeMo's recipes of it hold.
+        beside: Another setting of the same part, whose value this one may repeat.
+        unless: An argument of the recipe, and the value of it with which this one is read after all.
+    """
+
+    why: str
+    quiet: tuple[Any, ...] = ()
+    nemo: dict[str, Any] = field(default_factory=dict)
+    beside: str | None = None
+    unless: tuple[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Only:
+    """It has one value; any other is refused.
+
+    Attributes:
+        value: The value.
+        why: What replaces the others.
+        also: Other spellings of that value.
+    """
+
+    value: Any
+    why: str
+    also: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """It is read under another name.
+
+    Attributes:
+        to: The name here.
+    """
+
+    to: str
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A mapping of which only some keys are read: any other key gives a notice."""
+
+    known: tuple[str, ...]
+
+
+Rule = Ignored | Only | Renamed | Keys
+
+
+def refusal(rule: Rule, path: str, value: Any) -> str | None:
+    """Why a value is refused; None where it is not."""
+    if not isinstance(rule, Only):
+        return None
+    for allowed in (rule.value, *rule.also):
+        if _same(value, allowed) or getattr(value, "__name__", None) == allowed is not None:
+            return None
+    return f"{path}={_short(value)}: must be {rule.value!r}: {rule.why}."
+
+
+def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: str) -> str | None:
+    """The notice for a value that is not read; None if there is nothing to say.
+
+    Args:
+        rule: The argument's rule.
+        target: The class it belongs to.
+        path: Its dotted path, whose last part is its name.
+        given: The values of the class's arguments.
+        task: ``pretrain`` or ``finetune``; anything else counts as neither.
+    """
+    name = path.rpartition(".")[2]
+    value = given[name]
+    if isinstance(rule, Keys):
+        unknown = sorted(set(value or {}) - set(rule.known))
+        return f"{path}: {', '.join(unknown)} has no effect.{nearest(unknown[0], rule.known)}" if unknown else None
+    if not isinstance(rule, Ignored):
+        return None
+    silent = [default(target, name), *rule.quiet]
+    silent += [rule.nemo[task]] if task in rule.nemo else []
+    if rule.beside is not None:
+        silent.append(given.get(rule.beside, dataclasses.MISSING))
+    if any(_same(value, quiet) for quiet in silent):
+        return None
+    return f"{path}={_short(value)} has no effect: {rule.why}."
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value is other or (isinstance(value, bool) == isinstance(other, bool) and bool(value == other))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
