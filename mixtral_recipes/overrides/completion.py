@@ -124,7 +124,7 @@ SETTINGS = {
     "log.tensorboard": "save_dir name",
     "log.wandb": "name project entity config",
     "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path resume_from_directory",
-    "resume.restore_config": "path load_model_state load_optim_state",
+    "resume.restore_config": "path load_model_state load_optim_state resize_vocab",
     "optim": "config lr_scheduler",
     "optim.config": (
         "lr min_lr decoupled_lr decoupled_min_lr weight_decay apply_wd_to_qk_layernorm fp8_recipe fp16 bf16 "
@@ -140,9 +140,6 @@ SETTINGS = {
         "overlap_cpu_optimizer_d2h_h2d pin_cpu_grads pin_cpu_params clip_grad grad_norm_skip_threshold "
         "log_num_zeros_in_grad barrier_with_L1_time config_logger_dir optimizer_cuda_graph"
     ),
-    "optim.lr_scheduler": "warmup_steps constant_steps min_lr max_steps",
-    "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path",
-    "resume.restore_config": "path load_model_state load_optim_state resize_vocab",
     "optim.lr_scheduler": "max_steps warmup_steps constant_steps min_lr",
     "peft": (
         "target_modules exclude_modules dim alpha dropout dropout_position lora_A_init_method lora_B_init_method "
