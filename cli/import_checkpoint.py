@@ -15,13 +15,17 @@ _SHOWN = 8  # names of files
 def command(
     *,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A model folder, hf://org/name, or hf://org/name@revision.")
+        str, typer.Argument(metavar="SOURCE", help="A model or PEFT folder, hf://org/name, or hf://org/name@revision.")
     ],
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FOLDER", help="Folder to write; default: one in $MIXTRAL_RECIPES_HOME."),
     ] = None,
     dtype: Dtype = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="The model a PEFT adapter adapts; default: the one it names."),
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     public: Public = False,
@@ -34,12 +38,12 @@ def command(
     import time
 
     from mixtral_recipes.checkpoints.format.manifest import read_manifest
-    from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+    from mixtral_recipes.importers.resolve import import_any
     from mixtral_recipes.system.files import size_of
     from mixtral_recipes.system.ranks import launched_rank
 
     start = time.perf_counter()
-    folder = import_checkpoint(source, output, dtype=dtype, overwrite=overwrite)
+    folder = import_any(source, output, base=base, dtype=dtype, overwrite=overwrite)
     seconds = time.perf_counter() - start
     if launched_rank() != 0:
         return

@@ -55,7 +55,7 @@ _ADVICE: dict[Form, str] = {
     Form.NEMO: "import it first: `mixtral-recipes import nemo://{folder}`",
     Form.NEMO_ADAPTER: "import it first: `mixtral-recipes import nemo://{folder}`",
     Form.NEMO_1: "convert it with NeMo's scripts/checkpoint_converters/convert_nemo1_to_nemo2.py and import the result",
-    Form.PEFT: "an adapter is no model: merge it into its base with peft's merge_and_unload and import the result",
+    Form.PEFT: "import it first: `mixtral-recipes import {folder} --base MODEL`",
     Form.MISTRAL_LORA: "an adapter is no model: merge it into its base with mistral-finetune and import the result",
     Form.GGUF: "its weights are quantized or reordered for llama.cpp; import the model it was made from",
     Form.MEGATRON_LEGACY: "convert it to Hugging Face's form with Megatron-LM's tools/checkpoint and import that",

@@ -137,10 +137,13 @@ def peft_config(scheme: LoRA, layout: layouts.Layout, *, base: str) -> dict[str,
 
 def _base_name(record: Lineage) -> str:
     """The base model as peft finds it: its Hub id, or the folder it was imported from."""
-    hub = hub_origin(record)
+    base = record.parent("base")
+    if base is None:
+        return ""
+    hub = hub_origin(base.record)
     if hub:
         return str(hub["id"]).removeprefix("hf://")
-    sources = [parent.path for link in record.ancestors() for parent in link.parents if parent.role == "source"]
+    sources = [parent.path for link in base.record.ancestors() for parent in link.parents if parent.role == "source"]
     return next((path for path in sources if path), "")
 
 

@@ -1,5 +1,6 @@
 """What a run's weights and tokenizer are, recorded by content: in its recipe, its lineage and its context folder."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers.resolve import resolve
-from mixtral_recipes.settings.peft import LoRA, recorded
+from mixtral_recipes.settings.peft import LoRA, scheme_of
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
 
@@ -29,10 +30,12 @@ class Origin:
     Attributes:
         base: The checkpoint with the model's weights; None means random ones.
         adapters: An adapter checkpoint on that base whose adapters are trained on.
+        scheme: What the run trains instead of the weights; that of ``adapters`` where there are some.
     """
 
     base: Path | None = None
     adapters: Path | None = None
+    scheme: LoRA | None = None
 
     @classmethod
     def of(cls, resume: AutoResume, peft: LoRA | None) -> "Origin":
@@ -45,12 +48,11 @@ class Origin:
             RecipeError: adapters are named and the run trains none of their kind.
         """
         if resume.restore_config is None or not resume.restore_config.path:
-            return cls()
+            return cls(scheme=peft)
         found = resolve(resume.restore_config.path)
         if read_manifest(found)["kind"] != "adapter":
-            return cls(found)
-        _refuse_other_scheme(found, peft)
-        return cls(base_of(found), found)
+            return cls(found, scheme=peft)
+        return cls(base_of(found), found, _adopted(found, peft))
 
     @property
     def named(self) -> Path | None:
@@ -88,21 +90,38 @@ class Origin:
         return Lineage(kind, Identity(), recipe=recipe, data=data.identity(), parents=tuple(parents))
 
 
-def _refuse_other_scheme(adapters: Path, peft: LoRA | None) -> None:
-    """Adapters are trained on as they are: by another scheme, or as full weights, they would be another model."""
+# What makes a scheme's tensors and product what they are; the rest says how they are trained on.
+_DECIDES = ("target_modules", "exclude_modules", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+
+
+def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
+    """The scheme that adapters are trained on with: their own, where the run leaves a setting as it is by default.
+
+    By another scheme, or as full weights, they would be another model.
+    """
     if peft is None:
         raise RecipeError(
             f"{adapters} holds adapters, and this run trains all weights: export it (adapters are merged) and start "
             "from that folder, or train on with --peft lora."
         )
-    facts = read_json(adapters / "context" / "run.json") or {}
-    before, now = facts.get("peft", {}), recorded(peft)
-    for name in ("class", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern"):
-        if before.get(name) != now[name]:
+    try:
+        before = scheme_of((read_json(adapters / "context" / "run.json") or {})["peft"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{adapters}: context/run.json does not say how its adapters were trained.") from error
+    if type(peft) is not type(before):
+        raise RecipeError(
+            f"{adapters} was trained with peft.class={type(before).__name__}, this run has "
+            f"peft.class={type(peft).__name__}; give --peft {type(before).__name__.lower()}."
+        )
+    default = type(before)()
+    for name in _DECIDES:
+        then, now = getattr(before, name), getattr(peft, name)
+        if now not in (then, getattr(default, name)):
             raise RecipeError(
-                f"{adapters} was trained with peft.{name}={before.get(name)}, this run has peft.{name}={now[name]}; "
-                "give the same, or export it (adapters are merged) and start from that folder."
+                f"{adapters} was trained with peft.{name}={then}, this run has peft.{name}={now}; "
+                "leave it out, or export the adapter (it is merged) and start from that folder."
             )
+    return dataclasses.replace(peft, **{name: getattr(before, name) for name in _DECIDES})
 
 
 def context_folder(

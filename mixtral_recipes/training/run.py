@@ -193,7 +193,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         RecipeError: a setting changed that must not.
     """
     origin = Origin.of(parts.resume, parts.peft)
-    base = origin.base
+    base, parts.peft = origin.base, origin.scheme
     named = parts.tokenizer or parts.model.tokenizer
     from_where = named or base or parts.model.config.default_tokenizer
     tokenizer = chosen_tokenizer(from_where, error=CheckpointError)

@@ -1,0 +1,272 @@
+"""A peft folder, opened: each adapted projection's factors, or the reason why this adapter cannot be taken exactly."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
+from mixtral_recipes.importers.peft.layouts import unstack
+from mixtral_recipes.layout.shapes import ModelShape
+
+_KEY = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<kind>A|B|magnitude_vector)(?:\.default)?(?:\.weight)?$"
+)
+_EXPERTS = re.compile(r"(?P<layer>model\.layers\.\d+\.)mlp\.experts(?P<inside>\.base_layer)?$")
+# Settings that change what is computed, and the values that leave it as plain LoRA or DoRA.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "lora_bias": (False, None),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+}
+# Starts that subtract something from the base, so that the adapter fits no released weights.
+_CHANGES_THE_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One adapter of the source, of one projection or of an expert's gate and up projection together.
+
+    Attributes:
+        names: The canonical tensors (`importers/mapping.py`) whose rows B has, top to bottom.
+        a: [r, in].
+        b: [out, r].
+        scale: What B A is multiplied by.
+        magnitude: DoRA's row lengths [out]; None for LoRA.
+    """
+
+    names: tuple[str, ...]
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """A peft folder's settings and factors.
+
+    Attributes:
+        folder: Where it is.
+        settings: adapter_config.json.
+        projections: Its adapters.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    projections: list[Projection]
+
+    @property
+    def dora(self) -> bool:
+        return bool(self.settings.get("use_dora"))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, if this adapter is plain LoRA or DoRA.
+
+    Raises:
+        CheckpointError: it cannot be read, or names the setting that makes it something else.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        settings = json.loads(path.read_text())
+        rank, alpha = settings["r"], settings["lora_alpha"]
+        patterns = [settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
+        numbers = [rank, alpha, *(value for pattern in patterns for value in pattern.values())]
+        if any(isinstance(n, bool) or not math.isfinite(n) or n <= 0 for n in numbers):
+            raise CheckpointError(f"{path}: r, lora_alpha and their patterns must be positive numbers.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as peft's settings ({type(error).__name__}: {error})."
+        ) from error
+    for name, plain in _PLAIN.items():
+        value = settings.get(name, plain[0])
+        if value not in plain:
+            raise CheckpointError(
+                f"{path}: {name}={value!r} cannot be taken; merge the adapter with peft's merge_and_unload and import "
+                "the model."
+            )
+    start = str(settings.get("init_lora_weights"))
+    if _CHANGES_THE_BASE.search(start):
+        raise CheckpointError(
+            f"{path}: init_lora_weights={start!r} changed the base's weights; convert the adapter with peft's "
+            "save_pretrained(path_initial_model_for_weight_conversion=...), or merge it and import the model."
+        )
+    return settings
+
+
+def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) -> PeftFolder:
+    """Read a peft folder, in the v4 or the v5 layout.
+
+    Args:
+        folder: The folder.
+        settings: What `read_settings` returned.
+        dims: The base model's sizes.
+
+    Raises:
+        CheckpointError: names the tensor that is missing, of another shape, not finite, or of a layer that cannot be
+            adapted here.
+    """
+    by_module: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _tensors(folder).items():
+        found = _KEY.match(key)
+        if found is None:
+            raise CheckpointError(
+                f"{folder}: {key} is no LoRA factor; merge the adapter with peft and import the model."
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{folder}: {key} has values that are not finite.")
+        by_module.setdefault(found["module"], {})[found["kind"]] = tensor
+    if not by_module:
+        raise CheckpointError(f"{folder}: the adapter holds no tensor.")
+    shapes = canonical_shapes(dims)
+    experts = _parameters_by_module(by_module)
+    projections: list[Projection] = []
+    for module, factors in by_module.items():
+        if "A" not in factors or "B" not in factors:
+            raise CheckpointError(f"{folder}: {module} has only one of lora_A and lora_B.")
+        if module in experts:
+            projections += _fused(folder, settings, experts[module], factors, dims, shapes)
+        else:
+            projections.append(_single(folder, settings, module, factors, shapes))
+    return PeftFolder(folder, dict(settings), projections)
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / "adapter_model.safetensors"
+    old = folder / "adapter_model.bin"
+    try:
+        if path.is_file():
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if old.is_file():
+            return torch.load(old, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors and torch each have their own
+        raise CheckpointError(f"{path if path.is_file() else old}: cannot be read ({error}).") from error
+    raise CheckpointError(f"{folder} has no adapter_model.safetensors.")
+
+
+def _parameters_by_module(modules: Mapping[str, Any]) -> dict[str, str]:
+    """Modules of fused experts -> the parameter each adapts: the inner of two is the first one's, a single one says."""
+    found = {}
+    for module in modules:
+        match = _EXPERTS.match(module)
+        if match is None:
+            continue
+        inner = f"{match['layer']}mlp.experts.base_layer"
+        both = inner in modules and inner.removesuffix(".base_layer") in modules
+        name = "gate_up_proj" if match["inside"] else "down_proj"
+        if not both:
+            name = ""  # its shapes say which
+        found[module] = f"{match['layer']}mlp.experts.{name}"
+    return found
+
+
+def _fused(
+    folder: Path,
+    settings: Mapping[str, Any],
+    parameter: str,
+    factors: Mapping[str, Tensor],
+    dims: ModelShape,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Projection]:
+    """The experts of one layer."""
+    if "magnitude_vector" in factors:
+        raise CheckpointError(f"{folder}: {parameter} has DoRA on fused experts, which nothing computes.")
+    if parameter.endswith("."):
+        targets = [str(name).rsplit(".", 1)[-1] for name in settings.get("target_parameters") or []]
+        named = [name for name in ("gate_up_proj", "down_proj") if name in targets]
+        if len(named) != 1:
+            raise CheckpointError(
+                f"{folder}: target_parameters={targets} does not say which parameter {parameter}* is."
+            )
+        parameter += named[0]
+    layer = int(parameter.split(".")[2])
+    parts = next(parts for name, parts in FUSED.items() if name.format(layer=layer) == parameter)
+    a, b = factors["A"], factors["B"]
+    names = [tuple(part.format(layer=layer, expert=e) for part in parts) for e in range(dims.num_moe_experts)]
+    _check_known(folder, parameter, names[0], shapes)
+    rows, columns = sum(shapes[name][0] for name in names[0]), shapes[names[0][0]][1]
+    rank, left = divmod(a.shape[0], dims.num_moe_experts)
+    if left or a.dim() != 2 or tuple(a.shape[1:]) != (columns,) or tuple(b.shape) != (rows, a.shape[0]):
+        raise CheckpointError(
+            f"{folder}: {parameter} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
+            f"[{dims.num_moe_experts} x r, {columns}] and [{rows}, {dims.num_moe_experts} x r] are needed."
+        )
+    scale = _scale(folder, settings, parameter, rank)
+    split = unstack(a, b, dims.num_moe_experts)
+    return [Projection(names[e], a_e.contiguous(), b_e, scale) for e, (a_e, b_e) in enumerate(split)]
+
+
+def _single(
+    folder: Path,
+    settings: Mapping[str, Any],
+    module: str,
+    factors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Projection:
+    """One projection."""
+    name = f"{module}.weight"
+    _check_known(folder, module, (name,), shapes)
+    a, b, magnitude = factors["A"], factors["B"], factors.get("magnitude_vector")
+    rows, columns = shapes[name]
+    if a.dim() != 2 or a.shape[1] != columns or tuple(b.shape) != (rows, a.shape[0]):
+        raise CheckpointError(
+            f"{folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; [r, {columns}] and [{rows}, r] "
+            "are needed: it is of another base model."
+        )
+    if bool(settings.get("use_dora")) != (magnitude is not None) or (
+        magnitude is not None and magnitude.numel() != rows
+    ):
+        raise CheckpointError(f"{folder}: use_dora={settings.get('use_dora')} and the tensors of {module} disagree.")
+    scale = _scale(folder, settings, module, a.shape[0])
+    return Projection((name,), a, b, scale, None if magnitude is None else magnitude.flatten())
+
+
+def _check_known(folder: Path, module: str, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if all(name in shapes for name in names) and not module.endswith((".gate", "embed_tokens", "lm_head", "norm")):
+        return
+    what = "the router" if module.endswith(".gate") else module
+    raise CheckpointError(
+        f"{folder}: it adapts {what} ({module}), which has no adapter here; merge it with peft's merge_and_unload and "
+        "import the model."
+    )
+
+
+def _scale(folder: Path, settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / r (or its square root) of a module; a pattern is a regular expression for its name's end, as in peft."""
+
+    def matching(pattern: str, default: Any) -> Any:
+        for key, value in (settings.get(pattern) or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({key})$", module):
+                    return value
+            except re.error as error:
+                raise CheckpointError(f"{folder}: {pattern} has {key!r}, which is no regular expression.") from error
+        return default
+
+    said = matching("rank_pattern", settings["r"])
+    if said != rank:
+        raise CheckpointError(f"{folder}: {module} has rank {rank}, adapter_config.json says {said}.")
+    alpha = matching("alpha_pattern", settings["lora_alpha"])
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
