@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Dtype, Overwrite, Public, PushToHub
+from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json
 
@@ -22,10 +22,7 @@ def command(
         typer.Option("--output", metavar="FOLDER", help="Folder to write; default: one in $MIXTRAL_RECIPES_HOME."),
     ] = None,
     dtype: Dtype = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="MODEL", help="The model a PEFT adapter adapts; default: the one it names."),
-    ] = None,
+    base: Base = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     public: Public = False,

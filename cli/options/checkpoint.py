@@ -21,7 +21,7 @@ Dtype = Annotated[
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="PATH", help="Where adapters' base model is now; it must be the same by content."),
+    typer.Option("--base", metavar="MODEL", help="The model that adapters adapt, if it is not where they say."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 PushToHub = Annotated[
