@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.executors import nemo_run_jobs, ranks_from_here
 from mixtral_recipes.layout.repair import check_recipe_layout
@@ -38,7 +39,7 @@ __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pr
 
 def train(
     model: MixtralModel,
-    data: DataModule,
+    data: DataModule | LightningData,
     trainer: Trainer,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
@@ -52,7 +53,7 @@ def train(
 
     Args:
         model: What to train.
-        data: On what.
+        data: On what; an object with ``train_dataloader()``, as Lightning's modules have it, gets a `LightningAdapter`.
         trainer: How long, how laid out.
         log: Where to write.
         resume: Where to start; without weights to restore, from random ones.
@@ -68,13 +69,14 @@ def train(
         LaunchError: a rank failed that was started from here, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
+    data = as_data_module(data, trainer)
     parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
 def pretrain(
     model: MixtralModel,
-    data: DataModule,
+    data: DataModule | LightningData,
     trainer: Trainer,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
@@ -82,13 +84,14 @@ def pretrain(
     tokenizer: Any = "data",
 ) -> Path:
     """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
+    data = as_data_module(data, trainer)
     parts = Parts(model, data, trainer, log, optim, resume, None, _own(tokenizer, data))
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
 def finetune(
     model: MixtralModel,
-    data: DataModule,
+    data: DataModule | LightningData,
     trainer: Trainer,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
@@ -106,13 +109,14 @@ def finetune(
     """
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
+    data = as_data_module(data, trainer)
     parts = Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer, data))
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
 def validate(
     model: MixtralModel,
-    data: DataModule,
+    data: DataModule | LightningData,
     trainer: Trainer,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
@@ -128,6 +132,7 @@ def validate(
         The run's folder. Its validation.json, the only file written, holds ``val_loss`` (None without a validation
         set), ``step`` and ``restored_from``.
     """
+    data = as_data_module(data, trainer)
     parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
     return _run(validate, parts, tokenizer, _validate)
 

@@ -1,10 +1,12 @@
 """Checks of a whole recipe before anything is built or queued."""
 
+import copy
 import warnings
 from typing import Any
 
 import fiddle as fdl
 
+from mixtral_recipes.data.modules.lightning import as_data_module, refuse_other_data
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.topology import Topology
@@ -26,8 +28,11 @@ def preflight(recipe: Any, hardware: str = "h100") -> None:
         RecipeError: every setting of a wrong type; every broken rule of the layout and a layout that breaks none and
             fits; what takes more memory than there is; or a setting that no machine runs (precision, overlap).
     """
+    refuse_other_data(getattr(recipe, "data", None))
     for notice in check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe)):
         warnings.warn(notice, MixtralRecipesWarning, stacklevel=2)
+    recipe = copy.copy(recipe)
+    recipe.data = as_data_module(fdl.build(recipe.data))  # one's own may state its batch only once it is built
     plugins: Any = fdl.build(recipe.trainer.plugins)
     check_job(Workload.of(recipe), cards.card(hardware), on_gpu=recipe.trainer.accelerator == "gpu")
     plugins.check()

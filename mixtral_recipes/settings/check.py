@@ -42,9 +42,9 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
     task = "finetune" if target.__name__ == "finetune" else "pretrain"
     refused: list[str] = []
     notices: list[str] = []
-    for path, owner, given in [("", target, parts), *_parts("", parts)]:
+    for path, owner, given, built in [("", target, parts, False), *_parts("", parts)]:
         prefix = f"{path}." if path else ""
-        refused += _missing(prefix, owner, given)
+        refused += [] if built else _missing(prefix, owner, given)
         rules = rules_of(owner)
         for name, value in given.items():
             where, wanted = f"{prefix}{name}", annotation(owner, name)
@@ -62,8 +62,9 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
     return notices
 
 
-def _parts(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]]:
-    """Every part of a recipe: its path, its class (or function), and the settings given."""
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any], bool]]:
+    """Every part of a recipe: its path, its class (or function), the settings given, and whether it is built."""
+    built = not isinstance(value, fdl.Buildable)
     if isinstance(value, fdl.Buildable):
         target, given = fdl.get_callable(value), dict(fdl.ordered_arguments(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -79,7 +80,7 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any]]
         return
     else:
         return
-    yield path, target, given
+    yield path, target, given, built
     yield from _parts(path, given)
 
 

@@ -65,6 +65,8 @@ TASKS = {"pretrain": "api", "finetune": "api", "train": "api"}
 # Public names no recipe file may hold.
 FROM_PYTHON = {
     **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
+    "DataModule": "data.modules.base",
+    "LightningAdapter": "data.modules.lightning",
     "Topology": "layout.topology",
     "get_nmt_tokenizer": "settings.tokenizer",
     **dict.fromkeys(("ApiEndpoint", "ConfigParams", "EvaluationConfig", "EvaluationTarget"), "settings.evaluation"),

@@ -125,7 +125,7 @@ WRONG = [
     ("trainer.max_steps", True, "trainer.max_steps=True: needs a whole number."),
     ("trainer.strategy.pipeline_dtype", "bf16", "needs null or a dtype"),
     ("trainer.callbacks", "TimingCallback", "needs null or a list"),
-    ("data", None, "data=None: needs a DataModule."),
+    ("data", None, "data=None: needs a DataModule or a LightningData."),
     ("data.seq_length", 2048.0, "data.seq_length=2048.0: needs a whole number."),
     ("model.config.num_layers", "32", "model.config.num_layers='32': needs a whole number."),
     ("trainer", None, "trainer=None: needs a Trainer."),
@@ -166,7 +166,8 @@ def test_objects_are_held_to_the_same_types(path: str, value: Any, told: str) ->
 
 def test_finetune_called_with_objects_refuses_before_anything_is_built() -> None:
     with pytest.raises(
-        RecipeError, match=r"data=None: needs a DataModule. trainer.devices='auto': needs a whole number"
+        RecipeError,
+        match=r"data=None: needs a DataModule or a LightningData. trainer.devices='auto': needs a whole number",
     ):
         llm.finetune(
             model=llm.MixtralModel(config=llm.MixtralConfigTiny()),
