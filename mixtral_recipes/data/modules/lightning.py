@@ -44,8 +44,8 @@ class LightningData(Protocol):
         ...
 
 
-def as_data_module(data: Any, trainer: Any = None) -> DataModule:
-    """A recipe's data as the loop reads it.
+def as_data_module(data: Any, trainer: Any = None) -> Any:
+    """A recipe's data as the loop reads it, a `DataModule`; None, which is refused with all other settings, stays None.
 
     Args:
         data: A `DataModule`, or an object in Lightning's shape, which gets an adapter.
@@ -55,8 +55,10 @@ def as_data_module(data: Any, trainer: Any = None) -> DataModule:
         RecipeError: it is neither, or states no batch.
     """
     refuse_other_data(data)
-    if data is None or isinstance(data, DataModule):  # None is named with all other settings that are wrong
+    if isinstance(data, DataModule):
         return data
+    if data is None:
+        return None
     if trainer is not None and getattr(data, "trainer", None) is None:
         data.trainer = trainer
     return LightningAdapter(module=data)
