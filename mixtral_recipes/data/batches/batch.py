@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mixtral_recipes.errors import DataError
+
 
 class Sample(TypedDict):
     """One sequence: ``tokens`` [n + 1], integers, and ``loss_mask`` [n] (1 where the next token is learned)."""
@@ -143,6 +145,8 @@ class PadCollate:
         """Collate."""
         longest = max(len(sample["tokens"]) - 1 for sample in samples)
         s = self.length or -(-longest // self.multiple) * self.multiple
+        if longest > s:
+            raise DataError(f"a sample has {longest + 1} tokens; seq_length={s} takes {s + 1} at most.")
         tokens = np.full((len(samples), s + 1), self.pad_id, np.int64)
         loss_mask = np.zeros((len(samples), s), np.float32)
         padding = np.ones((len(samples), s), np.bool_)

@@ -24,6 +24,8 @@ from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
+_SPLITS = ("train", "validation", "test")
+
 
 @dataclass
 class DataModule:
@@ -61,6 +63,11 @@ class DataModule:
 
         Args:
             tokenizer: A transformers tokenizer, or None for data that needs none.
+
+        Returns:
+            Split -> data set with ``len()`` and samples by position, each a dict with ``tokens`` (n + 1 whole numbers)
+            and ``loss_mask`` (n numbers, 1 where the next token is learned). Where samples are packed it has
+            ``lengths``, the n of each.
         """
         raise TypeError(f"{type(self).__name__} must define datasets()")
 
@@ -99,11 +106,35 @@ class DataModule:
         sets: Any = self.datasets(tokenizer)
         if isinstance(sets, tuple):
             sets = {name: part for name, part in zip(("train", "validation"), sets, strict=True) if part is not None}
+        self._check_sets(sets)
         self._sets: dict[str, Dataset[Any]] = sets
         self._packed: dict[tuple[str, int], PackedDataset] = {}
         self._pad_id = _pad_id(tokenizer)
-        if not len(self._sets["train"]):  # pyright: ignore[reportArgumentType]
-            raise DataError(f"{type(self).__name__} has no training samples.")
+
+    def _check_sets(self, sets: Any) -> None:
+        """Refuse what `datasets` must not return.
+
+        Raises:
+            DataError: names the class and what it returns.
+        """
+        whose = type(self).__name__
+        if not isinstance(sets, dict) or "train" not in sets or not sets.keys() <= set(_SPLITS):
+            found = f"a dict of {', '.join(map(str, sets))}" if isinstance(sets, dict) else f"a {type(sets).__name__}"
+            raise DataError(f"{whose}.datasets() returns {found}; it must be a dict of train, validation and test.")
+        if not len(sets["train"]):
+            raise DataError(f"{whose} has no training samples.")
+        if type(self).make_collate is not DataModule.make_collate:  # it knows its own samples
+            return
+        for name, samples in sets.items():
+            if self.pack_size is not None and not hasattr(samples, "lengths"):
+                raise DataError(
+                    f"{whose}: packing needs {type(samples).__name__}.lengths, the positions of each sample."
+                )
+            sample = samples[0] if len(samples) else None
+            if sample is not None and not _is_sample(sample):
+                raise DataError(
+                    f"{whose}: sample 0 of {name} must be a dict with tokens (n + 1 numbers) and loss_mask (n numbers)."
+                )
 
     def rows(self, split: str, sequence_multiple: int = 1) -> Any:
         """What the rows of microbatches are taken from: a split's samples, or packs of them."""
@@ -208,6 +239,13 @@ class DataModule:
             rows, length=length, multiple=multiple, sequence_multiple=sequence_multiple
         )
         return microbatches(rows, sampler, collate, num_workers=self.num_workers)
+
+
+def _is_sample(sample: Any) -> bool:
+    try:
+        return len(sample["tokens"]) == len(sample["loss_mask"]) + 1
+    except (TypeError, KeyError, IndexError):
+        return False
 
 
 def _pad_id(tokenizer: Any) -> int:

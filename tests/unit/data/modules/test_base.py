@@ -1,0 +1,76 @@
+"""What a data module of one's own may return, and what is refused before the first step."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import mixtral_recipes as llm
+from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.data import PackedSequenceSpecs
+
+SAMPLE = {"tokens": [1, 2, 3], "loss_mask": [0, 1]}
+
+
+@dataclass
+class Own(llm.DataModule):
+    seq_length: int = 8
+    sets: Any = field(default_factory=lambda: {"train": [SAMPLE] * 16})
+
+    def datasets(self, tokenizer: Any) -> Any:
+        return self.sets
+
+
+def test_samples_become_batches() -> None:
+    data = Own()
+    data.setup(None)
+    batch = next(data.train_batches(DataParallelPlace()))
+    assert batch["labels"][0].tolist() == [2, 3, 0, 0, 0, 0, 0, 0]
+    assert data.num_validation_batches(None) == 0
+
+
+SETS: dict[str, tuple[Any, str]] = {
+    "a list": ([SAMPLE], "Own.datasets() returns a list; it must be a dict of train, validation and test."),
+    "another split": ({"train": [SAMPLE], "dev": [SAMPLE]}, "returns a dict of train, dev; it must"),
+    "no training": ({"validation": [SAMPLE]}, "returns a dict of validation; it must"),
+    "nothing": ({"train": []}, "Own has no training samples."),
+    "ids": ({"train": [[1, 2, 3]]}, "Own: sample 0 of train must be a dict with tokens (n + 1 numbers)"),
+    "as many": ({"train": [SAMPLE], "validation": [{"tokens": [1], "loss_mask": [1]}]}, "sample 0 of validation must"),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_other_sets_are_refused_by_name(name: str) -> None:
+    sets, says = SETS[name]
+    with pytest.raises(DataError) as caught:
+        Own(sets=sets).setup(None)
+    assert says in str(caught.value)
+
+
+def test_packing_needs_lengths() -> None:
+    with pytest.raises(DataError, match=r"Own: packing needs list.lengths, the positions of each sample"):
+        Own(packed_sequence_specs=PackedSequenceSpecs(8)).setup(None)
+
+
+def test_a_sample_that_is_too_long_says_so() -> None:
+    data = Own(seq_length=1)
+    data.setup(None)
+    with pytest.raises(DataError, match=r"a sample has 3 tokens; seq_length=1 takes 2 at most"):
+        next(data.train_batches(DataParallelPlace()))
+
+
+def test_a_subclass_may_have_a_constructor_of_its_own() -> None:
+    class Plain(llm.DataModule):
+        def __init__(self, path: str) -> None:
+            super().__init__(seq_length=8)
+            self.path = path
+
+        def datasets(self, tokenizer: Any) -> Any:
+            return {"train": [SAMPLE]}
+
+    assert check_settings(llm.pretrain, {"data": Plain("x"), "model": None, "trainer": None} | GIVEN) == []
+
+
+GIVEN = {"model": llm.MixtralModel.__new__(llm.MixtralModel), "trainer": llm.Trainer()}
