@@ -1,6 +1,12 @@
 """Data modules in Lightning's shape train to the losses of a built-in one that has the same samples, on any ranks."""
 
 import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +18,7 @@ from mixtral_recipes.data.batches.batch import Sample, Shuffled
 from mixtral_recipes.data.modules.lightning import as_data_module
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.training.step import train_step, validate
-from tests.distributed.harness import launch
+from tests.distributed.harness import ROOT, launch
 from tests.distributed.small_run import Case, SmallData, _Sequences, build
 
 STEPS = 4
@@ -135,8 +141,22 @@ def pretrained(folder: str, lightning: bool) -> tuple[float, float, float]:
     return result["first_loss"], result["last_loss"], result["val_loss"]
 
 
-def test_pretrain_takes_one_as_it_is(tmp_path: Any) -> None:
+def test_pretrain_takes_one_as_it_is(tmp_path: Path) -> None:
     (expected,) = launch(1, pretrained, str(tmp_path), False)
     (found,) = launch(1, pretrained, str(tmp_path), True)
     assert found == expected
     assert found[1] < found[0]
+
+
+@pytest.mark.slow
+def test_the_page_about_ones_own_data_trains_both_ways(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide" / "own-data.md").read_text()
+    script = tmp_path / "page.py"
+    script.write_text("\n\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MIXTRAL_RECIPES_HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True, timeout=600)
+    results = [json.loads((tmp_path / "runs" / n / "result.json").read_text()) for n in ("sums", "sums_for_lightning")]
+    assert [result["world_size"] for result in results] == [2, 2]
+    for name in ("first_loss", "last_loss", "val_loss"):
+        assert results[1][name] == pytest.approx(results[0][name], rel=1e-3)
+    assert results[0]["last_loss"] < results[0]["first_loss"] / 2

@@ -127,9 +127,7 @@ class DataModule:
             return
         for name, samples in sets.items():
             if self.pack_size is not None and not hasattr(samples, "lengths"):
-                raise DataError(
-                    f"{whose}: packing needs {type(samples).__name__}.lengths, the positions of each sample."
-                )
+                raise DataError(f"{whose}: packing needs {type(samples).__name__}.lengths, the length of each sample.")
             sample = samples[0] if len(samples) else None
             if sample is not None and not _is_sample(sample):
                 raise DataError(
