@@ -124,6 +124,13 @@ class LightningAdapter(DataModule):
         )
 
     @property
+    def tokenizer(self) -> Any:
+        """The module's own tokenizer, where it is one that a run can use; None asks for the model's."""
+        own = getattr(self.module, "tokenizer", None)
+        usable = isinstance(own, str) or hasattr(own, "save_pretrained") or type(own).__name__ == "AutoTokenizer"
+        return own if usable and own != "model" else None
+
+    @property
     def _whose(self) -> str:
         return type(self.module).__name__
 
