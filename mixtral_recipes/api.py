@@ -69,8 +69,8 @@ def train(
         LaunchError: a rank failed that was started from here, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
-    data = as_data_module(data, trainer)
-    parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
+    module = as_data_module(data, trainer)
+    parts = Parts(model, module, trainer, log, optim, resume, model_transform, _own(tokenizer, module))
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
@@ -84,8 +84,8 @@ def pretrain(
     tokenizer: Any = "data",
 ) -> Path:
     """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
-    data = as_data_module(data, trainer)
-    parts = Parts(model, data, trainer, log, optim, resume, None, _own(tokenizer, data))
+    module = as_data_module(data, trainer)
+    parts = Parts(model, module, trainer, log, optim, resume, None, _own(tokenizer, module))
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
@@ -109,8 +109,8 @@ def finetune(
     """
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
-    data = as_data_module(data, trainer)
-    parts = Parts(model, data, trainer, log, optim, resume, peft, _own(tokenizer, data))
+    module = as_data_module(data, trainer)
+    parts = Parts(model, module, trainer, log, optim, resume, peft, _own(tokenizer, module))
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
@@ -132,8 +132,8 @@ def validate(
         The run's folder. Its validation.json, the only file written, holds ``val_loss`` (None without a validation
         set), ``step`` and ``restored_from``.
     """
-    data = as_data_module(data, trainer)
-    parts = Parts(model, data, trainer, log, optim, resume, model_transform, _own(tokenizer, data))
+    module = as_data_module(data, trainer)
+    parts = Parts(model, module, trainer, log, optim, resume, model_transform, _own(tokenizer, module))
     return _run(validate, parts, tokenizer, _validate)
 
 
