@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.settings.classes import PUBLIC as _PUBLIC
 from mixtral_recipes.settings.classes import load as _load
+from mixtral_recipes.settings.nemo import finder as _finder
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import evaluate as evaluate
@@ -91,6 +92,11 @@ _RECIPES = (
     "mixtral_tiny",
 )
 
+# Modules that are attributes of NeMo's collection too.
+_MODULES = {"peft": "peft", "recipes": "recipes", "adam": "recipes.optim.adam"}
+
+_finder.activate()
+
 __all__ = ["__version__", *_PUBLIC, *_RECIPES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
@@ -103,8 +109,14 @@ def __getattr__(name: str) -> Any:
         value = _load(name)
     elif name in _RECIPES:
         value = importlib.import_module(f"{__name__}.recipes.{name}")
-    else:
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:
+        from mixtral_recipes.settings.nemo.modules import attribute
+
+        value = attribute("collections.llm", name, alone=True)
     globals()[name] = value
     return value
 

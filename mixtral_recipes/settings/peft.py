@@ -112,3 +112,7 @@ def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
     kind = {"LoRA": LoRA, "DoRA": DoRA}[recorded["class"]]
     known = {f.name for f in fields(kind)} - {"lora_dtype"}
     return kind(**{name: value for name, value in recorded.items() if name in known})
+
+
+# NeMo's names of the schemes.
+PEFT_STR2CLS: dict[str, type[LoRA]] = {"LoRA": LoRA, "lora": LoRA, "DoRA": DoRA, "dora": DoRA}

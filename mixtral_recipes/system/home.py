@@ -36,3 +36,10 @@ def jobs_home() -> Path:
 def _folder(variable: str, default: Path) -> Path:
     """A variable's folder, absolute: jobs start elsewhere, and a ``~`` in sbatch or YAML meets no shell."""
     return Path(os.environ.get(variable) or default).expanduser().absolute()
+
+
+def __getattr__(name: str) -> Path:
+    """NeMo's name for `home`."""
+    if name == "DEFAULT_NEMO_CACHE_HOME":
+        return home()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixtral_recipes.errors import nearest
-from mixtral_recipes.settings.conformity import default
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: s
         return f"{path}: {', '.join(unknown)} has no effect.{nearest(unknown[0], rule.known)}" if unknown else None
     if not isinstance(rule, Ignored):
         return None
+    from mixtral_recipes.settings.conformity import default
+
     silent = [default(target, name), *rule.quiet]
     silent += [rule.nemo[task]] if task in rule.nemo else []
     if rule.beside is not None:
