@@ -1,6 +1,5 @@
 """Hugging Face -> Megatron: any Mixtral folder or Hub repository into a torch_dist checkpoint, streamed."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
-from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import publish, write_manifest
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
@@ -18,17 +16,18 @@ from mixtral_recipes.checkpoints.lineage.links import source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.convert import kept
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.system.files import write_json
-from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.system.ranks import first, first_holds, joined, rank_and_size, shared
+from mixtral_recipes.system.remembered import settled_state
 
 if TYPE_CHECKING:
     from mixtral_recipes.checkpoints.format.writer import WrittenFile
@@ -49,9 +48,10 @@ def import_checkpoint(
 ) -> Path:
     """Convert a Hugging Face Mixtral into a Megatron checkpoint that loads at any parallel layout.
 
-    Without ``output`` the result is kept under `models_home`, keyed by the source's revision or content, and
-    the same source is converted once: a second call, or a second process, gets the first one's result. Under torchrun,
-    or where torch.distributed is initialised, all processes must call this together and share the work.
+    Without ``output`` the result is kept under `models_home`, and the same source is converted once: a second call, or
+    a second process, gets the first one's result, if the source's revision or content says that it is the same
+    (`kept`). Under torchrun, or where torch.distributed is initialised, all processes must call this together and share
+    the work.
 
     Args:
         source: ``hf://org/name[@revision]``, or a model folder.
@@ -76,13 +76,18 @@ def import_checkpoint(
         if accept is not None:
             accept(opened)
         left_behind = origin.pop("left_behind", []) or opened.left_behind
-        final = Path(os.path.abspath(output)) if output else _kept_at(opened, origin, wanted)
-        with first_holds(lambda: held(final), group):
-            if output is None and not overwrite and first(lambda: _is_finished(final), group):
+        place = Path(os.path.abspath(output)) if output else kept.place_of(opened, origin, wanted)
+        with first_holds(lambda: held(place), group):
+            final, there = (place, False) if output else first(lambda: kept.find(place, opened, origin), group)
+            if there and not overwrite:
                 return final
+            overwrite = overwrite or output is None  # of what is kept, only a damaged one is still there
+            before = settled_state(opened.weights)
             with first_holds(lambda: publish(final, overwrite=overwrite), group) as staging:
                 job = _Import(opened, origin, left_behind, wanted, staging, group)
                 job.run(threads or io_threads(rank_and_size()[1]), progress=progress)
+            if output is None:
+                first(lambda: kept.note(final, opened, since=before), group)
     return final
 
 
@@ -104,31 +109,6 @@ def fetch(source: str, *, progress: bool) -> tuple[Path, dict[str, Any]]:
 
     folder, commit, left_behind = download(where, progress=progress)
     return folder, {"id": f"hf://{where.repo}", "revision": commit, "left_behind": left_behind}
-
-
-def _kept_at(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
-    """The folder of a source's import: the same for the same revision or content, and for nothing else."""
-    suffix = f"-{TORCH_NAMES[dtype]}" if dtype else ""
-    if "id" in origin:
-        repo = origin["id"].removeprefix("hf://")
-        return models_home() / f"{repo}@{origin['revision'][:12]}{suffix}"
-    return models_home() / "local" / f"{source.folder.name}@{_content_key(source)}{suffix}"
-
-
-def _content_key(source: Source) -> str:
-    """Identify a folder's content without reading the weights: by their sizes and times, and the small files' bytes."""
-    digest = hashlib.sha256()
-    for path in source.sidecars:
-        name = path.relative_to(source.beside or source.folder).as_posix()
-        digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    for path in source.weights:
-        status = os.stat(path)
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:12]
-
-
-def _is_finished(final: Path) -> bool:
-    return (final / MANIFEST).is_file() and read_manifest(final)["kind"] == "model"
 
 
 @dataclass

@@ -8,8 +8,9 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
-from mixtral_recipes.importers.hf.source import Source, open_source
+from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import canonical_shapes
+from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.system.machine import io_threads
 
 
@@ -31,7 +32,7 @@ def tensors_of(
     Raises:
         CheckpointError: the folder is not a whole model.
     """
-    source = open_source(folder)
+    source = open_model(folder)
     shapes = canonical_shapes(source.dims)
     wanted = {name: (dtypes or {}).get(name, source.tensors[name].dtype) for name in shapes}
     found = {name: {"dtype": wanted[name], "shape": list(shape)} for name, shape in shapes.items()}

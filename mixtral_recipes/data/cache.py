@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.system.files import replacing_folder, sha256, write_text
+from mixtral_recipes.system import remembered as answers
+from mixtral_recipes.system.files import replacing_folder, sha256, write_json
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
+_MADE_FROM, _CONTENTS = "made_from.json", "contents.json"
 _SAMPLED_ABOVE = 1 << 30
 _SAMPLES, _SAMPLE_BYTES = 256, 1 << 20
 
@@ -23,42 +26,60 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
         build: Fills an empty folder; what it leaves when it fails is removed.
 
     Returns:
-        A folder that is complete. It carries ``made_from.json``.
+        A folder that is complete, and whose files are as they were made: one that is damaged is made again. It carries
+        ``made_from.json`` and the hashes of its files.
     """
     text = json.dumps(made_from, sort_keys=True, default=str)
     folder = data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
-    if folder.is_dir():
+    if folder.is_dir() and _damage_of(folder, text) is None:
         return folder
     with held(folder):
-        if not folder.is_dir():
-            with replacing_folder(folder) as staging:
-                build(staging)
-                (staging / "made_from.json").write_text(text)
+        if folder.is_dir():
+            damage = _damage_of(folder, text)
+            if damage is None:
+                return folder
+            print(f"data: {folder} is made again: {damage}", file=sys.stderr)
+        with replacing_folder(folder) as staging:
+            build(staging)
+            (staging / _MADE_FROM).write_text(text)
+            write_json(staging / _CONTENTS, _contents_of(staging))
     return folder
 
 
+def _damage_of(folder: Path, made_from: str) -> str | None:
+    """What in a prepared folder is not as it was made; None where all is."""
+    try:
+        if (folder / _MADE_FROM).read_text() != made_from:
+            return f"{_MADE_FROM} names something else"
+        recorded = json.loads((folder / _CONTENTS).read_text())
+        for name, digest in recorded.items():
+            if sampled_hash(folder / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"it cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def _contents_of(folder: Path) -> dict[str, str]:
+    """Relative path -> hash of every file in a folder that was made just now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sampled_hash(path) for path in files}
+
+
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, remembered for as long as its size and time of change stay the same."""
+    """SHA-256 of a file's bytes, read when it may have changed."""
     return remembered("hashes", path, sha256)
 
 
 def remembered(kind: str, path: Path, look: Callable[[Path], str]) -> str:
-    """What reading a whole file told, for as long as its size and time of change stay the same.
+    """What reading a whole file told, for as long as it cannot have changed.
 
     Args:
         kind: A folder name under `data_home`.
         path: The file.
         look: Reads it, in the first process that asks.
     """
-    stat = path.stat()
-    identity = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    memo = data_home() / kind / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if memo.is_file():
-        return memo.read_text()
-    with held(memo):
-        if not memo.is_file():
-            write_text(memo, look(path))
-    return memo.read_text()
+    return answers.remembered(data_home() / kind, [path], "", lambda: look(path))
 
 
 def sampled_hash(path: Path) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.files import replacing, sync_file, write_json
+from mixtral_recipes.system.remembered import state_of
 
 # Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
 _HEADER = b"MMIDIDX\x00\x00"
@@ -165,9 +166,8 @@ def prepare_corpus(
 
 def _plan_hash(parts: list[TextPart], encoder: Encoder) -> str:
     """Names the staging folder: other input, other tokenizer or other cuts never meet in one."""
-    files = {part.path for part in parts}
-    stats = sorted((str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    plan = [_FORMAT, stats, [dataclasses.astuple(part)[1:] for part in parts], encoder.fingerprint()]
+    files = sorted({part.path for part in parts})
+    plan = [_FORMAT, state_of(files), [dataclasses.astuple(part)[1:] for part in parts], encoder.fingerprint()]
     return hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()[:12]
 
 

@@ -20,6 +20,7 @@ from mixtral_recipes.checkpoints.lineage.identity import (
 from mixtral_recipes.checkpoints.lineage.links import mismatch
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import sha256
 
 # ok: as recorded. wrong: something else, or damaged. absent: nothing is there. named: a commit names the content.
 State = Literal["ok", "wrong", "absent", "named"]
@@ -140,12 +141,21 @@ class Follower:
         small = mismatch(record.identity, _small(folder), tokenizer=True)
         if small:
             return small
-        if record.tensors and hash_of_tensors(record.tensors) != record.identity.weights:
+        if not record.tensors:
+            return self._adapters_problem(folder, record)
+        if hash_of_tensors(record.tensors) != record.identity.weights:
             return f"its {records.NAME} contradicts itself about the weights"
         found = self.read_tensors(folder, self.hashes, None)
         if self.hashes:
             return mismatch(record.identity, Identity(hash_of_tensors(found)))
-        return _other_shapes(found, record.tensors) if record.tensors else None
+        return _other_shapes(found, record.tensors)
+
+    def _adapters_problem(self, folder: Path, record: Lineage) -> str | None:
+        """Exported adapters are one file, known by its hash."""
+        files = sorted(folder.glob("*.safetensors"))
+        if len(files) != 1:
+            return f"it holds {len(files)} safetensors files, and adapters are one"
+        return mismatch(record.identity, Identity(sha256(files[0]))) if self.hashes else None
 
     def _source_problem(self, folder: Path, recorded: Lineage, child: _Child) -> str | None:
         """Compare a Hugging Face folder with what was imported from it."""
