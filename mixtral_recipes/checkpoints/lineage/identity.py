@@ -18,6 +18,7 @@ from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
 
+_CONFIGS = ("config.json", "params.json")
 # Fields of config.json that do not decide what the model computes.
 _PASSING = frozenset(
     ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
@@ -32,7 +33,7 @@ class Identity:
     Attributes:
         weights: Of the sorted (name, dtype, shape, hash) of the tensors under Hugging Face's names; of the sorted
             (name, size, hash) of the files under ``weights/`` where tensors have no hashes (what training writes).
-        config: Of config.json's fields, without those that do not decide what is computed.
+        config: Of config.json's fields (in Mistral's own format, params.json's), without those that do not decide what is computed.
         tokenizer: Of the sorted (name, hash) of the tokenizer's files, chat templates included.
     """
 
@@ -80,13 +81,13 @@ def hash_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def hash_of_config(folder: Path) -> str | None:
-    """``Identity.config`` of a folder; None without a config.json.
+    """``Identity.config`` of a folder; None without a config.json (or, in Mistral's own format, params.json).
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    path = folder / "config.json"
-    if not path.is_file():
+    path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
+    if path is None:
         return None
     try:
         fields = json.loads(path.read_text())
