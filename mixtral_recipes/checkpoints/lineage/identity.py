@@ -33,7 +33,8 @@ class Identity:
     Attributes:
         weights: Of the sorted (name, dtype, shape, hash) of the tensors under Hugging Face's names; of the sorted
             (name, size, hash) of the files under ``weights/`` where tensors have no hashes (what training writes).
-        config: Of config.json's fields (in Mistral's own format, params.json's), without those that do not decide what is computed.
+        config: Of config.json's fields (in Mistral's own format, params.json's), without those that do not decide what
+            is computed.
         tokenizer: Of the sorted (name, hash) of the tokenizer's files, chat templates included.
     """
 
