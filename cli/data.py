@@ -18,6 +18,10 @@ app = App("Prepare a corpus, check a data set, show what is learned.")
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="What `finetune --data` would get: file, folder or Hub id.")]
 SeqLength = Annotated[int, typer.Option("--seq-length", metavar="N", min=8, help="Positions a sample may take.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the run: data.learn=last data.on_bad_record=skip"),
+]
 TOKENIZER = typer.Option(
     "--tokenizer",
     metavar="NAME",
@@ -87,6 +91,7 @@ def _package_paths(inputs: list[Path]) -> list[str]:
 def check(
     *,
     data: Data,
+    settings: Settings = None,
     tokenizer: Annotated[str | None, TOKENIZER] = None,
     seq_length: SeqLength = 2048,
     show_all: Annotated[bool, typer.Option("--all", help="Name every finding, not the first five of a kind.")] = False,
@@ -95,7 +100,7 @@ def check(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look every record over: unusable ones by line, lengths, truncation, duplicates."""
+    """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
     from mixtral_recipes.data.check.check import check as check_data
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -104,9 +109,10 @@ def check(
 
     recognized = recognize(data)
     note(recognized.description)
+    wanted = _settings(recognized, settings)
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     with progress_bar("checking", None, unit="records") as advance:
-        report = check_data(recognized, loaded, seq_length=seq_length, progress=advance)
+        report = check_data(recognized, loaded, seq_length=seq_length, settings=wanted, progress=advance)
     _print_report(report, seq_length, limit=None if show_all else 5)
     if png:
         from mixtral_recipes.data.check.histogram import save_png
@@ -115,7 +121,7 @@ def check(
         note(f"histogram: {png}")
     if json:
         print_json(_as_json(report, recognized))
-    if report.errors:
+    if report.errors and not (wanted.get("on_bad_record") == "skip" and report.usable):
         raise DataError(f"{data}: {report.errors} record(s) cannot be used; they are named above.")
 
 
@@ -123,6 +129,7 @@ def check(
 def show(
     *,
     data: Data,
+    settings: Settings = None,
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Samples.")] = 3,
     seq_length: SeqLength = 2048,
@@ -141,7 +148,7 @@ def show(
     recognized = recognize(data)
     note(recognized.description)
     loaded = load_tokenizer(tokenizer)
-    sets: dict[str, Any] = recognized.module_class(**recognized.kwargs, seq_length=seq_length).datasets(loaded)
+    sets: dict[str, Any] = recognized.module(seq_length=seq_length, **_settings(recognized, settings)).datasets(loaded)
     if split not in sets:
         raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
     out = console()
@@ -155,6 +162,27 @@ def show(
         shown.append({"tokens": item["tokens"].tolist(), "learned": [bool(x) for x in item["loss_mask"]]})
     if json:
         print_json({"split": split, "samples": shown})
+
+
+def _takes_data(data: Any) -> None:
+    """What settings of data are written for: something that has data."""
+
+
+def _settings(recognized: "Recognized", texts: list[str] | None) -> dict[str, Any]:
+    """Settings of a data module, written as a run takes them."""
+    if not texts:
+        return {}
+    import nemo_run as run
+
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.overrides import paths
+
+    for text in texts:
+        if not text.startswith("data."):
+            raise RecipeError(f"{text!r} is not a setting of the data; write data.NAME=VALUE.")
+    module = run.Config(recognized.module_class, **recognized.kwargs)
+    paths.apply(run.Partial(_takes_data, data=module), texts)
+    return {str(name): value for name, value in module.__arguments__.items()}
 
 
 def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
@@ -185,6 +213,11 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
     if report.counts:
         counts = [(level, kind, f"{number:,}") for (level, kind), number in sorted(report.counts.items())]
         print_table(table(("level", "what", "records"), counts))
+    for split, tally in report.tallies.items():
+        if report.unit == "tokens":
+            out.print(f"{split}: {'; '.join(tally.sentences(seq_length))}", markup=False, soft_wrap=True)
+        elif tally.unused:
+            out.print(f"{split}: {list(tally.sentences(seq_length))[-1]}", markup=False, soft_wrap=True)
     titles = ("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
     rows: list[tuple[str, ...]] = []
     for split, lengths in report.lengths.items():
@@ -208,6 +241,7 @@ def _as_json(report: "Report", recognized: "Recognized") -> dict[str, Any]:
         "kind": recognized.kind,
         "module": recognized.module_class.__name__,
         "records": report.records,
+        "splits": {split: tally.as_dict() for split, tally in report.tallies.items()},
         "errors": report.errors,
         "findings": {f"{level}: {kind}": count for (level, kind), count in report.counts.items()},
         "named": [finding._asdict() for finding in report.findings],

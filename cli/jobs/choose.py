@@ -100,6 +100,8 @@ def prepare(options: JobOptions) -> Job:
         recipe.data, taken_for = _data(options.chosen.data, recipe.data)
         notes.append(f"Data: {taken_for}.")
     _change(recipe, options)
+    if options.chosen.data is not None:
+        _read_through(recipe.data)
     name = options.place.name or recipe.log.name
     if name in (None, "default"):
         name = f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
@@ -164,19 +166,24 @@ def _change(recipe: Any, options: JobOptions) -> None:
 
 
 def _data(spec: str, replaced: Any) -> tuple[Any, str]:
-    """A configuration of the module that reads a data set, with the batch of the one it replaces, and what it found.
-
-    Files are read through: better a broken record now than in a job that waited for its turn.
-    """
+    """A configuration of the module that reads a data set, with the batch of the one it replaces, and what it found."""
     import nemo_run as run
 
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.overrides.paths import with_batch_of
 
     found = recognize(spec)
-    if found.source is not None and found.source.files:
-        found.module_class(**found.kwargs).check_records()
     return with_batch_of(replaced, run.Config(found.module_class, **found.kwargs)), found.description
+
+
+def _read_through(data: Any) -> None:
+    """Read the records with the settings of the run: better a broken one now than in a job that waited its turn."""
+    import fiddle as fdl
+
+    module: Any = fdl.build(data)
+    pipeline = module.pipeline()
+    if pipeline is not None and pipeline.source.files:
+        pipeline.check()
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:

@@ -2,31 +2,28 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
 from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.forms import Form, form_of, pair_names
 from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.parse import SUFFIXES
+from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.squad import questions_of
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError
 
-# Names people give to prompts and answers, most telling first.
-PAIR_COLUMNS = (
-    ("input", "output"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("source", "target"),
-)
 _LOOKED_AT = 20
+_PREFERENCE = (
+    "preference pairs (an answer that was chosen and one that was rejected, or answers with a label); learning from "
+    "them takes a preference loss (DPO, KTO), which these recipes do not have. To fine-tune on the chosen answers, "
+    "write them to a file with `messages`, or with `input` and `output`."
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Recognized:
         kwargs: Arguments that make that module read it.
         description: One line for the user.
         kind: ``squad``, ``chat``, ``pairs``, ``text`` or ``corpus``.
+        source: Its splits, where it is made of records.
+        files: Its files, where it is plain text.
     """
 
     module_class: type
@@ -45,6 +44,11 @@ class Recognized:
     description: str
     kind: str
     source: Source | None = field(default=None, repr=False)
+    files: Sequence[Path] = field(default=(), repr=False)
+
+    def module(self, **settings: Any) -> Any:
+        """Its data module, with further settings."""
+        return self.module_class(**{**self.kwargs, **settings})
 
 
 def recognize(spec: str | Path) -> Recognized:
@@ -65,7 +69,7 @@ def recognize(spec: str | Path) -> Recognized:
     if corpus_at(path) is not None:
         return _pretraining(spec, "an indexed corpus (.bin and .idx)", "corpus", None)
     if path.is_file() and suffix_of(path) in PLAIN_TEXT:
-        return _pretraining(spec, "plain text, documents between blank lines", "text", None)
+        return _pretraining(spec, "plain text, documents between blank lines", "text", None, [path])
     return _in_folder(spec, path) if path.is_dir() else _by_records(spec, open_source(spec))
 
 
@@ -77,7 +81,7 @@ def _in_folder(spec: str | Path, folder: Path) -> Recognized:
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
     if all(suffix_of(file) in PLAIN_TEXT for file in every):
-        return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None)
+        return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None, every)
     try:
         return _by_records(spec, open_source(spec))
     except DataError:
@@ -97,58 +101,60 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     records = [r.value for r in itertools.islice(source.records("train", bad), _LOOKED_AT)]
     if not records:
         raise errors[0] if errors else DataError(f"{spec}: no records.")
-    counts = Counter(name for record in records for name in record)
-    names = [name for name, count in counts.items() if 2 * count > len(records)]  # a few bad records change nothing
     root = _stable(spec)
     size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
-    if {"context", "question", "answers"} <= set(names) or "paragraphs" in names:
-        from mixtral_recipes.data.modules.squad import SquadDataModule
+    # A few records of another form, or bad ones, change nothing.
+    form, count = Counter(map(form_of, records)).most_common(1)[0]
+    if form is None or 2 * count < len(records):
+        raise DataError(f"{spec}: {_unknown(records)}")
+    if form is Form.preference:
+        raise DataError(f"{spec}: {_PREFERENCE}")
+    if form is Form.squad:
+        from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
 
-        return Recognized(SquadDataModule, {"dataset_root": root}, f"{spec}: SQuAD, {size}", "squad", source)
-    typical = next(record for record in records if set(names) <= set(record))
-    shape = _chat_shape(typical, names)
-    if shape:
-        from mixtral_recipes.data.modules.chat import ChatDataModule
-
-        told = f"{spec}: conversations ({shape}), {size}, loss on the assistant's turns"
-        return Recognized(ChatDataModule, {"dataset_root": root}, told, "chat", source)
-    for prompt, answer in PAIR_COLUMNS:
-        if prompt in names and answer in names:
-            from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
-
-            columns = {k: v for k, v in (("input", prompt), ("output", answer)) if k != v}
-            kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
-            told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
-            return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
-    if "text" in names and isinstance(typical["text"], str):
+        told = f"{spec}: SQuAD, {size}"
+        if any(not q.answers for value in records for q, _ in questions_of(Record(value, str(spec)), bad)):
+            told += f", unanswerable questions are learned as {NO_ANSWER!r} (data.no_answer)"
+        return Recognized(SquadDataModule, {"dataset_root": root}, told, "squad", source)
+    if form is Form.text:
         return _pretraining(spec, f"documents (text), {size}, loss on every token", "text", source)
+    beside = any(record.get(name) for record in records for name in ("system", "system_prompt", "tools", "functions"))
+    if form is Form.pairs and not beside:
+        from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+
+        names = Counter(map(pair_names, records))
+        prompt, answer = next(pair for pair, _ in names.most_common() if pair)
+        columns = {k: v for k, v in (("input", prompt), ("output", answer)) if k != v}
+        kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": columns} if columns else {})
+        told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
+        return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
+    from mixtral_recipes.data.modules.chat import ChatDataModule
+
+    learned = "the completion only" if form is Form.prompt_completion else "all of the assistant's turns"
+    told = f"{spec}: conversations ({form}), {size}, loss on {learned} (data.learn)"
+    return Recognized(ChatDataModule, {"dataset_root": root}, told, "chat", source)
+
+
+def _unknown(records: list[dict[str, Any]]) -> str:
+    counts = Counter(name for record in records for name, value in record.items() if value is not None)
+    names = [name for name, count in counts.items() if 2 * count >= len(records)]
     known = "; ".join(
-        ("context, question, answers", "messages", "conversations", "instruction, output", "input, output")
+        ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )
-    raise DataError(
-        f"{spec}: records have {', '.join(names) or 'no field in common'}, which is no known form ({known}); name the "
-        "fields with FineTuningDataModule's columns={'input': ..., 'output': ...}."
+    return (
+        f"records have {', '.join(map(str, names)) or 'no field in common'}, which is no known form ({known}); name "
+        "the fields with FineTuningDataModule's columns={'input': ..., 'output': ...}."
     )
 
 
-def _chat_shape(record: dict[str, Any], names: list[str]) -> str | None:
-    if "messages" in names:
-        return "messages"
-    if "conversations" in names:
-        return "sharegpt"
-    if "instruction" in names and "output" in names:
-        return "alpaca"
-    if isinstance(record.get("prompt"), list) and "completion" in names:
-        return "prompt and completion messages"
-    return None
-
-
-def _pretraining(spec: str | Path, what: str, kind: str, source: Source | None) -> Recognized:
+def _pretraining(
+    spec: str | Path, what: str, kind: str, source: Source | None, files: Sequence[Path] = ()
+) -> Recognized:
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 
     on_hub = source is not None and bool(source.hub) and not str(spec).startswith(HUB)
     kwargs = {"paths": [f"{HUB}{spec}" if on_hub else _stable(spec)], "split": "95,5,0"}
-    return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source)
+    return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source, files)
 
 
 def _stable(spec: str | Path) -> str:

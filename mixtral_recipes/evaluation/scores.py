@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.modules.squad import Question, SquadDataModule
+from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
+from mixtral_recipes.data.records.squad import Question
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.evaluation.generation import generate
+from mixtral_recipes.evaluation.squad_scores import normalized, squad_scores
 
 
 def held_out_questions(data: str | Path | None, limit: int | None = None) -> list[Question]:
@@ -19,7 +21,7 @@ def held_out_questions(data: str | Path | None, limit: int | None = None) -> lis
     Raises:
         DataError: the source has no validation questions.
     """
-    _, questions = SquadDataModule(dataset_root=data).questions()
+    questions = list(SquadDataModule(dataset_root=data).questions("validation"))
     if not questions:
         raise DataError(f"{data}: no held-out questions: the file has a single passage.")
     if limit is None or len(questions) <= limit:
@@ -34,6 +36,7 @@ def evaluate_squad(
     limit: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
+    no_answer: str = NO_ANSWER,
 ) -> dict[str, Any]:
     """Exact match and F1 of greedily generated answers to held-out questions.
 
@@ -43,11 +46,13 @@ def evaluate_squad(
         limit: The maximum number of questions.
         batch_size: Questions generated together.
         max_new_tokens: Longest answer.
+        no_answer: The answer that says there is none (SQuAD 2.0).
 
     Returns:
         ``exact_match`` and ``f1`` in percent, ``exact_match_of_first_line`` (what the former would be if the model
         were cut off at its first line break: a base model may find the answer and not stop), ``count``, and
-        ``predictions`` by question id.
+        ``predictions`` by question id. Where questions are unanswerable, also the scores `squad_scores` gives of either
+        kind.
 
     Raises:
         CheckpointError: the folder cannot be loaded.
@@ -55,22 +60,17 @@ def evaluate_squad(
     """
     questions = held_out_questions(data, limit)
     answers = list(generate(model_folder, [q.prompt() for q in questions], batch_size, max_new_tokens))
-    whole = _scores(questions, answers)
-    first_lines = _scores(questions, [answer.split("\n")[0] for answer in answers])
+    whole = _scores(questions, answers, no_answer)
+    first_lines = _scores(questions, [answer.split("\n")[0] for answer in answers], no_answer)
     return {
-        "exact_match": whole["exact_match"],
-        "f1": whole["f1"],
+        **whole,
         "exact_match_of_first_line": first_lines["exact_match"],
         "count": len(questions),
         "predictions": {q.id: answer for q, answer in zip(questions, answers, strict=True)},
     }
 
 
-def _scores(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """SQuAD's exact match and F1, in percent."""
-    from torchmetrics.functional.text import squad
-
-    predicted = [{"id": q.id, "prediction_text": answer} for q, answer in zip(questions, answers, strict=True)]
-    expected = [{"id": q.id, "answers": {"text": q.answers, "answer_start": [0] * len(q.answers)}} for q in questions]
-    scores = squad(predicted, expected)  # pyright: ignore[reportArgumentType]
-    return {name: round(float(value), 2) for name, value in scores.items()}
+def _scores(questions: Sequence[Question], answers: Sequence[str], no_answer: str) -> dict[str, float]:
+    """SQuAD's scores; the words that say there is no answer count as none."""
+    said = ["" if normalized(answer) == normalized(no_answer) else answer for answer in answers]
+    return squad_scores(said, [question.answers for question in questions])

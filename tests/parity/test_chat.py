@@ -1,6 +1,7 @@
 """Chat encoding against mistral-common's tokens and transformers' assistant mask, on random conversations."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.data.modules.chat import ChatEncoder
-from mixtral_recipes.data.records.conversations import Message
+from mixtral_recipes.data.records.chat_encoder import ChatEncoder
+from mixtral_recipes.data.records.conversations import Message, conversation
+from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.tokenizers import load_tokenizer
 
 mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed")
@@ -36,6 +38,49 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     for _ in range(draw(st.integers(1, 3))):
         messages += [{"role": "user", "content": draw(contents)}, {"role": "assistant", "content": draw(contents)}]
     return messages
+
+
+names = st.text("abcdefgh_", min_size=1, max_size=8)
+values = st.recursive(
+    st.booleans() | st.integers(-5, 5) | contents,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=2),
+)
+arguments = st.dictionaries(names, values, max_size=2)
+tools = st.builds(
+    lambda name, description, fields: {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": description,
+            "parameters": {"type": "object", "properties": {field: {"type": "string"} for field in fields}},
+        },
+    },
+    names,
+    contents,
+    st.lists(names, max_size=2),
+)
+
+
+@st.composite
+def weighted(draw: st.DrawFn, *, calls: bool) -> dict[str, Any]:
+    """A record in OpenAI's form: weights, a system prompt, and, where they are wanted, tools, calls and results."""
+    messages = draw(conversations())
+    record: dict[str, Any] = {"messages": []}
+    for message in messages:
+        if message["role"] == "assistant":
+            if calls and draw(st.booleans()):
+                ids = draw(st.lists(st.text("abcXYZ019", min_size=9, max_size=9), min_size=1, max_size=2, unique=True))
+                said = [{"name": draw(names), "arguments": json.dumps(draw(arguments))} for _ in ids]
+                made = [{"id": i, "type": "function", "function": f} for i, f in zip(ids, said, strict=True)]
+                record["messages"].append({"role": "assistant", "tool_calls": made, "weight": draw(st.integers(0, 1))})
+                for i in ids:
+                    result = draw(st.one_of(contents, arguments.map(json.dumps)))
+                    record["messages"].append({"role": "tool", "tool_call_id": i, "content": result})
+            message = {**message, "weight": draw(st.integers(0, 1))}
+        record["messages"].append(message)
+    if calls:
+        record["tools"] = draw(st.lists(tools, max_size=2))
+    return record
 
 
 def package_file(name: str) -> Path:
@@ -68,6 +113,42 @@ def test_tokens_are_mistral_commons(tokenizer: Any, mistral: Any, messages: list
     request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(messages))
     expected = mistral.encode_chat_completion(request).tokens
     assert ChatEncoder(tokenizer).encode(messages).tokens == expected
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_tokens_and_masks_of_weights_tools_and_systems(
+    tokenizer: Any, mistral: Any, name: str, data: st.DataObject
+) -> None:
+    """Token by token mistral-common's; learned are the turns of weight 1, found from the tokens of each turn."""
+    from mistral_common.protocol.instruct.messages import AssistantMessage
+    from mistral_common.protocol.instruct.normalize import InstructRequestNormalizer
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    record = data.draw(weighted(calls="22b" in name))
+    plain = [{k: v for k, v in message.items() if k != "weight"} for message in record["messages"]]
+    request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(plain), tools=record.get("tools") or None)
+    expected = mistral.encode_chat_completion(request).tokens
+    encoded = ChatEncoder(tokenizer).encode(conversation(Record(record, "x:1")))
+    assert encoded.tokens == expected
+    inner = mistral.instruct_tokenizer
+    normal = InstructRequestNormalizer.normalizer().from_chat_completion_request(request)
+    turns = [inner.encode_assistant_message(m, False) for m in normal.messages if isinstance(m, AssistantMessage)]
+    weights = [message["weight"] for message in record["messages"] if message["role"] == "assistant"]
+    at, mask = 0, [False] * len(expected)
+    for tokens, weight in zip(turns, weights, strict=True):
+        while expected[at : at + len(tokens)] != tokens or not _begins(expected, at, inner):
+            at += 1
+        mask[at : at + len(tokens)] = [bool(weight)] * len(tokens)
+        at += len(tokens)
+    assert encoded.learned == mask
+
+
+def _begins(tokens: list[int], at: int, inner: Any) -> bool:
+    """Whether an assistant's turn may begin here: behind the end of a user's turn or of a tool's result."""
+    if hasattr(inner, "END_INST"):
+        return tokens[at - 1] in (inner.END_INST, inner.END_TOOL_RESULTS)
+    return inner.tokenizer.decode(tokens[:at]).endswith("[/INST]")
 
 
 @EXAMPLES

@@ -5,22 +5,22 @@ meant.
 """
 
 import hashlib
+import itertools
+import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixtral_recipes.data.batches.samples import Encoded
+from mixtral_recipes.data.batches.fit import Encoded, Fitted, Tally
+from mixtral_recipes.data.modules.pipeline import Example, Outcome, RecordPipeline, count_fields
 from mixtral_recipes.data.recognise import Recognized
-from mixtral_recipes.data.records.conversations import conversation
-from mixtral_recipes.data.records.open import open_source
-from mixtral_recipes.data.records.pairs import Pair, PairEncoder, PairTemplate, text_of
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.text_parts import TextPart, documents
 from mixtral_recipes.errors import DataError
 
@@ -51,26 +51,44 @@ class Report:
     """What `check` found.
 
     Attributes:
-        records: Records per split.
+        tallies: What becomes of the records, per split.
         counts: Findings per (level, kind).
         findings: The first `KEPT_PER_KIND` of each kind.
         lengths: Tokens per sample (characters, without a tokenizer) per split.
-        learned: Label tokens of all samples.
         unit: ``tokens`` or ``characters``.
+        unusable: Records that cannot be used.
     """
 
-    records: dict[str, int] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
-    learned: int = 0
     unit: str = "tokens"
+    unusable: int = 0
 
     def add(self, level: str, kind: str, where: str, detail: str = "") -> None:
         """Note a finding."""
         self.counts[level, kind] += 1
         if self.counts[level, kind] <= KEPT_PER_KIND:
             self.findings.append(Finding(level, kind, where, detail))
+
+    def bad(self, error: DataError, record: Any = None) -> None:
+        """Note a record that cannot be used; its message begins with its place."""
+        self.unusable += 1
+        text = str(error).rstrip(".")
+        match = _PLACE.match(text)
+        where = match[0] if match else text
+        self.add("error", "unusable", where, text[len(where) :].lstrip(": "))
+
+    @property
+    def records(self) -> dict[str, int]:
+        """Usable records per split."""
+        return {split: tally.records for split, tally in self.tallies.items()}
+
+    @property
+    def usable(self) -> bool:
+        """Whether every split has a record that can be used."""
+        return all(tally.samples for tally in self.tallies.values())
 
     @property
     def errors(self) -> int:
@@ -79,12 +97,13 @@ class Report:
 
 
 class Item(NamedTuple):
-    """A usable record: what distinguishes it from others, and what is tokenized."""
+    """A usable record: what distinguishes it from others, and what became of it."""
 
-    prompt: str
-    answer: str
+    asked: list[str]
+    learned: list[str]
     where: Any
-    content: Any
+    tokens: int
+    fitted: Fitted
 
 
 def check(
@@ -92,175 +111,145 @@ def check(
     tokenizer: Any = None,
     *,
     seq_length: int = 2048,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Report:
-    """Check every record of a data set.
+    """Check every record of a data set, the way a run would take it.
 
     Args:
         recognized: The data set, as `recognize` found it.
-        tokenizer: Measures lengths in tokens; None measures characters.
+        tokenizer: Measures lengths in tokens; None measures characters, and cuts nothing.
         seq_length: Positions a sample may take.
+        settings: Settings of its data module that a run would have.
         progress: Called with the number of records looked at since the last call.
     """
+    if recognized.kind == "corpus":
+        raise DataError("an indexed corpus holds tokens already; check the text it was prepared from.")
     report = Report(unit="tokens" if tokenizer is not None else "characters")
-    reader = _Reader(recognized, tokenizer, report)
+    module = recognized.module(seq_length=seq_length, **(settings or {}))
+    pipeline = module.pipeline()
+    reader = _Records(pipeline, tokenizer, report) if pipeline else _Documents(recognized, tokenizer, report)
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special] if tokenizer else ["</s>"]
+    look = _Look(report, re.compile("|".join(map(re.escape, special)) or "(?!)"), recognized.kind == "pairs")
     seen = _Seen()
     for split in reader.splits:
-        report.records[split] = 0
         sizes = array("i")
-        for items in _batches(reader.items(split)):
-            report.records[split] += len(items)
-            for item in items:
-                reader.look(item)
-                seen.add(split, item)
-            for item, encoded in zip(items, reader.encode(items), strict=True):
-                sizes.append(len(encoded.tokens))
-                _look_at_length(report, item, encoded, seq_length, reader.keep_end)
-            progress(len(items))
+        for item in reader.items(split):
+            look(item)
+            seen.add(split, item)
+            sizes.append(item.tokens)
+            progress(1)
         report.lengths[split] = np.frombuffer(sizes, np.int32) if len(sizes) else np.empty(0, np.int32)
-        if not report.records[split]:
+        if not report.tallies[split].records:
             report.add("error", "no usable record", f"{split} split")
     seen.report(report)
     return report
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+class _Records:
+    """What becomes of the records of a data module."""
 
-
-class _Reader:
-    """Reads, normalises and tokenizes the records of one kind of data set."""
-
-    def __init__(self, recognized: Recognized, tokenizer: Any, report: Report) -> None:
-        if recognized.kind == "corpus":
-            raise DataError("an indexed corpus holds tokens already; check the text it was prepared from.")
-        self.recognized = recognized
-        self.report = report
-        self.keep_end = recognized.kind != "chat"
+    def __init__(self, pipeline: RecordPipeline, tokenizer: Any, report: Report) -> None:
+        # A bad record is named here, whatever a run would do with it.
+        self.pipeline = replace(pipeline, on_bad_record="skip")
         self.tokenizer = tokenizer
-        special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special] if tokenizer else ["</s>"]
-        self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
-        self._names: frozenset[str] | None = None
-        if recognized.kind == "chat":
-            from mixtral_recipes.data.modules.chat import ChatEncoder
-
-            self._chat = ChatEncoder(tokenizer) if tokenizer else None
-        self._pairs = PairEncoder(tokenizer) if tokenizer else None
-
-    @property
-    def splits(self) -> list[str]:
-        return self.recognized.source.splits if self.recognized.source else ["train"]
-
-    def bad(self, error: DataError, record: Any = None) -> None:
-        """Note a record that cannot be used; its message begins with its place."""
-        text = str(error).rstrip(".")
-        match = _PLACE.match(text)
-        where = match[0] if match else text
-        self.report.add("error", "unusable", where, text[len(where) :].lstrip(": "))
+        self.report = report
+        self.splits = self.pipeline.splits
 
     def items(self, split: str) -> Iterator[Item]:
         """The usable records of a split."""
-        kind = self.recognized.kind
-        if kind == "squad":
-            yield from self._squad(split)
-            return
-        if kind == "text" and self.recognized.source is None:
-            path = Path(self.recognized.kwargs["paths"][0])
-            for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0))):
-                yield Item("", text, f"{path}:[{number}]", text)
-            return
-        assert self.recognized.source is not None
-        template = PairTemplate(columns=self.recognized.kwargs.get("columns") or {})
-        for record in self.recognized.source.records(split, self.bad):
-            self._same_fields(record)
-            try:
-                if kind == "chat":
-                    messages = conversation(record)
-                    learned = "\x1e".join(m["content"] for m in messages if m["role"] == "assistant")
-                    asked = "\x1e".join(m["content"] for m in messages if m["role"] != "assistant")
-                    yield Item(asked, learned, record.where, messages)
-                elif kind == "pairs":
-                    pair = template.pair(record)
-                    yield Item(pair.prompt, pair.answer, record.where, pair)
-                else:
-                    text = text_of(record.value.get("text"), "text", record.where)
-                    yield Item("", text, record.where, text)
-            except DataError as error:
-                self.bad(error)
-
-    def _squad(self, split: str) -> Iterator[Item]:
-        from mixtral_recipes.data.modules.squad import located_questions
-
-        source = self.recognized.source or open_source("rajpurkar/squad")
-        for question, where in located_questions(source, split, self.bad):
-            pair = Pair(question.prompt(), " " + question.answers[0])
-            yield Item(pair.prompt, pair.answer, where, pair)
-
-    def _same_fields(self, record: Record) -> None:
-        names = frozenset(record.value)
-        if self._names is None:
-            self._names = names
-        elif not self._names <= names:
-            missing = ", ".join(sorted(self._names - names))
-            self.report.add("warning", "other fields than the first record", record.where, f"lacks {missing}")
-
-    def look(self, item: Item) -> None:
-        """Check what shows in the text alone."""
-        text = f"{item.prompt}\n{item.answer}"
-        for kind, pattern in (("control characters", _CONTROL), ("special token spelled out", self._special)):
-            found = pattern.search(text)
-            if found:
-                self.report.add("warning", kind, str(item.where), repr(found[0]))
-        if "\ufffd" in text:
-            self.report.add("warning", "replacement characters (a wrong encoding)", str(item.where))
-        if item.prompt and item.prompt.strip() == item.answer.strip():
-            self.report.add("warning", "answer repeats the prompt", str(item.where))
-        elif not item.prompt.strip() and self.recognized.kind == "pairs":
-            self.report.add("warning", "empty prompt", str(item.where))
-
-    def encode(self, items: list[Item]) -> Iterator[Encoded]:
-        """Token counts and label masks; without a tokenizer, characters are counted instead of tokens."""
+        tally = self.report.tallies[split] = Tally()
         if self.tokenizer is None:
-            for item in items:
-                size = len(item.prompt) + len(item.answer)
-                yield Encoded([0] * size, [False] * len(item.prompt) + [True] * len(item.answer))
-        elif self.recognized.kind == "chat":
-            assert self._chat is not None
-            for item in items:
-                try:
-                    yield self._chat.encode(item.content, str(item.where))
-                except DataError as error:
-                    self.bad(error)
-                    yield Encoded([], [])
-        elif self.recognized.kind == "text":
-            ids = self.tokenizer([item.content for item in items], add_special_tokens=False)["input_ids"]
-            yield from (Encoded(row, [True] * len(row)) for row in ids)
+            outcomes = map(partial(_in_characters, tally), self.pipeline.examples(split, self.report.bad))
         else:
-            assert self._pairs is not None
-            yield from self._pairs(item.content for item in items)
+            outcomes = self.pipeline.outcomes(split, self.tokenizer, self.report.bad, tally)
+        for example, encoded, fitted in outcomes:
+            content = example.content
+            texts = [list(content.texts(learned=learned)) for learned in (False, True)]
+            yield Item(texts[0], texts[1], example.where, len(encoded.tokens), fitted)
+        tally.skipped = self.report.unusable - sum(other.skipped for other in self.report.tallies.values())
 
 
-def _look_at_length(report: Report, item: Item, encoded: Encoded, seq_length: int, keep_end: bool) -> None:
-    excess = len(encoded.tokens) - (seq_length + 1)
-    report.learned += sum(encoded.learned)
-    if excess <= 0 or report.unit == "characters":
-        return
-    kept = encoded.learned[1 + excess :] if keep_end else encoded.learned[1:-excess]
-    if not any(kept):
-        report.add(
-            "error", "nothing left to learn", str(item.where), f"{len(encoded.tokens)} tokens, the answer is cut off"
-        )
-    elif sum(kept) < sum(encoded.learned):
-        report.add("warning", "answer cut", str(item.where), f"{len(encoded.tokens)} tokens, {excess} too many")
-    else:
-        report.add("warning", "prompt cut", str(item.where), f"{len(encoded.tokens)} tokens, {excess} too many")
+def _in_characters(tally: Tally, example: Example) -> Outcome:
+    """Without a tokenizer, characters stand for tokens, and nothing is too long."""
+    sizes = [sum(map(len, example.content.texts(learned=learned))) for learned in (False, True)]
+    encoded = Encoded([0] * sum(sizes), [False] * sizes[0] + [True] * sizes[1])
+    fitted = Fitted(None, why=example.content.left_out) if example.content.left_out else Fitted(encoded)
+    tally.add(encoded, fitted)
+    count_fields(example, tally)
+    return Outcome(example, encoded, fitted)
+
+
+class _Documents:
+    """The documents of text that a corpus would be made of; all of it is learned, and nothing cut."""
+
+    def __init__(self, recognized: Recognized, tokenizer: Any, report: Report) -> None:
+        self.recognized = recognized
+        self.tokenizer = tokenizer
+        self.report = report
+        self.splits = recognized.source.splits if recognized.source else ["train"]
+
+    def items(self, split: str) -> Iterator[Item]:
+        """The documents of a split."""
+        tally = self.report.tallies[split] = Tally()
+        texts = self._texts(split)
+        while some := list(itertools.islice(texts, _AT_ONCE)):
+            for (text, where), tokens in zip(some, self._tokens([text for text, _ in some]), strict=True):
+                encoded = Encoded(tokens, [True] * len(tokens), turns=(0,))
+                fitted = Fitted(encoded, turns=1)
+                tally.add(encoded, fitted)
+                yield Item([], [text], where, len(tokens), fitted)
+
+    def _texts(self, split: str) -> Iterator[tuple[str, str]]:
+        source = self.recognized.source
+        if source is None:
+            for path in self.recognized.files:
+                for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0))):
+                    yield text, f"{path}:[{number}]"
+            return
+        for record in source.records(split, self.report.bad):
+            try:
+                yield text_of(record.value.get("text"), "text", record.where), record.where
+            except DataError as error:
+                self.report.bad(error)
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        if self.tokenizer is None:
+            return [[0] * len(text) for text in texts]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What shows in one record alone."""
+
+    report: Report
+    special: re.Pattern[str]
+    wants_prompt: bool
+
+    def __call__(self, item: Item) -> None:
+        """Note what is to be said."""
+        where = str(item.where)
+        for text in (*item.asked, *item.learned):
+            for kind, pattern in (("control characters", _CONTROL), ("special token spelled out", self.special)):
+                found = pattern.search(text)
+                if found:
+                    self.report.add("warning", kind, where, repr(found[0]))
+            if "\ufffd" in text:
+                self.report.add("warning", "replacement characters (a wrong encoding)", where)
+        asked, learned = "".join(item.asked).strip(), "".join(item.learned).strip()
+        if asked and asked == learned:
+            self.report.add("warning", "answer repeats the prompt", where)
+        elif not asked and self.wants_prompt:
+            self.report.add("warning", "empty prompt", where)
+        fitted = item.fitted
+        if fitted.why.startswith("nothing to learn within"):
+            self.report.add("error", "nothing left to learn", where, f"{item.tokens} tokens, the answer is cut off")
+        elif fitted.sample is None:
+            self.report.add("warning", "left out", where, fitted.why)
+        elif fitted.cut:
+            excess = item.tokens - len(fitted.sample.tokens)
+            self.report.add("warning", f"{fitted.cut} cut", where, f"{item.tokens} tokens, {excess} too many")
 
 
 class _Seen:
@@ -277,8 +266,9 @@ class _Seen:
         """Remember a record."""
         if split not in self._splits:
             self._splits.append(split)
-        self._whole.append(_hash(item.prompt + "\x1f" + item.answer))
-        self._prompt.append(_hash(item.prompt) if item.prompt.strip() else 0)
+        asked = _hash(item.asked)
+        self._whole.append(_hash([*item.asked, None, *item.learned]))
+        self._prompt.append(asked if any(text.strip() for text in item.asked) else 0)
         self._split.append(self._splits.index(split))
         match = _PLACE.fullmatch(item.where) if isinstance(item.where, str) else None
         if match is None:
@@ -308,8 +298,9 @@ class _Seen:
                 report.add("warning", "same prompt, other answer", self._where(later), f"the prompt of {where}")
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def _hash(texts: Sequence[str | None]) -> int:
+    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _equal_pairs(values: np.ndarray) -> Iterator[tuple[int, int]]:

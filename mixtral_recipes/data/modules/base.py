@@ -20,6 +20,7 @@ from mixtral_recipes.data.batches.batch import (
     microbatches,
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
+from mixtral_recipes.data.modules.pipeline import RecordPipeline
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
@@ -29,7 +30,7 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass
 class DataModule:
-    """Base of the data modules; subclasses implement `datasets`.
+    """Base of the data modules; subclasses implement `pipeline` or `datasets`.
 
     Attributes:
         seq_length: Most tokens of a sequence.
@@ -58,6 +59,10 @@ class DataModule:
     # What the samples depend on besides the tokenizer and the length: content of files, template, columns.
     made_from: Mapping[str, Any] | None = None
 
+    def pipeline(self) -> RecordPipeline | None:
+        """The way of its records to samples; None for a module that has no records."""
+        return None
+
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Make the sets of samples: ``train`` and, where they exist, ``validation`` and ``test``.
 
@@ -68,8 +73,18 @@ class DataModule:
             Split -> data set with ``len()`` and samples by position, each a dict with ``tokens`` (n + 1 whole numbers)
             and ``loss_mask`` (n numbers, 1 where the next token is learned). Where samples are packed it has
             ``lengths``, the n of each.
+
+        Raises:
+            DataError: there is no tokenizer, or a record cannot be used.
         """
-        raise TypeError(f"{type(self).__name__} must define datasets()")
+        pipeline = self.pipeline()
+        if pipeline is None:
+            raise TypeError(f"{type(self).__name__} must define pipeline() or datasets()")
+        if tokenizer is None:
+            name = type(self).__name__
+            raise DataError(f"{name} needs a tokenizer; the checkpoint has none in its context folder.")
+        self.made_from = pipeline.identity(tokenizer)
+        return dict(pipeline.stores(tokenizer))
 
     def identity(self) -> dict[str, Any]:
         """What the data set is, by content, once `setup` has read it: its recognised ``form`` and ``sha256``."""
@@ -79,11 +94,16 @@ class DataModule:
         return {"form": self.form, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def check_records(self) -> None:
-        """Read the records through without tokenizing them; modules whose records cannot be wrong read nothing.
+        """Read the records through without tokenizing them; modules that have none read nothing.
+
+        What only a chat template refuses (an order of roles) shows when it is applied.
 
         Raises:
             DataError: names the file and line of the first record that cannot be used.
         """
+        pipeline = self.pipeline()
+        if pipeline is not None:
+            pipeline.check()
 
     @property
     def pack_size(self) -> int | None:

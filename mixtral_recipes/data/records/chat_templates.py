@@ -26,8 +26,9 @@ MIXTRAL_V1 = """
 {%- endfor -%}
 """.strip()
 
-# Mixtral 8x22B-Instruct: [INST] and [/INST] are tokens, the system prompt stands in the last user message, and an
-# answer's trailing spaces are dropped.
+# Mixtral 8x22B-Instruct: [INST] and [/INST] are tokens, system prompt and tools stand at the last user message, an
+# answer's trailing spaces are dropped, and calls and results are JSON. `result` is a tool's content as JSON, where
+# whoever renders has read it.
 MIXTRAL_V3 = """
 {{- bos_token -}}
 {%- set ns = namespace(system='', last=-1) -%}
@@ -40,11 +41,28 @@ MIXTRAL_V3 = """
 {%- endfor -%}
 {%- for message in messages -%}
     {%- if message['role'] == 'user' -%}
+        {%- if tools is defined and tools and loop.index0 == ns.last -%}
+            {{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' -}}
+        {%- endif -%}
         {{- '[INST]' + (ns.system if loop.index0 == ns.last else '') + message['content'] + '[/INST]' -}}
+    {%- elif message['role'] == 'assistant' and message['tool_calls'] is defined and message['tool_calls'] -%}
+        {%- if message['content'] -%}
+            {{- raise_exception('a turn holds text and tool calls, of which Mixtral knows one at a time') -}}
+        {%- endif -%}
+        {%- set ns.calls = [] -%}
+        {%- for call in message['tool_calls'] -%}
+            {%- set spoken = {'name': call['function']['name'], 'arguments': call['function']['arguments']} -%}
+            {%- set ns.calls = ns.calls + [dict(spoken, id=call['id']) if call['id'] else spoken] -%}
+        {%- endfor -%}
+        {%- generation -%}{{- '[TOOL_CALLS]' + (ns.calls | tojson) + eos_token -}}{%- endgeneration -%}
     {%- elif message['role'] == 'assistant' -%}
         {%- generation -%}{{- message['content'].rstrip(' ') + eos_token -}}{%- endgeneration -%}
+    {%- elif message['role'] == 'tool' -%}
+        {%- set content = message['result'] if message['result'] is defined else message['content'] -%}
+        {{- '[TOOL_RESULTS]' + ({'content': content, 'call_id': message['tool_call_id']} | tojson) -}}
+        {{- '[/TOOL_RESULTS]' -}}
     {%- elif message['role'] != 'system' -%}
-        {{- raise_exception('Mixtral knows the roles system, user and assistant, not ' + message['role']) -}}
+        {{- raise_exception('Mixtral knows the roles system, user, assistant and tool, not ' + message['role']) -}}
     {%- endif -%}
 {%- endfor -%}
 """.strip()

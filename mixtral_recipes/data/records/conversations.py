@@ -1,12 +1,21 @@
-"""Conversations: the forms they come in, brought to one list of messages."""
+"""Conversations: the forms they come in, brought to one list of messages and to what of it is learned."""
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from mixtral_recipes.data.records.forms import Form, form_of, pair_names
+from mixtral_recipes.data.records.learning import FIELDS, Learned, said, stretches
 from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.tools import calls_of, identify, result_of, tools_of
 from mixtral_recipes.errors import DataError
 
-Message = dict[str, str]
+# What chat templates take: role and content; of an assistant's call also tool_calls; of a tool's result also
+# tool_call_id, name and `result`, the content as JSON.
+Message = dict[str, Any]
 
 ROLES = {
     "system": "system",
@@ -19,119 +28,272 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
 }
+_CALLS = ("function_call", "tool_call")  # sharegpt's roles of a turn that is a call
+# What a turn may hold that is read; everything else is named.
+_READ = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *FIELDS)
+_TOOLS = ("tools", "functions")
 
 
-def conversation(record: Record, columns: dict[str, str] | None = None) -> list[Message]:
-    """The messages of a record: role ``system`` (first, optional), then ``user`` and ``assistant`` in turn.
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation, ready for a chat template.
+
+    Attributes:
+        messages: ``system`` (first, optional), then ``user``, ``assistant`` and ``tool``.
+        learned: For each message, whether it is learned, or the stretches of its text that are.
+        tools: What the model may call, in OpenAI's form.
+        left_alone: Assistant's turns that are not learned, by the reason.
+        unused: Fields of the record and of its turns that say nothing here.
+    """
+
+    messages: list[Message]
+    learned: list[Learned]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    left_alone: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def left_out(self) -> str:
+        """Why nothing is learned from it; empty where something is."""
+        return "" if any(self.learned) else "none of its turns is to be learned"
+
+    def texts(self, *, learned: bool) -> Iterator[str]:
+        """The texts that are learned, or those that are not."""
+        for message, is_learned in zip(self.messages, self.learned, strict=True):
+            if bool(is_learned) is learned:
+                yield message["content"]
+                if message.get("tool_calls"):
+                    yield json.dumps(message["tool_calls"], ensure_ascii=False)
+
+
+@dataclass
+class _Turn:
+    """One turn as it was found."""
+
+    role: str
+    text: str
+    at: str
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    completion: bool = False
+
+
+def conversation(
+    record: Record, columns: Mapping[str, str | None] | None = None, learn: str | None = None
+) -> Conversation:
+    """The conversation of a record.
 
     It reads ``messages`` (``role``, ``content``), sharegpt's ``conversations`` (``from``, ``value``), alpaca's
-    ``instruction``, ``input``, ``output``, TRL's ``prompt`` and ``completion`` lists, and pairs of texts. Neighbours
-    of one role are joined by a blank line, as mistral-common joins them.
+    ``instruction``, ``input``, ``output`` and Dolly's ``context`` and ``response``, TRL's ``prompt`` and
+    ``completion`` lists, and pairs of texts, each with ``system`` and ``tools`` beside it. Neighbours of one role are
+    joined by a blank line, as mistral-common joins them, where both are learned or neither is.
 
     Args:
         record: The record.
-        columns: Names used here -> names in the record, e.g. ``{"messages": "dialog"}``.
+        columns: Names used here -> names in the record, e.g. ``{"messages": "dialog"}``; None leaves a field unread.
+        learn: A word of `LEARN`; None takes the form's own: the completion where there is one, and all otherwise.
 
     Raises:
         DataError: names the place and what is wrong.
     """
-    value, where, _ = record
-    columns = columns or {}
-    found = {name: value.get(columns.get(name, name)) for name in _NAMES}
-    if found["messages"] is not None:
-        raw = _turns(found["messages"], "role", "content", columns.get("messages", "messages"), where)
-    elif found["conversations"] is not None:
-        raw = _turns(found["conversations"], "from", "value", columns.get("conversations", "conversations"), where)
-    elif found["instruction"] is not None:
-        raw = _alpaca(found, value, where)
-    elif isinstance(found["prompt"], list) and isinstance(found["completion"], list):
-        raw = _turns(found["prompt"] + found["completion"], "role", "content", "prompt", where)
-    elif _pair_names(found) is not None:
-        prompt, answer = _pair_names(found) or ("", "")
-        raw = [
-            ("user", text_of(found[prompt], prompt, where)),
-            ("assistant", text_of(found[answer], answer, where)),
-        ]
-    else:
-        names = ", ".join(map(str, value)) or "nothing"
-        raise DataError(f"{where}: no conversation: needs 'messages', 'conversations' or 'instruction', has {names}.")
-    return _in_turn(raw, where)
+    where = record.where
+    value, names = _renamed(record.value, columns or {})
+    turns, used = _turns_of(value, names, where)
+    system = value.get("system") or value.get("system_prompt")
+    if system is not None:
+        turns.insert(0, _Turn("system", text_of(system, names["system"], where, empty=True), names["system"]))
+    tools_name = next((name for name in _TOOLS if value.get(name)), "tools")
+    tools = tools_of(value.get(tools_name), names[tools_name], where)
+    used |= {"system", "system_prompt", tools_name, *FIELDS}
+    unused = Counter(names[name] for name, found in value.items() if name not in used and found is not None)
+    for turn in turns:
+        rest = (key for key, found in turn.rest.items() if key not in _READ and found is not None)
+        unused.update(f"{key!r} of a turn" for key in rest)
+    learned, left_alone = _what_is_learned(turns, learn, where)
+    if said(value, "", where) is False:
+        learned, left_alone = [False] * len(turns), Counter({"its record says so": sum(map(bool, learned))})
+    messages, learned = _joined(turns, learned)
+    identify(messages, where)
+    _check(messages, learned, tools, where)
+    return Conversation(messages, learned, tools, left_alone, unused)
 
 
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"), ("question", "answer"))
-_NAMES = (
-    "messages",
-    "conversations",
-    "instruction",
-    "system",
-    *dict.fromkeys(name for pair in _PAIRS for name in pair),
-)
+def _renamed(value: Mapping[str, Any], columns: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The record under the names used here, and the record's own name for each."""
+    taken = {theirs: ours for ours, theirs in columns.items()}
+    found, names = {}, {name: name for name in ("system", *_TOOLS)}
+    for name, content in value.items():
+        ours = taken.get(name, name)
+        if name in columns and name not in taken:
+            continue  # another column stands for it, or none
+        found[ours], names[ours] = content, name
+    return found, names
 
 
-def _pair_names(found: dict[str, Any]) -> tuple[str, str] | None:
-    return next((pair for pair in _PAIRS if found[pair[0]] is not None and found[pair[1]] is not None), None)
+def _turns_of(value: dict[str, Any], names: dict[str, str], where: str) -> tuple[list[_Turn], set[str]]:
+    """The turns of a record, and the names of the fields they were read from."""
+    form = form_of(value)
+    if form in (Form.messages, Form.sharegpt):
+        name = "messages" if form is Form.messages else "conversations"
+        return list(_turns(value[name], names[name], where)), {name}
+    if form is Form.prompt_completion:
+        prompt = list(_turns(value["prompt"], names["prompt"], where))
+        completion = list(_turns(value["completion"], names["completion"], where, role="assistant"))
+        for turn in completion:
+            turn.completion = True
+        return prompt + completion, {"prompt", "completion"}
+    if form in (Form.alpaca, Form.dolly):
+        return _alpaca(value, names, where, ("input", "output") if form is Form.alpaca else ("context", "response"))
+    pair = pair_names(value)
+    if pair is None:
+        there = ", ".join(names.get(name, name) for name in value) or "nothing"
+        raise DataError(f"{where}: no conversation: needs 'messages', 'conversations' or 'instruction', has {there}.")
+    prompt, answer = pair
+    return [
+        _Turn("user", text_of(value[prompt], names[prompt], where), names[prompt]),
+        _Turn("assistant", text_of(value[answer], names[answer], where), names[answer], completion=True),
+    ], {prompt, answer}
 
 
-def _alpaca(found: dict[str, Any], value: dict[str, Any], where: str) -> list[tuple[str, str]]:
+def _alpaca(
+    value: dict[str, Any], names: dict[str, str], where: str, columns: tuple[str, str]
+) -> tuple[list[_Turn], set[str]]:
     """Instruction and input in one user message, a blank line between; ``history`` holds earlier turns."""
-    raw: list[tuple[str, str]] = []
-    if found["system"]:
-        raw.append(("system", text_of(found["system"], "system", where)))
-    for turn in value.get("history") or []:
-        if not isinstance(turn, list | tuple) or len(turn) != 2:
+    turns: list[_Turn] = []
+    for pair in value.get("history") or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise DataError(f"{where}: 'history' must hold pairs of texts.")
-        raw += [("user", text_of(turn[0], "history", where)), ("assistant", text_of(turn[1], "history", where))]
-    prompt = text_of(found["instruction"], "instruction", where)
-    if found["input"]:
-        prompt += "\n\n" + text_of(found["input"], "input", where)
-    return [*raw, ("user", prompt), ("assistant", text_of(found["output"], "output", where))]
+        turns.append(_Turn("user", text_of(pair[0], "history", where), "history"))
+        turns.append(_Turn("assistant", text_of(pair[1], "history", where), "history"))
+    source, answer = columns
+    prompt = text_of(value["instruction"], names["instruction"], where)
+    if value.get(source):
+        prompt += "\n\n" + text_of(value[source], names[source], where)
+    turns.append(_Turn("user", prompt, names["instruction"]))
+    turns.append(_Turn("assistant", text_of(value[answer], names[answer], where), names[answer]))
+    return turns, {"instruction", source, answer, "history"}
 
 
-def _turns(turns: Any, role_name: str, text_name: str, name: str, where: str) -> list[tuple[str, str]]:
+def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Iterator[_Turn]:
+    """The turns of a list, of JSON text of one (as tables hold it), or, with a role, of a plain text."""
+    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
+        try:
+            turns = json.loads(turns)
+        except ValueError as error:
+            raise DataError(f"{where}: {name!r} is text that is not JSON ({error}).") from error
+    elif isinstance(turns, str) and role is not None:
+        turns = [{"role": role, "content": turns}]
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"{where}: {name!r} must be a list of messages, and is {'empty' if turns == [] else 'not one'}."
         )
-    raw = []
     for number, turn in enumerate(turns):
         at = f"{name}[{number}]"
         if not isinstance(turn, dict):
             raise DataError(f"{where}: {at} is not an object.")
         # Either spelling: people rename one of the two.
-        role = turn.get(role_name, turn.get("role", turn.get("from")))
-        text = turn.get(text_name, turn.get("content", turn.get("value")))
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            raise DataError(f"{where}: {at} has the role {role!r}; known are {', '.join(ROLES)}.")
-        if isinstance(text, list):  # OpenAI's parts
-            text = _joined_parts(text, at, where)
-        raw.append(
-            (ROLES[role.lower()], text_of(text, f"{at}.{text_name}", where, empty=ROLES[role.lower()] == "system"))
-        )
-    return raw
+        role_name = turn.get("role", turn.get("from"))
+        if not isinstance(role_name, str) or role_name.lower() not in ROLES:
+            raise DataError(f"{where}: {at} has the role {role_name!r}; known are {', '.join(ROLES)}.")
+        yield _turn(turn, role_name.lower(), at, where)
+
+
+def _turn(turn: dict[str, Any], role_name: str, at: str, where: str) -> _Turn:
+    text_name = "value" if "value" in turn and "content" not in turn else "content"
+    role, text = ROLES[role_name], turn.get(text_name)
+    if isinstance(text, list) and all(isinstance(part, dict) and "type" in part for part in text):  # OpenAI's parts
+        text = _joined_parts(text, at, where)
+    if role_name in _CALLS:
+        return _Turn(role, "", at, calls_of(text, at, where), turn)
+    if role == "tool":
+        if text is not None and not isinstance(text, str):
+            text = json.dumps(text, ensure_ascii=False)
+        known = {key: value for key, value in turn.items() if key != "name"}
+        return _Turn(role, text_of(text or "", f"{at}.{text_name}", where, empty=True), at, rest=known)
+    called = turn.get("tool_calls") or turn.get("function_call")
+    calls = calls_of(called, f"{at}.tool_calls", where) if called else []
+    if calls and text is None:
+        text = ""
+    empty = role == "system" or bool(calls)
+    return _Turn(role, text_of(text, f"{at}.{text_name}", where, empty=empty), at, calls, turn)
 
 
 def _joined_parts(parts: list[Any], at: str, where: str) -> str:
     for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise DataError(f"{where}: {at} holds something else than text.")
     return "".join(part["text"] for part in parts)
 
 
-def _in_turn(raw: list[tuple[str, str]], where: str) -> list[Message]:
+def _what_is_learned(turns: list[_Turn], learn: str | None, where: str) -> tuple[list[Learned], Counter[str]]:
+    """What of each turn is learned, and the assistant's turns that are not, by the reason."""
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if learn == "last" or (learn == "completion" and not any(turn.completion for turn in turns)):
+        chosen = set(answers[-1:])
+    elif learn == "all" or not any(turn.completion for turn in turns):
+        chosen = set(answers)
+    else:
+        chosen = {number for number in answers if turns[number].completion}
+    learned: list[Learned] = []
+    left_alone: Counter[str] = Counter()
+    for number, turn in enumerate(turns):
+        at = f"{turn.at}: "
+        answer = said(turn.rest, at, where)
+        wanted: Learned = answer if answer is not None else number in chosen
+        details = turn.rest.get("train_detail")
+        if details is not None and answer is not False:
+            wanted = stretches(details, len(turn.text), at, where)
+        learned.append(wanted)
+        if number in answers and not wanted:
+            left_alone["it says so itself" if answer is False or details is not None else "an earlier turn"] += 1
+    return learned, left_alone
+
+
+def _joined(turns: Iterable[_Turn], learned: Iterable[Learned]) -> tuple[list[Message], list[Learned]]:
+    """Messages for a template; neighbours of one role become one where both are learned, or neither is."""
     messages: list[Message] = []
-    for role, text in raw:
-        if role == "system" and not text:
+    kept: list[Learned] = []
+    for turn, wanted in zip(turns, learned, strict=True):
+        if turn.role == "system" and not turn.text:
             continue
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n\n" + text
-        elif role == "system" and messages:
-            raise DataError(f"{where}: a system message stands behind the first {messages[-1]['role']} message.")
+        last: Message = messages[-1] if messages else {"role": ""}
+        same = last["role"] == turn.role != "tool" and wanted is kept[-1] and bool(turn.calls) is ("tool_calls" in last)
+        if same and turn.calls:
+            last["tool_calls"] += turn.calls
+        elif same:
+            last["content"] += "\n\n" + turn.text
         else:
-            messages.append({"role": role, "content": text})
+            message: Message = {"role": turn.role, "content": turn.text}
+            if turn.calls:
+                message["tool_calls"] = turn.calls
+            if turn.role == "tool":
+                message |= {"result": result_of(turn.text), "tool_call_id": turn.rest.get("tool_call_id") or ""}
+            messages.append(message)
+            kept.append(wanted)
+    return messages, kept
+
+
+def _check(messages: list[Message], learned: list[Learned], tools: list[dict[str, Any]], where: str) -> None:
+    for number, message in enumerate(messages):
+        if message["role"] == "system" and number:
+            before = messages[number - 1]["role"]
+            raise DataError(f"{where}: a system message stands behind the first {before} message.")
     talk = [message["role"] for message in messages if message["role"] != "system"]
     if not talk or talk[0] != "user":
         raise DataError(f"{where}: the conversation must start with the user, not {talk[0] if talk else 'nobody'}.")
-    if "assistant" not in talk:
+    if "assistant" not in talk and not any(learned):
         raise DataError(f"{where}: the conversation has no assistant message to learn.")
-    return messages
+    if not tools and not any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+        return
+    try:
+        json.dumps([tools, messages], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise DataError(f"{where}: a tool or a call holds half of a character (\\u{code:04x}).") from error

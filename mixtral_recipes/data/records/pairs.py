@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mixtral_recipes.data.batches.samples import Encoded
-from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.batches.fit import Encoded
+from mixtral_recipes.data.records.learning import FIELDS, said
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 
@@ -16,10 +16,23 @@ _AT_ONCE = 1024
 
 
 class Pair(NamedTuple):
-    """A prompt and the answer to learn, e.g. ``("... Answer:", " Paris")``: the texts are joined as they are."""
+    """A prompt and the answer to learn, e.g. ``("... Answer:", " Paris")``: the texts are joined as they are.
+
+    Attributes:
+        prompt: What is asked.
+        answer: What is learned.
+        left_out: Why nothing is learned from it; empty where it is.
+        unused: The record's fields that say nothing here.
+    """
 
     prompt: str
     answer: str
+    left_out: str = ""
+    unused: tuple[str, ...] = ()
+
+    def texts(self, *, learned: bool) -> Iterator[str]:
+        """The text that is learned, or the one that is not."""
+        yield self.answer if learned else self.prompt
 
 
 def text_of(value: Any, name: str, where: object, *, empty: bool = False) -> str:
@@ -76,17 +89,11 @@ class PairTemplate:
         before = self.template.removesuffix("{" + self.answer + "}")
         prompt = before.rstrip()
         filled = _FIELD.sub(lambda match: texts[match[1]], prompt)
-        return Pair(filled, before[len(prompt) :] + texts[self.answer])
-
-    def pairs(self, records: Iterable[Record], bad: BadRecord = stop) -> Iterator[Pair]:
-        """The pairs of records; bad ones are reported and left out."""
-        for record in records:
-            try:
-                pair = self.pair(record)
-            except DataError as error:
-                bad(error, record.value)
-                continue
-            yield pair
+        read = {self.columns.get(name, name) for name in texts}
+        unused = tuple(name for name, found in value.items() if name not in read and found is not None)
+        unused = tuple(name for name in unused if name not in FIELDS)
+        left_out = "its record says so" if said(value, "", where) is False else ""
+        return Pair(filled, before[len(prompt) :] + texts[self.answer], left_out, unused)
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,23 @@ class PairEncoder:
         while some := list(itertools.islice(stream, _AT_ONCE)):
             yield from self._encode(some)
 
+    def encode_some(self, some: Sequence[tuple[Pair, object]]) -> Iterator[Encoded]:
+        """Tokenize pairs with their places."""
+        return self._encode([pair for pair, _ in some])
+
+    def settings(self) -> list[bool]:
+        """What the tokens depend on besides the tokenizer."""
+        return [self.add_bos, self.add_eos, self.answer_only]
+
     def _encode(self, pairs: list[Pair]) -> Iterator[Encoded]:
         tokenizer = self.tokenizer
         bos = [tokenizer.bos_token_id] if self.add_bos and tokenizer.bos_token_id is not None else []
         eos = [tokenizer.eos_token_id] if self.add_eos and tokenizer.eos_token_id is not None else []
-        for pair, (ids, is_answer) in zip(pairs, self._split(pairs), strict=True):
-            learned = is_answer if self.answer_only else [bool(pair)] * len(ids)
-            yield Encoded([*bos, *ids, *eos], [False] * len(bos) + learned + [True] * len(eos))
+        for ids, is_answer in self._split(pairs):
+            learned = [False] * len(bos) + (is_answer if self.answer_only else [True] * len(ids)) + [True] * len(eos)
+            yield Encoded(
+                [*bos, *ids, *eos], learned, max(len(bos), 1), (learned.index(True),) if True in learned else ()
+            )
 
     def _split(self, pairs: list[Pair]) -> Iterator[tuple[list[int], list[bool]]]:
         texts = [pair.prompt + pair.answer for pair in pairs]

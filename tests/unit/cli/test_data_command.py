@@ -36,7 +36,7 @@ def test_prepare_check_and_show(tmp_path: Path, pairs: Path, capsys: pytest.Capt
     assert run(["data", "check", str(pairs), "--json", "--seq-length", "64", *TINY]) == 0
     captured = capsys.readouterr()
     assert "prompts and answers (prompt -> completion)" in captured.err
-    assert json.loads(captured.out.splitlines()[-1])["records"] == {"train": 40}
+    assert json.loads(captured.out.splitlines()[-1])["records"] == {"train": 38, "validation": 2}
 
     assert run(["data", "show", str(pairs), "-n", "2", "--seq-length", "64", *TINY]) == 0
     assert "<s>Say 0[[ It is 0</s>]]" in capsys.readouterr().out

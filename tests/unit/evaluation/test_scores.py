@@ -12,7 +12,7 @@ from mixtral_recipes.evaluation import scores as evaluation
 
 
 def test_held_out_questions_are_about_passages_training_never_sees() -> None:
-    train, _ = SquadDataModule(dataset_root="embedded://squad").questions()
+    train = SquadDataModule(dataset_root="embedded://squad").questions("train")
     asked = evaluation.held_out_questions("embedded://squad")
     assert asked
     assert not {q.context for q in asked} & {q.context for q in train}

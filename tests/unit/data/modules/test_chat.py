@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixtral_recipes.data.modules.chat import ChatDataModule, ChatEncoder
+from mixtral_recipes.data.modules.chat import ChatDataModule
+from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
@@ -68,7 +69,7 @@ TWO_TURNS = messages((U, "Hi"), (A, "Hello there"), (U, "Bye"), (A, "See you"))
     ],
 )
 def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
-    assert conversation(Record(record, "x:1")) == expected
+    assert conversation(Record(record, "x:1")).messages == expected
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
         ({"messages": []}, "'messages' must be a list of messages, and is empty"),
         ({"messages": "Hi"}, "'messages' must be a list of messages, and is not one"),
         ({"messages": ["Hi"]}, "messages[0] is not an object"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0] has the role 'tool'"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0] has the role 'narrator'"),
         ({"messages": [{"role": U}]}, "'messages[0].content' is missing"),
         ({"messages": messages((U, "a"), (A, ""))}, "'messages[1].content' is empty"),
         ({"messages": messages((U, "a"), (A, 5))}, "'messages[1].content' is int, not text"),  # pyright: ignore[reportArgumentType]
@@ -99,7 +100,7 @@ def test_bad_conversations(record: dict[str, Any], says: str) -> None:
 def learned_text(tokenizer: Any, encoded: Any) -> list[str]:
     """The learned stretches as text."""
     stretches: list[list[int]] = [[]]
-    for token, is_learned in zip(*encoded, strict=True):
+    for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True):
         if is_learned:
             stretches[-1].append(token)
         elif stretches[-1]:

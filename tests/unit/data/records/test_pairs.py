@@ -29,7 +29,7 @@ def texts(tokenizer: Any, sample: Any) -> tuple[str, str]:
 
 def test_the_answer_and_eos_are_learned(tokenizer: Any) -> None:
     (encoded,) = PairEncoder(tokenizer)([Pair("Question: who? Answer:", " Ashby Farm")])
-    learned = [token for token, is_learned in zip(*encoded, strict=True) if is_learned]
+    learned = [token for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True) if is_learned]
     assert tokenizer.decode(learned) == " Ashby Farm</s>"
     assert tokenizer.decode(encoded.tokens) == "<s>Question: who? Answer: Ashby Farm</s>"
 
@@ -97,15 +97,20 @@ def test_bad_records_say_what_and_where(row: dict[str, Any], says: str) -> None:
     assert str(caught.value) == f"x.jsonl:7: {says}."
 
 
-def test_bad_records_stop_the_run_before_it_starts_or_are_left_out(tmp_path: Path, tokenizer: Any) -> None:
+def test_bad_records_stop_the_run_before_it_starts_or_are_left_out(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"input": "a", "output": "b"}] * 9 + [{"input": "a"}] + [{"input": "a", "output": "b"}]
     path = write(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError, match=r"x\.jsonl:10: 'output' is missing"):
         FineTuningDataModule(dataset_root=path, seq_length=64).setup(tokenizer)
     module = FineTuningDataModule(dataset_root=path, seq_length=64, val_proportion=0, on_bad_record="skip")
-    with pytest.warns(UserWarning, match=r"left out: .*x\.jsonl:10"):
-        module.setup(tokenizer)
+    module.setup(tokenizer)
     assert len(module._sets["train"]) == 10  # pyright: ignore[reportArgumentType]
+    told = capsys.readouterr().err
+    assert "1 record(s) skipped, see " in told
+    (kept,) = Path(told.strip().rpartition("see ")[2]).read_text().splitlines()
+    assert json.loads(kept) == {"why": f"{path}:10: 'output' is missing.", "record": {"input": "a"}}
     with pytest.raises(DataError, match="use 'stop' or 'skip'"):
         FineTuningDataModule(dataset_root=write(path, rows[:3]), on_bad_record="ignore").setup(tokenizer)
 
@@ -118,7 +123,7 @@ def test_long_prompts_lose_their_start(tmp_path: Path, tokenizer: Any, capsys: p
     assert whole.startswith("<s>")
     assert whole.endswith("Answer: Ashby</s>")
     assert learned == " Ashby</s>"
-    assert "2 samples, 2 cut to seq_length=16, 0 left out" in capsys.readouterr().err
+    assert "cut to seq_length=16: 1 prompt(s) at the start, 1 answer(s) at the end" in capsys.readouterr().err
 
 
 def test_samples_are_tokenized_once(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

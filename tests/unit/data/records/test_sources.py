@@ -177,3 +177,56 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", fails)
     with pytest.raises(DataError, match=r"org/name: .*Couldn't reach the Hub\); check the name and the network"):
         open_source("org/name")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"chosen": [], "rejected": []},
+        {"prompt": "a", "completion": "b", "label": True},
+    ],
+)
+def test_preference_pairs_are_refused_by_name(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"x.jsonl: preference pairs .* takes a preference loss \(DPO, KTO\)"):
+        recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 3))
+
+
+def test_no_record_needs_all_fields(tmp_path: Path) -> None:
+    """Each field stands in two records of three, and in none all of them; null is as good as absent."""
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": talk, "x": 1, "y": 1}, {"messages": talk, "y": 1, "z": 1}, {"messages": talk, "x": 1, "z": 1}]
+    assert recognize(write_jsonl(tmp_path / "x.jsonl", rows * 3)).kind == "chat"
+    rows = [{"input": "a", "output": "b", "messages": None}] * 3 + [{"oops": 1}]
+    assert recognize(write_jsonl(tmp_path / "x.jsonl", rows)).kind == "pairs"
+    with pytest.raises(DataError, match="records have a, which is no known form"):
+        recognize(write_jsonl(tmp_path / "x.jsonl", [{"a": 1, "b": 2}, {"a": 1, "c": 2}, {"a": 1, "d": 2}]))
+
+
+def test_columns_beside_a_pair_make_it_a_conversation(tmp_path: Path) -> None:
+    assert (
+        recognize(write_jsonl(tmp_path / "x.jsonl", [{"system": "s", "prompt": "a", "response": "b"}])).kind == "chat"
+    )
+    row = {"system_prompt": "s", "question": "a", "response": "b"}
+    found = recognize(write_jsonl(tmp_path / "x.jsonl", [row]))
+    (example,) = found.module().pipeline().examples("train")
+    assert [message["content"] for message in example.content.messages] == ["s", "a", "b"]
+    row = {"instruction": "i", "context": "c", "response": "r", "category": "x"}
+    (example,) = recognize(write_jsonl(tmp_path / "x.jsonl", [row])).module().pipeline().examples("train")
+    assert [message["content"] for message in example.content.messages] == ["i\n\nc", "r"]
+    assert dict(example.content.unused) == {"category": 1}
+
+
+def test_squad_2_is_recognised_and_its_unanswerable_questions_are_learned(tmp_path: Path) -> None:
+    qas = [
+        {"id": "a", "question": "Which?", "answers": [{"text": "green", "answer_start": 0}], "is_impossible": False},
+        {"id": "b", "question": "How?", "answers": [], "plausible_answers": [{"text": "x"}], "is_impossible": True},
+        {"id": "c", "question": "How?", "answers": [{"text": "x"}], "is_impossible": True},
+    ]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": [{"context": "Green.", "qas": qas}]}]}))
+    found = recognize(path)
+    assert "learned as 'unanswerable' (data.no_answer)" in found.description
+    assert [e.content.answer for e in found.module().pipeline().examples("train")] == [" green"] + [" unanswerable"] * 2
+    skipping = found.module(no_answer="skip").pipeline()
+    assert [bool(e.content.left_out) for e in skipping.examples("train")] == [False, True, True]

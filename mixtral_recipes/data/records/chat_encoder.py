@@ -1,0 +1,328 @@
+"""Conversations through a chat template to tokens, and which of them are learned."""
+
+import bisect
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from mixtral_recipes.data.batches.fit import Encoded
+from mixtral_recipes.data.records.chat_templates import default_template, template_of
+from mixtral_recipes.data.records.conversations import Conversation, Message
+from mixtral_recipes.data.records.learning import Span
+from mixtral_recipes.errors import DataError
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Characters nobody writes: two stand around each message while a template is looked through, one pair around the number
+# of a control token that is spelled out.
+_OPEN, _CLOSE, _LITERAL = "\U000f5a0a", "\U000f5a0b", "\U000f5a0c"
+_MARK = re.compile(f"({_OPEN}\\d+{_OPEN}|{_CLOSE})")
+_PLACEHOLDER = re.compile(f"{_LITERAL}(\\d+){_LITERAL}")
+
+
+class _Rendered(NamedTuple):
+    """A conversation as text.
+
+    Attributes:
+        text: The text.
+        turns: The learned stretches of it, turn by turn.
+        literal: Where control tokens are spelled out that are text.
+        start: Where the first message of the user begins; asked only of what is too long.
+    """
+
+    text: str
+    turns: list[list[Span]]
+    literal: list[Span]
+    start: Callable[[], int]
+
+
+class ChatEncoder:
+    """Tokenizes conversations through a chat template, and finds the tokens to learn.
+
+    A template that marks what the assistant says (``{% generation %}``) is trusted. With any other the conversation is
+    rendered a second time with marks around each message's text: what lies between an assistant's marks is learned, and
+    what the template puts after an answer (the end of the turn).
+
+    A control token spelled out inside a message, a tool or a call is encoded as the text it is.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None, *, limit: int | None = None) -> None:
+        """Choose the template.
+
+        Args:
+            tokenizer: A fast transformers tokenizer.
+            chat_template: A template or a file with one; None takes the tokenizer's, or Mixtral-Instruct's.
+            limit: Tokens from which on the beginning that is never cut is looked for; None never does.
+
+        Raises:
+            DataError: the tokenizer gives no offsets.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a fast tokenizer (tokenizer.json).")
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        if chat_template is not None and "{" not in chat_template:
+            chat_template = Path(chat_template).read_text()
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.template: str = chat_template or template_of(tokenizer) or default_template(set(added))
+        self._marks_answers = bool(_GENERATION.search(self.template))
+        # Those that JSON would write in another way never appear in it as they are.
+        plain = [token for token in added if json.dumps(token, ensure_ascii=False) == f'"{token}"']
+        self._control = re.compile("|".join(map(re.escape, sorted(plain, key=len, reverse=True))) or r"(?!)")
+
+    def encode_some(self, some: Sequence[tuple[Conversation, object]]) -> Iterator[Encoded | DataError]:
+        """Tokenize conversations with their places; what cannot be tokenized gives its error in its place."""
+        rendered: list[_Rendered | DataError] = []
+        for talk, where in some:
+            try:
+                rendered.append(self._render(talk, where))
+            except DataError as error:
+                rendered.append(error)
+        encoded = self._tokenize([item for item in rendered if isinstance(item, _Rendered)])
+        for item in rendered:
+            yield next(encoded) if isinstance(item, _Rendered) else item
+
+    def settings(self) -> str:
+        """What the tokens depend on besides the tokenizer."""
+        return self.template
+
+    def encode(self, talk: Conversation | list[Message], where: str = "conversation") -> Encoded:
+        """Tokenize one conversation; of plain messages the assistant's are learned."""
+        if isinstance(talk, list):
+            talk = Conversation(talk, [message["role"] == "assistant" for message in talk])
+        return next(self._tokenize([self._render(talk, where)]))
+
+    def _render(self, talk: Conversation, where: object) -> _Rendered:
+        self._check_tools(talk, where)
+        replaced, spelled = self._with_placeholders(talk)
+        text, answers = self._apply(replaced.messages, where, replaced.tools)
+        plain, moved = _restored(text, spelled)
+
+        def spans_of_messages() -> dict[int, Span]:
+            found = self._message_spans(replaced, text, where)
+            return {number: (moved(start), moved(end)) for number, (start, end) in found.items()}
+
+        def start() -> int:
+            user = next(number for number, message in enumerate(talk.messages) if message["role"] == "user")
+            return spans_of_messages().get(user, (0, 0))[0]
+
+        numbers = [number for number, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        marked: dict[int, Span] = {}
+        if len(answers) == len(numbers):
+            marked = {n: (moved(a), moved(b)) for n, (a, b) in zip(numbers, answers, strict=True)}
+        wanted = [number for number, learned in enumerate(talk.learned) if learned]
+        if all(talk.learned[number] is True and number in marked for number in wanted):
+            turns = [[marked[number]] for number in wanted]
+        else:
+            spans = spans_of_messages()
+            turns = [self._turn(plain, talk, number, spans.get(number), marked.get(number)) for number in wanted]
+        literal = [(moved(m.start()), moved(m.end())) for m in _PLACEHOLDER.finditer(text)] if spelled else []
+        return _Rendered(plain, turns, literal, start)
+
+    def _check_tools(self, talk: Conversation, where: object) -> None:
+        called = any("tool_calls" in message or message["role"] == "tool" for message in talk.messages)
+        for word, there in (("tools", bool(talk.tools)), ("tool_calls", called)):
+            if there and not re.search(rf"\b{word}\b", self.template):
+                what = "tools" if word == "tools" else "tool calls"
+                raise DataError(
+                    f"{where}: has {what}, which this chat template cannot encode (tokenizers of version 1, Mixtral "
+                    "8x7B's, know none); use --chat-template mixtral-v3 with Mixtral 8x22B's tokenizer, or leave them "
+                    "out with data.columns={'tools': None}."
+                )
+        if called and not self._marks_answers:
+            raise DataError(
+                f"{where}: has tool calls, and this chat template does not mark what the assistant says; mark it with "
+                "{% generation %}, or use --chat-template mixtral-v3."
+            )
+
+    def _with_placeholders(self, talk: Conversation) -> tuple[Conversation, list[str]]:
+        """The conversation with each control token that is spelled out replaced by its number."""
+        spelled: list[str] = []
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._control.sub(number, value)
+            if isinstance(value, dict):
+                return {replaced(key): replaced(element) for key, element in value.items()}
+            return [replaced(element) for element in value] if isinstance(value, list) else value
+
+        def number(found: re.Match[str]) -> str:
+            spelled.append(found[0])
+            return f"{_LITERAL}{len(spelled) - 1}{_LITERAL}"
+
+        messages = [{**replaced(message), "role": message["role"]} for message in talk.messages]
+        tools = replaced(talk.tools)
+        return (Conversation(messages, talk.learned, tools) if spelled else talk), spelled
+
+    def _apply(
+        self, messages: list[Message], where: object, tools: Any = None, *, prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],  # pyright: ignore[reportArgumentType]
+                chat_template=self.template,
+                tools=tools or None,
+                return_assistant_tokens_mask=self._marks_answers,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
+            )
+        except (TemplateError, TypeError) as error:
+            raise DataError(f"{where}: the chat template refuses this conversation ({error}).") from error
+        return str(texts[0]), cast(list[Span], spans[0]) if spans else []
+
+    def _message_spans(self, talk: Conversation, text: str, where: object) -> dict[int, Span]:
+        """Where each message's text is in the rendered conversation."""
+        marked: list[Message] = []
+        for number, message in enumerate(talk.messages):
+            core = message["content"].strip()
+            # Marks stand inside the outer spaces, so that a template that strips messages does as it always does.
+            before, _, behind = message["content"].partition(core) if core else ("", "", "")
+            marks = f"{before}{_OPEN}{number}{_OPEN}{core}{_CLOSE}{behind}" if core else message["content"]
+            marked.append({**message, "content": marks})
+        with_marks, _ = self._apply(marked, where, talk.tools)
+        spans: dict[int, Span] = {}
+        plain, start, number = "", 0, -1
+        for piece in _MARK.split(with_marks):
+            if piece.startswith(_OPEN):
+                start, number = len(plain), int(piece.strip(_OPEN))
+            elif piece == _CLOSE:
+                spans[number] = (start, len(plain))
+            else:
+                plain += piece
+        wanted = {n for n, m in enumerate(talk.messages) if talk.learned[n] and m["content"].strip()}
+        if plain != text or not wanted <= spans.keys():
+            raise DataError(
+                f"{where}: this chat template changes the messages' text, so what the assistant says cannot be found; "
+                "mark it in the template with {% generation %}."
+            )
+        return spans
+
+    def _turn(self, text: str, talk: Conversation, number: int, span: Span | None, marked: Span | None) -> list[Span]:
+        """The learned stretches of one turn."""
+        message, wanted = talk.messages[number], talk.learned[number]
+        if span is None:  # of calls, which a template marks
+            return [marked] if marked else []
+        is_answer = message["role"] == "assistant"
+        start, end = marked or (self._whole_turn(text, span) if is_answer else span)
+        if isinstance(wanted, bool):
+            return [(start, end)]
+        content = message["content"]
+        offset = span[0] - (len(content) - len(content.lstrip()))
+        found: list[Span] = []
+        for a, b in wanted:
+            begin = start if not content[:a].strip() else offset + a
+            stop = end if not content[b:].strip() else offset + b
+            found.append((begin, stop))
+        return found
+
+    @functools.cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """What the template puts between the generation prompt and an answer, and after an answer."""
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text, _ = self._apply(talk, "chat_template")
+            prompt, _ = self._apply(talk[:1], "chat_template", prompt=True)
+            start, end = self._message_spans(Conversation(talk, [False, True]), text, "chat_template")[1]
+        except DataError:
+            return "", ""
+        before = text[len(prompt) : start] if text.startswith(prompt) else ""
+        return "" if before.strip() else before, text[end:].rstrip()
+
+    def _whole_turn(self, text: str, span: Span) -> Span:
+        """All that is generated in a turn: the answer, the space before it, and what ends the turn."""
+        start, end = span
+        before, behind = self._around_answer
+        if before and text[:start].endswith(before):
+            start -= len(before)
+        while end < len(text) and text[end] == " ":  # of the answer itself
+            end += 1
+        if behind and text.startswith(behind, end):
+            return start, end + len(behind)
+        token = self._control.match(text, end)
+        return start, token.end() if token else span[1]
+
+    def _tokenize(self, rendered: list[_Rendered]) -> Iterator[Encoded]:
+        if not rendered:
+            return
+        texts = [item.text for item in rendered]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if item.literal:
+                ids, offsets = self._with_literal(item.text, item.literal)
+            learned = _inside(offsets, [span for turn in item.turns for span in turn])
+            head = 0
+            if self.limit is not None and len(ids) > self.limit:
+                start = item.start()
+                head = sum(end <= start for _, end in offsets)
+            yield Encoded(ids, learned, head, _first_tokens(offsets, [turn[0][0] for turn in item.turns if turn]))
+
+    def _with_literal(self, text: str, literal: list[Span]) -> tuple[list[int], list[Span]]:
+        """Encode with the template's control tokens as tokens, and those spelled out as text."""
+        ids: list[int] = []
+        offsets: list[Span] = []
+        start = 0
+        spelled = iter(literal)
+        following = next(spelled, None)
+        borders: list[re.Match[str]] = []
+        for token in self._control.finditer(text):
+            while following is not None and following[1] <= token.start():
+                following = next(spelled, None)
+            if following is None or token.end() <= following[0]:
+                borders.append(token)
+        for token in [*borders, None]:
+            end = token.start() if token else len(text)
+            if end > start:
+                part = self.tokenizer(
+                    text[start:end], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+                )
+                ids += part["input_ids"]
+                offsets += [(a + start, b + start) for a, b in part["offset_mapping"]]
+            if token:
+                ids.append(self.tokenizer.convert_tokens_to_ids(token[0]))
+                offsets.append(token.span())
+                start = token.end()
+        return ids, offsets
+
+
+def _restored(text: str, spelled: list[str]) -> tuple[str, Callable[[int], int]]:
+    """The text with control tokens in place of their numbers, and where each of its positions has moved."""
+    if not spelled:
+        return text, lambda position: position
+    pieces: list[str] = []
+    ends, shifts = [0], [0]
+    last = 0
+    for found in _PLACEHOLDER.finditer(text):
+        token = spelled[int(found[1])]
+        pieces += [text[last : found.start()], token]
+        last = found.end()
+        ends.append(last)
+        shifts.append(shifts[-1] + len(token) - len(found[0]))
+    return "".join([*pieces, text[last:]]), lambda p: p + shifts[bisect.bisect_right(ends, p) - 1]
+
+
+def _first_tokens(offsets: list[Span], positions: list[int]) -> tuple[int, ...]:
+    """The first token that reaches behind each position; both are in order."""
+    found: list[int] = []
+    token = 0
+    for position in sorted(positions):
+        while token < len(offsets) and offsets[token][1] <= position:
+            token += 1
+        found.append(token)
+    return tuple(found)
+
+
+def _inside(offsets: list[Span], learned: list[Span]) -> list[bool]:
+    """Whether each token reaches into a learned span; both are in order of position."""
+    mask: list[bool] = []
+    spans = iter(sorted(learned))
+    current = next(spans, None)
+    for start, end in offsets:
+        while current is not None and current[1] <= start:
+            current = next(spans, None)
+        mask.append(current is not None and start < current[1] and end > current[0])
+    return mask

@@ -1,0 +1,125 @@
+"""Tools and calls in OpenAI's and sharegpt's form become one thing."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.data.records.chat_encoder import ChatEncoder
+from mixtral_recipes.data.records.chat_templates import MIXTRAL_V3
+from mixtral_recipes.data.records.conversations import conversation
+from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.errors import DataError
+
+CALL = {"name": "get", "arguments": {"city": "x"}}
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "get", "description": "d", "parameters": PARAMETERS}}
+OPENAI = {
+    "tools": [TOOL],
+    "messages": [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "abcdefghi",
+                    "type": "function",
+                    "function": {**CALL, "arguments": json.dumps(CALL["arguments"])},
+                }
+            ],
+        },
+        {"role": "tool", "name": "get", "tool_call_id": "abcdefghi", "content": '{"t": 21}'},
+        {"role": "assistant", "content": "21."},
+    ],
+}
+SHAREGPT = {
+    "system": "Be brief.",
+    "tools": json.dumps([TOOL["function"]]),
+    "conversations": [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": '{"t": 21}'},
+        {"from": "gpt", "value": "21."},
+    ],
+}
+
+
+def text_of(record: dict[str, Any], tokenizer: Any) -> str:
+    talk = conversation(Record(record, "x:1"))
+    return ChatEncoder(tokenizer, MIXTRAL_V3)._render(talk, "x:1").text
+
+
+def test_both_forms_say_the_same(tokenizer: Any) -> None:
+    expected = (
+        f"<s>[AVAILABLE_TOOLS]{json.dumps([TOOL])}[/AVAILABLE_TOOLS][INST]Weather?[/INST]"
+        '[TOOL_CALLS][{"name": "get", "arguments": {"city": "x"}, "id": "abcdefghi"}]</s>'
+        '[TOOL_RESULTS]{"content": {"t": 21}, "call_id": "abcdefghi"}[/TOOL_RESULTS]21.</s>'
+    )
+    assert text_of(OPENAI, tokenizer) == expected
+    sharegpt = text_of(SHAREGPT, tokenizer)
+    assert sharegpt == expected.replace("abcdefghi", "call00000").replace("[INST]", "[INST]Be brief.\n\n")
+    talk = conversation(Record(SHAREGPT, "x:1"))
+    assert talk.learned == [False, False, True, False, True]
+    assert not talk.unused
+
+
+def test_identifiers_are_mistrals(tokenizer: Any) -> None:
+    record = json.loads(json.dumps(OPENAI).replace("abcdefghi", "call_ABC-12345678"))
+    assert '"id": "C12345678"' in text_of(record, tokenizer)
+    assert '"call_id": "C12345678"' in text_of(record, tokenizer)
+
+
+def test_several_calls_and_results_without_identifiers() -> None:
+    turns = [
+        {"from": "human", "value": "?"},
+        {"from": "function_call", "value": json.dumps([CALL, CALL])},
+        {"from": "observation", "value": "1"},
+        {"from": "observation", "value": "two"},
+        {"from": "gpt", "value": "3"},
+    ]
+    talk = conversation(Record({"conversations": turns}, "x:1"))
+    calls = [call["id"] for call in talk.messages[1]["tool_calls"]]
+    assert [message["tool_call_id"] for message in talk.messages[2:4]] == calls
+    assert [message["result"] for message in talk.messages[2:4]] == [1, "two"]
+    assert len(set(calls)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tools": [{"type": "function"}]}, r"tools\[0\] is no tool"),
+        ({"tools": [{"name": "x", "parameters": "?"}]}, r"tools\[0\].parameters is str"),
+        ({"messages": OPENAI["messages"][:1] + OPENAI["messages"][2:]}, "a tool's result stands there that no call"),
+        ({"messages": [OPENAI["messages"][0], {"role": "assistant", "tool_calls": ["?"]}]}, "is no tool call"),
+    ],
+)
+def test_what_is_no_tool_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=f"^x:1: .*{says}"):
+        conversation(Record({**OPENAI, **change}, "x:1"))
+
+
+def test_version_1_has_no_tools(tokenizer: Any) -> None:
+    encoder = ChatEncoder(tokenizer)
+    for record in (OPENAI, {**OPENAI, "tools": []}):
+        talk = conversation(Record(record, "x:1"))
+        with pytest.raises(DataError, match=r"^x:1: has tool.*which this chat template cannot encode \(tokenizers of"):
+            encoder.encode(talk, "x:1")
+    talk = conversation(Record({"tools": [TOOL], "prompt": "a", "completion": "b"}, "x:1"), {"tools": None})
+    assert not talk.tools
+    assert dict(talk.unused) == {}
+    assert encoder.encode(talk)
+
+
+def test_text_beside_a_call_is_refused_by_name(tokenizer: Any) -> None:
+    record = json.loads(json.dumps(OPENAI))
+    record["messages"][1]["content"] = "Let me look."
+    with pytest.raises(DataError, match="a turn holds text and tool calls, of which Mixtral knows one at a time"):
+        ChatEncoder(tokenizer, MIXTRAL_V3).encode(conversation(Record(record, "x:1")), "x:1")
+
+
+def test_empty_entries_of_tables_are_no_parameters(tokenizer: Any) -> None:
+    """Parquet gives every row all fields of a struct."""
+    record = json.loads(json.dumps(OPENAI))
+    record["tools"][0]["function"]["parameters"]["properties"]["other"] = None
+    assert text_of(record, tokenizer) == text_of(OPENAI, tokenizer)
