@@ -84,10 +84,7 @@ SETTINGS = {
     ),
     "data": (
         "dataset_root seq_length tokenizer micro_batch_size global_batch_size force_redownload delete_raw seed "
-        "num_workers packed_sequence_specs dataset_kwargs made_from val_proportion num_train_samples num_val_samples "
-        "vocab_size"
-        "seq_length micro_batch_size global_batch_size num_workers seed packed_sequence_specs made_from dataset_root "
-        "tokenizer dataset_kwargs val_proportion no_answer force_redownload delete_raw on_bad_record truncation "
+        "num_workers packed_sequence_specs dataset_kwargs made_from val_proportion no_answer on_bad_record truncation "
         "prompt_floor num_train_samples num_val_samples vocab_size"
     ),
     "data.packed_sequence_specs": (
