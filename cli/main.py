@@ -3,12 +3,13 @@
 ``--help`` is written from the table alone, so it starts in milliseconds: nothing heavier than the standard library.
 """
 
+import contextlib
 import importlib
 import os
 import sys
 from typing import Any
 
-from mixtral_recipes.system import late_imports
+from mixtral_recipes.system import late_imports, streams
 from mixtral_recipes.system.garbage import seldom_collected
 
 PROGRAM = "mixtral-recipes"
@@ -36,11 +37,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def main() -> None:
     """Entry point of the console script."""
+    streams.in_utf8()
+    streams.prepare()
     late_imports.activate(only_describes=sys.argv[1:2] in (["recipes"], ["plan"]) or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither
     with seldom_collected():
         code = run(sys.argv[1:])
+    problem = streams.finish()
+    if problem is not None and not isinstance(problem, BrokenPipeError) and code == 0:
+        code = _say(f"the output could not be written ({problem.strerror}).", 2)
+        streams.finish()
     sys.exit(code)
 
 
@@ -91,7 +98,7 @@ def overview() -> str:
 def _call(argv: list[str], debug: bool) -> int:
     import typer
 
-    from mixtral_recipes.errors import MixtralRecipesError
+    from mixtral_recipes.errors import MixtralRecipesError, of_the_machine
     from mixtral_recipes.system import quiet
 
     # typer carries its own click; the base of its usage errors is reached through what typer exports.
@@ -113,11 +120,13 @@ def _call(argv: list[str], debug: bool) -> int:
     except usage_error as error:
         return _say(_one_line(error), 2)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what read our output has gone; nothing more to say
+        streams.give_up("stdout")  # what read our output has gone; nothing more to say
         return 0
     except Exception as error:
         if debug:
             raise
+        if problem := of_the_machine(error):
+            return _say(str(problem), problem.exit_code)
         return _say(f"{type(error).__name__}: {error} (a defect; --debug shows where)", 1)
 
 
@@ -125,7 +134,8 @@ def _say(text: str, code: int) -> int:
     from mixtral_recipes.system.private import without_passwords
 
     if text:  # a group of commands that was called without one has printed its help
-        print(f"error: {without_passwords(text)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody hears it; the exit code is there still
+            print(f"error: {without_passwords(text)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -167,7 +167,15 @@ def _shown(logs: tuple[Path, Path], *, prefixed: bool) -> Iterator[None]:
 
 
 def _copy(path: Path, stream: TextIO, stopped: Callable[[], bool], prefixed: bool) -> None:
-    """Follow one log file; lines of other ranks and torchrun's own report of a failure are left in the file."""
+    """Follow one log file; lines of other ranks and torchrun's own report of a failure are left in the file.
+
+    Where the stream is full or its reader has gone, all lines are left there: the job goes on.
+    """
+    with contextlib.suppress(OSError):
+        _follow(path, stream, stopped, prefixed)
+
+
+def _follow(path: Path, stream: TextIO, stopped: Callable[[], bool], prefixed: bool) -> None:
     rest = ""
     with path.open(errors="replace") as file:
         while True:

@@ -13,11 +13,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import MixtralRecipesError, Preempted
+from mixtral_recipes.errors import MixtralRecipesError, Preempted, of_the_machine
 from mixtral_recipes.executors.runs.records import locked
 from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
 from mixtral_recipes.settings.log import run_folder
-from mixtral_recipes.system import quiet
+from mixtral_recipes.system import quiet, streams
 from mixtral_recipes.system.files import private_folder, write_json
 from mixtral_recipes.system.garbage import seldom_collected
 from mixtral_recipes.system.private import without_passwords
@@ -52,6 +52,8 @@ def _end(error: BaseException | None) -> dict[str, Any]:
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = "" if error.code is None or isinstance(error.code, int) else str(error.code)
+    elif problem := of_the_machine(error) if error is not None else None:
+        code, text = problem.exit_code, str(problem)
     elif error is not None:
         code, text = 1, f"{type(error).__name__}: {error}".strip()
         trace = "".join(traceback.format_exception(error))
@@ -92,6 +94,7 @@ def main() -> int:
     the first failing rank's error, and not the "connection closed by peer" of every other rank. For the same reason a
     rank that saved and stopped ends with 0 there: torchrun then lets the other ranks finish their part of the save.
     """
+    streams.prepare()
     recorded = "MIXTRAL_RECIPES_ATTEMPT_DIR" in os.environ
     if "MIXTRAL_RECIPES_UMASK" in os.environ:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))

@@ -44,6 +44,38 @@ class Preempted(MixtralRecipesError, SystemExit):
     exit_code = code = 75
 
 
+#: What to do about an answer of the operating system; any other is told as it is.
+_ADVICE = {
+    "ENOENT": "check the path",
+    "ENOTDIR": "a part of the path is a file; choose another",
+    "EEXIST": "something else stands there; choose another path",
+    "EISDIR": "it is a folder, and a file is needed",
+    "EACCES": "choose a place that you may read and write",
+    "EPERM": "choose a place that you may read and write",
+    "EROFS": "choose a place that you may write to",
+    "ENOSPC": "free some room, or choose another disk",
+    "EDQUOT": "free some room, or choose another disk",
+    "EMFILE": "raise `ulimit -n`",
+    "ENOMEM": "free some memory",
+}
+
+
+def of_the_machine(error: BaseException) -> EnvironmentProblem | None:
+    """What a user can mend of an error of the operating system, in one line; None for any other error.
+
+    The last resort: who opens a file that a user named says more about it.
+    """
+    if isinstance(error, MemoryError):
+        return EnvironmentProblem("out of memory; close other programs, or choose a smaller model or batch.")
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    import errno
+
+    where = f"{error.filename}: " if error.filename else ""
+    advice = _ADVICE.get(errno.errorcode.get(error.errno, ""), "")
+    return EnvironmentProblem(f"{where}{error.strerror or error}{'; ' * bool(advice)}{advice}.")
+
+
 def in_short(error: Exception) -> str:
     """A library's error in one line: the first line of its text, or its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -18,28 +18,37 @@ from mixtral_recipes.system.locks import held_or_refused
 def launched() -> bool:
     """Whether this process is one of a job's ranks: torchrun started it, or it has joined a process group already.
 
-    RANK, WORLD_SIZE, MASTER_ADDR and SLURM_* do not count: a login shell inside an allocation has them too.
+    RANK, WORLD_SIZE, MASTER_ADDR and SLURM_* do not count by themselves: a login shell inside an allocation has them
+    too. Nor does a part of what torchrun sets, left over in a shell.
     """
-    return "TORCHELASTIC_RUN_ID" in os.environ or _process_group() is not None
+    return _from_torchrun() is not None or _process_group() is not None
 
 
 def launched_rank() -> int:
     """This process's rank, also before there is a process group; 0 in a process that no launcher started."""
-    return _process_group().get_rank() if _process_group() else int(_from_torchrun("RANK", "0"))
+    return _process_group().get_rank() if _process_group() else (_from_torchrun() or {}).get("RANK", 0)
 
 
 def launched_local_rank() -> int:
     """This process's rank on its node; 0 in a process that no launcher started."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+    local = os.environ.get("LOCAL_RANK", "0") if launched() else "0"
+    return int(local) if local.isdigit() else 0
 
 
 def launched_size() -> int:
     """How many ranks the job has; 1 in a process that no launcher started."""
-    return _process_group().get_world_size() if _process_group() else int(_from_torchrun("WORLD_SIZE", "1"))
+    return _process_group().get_world_size() if _process_group() else (_from_torchrun() or {}).get("WORLD_SIZE", 1)
 
 
-def _from_torchrun(name: str, alone: str) -> str:
-    return os.environ.get(name, alone) if "TORCHELASTIC_RUN_ID" in os.environ else alone
+def _from_torchrun() -> dict[str, int] | None:
+    """The numbers torchrun gave this process; None where it did not start it."""
+    if not all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR")):
+        return None
+    texts = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    if not all(text.isdigit() for text in texts.values()):
+        return None
+    numbers = {name: int(text) for name, text in texts.items()}
+    return numbers if numbers["LOCAL_RANK"] <= numbers["RANK"] < numbers["WORLD_SIZE"] else None
 
 
 def _process_group() -> Any:

@@ -83,7 +83,8 @@ def initialize(
     if topology.world_size != place.world_size:
         raise RecipeError(
             f"trainer.num_nodes x trainer.devices = {topology.world_size}, but {place.world_size} process(es) were "
-            "started; set --num-nodes and --num-gpus-per-node (trainer.devices) to what is launched."
+            "started; set --num-nodes and --num-gpus-per-node (trainer.devices) to what is launched, or, where nothing "
+            "was, take the launcher's variables out of the environment: unset TORCHELASTIC_RUN_ID."
         )
     if not torch.distributed.is_initialized():
         # A process alone needs no rendezvous server; a file-less in-memory store does.

@@ -1,8 +1,10 @@
 """Errors are told in one line."""
 
+import errno
+
 import pytest
 
-from mixtral_recipes.errors import in_short
+from mixtral_recipes.errors import in_short, of_the_machine
 
 
 @pytest.mark.parametrize(
@@ -11,3 +13,24 @@ from mixtral_recipes.errors import in_short
 )
 def test_a_library_error_becomes_one_line(error: Exception, text: str) -> None:
     assert in_short(error) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; choose a place"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some room"),
+        (OSError(errno.EIO, "Input/output error", "/x"), "/x: Input/output error."),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_line(error: BaseException, said: str) -> None:
+    problem = of_the_machine(error)
+    assert problem is not None
+    assert str(problem).startswith(said)
+    assert problem.exit_code == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError("made up by a library"), KeyError("x")])
+def test_other_errors_are_ours(error: BaseException) -> None:
+    assert of_the_machine(error) is None

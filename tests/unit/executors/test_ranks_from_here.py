@@ -22,7 +22,7 @@ def _login_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
     for name, value in STRAY.items():
         monkeypatch.setenv(name, value)
-    for name in ("TORCHELASTIC_RUN_ID", "MIXTRAL_RECIPES_ATTEMPT_DIR"):
+    for name in ("TORCHELASTIC_RUN_ID", "MIXTRAL_RECIPES_ATTEMPT_DIR", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -31,6 +31,13 @@ def test_a_login_shell_s_variables_make_no_rank(monkeypatch: pytest.MonkeyPatch)
     assert ranks_from_here.wanted(num_nodes=1, devices=2)
     assert not ranks_from_here.wanted(num_nodes=1, devices=1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert ProcessPlace.from_environment() == ProcessPlace(0, 0, 1), "nor does a part of a launcher's"
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    for name, value in (("RANK", "three"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert ProcessPlace.from_environment() == ProcessPlace(0, 0, 1), name
     assert ProcessPlace.from_environment() == ProcessPlace(3, 3, 8)
     assert not ranks_from_here.wanted(num_nodes=4, devices=2)
 

@@ -1,0 +1,101 @@
+"""Streams that are closed, full, cut off, or of another encoding: an answer and an exit code, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = f"{sys.executable} -m mixtral_recipes.cli.main"
+SHOWS = f"{sys.executable} -c"
+SNOWMAN = """'
+import sys
+from mixtral_recipes.system import streams
+streams.in_utf8()
+streams.prepare()
+print("snow \\u2603", open(sys.argv[1]).read(), flush=True)
+print("more \\u2603", file=sys.stderr)
+'"""
+
+
+def shell(line: str, **env: str) -> "subprocess.CompletedProcess[bytes]":
+    """A line of shell, as a user types it."""
+    return subprocess.run(["bash", "-c", line], capture_output=True, env=os.environ | env, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("env", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, b"snow \\u2603 \\u4f60\n"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"snow \\u2603 \\u4f60\n"),
+        ({"PYTHONIOENCODING": "utf-8"}, "snow ☃ 你\n".encode()),
+        # Files are UTF-8 where the terminal's language is not.
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"snow \\u2603 \\u4f60\n"),
+    ],
+)
+def test_what_an_encoding_lacks_is_escaped(tmp_path: Path, env: dict[str, str], shown: bytes) -> None:
+    (tmp_path / "text").write_text("你", encoding="utf-8")
+    done = shell(f"{SHOWS} {SNOWMAN} {tmp_path / 'text'}", **env)
+    assert (done.returncode, done.stdout) == (0, shown)
+    assert b"Traceback" not in done.stderr
+
+
+def test_closed_streams_lead_nowhere_and_no_file_takes_their_number(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    code = """'
+from mixtral_recipes.system import streams
+streams.prepare()
+import os, sys
+print("lost"); print("lost", file=sys.stderr); os.write(1, b"lost"); sys.stdin.read()
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2
+    file.write("kept")
+'"""
+    assert shell(f"{SHOWS} {code} {tmp_path / 'text'} <&- >&- 2>&-").returncode == 0
+    assert (tmp_path / "text").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        (">&-", 0),
+        (">&- 2>&-", 0),
+        ("> /dev/full", 2),
+        ("> /dev/full 2>&1", 2),
+        ("| head -1", 0),
+    ],
+)
+def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
+    done = shell(f"set -o pipefail; {COMMAND} recipes list {ending}", LC_ALL="C.UTF-8")
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert b"defect" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    if ending == "> /dev/full":
+        assert done.stderr.startswith(b"error: ")
+        assert b"No space left on device" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("finetune --to-yaml /proc/none/x.yaml", "/proc/none/x.yaml: No such file or directory; check the path."),
+        ("pipeline /tmp", "/tmp: Is a directory; it is a folder, and a file is needed."),
+        ("clusters list", "clusters.toml: Is a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    from mixtral_recipes.cli.main import run
+
+    (tmp_path / "clusters.toml").mkdir()
+    monkeypatch.setenv("MIXTRAL_RECIPES_CLUSTERS", str(tmp_path / "clusters.toml"))
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    code = run(line.split())
+    error = capsys.readouterr().err.splitlines()[-1:]
+    assert code == 2
+    assert said in error[0]
+    assert "defect" not in "".join(error)
