@@ -1,0 +1,61 @@
+"""`mixtral-recipes migrate`: what changes in a script that was written for NeMo."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixtral_recipes.cli.options.checkpoint import Overwrite
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import note, print_json
+
+
+def command(
+    *,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file, or a folder with some.")],
+    write: Annotated[bool, typer.Option("--write", help="Write the changed copy too.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="PATH", help="Where; default: SCRIPT with _mixtral behind its name."),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Say what changes in a script written for NeMo.
+
+    Line by line: what is written differently (changed), taken with a warning (warned), refused with what replaces it
+    (refused), or worth a look (note). Nothing of the script is run. In a copy a remark stands above what is refused.
+    """
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.settings.nemo import migrate
+
+    target = (output or script.with_name(f"{script.stem}_mixtral{script.suffix}")) if write or output else None
+    if target is not None and target.exists() and not overwrite:
+        raise RecipeError(f"{target} exists; choose another --output, or give --overwrite.")
+    read = [migrate.migrate(path) for path in migrate.scripts_in(script)]
+    for found in read:
+        for finding in found.findings:
+            print(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
+    kinds = ("changed", "warned", "refused", "note")
+    counts = {kind: sum(found.count(kind) for found in read) for kind in kinds}
+    if target is not None:
+        _write(script, target, read)
+        note(f"Wrote {target}")
+    note(f"{len(read)} file(s): {', '.join(f'{count} {kind}' for kind, count in counts.items())}.")
+    if json:
+        files = [{"path": str(found.path), "findings": [vars(finding) for finding in found.findings]} for found in read]
+        print_json({**counts, "files": files, "written": str(target) if target else None})
+    if counts["refused"]:
+        raise RecipeError(f"{counts['refused']} line(s) need a change by hand: those that are refused.")
+
+
+def _write(script: Path, target: Path, read: list[Any]) -> None:
+    """Write one changed file, or a folder with everything in it."""
+    from mixtral_recipes.system.files import write_text
+
+    if script.is_dir():
+        skipped = shutil.ignore_patterns("__pycache__", ".git", target.name)
+        shutil.copytree(script, target, dirs_exist_ok=True, ignore=skipped)
+    for found in read:
+        write_text(target / found.path.relative_to(script) if script.is_dir() else target, found.source)

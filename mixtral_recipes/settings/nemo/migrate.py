@@ -1,0 +1,300 @@
+"""Reads a script that was written for NeMo, says line by line what changes, and makes the changed copy.
+
+Works on the syntax tree and the table of names alone: nothing of the script is run, and nothing heavy is imported.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.nemo.arguments import CALLS
+from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES
+from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
+
+MARK = "# mixtral-recipes:"
+_OURS = "mixtral_recipes"
+# Part of a recipe -> its class, where a setting of it is assigned: recipe.trainer.strategy.x = ...
+_PARTS = {
+    "trainer": "Trainer",
+    "strategy": "MegatronStrategy",
+    "ddp": "DistributedDataParallelConfig",
+    "plugins": "MegatronMixedPrecision",
+    "log": "NeMoLogger",
+    "ckpt": "ModelCheckpoint",
+    "wandb": "WandbLogger",
+    "tensorboard": "TensorBoardLogger",
+    "resume": "AutoResume",
+    "restore_config": "RestoreConfig",
+    "optim": "MegatronOptimizerModule",
+    "lr_scheduler": "CosineAnnealingScheduler",
+    "peft": "LoRA",
+    "packed_sequence_specs": "PackedSequenceSpecs",
+    "model.config": "MixtralConfig",
+    "optim.config": "OptimizerConfig",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a line.
+
+    Attributes:
+        line: Its number.
+        kind: ``changed`` (another text), ``warned`` (taken, with a warning), ``refused`` (needs another text, by hand)
+            or ``note`` (look at it).
+        text: What.
+    """
+
+    line: int
+    kind: str
+    text: str
+
+
+@dataclass
+class Migrated:
+    """A script that was read.
+
+    Attributes:
+        path: The script.
+        source: Its changed text.
+        findings: By line.
+    """
+
+    path: Path
+    source: str
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        """How many findings of a kind."""
+        return sum(finding.kind == kind for finding in self.findings)
+
+
+def migrate(path: Path) -> Migrated:
+    """Read a script.
+
+    Raises:
+        RecipeError: it cannot be read, or is no Python.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}.") from error
+    except (SyntaxError, ValueError) as error:
+        raise RecipeError(f"{path}:{getattr(error, 'lineno', 1)}: is no Python ({error}).") from error
+    reader = _Reader(source)
+    reader.read(tree)
+    findings = sorted(set(reader.findings), key=lambda finding: (finding.line, finding.kind, finding.text))
+    return Migrated(path, reader.changed(findings), findings)
+
+
+def scripts_in(path: Path) -> list[Path]:
+    """A script itself, or every Python file of a folder.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*.py") if not {"__pycache__", ".git"} & set(file.parts))
+    if not found:
+        raise RecipeError(f"{path}: {'no Python file in it' if path.is_dir() else 'no such file or folder'}.")
+    return found
+
+
+class _Reader:
+    """Goes over a script's syntax tree."""
+
+    def __init__(self, source: str) -> None:
+        self.lines = source.splitlines(keepends=True)
+        self.findings: list[Finding] = []
+        self.origins: dict[str, str] = {}  # local name -> where it comes from, dotted
+        self.edits: list[tuple[int, int, int, str]] = []  # line, from and to column, text
+
+    def read(self, tree: ast.AST) -> None:
+        """Look at everything."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self._import(node)
+            elif isinstance(node, ast.ImportFrom):
+                self._import_from(node)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                self._call(node)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    self._assignment(target, node.value)
+            elif isinstance(node, ast.Attribute):
+                self._attribute(node)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                self._text(node)
+
+    def changed(self, findings: list[Finding]) -> str:
+        """The source with every edit, and a remark above each line that needs a change by hand."""
+        lines = list(self.lines)
+        for line, start, end, text in sorted(self.edits, reverse=True):
+            old = lines[line - 1].encode()  # the tree counts bytes
+            lines[line - 1] = (old[:start] + text.encode() + old[end:]).decode()
+        for finding in sorted(findings, key=lambda finding: -finding.line):
+            if finding.kind == "refused":
+                old = lines[finding.line - 1]
+                indent = old[: len(old) - len(old.lstrip())]
+                lines.insert(finding.line - 1, f"{indent}{MARK} {finding.text}\n")
+        return "".join(lines)
+
+    def _say(self, node: ast.AST, kind: str, text: str) -> None:
+        self.findings.append(Finding(getattr(node, "lineno", 1), kind, text))
+
+    def _edit(self, node: ast.AST, start: int, end: int, text: str) -> None:
+        line: int = getattr(node, "lineno", 1)
+        old = self.lines[line - 1].strip()
+        self.edits.append((line, start, end, text))
+        new = self.lines[line - 1].encode()
+        self._say(node, "changed", f"{old}  ->  {(new[:start] + text.encode() + new[end:]).decode().strip()}")
+
+    def _import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            top = alias.name.partition(".")[0]
+            if top == "nemo":
+                self._known(node, alias.name)
+                self.origins[alias.asname or "nemo"] = alias.name if alias.asname else "nemo"
+                start = alias.col_offset
+                if alias.asname is None:  # `import nemo.x` binds nemo
+                    self._say(node, "note", f"import {alias.name}: the name nemo is not bound any more; import by name")
+                self._edit(alias, start, start + len("nemo"), _OURS)
+            elif top in ("lightning", "pytorch_lightning"):
+                self._lightning(node, alias.name)
+
+    def _import_from(self, node: ast.ImportFrom) -> None:
+        module = node.module or ""
+        if node.level or module.partition(".")[0] not in ("nemo", "lightning", "pytorch_lightning"):
+            return
+        for alias in node.names:
+            self.origins[alias.asname or alias.name] = f"{module}.{alias.name}"
+        line = self.lines[node.lineno - 1]
+        start = line.encode().index(module.encode(), node.col_offset)
+        if module in LIGHTNINGS:
+            self._edit(node, start, start + len(module), f"{_OURS}.{LIGHTNINGS[module]}")
+            return
+        if module.partition(".")[0] != "nemo":
+            self._lightning(node, module)
+            return
+        for alias in node.names:
+            inside = f"{module}.{alias.name}"
+            if inside.removeprefix("nemo.") not in MODULES:
+                self._known(node, module)
+                self._named(node, alias.name)
+        names = [(alias.name, alias.asname) for alias in node.names]
+        if module == "nemo.collections" and names[0][0] == "llm" and len(names) == 1:
+            end = len(line.rstrip("\n").encode()) if node.end_lineno == node.lineno else 0
+            if end and node.end_col_offset is not None:
+                self._edit(node, node.col_offset, node.end_col_offset, f"import {_OURS} as {names[0][1] or 'llm'}")
+                return
+        self._edit(node, start, start + len("nemo"), _OURS)
+
+    def _lightning(self, node: ast.AST, module: str) -> None:
+        self._say(node, "note", f"{module}: there is no Lightning underneath; callbacks and loggers are our own")
+
+    def _known(self, node: ast.AST, module: str) -> None:
+        if module != "nemo" and module.removeprefix("nemo.") not in MODULES:
+            self._say(node, "refused", f"{module} is not here: these are the Mixtral recipes' names only")
+
+    def _named(self, node: ast.AST, name: str) -> None:
+        """A name that is imported or looked up."""
+        rule = NAMES.get(name)
+        if isinstance(rule, Only):
+            self._say(node, "refused", f"{name} is not here: {rule.why}")
+        elif isinstance(rule, Ignored):
+            self._say(node, "warned", f"{name} has no effect: {rule.why}")
+
+    def _origin(self, node: ast.expr) -> str:
+        """Where a name or attribute comes from, dotted; empty where that is not NeMo."""
+        if isinstance(node, ast.Name):
+            return self.origins.get(node.id, "")
+        if isinstance(node, ast.Attribute):
+            inner = self._origin(node.value)
+            return f"{inner}.{node.attr}" if inner else ""
+        return ""
+
+    def _attribute(self, node: ast.Attribute) -> None:
+        if self._origin(node).startswith("nemo."):
+            self._named(node, node.attr)
+
+    def _call(self, node: ast.Call) -> None:
+        called, arguments = node.func, node.args
+        if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
+            called, arguments = arguments[0], arguments[1:]
+        name = self._origin(called).rpartition(".")[2]
+        call = CALLS.get(name)
+        if call is None:
+            return
+        positions = [argument for argument in call.order if argument != "*"]
+        given = list(zip(positions, arguments, strict=False))
+        given += [(str(keyword.arg), keyword.value) for keyword in node.keywords if keyword.arg]
+        for argument, value in given:
+            rule = _rules(name).get(argument)
+            if rule is not None:
+                self._judge(value, name, argument, value, rule)
+
+    def _assignment(self, target: ast.expr, value: ast.expr) -> None:
+        path = list(_steps(target))
+        if len(path) < 2:
+            return
+        *parts, setting = path
+        owner = _PARTS.get(".".join(parts[-2:])) or _PARTS.get(parts[-1])
+        rule = _rules(owner).get(setting) if owner else None
+        if owner and rule is not None:
+            self._judge(target, owner, setting, value, rule)
+
+    def _judge(self, node: ast.AST, owner: str, name: str, value: ast.expr, rule: Rule) -> None:
+        """Say what becomes of an argument's value, as far as the text shows the value."""
+        where = f"{owner}.{name}"
+        try:
+            literal: Any = ast.literal_eval(value)
+        except ValueError:
+            if isinstance(rule, Only) and getattr(value, "attr", getattr(value, "id", None)) != rule.value:
+                self._say(node, "note", f"{where}: must come out as {rule.value!r}: {rule.why}")
+            elif isinstance(rule, Ignored):
+                self._say(node, "warned", f"{where} has no effect: {rule.why}")
+            return
+        refused = refusal(rule, where, literal)
+        if refused:
+            self._say(node, "refused", refused.rstrip("."))
+        elif isinstance(rule, Ignored | Keys):
+            told = notice(rule, _NoDefaults, where, {name: literal}, "")
+            if told and not any(literal == usual for usual in getattr(rule, "nemo", {}).values()):
+                self._say(node, "warned", told.rstrip("."))
+
+    def _text(self, node: ast.Constant) -> None:
+        value = str(node.value)
+        if value == "NEMO_HOME":
+            self._say(node, "note", "NEMO_HOME: imported models are kept in $MIXTRAL_RECIPES_HOME")
+        elif value.startswith("nvcr.io/nvidia/nemo:"):
+            self._say(node, "note", f"{value}: NeMo's image does not have this package; build one with it")
+
+
+class _NoDefaults:
+    """Stands for a class whose defaults are not looked up."""
+
+
+def _rules(name: str | None) -> dict[str, Rule]:
+    base = {"DoRA": "LoRA", "WarmupHoldPolicyScheduler": "WarmupPolicyScheduler"}.get(name or "")
+    if name and name.startswith("MixtralConfig"):
+        base, name = "MixtralConfig", "MixtralConfig"
+    found = dict(CALLS[base].rules) if base else {}
+    found |= CALLS[name].rules if name in CALLS else {}
+    return {argument: rule for argument, rule in found.items() if not isinstance(rule, Renamed)}
+
+
+def _steps(node: ast.expr) -> Iterator[str]:
+    """The names of ``a.b[0].c``, without what stands in brackets."""
+    if isinstance(node, ast.Attribute):
+        yield from _steps(node.value)
+        yield node.attr
+    elif isinstance(node, ast.Name):
+        yield node.id
+    elif isinstance(node, ast.Subscript):
+        yield from _steps(node.value)

@@ -1,0 +1,53 @@
+"""`mixtral-recipes migrate` on a file and on a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.cli.main import run
+
+SCRIPT = "from nemo.collections import llm\nrecipe = llm.mixtral_8x7b.pretrain_recipe()\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs" / "more").mkdir(parents=True)
+    (tmp_path / "jobs" / "train.py").write_text(SCRIPT)
+    (tmp_path / "jobs" / "more" / "plain.py").write_text("print(1)\n")
+    (tmp_path / "jobs" / "data.txt").write_text("text")
+    return tmp_path
+
+
+def test_a_report_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    assert run(["migrate", "jobs/train.py"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ("jobs/train.py:1: changed  from nemo.collections import llm  ->  import mixtral_recipes as llm\n")
+    assert err == "1 file(s): 1 changed, 0 warned, 0 refused, 0 note.\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_copy_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["migrate", "jobs/train.py", "--write", "--json"]) == 0
+    assert (folder / "jobs" / "train_mixtral.py").read_text() == SCRIPT.replace(
+        "from nemo.collections import llm", "import mixtral_recipes as llm"
+    )
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["changed"], result["written"]) == (1, "jobs/train_mixtral.py")
+    assert run(["migrate", "jobs/train.py", "--write"]) == 2
+    assert "exists; choose another --output, or give --overwrite" in capsys.readouterr().err
+
+
+def test_the_copy_of_a_folder_has_everything(folder: Path) -> None:
+    assert run(["migrate", "jobs", "--output", "new"]) == 0
+    found = sorted(str(path.relative_to(folder / "new")) for path in (folder / "new").rglob("*") if path.is_file())
+    assert found == ["data.txt", "more/plain.py", "train.py"]
+    assert "import mixtral_recipes as llm" in (folder / "new" / "train.py").read_text()
+
+
+def test_what_is_refused_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "serve.py").write_text("from nemo.collections import llm\nllm.deploy()\n")
+    assert run(["migrate", "serve.py"]) == 2
+    assert "error: 1 line(s) need a change by hand" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""Scripts in the shape of NeMo's own: what `migrate` says of them, and that its copies pass a dry run."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.nemo.migrate import MARK, Migrated, migrate, scripts_in
+
+FINETUNING = '''
+"""Fine-tunes a recipe that is chosen by name on conversations."""
+import argparse
+
+import nemo_run as run
+
+from nemo.collections import llm
+from nemo.collections.llm.gpt.data.chat import ChatDataModule
+from nemo.collections.nlp.modules.common.tokenizer_utils import get_nmt_tokenizer
+from nemo.utils import logging
+
+
+def executor_for(devices: int) -> run.LocalExecutor:
+    return run.LocalExecutor(ntasks_per_node=devices, launcher="torchrun", env_vars={"NCCL_NVLS_ENABLE": "0"})
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--recipe", default="mixtral_8x7b")
+parser.add_argument("--data", default="chats")
+parser.add_argument("--dry-run", action="store_true")
+args = parser.parse_args()
+job = getattr(llm, args.recipe).finetune_recipe(name="chat", dir="runs", peft_scheme="lora")
+job.tokenizer = "data"
+tokenizer = run.Config(get_nmt_tokenizer, library="huggingface", model_name="org/model", use_fast=True)
+job.trainer.val_check_interval = 50
+job.log.ckpt.save_top_k = 1
+job.log.wandb = None
+job.data = run.Config(
+    ChatDataModule, dataset_root=args.data, seq_length=job.data.seq_length, tokenizer=tokenizer,
+    global_batch_size=job.data.global_batch_size, micro_batch_size=1, use_hf_tokenizer_chat_template=True,
+)
+logging.info("ready")
+with run.Experiment("chat") as experiment:
+    experiment.add(job, executor=executor_for(job.trainer.devices), name="chat", tail_logs=True)
+    if args.dry_run:
+        experiment.dryrun(log=False)
+    else:
+        experiment.run(sequential=True)
+'''
+
+PERFORMANCE = '''
+"""Measures pretraining."""
+import argparse
+
+import nemo_run as run
+from nemo.collections.common.tokenizers.huggingface import AutoTokenizer
+from nemo.collections.llm.recipes.mixtral_8x7b import pretrain_recipe
+from nemo.collections.llm.recipes.precision.mixed_precision import bf16_with_fp8_mixed
+from nemo.lightning.pytorch.callbacks.garbage_collection import GarbageCollectionCallback
+from nemo.lightning.pytorch.callbacks.megatron_comm_overlap import MegatronCommOverlapCallback
+from nemo.lightning.run.plugins import NsysPlugin, PerfEnvPlugin
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--dry-run", action="store_true")
+args = parser.parse_args()
+recipe = pretrain_recipe(performance_mode=True)
+recipe.data.global_batch_size = 256
+recipe.data.num_train_samples = 25600
+recipe.data.tokenizer = run.Config(AutoTokenizer, pretrained_model_name="org/model", use_fast=True)
+recipe.trainer.max_steps = 100
+recipe.trainer.strategy.tensor_model_parallel_size = 1
+recipe.trainer.strategy.expert_model_parallel_size = 8
+recipe.trainer.strategy.sequence_parallel = False
+recipe.trainer.strategy.use_te_rng_tracker = False
+recipe.trainer.plugins = bf16_with_fp8_mixed()
+recipe.trainer.plugins.grad_reduce_in_fp32 = False
+recipe.trainer.callbacks.extend([run.Config(GarbageCollectionCallback, gc_interval_train=100, gc_interval_val=100)])
+for callback in recipe.trainer.callbacks:
+    if callback.__fn_or_cls__ == MegatronCommOverlapCallback:
+        callback.overlap_param_gather_with_optimizer_step = False
+recipe.log.ckpt = None
+recipe.log.tensorboard = None
+recipe.trainer.enable_checkpointing = False
+recipe.trainer.logger = False
+recipe.trainer.val_check_interval = 100
+plugins = [PerfEnvPlugin(enable_vboost=True, nccl_pp_comm_chunksize=2097152), NsysPlugin(start_step=5, end_step=6)]
+executor = run.LocalExecutor(ntasks_per_node=8, launcher="torchrun")
+with run.Experiment("performance") as experiment:
+    experiment.add(recipe, executor=executor, name="performance", plugins=plugins)
+    if args.dry_run:
+        experiment.dryrun(log=False)
+    else:
+        experiment.run(sequential=True, detach=True)
+'''
+
+LOW_LEVEL = """
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.collections.llm import MixtralConfig8x3B, MixtralModel, PreTrainingDataModule
+from nemo.collections.llm.api import train
+from nemo.lightning import MegatronStrategy, NeMoLogger, Trainer
+from nemo.lightning.pytorch.optim.megatron import MegatronOptimizerModule as MegatronOptim, OptimizerConfig
+
+strategy = MegatronStrategy(
+    expert_model_parallel_size=2, tensor_model_parallel_size=1, sequence_parallel=False,
+    params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, autocast_dtype=torch.float32,
+    ddp=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+)
+trainer = Trainer(devices=2, max_steps=4, strategy=strategy, num_sanity_val_steps=0, logger=None, limit_val_batches=1)
+data = PreTrainingDataModule("corpus", seq_length=512, global_batch_size=2, micro_batch_size=1, split="99,1,0")
+optim = MegatronOptim(config=OptimizerConfig(lr=0.01, bf16=True, use_distributed_optimizer=True))
+model = MixtralModel(MixtralConfig8x3B(num_layers=2, hidden_size=128), optim=optim, tokenizer=data.tokenizer)
+log = NeMoLogger(name="mini", use_datetime_version=False, explicit_log_dir="somewhere/mini")
+parts = dict(model=model, resume=None, data=data, trainer=trainer, log=log, tokenizer="data", optim=optim)
+"""
+
+OTHER = """
+import os
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
+from nemo import lightning as nl
+from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import LlamaModel
+
+strategy = nl.MegatronStrategy(tensor_model_parallel_size=2, fsdp="megatron", progress_interval=5)
+trainer = nl.Trainer(strategy=strategy, max_epochs=3, num_sanity_val_steps=2)
+recipe = llm.mixtral_8x7b.pretrain_recipe()
+recipe.trainer.strategy.ckpt_save_optimizer = False
+recipe.model.config.seq_length = 2048
+if os.environ["NEMO_HOME"]:
+    llm.deploy(nemo_checkpoint="x")
+"""
+
+
+def read(tmp_path: Path, text: str) -> Migrated:
+    (tmp_path / "script.py").write_text(text)
+    return migrate(tmp_path / "script.py")
+
+
+def said(found: Migrated, kind: str) -> list[str]:
+    return [finding.text for finding in found.findings if finding.kind == kind]
+
+
+def run_copy(found: Migrated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
+    """Run a copy with --dry-run, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py", "--dry-run"])
+    module = ModuleType("migrated")
+    exec(compile(found.source, "migrated", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def test_a_fine_tuning_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(tmp_path, FINETUNING)
+    assert found.source.startswith('\n"""Fine-tunes')
+    assert "import nemo_run as run\n" in found.source
+    assert "\nimport mixtral_recipes as llm\n" in found.source
+    assert "from mixtral_recipes.collections.llm.gpt.data.chat import ChatDataModule\n" in found.source
+    assert [len(said(found, kind)) for kind in ("changed", "warned", "refused", "note")] == [4, 1, 0, 0]
+    assert said(found, "warned") == ["ChatDataModule.tokenizer has no effect: the model's tokenizer is used; set "
+                                     "model.tokenizer, or the recipe's tokenizer='data'"]  # fmt: skip
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / "training.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    run_copy(found, monkeypatch, tmp_path)
+
+
+def test_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(tmp_path, PERFORMANCE)
+    assert (len(said(found, "changed")), said(found, "refused")) == (6, [])
+    seen = run_copy(found, monkeypatch, tmp_path)
+    names = [callback.__fn_or_cls__.__name__ for callback in seen["recipe"].trainer.callbacks]  # pyright: ignore[reportAttributeAccessIssue]
+    assert "MegatronCommOverlapCallback" in names
+
+
+@pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
+def test_a_script_without_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixtral_recipes.settings.check import check_settings
+
+    found = read(tmp_path, LOW_LEVEL)
+    assert said(found, "refused") == []
+    assert [text.partition(" ")[0] for text in said(found, "warned")] == [
+        "MegatronStrategy.autocast_dtype",
+        "MegatronStrategy.params_dtype",
+    ]
+    with pytest.warns(UserWarning, match="MegatronStrategy.*dtype.* has no effect: number formats are stated in"):
+        seen = run_copy(found, monkeypatch, tmp_path)
+    assert str(seen["log"].run_dir) == "somewhere/mini"  # pyright: ignore[reportAttributeAccessIssue]
+    notices = check_settings(seen["train"], seen["parts"])  # pyright: ignore[reportArgumentType]
+    assert all("has no effect" in notice for notice in notices)
+
+
+def test_every_kind_of_line_is_told(tmp_path: Path) -> None:
+    found = read(tmp_path, OTHER)
+    assert {(finding.line, finding.kind) for finding in found.findings} == {
+        (4, "note"), (5, "changed"), (6, "changed"), (7, "changed"), (8, "changed"), (8, "refused"), (10, "refused"),
+        (10, "warned"), (11, "refused"), (11, "warned"), (13, "refused"), (14, "warned"), (15, "note"), (16, "refused"),
+    }  # fmt: skip
+    lines = found.source.splitlines()
+    at = lines.index('    llm.deploy(nemo_checkpoint="x")')
+    assert lines[at - 1].startswith(f"    {MARK} deploy is not here: export the checkpoint")
+    assert "from mixtral_recipes.settings.log import WandbLogger" in lines
+    compile(found.source, "copy", "exec")
+
+
+def test_nothing_of_a_script_is_run_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    read(tmp_path, "raise SystemExit(3)\n")
+    with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
+        read(tmp_path, "from nemo import (\n")
+    with pytest.raises(RecipeError, match="no such file or folder"):
+        scripts_in(tmp_path / "none")
+
+
+def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
+    found = read(tmp_path, 'name = "混合"; from nemo.collections import llm\n')
+    assert found.source == 'name = "混合"; import mixtral_recipes as llm\n'
