@@ -158,7 +158,7 @@ NAMES: dict[str, Ignored | Only | Renamed] = {
     "ModelCallback": _OTHER_LOOP,
     "DeepEPCallback": _refused("set model.config.moe_enable_deepep and moe_token_dispatcher_type='flex'"),
     "MegatronEnableExperimentalCallback": _refused("set what you need of it in model.config"),
-    "DdpParityChecker": _refused("compare two checkpoints with `mixtral-recipes verify`"),
+    "DdpParityChecker": _refused("compare two checkpoints with the command verify"),
     "straggler_det_callback": _refused("set trainer.hang_timeout_seconds"),
     "get_vocab_size": _refused("the embedding is padded by model.config.make_vocab_size_divisible_by"),
     "teardown": _refused("a run ends its process groups itself"),
