@@ -80,7 +80,8 @@ def refuse_other_data(data: Any) -> None:
             f"data={target.__name__}: is neither a data module (a subclass of mixtral_recipes.DataModule) nor has it "
             "train_dataloader(); see docs/guide/own-data.md."
         )
-    if issubclass(target, DataModule) and target.datasets is DataModule.datasets and target.setup is DataModule.setup:
+    ways = ("datasets", "pipeline", "setup")
+    if issubclass(target, DataModule) and all(getattr(target, way) is getattr(DataModule, way) for way in ways):
         raise RecipeError(f"data={target.__name__}: defines no datasets(tokenizer), which gives the training samples.")
 
 
