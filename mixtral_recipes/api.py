@@ -3,6 +3,7 @@
 Arguments and their order are NeMo's; `settings/nemo/arguments.py` says of each what it does here.
 """
 
+import dataclasses
 import functools
 import json
 import warnings
@@ -31,6 +32,7 @@ from mixtral_recipes.system.files import clear_all_leftovers, write_json, write_
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
+from mixtral_recipes.training.model import check_megatron_config, seen_model
 from mixtral_recipes.training.run import Parts, prepare
 from mixtral_recipes.training.watch.log import RunLog
 
@@ -272,7 +274,9 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
             if launched_rank() == 0:
                 warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
-        check_recipe_layout(parts.model, parts.trainer, parts.data)
+        seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer)
+        check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
+        check_megatron_config(seen, parts.trainer)
         trainer, log = parts.trainer, parts.log
         if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
             work(parts)

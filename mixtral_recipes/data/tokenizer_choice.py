@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.data import tokenizer_files
+from mixtral_recipes.data.tokenizers import load_tokenizer, vocabulary_size
 from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError
 from mixtral_recipes.settings.tokenizer import AutoTokenizer, NullTokenizer
 
@@ -40,6 +41,19 @@ def described(named: Any) -> str:
     if isinstance(named, AutoTokenizer):
         return named.pretrained_model_name
     return str(named) if isinstance(named, str | Path) else type(named).__name__
+
+
+def size_on_disk(named: Any) -> int | None:
+    """The largest id plus one of the tokenizer that would be chosen; None where there is none, or it is not here.
+
+    Args:
+        named: As `chosen_tokenizer` takes it.
+    """
+    if isinstance(named, AutoTokenizer):
+        named = None if named.vocab_file else named.pretrained_model_name
+    if isinstance(named, str | Path):
+        return tokenizer_files.size_on_disk(named)
+    return vocabulary_size(named) if hasattr(named, "get_vocab") else None
 
 
 def _by_settings(settings: AutoTokenizer, error: type[MixtralRecipesError]) -> Any:

@@ -13,6 +13,16 @@ from typing import Any
 
 from mixtral_recipes.data.records.chat_templates import default_template
 from mixtral_recipes.data.tokenizer_conversion import PROBES, Converted, convert
+from mixtral_recipes.data.tokenizer_files import (
+    MISTRAL,
+    MISTRAL_FILES,
+    SETTINGS,
+    TOKENIZER_FILES,
+    declared_tokens,
+    mistral_file,
+    original_file,
+    settings,
+)
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import (
     DataError,
@@ -25,23 +35,6 @@ from mixtral_recipes.errors import (
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.pointers import refuse_pointer
 
-MISTRAL = "mistral://"
-# name -> file in the mistral-common package
-MISTRAL_FILES = {
-    "mixtral-8x7b": "tokenizer.model.v1",
-    "mixtral-8x7b-instruct": "tokenizer.model.v1",
-    "mixtral-8x22b": "tokenizer.model.v1",
-    "mixtral-8x22b-instruct": "mistral_instruct_tokenizer_240323.model.v3",
-}
-_SETTINGS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.*",
-    "additional_chat_templates/*",
-)
-# All that a tokenizer may consist of. Where a folder gets another tokenizer, all of these go.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer*.model*", "tekken.json", *_SETTINGS)
 _STRIDE = 7919  # a prime: each piece of a vocabulary meets one from far away
 
 
@@ -132,7 +125,7 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
 
     for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
         refuse_pointer(file, error)
-    original = _original_file(path)
+    original = original_file(path)
     try:
         if (path / "tokenizer.json").is_file():
             # As the file says: AutoTokenizer would choose a class by config.json, and some rebuild what they read.
@@ -146,7 +139,7 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
         raise
     except Exception as failure:  # the tokenizers library raises bare Exceptions for a file it cannot parse
         raise error(f"{source}: no tokenizer can be loaded ({in_short(failure)}).") from failure
-    legacy = _settings(path / "chat_template.json")
+    legacy = settings(path / "chat_template.json")
     if not loaded.chat_template and legacy.get("chat_template"):
         loaded.chat_template = legacy["chat_template"]
     _check_added_tokens(loaded, path)
@@ -155,7 +148,7 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
 
 def _notice_another(tokenizer: Any, tekken: Path) -> None:
     """Say which tokenizer is used where a folder holds two that differ."""
-    size = (_settings(tekken).get("config") or {}).get("default_vocab_size")
+    size = (settings(tekken).get("config") or {}).get("default_vocab_size")
     if size is not None and size != len(tokenizer):
         text = (
             f"{tekken.parent}: tokenizer.json has {len(tokenizer)} tokens and tekken.json {size}; tokenizer.json is "
@@ -164,23 +157,15 @@ def _notice_another(tokenizer: Any, tekken: Path) -> None:
         warnings.warn(text, MixtralRecipesWarning, stacklevel=4)
 
 
-def _original_file(folder: Path) -> Path | None:
-    """The file a folder's tokenizer comes from where it has no tokenizer.json: Mistral's newest, as mistral-common."""
-    for name in ("tekken.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            return folder / name
-    return max(folder.glob("tokenizer*.model*"), default=None)
-
-
 def _with_settings(converted: Converted, folder: Path | None) -> Any:
     """A converted tokenizer with what a folder says beside it, read by transformers as beside any tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
-    config = _settings(folder / "tokenizer_config.json") if folder else {}
+    config = settings(folder / "tokenizer_config.json") if folder else {}
     with tempfile.TemporaryDirectory() as name:
         beside = Path(name)
         if folder is not None:
-            for file in (file for pattern in _SETTINGS for file in folder.glob(pattern)):
+            for file in (file for pattern in SETTINGS for file in folder.glob(pattern)):
                 (beside / file.relative_to(folder)).parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, beside / file.relative_to(folder))
         config = {"clean_up_tokenization_spaces": False, **converted.special, **config}
@@ -207,39 +192,14 @@ def _put_around(tokenizer: Any, config: dict[str, Any]) -> None:
     )
 
 
-def _text(token: Any) -> str | None:
-    """A special token's text, in either spelling that settings have for it."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """A settings file beside a tokenizer; empty where there is none.
-
-    Raises:
-        DataError: it is there and cannot be read.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not valid JSON ({in_short(error)}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: not a JSON object.")
-    return content
-
-
 def _check_added_tokens(tokenizer: Any, folder: Path) -> None:
     """Refuse files that give a token another id than the tokenizer made of all of them does.
 
     Raises:
         DataError: names the file, the token and both ids.
     """
-    config = _settings(folder / "tokenizer_config.json")
-    in_config = {_text(token): int(number) for number, token in (config.get("added_tokens_decoder") or {}).items()}
-    declared = {"tokenizer_config.json": in_config, "added_tokens.json": _settings(folder / "added_tokens.json")}
     vocabulary = tokenizer.get_vocab()
-    for file, tokens in declared.items():
+    for file, tokens in declared_tokens(folder).items():
         for text, number in tokens.items():
             if vocabulary.get(text) != number:
                 raise DataError(
@@ -251,11 +211,9 @@ def _check_added_tokens(tokenizer: Any, folder: Path) -> None:
 def _from_mistral_common(name: str) -> Any:
     if name not in MISTRAL_FILES:
         raise DataError(f"{MISTRAL}{name} is not known.{nearest(name, tuple(MISTRAL_FILES))}")
-    try:
-        import mistral_common
-    except ImportError as error:
+    file = mistral_file(name)
+    if file is None:
         raise EnvironmentProblem(
             f"{MISTRAL}{name} is read from the package mistral-common; run `pip install mistral-common`."
-        ) from error
-    assert mistral_common.__file__ is not None
-    return _with_settings(convert(Path(mistral_common.__file__).parent / "data" / MISTRAL_FILES[name]), None)
+        )
+    return _with_settings(convert(file), None)

@@ -104,6 +104,7 @@ class MixtralConfig(TransformerConfig):
         """
         single = self.moe_router_topk == 1 and not self.moe_router_pre_softmax
         self.moe_router_pre_softmax |= single
+        self.moe_ffn_hidden_size = self.moe_ffn_hidden_size or self.ffn_hidden_size  # Megatron does so with a warning
         super().__post_init__()
         self.moe_router_pre_softmax &= not single
 

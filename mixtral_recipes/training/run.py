@@ -1,7 +1,6 @@
 """From settings to a run that can step: weights, tokenizer, data, model, optimizer, the checkpoint to resume from."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described
 from mixtral_recipes.data.tokenizers import tokenizer_identity, vocabulary_size
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.agreement import Agreed, Vocabulary, agree, check_vocabulary, refuse_untrained_rows
-from mixtral_recipes.importers.hf.config import from_megatron
+from mixtral_recipes.importers.agreement import Vocabulary
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import accelerate
@@ -36,9 +34,9 @@ from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import precision
+from mixtral_recipes.training.model import agreed_model, megatron_settings
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
 from mixtral_recipes.training.origin import Origin, context_folder
-from mixtral_recipes.training.watch import callbacks
 
 
 @dataclass
@@ -197,7 +195,10 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     named = parts.tokenizer or parts.model.tokenizer
     from_where = named or base or parts.model.config.default_tokenizer
     tokenizer = chosen_tokenizer(from_where, error=CheckpointError)
-    agreed = _agree(parts, origin, Vocabulary(described(from_where), vocabulary_size(tokenizer)) if tokenizer else None)
+    vocabulary = Vocabulary(described(from_where), vocabulary_size(tokenizer)) if tokenizer else None
+    agreed = agreed_model(
+        parts.model.config, parts.trainer, parts.resume, parts.peft, base and base / "context", vocabulary
+    )
     model = dataclasses.replace(parts.model, config=agreed.config)
     parts.data.setup(tokenizer)
     recipe = recipe_changes.describe(
@@ -250,23 +251,6 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
     return Ready(run, checkpointer, position, found, origin, recipe, changed)
-
-
-def _agree(parts: Parts, origin: Origin, vocabulary: Vocabulary | None) -> Agreed:
-    """The model that is trained: the recipe's, put together with the one it starts from.
-
-    Raises:
-        RecipeError: they are different models, or the tokenizer does not fit.
-    """
-    config, restore = parts.model.config, parts.resume.restore_config
-    if origin.base is None or restore is None:
-        check_vocabulary(config, vocabulary)
-        dtype = str(precision.model_fields(parts.trainer.plugins)["params_dtype"]).removeprefix("torch.")
-        return Agreed(config, from_megatron(vars(config), dtype=dtype), config.vocab_size)
-    published = json.loads((origin.base / "context" / "config.json").read_text())
-    agreed = agree(config, published, origin.base, vocabulary=vocabulary, resize_vocab=restore.resize_vocab)
-    refuse_untrained_rows(agreed, parts.peft, restore)
-    return agreed
 
 
 def _compare_with(
@@ -322,8 +306,7 @@ def build_run(
         adapters: Adapter checkpoint to take the adapters from, likewise.
     """
     topology = trainer.topology()
-    settings = _settings(trainer, topology, device)
-    callbacks.call(trainer.callbacks, "configure", settings)
+    settings = megatron_settings(trainer, topology, device)
     precision.check_device(trainer.plugins)
     config = with_topology(model.config, topology, **settings["model"])
     if transformer_engine_usable():
@@ -353,24 +336,3 @@ def build_run(
         forward_backward=get_forward_backward_func(),
         batch=BatchShape.of(data, fp8=bool(trainer.plugins.fp8)),
     )
-
-
-def _settings(trainer: Trainer, topology: Topology, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Fields of Megatron's three configs that follow from the run; callbacks may change them."""
-    model = precision.model_fields(trainer.plugins) | {
-        # The loss is a sum over label tokens, divided once by the global batch's count of them.
-        "calculate_per_token_loss": True,
-    }
-    if trainer.strategy.pipeline_dtype is not None:
-        model["pipeline_dtype"] = trainer.strategy.pipeline_dtype
-    if topology.pipeline_model_parallel_size == 1:
-        model["pipeline_dtype"] = None
-    if topology.virtual_pipeline_model_parallel_size:
-        # Batched sends need three pipeline ranks: with two, both neighbours are the same rank and messages cross.
-        model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    return {
-        "model": model,
-        "ddp": precision.ddp_fields(trainer.plugins),
-        "optimizer": {},
-        "run": {"topology": topology, "device": device},
-    }

@@ -17,8 +17,6 @@ from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.training.precision import check_device
 from tests.te.conftest import BuildRank, pretend_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
-
 FUSED_NORM = "self_attention.linear_qkv.layer_norm_"
 SIZES = ("mixtral_8x7b", "mixtral_8x22b")
 # name -> (settings of trainer.plugins, hardware)

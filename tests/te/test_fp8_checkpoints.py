@@ -17,8 +17,6 @@ from mixtral_recipes.overrides import loading
 from tests.te.conftest import BuildRank, OnMeta
 from tests.te.fp8_on_cpu import in_fp8, stand_in_for_the_kernel
 
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
-
 SMALL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4, "num_query_groups": 2,
          "kv_channels": 16, "vocab_size": 256}  # fmt: skip
 

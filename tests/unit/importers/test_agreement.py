@@ -21,7 +21,6 @@ from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import RestoreConfig
 from tests.mixtral_folder import mixtral_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 BASE = Path("/models/base")
 
 

@@ -8,8 +8,6 @@ from mixtral_recipes.api import export_ckpt, import_ckpt
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
-
 
 def model(**fields: int) -> MixtralModel:
     sizes = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "num_query_groups": 2}

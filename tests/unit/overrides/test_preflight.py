@@ -1,14 +1,18 @@
 """What preflight refuses besides layouts (those: tests/unit/test_topology.py)."""
 
+import json
+import shutil
+from pathlib import Path
+
 import nemo_run as run
 import pytest
+import torch
 
 import mixtral_recipes as llm
+from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.overrides import loading
+from mixtral_recipes.overrides import loading, paths
 from mixtral_recipes.overrides.preflight import preflight
-
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 
 
 def test_a_precision_no_machine_has() -> None:
@@ -47,3 +51,97 @@ def test_a_secret_that_would_be_recorded(part: run.Config, setting: str) -> None
     recipe.data = run.Config(llm.ChatDataModule, dataset_root="https://me:s3cr3t@host/data.jsonl")
     with pytest.raises(RecipeError, match=r"data\.dataset_root: the address https://\.\.\.@ carries a password"):
         preflight(recipe)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The embedded model with 1,024 positions, and two more tokens in its tokenizer than its embeddings have."""
+    folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "model")
+    tokenizer, config = folder / "tokenizer.json", folder / "config.json"
+    content = json.loads(tokenizer.read_text())
+    last = content["added_tokens"][-1]
+    content["added_tokens"] += [{**last, "id": 1999 + n, "content": text} for n, text in enumerate(("<|a|>", "<|b|>"))]
+    tokenizer.write_text(json.dumps(content))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
+    return folder
+
+
+def starting_from(model: Path, *overrides: str, peft: str = "none") -> run.Partial:
+    recipe = loading.load("mixtral_tiny", "finetune", num_gpus_per_node=1, peft_scheme=peft)
+    paths.apply(recipe, [f"resume.restore_config.path={model}", *overrides])
+    return recipe
+
+
+OWN = "model.tokenizer=embedded://mixtral_tiny"
+GROW = "resume.restore_config.resize_vocab=True"
+
+
+def test_a_tokenizer_larger_than_the_embeddings(model: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model has 2001 tokens, the model 1999 .* add --resize-vocab"):
+        preflight(starting_from(model))
+    preflight(starting_from(model, GROW))
+    preflight(starting_from(model, OWN))
+    preflight(starting_from(model, GROW, "model.config.vocab_size=2048"))
+    with pytest.raises(RecipeError, match=r"set model\.config\.vocab_size=2001, or more"):
+        preflight(starting_from(model, GROW, "model.config.vocab_size=2000"))
+
+
+def test_adapters_do_not_learn_new_rows(model: Path) -> None:
+    with pytest.raises(RecipeError, match="adds 2 tokens"):
+        preflight(starting_from(model, GROW, peft="lora"))
+    preflight(starting_from(model, GROW, OWN, peft="lora"))
+
+
+def test_a_new_models_tokenizer(model: Path) -> None:
+    recipe = loading.load("mixtral_tiny", "pretrain")
+    preflight(recipe)
+    recipe.model.tokenizer = str(model)
+    with pytest.raises(RecipeError, match=r"has 2001 tokens, but model\.config\.vocab_size=1999"):
+        preflight(recipe)
+    recipe.model.config.vocab_size = 2001
+    preflight(recipe)
+
+
+def test_positions_are_the_checkpoints_where_the_recipe_gives_none(model: Path) -> None:
+    preflight(starting_from(model, OWN, "data.seq_length=1024"))
+    with pytest.raises(RecipeError, match="seq_length=1025 exceeds max_position_embeddings=1024"):
+        preflight(starting_from(model, OWN, "data.seq_length=1025"))
+    with pytest.raises(RecipeError, match="seq_length=1024 exceeds max_position_embeddings=512"):
+        preflight(starting_from(model, OWN, "data.seq_length=1024", "model.config.max_position_embeddings=512"))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.config.num_layers=3", r"model\.config\.num_layers=3, but the checkpoint .*model has 4"),
+        ("model.config.moe_router_pre_softmax=True", r"pre_softmax=True: must be False: it would be another model"),
+        ("model.config.qk_layernorm=True", r"qk_layernorm=True: must be False"),
+        ("model.config.window_size=(128, 0)", r"window_size=\(128, 0\): must be None"),
+        ("model.config.recompute_granularity=full", r"^Megatron-Core refuses model\.config: .*recompute"),
+        ("model.config.moe_pad_expert_input_to_capacity=True", r"^Megatron-Core refuses model\.config: .*capacity"),
+    ],
+)
+def test_another_model_than_the_checkpoints_or_one_that_megatron_refuses(override: str, told: str, model: Path) -> None:
+    with pytest.raises(RecipeError, match=told) as refused:
+        preflight(starting_from(model, OWN, override))
+    assert "\n" not in str(refused.value)
+
+
+def test_another_activation_given_from_python(model: Path) -> None:
+    recipe = starting_from(model, OWN)
+    recipe.model.config.activation_func = torch.nn.functional.silu
+    preflight(recipe)
+    recipe.model.config.activation_func = torch.nn.functional.gelu
+    with pytest.raises(RecipeError, match=r"activation_func=.*gelu.*: must be 'silu'"):
+        preflight(recipe)
+
+
+def test_one_expert_per_token_is_taken_from_the_checkpoint(model: Path) -> None:
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_experts_per_tok": 1}))
+    preflight(starting_from(model, OWN))
+
+
+def test_a_model_that_is_not_here_is_left_to_the_run() -> None:
+    preflight(starting_from(Path("hf://nobody/nothing")))
+    preflight(starting_from(Path("/no/such/folder"), "data.seq_length=512"))

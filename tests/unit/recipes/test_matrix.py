@@ -21,7 +21,6 @@ from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 
 # Megatron says so of every configuration without shared experts' sizes; the value it takes is the one we want.
-pytestmark = pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 
 Case = tuple[str, str, dict[str, Any]]
 

@@ -153,7 +153,6 @@ def test_a_value_of_another_type_set_from_python_is_refused_by_name(path: str, v
     assert told in str(refused.value)
 
 
-@pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
 @pytest.mark.parametrize(("path", "value", "told"), WRONG, ids=[case[0] for case in WRONG])
 def test_objects_are_held_to_the_same_types(path: str, value: Any, told: str) -> None:
     recipe = load("mixtral_tiny", "finetune")

@@ -1,0 +1,125 @@
+"""A tokenizer's files, and what they say without any of them being loaded into a library."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError, in_short
+
+MISTRAL = "mistral://"
+# name -> file in the mistral-common package
+MISTRAL_FILES = {
+    "mixtral-8x7b": "tokenizer.model.v1",
+    "mixtral-8x7b-instruct": "tokenizer.model.v1",
+    "mixtral-8x22b": "tokenizer.model.v1",
+    "mixtral-8x22b-instruct": "mistral_instruct_tokenizer_240323.model.v3",
+}
+SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
+)
+# All that a tokenizer may consist of.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer*.model*", "tekken.json", *SETTINGS)
+
+
+def original_file(folder: Path) -> Path | None:
+    """The file a folder's tokenizer comes from where it has no tokenizer.json: Mistral's newest, as mistral-common."""
+    for name in ("tekken.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            return folder / name
+    return max(folder.glob("tokenizer*.model*"), default=None)
+
+
+def mistral_file(name: str) -> Path | None:
+    """The file of one of `MISTRAL_FILES`; None where mistral-common is not installed."""
+    spec = find_spec("mistral_common")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return Path(folders[0]) / "data" / MISTRAL_FILES[name] if folders else None
+
+
+def settings(file: Path) -> dict[str, Any]:
+    """A settings file beside a tokenizer; empty where there is none.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not valid JSON ({in_short(error)}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: not a JSON object.")
+    return content
+
+
+def text_of(token: Any) -> str | None:
+    """A special token's text, in either spelling that settings have for it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def declared_tokens(folder: Path) -> dict[str, dict[str, int]]:
+    """The added tokens' ids by the name of the file that says so.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    decoder = settings(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return {
+        "tokenizer_config.json": {str(text_of(token)): int(number) for number, token in decoder.items()},
+        "added_tokens.json": settings(folder / "added_tokens.json"),
+    }
+
+
+def size_on_disk(source: str | Path) -> int | None:
+    """The largest id plus one of a tokenizer on this machine, told from its files at once.
+
+    Args:
+        source: As `tokenizers.load_tokenizer` takes it.
+
+    Returns:
+        The size; None where nothing is on this machine, or only loading it could tell.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    text = str(source)
+    if text.startswith(MISTRAL):
+        name = text.removeprefix(MISTRAL)
+        file = mistral_file(name) if name in MISTRAL_FILES else None
+        return _size_of(file) if file else None
+    path = resolve(text.removeprefix("hf://")).expanduser()
+    if path.is_file():
+        return _size_of(path)
+    if (path / "context").is_dir():
+        path /= "context"
+    file = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else original_file(path)
+    if file is None:
+        return None
+    size = _size_of(file)
+    declared = [number for tokens in declared_tokens(path).values() for number in tokens.values()]
+    return size and max([size - 1, *declared]) + 1
+
+
+def _size_of(file: Path) -> int | None:
+    """Of one file, without what stands beside it."""
+    if file.suffix != ".json":
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            return SentencePieceProcessor(model_file=str(file)).vocab_size()
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"{file}: not a SentencePiece model.") from error
+    content = settings(file)
+    if file.name == "tekken.json":
+        return (content.get("config") or {}).get("default_vocab_size")
+    vocabulary = (content.get("model") or {}).get("vocab")
+    added = [token["id"] for token in content.get("added_tokens") or []]
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary or []) - 1]
+    return max([*ids, *added]) + 1

@@ -1,0 +1,149 @@
+"""The model that a run trains, told from its settings and from the small files of what it starts from.
+
+The same question is asked twice: before anything starts, a dry run included (`seen_model`), and by every rank.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtral_recipes.data.tokenizer_choice import described, size_on_disk
+from mixtral_recipes.errors import MixtralRecipesError, RecipeError, in_short
+from mixtral_recipes.importers.agreement import Agreed, Vocabulary, agree, check_vocabulary, refuse_untrained_rows
+from mixtral_recipes.importers.hf.config import from_megatron
+from mixtral_recipes.importers.hf.source import read_config
+from mixtral_recipes.importers.peek import peek
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
+from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.trainer import Trainer
+from mixtral_recipes.training import precision
+from mixtral_recipes.training.watch import callbacks
+
+
+def agreed_model(
+    config: MixtralConfig,
+    trainer: Trainer,
+    resume: AutoResume,
+    peft: LoRA | None,
+    base: Path | None,
+    vocabulary: Vocabulary | None,
+) -> Agreed:
+    """The recipe's model, put together with the one it starts from.
+
+    Args:
+        config: The recipe's configuration.
+        trainer: The recipe's; its precision is the dtype of random weights.
+        resume: Where the run starts.
+        peft: Adapters to train.
+        base: The folder with the config.json of what it starts from; None means random weights.
+        vocabulary: The tokenizer's; None where there is none, or it cannot be seen yet.
+
+    Raises:
+        RecipeError: they are different models, or the tokenizer does not fit.
+    """
+    restore = resume.restore_config
+    if base is None or restore is None:
+        check_vocabulary(config, vocabulary)
+        dtype = str(precision.model_fields(trainer.plugins)["params_dtype"]).removeprefix("torch.")
+        return Agreed(config, from_megatron(vars(config), dtype=dtype), config.vocab_size)
+    place = base.parent if base.name == "context" else base
+    agreed = agree(config, read_config(base), place, vocabulary=vocabulary, resize_vocab=restore.resize_vocab)
+    refuse_untrained_rows(agreed, peft, restore)
+    return agreed
+
+
+def seen_model(
+    model: MixtralModel, trainer: Trainer, resume: AutoResume, peft: LoRA | None, tokenizer: Any
+) -> MixtralConfig:
+    """The configuration of the model that will be trained, before anything is fetched, imported or started.
+
+    Args:
+        model: The recipe's.
+        trainer: The recipe's.
+        resume: Where the run starts.
+        peft: Adapters to train.
+        tokenizer: The task's argument of that name; None takes the model's or the checkpoint's.
+
+    Returns:
+        As far as files on this machine say; the rest is compared when the run starts.
+
+    Raises:
+        RecipeError: recipe, checkpoint and tokenizer do not fit together.
+    """
+    source = resume.restore_config.path if resume.restore_config else None
+    base = peek(source) if source else None
+    if source and base is None:
+        return model.config
+    named = tokenizer or model.tokenizer or base or model.config.default_tokenizer
+    size = size_on_disk(named)
+    vocabulary = Vocabulary(described(named), size) if size else None
+    return agreed_model(model.config, trainer, resume, peft, base, vocabulary).config
+
+
+def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
+    """Build Megatron's configuration as every rank will.
+
+    Raises:
+        RecipeError: Megatron-Core refuses it.
+    """
+    topology = Topology.of(trainer)
+    settings = megatron_settings(trainer, topology, _device(trainer))
+    with refusals_told():
+        with_topology(config, topology, **settings["model"])
+
+
+@contextlib.contextmanager
+def refusals_told() -> Iterator[None]:
+    """Tell what Megatron-Core refuses about a configuration in one line.
+
+    Raises:
+        RecipeError: it refused.
+    """
+    try:
+        yield
+    except MixtralRecipesError:
+        raise
+    except Exception as error:  # Megatron asserts, and raises ValueError and NotImplementedError
+        raise RecipeError(f"Megatron-Core refuses model.config: {in_short(error)}") from error
+
+
+def _device(trainer: Trainer) -> torch.device:
+    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def megatron_settings(trainer: Trainer, topology: Topology, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Fields of Megatron's three configs that follow from a run, its callbacks' word included.
+
+    Args:
+        trainer: The recipe's.
+        topology: Its layout.
+        device: Where the run's tensors live.
+
+    Returns:
+        Fields under ``model`` (TransformerConfig), ``ddp`` and ``optimizer``; ``run`` is for callbacks.
+    """
+    model = precision.model_fields(trainer.plugins) | {
+        # The loss is a sum over label tokens, divided once by the global batch's count of them.
+        "calculate_per_token_loss": True,
+    }
+    if trainer.strategy.pipeline_dtype is not None:
+        model["pipeline_dtype"] = trainer.strategy.pipeline_dtype
+    if topology.pipeline_model_parallel_size == 1:
+        model["pipeline_dtype"] = None
+    if topology.virtual_pipeline_model_parallel_size:
+        # Batched sends need three pipeline ranks: with two, both neighbours are the same rank and messages cross.
+        model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    settings = {
+        "model": model,
+        "ddp": precision.ddp_fields(trainer.plugins),
+        "optimizer": {},
+        "run": {"topology": topology, "device": device},
+    }
+    callbacks.call(trainer.callbacks, "configure", settings)
+    return settings
