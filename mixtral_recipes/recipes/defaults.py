@@ -97,6 +97,7 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
         blackwell = hardware in ("b200", "gb200")
         recipe.trainer.plugins = bf16_with_mxfp8_mixed() if blackwell else bf16_with_fp8_mixed()
         if blackwell:
+            recipe.trainer.strategy.ddp.fp8_param_gather = True  # Megatron's condition for the next
             recipe.trainer.strategy.ddp.reuse_grad_buf_for_mxfp8_param_ag = True
             recipe.optim.config.reuse_grad_buf_for_mxfp8_param_ag = True
     else:

@@ -63,7 +63,6 @@ TOLD = [
     ("optim.config.min_lr", "pretrain", 1e-6, "set optim.lr_scheduler.min_lr"),
     ("optim.config.fp16", "pretrain", True, "stated in trainer.plugins"),
     ("model.config.tensor_model_parallel_size", "pretrain", 2, "stated in trainer.strategy"),
-    ("model.config.sequence_parallel", "pretrain", True, "stated in trainer.strategy"),
     ("model.config.seq_length", "pretrain", 1024, "as long as data.seq_length says"),
     ("data.delete_raw", "finetune", False, "data.delete_raw=False has no effect: the Hub's cache is kept."),
     ("data.dataset_kwargs", "finetune", {"add_bos": True}, "NeMo's dataset class"),
