@@ -1,6 +1,5 @@
 """The command line's one way to run a recipe: here, in local processes, or on Slurm."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +99,6 @@ def _slurm(
     (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
-        shutil.rmtree(record.path.parent)
         return _shown(recipe, script, {"executor": "slurm", "run_dir": str(run_dir), "script": script})
     result = None if detach else watch(record)
     return described if result is None else result | described

@@ -10,6 +10,7 @@ from nemo_run.core.packaging.base import Packager
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.system.files import replacing, sha256, write_json
+from mixtral_recipes.system.private import holds_keys
 
 _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "dist"}
 
@@ -18,8 +19,9 @@ _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "di
 class WorkingTreePackager(Packager):
     """Packs every tracked or unignored file under ``roots`` into the job folder's ``code``.
 
-    A folder that is not a git checkout is packed without its hidden files, environments and build folders. What was
-    packed, from which commit and with which uncommitted changes, is written to ``code.json`` beside the archive.
+    A folder that is not a git checkout is packed without its hidden files, environments and build folders. Files that
+    hold keys by their name (``.env``, ``id_rsa``, ``*.pem``) stay, tracked or not. What was packed and what stayed,
+    from which commit and with which uncommitted changes, is written to ``code.json`` beside the archive.
     """
 
     #: Folders to pack; a later one wins where both hold a file of the same name.
@@ -42,8 +44,9 @@ class WorkingTreePackager(Packager):
         packed: dict[str, Path] = {}
         for root in map(Path, self.roots):
             files = working_files(root)
-            packed |= {str(file): root / file for file in files}
-            manifest["roots"].append({"path": str(root), **git_state(root)})  # type: ignore[attr-defined]
+            stay = [str(file) for file in files if holds_keys(file) or _leads_to_keys(root / file)]
+            packed |= {str(file): root / file for file in files if str(file) not in stay}
+            manifest["roots"].append({"path": str(root), **git_state(root), "left_out": stay})  # type: ignore[attr-defined]
         self._check_size(packed)
         manifest["files"] = {file: _digest(source) for file, source in sorted(packed.items())}
         write_json(archive.with_name("code.json"), manifest)
@@ -103,6 +106,10 @@ def git_state(root: Path) -> dict[str, object]:
 
     commit = git("rev-parse", "HEAD").strip()
     return {"commit": commit, "uncommitted": git("status", "--porcelain").splitlines()} if commit else {}
+
+
+def _leads_to_keys(path: Path) -> bool:
+    return path.is_symlink() and holds_keys(path.resolve())
 
 
 def _digest(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,27 +44,19 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
     Raises:
         LaunchError: another unfinished run uses a folder, a path is not allowed, or sbatch refuses a job.
     """
-    import nemo_run as run
-
     check_name(title)
-    use_jobs_home()
     for task in tasks:
         refuse_shared_folder(task.record)
-    prepared = [_prepare(task) for task in tasks]
-    experiment = run.Experiment(
-        title, executor=prepared[0][0], log_level="ERROR", base_dir=str(jobs_home()), clean_mode=True,
-        enable_goodbye_message=False, skip_status_at_exit=True, serialize_metadata_for_scripts=False,
-    )  # fmt: skip
+    if dry_run:
+        return _rehearse(tasks, title)
+    home = use_jobs_home()
+    prepared = [_prepare(task, task.record.path.parent) for task in tasks]
+    experiment = _experiment(title, prepared[0][0], home)
     try:
         with experiment:
             for task, (executor, script) in zip(tasks, prepared, strict=True):
                 experiment.add(script, executor, name=check_name(task.record.name), dependencies=list(task.after))
             jobs: list[Any] = [job.executor for job in experiment.jobs]
-            if dry_run:
-                experiment.dryrun(log=False, delete_exp_dir=False)
-                scripts = [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
-                shutil.rmtree(jobs[0].experiment_dir)
-                return scripts
             experiment.run(detach=True)
             handles = [str(getattr(job, "handle", "")) for job in experiment.jobs]
             for task, handle in zip(tasks, handles, strict=True):
@@ -83,8 +75,36 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
     return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
 
 
-def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
+def _rehearse(tasks: list[Task], title: str) -> list[str]:
+    """The scripts of jobs that are not submitted. They are written to a folder that goes again, and without secrets."""
+    with tempfile.TemporaryDirectory(prefix="mixtral-recipes-") as folder:
+        home = use_jobs_home(Path(folder))
+        prepared = [_prepare(task, home / task.record.id) for task in tasks]
+        experiment = _experiment(title, prepared[0][0], home)
+        with experiment:
+            for task, (executor, script) in zip(tasks, prepared, strict=True):
+                executor.job_details.rehearsal = True  # pyright: ignore[reportAttributeAccessIssue]
+                experiment.add(script, executor, name=check_name(task.record.name), dependencies=list(task.after))
+            experiment.dryrun(log=False, delete_exp_dir=False)
+            scripts = [Path(job.executor.job_dir, "sbatch.sh").read_text() for job in experiment.jobs]
+    return [script.replace(str(home), str(jobs_home())) for script in scripts]
+
+
+def _experiment(title: str, executor: "run.SlurmExecutor", home: Path) -> "run.Experiment":
+    import nemo_run as run
+
+    return run.Experiment(
+        title, executor=executor, log_level="ERROR", base_dir=str(home), clean_mode=True,
+        enable_goodbye_message=False, skip_status_at_exit=True, serialize_metadata_for_scripts=False,
+    )  # fmt: skip
+
+
+def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]":
     """The executor with this job's settings, and what it starts.
+
+    Args:
+        task: The job.
+        folder: Where its recipe is stored.
 
     A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise.
     """
@@ -96,7 +116,7 @@ def _prepare(task: Task) -> "tuple[run.SlurmExecutor, run.Script]":
     if task.command:
         settings.torchrun = False
         return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)
-    settings.recipe_file = str(task.record.path.parent / "recipe.json")
+    settings.recipe_file = str(folder / "recipe.json")
     store(task.recipe, Path(settings.recipe_file))
     accelerator = getattr(getattr(task.recipe, "trainer", None), "accelerator", "")
     if accelerator == "gpu":

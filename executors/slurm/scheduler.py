@@ -40,6 +40,7 @@ class JobSettings(SlurmJobDetails):
     torchrun: bool = True
     recipe_file: str = ""  # copied into the job folder; empty when nemo_run stores the task itself
     folders: list[str] = dataclasses.field(default_factory=list)
+    rehearsal: bool = False  # only the script is wanted: secrets are checked, and not written
 
     @property
     def ls_term(self) -> str:
@@ -135,7 +136,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
     write_text(Path(executor.experiment_dir) / f"{executor.job_name}_sbatch.sh", script, private=True)
     write_text(local / "sbatch.sh", script, private=True)
     secrets = secrets_file(cluster.secrets, cluster.env_file)
-    if secrets:
+    if secrets and not settings.rehearsal:
         write_text(local / "secrets.env", secrets, private=True)
     return script
 

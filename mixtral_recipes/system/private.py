@@ -5,6 +5,7 @@ harmless: values under it go from environment to environment, or through a file 
 """
 
 import re
+from pathlib import PurePath
 
 #: Settings of the libraries a job uses, in families and one by one. None of them is read as a secret.
 _HARMLESS = re.compile(
@@ -39,6 +40,18 @@ _SECRET_WORD = re.compile(
 # scheme://user:password@host, or a token where the user stands; a short name alone (ssh://git@host) is no secret.
 _PASSWORD_IN_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#@]*:[^\s/?#@]+|[^\s/?#@:]{20,})@")
 
+#: Files that hold keys and passwords by custom; an ``.env.example`` shows what belongs in one.
+_KEY_FILE = re.compile(
+    r"""
+    \.env(\.(?!example|sample|template|dist)[^/]*)? | .*\.env | \.envrc | \.netrc | _netrc | \.pgpass | \.pypirc |
+    \.npmrc | \.git-credentials | \.htpasswd | id_(rsa|dsa|ecdsa|ed25519)(_sk)? |
+    .*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk) |
+    credentials(\.json)? | service[-_]account.*\.json
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_KEY_FOLDER = re.compile(r"\.(ssh|aws|azure|gnupg|kube|docker)|\.config/gcloud", re.IGNORECASE)
+
 
 def is_harmless(name: str) -> bool:
     """Whether the value of an environment variable of this name may be written where others can read it."""
@@ -49,6 +62,14 @@ def sounds_secret(name: str) -> bool:
     """Whether one of a name's words is one that secrets go by: ``GITHUB_PAT``, ``openai-key``, ``dbPassword``."""
     words = re.split(r"[^A-Za-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name))
     return any(map(_SECRET_WORD.fullmatch, words))
+
+
+def holds_keys(path: PurePath) -> bool:
+    """Whether a file holds keys or passwords, by its name or a folder it is in: it is copied nowhere."""
+    folders = path.parent.as_posix()
+    return bool(_KEY_FILE.fullmatch(path.name)) or any(
+        _KEY_FOLDER.fullmatch(part) for part in (*path.parent.parts, "/".join(folders.split("/")[-2:]))
+    )
 
 
 def password_in(text: str) -> str | None:

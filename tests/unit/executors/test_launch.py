@@ -78,3 +78,27 @@ def test_two_nodes_do_not_fit_local(tmp_path: Path) -> None:
     recipe.trainer.num_nodes = 1
     with pytest.raises(LaunchError, match="detach"):
         launch(recipe, executor="local", name="x", run_dir=tmp_path, detach=True)
+
+
+def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mixtral_recipes.cli.main import run
+    from mixtral_recipes.executors.slurm import scheduler
+
+    written: list[str] = []
+    write = scheduler.write_text
+    monkeypatch.setattr(
+        scheduler, "write_text", lambda path, *a, **k: (written.append(path.name), write(path, *a, **k))
+    )
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v"
+    assert run(line.split()) == 0
+    assert not list(tmp_path.iterdir())
+    assert "sbatch.sh" in written
+    assert "secrets.env" not in written
+    script = capsys.readouterr().out
+    assert f"job_dir={tmp_path}/home/jobs/experiments/dry/" in script

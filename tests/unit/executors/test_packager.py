@@ -53,6 +53,21 @@ def test_working_tree_as_it_is(tree: Path, tmp_path: Path) -> None:
     assert set(manifest["files"]) == set(members)
 
 
+def test_keys_stay_whether_git_tracks_them_or_not(tree: Path, tmp_path: Path) -> None:
+    keys = [".env", "conf/.env.local", "prod.env", "id_ed25519", "certs/server.pem", ".ssh/config", ".netrc"]
+    kept = [".env.example", "environment.py", "keys.py", "id_rsa.pub", "monkey"]
+    for name in (*keys, *kept):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text("x")
+    (tree / "innocent.txt").symlink_to(".env")
+    subprocess.run(["git", "-C", str(tree), "add", "-f", ".env", "id_ed25519"], check=True)
+    members = pack(tree, tmp_path)
+    assert set(kept) <= set(members)
+    assert not {*keys, "innocent.txt"} & set(members)
+    manifest = json.loads((tmp_path / "job" / "code.json").read_text())
+    assert set(manifest["roots"][0]["left_out"]) == {*keys, "innocent.txt"}
+
+
 def test_folder_without_git(tmp_path: Path) -> None:
     root = tmp_path / "plain"
     for name in ("pkg/a.py", "pkg/__pycache__/a.pyc", ".venv/x", "build/y", ".secret"):
