@@ -1,6 +1,7 @@
 """Recipes stored without nemo_run's types, sizes, and what is refused before anything starts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,25 +81,21 @@ def test_two_nodes_do_not_fit_local(tmp_path: Path) -> None:
         launch(recipe, executor="local", name="x", run_dir=tmp_path, detach=True)
 
 
-def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from mixtral_recipes.cli.main import run
-    from mixtral_recipes.executors.slurm import scheduler
-
-    written: list[str] = []
-    write = scheduler.write_text
-    monkeypatch.setattr(
-        scheduler, "write_text", lambda path, *a, **k: (written.append(path.name), write(path, *a, **k))
+def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom mixtral_recipes.cli.main import run\nfrom mixtral_recipes.executors.slurm import scheduler\n"
+        "write = scheduler.write_text\n"
+        "def told(path, *a, **k): print('wrote', path.name); write(path, *a, **k)\n"
+        "scheduler.write_text = told\nsys.exit(run(sys.argv[1:]))"
     )
-    monkeypatch.setenv("HF_TOKEN", "s3cr3t")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.chdir(tmp_path)
     line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v"
-    assert run(line.split()) == 0
+    env = {"MIXTRAL_RECIPES_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "HF_TOKEN": "s3cr3t"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
-    assert "sbatch.sh" in written
-    assert "secrets.env" not in written
-    script = capsys.readouterr().out
-    assert f"job_dir={tmp_path}/home/jobs/experiments/dry/" in script
+    assert "wrote sbatch.sh" in done.stdout
+    assert "wrote secrets.env" not in done.stdout
+    assert f"job_dir={tmp_path}/home/jobs/experiments/dry/" in done.stdout

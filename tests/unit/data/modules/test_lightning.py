@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 import mixtral_recipes as llm
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.batches.given import as_batch
-from mixtral_recipes.data.modules.lightning import as_data_module
+from mixtral_recipes.data.modules.lightning import as_data_module, refuse_other_data
 from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.overrides.preflight import preflight
 
@@ -196,6 +196,13 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "no batch": (WithoutBatch(), "data=WithoutBatch: states no seq_length; give it that attribute, or write Lightning"),
     "no data sets": (Undefined(), "data=Undefined: defines no datasets(tokenizer)"),
 }
+
+
+@pytest.mark.parametrize(
+    "kind", [llm.SquadDataModule, llm.ChatDataModule, llm.FineTuningDataModule, llm.MockDataModule]
+)
+def test_our_own_modules_are_none_of_these(kind: Any) -> None:
+    refuse_other_data(run.Config(kind))
 
 
 @pytest.mark.parametrize("name", OTHERS)
