@@ -89,13 +89,15 @@ def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(tmp_path: Path)
         "scheduler.write_text = told\nsys.exit(run(sys.argv[1:]))"
     )
     line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v"
-    env = {"MIXTRAL_RECIPES_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "HF_TOKEN": "s3cr3t"}
+    place = tmp_path / "place"
+    place.mkdir()
+    env = {"MIXTRAL_RECIPES_HOME": str(place / "home"), "TMPDIR": str(place), "HF_TOKEN": "s3cr3t"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=False, cwd=tmp_path,
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=False, cwd=place,
         env=os.environ | env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in place.rglob("*")] == []
     assert "wrote sbatch.sh" in done.stdout
     assert "wrote secrets.env" not in done.stdout
-    assert f"job_dir={tmp_path}/home/jobs/experiments/dry/" in done.stdout
+    assert f"job_dir={place}/home/jobs/experiments/dry/" in done.stdout
