@@ -181,8 +181,9 @@ def _adapted(weight: Weight, adapters: Adapters | None) -> Iterator[Weight]:
     yield weight
     if adapters and weight.layer in adapters.targets:
         rows, columns = weight.shape
-        yield Weight(weight.layer, (adapters.dim, columns), weight.expert, adapter=True)
-        yield Weight(weight.layer, (rows, adapters.dim), weight.expert, adapter=True)
+        rank = adapters.rank_of(weight.layer)
+        yield Weight(weight.layer, (rank, columns), weight.expert, adapter=True)
+        yield Weight(weight.layer, (rows, rank), weight.expert, adapter=True)
         if adapters.magnitudes:
             yield Weight(weight.layer, (rows,), weight.expert, adapter=True)
 
@@ -202,29 +203,31 @@ class Buffer:
     shard: int
 
 
-def buffers(job: Workload, stage: int, rank: int = 0) -> tuple[Buffer, ...]:
+def buffers(job: Workload, stage: int, ranks: tuple[int, int] = (0, 0)) -> tuple[Buffer, ...]:
     """The gradient buffers of a stage's trained parameters, of all its chunks.
 
     Args:
         job: The job.
         stage: Pipeline stage.
-        rank: Whose share of the optimizer state: its number among the copies of a parameter.
+        ranks: Whose share of the optimizer state: its number among the copies of the dense layers, and of the experts.
     """
     t = job.topology
     copies = (t.data_parallel_size * t.context_parallel_size, t.expert_data_parallel_size)
-    return _buffers(Part.of(job, stage), copies, job.overlap_grad_reduce, job.distributed_optimizer, rank)
+    return _buffers(Part.of(job, stage), copies, job.overlap_grad_reduce, job.distributed_optimizer, ranks)
 
 
 @functools.lru_cache(maxsize=8192)
-def _buffers(part: Part, copies: tuple[int, int], overlap: bool, shared: bool, rank: int) -> tuple[Buffer, ...]:
+def _buffers(
+    part: Part, copies: tuple[int, int], overlap: bool, shared: bool, ranks: tuple[int, int]
+) -> tuple[Buffer, ...]:
     # Megatron's DDP cuts the first chunk of the first stage into buckets, if reductions are to overlap.
     bucket = max(40_000_000, 1_000_000 * copies[0]) if overlap and part.stage == 0 else None
-    # Experts have buffers of their own where they are spread otherwise than the dense layers.
-    apart = part.ep > 1 or part.etp != part.tp
+    # Experts have buffers of their own where they are spread otherwise than the dense layers; their adapters always.
+    apart = part.ep > 1 or part.etp != part.tp or part.adapters is not None
     found: list[Buffer] = []
     for number, weights in enumerate(chunks(part)):
         trained = [w for w in weights if part.adapters is None or w.adapter]
-        for of_experts, size in zip((False, True), copies, strict=True):
+        for of_experts, size, rank in zip((False, True), copies, ranks, strict=True):
             mine = [w.numel for w in trained if (w.expert and apart) == of_experts]
             if mine:
                 found.append(_buffer(mine, bucket if number == 0 else None, size, rank, shared))

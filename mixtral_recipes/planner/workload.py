@@ -20,12 +20,18 @@ class Adapters:
         targets: Adapted layers, by Megatron's names.
         magnitudes: Whether each adapted row has a length of its own (DoRA).
         quantized: Whether the frozen base is kept in 4 bits (QLoRA's NF4).
+        ranks: Ranks of single layers, by name.
     """
 
     dim: int = 32
     targets: tuple[str, ...] = LINEARS
     magnitudes: bool = False
     quantized: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()
+
+    def rank_of(self, layer: str) -> int:
+        """The rank of one layer's adapter."""
+        return dict(self.ranks).get(layer, self.dim)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Workload:
             shape=ModelShape.of(config),
             topology=topology,
             batch=BatchShape.of(recipe.data, fp8=fp8),
-            adapters=_adapters(getattr(recipe, "peft", None)),
+            adapters=adapters_of(getattr(recipe, "peft", None)),
             recompute=_recompute(config),
             dtype_bytes=dtype_bytes,
             fp8_recipe=plugins.fp8_recipe if fp8 else "",
@@ -170,7 +176,8 @@ def _setting(part: Any, name: str, default: Any) -> Any:
         return default
 
 
-def _adapters(peft: Any) -> Adapters | None:
+def adapters_of(peft: Any) -> Adapters | None:
+    """What a scheme trains, whether already built or still a `run.Config` of one; None trains all weights."""
     if peft is None:
         return None
     wanted = _setting(peft, "target_modules", LINEARS)
@@ -180,7 +187,8 @@ def _adapters(peft: Any) -> Adapters | None:
     name = getattr(peft, "scheme", name)
     left_out = _setting(peft, "exclude_modules", ())
     targets = tuple(t for t in LINEARS if t in wanted and t not in left_out)
-    return Adapters(peft.dim, targets, magnitudes=name.lower() == "dora", quantized=name.lower() == "qlora")
+    ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
+    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks)
 
 
 def _recompute(config: Any) -> Recompute:

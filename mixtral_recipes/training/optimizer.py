@@ -83,11 +83,11 @@ def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision:
     with cpu_device.cuda_type_names():
         optimizer = get_megatron_optimizer(config, model)
     if cpu_device.active():
-        _prepare_adam(optimizer)
+        prepare_adam(optimizer)
     return optimizer
 
 
-def _prepare_adam(optimizer: Any) -> None:
+def prepare_adam(optimizer: Any) -> None:
     """Make torch's AdamW update each parameter in one pass, and give it its whole state at once.
 
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
