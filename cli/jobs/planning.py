@@ -119,6 +119,12 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
     refused = fit.refusal(job, card)
     notes += [text for text in (refused, fit.warning(job, card)) if text]
+    if goal.simulate:
+        from mixtral_recipes.planner import simulate
+
+        note("simulating the first and last pipeline stage")
+        more["simulation"] = simulate.compare(job, card)
+        notes.append(simulate.describe(more["simulation"]))
     return Answer(_title(question, job, card), card, made, notes, more)
 
 

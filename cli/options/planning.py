@@ -97,3 +97,6 @@ class GoalOptions:
     deadline: Annotated[
         str | None, goal_option("--deadline", metavar="TIME", help="The fewest GPUs that are done in e.g. 36h or 5d.")
     ] = None
+    simulate: Annotated[
+        bool, goal_option("--simulate", help="Build one rank's real model without its memory, and measure its peak.")
+    ] = False

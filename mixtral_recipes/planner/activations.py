@@ -117,44 +117,70 @@ def _dropped(saved: Saved, modules: tuple[str, ...]) -> bool:
 
 
 def _layer(job: Workload) -> Iterator[Saved]:
-    n, b = Sizes.of(job), job.dtype_bytes
-    fp8 = bool(job.fp8_recipe)
-    product = 1 if fp8 else b  # an FP8 product keeps its input in FP8
-    targets = job.adapters.targets if job.adapters else ()
-    trains = job.trains_all
-    yield Saved("norm", "input", n.t * n.h * b)
-    yield Saved("norm", "statistics", n.t * 4)
-    # The norm's output: what linear_qkv multiplies (for its weight's gradient), or what its adapter does.
-    if trains or "linear_qkv" in targets:
-        yield Saved("qkv", "input", n.t * n.h * (product if trains else b))
-    # The rotated queries and keys, and the values where they lie: in linear_qkv's output, which they keep whole.
-    yield Saved("attention", "queries and keys", n.T * (n.q + n.kv) * b)
-    yield Saved("attention", "values", n.T * (n.q + 2 * n.kv if job.transformer_engine else n.kv) * b)
-    yield Saved("attention", "output", n.T * n.q * b)
-    yield Saved("attention", "statistics", n.T * n.heads * 4)
-    if not job.fused_attention:
-        length = job.batch.seq_length / job.topology.context_parallel_size
-        yield Saved("attention", "scores", 2 * n.T * n.heads * length * b)
-    if fp8 and trains:
-        yield Saved("proj", "input", n.T * n.q * product)
-    yield Saved("norm", "input", n.t * n.h * b)
-    yield Saved("norm", "statistics", n.t * 4)
-    if trains:
-        yield Saved("router", "input", n.t * n.h * b)
-    yield from _experts(job, n, product)
+    n = Sizes.of(job)
+    yield from _norm(job, n)
+    yield from _attention(job, n)
+    yield from _norm(job, n)
+    yield Saved("router", "input", n.t * n.h * job.dtype_bytes)
+    yield from _experts(job, n)
     yield from _adapters(job, n)
 
 
-def _experts(job: Workload, n: Sizes, product: int) -> Iterator[Saved]:
+def _norm(job: Workload, n: Sizes) -> Iterator[Saved]:
+    if job.transformer_engine:
+        yield Saved("norm", "input", n.t * n.h * job.dtype_bytes)
+    elif job.dtype_bytes == 4:
+        yield Saved("norm", "input", n.t * n.h * 4 * (2 if job.trains_all else 1))
+    else:  # torch's works on an fp32 copy, and keeps the scaled one for its weight's gradient
+        yield Saved("norm", "fp32 copies", n.t * n.h * 4 * (2 if job.trains_all else 1))
+    yield Saved("norm", "statistics", n.t * 4)
+
+
+def _attention(job: Workload, n: Sizes) -> Iterator[Saved]:
+    b, fp8, trains = job.dtype_bytes, bool(job.fp8_recipe), job.trains_all
+    # The norm's output: what linear_qkv multiplies (for its weight's gradient), or what its adapter does.
+    if trains or (job.adapters and "linear_qkv" in job.adapters.targets):
+        yield Saved("qkv", "input", n.t * n.h * (1 if fp8 and trains else b))
+    ranks = job.topology.context_parallel_size
+    if job.transformer_engine:
+        # The rotated queries and keys, and the values where they lie: in linear_qkv's output, which they keep whole.
+        yield Saved("attention", "queries and keys", n.T * (n.q + n.kv) * b)
+        yield Saved("attention", "values", n.T * (n.q + 2 * n.kv) * b)
+        yield Saved("attention", "output", n.T * n.q * b)
+    else:
+        # Queries, keys, values and output by head; the output once more by token, for the projection. Sines and
+        # cosines for both. Context-parallel ranks hold the keys of all ranks up to their own tokens' places.
+        keys = n.T * (2 * ranks + 1) / 2 if ranks > 1 else n.T
+        yield Saved("attention", "queries", n.T * n.q * b)
+        yield Saved("attention", "keys and values", 2 * keys * n.kv * b)
+        yield Saved("attention", "output", 2 * n.T * n.q * b)
+        if b == 2:
+            yield Saved("attention", "rotation", 4 * n.T * job.shape.head_dim * b)
+        if ranks > 1:
+            yield Saved("attention", "masks", (n.T / 2) ** 2 * (2 * ranks + 1) * b)
+    yield Saved("attention", "statistics", n.T * n.heads * 4)
+    if not job.fused_attention:
+        length = job.batch.seq_length / ranks
+        yield Saved("attention", "scores", 2 * n.T * n.heads * length * b)
+    if fp8 and trains:
+        yield Saved("proj", "input", n.T * n.q)
+
+
+def _experts(job: Workload, n: Sizes) -> Iterator[Saved]:
     b, trains, targets = job.dtype_bytes, job.trains_all, job.adapters.targets if job.adapters else ()
+    product = 1 if job.fp8_recipe and trains else b  # an FP8 product keeps its input in FP8
     # Probabilities and the map of who goes where, of each token and expert, and again for the sorted rows.
-    yield Saved("router", "scores", n.t * job.shape.num_moe_experts * 14)
+    yield Saved("router", "scores", n.t * job.shape.num_moe_experts * 16)
     yield Saved("dispatch", "order", n.R * 12)
     if trains or "linear_fc1" in targets:
-        yield Saved("experts", "fc1 input", n.R * n.h * (product if trains else b))
+        yield Saved("experts", "fc1 input", n.R * n.h * product)
     yield Saved("experts", "gate and up", n.R * 2 * n.f * b)
+    if not job.transformer_engine:
+        # The activated gate, its product with up, and, where adapters make Megatron's own forward run, up itself.
+        hooked = {"linear_fc1", "linear_fc2"} & set(targets)
+        yield Saved("experts", "gate, product", n.R * n.f * b * (3 if hooked else 2))
     if trains or "linear_fc2" in targets:
-        yield Saved("experts", "fc2 input", n.R * n.f * (product if trains else b))
+        yield Saved("experts", "fc2 input", n.R * n.f * product)
 
 
 def _adapters(job: Workload, n: Sizes) -> Iterator[Saved]:

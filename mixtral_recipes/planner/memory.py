@@ -179,11 +179,22 @@ def kept_activations(job: Workload, stage: int) -> float:
     """Bytes that a stage's layers keep for the backward passes to come."""
     t = job.topology
     layers = job.shape.num_layers // (t.pipeline_model_parallel_size * (t.virtual_pipeline_model_parallel_size or 1))
-    held = in_flight(job, stage) * activations.of_layers(job, layers)
-    if stage == t.pipeline_model_parallel_size - 1:  # the last norm and the output layer's input
-        n = Sizes.of(job)
-        held += n.t * n.h * job.dtype_bytes * (2 if job.trains_all else 1)
-    return held
+    n, flying = Sizes.of(job), in_flight(job, stage)
+    kept = flying * activations.of_layers(job, layers)
+    one = n.t * n.h * job.dtype_bytes
+    last = stage == t.pipeline_model_parallel_size - 1
+    if t.pipeline_model_parallel_size > 1:
+        # The schedule keeps what a chunk received (Transformer Engine's layers keep the same tensor) and what it sent.
+        if not job.frees_outputs:
+            kept += (flying - last) * one
+        if not job.transformer_engine and job.recompute.granularity != "full":
+            kept += (flying - (0 if stage else min(flying, t.pipeline_model_parallel_size))) * one
+    # The angles of the rotary embedding, fp32, once for each chunk.
+    kept += (t.virtual_pipeline_model_parallel_size or 1) * n.T * job.shape.head_dim * 4
+    if last:  # the last norm (in plain torch with fp32 copies) and the output layer's input
+        norm = 1 if job.transformer_engine or job.dtype_bytes == 4 else 4 if job.trains_all else 2
+        kept += one * (norm + job.trains_all)
+    return kept
 
 
 def _logits(job: Workload, stage: int) -> float:

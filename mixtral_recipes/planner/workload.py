@@ -75,6 +75,7 @@ class Workload:
         transformer_engine: Whether layers are Transformer Engine's; else ours in plain PyTorch.
         wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself.
         fused: Whether permutation, rotation, gate and loss are fused kernels (``model.config.accelerate``).
+        frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
         grouped_adapters: Whether a layer's expert adapters are one grouped product; `peft/adapter.py` calls one by one.
         lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
     """
@@ -98,6 +99,7 @@ class Workload:
     transformer_engine: bool = True
     wgrad_fusion: bool = True
     fused: bool = True
+    frees_outputs: bool = False
     grouped_adapters: bool = False
     lengths: float | None = None
 
@@ -155,6 +157,7 @@ class Workload:
             fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),
             transformer_engine=gpu,
             wgrad_fusion=gpu,
+            frees_outputs=bool(getattr(config, "deallocate_pipeline_outputs", False)),
             fused=gpu and bool(getattr(config, "accelerate", True)),
         )
 

@@ -40,7 +40,7 @@ SHAPE = ModelShape(
 
 def T(*sizes: Any) -> Topology:
     """A layout of world size, TP, PP, VPP, CP, EP, expert TP."""
-    padded = (*sizes, *(1, 1, 1, None, 1, 1, None)[len(sizes) :])
+    padded: Any = (*sizes, *(1, 1, 1, None, 1, 1, None)[len(sizes) :])
     return Topology(*padded, sequence_parallel=padded[1] > 1)
 
 
