@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, WorkOptions
-from mixtral_recipes.cli.output import console, print_table, table
+from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.planner import cards, fit, plan
 from mixtral_recipes.planner.cards import Card
