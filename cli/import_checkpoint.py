@@ -15,7 +15,8 @@ _SHOWN = 8  # names of files
 def command(
     *,
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A model or PEFT folder, hf://org/name, or hf://org/name@revision.")
+        str,
+        typer.Argument(metavar="SOURCE", help="A model's or adapter's folder, hf://org/name[@revision], nemo:///path."),
     ],
     output: Annotated[
         Path | None,
@@ -28,7 +29,7 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Import a Hugging Face checkpoint.
+    """Import a model: Hugging Face's form, Mistral's own, or a NeMo 2.0 checkpoint.
 
     What is written is a Megatron checkpoint that loads under any parallel layout.
     """

@@ -14,9 +14,13 @@ def open_model(folder: Path) -> Source:
     Raises:
         CheckpointError: the folder is of another form, or a file, tensor or field in it is missing or wrong.
     """
-    found = required(folder, Form.HF, Form.MISTRAL, wanted=_WANTED)
+    found = required(folder, Form.HF, Form.MISTRAL, Form.NEMO, wanted=_WANTED)
     if found.form is Form.MISTRAL:
         from mixtral_recipes.importers.hf.mistral import open_mistral
 
         return open_mistral(found.folder)
+    if found.form is Form.NEMO:
+        from mixtral_recipes.importers.nemo.source import open_nemo
+
+        return open_nemo(found.folder)
     return open_source(found.folder)

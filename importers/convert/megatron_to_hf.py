@@ -8,21 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
-from mixtral_recipes.checkpoints.lineage.links import base_of
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card
+from mixtral_recipes.importers.convert.exported import (
+    base_to_merge,
+    check_digests,
+    export_lineage,
+    exported_rows,
+    tensor_entries,
+)
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import read_config
-from mixtral_recipes.importers.mapping import Block, canonical_shapes, canonical_sources, fused_blocks
+from mixtral_recipes.importers.mapping import Block, canonical_shapes, fused_blocks
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
@@ -121,10 +126,7 @@ class _Export:
 
     def __post_init__(self) -> None:
         self.dims = hf_config.dims(self.config)
-        if self.manifest["kind"] == "adapter":
-            self.base = base_of(self.checkpoint, self.base)
-        elif self.base is not None:
-            raise CheckpointError(f"{self.checkpoint} holds no adapters, so --base says nothing; leave it out.")
+        self.base = base_to_merge(self.checkpoint, self.manifest, self.base)
 
     def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
         """Write weights, index, context, model card and provenance."""
@@ -135,26 +137,12 @@ class _Export:
         with progress_bar("Exporting", total, shown=progress) as on_bytes:
             stream = Stream(threads, on_bytes, hash_files=False)
             stream.write(runs)
-        self._check_digests(stream.digests)
+        check_digests(self.checkpoint, self.manifest, stream.digests, self.dtype)
         self._write_context(tensors, stream.digests)
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
-        from mixtral_recipes.importers.convert.adapters import SavedAdapters
-        from mixtral_recipes.importers.convert.model_weights import ModelWeights
-
-        if not self.manifest["tensors"] or self.dtype:
-            verify(self.checkpoint)
-        adapters = SavedAdapters(self.checkpoint) if self.base else None
-        if self.base:
-            verify(self.base)
-        saved = ModelWeights((self.base or self.checkpoint) / "weights", self.dims)
-        if saved.unknown:
-            raise CheckpointError(
-                f"{self.checkpoint}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has; "
-                "adapters are merged before a model is exported."
-            )
-        sources = canonical_sources(self.dims)
+        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, cast=self.dtype is not None)
         if self.layout == "v5":
             wanted = fused_blocks(self.dims)
         else:
@@ -162,18 +150,10 @@ class _Export:
             wanted = {name: (shape, [Block(name, 0, shape[0])]) for name, shape in shapes.items()}
         tensors = []
         for name, (shape, blocks) in wanted.items():
-            parts: list[Part] = []
-            for block in blocks:
-                weight, layer, expert, ranges = sources[block.name]
-                matrix = saved.matrix(weight, layer, expert)
-                if adapters:
-                    matrix = adapters.merged(weight, layer, expert, matrix)
-                parts += [Part(block.name, matrix, start, stop) for start, stop in ranges]
+            parts = [Part(block.name, rows[block.name], block.start, block.stop) for block in blocks]
             dtype = self.dtype or parts[0].source.dtype
             nbytes = math.prod(shape) * ITEM_BYTES[dtype]
             tensors.append(_Tensor(name, dtype, shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
-        if adapters:
-            adapters.check_all_merged()
         return tensors
 
     def _lay_out_shards(self, tensors: list[_Tensor], shard_bytes: int, threads: int) -> list[Run]:
@@ -196,15 +176,6 @@ class _Export:
             (self.staging / safetensors_io.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         return runs
 
-    def _check_digests(self, digests: dict[str, str]) -> None:
-        """Compare what was read with what the import recorded."""
-        for name, entry in self.manifest["tensors"].items():
-            same_dtype = self.dtype is None or self.dtype == entry["dtype"]
-            if same_dtype and name in digests and digests[name] != entry["sha256"]:
-                raise CheckpointError(
-                    f"{self.checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
-                )
-
     def _write_context(self, tensors: list[_Tensor], digests: dict[str, str]) -> None:
         """config.json, tokenizer, generation config, model card, and where all of it came from."""
         from mixtral_recipes.importers.convert.hf_to_megatron import set_dtype
@@ -218,25 +189,11 @@ class _Export:
 
     def _lineage(self, tensors: list[_Tensor], digests: dict[str, str]) -> Lineage:
         """What was written, and what it was made from."""
-        shapes = canonical_shapes(self.dims)
-        hashed = {
-            part.name: {"dtype": tensor.dtype, "shape": list(shapes[part.name]), "sha256": digests[part.name]}
-            for tensor in tensors
-            for part in tensor.record.parts
-            if part.name is not None
-        }
+        dtypes = {part.name: tensor.dtype for tensor in tensors for part in tensor.record.parts if part.name}
+        hashed = tensor_entries(self.dims, dtypes, digests)
         folder = self.staging
         identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
-        parent = lineage.of_checkpoint(self.checkpoint)
-        if self.base:
-            parent = parent.at("base", self.base)
-        return Lineage(
-            "export",
-            identity,
-            origin={"layout": self.layout},
-            tensors=dict(sorted(hashed.items())),
-            parents=(Parent("checkpoint", parent, os.path.abspath(self.checkpoint)),),
-        )
+        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout)
 
 
 def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:

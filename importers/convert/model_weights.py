@@ -1,35 +1,49 @@
 """The weights of a Megatron checkpoint: all there, in the shapes a model's sizes call for."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixtral_recipes.checkpoints.format.matrix import Matrix
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.stream import Rows
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape
+from mixtral_recipes.importers.mapping import WEIGHTS, Weight, canonical_sources, disk_shape
+from mixtral_recipes.importers.views import RowRanges
 from mixtral_recipes.layout.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from mixtral_recipes.importers.convert.adapters import SavedAdapters
 
 
 class ModelWeights:
     """The weights in a torch_dist folder, checked against a model's sizes.
 
     Attributes:
+        folder: Where they are.
         unknown: Names that look like a model's weights and are in no row of the table.
     """
 
-    def __init__(self, folder: Path, dims: ModelShape) -> None:
+    def __init__(self, folder: Path, dims: ModelShape, prefix: str = "") -> None:
         """Read what is there.
+
+        Args:
+            folder: The folder with ``.metadata``.
+            dims: The model's sizes.
+            prefix: What stands before every name (``module.`` in NeMo's checkpoints).
 
         Raises:
             CheckpointError: names the weight that is missing or of another shape.
         """
+        self.folder = folder
         self._stored = StoredWeights(folder)
+        self._prefix = prefix
         for weight in WEIGHTS:
-            if weight.disk not in self._stored.tensors:
-                raise CheckpointError(f"{folder}: {weight.disk} is missing from the checkpoint.")
-            found = tuple(self._stored.tensors[weight.disk].size)
-            _check_shape(folder, weight, found, disk_shape(weight, dims))
-        known = {weight.disk for weight in WEIGHTS}
-        like_weights = ("decoder.", "embedding.", "output_layer.")
+            key = prefix + weight.disk
+            if key not in self._stored.tensors:
+                raise CheckpointError(f"{folder}: {key} is missing from the checkpoint.")
+            _check_shape(folder, weight, key, tuple(self._stored.tensors[key].size), disk_shape(weight, dims))
+        known = {prefix + weight.disk for weight in WEIGHTS}
+        like_weights = tuple(prefix + start for start in ("decoder.", "embedding.", "output_layer."))
         self.unknown = sorted(key for key in self._stored.tensors if key.startswith(like_weights) and key not in known)
 
     def matrix(self, weight: Weight, layer: int | None, expert: int | None) -> Matrix:
@@ -38,12 +52,34 @@ class ModelWeights:
         Raises:
             CheckpointError: a part of it is missing, or its dtype is not one that weights have.
         """
-        return self._stored.matrix(weight.disk, layer, expert)
+        return self._stored.matrix(self._prefix + weight.disk, layer, expert)
 
 
-def _check_shape(folder: Path, weight: Weight, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def canonical_rows(saved: ModelWeights, dims: ModelShape, adapters: "SavedAdapters | None" = None) -> dict[str, Rows]:
+    """Every canonical tensor, as the rows of Megatron's that it consists of.
+
+    Args:
+        saved: The checkpoint's weights.
+        dims: The model's sizes.
+        adapters: Adapters to add on the way.
+
+    Raises:
+        CheckpointError: a part is missing, a weight is none that a Mixtral has, or an adapter has no layer.
+    """
+    if saved.unknown:
+        raise CheckpointError(f"{saved.folder}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has.")
+    found: dict[str, Rows] = {}
+    for name, (weight, layer, expert, ranges) in canonical_sources(dims).items():
+        matrix: Rows = saved.matrix(weight, layer, expert)
+        found[name] = RowRanges(adapters.merged(weight, layer, expert, matrix) if adapters else matrix, ranges)
+    if adapters:
+        adapters.check_all_merged()
+    return found
+
+
+def _check_shape(folder: Path, weight: Weight, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     padded = weight.shapes[0].startswith("V") and len(found) == len(expected) and found[0] >= expected[0]
     if found != expected and not (padded and found[1:] == expected[1:]):
         raise CheckpointError(
-            f"{folder}: {weight.disk} has shape {list(found)}, context/config.json calls for {list(expected)}."
+            f"{folder}: {key} has shape {list(found)}, the configuration in context calls for {list(expected)}."
         )

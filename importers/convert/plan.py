@@ -3,7 +3,7 @@
 import io
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def items_of(tensors: Mapping[str, Rows], chunks: list[Chunk], objects: dict[str
 
 
 def _extra_state_names(weight: Weight, dims: ModelShape) -> list[str]:
-    """Unique names of a module's states, as Megatron's ShardedObject spells them."""
+    """Unique names of the states of a weight's module, as Megatron's ShardedObject spells them."""
     shape = [dims.num_layers] * weight.per_layer + [dims.num_moe_experts] * weight.per_expert or [1]
     return [
         f"{weight.extra_state}/shard_{'.'.join(map(str, where))}_{'.'.join(map(str, shape))}"
@@ -116,13 +116,20 @@ def _extra_state_names(weight: Weight, dims: ModelShape) -> list[str]:
     ]
 
 
-def object_bytes(dims: ModelShape) -> dict[str, bytes]:
-    """The items that are not tensors: an empty common state, and "no FP8" for every module that keeps a state."""
+def object_bytes(dims: ModelShape, per_layer: Sequence[str] = ()) -> dict[str, bytes]:
+    """The items that are not tensors: an empty common state, and "no FP8" for every module that keeps a state.
+
+    Args:
+        dims: The model's sizes.
+        per_layer: Keys of further states, of which every layer has one.
+    """
     found = {COMMON_STATE: _saved([{}])}
     empty = _saved([torch.empty(0, dtype=torch.uint8)])
     for weight in WEIGHTS:
         if weight.extra_state:
             found |= dict.fromkeys(_extra_state_names(weight, dims), empty)
+    for key in per_layer:
+        found |= {f"{key}/shard_{layer}_{dims.num_layers}": empty for layer in range(dims.num_layers)}
     return found
 
 

@@ -155,4 +155,4 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / NAME).is_file() or (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in (NAME, "config.json", "lineage.json"))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.mixtral_folder import make_model  # noqa: F401  # a fixture
+from tests.nemo_folder import nemo  # noqa: F401  # a fixture
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,103 @@
+"""What every export does, whatever it writes: open the weights, compare them, say what they were made from."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.mapping import canonical_shapes
+from mixtral_recipes.layout.shapes import ModelShape
+
+
+def base_to_merge(checkpoint: Path, manifest: dict[str, Any], base: Path | None) -> Path | None:
+    """Where the base of an adapter checkpoint is; None for a model.
+
+    Args:
+        checkpoint: The checkpoint.
+        manifest: Its manifest.
+        base: Where the user says it is.
+
+    Raises:
+        CheckpointError: it is not there, another model is, or a base was named for a checkpoint that needs none.
+    """
+    if manifest["kind"] == "adapter":
+        return base_of(checkpoint, base)
+    if base is not None:
+        raise CheckpointError(f"{checkpoint} holds no adapters, so --base says nothing; leave it out.")
+    return None
+
+
+def exported_rows(
+    checkpoint: Path, manifest: dict[str, Any], dims: ModelShape, *, base: Path | None, cast: bool
+) -> dict[str, Rows]:
+    """Every canonical tensor of a checkpoint, adapters merged.
+
+    Args:
+        checkpoint: The checkpoint.
+        manifest: Its manifest.
+        dims: The model's sizes.
+        base: Where the base of its adapters is; None for a model.
+        cast: Whether the rows are cast on the way, so that their hashes cannot be compared with the manifest's.
+
+    Raises:
+        CheckpointError: a file is damaged, or a tensor missing or unknown.
+    """
+    from mixtral_recipes.importers.convert.adapters import SavedAdapters
+    from mixtral_recipes.importers.convert.model_weights import ModelWeights, canonical_rows
+
+    if not manifest["tensors"] or cast:
+        verify(checkpoint)
+    adapters = SavedAdapters(checkpoint) if base else None
+    if base:
+        verify(base)
+    return canonical_rows(ModelWeights((base or checkpoint) / "weights", dims), dims, adapters)
+
+
+def check_digests(checkpoint: Path, manifest: dict[str, Any], digests: dict[str, str], dtype: str | None) -> None:
+    """Compare what was read with what the import recorded.
+
+    Args:
+        checkpoint: The checkpoint.
+        manifest: Its manifest.
+        digests: SHA-256 of every canonical tensor as it was written.
+        dtype: What it was cast to; None for nothing.
+
+    Raises:
+        CheckpointError: names a tensor that is not what it was.
+    """
+    for name, entry in manifest["tensors"].items():
+        same_dtype = dtype is None or dtype == entry["dtype"]
+        if same_dtype and name in digests and digests[name] != entry["sha256"]:
+            raise CheckpointError(
+                f"{checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
+            )
+
+
+def tensor_entries(dims: ModelShape, dtypes: dict[str, str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Name -> dtype, shape and hash of every canonical tensor, sorted."""
+    shapes = canonical_shapes(dims)
+    return {
+        name: {"dtype": dtypes[name], "shape": list(shapes[name]), "sha256": digests[name]} for name in sorted(digests)
+    }
+
+
+def export_lineage(
+    checkpoint: Path, base: Path | None, identity: Identity, tensors: dict[str, dict[str, Any]], layout: str
+) -> Lineage:
+    """What an export is, and what it was made from."""
+    parent = lineage.of_checkpoint(checkpoint)
+    if base:
+        parent = parent.at("base", base)
+    return Lineage(
+        "export",
+        identity,
+        origin={"layout": layout},
+        tensors=tensors,
+        parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
+    )

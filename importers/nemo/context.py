@@ -1,0 +1,185 @@
+"""What a NeMo 2.0 checkpoint's ``context/`` says of its model: sizes, tokenizer, adapters. Nothing in it is run.
+
+``io.json`` is what NeMo itself loads, and goes first; ``model.yaml`` has the same and is read where it is missing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError, in_short
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.nemo import fiddle_json
+from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
+
+# What NeMo's classes set where the context is silent. Source: nemo/collections/llm/gpt/model/mixtral.py.
+_MIXTRAL: dict[str, Any] = {
+    "num_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_query_groups": 8,
+    "ffn_hidden_size": 14336,
+    "kv_channels": None,
+    "moe_ffn_hidden_size": None,
+    "max_position_embeddings": 4096,
+    "attention_dropout": 0.0,
+    "num_moe_experts": 8,
+    "moe_aux_loss_coeff": 0.01,
+    "moe_router_topk": 2,
+    "init_method_std": 0.02,
+    "layernorm_epsilon": 1e-5,
+    "rotary_base": 1000000.0,
+    "vocab_size": None,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "MixtralConfig": _MIXTRAL,
+    "MixtralConfig8x3B": _MIXTRAL | {"hidden_size": 2560, "ffn_hidden_size": 8960},
+    "MixtralConfig8x7B": _MIXTRAL,
+    "MixtralConfig8x22B": _MIXTRAL
+    | {"num_layers": 56, "hidden_size": 6144, "num_attention_heads": 48, "ffn_hidden_size": 16384},
+}
+# Fields that change what the model computes, and the values a Mixtral has; an absent field has one of them.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "normalization": ("RMSNorm",),
+    "position_embedding_type": ("rope",),
+    "gated_linear_unit": (True,),
+    "add_bias_linear": (False,),
+    "add_qkv_bias": (False,),
+    "qk_layernorm": (False,),
+    "layernorm_zero_centered_gamma": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "share_embeddings_and_output_weights": (False,),
+    "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,),
+    "seq_len_interpolation_factor": (None, 1.0),
+    "window_size": (None,),
+    "multi_latent_attention": (False,),
+    "softmax_scale": (None,),
+    "activation_func_clamp_value": (None,),
+    "mtp_num_layers": (None, 0),
+    "moe_router_pre_softmax": (False,),
+    "moe_router_score_function": ("softmax",),
+    "moe_router_topk_scaling_factor": (None, 1.0),
+    "moe_router_enable_expert_bias": (False,),
+    "moe_router_num_groups": (None,),
+    "moe_router_group_topk": (None,),
+    "moe_shared_expert_intermediate_size": (None, 0),
+    "moe_layer_freq": (1,),
+}
+_SILU = ("torch.nn.functional.silu", "torch._C._nn.silu", "torch.nn.modules.activation.SiLU")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The settings a checkpoint was saved with, in plain values.
+
+    Attributes:
+        file: Where they were read.
+        model: ``{"_target_": NeMo's class, "config": ..., "tokenizer": ..., "model_transform": ...}``.
+    """
+
+    file: Path
+    model: dict[str, Any]
+
+    @property
+    def config(self) -> tuple[str, dict[str, Any]]:
+        """The configuration's class and its fields, NeMo's defaults filled in.
+
+        Raises:
+            CheckpointError: it is not one of NeMo's Mixtral configurations, or says more than can be read.
+        """
+        given = self.model.get("config")
+        if given is None:
+            return "MixtralConfig8x7B", dict(DEFAULTS["MixtralConfig8x7B"])  # NeMo's MixtralModel() without one
+        if not isinstance(given, dict) or given.get(CALL) is False:
+            raise CheckpointError(
+                f"{self.file}: model.config is kept in a pickle, which is not opened; save the checkpoint with a newer "
+                "NeMo, or put context/model.yaml in place of io.json."
+            )
+        name = str(given.get(TARGET)).rpartition(".")[2]
+        if name not in DEFAULTS:
+            raise CheckpointError(
+                f"{self.file}: model.config is {given.get(TARGET)}; only NeMo's Mixtral ({', '.join(DEFAULTS)}) can be "
+                "imported."
+            )
+        return name, DEFAULTS[name] | {key: value for key, value in given.items() if key != TARGET}
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer's folder or file in ``context/``; None where there is none.
+
+        Raises:
+            CheckpointError: it is named outside ``context/``.
+        """
+        given = self.model.get("tokenizer")
+        if not isinstance(given, dict):
+            return None
+        name = given.get("pretrained_model_name") or given.get("model_path")
+        if not isinstance(name, str):  # an id on the Hub, which NeMo wraps, or none
+            return None
+        context = self.file.parent.resolve()
+        path = (context / name).resolve()
+        if not path.exists():
+            return None
+        if not path.is_relative_to(context):
+            raise CheckpointError(f"{self.file}: refused, its tokenizer is {name!r}, outside the checkpoint.")
+        return path
+
+    def hf_config(self, vocab_size: int, dtype: str) -> dict[str, Any]:
+        """A config.json for the same model.
+
+        Args:
+            vocab_size: Tokens of the vocabulary, without padding.
+            dtype: What the weights are stored in, as torch spells it.
+
+        Raises:
+            CheckpointError: a field asks for something a Mixtral does not do.
+        """
+        _, fields = self.config
+        for name, accepted in _ONLY.items():
+            if name in fields and fields[name] not in accepted:
+                raise CheckpointError(
+                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral's; it must be {accepted[0]!r}."
+                )
+        activation = fields.get("activation_func")
+        if activation is not None and (not isinstance(activation, dict) or activation.get(TARGET) not in _SILU):
+            raise CheckpointError(f"{self.file}: model.config.activation_func={activation!r}; Mixtral's is silu.")
+        try:
+            return hf_config.from_megatron(fields | {"vocab_size": vocab_size}, dtype=dtype)
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{self.file}: model.config is incomplete ({in_short(error)}).") from error
+
+
+def read_context(folder: Path) -> Context:
+    """Read the context of a NeMo 2.0 checkpoint.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is not of a NeMo Mixtral.
+    """
+    file = folder / "context" / "io.json"
+    try:
+        if file.is_file():
+            model = fiddle_json.read(file.read_text(encoding="utf-8"), "model")
+        else:
+            file = folder / "context" / "model.yaml"
+            model = _yaml(file.read_text(encoding="utf-8"))
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: {error}.") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing; it says which model the weights are of.") from error
+    if not isinstance(model, dict) or str(model.get(TARGET)).rpartition(".")[2] != "MixtralModel":
+        what = model.get(TARGET) if isinstance(model, dict) else type(model).__name__
+        raise CheckpointError(f"{file}: the model is {what}; only NeMo's MixtralModel can be imported.")
+    return Context(file, model)
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"is not plain YAML ({in_short(error)})") from error

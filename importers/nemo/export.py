@@ -1,0 +1,207 @@
+"""Megatron -> NeMo 2.0: a checkpoint folder as NeMo's ``restore_config`` and ``llm.export_ckpt`` load it, streamed.
+
+    FOLDER/weights/      torch_dist under NeMo's names, common.pt
+    FOLDER/context/      io.json, model.yaml, nemo_tokenizer/
+
+Source: NeMo `lightning/io/pl.py` (MegatronCheckpointIO), `lightning/io/mixin.py` (load).
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.checkpoints.format.manifest import publish
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, Stream
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.exported import (
+    base_to_merge,
+    check_digests,
+    export_lineage,
+    exported_rows,
+    tensor_entries,
+)
+from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
+from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.mapping import WEIGHTS, instances
+from mixtral_recipes.importers.nemo import fiddle_json
+from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
+from mixtral_recipes.importers.nemo.source import PREFIX
+from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
+from mixtral_recipes.system.locks import held
+from mixtral_recipes.system.machine import io_threads
+from mixtral_recipes.system.progress import progress_bar
+
+_TOKENIZER = "nemo_tokenizer"  # NeMo's own name for the folder
+_MODEL = "nemo.collections.llm.gpt.model.mixtral"
+_AUTO_TOKENIZER = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
+# Megatron with Transformer Engine 1.14 or newer asks for a state of the attention itself as well.
+_ATTENTION_STATE = "decoder.layers.self_attention.core_attention._extra_state"
+
+
+def export_nemo(
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    base: Path | None = None,
+    progress: bool = True,
+    threads: int | None = None,
+) -> Path:
+    """Convert a checkpoint folder into a NeMo 2.0 checkpoint.
+
+    Args:
+        checkpoint: A folder written by an import or by training; adapters are merged into their base on the way.
+        output: The folder to make; must not exist.
+        dtype: "bf16", "fp16" or "fp32"; None keeps what the checkpoint has.
+        overwrite: Replace an existing export.
+        base: Where an adapter checkpoint's base is now; it is compared with the one recorded.
+        progress: Show a progress bar on a terminal.
+        threads: Files written at once; None decides by the cores there are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged, or holds no full model.
+        EnvironmentProblem: the disk has too little room.
+    """
+    cast = dtype_of(dtype)
+    manifest, config = open_checkpoint(checkpoint)
+    dims = hf_config.dims(config)
+    base = base_to_merge(checkpoint, manifest, base)
+    final = Path(os.path.abspath(output))
+    with held(final), publish(final, overwrite=overwrite) as staging:
+        rows = exported_rows(checkpoint, manifest, dims, base=base, cast=cast is not None)
+        dtypes = {name: cast or tensor.dtype for name, tensor in rows.items()}
+        digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)
+        check_digests(checkpoint, manifest, digests, cast)
+        write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
+        hashed = tensor_entries(dims, dtypes, digests)
+        context = checkpoint / "context"
+        identity = Identity(hash_of_tensors(hashed), hash_of_config(context), hash_of_tokenizer(context))
+        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo"))
+    return final
+
+
+def _write_weights(
+    folder: Path, rows: dict[str, Rows], dims: ModelShape, dtypes: dict[str, str], threads: int, *, progress: bool
+) -> dict[str, str]:
+    """Write the torch_dist folder; returns the hash of every canonical tensor."""
+    from mixtral_recipes.checkpoints.format.writer import write_items, write_metadata
+    from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes
+
+    chunks = [replace(chunk, key=PREFIX + chunk.key) for chunk in chunks_of(dims, _on_disk(dims, dtypes))]
+    objects = {
+        PREFIX + key: content
+        for key, content in object_bytes(dims, (_ATTENTION_STATE,)).items()
+        if not key.startswith("common_state")
+    }
+    total = sum(chunk.nbytes for chunk in chunks)
+    check_room(folder.parent, total)
+    folder.mkdir()
+    with progress_bar("Exporting", total, shown=progress) as on_bytes:
+        stream = Stream(threads, on_bytes, hash_files=False)
+        files = write_items(folder, 0, items_of(rows, chunks, objects), stream)
+    write_metadata(folder, files)
+    write_common(folder)
+    return stream.digests
+
+
+def write_common(folder: Path) -> None:
+    """``common.pt``: what Megatron of NeMo's time keeps beside the tensors; of a model as it is here, nothing."""
+    import torch
+
+    torch.save({"epoch": 0, "global_step": 0}, folder / "common.pt")
+
+
+def _on_disk(dims: ModelShape, dtypes: dict[str, str]) -> dict[str, str]:
+    """The one dtype of each stacked tensor."""
+    found: dict[str, str] = {}
+    for weight in WEIGHTS:
+        kinds = {
+            dtypes[name.format(layer=layer, expert=expert)]
+            for layer, expert in instances(weight, dims)
+            for name in weight.hf
+        }
+        if len(kinds) > 1:
+            raise CheckpointError(f"{weight.disk} is stored as {' and '.join(sorted(kinds))}; choose one with --dtype.")
+        found[weight.disk] = kinds.pop()
+    return found
+
+
+def write_context(
+    folder: Path, source: Path, config: dict[str, Any], dtype: str, transform: dict[str, Any] | None = None
+) -> None:
+    """Write ``context/``: NeMo's settings of the model, and the tokenizer.
+
+    Args:
+        folder: To make.
+        source: The ``context/`` of a checkpoint of ours.
+        config: Its config.json.
+        dtype: Of the weights, as torch spells it.
+        transform: The adapters' scheme, for an adapter checkpoint.
+    """
+    import yaml
+
+    tokenizer = [path for pattern in TOKENIZER_FILES for path in sorted(source.glob(pattern))]
+    for path in tokenizer:
+        target = folder / _TOKENIZER / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    folder.mkdir(exist_ok=True)
+    model = model_settings(config, dtype, has_tokenizer=bool(tokenizer), transform=transform)
+    (folder / "model.yaml").write_text(yaml.safe_dump(model))
+    strategy = {
+        TARGET: "nemo.lightning.pytorch.strategies.megatron_strategy.MegatronStrategy",
+        "ckpt_save_optimizer": False,
+        "always_save_context": True,
+    }
+    trainer = {
+        TARGET: "nemo.lightning.pytorch.trainer.Trainer",
+        "devices": 1,
+        "accelerator": "cpu",
+        "strategy": strategy,
+    }
+    root = {TARGET: "nemo.lightning.io.pl.TrainerContext", "model": model, "trainer": trainer, "extra": {}}
+    (folder / "io.json").write_text(fiddle_json.dump(root))
+
+
+def model_settings(
+    config: dict[str, Any], dtype: str, *, has_tokenizer: bool, transform: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """NeMo's MixtralModel for a config.json, in the plain form of `fiddle_json`."""
+    fields = hf_config.to_megatron(config)
+    large = (fields["num_layers"], fields["hidden_size"]) == (MIXTRAL_8X22B.num_layers, MIXTRAL_8X22B.hidden_size)
+    written = {
+        name: fields[name]
+        for name in (
+            "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+            "num_moe_experts", "moe_router_topk", "moe_router_pre_softmax", "moe_aux_loss_coeff", "normalization",
+            "layernorm_epsilon", "init_method_std", "attention_dropout", "hidden_dropout", "gated_linear_unit",
+            "add_bias_linear", "share_embeddings_and_output_weights", "max_position_embeddings", "rotary_base",
+            "vocab_size",
+        )
+    }  # fmt: skip
+    return {
+        TARGET: f"{_MODEL}.MixtralModel",
+        "config": {
+            TARGET: f"{_MODEL}.MixtralConfig{'8x22B' if large else '8x7B'}",
+            **written,
+            "seq_length": fields["max_position_embeddings"],
+            "position_embedding_type": "rope",
+            "activation_func": {TARGET: "torch.nn.functional.silu", CALL: False},
+            "make_vocab_size_divisible_by": 128,
+            "bf16": dtype == "bfloat16",
+            "fp16": dtype == "float16",
+            "params_dtype": {TARGET: f"torch.{dtype}", CALL: False},
+        },
+        **({"tokenizer": {TARGET: _AUTO_TOKENIZER, "pretrained_model_name": _TOKENIZER}} if has_tokenizer else {}),
+        **({"model_transform": transform} if transform else {}),
+    }

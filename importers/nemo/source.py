@@ -1,0 +1,69 @@
+"""A NeMo 2.0 checkpoint opened for import: Megatron's tensors under NeMo's names, seen as canonical ones."""
+
+from pathlib import Path
+
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.model_weights import ModelWeights, canonical_rows
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.source import Source
+from mixtral_recipes.importers.mapping import WEIGHTS
+from mixtral_recipes.importers.nemo.context import Context, read_context
+
+PREFIX = "module."  # of every tensor of the model: NeMo saves a module that wraps Megatron's
+_EMBEDDING = WEIGHTS[0]
+
+
+def open_nemo(folder: Path) -> Source:
+    """Open a folder with ``weights/`` and ``context/``.
+
+    Raises:
+        CheckpointError: a tensor or setting is missing, unexpected or wrong; the message names it.
+    """
+    context = read_context(folder)
+    weights = folder / "weights"
+    stored = StoredWeights(weights)
+    prefix = prefix_of(stored)
+    embedding = stored.tensors[prefix + _EMBEDDING.disk]
+    spelled = str(embedding.properties.dtype).removeprefix("torch.")
+    if spelled not in TORCH_NAMES.values():
+        raise CheckpointError(f"{weights}: weights are {spelled}; only {', '.join(TORCH_NAMES.values())} can be read.")
+    config = context.hf_config(_vocab_size(context, embedding.size[0]), spelled)
+    dims = hf_config.dims(config)
+    files = sorted([weights / ".metadata", *weights.glob("*.distcp")])
+    beside = context.tokenizer
+    if beside is not None and beside.is_file():
+        beside = beside.parent
+    rows = canonical_rows(ModelWeights(weights, dims, prefix), dims)
+    return Source(folder, config, dims, "nemo", rows, files, beside)
+
+
+def prefix_of(stored: StoredWeights) -> str:
+    """What stands before the names of the model's tensors: ``module.``, once per wrapper, or nothing.
+
+    Raises:
+        CheckpointError: the model's first tensor is not there.
+    """
+    prefixes = [key.removesuffix(_EMBEDDING.disk) for key in stored.tensors if key.endswith(_EMBEDDING.disk)]
+    found = [prefix for prefix in prefixes if not prefix.replace(PREFIX, "")]
+    if not found:
+        raise CheckpointError(f"{stored.folder}: {PREFIX}{_EMBEDDING.disk} is missing from the checkpoint.")
+    return min(found, key=len)
+
+
+def _vocab_size(context: Context, rows: int) -> int:
+    """Tokens of the vocabulary: as set, else the tokenizer's; NeMo pads the embedding beyond them."""
+    size = context.config[1].get("vocab_size")
+    if size is None and context.tokenizer is not None:
+        from mixtral_recipes.data.tokenizers import load_tokenizer
+
+        size = len(load_tokenizer(context.tokenizer, error=CheckpointError))
+    if size is None:
+        return rows
+    if size > rows:
+        raise CheckpointError(
+            f"{context.file}: the vocabulary has {size} tokens, but the embedding only {rows} rows; "
+            "weights and tokenizer are of different models."
+        )
+    return size
