@@ -30,7 +30,7 @@ class Format:
 
 FORMATS = {
     "hf": Format("a model folder, adapters merged into it", "convert.megatron_to_hf:export_checkpoint"),
-    "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "nemo.export:export_nemo"),
+    "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "convert.megatron_to_nemo:export_nemo"),
     "peft": Format("the adapter alone, for peft and vLLM", "peft.export:export_adapter"),
 }
 FORMER = {"hf-peft": "peft"}  # NeMo's spelling

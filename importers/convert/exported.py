@@ -49,14 +49,18 @@ def exported_rows(
         CheckpointError: a file is damaged, or a tensor missing or unknown.
     """
     from mixtral_recipes.importers.convert.adapters import SavedAdapters
-    from mixtral_recipes.importers.convert.model_weights import ModelWeights, canonical_rows
+    from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 
     if not manifest["tensors"] or cast:
         verify(checkpoint)
     adapters = SavedAdapters(checkpoint) if base else None
     if base:
         verify(base)
-    return canonical_rows(ModelWeights((base or checkpoint) / "weights", dims), dims, adapters)
+    saved = ModelWeights((base or checkpoint) / "weights", dims)
+    rows = canonical_rows(saved, dims, adapters.merged if adapters else None)
+    if adapters:
+        adapters.check_all_merged()
+    return rows
 
 
 def check_digests(checkpoint: Path, manifest: dict[str, Any], digests: dict[str, str], dtype: str | None) -> None:

@@ -24,7 +24,7 @@ from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from mixtral_recipes.importers.convert.model_weights import ModelWeights
+    from mixtral_recipes.importers.model_weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _base(checkpoint: Path, base: Path | None) -> tuple[str, None]:
 
 
 def _structure(checkpoint: Path, dims: ModelShape) -> "tuple[str, ModelWeights]":
-    from mixtral_recipes.importers.convert.model_weights import ModelWeights
+    from mixtral_recipes.importers.model_weights import ModelWeights
 
     saved = ModelWeights(checkpoint / "weights", dims)
     if saved.unknown:

@@ -5,10 +5,10 @@ from pathlib import Path
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.model_weights import ModelWeights, canonical_rows
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import WEIGHTS
+from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 from mixtral_recipes.importers.nemo.context import Context, read_context
 
 PREFIX = "module."  # of every tensor of the model: NeMo saves a module that wraps Megatron's

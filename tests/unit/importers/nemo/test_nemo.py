@@ -18,9 +18,9 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_nemo import export_nemo
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.context import read_context
-from mixtral_recipes.importers.nemo.export import export_nemo
 from mixtral_recipes.importers.resolve import resolve
 from tests.nemo_folder import Nemo, nemo_fields, nemo_tensors, write_nemo, write_weights
 

@@ -1,7 +1,7 @@
 """The weights of a Megatron checkpoint: all there, in the shapes a model's sizes call for."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixtral_recipes.checkpoints.format.matrix import Matrix
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
@@ -11,8 +11,7 @@ from mixtral_recipes.importers.mapping import WEIGHTS, Weight, canonical_sources
 from mixtral_recipes.importers.views import RowRanges
 from mixtral_recipes.layout.shapes import ModelShape
 
-if TYPE_CHECKING:
-    from mixtral_recipes.importers.convert.adapters import SavedAdapters
+Change = Callable[[Weight, int | None, int | None, Rows], Rows]
 
 
 class ModelWeights:
@@ -55,25 +54,23 @@ class ModelWeights:
         return self._stored.matrix(self._prefix + weight.disk, layer, expert)
 
 
-def canonical_rows(saved: ModelWeights, dims: ModelShape, adapters: "SavedAdapters | None" = None) -> dict[str, Rows]:
+def canonical_rows(saved: ModelWeights, dims: ModelShape, change: Change | None = None) -> dict[str, Rows]:
     """Every canonical tensor, as the rows of Megatron's that it consists of.
 
     Args:
         saved: The checkpoint's weights.
         dims: The model's sizes.
-        adapters: Adapters to add on the way.
+        change: What is done to each of Megatron's matrices on the way (adapters are merged).
 
     Raises:
-        CheckpointError: a part is missing, a weight is none that a Mixtral has, or an adapter has no layer.
+        CheckpointError: a part is missing, or a weight is none that a Mixtral has.
     """
     if saved.unknown:
         raise CheckpointError(f"{saved.folder}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has.")
     found: dict[str, Rows] = {}
     for name, (weight, layer, expert, ranges) in canonical_sources(dims).items():
         matrix: Rows = saved.matrix(weight, layer, expert)
-        found[name] = RowRanges(adapters.merged(weight, layer, expert, matrix) if adapters else matrix, ranges)
-    if adapters:
-        adapters.check_all_merged()
+        found[name] = RowRanges(change(weight, layer, expert, matrix) if change else matrix, ranges)
     return found
 
 

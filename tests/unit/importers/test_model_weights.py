@@ -10,9 +10,9 @@ from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.checkpoints.format.stream import close_inputs
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.convert.model_weights import ModelWeights
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, canonical_sources, disk_shape
+from mixtral_recipes.importers.model_weights import ModelWeights
 from tests.torch_dist import halves, save_boxes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
