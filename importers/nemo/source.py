@@ -32,9 +32,8 @@ def open_nemo(folder: Path) -> Source:
     config = context.hf_config(_vocab_size(context, embedding.size[0]), spelled)
     dims = hf_config.dims(config)
     files = sorted([weights / ".metadata", *weights.glob("*.distcp")])
-    beside = context.tokenizer
-    if beside is not None and beside.is_file():
-        beside = beside.parent
+    tokenizer = context.tokenizer or context.file
+    beside = tokenizer if tokenizer.is_dir() else tokenizer.parent
     rows = canonical_rows(ModelWeights(weights, dims, prefix), dims)
     return Source(folder, config, dims, "nemo", rows, files, beside)
 
