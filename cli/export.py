@@ -57,7 +57,7 @@ def command(
     )
     seconds = time.perf_counter() - start
     nbytes = size_of(folder)
-    result = {"model" if target == "hf" else "adapter": str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
+    result = {exports.made(target): str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload
 

@@ -15,11 +15,13 @@ class Format:
 
     Attributes:
         summary: One line for ``--help``.
+        made: What it makes, as results call it: "model" or "adapter".
         function: ``module:name`` below `mixtral_recipes.importers`; called with the checkpoint, the output,
             ``overwrite`` and the options it has arguments for.
     """
 
     summary: str
+    made: str
     function: str
 
     def load(self) -> Any:
@@ -29,9 +31,9 @@ class Format:
 
 
 FORMATS = {
-    "hf": Format("a model folder, adapters merged into it", "convert.megatron_to_hf:export_checkpoint"),
-    "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "convert.megatron_to_nemo:export_nemo"),
-    "peft": Format("the adapter alone, for peft and vLLM", "peft.export:export_adapter"),
+    "hf": Format("a model folder, adapters merged into it", "model", "convert.megatron_to_hf:export_checkpoint"),
+    "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "model", "convert.megatron_to_nemo:export_nemo"),
+    "peft": Format("the adapter alone, for peft and vLLM", "adapter", "peft.export:export_adapter"),
 }
 FORMER = {"hf-peft": "peft"}  # NeMo's spelling
 
@@ -39,6 +41,12 @@ FORMER = {"hf-peft": "peft"}  # NeMo's spelling
 def summaries() -> str:
     """Every format with its summary, for ``--help``."""
     return "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
+
+
+def made(target: str) -> str:
+    """What a format makes, as results call it; of one that is not known, a model."""
+    name = FORMER.get(target, target)
+    return FORMATS[name].made if name in FORMATS else "model"
 
 
 def export(checkpoint: Path, output: Path, target: str, *, overwrite: bool = False, **options: Any) -> Path:
