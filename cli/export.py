@@ -39,7 +39,7 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint: a Hugging Face model, a NeMo 2.0 checkpoint, or an adapter alone."""
+    """Export a checkpoint: Hugging Face, NeMo 2.0, or an adapter alone."""
     import time
 
     from mixtral_recipes.system.files import size_of

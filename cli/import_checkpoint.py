@@ -29,7 +29,7 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Import a model: Hugging Face's form, Mistral's own, or a NeMo 2.0 checkpoint.
+    """Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0.
 
     What is written is a Megatron checkpoint that loads under any parallel layout.
     """
