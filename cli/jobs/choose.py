@@ -88,7 +88,7 @@ def prepare(options: JobOptions) -> Job:
     where = place(options.place)
     notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
-        recipe_name, task, recipe = _from_file(options, options.chosen.yaml)
+        recipe_name, task, recipe = _from_file(options, options.chosen.yaml, notes)
     else:
         recipe_name, task = _choose(options), options.task or "finetune"
         if options.chosen.recipe is None:
@@ -135,9 +135,9 @@ def _two_processes(options: JobOptions) -> bool:
     return not options.here or (options.place.executor is not ExecutorName.direct and machine.cores() >= 2)
 
 
-def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
+def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, str, Any]:
     from mixtral_recipes.overrides import paths as overrides
-    from mixtral_recipes.overrides.yaml_file import header, read_recipe
+    from mixtral_recipes.overrides.yaml_file import automodel_file, header, read_recipe
 
     if options.chosen.recipe:
         raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
@@ -149,6 +149,12 @@ def _from_file(options: JobOptions, file: Path) -> tuple[str, str, Any]:
     for argument in given:
         if argument not in sizes:
             raise RecipeError(f"--{argument.replace('_', '-')} does not go with a recipe file; write it into {file}.")
+    automodel = automodel_file(file)
+    if automodel is not None:
+        sizes_and_card = {name: value for name, value in options.arguments.items() if name in (*sizes, "hardware")}
+        recipe = automodel.recipe(**sizes_and_card)
+        notes += automodel.notes
+        return recipe_name, task, recipe
     recipe = read_recipe(file)
     for argument, value in given.items():
         overrides.set_value(recipe, sizes[argument], value)

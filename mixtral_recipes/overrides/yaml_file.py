@@ -8,7 +8,8 @@
     _partial_: true
     trainer: {_target_: mixtral_recipes.settings.trainer.Trainer, ...}
 
-Reading a file runs nothing: classes are looked up in the table in `settings.classes`, everything else is plain data.
+Files of NeMo AutoModel's are read too (`automodel/`). Reading a file runs nothing: classes are looked up in the table
+in `settings.classes`, everything else is plain data.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import yaml
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides import loading, values
 from mixtral_recipes.overrides import paths as overrides
+from mixtral_recipes.overrides.automodel.reader import AutoModelFile, is_automodel
 from mixtral_recipes.overrides.plain_yaml import load_plain
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
@@ -47,6 +49,8 @@ def header(path: Path) -> tuple[str, str]:
 
 
 def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
+    if is_automodel(data):
+        return AutoModelFile(data).name, "finetune"
     name = data.get(_FROM)
     if name is not None and not isinstance(name, str):
         raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
@@ -71,6 +75,17 @@ def _told_of(path: Path) -> Iterator[None]:
         raise RecipeError(f"{path}: {error}") from None
 
 
+def automodel_file(path: Path) -> AutoModelFile | None:
+    """A file of NeMo AutoModel's, looked through; None if it is one of ours.
+
+    Raises:
+        RecipeError: names what in it is not known or cannot be had.
+    """
+    data = load_plain(path)
+    with _told_of(path):
+        return AutoModelFile(data) if is_automodel(data) else None
+
+
 def read_recipe(path: Path) -> run.Partial[Any]:
     """Read a recipe file.
 
@@ -85,6 +100,8 @@ def read_recipe(path: Path) -> run.Partial[Any]:
     """
     data = load_plain(path)
     with _told_of(path):
+        if is_automodel(data):
+            return AutoModelFile(data).recipe()
         name, task = _header(data, path)
         data.pop(_FROM, None)
         return _full(data, task) if _TARGET in data else _short(data, name, task)

@@ -1,0 +1,1 @@
+"""NeMo AutoModel's recipe files, read as recipes."""

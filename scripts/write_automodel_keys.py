@@ -1,0 +1,38 @@
+"""Write docs/reference/automodel.md from the table of NeMo AutoModel's keys."""
+
+from pathlib import Path
+
+from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "automodel.md"
+_MARK = "<!-- keys -->"
+
+
+def page(text: str) -> str:
+    """The page with the tables below its mark made anew."""
+    used = [f"| `{key}` | {rule.to} |" for key, rule in KEYS.items() if isinstance(rule, Used)]
+    unneeded = [f"| `{key}` | {rule.why} |" for key, rule in KEYS.items() if isinstance(rule, Unneeded)]
+    only = [
+        f"| `{key}` | {', '.join(f'`{_yaml(value)}`' for value in rule.values)} | {rule.instead} |"
+        for key, rule in KEYS.items()
+        if isinstance(rule, Only)
+    ]
+    parts = [
+        text.partition(_MARK)[0] + _MARK + "\n",
+        "## Used\n",
+        "| key | becomes |\n|---|---|\n" + "\n".join(used) + "\n",
+        "## Not needed\n",
+        "| key | why |\n|---|---|\n" + "\n".join(unneeded) + "\n",
+        "## Refused where it is anything else\n",
+        "| key | may be | otherwise |\n|---|---|---|\n" + "\n".join(only) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML spells it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
