@@ -107,6 +107,7 @@ class LightningAdapter(DataModule):
     global_batch_size: int = 0
 
     fixed_length = False
+    form = "batches of the user's own"
 
     def __post_init__(self) -> None:
         for name, spellings in _SIZES.items():
