@@ -318,8 +318,10 @@ def _validate(parts: Parts) -> dict[str, Any]:
         device = _join(parts.trainer)
         say = print if torch.distributed.get_rank() == 0 else lambda text: None
         ready = prepare(parts, device, say, for_training=False)
+        losses = step.validate(ready.run)
         found = {
-            "val_loss": step.validate(ready.run),
+            "val_loss": losses.loss if losses else None,
+            **({"val_loss_by_source": losses.by_source} if losses and losses.by_source else {}),
             "step": ready.position.step,
             "restored_from": ready.restored_from,
         }

@@ -96,11 +96,11 @@ def prepare(options: JobOptions) -> Job:
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
-    if options.chosen.data is not None:
+    if options.chosen.data:
         recipe.data, taken_for = _data(options.chosen.data, recipe.data)
-        notes.append(f"Data: {taken_for}.")
+        notes += [f"Data: {line}." for line in taken_for]
     _change(recipe, options)
-    if options.chosen.data is not None:
+    if options.chosen.data:
         _read_through(recipe.data)
     name = options.place.name or recipe.log.name
     if name in (None, "default"):
@@ -171,15 +171,30 @@ def _change(recipe: Any, options: JobOptions) -> None:
     overrides.apply(recipe, options.overrides)
 
 
-def _data(spec: str, replaced: Any) -> tuple[Any, str]:
-    """A configuration of the module that reads a data set, with the batch of the one it replaces, and what it found."""
+def _data(specs: list[str], replaced: Any) -> tuple[Any, list[str]]:
+    """A configuration of the module that reads the data, with the batch of the one it replaces, and what was found."""
     import nemo_run as run
 
-    from mixtral_recipes.data.recognise import recognize
+    from mixtral_recipes.data.modules.mixed import MixedDataModule
+    from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
+    from mixtral_recipes.data.recognise import recognize, shares
     from mixtral_recipes.overrides.paths import with_batch_of
 
-    found = recognize(spec)
-    return with_batch_of(replaced, run.Config(found.module_class, **found.kwargs)), found.description
+    names, weights = shares(specs)
+    found = [recognize(name) for name in names]
+    told = [part.description for part in found]
+    if len(found) == 1:
+        data = run.Config(found[0].module_class, **found[0].kwargs)
+    elif all(part.module_class is PreTrainingDataModule for part in found):
+        paths = [part.kwargs["paths"][0] for part in found]
+        mixed = [item for pair in zip(weights, paths, strict=True) for item in pair] if weights else paths
+        data = run.Config(PreTrainingDataModule, **{**found[0].kwargs, "paths": mixed})
+    else:
+        sources = [run.Config(part.module_class, **part.kwargs) for part in found]
+        data = run.Config(MixedDataModule, sources=sources, weights=weights)
+    if weights and len(found) > 1:
+        told.append("mixed " + " : ".join(f"{weight:g}" for weight in weights))
+    return with_batch_of(replaced, data), told
 
 
 def _read_through(data: Any) -> None:
@@ -187,9 +202,9 @@ def _read_through(data: Any) -> None:
     import fiddle as fdl
 
     module: Any = fdl.build(data)
-    pipeline = module.pipeline()
-    if pipeline is not None and pipeline.source.files:
-        pipeline.check()
+    for pipeline in module.pipelines():
+        if pipeline.source.files:
+            pipeline.check()
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:

@@ -64,11 +64,12 @@ class RecipeOptions:
     ] = None
     yaml: Annotated[Path | None, option("--yaml", metavar="FILE", help="Run the recipe in this file.")] = None
     data: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "--data",
             metavar="DATA",
-            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.",
+            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text. "
+            "Several are mixed: --data a.jsonl:0.7 --data b.jsonl:0.3.",
         ),
     ] = None
     precision: Annotated[

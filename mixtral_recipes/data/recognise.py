@@ -1,6 +1,7 @@
 """Find out what a data set is, once, and say so before anything runs."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError
 
 _LOOKED_AT = 20
+_SHARE = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
 _PREFERENCE = (
     "preference pairs (an answer that was chosen and one that was rejected, or answers with a label); learning from "
     "them takes a preference loss (DPO, KTO), which these recipes do not have. To fine-tune on the chosen answers, "
@@ -71,6 +73,28 @@ def recognize(spec: str | Path) -> Recognized:
     if path.is_file() and suffix_of(path) in PLAIN_TEXT:
         return _pretraining(spec, "plain text, documents between blank lines", "text", None, [path])
     return _in_folder(spec, path) if path.is_dir() else _by_records(spec, open_source(spec))
+
+
+def shares(specs: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Data sets and their shares, from ``a.jsonl:0.7``; no shares where none is written.
+
+    Raises:
+        DataError: some have a share and others have not, or a share is 0.
+    """
+    found: list[tuple[str, float | None]] = []
+    for spec in specs:
+        named = _SHARE.fullmatch(spec)
+        if named is None or resolve(spec).exists():
+            found.append((spec, None))
+        elif float(named[2]) > 0:
+            found.append((named[1], float(named[2])))
+        else:
+            raise DataError(f"{spec}: a share must be more than 0.")
+    weights = [weight for _, weight in found if weight is not None]
+    if weights and len(weights) < len(found):
+        without = next(name for name, weight in found if weight is None)
+        raise DataError(f"{without}: has no share, and others have; write {without}:0.5, or no share at all.")
+    return [name for name, _ in found], weights or None
 
 
 def _in_folder(spec: str | Path, folder: Path) -> Recognized:

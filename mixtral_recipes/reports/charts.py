@@ -229,7 +229,11 @@ def _smoothed(points: list[Point], name: str = "smoothed") -> list[Series]:
 
 def _loss(run: RunRecord, width: float) -> Drawing | None:
     validation = Series("validation", run.validation_losses(), "b", dots=True)
-    return lines([*_smoothed(run.series("loss")), validation], width, unit="loss per token")
+    of_sources = [
+        Series(name, smooth(points, max(2, len(points) // 25)), "ab"[number % 2], faint=True)
+        for number, (name, points) in enumerate(run.source_losses().items())
+    ]
+    return lines([*_smoothed(run.series("loss")), *of_sources, validation], width, unit="loss per token")
 
 
 def _learning_rate(run: RunRecord, width: float) -> Drawing | None:

@@ -84,7 +84,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str]]:
 
 def _charts(run: RunRecord) -> list[dict[str, Any]]:
     notes = {
-        "loss": _spikes(run),
+        "loss": " ".join(filter(None, (_spikes(run), _sources(run)))),
         "expert_load": "Tokens each expert took over an even share, in the last logged steps; 1 is even.",
         "router": f"1 means an even load. {'; '.join(_router_losses(run))}",
     }
@@ -99,6 +99,11 @@ def _charts(run: RunRecord) -> list[dict[str, Any]]:
 def _spikes(run: RunRecord) -> str:
     spikes = sum(bool(metrics.get("loss_spike")) for metrics in run.steps.values())
     return f"{spikes} step(s) flagged as spikes." if spikes else ""
+
+
+def _sources(run: RunRecord) -> str:
+    last = [f"{name} {points[-1][1]:.4f}" for name, points in run.source_losses().items() if points]
+    return f"Last loss of each source: {', '.join(last)}." if last else ""
 
 
 def _router_losses(run: RunRecord) -> list[str]:

@@ -34,6 +34,11 @@ class RunRecord:
         found = [(step, _number(metrics.get(name))) for step, metrics in self.steps.items()]
         return [(step, value) for step, value in found if math.isfinite(value)]
 
+    def source_losses(self) -> dict[str, list[tuple[float, float]]]:
+        """(step, training loss) of each source of a mixture, by its name."""
+        names = dict.fromkeys(key for metrics in self.steps.values() for key in metrics if key.startswith("loss/"))
+        return {name.removeprefix("loss/"): self.series(name) for name in names}
+
     def validation_losses(self) -> list[tuple[float, float]]:
         """(step, validation loss), by step."""
         return [(step, _number(metrics.get("val_loss"))) for step, metrics in self.validations.items()]

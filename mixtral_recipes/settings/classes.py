@@ -33,6 +33,7 @@ OURS = {
     "FineTuningDataModule": "data.modules.finetuning",
     "PreTrainingDataModule": "data.modules.pretraining",
     "ChatDataModule": "data.modules.chat",
+    "MixedDataModule": "data.modules.mixed",
     "PackedSequenceSpecs": "settings.data",
     "AutoTokenizer": "settings.tokenizer",
     "NullTokenizer": "settings.tokenizer",

@@ -176,6 +176,7 @@ class _Loop:
             "skipped_steps": self.position.skipped_steps,
             "memory_gb": throughput.memory_gb(run.device),
         }
+        metrics |= {f"loss/{name}": loss for name, loss in result.by_source.items()}
         metrics |= self._speed(result, elapsed)
         metrics |= self._routing(show)
         if result.trouble is None and self.spikes.is_spike(result.loss):
@@ -214,11 +215,11 @@ class _Loop:
         return self.position.step - self.start_step
 
     def _validate(self) -> None:
-        self.val_loss = validate(
-            self.run, lambda: self.watchdog.alive(f"the validation after step {self.position.step}")
-        )
-        if self.val_loss is not None:
-            metrics = {"step": self.position.step, "val_loss": self.val_loss}
+        found = validate(self.run, lambda: self.watchdog.alive(f"the validation after step {self.position.step}"))
+        if found is not None:
+            self.val_loss = found.loss
+            metrics = {"step": self.position.step, "val_loss": found.loss}
+            metrics |= {f"val_loss/{name}": loss for name, loss in found.by_source.items()}
             callbacks.call(self.run.trainer.callbacks, "on_validation_end", self.run, metrics)
             self.log.validation(metrics)
 

@@ -6,10 +6,10 @@ Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -34,6 +34,7 @@ class StepResult:
         grad_norm: Before clipping.
         updated: False when the weights stayed as they were (fp16 overflow, or ``trouble``).
         trouble: What was not finite, and on which rank; None when all was.
+        by_source: The loss of each source of a mixture that had a label token in the batch.
     """
 
     loss: float
@@ -42,6 +43,20 @@ class StepResult:
     grad_norm: float
     updated: bool
     trouble: str | None = None
+    by_source: dict[str, float] = field(default_factory=dict)
+
+
+class Losses(NamedTuple):
+    """Losses per label token: of all, and of each source of a mixture that had one."""
+
+    loss: float
+    by_source: dict[str, float]
+
+    @classmethod
+    def of(cls, sums: list[float], names: list[str]) -> "Losses":
+        """From what `reduce_sums` gave."""
+        per_source = zip(names, sums[3 : 3 + len(names)], sums[3 + len(names) :], strict=True)
+        return cls(sums[0] / max(sums[1], 1.0), {name: total / count for name, total, count in per_source if count})
 
 
 def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
@@ -62,8 +77,8 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     sums = _forward(run, microbatches, backward=True)
 
     # Look before updating: a loss or a gradient that is not finite must not reach the weights.
-    loss_sum, label_tokens, tokens = reduce_sums(sums, run.device)
-    loss = loss_sum / max(label_tokens, 1.0)
+    totals = reduce_sums(sums, run.device, len(run.data.source_names))
+    loss, by_source = Losses.of(totals, run.data.source_names)
 
     # Clips over all parallel groups, updates this rank's shard, gathers the parameters.
     updated, grad_norm = checked_step(run.optimizer) if math.isfinite(loss) else (False, math.nan)
@@ -73,10 +88,11 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     return StepResult(
         loss=loss,
-        label_tokens=int(label_tokens),
-        tokens=int(tokens),
+        label_tokens=int(totals[1]),
+        tokens=int(totals[2]),
         grad_norm=grad_norm,
         updated=updated,
+        by_source=by_source,
         trouble=None
         if finite
         else where_not_finite(run.model, sums, loss, grad_norm, partial(_forward, run, microbatches, backward=False)),
@@ -122,38 +138,49 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         packed_seq_params=_packed(on_device.get("cu_seqlens")),
         padding_mask=on_device.get("padding_mask"),
     )
-    return output, partial(sum_losses, on_device["loss_mask"], on_device.get("padding_mask"))
+    masks = on_device["loss_mask"], on_device.get("padding_mask"), on_device.get("sources")
+    return output, partial(sum_losses, *masks)
 
 
-def sum_losses(loss_mask: Tensor, padding: Tensor | None, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sum_losses(
+    loss_mask: Tensor, padding: Tensor | None, sources: Tensor | None, losses: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum the losses of label tokens; Megatron divides by the global batch's count of them.
 
     Args:
         loss_mask: [b, s], 1.0 where the loss counts.
         padding: [b, s], True where there is no token; None without padding.
+        sources: [b, s, sources], which source each token is of; None where there is one.
         losses: [b, s], float32.
 
     Returns:
-        The sum, the count (int), and [sum, count, real tokens] detached, for the log.
+        The sum, the count (int), and [sum, count, real tokens] detached, for the log, followed by each source's sum and
+        each source's count.
     """
     mask = loss_mask.flatten().float()
     total = (losses.flatten().float() * mask).sum()
     count = mask.sum()
     real = padding.logical_not().sum() if padding is not None else torch.tensor(losses.numel())
-    return total, count.int(), torch.stack([total.detach(), count, real.to(total)])
+    logged = torch.stack([total.detach(), count, real.to(total)])
+    if sources is not None:
+        of = sources.flatten(0, 1).float()
+        logged = torch.cat([logged, (losses.detach().flatten().float() * mask) @ of, mask @ of])
+    return total, count.int(), logged
 
 
-def reduce_sums(sums: list[Tensor], device: torch.device) -> tuple[float, float, float]:
-    """Add up [loss sum, label tokens, real tokens] over microbatches, data ranks and to every pipeline stage."""
-    total = torch.stack(sums).sum(0) if sums else torch.zeros(3, device=device)
+def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int = 0) -> list[float]:
+    """Add up [loss sum, label tokens, real tokens] over microbatches, data ranks and to every pipeline stage.
+
+    Behind these three are the loss sums and the label tokens of each source of a mixture.
+    """
+    total = torch.stack(sums).sum(0) if sums else torch.zeros(3 + 2 * num_sources, device=device)
     groups: list[Any] = [
         parallel_state.get_data_parallel_group(with_context_parallel=True),
         parallel_state.get_pipeline_model_parallel_group(),
     ]
     for group in groups:
         torch.distributed.all_reduce(total, group=group)
-    loss_sum, label_tokens, tokens = total.tolist()
-    return loss_sum, label_tokens, tokens
+    return total.tolist()
 
 
 def _packed(cu_seqlens: Tensor | None) -> PackedSeqParams | None:
@@ -169,8 +196,8 @@ def _packed(cu_seqlens: Tensor | None) -> PackedSeqParams | None:
     )
 
 
-def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> float | None:
-    """Mean loss over the validation set's label tokens; None without one.
+def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> Losses | None:
+    """Mean losses over the validation set's label tokens; None without one.
 
     Args:
         run: This rank's run.
@@ -184,15 +211,14 @@ def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> floa
     run.gather_parameters()
     for chunk in run.ddp:
         chunk.eval()
-    totals = [0.0, 0.0]
+    names = run.data.source_names
+    totals = [0.0] * (3 + 2 * len(names))
     multiple = run.loader_shape["sequence_multiple"]
     for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
         alive()
         sums = _forward(run, _next_microbatches(batches, run), backward=False)
-        loss_sum, label_tokens, _ = reduce_sums(sums, run.device)
-        totals[0] += loss_sum
-        totals[1] += label_tokens
+        totals = [a + b for a, b in zip(totals, reduce_sums(sums, run.device, len(names)), strict=True)]
     for chunk in run.ddp:
         chunk.train()
     get_moe_metrics_tracker().clear()
-    return totals[0] / max(totals[1], 1.0)
+    return Losses.of(totals, names)

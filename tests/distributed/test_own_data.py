@@ -96,7 +96,8 @@ def losses(layout: dict[str, Any], full: bool, loader: str) -> list[float]:
     run = dataclasses.replace(run, data=data, batch=BatchShape.of(data))
     batches = data.train_batches(run.data_place, **run.loader_shape)
     found = [train_step(run, batches).loss for _ in range(STEPS)]
-    return [*found, validate(run) or 0.0]
+    losses = validate(run)
+    return [*found, losses.loss if losses else 0.0]
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,14 @@ from mixtral_recipes.errors import DataError
 
 
 class Sample(TypedDict):
-    """One sequence: ``tokens`` [n + 1], integers, and ``loss_mask`` [n] (1 where the next token is learned)."""
+    """One sequence: ``tokens`` [n + 1], integers, and ``loss_mask`` [n] (1 where the next token is learned).
+
+    In a mixture also ``source`` [sources], bool: which one it is of.
+    """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    source: NotRequired[np.ndarray]
 
 
 class Batch(TypedDict):
@@ -33,6 +37,7 @@ class Batch(TypedDict):
         position_ids: [b, s], int64.
         padding_mask: [b, s], bool: True where there is no token; absent when there is no padding.
         cu_seqlens: [sequences + 1], int32: borders of packed sequences (b is 1); absent when not packed.
+        sources: [b, s, sources], bool: which source of a mixture each token is of; absent where there is one.
     """
 
     tokens: Tensor
@@ -41,6 +46,7 @@ class Batch(TypedDict):
     position_ids: Tensor
     padding_mask: NotRequired[Tensor]
     cu_seqlens: NotRequired[Tensor]
+    sources: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,22 @@ class Shuffled:
         """Every sample number once."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
         return torch.randperm(self.num_samples, generator=generator).numpy()
+
+
+class WithBlanks(Dataset[Any]):
+    """Rows, and behind the last one as many more as are asked for: the first row again, with nothing learned."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index] if index < len(self.rows) else _blank(self.rows[0])
+
+
+def _blank(row: Any) -> Any:
+    if isinstance(row, list):  # a pack
+        return [_blank(sample) for sample in row]
+    return {**row, "loss_mask": row["loss_mask"] * 0}
 
 
 def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterator[int]:
@@ -163,6 +185,9 @@ class PadCollate:
         )
         if padding.any():
             batch["padding_mask"] = torch.from_numpy(padding)
+        if "source" in samples[0]:
+            sources = np.stack([sample["source"] for sample in samples])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            batch["sources"] = torch.from_numpy(sources)[:, None, :].expand(-1, s, -1).contiguous()
         return batch
 
 

@@ -323,4 +323,7 @@ class PackCollate:
         )
         if padding.any():
             batch["padding_mask"] = torch.from_numpy(padding)
+        if "source" in samples[0]:  # a pack is of one source
+            source = torch.from_numpy(samples[0]["source"])
+            batch["sources"] = source[None, None, :].expand(1, s, -1).contiguous()
         return batch

@@ -17,6 +17,7 @@ from mixtral_recipes.data.batches.batch import (
     PadCollate,
     Sequential,
     Shuffled,
+    WithBlanks,
     microbatches,
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
@@ -58,6 +59,16 @@ class DataModule:
     form = "unknown"
     # What the samples depend on besides the tokenizer and the length: content of files, template, columns.
     made_from: Mapping[str, Any] | None = None
+
+    @property
+    def source_names(self) -> list[str]:
+        """The sources whose losses are told apart; none where there is one."""
+        return []
+
+    def pipelines(self) -> list[RecordPipeline]:
+        """The way of the records of each of its sources."""
+        pipeline = self.pipeline()
+        return [pipeline] if pipeline is not None else []
 
     def pipeline(self) -> RecordPipeline | None:
         """The way of its records to samples; None for a module that has no records."""
@@ -101,8 +112,7 @@ class DataModule:
         Raises:
             DataError: names the file and line of the first record that cannot be used.
         """
-        pipeline = self.pipeline()
-        if pipeline is not None:
+        for pipeline in self.pipelines():
             pipeline.check()
 
     @property
@@ -221,7 +231,7 @@ class DataModule:
         fixed: bool = False,
         split: str = "validation",
     ) -> Iterator[Batch] | None:
-        """Validation microbatches of whole global batches, always the same ones; None without a validation set.
+        """Validation microbatches of whole global batches, each row once; None without a validation set.
 
         Args:
             place: This rank's share.
@@ -236,27 +246,35 @@ class DataModule:
             return None
         rows = self.rows(split, sequence_multiple)
         limit = batches * self.global_batch_size
-        order = Sequential(len(rows))
-        sampler = MicrobatchSampler(len(rows), self.micro_batch_size, place, order, limit_samples=limit)
-        return self._batches(rows, sampler, multiple, sequence_multiple, fixed)
+        order = Sequential(limit)  # what is behind the last row counts nothing
+        sampler = MicrobatchSampler(limit, self.micro_batch_size, place, order, limit_samples=limit)
+        return self._batches(rows, sampler, multiple, sequence_multiple, fixed, taken_from=WithBlanks(rows))
 
     def num_validation_batches(
         self, limit_batches: int | None, *, sequence_multiple: int = 1, split: str = "validation"
     ) -> int:
-        """Global batches per validation (the last one wraps around when the set does not divide)."""
+        """Global batches per validation; rows that count nothing fill the last one up."""
         if split not in self._sets:
             return 0
         whole = -(-len(self.rows(split, sequence_multiple)) // self.global_batch_size)
         return whole if limit_batches is None else min(whole, limit_batches)
 
     def _batches(
-        self, rows: Any, sampler: MicrobatchSampler, multiple: int, sequence_multiple: int, fixed: bool
+        self,
+        rows: Any,
+        sampler: MicrobatchSampler,
+        multiple: int,
+        sequence_multiple: int,
+        fixed: bool,
+        *,
+        taken_from: Any = None,
     ) -> Iterator[Batch]:
         length = self.row_length if fixed or self.fixed_length else None
         collate: Callable[[Any], Batch] = self.make_collate(
             rows, length=length, multiple=multiple, sequence_multiple=sequence_multiple
         )
-        return microbatches(rows, sampler, collate, num_workers=self.num_workers)
+        taken_from = rows if taken_from is None else taken_from
+        return microbatches(taken_from, sampler, collate, num_workers=self.num_workers)
 
 
 def _is_sample(sample: Any) -> bool:

@@ -75,7 +75,8 @@ class RunLog:
     def validation(self, metrics: dict[str, Any]) -> None:
         """Record and show one validation."""
         self._record("val", metrics)
-        self.say(f"step {metrics['step']}/{self.max_steps}  validation loss {metrics['val_loss']:.4f}")
+        told = f"validation loss {metrics['val_loss']:.4f}{_by_source(metrics, 'val_loss/')}"
+        self.say(f"step {metrics['step']}/{self.max_steps}  {told}")
 
     def _record(self, kind: str, metrics: dict[str, Any]) -> None:
         self.event(kind, metrics)
@@ -97,12 +98,18 @@ class RunLog:
         self._scalars, self._bar, self._file = [], None, None
 
 
+def _by_source(m: dict[str, Any], start: str) -> str:
+    """The loss of each source of a mixture, in brackets."""
+    found = [f"{name.removeprefix(start)} {loss:.4f}" for name, loss in m.items() if name.startswith(start)]
+    return f" ({', '.join(found)})" if found else ""
+
+
 def summary(m: dict[str, Any]) -> str:
     """One step's metrics in a line."""
     peak = f" ({m['share_of_peak']:.0%} of peak)" if "share_of_peak" in m else ""
     dropped = f"  dropped {m['dropped_share']:.1%}" if m.get("dropped_share") else ""
     return (
-        f"loss {m['loss']:.4f}  grad norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
+        f"loss {m['loss']:.4f}{_by_source(m, 'loss/')}  grad norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
         f"{m['tokens_per_second']:,.0f} tokens/s  {m['tflops_per_process']:.3g} TFLOP/s{peak}  "
         f"{m['memory_gb']:.2f} GB  busiest expert {m['expert_imbalance']:.2f}x{dropped}"
     )

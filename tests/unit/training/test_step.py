@@ -14,16 +14,24 @@ from tests.fake_world import one_of
 def test_only_label_tokens_count() -> None:
     losses = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
     mask, padding = torch.tensor([[0.0, 1.0, 1.0, 0.0]]), torch.tensor([[False, False, False, True]])
-    total, count, sums = sum_losses(mask, padding, losses)
+    total, count, sums = sum_losses(mask, padding, None, losses)
     assert (float(total), int(count), sums.tolist()) == (6.0, 2, [6.0, 2.0, 3.0])
-    assert sum_losses(mask, None, losses)[2].tolist() == [6.0, 2.0, 4.0]
+    assert sum_losses(mask, None, None, losses)[2].tolist() == [6.0, 2.0, 4.0]
+
+
+def test_sources_are_counted_apart() -> None:
+    losses, mask = torch.tensor([[1.0, 2.0], [4.0, 8.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    sources = torch.tensor([[[True, False, False]] * 2, [[False, False, True]] * 2])
+    assert sum_losses(mask, None, sources, losses)[2].tolist() == [11.0, 3.0, 4.0, 3.0, 0.0, 8.0, 2.0, 0.0, 1.0]
 
 
 def test_validation_is_a_mean_over_label_tokens_not_over_batches() -> None:
-    batches = iter([[torch.tensor([30.0, 10.0, 12.0])], [torch.tensor([1.0, 1.0, 4.0])]])
+    batches = iter([[torch.tensor([30.0, 10.0, 12.0, 30, 0, 10, 0])], [torch.tensor([1.0, 1.0, 4.0, 0, 1, 0, 1])]])
     run = SimpleNamespace(
         data=SimpleNamespace(
-            validation_batches=lambda place, **_: iter(()), num_validation_batches=lambda limit, **_: 2
+            validation_batches=lambda place, **_: iter(()),
+            num_validation_batches=lambda limit, **_: 2,
+            source_names=["a", "b"],
         ),
         data_place=None,
         trainer=SimpleNamespace(limit_val_batches=2),
@@ -36,5 +44,6 @@ def test_validation_is_a_mean_over_label_tokens_not_over_batches() -> None:
         device=torch.device("cpu"),
     )
     with one_of(Topology(world_size=1), 0):
-        assert validate(cast(TrainingRun, cast(Any, run))) == (30 + 1) / (10 + 1)
+        losses = validate(cast(TrainingRun, cast(Any, run)))
+    assert losses == ((30 + 1) / (10 + 1), {"a": 3.0, "b": 1.0})
     assert run.ddp[0].training, "left in evaluation mode"

@@ -147,6 +147,36 @@ def test_validation_is_always_the_same_and_never_trained_on(tmp_path: Path, toke
     assert not trained & {tuple(row) for row in validation(1)}
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
+def test_validation_counts_each_record_once(tmp_path: Path, tokenizer: Any, packed: bool, size: int) -> None:
+    """Whatever the global batch: what fills the last one up counts nothing."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"input": f"q {n}", "output": "a " * (n + 1)}) + "\n" for n in range(40)))
+    specs = PackedSequenceSpecs(96) if packed else None
+    module = FineTuningDataModule(
+        dataset_root=path, seq_length=48, global_batch_size=size, packed_sequence_specs=specs, val_proportion=0.25
+    )
+    module.setup(tokenizer)
+    found = module.validation_batches(DataParallelPlace(), limit_batches=None)
+    assert found is not None
+    batches = [*found]
+    assert len(batches) == module.num_validation_batches(None) * size
+    expected = sum(int(sample["loss_mask"].sum()) for sample in module._sets["validation"])
+    assert sum(int(batch["loss_mask"].sum()) for batch in batches) == expected
+    assert len({batch["tokens"].shape for batch in batches}) > 1 or packed
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (3, 1), (8, 1), (100, 5)])
+def test_a_small_set_holds_one_record_out(tmp_path: Path, tokenizer: Any, count: int, held_out: int) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"input": f"q {n}", "output": "a"}) + "\n" for n in range(count)))
+    module = FineTuningDataModule(dataset_root=path, seq_length=48)
+    module.setup(tokenizer)
+    assert len(module._sets.get("validation", ())) == held_out
+    assert module.num_validation_batches(None) == bool(held_out)
+
+
 def test_seed_and_epoch_change_the_order() -> None:
     assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 1)(1))
     assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 2)(0))
