@@ -41,6 +41,8 @@ def export_and_evaluate(job: Job, checkpoint: str, *, questions: int) -> dict[st
     data = job.recipe.data.dataset_root or "rajpurkar/squad"
     for when, folder in (("before", base_folder(job.recipe)), ("after", exported)):
         if folder is not None:
+            if when == "before":
+                refuse_another_start(Path(checkpoint), folder)
             scores = evaluate_squad(folder, data, limit=questions)
             outcome |= {
                 f"em_{when}": scores["exact_match"],
@@ -65,6 +67,31 @@ def base_folder(recipe: Any) -> Path | None:
 
     folder = resolve(str(recipe.resume.restore_config.path).removeprefix("hf://"))
     return folder if (folder / "config.json").is_file() else None
+
+
+def refuse_another_start(checkpoint: Path, folder: Path) -> None:
+    """Refuse to call a model folder the one a run started from when it holds other weights by now.
+
+    Raises:
+        CheckpointError: names both identities.
+    """
+    from mixtral_recipes.checkpoints.lineage import record
+    from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors
+    from mixtral_recipes.errors import CheckpointError
+    from mixtral_recipes.importers.convert import kept
+    from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
+    from mixtral_recipes.importers.open import open_model
+
+    own = record.read(checkpoint)
+    parent = own.parent("base") or own.parent("start")
+    if parent is None or parent.record.kind != "model" or not (Path(parent.path or "") / "manifest.json").is_file():
+        return
+    if not kept.is_of(Path(parent.path or ""), open_model(folder), {}):
+        found = Identity(hash_of_tensors(tensors_of(folder, True)))
+        raise CheckpointError(
+            f"{folder} is not what {checkpoint} was trained from any more: it holds {found.told('weights')}, recorded "
+            f"was {parent.record.identity.told('weights')}; put it back, or give --evaluate 0."
+        )
 
 
 def scores_table(outcome: dict[str, Any]) -> Any:

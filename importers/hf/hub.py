@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, in_short
 from mixtral_recipes.importers.hf import pickle as pickle_io
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -238,6 +240,13 @@ def _quiet(quiet: bool) -> Iterator[None]:
             enable_progress_bars()
 
 
+def _forget_places(folder: Path) -> None:
+    """Leave this machine's folders out of a lineage that is published; its links are hashes and stay as they are."""
+    record = lineage.read_or_none(folder)
+    if record is not None and not (folder / MANIFEST).is_file():
+        lineage.write(folder, record, paths=False)
+
+
 def upload(folder: Path, repo: str, *, private: bool = True) -> str:
     """Upload a finished folder to a Hub repository, which is made if need be.
 
@@ -252,6 +261,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
+    _forget_places(folder)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with mixtral-recipes"))

@@ -124,7 +124,7 @@ SETTINGS = {
     "log.tensorboard": "save_dir name",
     "log.wandb": "name project entity config",
     "resume": "restore_config resume_if_exists resume_ignore_no_checkpoint resume_from_path resume_from_directory",
-    "resume.restore_config": "path load_model_state load_optim_state resize_vocab",
+    "resume.restore_config": "path load_model_state load_optim_state resize_vocab adapter_path",
     "optim": "config lr_scheduler",
     "optim.config": (
         "lr min_lr decoupled_lr decoupled_min_lr weight_decay apply_wd_to_qk_layernorm fp8_recipe fp16 bf16 "

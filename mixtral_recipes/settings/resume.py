@@ -17,12 +17,15 @@ class RestoreConfig:
         load_optim_state: Whether the optimizer's moments and step count are taken too (from a training checkpoint).
         resize_vocab: Whether the vocabulary may grow, to ``model.config.vocab_size`` or else to what the tokenizer
             needs; each new token's rows start from the mean of the checkpoint's.
+        adapter_path: An adapter checkpoint whose adapters are trained on. ``path`` is then where its base is now, which
+            is compared by content; None takes the adapters of ``path`` itself, if it holds some.
     """
 
     path: str | None = None
     load_model_state: bool = True
     load_optim_state: bool = False
     resize_vocab: bool = False
+    adapter_path: str | None = None
 
 
 @takes_nemos_arguments

@@ -17,10 +17,14 @@ from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.resolve import resolve
 from mixtral_recipes.settings.peft import LoRA, scheme_of
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
+
+# How the place of a base that moved is given to training.
+_PLACE = "--restore-from PATH resume.restore_config.adapter_path=ADAPTER"
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,20 @@ class Origin:
             CheckpointError: there is nothing usable, or an adapter's base is not the one it was trained on.
             RecipeError: adapters are named and the run trains none of their kind.
         """
-        if resume.restore_config is None or not resume.restore_config.path:
+        restore = resume.restore_config
+        if restore is None or not restore.path:
             return cls(scheme=peft)
-        found = resolve(resume.restore_config.path)
-        if read_manifest(found)["kind"] != "adapter":
-            return cls(found, scheme=peft)
-        return cls(base_of(found), found, _adopted(found, peft))
+        found, base = resolve(restore.path), None
+        if restore.adapter_path is not None:
+            found, base = locations.checkpoint(restore.adapter_path), found
+        if read_manifest(found)["kind"] == "adapter":
+            return cls(base_of(found, base, place_option=_PLACE), found, _adopted(found, peft))
+        if base is not None:
+            raise RecipeError(
+                f"resume.restore_config.adapter_path={restore.adapter_path} holds no adapters; name it with "
+                "--restore-from to start from its weights."
+            )
+        return cls(found, scheme=peft)
 
     @property
     def named(self) -> Path | None:

@@ -12,7 +12,8 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
-from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage import record, told
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
@@ -140,6 +141,7 @@ class Ready:
         position: Where it starts.
         found: The run's own checkpoint that it resumes from; None for a new run.
         origin: Otherwise, what its weights come from.
+        lineage: What the run's checkpoints record of where they come from.
         recipe: Every setting by its path.
         changed: What differs from the settings ``found`` was written with.
     """
@@ -149,6 +151,7 @@ class Ready:
     position: Position
     found: Path | None
     origin: Origin
+    lineage: Lineage
     recipe: dict[str, recipe_changes.Plain]
     changed: list[recipe_changes.Change]
 
@@ -174,6 +177,7 @@ class Ready:
             "topology": topology.describe(),
             "world_size": topology.world_size,
             "recipe": self.recipe,
+            "lineage": told.rows(self.lineage),
         }
 
 
@@ -233,6 +237,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
             named=bool(named and tokenizer),
             writes=writes,
         )
+    lineage = origin.lineage(recipe, parts.peft, parts.data)
     checkpointer = Checkpointer(
         parts.checkpoints,
         parts.log.ckpt or ModelCheckpoint(),
@@ -243,14 +248,15 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         adapters_only=parts.peft is not None,
         context=context,
         facts=_facts(run.topology, parts.peft) | {"recipe": recipe},
-        lineage=origin.lineage(recipe, parts.peft, parts.data),
+        lineage=lineage,
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
     position = checkpointer.load(found) if found else Position()
     restore = parts.resume.restore_config
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
-    return Ready(run, checkpointer, position, found, origin, recipe, changed)
+    lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})
+    return Ready(run, checkpointer, position, found, origin, lineage, recipe, changed)
 
 
 def _compare_with(
@@ -261,8 +267,8 @@ def _compare_with(
     Raises:
         RecipeError: names what may not change.
     """
-    lineage = record.read_or_none(found) if found else None
-    before = lineage.recipe if lineage else None
+    written = record.read_or_none(found) if found else None
+    before = written.recipe if written else None
     if not before:
         return []
     changed = recipe_changes.changes(before, recipe)

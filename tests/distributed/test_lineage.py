@@ -13,6 +13,7 @@ import torch
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
 from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.lineage.chain import Follower, Link
+from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -98,6 +99,63 @@ def test_adapters_trained_on_record_the_base_and_the_adapters(chain: Chain) -> N
         ("source", chain.source, "ok"),
     ]
     assert ("start", chain.adapter, "ok") in [(link.role, link.path, link.state) for link in links]
+
+
+def another_tokenizer(folder: Path) -> Path:
+    """The embedded tokenizer with another end and template."""
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(400)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def own_tokenizer(chain: Chain, folder: Path) -> tuple[Path, list[str], Path]:
+    """A run with a tokenizer of its own; what it says of resuming with another; adapters trained on at a moved base."""
+    other = another_tokenizer(folder / "tokenizer")
+    job = Job(
+        str(folder / "runs"), "own", steps=1, base=str(chain.training), lora=True, model=HEADS, tokenizer=str(other)
+    )
+    with silent():
+        checkpoint = Path(start(job).result["checkpoint"])
+        moved = shutil.copytree(other, folder / "moved")
+        start(dataclasses.replace(job, steps=2, tokenizer=str(moved)))  # the same one elsewhere
+        refusals = []
+        for resumed in (
+            dataclasses.replace(job, steps=3, tokenizer="embedded://mixtral_tiny"),
+            dataclasses.replace(job, name="a", base=str(chain.model), adapters=str(chain.adapter)),
+            dataclasses.replace(job, name="b", base=str(chain.model), adapters=str(chain.training)),
+        ):
+            with pytest.raises((RecipeError, CheckpointError)) as error:
+                start(resumed)
+            refusals.append(str(error.value))
+        base = shutil.copytree(chain.training, folder / "base")
+        moved_on = Job(
+            str(folder / "runs"), "on", steps=1, base=str(base), adapters=str(chain.adapter), lora=True, model=HEADS
+        )
+        return checkpoint, refusals, Path(start(moved_on).result["checkpoint"])
+
+
+def test_a_runs_tokenizer_is_recorded_exported_and_compared(chain: Chain, tmp_path: Path) -> None:
+    checkpoint, refusals, moved_on = launch(1, own_tokenizer, chain, tmp_path)[0]
+    exported = export_checkpoint(checkpoint, tmp_path / "export", progress=False)
+    trained_with, found = load_tokenizer(tmp_path / "tokenizer"), load_tokenizer(exported)
+    assert tokenizer_identity(found) == tokenizer_identity(trained_with)
+    assert record.read(checkpoint).recipe["tokenizer"] == tokenizer_identity(trained_with)
+    assert json.loads((exported / "config.json").read_text())["eos_token_id"] == 400
+    assert json.loads((exported / "generation_config.json").read_text())["eos_token_id"] == 400
+    own = record.read(exported).identity.tokenizer
+    assert own == record.read(checkpoint).identity.tokenizer != record.read(chain.export).identity.tokenizer
+    before, after = tokenizer_identity(trained_with), tokenizer_identity(load_tokenizer("embedded://mixtral_tiny"))
+    assert f"tokenizer: {before} -> {after}" in refusals[0]
+    assert "is not the base of" in refusals[1]
+    assert "adapter_path=ADAPTER" in refusals[1]
+    assert "holds no adapters" in refusals[2]
+    links = record.read(moved_on).parents
+    assert [(link.role, link.path) for link in links] == [
+        ("base", str(tmp_path / "base")),
+        ("start", str(chain.adapter)),
+    ]
 
 
 def flip(path: Path) -> None:

@@ -53,6 +53,8 @@ class Job:
         trainer: Fields of Trainer.
         ckpt: Fields of ModelCheckpoint.
         lr: Learning rate.
+        tokenizer: What data is tokenized with, in fine-tuning.
+        adapters: Adapter checkpoint to train on; ``base`` is then where its base is.
     """
 
     folder: str
@@ -69,6 +71,8 @@ class Job:
     trainer: dict[str, Any] = field(default_factory=dict)
     ckpt: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-2
+    tokenizer: str = "embedded://mixtral_tiny"
+    adapters: str | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -184,13 +188,15 @@ def start(job: Job, *more: Any) -> Seen:
             OptimizerConfig(lr=job.lr, use_distributed_optimizer=True),
             CosineAnnealingScheduler(warmup_steps=2, max_steps=30, min_lr=1e-4),
         ),
-        "resume": AutoResume(RestoreConfig(job.base, load_optim_state=job.optimizer_too) if job.base else None),
+        "resume": AutoResume(
+            RestoreConfig(job.base, load_optim_state=job.optimizer_too, adapter_path=job.adapters) if job.base else None
+        ),
     }
     if job.base is None:
         run_dir = api.pretrain(**arguments)
     else:
         peft = LoRA(dim=4, alpha=8, dropout=0.1) if job.lora else None
-        run_dir = api.finetune(**arguments, peft=peft, tokenizer="embedded://mixtral_tiny")
+        run_dir = api.finetune(**arguments, peft=peft, tokenizer=job.tokenizer)
     torch.distributed.barrier()
     result = json.loads((run_dir / "result.json").read_text())
     return Seen(result, watcher.losses, watcher.samples, watcher.state)

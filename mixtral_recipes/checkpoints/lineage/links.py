@@ -8,12 +8,13 @@ from mixtral_recipes.checkpoints.lineage.record import NAME, Lineage, Parent, re
 from mixtral_recipes.errors import CheckpointError
 
 
-def base_of(adapter: Path, base: Path | None = None) -> Path:
+def base_of(adapter: Path, base: Path | None = None, *, place_option: str = "--base PATH") -> Path:
     """The checkpoint that adapters adapt, compared by content with the one they were trained on.
 
     Args:
         adapter: An adapter checkpoint.
         base: Where its base is now; None takes the place it was at.
+        place_option: How that is given, for messages.
 
     Raises:
         CheckpointError: it is not there, or something else is; the message names both identities.
@@ -26,9 +27,13 @@ def base_of(adapter: Path, base: Path | None = None) -> Path:
         wanted = parent.record.identity
         raise CheckpointError(
             f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}; "
-            "say where it is now with --base PATH, or import it again."
+            f"say where it is now with {place_option}, or import it again."
         )
-    refuse_another(place, parent, f"the base of {adapter}")
+    problem = mismatch(parent.record.identity, identity_of(place))
+    if problem:
+        raise CheckpointError(
+            f"{place} is not the base of {adapter}: {problem}; name the right one with {place_option}."
+        )
     return place
 
 
@@ -56,22 +61,6 @@ def source_parent(folder: Path, origin: dict[str, Any], weights: str | None) -> 
             "its own."
         )
     return Parent("source", own, path)
-
-
-def refuse_another(place: Path, parent: Parent, what: str) -> None:
-    """Refuse a folder that is not the parent whose place it takes.
-
-    Args:
-        place: The checkpoint found there.
-        parent: What was recorded.
-        what: What it should be, for the message.
-
-    Raises:
-        CheckpointError: names both identities.
-    """
-    problem = mismatch(parent.record.identity, identity_of(place))
-    if problem:
-        raise CheckpointError(f"{place} is not {what}: {problem}; name the right one with --base PATH.")
 
 
 def mismatch(recorded: Identity, found: Identity, *, tokenizer: bool = False) -> str | None:

@@ -32,7 +32,7 @@ def row(record: Lineage) -> dict[str, str]:
     return {
         "link": record.kind,
         "what": what(record),
-        "weights": short(record.identity.weights),
+        "weights": short(record.identity.weights) if record.identity.weights else "-",
         "tokenizer": short(record.identity.tokenizer) if record.identity.tokenizer else "-",
         "data": f"{data.get('form', '?')} {short(data['sha256']) if 'sha256' in data else ''}".strip() if data else "-",
         "code": record.code if record.kind != "source" else "-",

@@ -284,7 +284,6 @@ CALLS: dict[str, Call] = {
         "* path load_model_state load_optim_state load_artifacts adapter_path",
         load_model_state=Only(True, "a run that restores nothing has resume.restore_config=null"),
         load_artifacts=Ignored("the tokenizer of the weights is used unless another is named", quiet=(True,)),
-        adapter_path=Only(None, "set resume.resume_from_path to the adapter's checkpoint"),
     ),
     "MegatronOptimizerModule": _call(
         "config lr_scheduler no_weight_decay_cond scale_lr_cond lr_mult",

@@ -11,6 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.lineage.told import rows
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.reports import page as page_module
 from mixtral_recipes.reports.page import tiles, write_report, write_report_of
@@ -150,3 +153,16 @@ def test_command_writes_page_and_pngs_and_loads_no_torch(write_run: Writer, tmp_
     assert done.stderr == ""
     for path in expected[1:]:
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lineage_of_the_last_start(write_run: Writer, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "Lineage" not in write_report(folder).read_text()
+    source = Lineage("source", Identity("a" * 64), origin={"id": "hf://org/<b>name", "revision": "abc"})
+    own = Lineage("training", Identity(), run={"name": "r", "step": 0}, parents=(Parent("start", source, "/home/me"),))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"kind": "start", "step": 1, "lineage": rows(own)}))
+    page = write_report(folder).read_text()
+    for text in ("Lineage", "<td>run r, step 0</td>", "<td>hf://org/&lt;b&gt;name@abc</td>", "<td>aaaaaaaaaaaa</td>"):
+        assert text in page, text
+    assert "/home/me" not in page

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.hf import hub
@@ -171,6 +172,9 @@ def test_push_both_ways(server: "hub_server.HubServer", tmp_path: Path, monkeypa
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         assert server.uploaded[repo].keys() == files.keys()
         assert all(server.uploaded[repo][name] == path.read_bytes() for name, path in files.items())
+    published = server.uploaded["org/back"]["lineage.json"].decode()
+    assert str(tmp_path) not in published  # what is uploaded names no folder of this machine
+    assert [link.kind for link in lineage.read(back).ancestors()] == ["export", "model", "source"]
 
 
 def test_push_without_leave_keeps_the_folder(
