@@ -3,6 +3,7 @@
 A field that changes what the model computes and that the model here cannot honour is refused, never dropped.
 """
 
+import math
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
@@ -72,6 +73,14 @@ _POSITIVE = (
     "max_position_embeddings",
 )
 
+# Numbers of any kind, and the most each may be.
+_NUMBERS = {
+    "rms_norm_eps": math.inf,
+    "initializer_range": math.inf,
+    "router_aux_loss_coef": math.inf,
+    "attention_dropout": 1.0,
+}
+
 
 def value(config: dict[str, Any], field: str) -> Any:
     """A field of config.json, or what transformers would assume for it."""
@@ -117,7 +126,16 @@ def check(config: dict[str, Any]) -> None:
         number = value(config, field)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise CheckpointError(f"config.json: {field}={number!r} must be a positive whole number.")
+    for field, most in _NUMBERS.items():
+        number = value(config, field)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
+            least = f"a number from 0 to {most:g}" if most < math.inf else "a number, and not negative"
+            raise CheckpointError(f"config.json: {field}={number!r} must be {least}.")
     _check_refused(config)
+    if value(config, "head_dim") % 2:
+        raise CheckpointError(
+            f"config.json: head_dim={value(config, 'head_dim')}: must be even, it is rotated by pairs."
+        )
     heads, groups = value(config, "num_attention_heads"), value(config, "num_key_value_heads")
     if heads % groups:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """config.json <-> Megatron fields."""
 
 import json
+import re
 
 import pytest
 
@@ -113,3 +114,27 @@ def test_refusal_is_one_line() -> None:
         hf_config.to_megatron(EIGHT_7B | {"sliding_window": 4096})
     assert "sliding_window=4096" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("rms_norm_eps", "1e-5", "rms_norm_eps='1e-5' must be a number, and not negative"),
+        ("rms_norm_eps", -1.0, "rms_norm_eps=-1.0 must be a number, and not negative"),
+        ("rms_norm_eps", None, "rms_norm_eps=None must be a number"),
+        ("attention_dropout", 1.5, "attention_dropout=1.5 must be a number from 0 to 1"),
+        ("router_aux_loss_coef", True, "router_aux_loss_coef=True must be a number"),
+        ("initializer_range", float("nan"), "initializer_range=nan must be a number"),
+        ("head_dim", 127, "head_dim=127: must be even"),
+    ],
+)
+def test_numbers_that_no_model_has(field: str, value: object, told: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        hf_config.check(EIGHT_7B | {field: value})
+
+
+@pytest.mark.parametrize(("experts", "chosen"), [(8, 1), (1, 1), (8, 8)])
+def test_any_number_of_chosen_experts_is_taken(experts: int, chosen: int) -> None:
+    fields = hf_config.to_megatron(EIGHT_7B | {"num_local_experts": experts, "num_experts_per_tok": chosen})
+    assert (fields["num_moe_experts"], fields["moe_router_topk"]) == (experts, chosen)
+    assert fields["moe_router_pre_softmax"] is False
