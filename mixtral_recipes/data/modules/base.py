@@ -22,6 +22,7 @@ from mixtral_recipes.data.batches.batch import (
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
+from mixtral_recipes.data.modules.streaming import InMemory, TrainingStream
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
@@ -53,6 +54,8 @@ class DataModule:
     fixed_length = True
     # Whether samples can share a sequence; a module whose sequences are full does not ask.
     packs: ClassVar[bool] = True
+    # The training samples of a data set that is streamed.
+    _stream = None
     # Whether each training epoch has an order of its own.
     shuffles = True
     # What the records are, in a word.
@@ -133,13 +136,37 @@ class DataModule:
 
     def setup(self, tokenizer: Any) -> None:
         """Make the datasets; called once on every rank before batches are asked for."""
+        self._pad_id = _pad_id(tokenizer)
+        self._packed: dict[tuple[str, int], PackedDataset] = {}
+        if getattr(self, "streaming", False):
+            self._sets: dict[str, Dataset[Any]] = self._streamed(tokenizer)
+            return
         sets: Any = self.datasets(tokenizer)
         if isinstance(sets, tuple):
             sets = {name: part for name, part in zip(("train", "validation"), sets, strict=True) if part is not None}
         self._check_sets(sets)
-        self._sets: dict[str, Dataset[Any]] = sets
-        self._packed: dict[tuple[str, int], PackedDataset] = {}
-        self._pad_id = _pad_id(tokenizer)
+        self._sets = sets
+
+    def _streamed(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+        """Make the training stream, and the validation set, which is held in memory.
+
+        Raises:
+            DataError: samples are to be packed, which takes the lengths of all.
+        """
+        pipeline = self.pipeline()
+        assert pipeline is not None
+        if self.pack_size is not None:
+            raise DataError(
+                "data.streaming=true does not go with packing, which needs the length of every sample first; set "
+                "data.packed_sequence_specs=null, or leave streaming out: prepared samples stay on disk too."
+            )
+        if tokenizer is None:
+            name = type(self).__name__
+            raise DataError(f"{name} needs a tokenizer; the checkpoint has none in its context folder.")
+        self.made_from = pipeline.identity(tokenizer)
+        self._stream = TrainingStream(pipeline, tokenizer, self.seed, self._pad_id)
+        held = InMemory(pipeline, tokenizer) if "validation" in pipeline.splits else ()
+        return {"validation": held} if len(held) else {}  # pyright: ignore[reportReturnType]
 
     def _check_sets(self, sets: Any) -> None:
         """Refuse what `datasets` must not return.
@@ -215,6 +242,12 @@ class DataModule:
             sequence_multiple: What each sequence of a pack is rounded up to (context parallelism splits each one).
             fixed: Whether every microbatch must have ``row_length`` tokens (pipelines send fixed shapes).
         """
+        if self._stream is not None:
+            length = self.row_length if fixed or self.fixed_length else None
+            collate = PadCollate(self._pad_id, length, multiple)
+            return self._stream.batches(
+                place, self.micro_batch_size, consumed_samples, collate, num_workers=self.num_workers
+            )
         rows = self.rows("train", sequence_multiple)
         sampler = MicrobatchSampler(
             len(rows), self.micro_batch_size, place, self.train_order(rows), consumed_samples=consumed_samples

@@ -37,6 +37,7 @@ class ChatDataModule(DataModule):
         truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (as much of the first message's start as
             the first answer needs, down to ``prompt_floor``, then the end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
+        streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
     """
 
     dataset_root: str | Path | None = None
@@ -49,6 +50,7 @@ class ChatDataModule(DataModule):
     on_bad_record: str = "stop"
     truncation: str = "prompt"
     prompt_floor: int | None = None
+    streaming: bool = False
 
     fixed_length = False
     form = "conversations"
@@ -58,7 +60,7 @@ class ChatDataModule(DataModule):
         check_learn(self.learn)
         limit = self.sample_length + 1
         return RecordPipeline(
-            open_source(self.dataset_root),
+            open_source(self.dataset_root, streaming=self.streaming),
             self._read,
             lambda tokenizer: ChatEncoder(tokenizer, self.chat_template, limit=limit),
             Fit(self.sample_length, self.truncation, self.prompt_floor),

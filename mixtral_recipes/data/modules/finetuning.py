@@ -34,6 +34,7 @@ class FineTuningDataModule(DataModule):
         truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (its start, down to ``prompt_floor``, then
             the answer's end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
+        streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
     """
 
     dataset_root: str | Path | None = None
@@ -45,6 +46,7 @@ class FineTuningDataModule(DataModule):
     on_bad_record: str = "stop"
     truncation: str = "prompt"
     prompt_floor: int | None = None
+    streaming: bool = False
 
     fixed_length = False
     form = "prompts and answers"
@@ -71,7 +73,7 @@ class FineTuningDataModule(DataModule):
                 bad(error, record.value)
 
         return RecordPipeline(
-            open_source(self.dataset_root),
+            open_source(self.dataset_root, streaming=self.streaming),
             read,
             encoder,
             Fit(self.sample_length, self.truncation, self.prompt_floor),

@@ -39,6 +39,7 @@ class SquadDataModule(DataModule):
         truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (its start, down to ``prompt_floor``, then
             the answer's end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
+        streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
     """
 
     dataset_root: str | Path | None = None
@@ -51,6 +52,7 @@ class SquadDataModule(DataModule):
     on_bad_record: str = "stop"
     truncation: str = "prompt"
     prompt_floor: int | None = None
+    streaming: bool = False
 
     fixed_length = False
     form = "SQuAD"
@@ -82,7 +84,7 @@ class SquadDataModule(DataModule):
             import datasets
 
             datasets.load_dataset(HUB_ID, download_mode="force_redownload")
-        return open_source(HUB_ID if self.dataset_root is None else self.dataset_root)
+        return open_source(HUB_ID if self.dataset_root is None else self.dataset_root, streaming=self.streaming)
 
     def _read(self, record: Record, bad: BadRecord) -> Iterator[Example]:
         for question, where in questions_of(record, bad):

@@ -65,11 +65,12 @@ class Source:
         return {split: [content_hash(path) for path in paths] for split, paths in self.files.items()}
 
 
-def open_source(spec: str | Path | None) -> Source:
+def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
     """Find the splits of a data set.
 
     Args:
         spec: A file; a folder; ``org/name``, ``org/name:config`` or ``org/name@revision`` of the Hub; ``embedded://``.
+        streaming: Whether a Hub data set is read as it comes instead of being downloaded first.
 
     Raises:
         DataError: there is nothing, or nothing that can be read.
@@ -85,7 +86,7 @@ def open_source(spec: str | Path | None) -> Source:
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
         raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
-    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups()))
+    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming))
 
 
 def _file_splits(spec: str, path: Path) -> Source:
@@ -120,11 +121,12 @@ def _folder_splits(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None) -> dict[str, Any]:
+def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> dict[str, Any]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(repo, config, revision=revision)
+        more: dict[str, Any] = {"streaming": True} if streaming else {}
+        loaded = datasets.load_dataset(repo, config, revision=revision, **more)
     except Exception as error:  # datasets raises its own, requests', and Python's
         raise DataError(
             f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {in_short(error)}); check "
