@@ -85,7 +85,7 @@ SETTINGS = {
     "data": (
         "dataset_root seq_length tokenizer micro_batch_size global_batch_size force_redownload delete_raw seed "
         "num_workers packed_sequence_specs dataset_kwargs made_from val_proportion no_answer on_bad_record truncation "
-        "prompt_floor num_train_samples num_val_samples vocab_size"
+        "prompt_floor streaming num_train_samples num_val_samples vocab_size"
     ),
     "data.packed_sequence_specs": (
         "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "
