@@ -29,8 +29,7 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
         A folder that is complete, and whose files are as they were made: one that is damaged is made again. It carries
         ``made_from.json`` and the hashes of its files.
     """
-    text = json.dumps(made_from, sort_keys=True, default=str)
-    folder = data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
+    text, folder = _place_of(kind, made_from)
     if folder.is_dir() and _damage_of(folder, text) is None:
         return folder
     with held(folder):
@@ -44,6 +43,17 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
             (staging / _MADE_FROM).write_text(text)
             write_json(staging / _CONTENTS, _contents_of(staging))
     return folder
+
+
+def is_prepared(kind: str, made_from: Any) -> bool:
+    """Whether `prepared` was done with these arguments before."""
+    return _place_of(kind, made_from)[1].is_dir()
+
+
+def _place_of(kind: str, made_from: Any) -> tuple[str, Path]:
+    """What a folder is made from, as text, and the folder."""
+    text = json.dumps(made_from, sort_keys=True, default=str)
+    return text, data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _damage_of(folder: Path, made_from: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.cache import content_hash, prepared, remembered
+from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.record import SPLITS
@@ -23,6 +23,7 @@ from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.pointers import refuse_pointer
 from mixtral_recipes.system.progress import progress_bar
+from mixtral_recipes.system.ranks import launched_rank
 
 HUB = "hf://"
 _TEXT = (*JSON_LINES, *PLAIN_TEXT, ".parquet", ".csv", ".tsv")
@@ -148,18 +149,35 @@ def _tokenized(
     made_from = {**content, "text_key": text_key, "encoder": encoder.fingerprint()}
     home = data_home() / "corpora"
 
+    made: list[Any] = []
+
     def build(folder: Path) -> None:
         inputs = files()
-        size = sum(file.stat().st_size for file in inputs)
-        print(f"data: tokenizing {name} ({size:,} bytes) into {home}", file=sys.stderr)
-        with progress_bar("tokenizing", size) as advance:
-            made = prepare_corpus(
-                inputs, folder / "corpus", encoder, text_key=text_key, parts_folder=home, progress=advance
+        with progress_bar("tokenizing", sum(file.stat().st_size for file in inputs)) as advance:
+            made.append(
+                prepare_corpus(
+                    inputs, folder / "corpus", encoder, text_key=text_key, parts_folder=home, progress=advance
+                )
             )
-        reused = f", {made.reused_parts} parts from a run before" if made.reused_parts else ""
-        print(f"data: {name}: {made.documents:,} documents, {made.tokens:,} tokens{reused}", file=sys.stderr)
 
-    return str(prepared("corpora", made_from, build) / "corpus")
+    # The reader sees what rank 0 says, and any process of the job may be the one that makes it.
+    says = launched_rank() == 0 and not is_prepared("corpora", made_from)
+    if says:
+        print(f"data: tokenizing {name} once, into {home}", file=sys.stderr, flush=True)
+    prefix = prepared("corpora", made_from, build) / "corpus"
+    if says:
+        reused = f", {made[0].reused_parts} parts from a run before" if made and made[0].reused_parts else ""
+        print(f"data: {name}: {_size_of(prefix)}{reused}", file=sys.stderr, flush=True)
+    return str(prefix)
+
+
+def _size_of(prefix: Path) -> str:
+    """A corpus in a few words."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    corpus = IndexedDataset(str(prefix))
+    lengths = corpus.sequence_lengths
+    return f"{len(lengths):,} documents, {int(lengths.sum(dtype=np.int64)):,} tokens"
 
 
 def _check_tokenizer(prefix: Path, tokenizer: Any) -> None:

@@ -120,9 +120,8 @@ class AutoModelFile:
         for name, entry in catalog.CATALOG.items():
             for checkpoint, instruct in ((entry.base, False), (entry.instruct, True)):
                 if checkpoint == named:
-                    return name, f"hf://{named}" + (f"@{revision}" if revision else ""), instruct
-        if named.startswith("embedded://"):
-            return "mixtral_tiny", named, False
+                    hub = "" if "://" in named else "hf://"
+                    return name, f"{hub}{named}" + (f"@{revision}" if revision else ""), instruct
         folder = Path(named).expanduser()
         if not (folder / "config.json").is_file():
             known = dict.fromkeys(entry.base for entry in catalog.CATALOG.values() if entry.base)

@@ -285,6 +285,7 @@ def test_one_runs_from_the_command_line(
     data = file_of(model=tiny, peft=ADAPTERS, dataset={"dataset_name": "embedded://squad"})
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(data))
     assert header(tmp_path / "theirs.yaml") == ("mixtral_tiny", "finetune")
+    assert read_recipe(tmp_path / "theirs.yaml").resume.restore_config.path == "embedded://mixtral_tiny"
     line = ["run", "theirs.yaml", "--dry-run", "--json", "--nproc-per-node", "1", "trainer.max_steps=3"]
     assert main.run(line) == 0
     out, err = capsys.readouterr()
