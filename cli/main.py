@@ -40,7 +40,9 @@ def main() -> None:
     """Entry point of the console script."""
     streams.in_utf8()
     streams.prepare()
-    if "--simulate" not in sys.argv:  # it needs all of torch, the parts that commands otherwise leave out too
+    if not {"--simulate", "--calibrate"} & set(
+        sys.argv
+    ):  # they need all of torch, the parts that commands otherwise leave out too
         late_imports.activate(only_describes=sys.argv[1:2] in (["recipes"], ["plan"]) or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither

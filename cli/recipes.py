@@ -10,7 +10,9 @@ from mixtral_recipes.cli.options.groups import App
 from mixtral_recipes.cli.options.recipe import Overrides
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import console, print_json, print_table, table
+from mixtral_recipes.planner import cards, memory, search
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.recipes.outline import Question, job_of
 
 app = App("List, show and compare recipes.")
 
@@ -33,7 +35,7 @@ Spec = Annotated[
 
 @app.command("list")
 def list_command(json: Json = False) -> None:
-    """List every recipe: model, context, precision, GPUs, layouts, what it needs."""
+    """List every recipe: model, context, precision, GPUs, layouts, memory, the fewest GPUs it fits on."""
     rows = [row(entry) for entry in catalog.CATALOG.values()]
     if json:
         print_json({"recipes": rows})
@@ -51,8 +53,27 @@ def row(entry: catalog.RecipeEntry) -> dict[str, Any]:
         "precision": ", ".join(entry.precisions),
         "pretrain": f"{gpus(pretrain, entry)}: {sizes(pretrain)}",
         "lora": f"{gpus(peft, entry)}: {sizes(peft)}",
-        "needs": "H100 80 GB or larger" if entry.needs_gpu else "nothing: runs on a CPU",
+        "GB per GPU": " / ".join(_memory(entry, task) for task in ("pretrain", "finetune")),
+        "smallest": smallest(entry),
     }
+
+
+def _memory(entry: catalog.RecipeEntry, task: str) -> str:
+    """Memory of the default layout of pretraining or of LoRA, on the fullest GPU."""
+    card = cards.card("h100" if entry.needs_gpu else "cpu")
+    job = job_of(Question(entry.name, task))
+    return f"{memory.of_job(job if entry.needs_gpu else job.on_cpu(), card).total:.1f}"
+
+
+def smallest(entry: catalog.RecipeEntry) -> str:
+    """The fewest H100 that hold LoRA, and QLoRA."""
+    if not entry.needs_gpu:
+        return "runs on a CPU"
+    found = []
+    for scheme in ("lora", "qlora"):
+        least = search.smallest(job_of(Question(entry.name, peft_scheme=scheme)), cards.card("h100"))
+        found.append(f"{scheme} {least.job.topology.world_size if least else '-'}")
+    return f"{', '.join(found)} x H100"
 
 
 def gpus(layout: catalog.Layout, entry: catalog.RecipeEntry) -> str:

@@ -58,6 +58,7 @@ def status(*, run: Run, json: Json = False) -> None:
     described = states.summary(record, states.state(record))
     failed = logs.failure(record) if described["state"] == "failed" else []
     described["error"] = failed[0] if failed else ""
+    described["plan"] = _plan(record.run_dir)
     described["result"] = records.result(record.run_dir) if described["state"] == "succeeded" else None
     if json:
         print_json(described)
@@ -65,8 +66,10 @@ def status(*, run: Run, json: Json = False) -> None:
     if described["error"]:
         print(described["error"])
     for key, value in described.items():
-        if value not in ("", None, []) and key not in ("error", "result"):
+        if value not in ("", None, [], {}) and key not in ("error", "result", "plan"):
             print(f"{key + ':':14} {_text(key, value)}")
+    for key, both in described["plan"].items():
+        print(f"{key + ':':14} {both['measured']:.4g}, predicted {both['predicted']:.4g}")
     for key, value in (described["result"] or {}).items():
         print(f"  {key + ':':30} {value}")
 
@@ -136,6 +139,19 @@ def resume(*, run: Run, json: Json = False) -> None:
         print_json(described)
     elif record.executor == "slurm":
         print(f"{record.id} is Slurm job {described['job_id']} now")
+
+
+def _plan(run_dir: Any) -> dict[str, dict[str, float]]:
+    """What the planner expected of a run beside what it took; nothing before it has made steps, or where it is away."""
+    from pathlib import Path
+
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.reports.record import read_run
+
+    try:
+        return read_run(Path(run_dir)).against_plan()
+    except (RecipeError, OSError):
+        return {}
 
 
 def _text(key: str, value: Any) -> str:

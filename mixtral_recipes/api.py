@@ -19,6 +19,7 @@ from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.executors import nemo_run_jobs, ranks_from_here
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
+from mixtral_recipes.planner.prediction import predict
 from mixtral_recipes.reports.page import write_report_of
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
@@ -300,7 +301,9 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
             with sole_writer(parts.checkpoints):
                 first(lambda: clear_all_leftovers(parts.checkpoints))
                 run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
-                return fit(prepare(parts, device, run_log.say), run_log)
+                ready = prepare(parts, device, run_log.say)
+                run_log.event("plan", _expected(parts, device))
+                return fit(ready, run_log)
     except Exception as error:
         if run_log is not None:
             run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
@@ -310,6 +313,15 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
             run_log.close()
             write_report_of(run_log)
         distributed.shut_down()
+
+
+def _expected(parts: Parts, device: torch.device) -> dict[str, Any]:
+    """What the planner expects of a run; empty where it cannot tell, which must not cost anybody a run."""
+    try:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        return predict(parts, name) or {}
+    except Exception:
+        return {}
 
 
 def _validate(parts: Parts) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, WorkOptions
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.planner import cards, fit, plan
+from mixtral_recipes.planner import calibration, cards, fit, plan
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
@@ -66,7 +66,7 @@ class Answer:
         rows = [
             ("seconds per step", f"{time.step:.3g} ({low:.3g} to {high:.3g})"),
             ("tokens/s per GPU", f"{one.tokens_per_second:,.0f}"),
-            ("TFLOP/s per GPU", f"{plan.tflops(one):.0f}"),
+            ("TFLOP/s per GPU", f"{plan.tflops(one):.3g}"),
             ("steps", f"{self.plan.steps:,}"),
             ("hours", f"{self.plan.hours:,.1f}"),
             ("GPU-hours", f"{self.plan.gpu_hours:,.0f}"),
@@ -104,21 +104,30 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     Raises:
         RecipeError: a job that cannot be, or a goal that cannot be reached.
     """
-    card = cards.card(ask.hardware or _card_here(ask))
+    learned = [*([_calibrate()] if goal.calibrate else ()), *([_learn(goal.from_run)] if goal.from_run else ())]
+    for text in learned:
+        note(text)
+    card = calibration.corrected(cards.card(ask.hardware or _card_here(ask)))
     question, recipe = _recipe(ask, card, overrides)
     job = Workload.of(recipe)
     if card.name == "cpu":
-        job = dataclasses.replace(job, transformer_engine=False, wgrad_fusion=False, fused=False)
+        job = job.on_cpu()
     steps, notes, more = int(recipe.trainer.max_steps), [], {}
     if work.data is not None:
         job, steps, data_notes, more = _through_data(job, work, steps)
         notes += data_notes
-    job = _reach(job, card, goal, steps, given=bool(ask.num_nodes or ask.num_gpus_per_node))
+    job = _reach(job, card, goal, steps)
     fit.check_layout_of(job, card)
     kept = int(getattr(recipe.log.ckpt, "save_top_k", 1) or 0) + 1
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
     refused = fit.refusal(job, card)
     notes += [text for text in (refused, fit.warning(job, card)) if text]
+    if work.advice:
+        from mixtral_recipes.planner import advice
+
+        given = advice.advise(made.chosen, card, more.get("data"))
+        more["advice"] = [dataclasses.asdict(one) for one in given]
+        notes += [str(one) for one in given]
     if goal.simulate:
         from mixtral_recipes.planner import simulate
 
@@ -208,7 +217,7 @@ def _whole_from_file(file: Path, overrides: list[str]) -> Any:
     return recipe
 
 
-def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int, *, given: bool) -> Workload:
+def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload:
     """The job in the layout that reaches a goal; as it is without one."""
     if not (goal.smallest or goal.max_gpus or goal.deadline):
         return job
@@ -219,16 +228,17 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int, *, given: b
             if found:
                 return found[0].job
         raise RecipeError(f"--smallest: fits no layout of up to {most} x {card.title}; {_least(job, card, most)}")
-    every = [found[0] for size in counts(card.per_node, most) if (found := search(job, card, size))]
+    hours = _hours(goal.deadline) if goal.deadline else 0.0
+    every: list[Candidate] = []
+    for size in counts(card.per_node, most):
+        every += search(job, card, size)[:1]
+        if goal.deadline and every and every[-1].time.step * steps / 3600 <= hours:
+            return every[-1].job
     if not every:
         raise RecipeError(f"--max-gpus {most}: no layout fits; {_least(job, card, most)}")
-    if goal.deadline is None:
-        return min(every, key=lambda one: one.time.step).job
-    hours = _hours(goal.deadline)
-    for one in every:
-        if one.time.step * steps / 3600 <= hours:
-            return one.job
     best = min(every, key=lambda one: one.time.step)
+    if not goal.deadline:
+        return best.job
     raise RecipeError(
         f"--deadline {goal.deadline}: {steps:,} steps take {best.time.step * steps / 3600:,.1f} hours on "
         f"{best.job.topology.world_size} x {card.title}, the fastest of up to {most}; allow more time or GPUs, or take "
@@ -281,3 +291,26 @@ def _through_data(job: Workload, work: WorkOptions, steps: int) -> tuple[Workloa
     if not job.batch.packed and share < 0.5:
         text += f" Unpacked, about {100 * (1 - min(share, 1)):.0f} % of a full sequence would be padding: --packed."
     return job, steps, [text], {"data": facts}
+
+
+def _calibrate() -> str:
+    from mixtral_recipes.planner import measure
+
+    note("measuring this machine, about a minute")
+    return calibration.keep(*measure.this_machine())
+
+
+def _learn(run: str) -> str:
+    """Correct the card's speed by a run.
+
+    Raises:
+        RecipeError: the run was not predicted, or has too few steps.
+    """
+    from mixtral_recipes.executors.runs.records import run_folder
+    from mixtral_recipes.reports.record import read_run
+
+    record = read_run(run_folder(run))
+    both = record.against_plan().get("step_seconds")
+    if both is None:
+        raise RecipeError(f"--from-run {run}: has no prediction with measured steps; it takes a run of three steps.")
+    return calibration.learn(str(record.plan["hardware"]), both["predicted"], both["measured"])

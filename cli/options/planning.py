@@ -84,6 +84,9 @@ class WorkOptions:
     price: Annotated[
         float | None, work_option("--price", metavar="MONEY", min=0.0, help="Of a GPU-hour, in any currency.")
     ] = None
+    advice: Annotated[
+        bool, work_option("--advice", help="Rank, targets, learning rate and batch that suit the data.")
+    ] = False
 
 
 @dataclass
@@ -100,3 +103,9 @@ class GoalOptions:
     simulate: Annotated[
         bool, goal_option("--simulate", help="Build one rank's real model without its memory, and measure its peak.")
     ] = False
+    calibrate: Annotated[
+        bool, goal_option("--calibrate", help="Measure this machine for a minute; later plans use it.")
+    ] = False
+    from_run: Annotated[
+        str | None, goal_option("--from-run", metavar="RUN", help="Learn from what a run took; later plans use it.")
+    ] = None

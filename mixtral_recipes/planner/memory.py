@@ -22,6 +22,7 @@ _WORKSPACE = 5 * 32 * 2**20
 # Outside torch's allocator. Context: a CUDA context with the libraries' kernels loaded. NCCL: buffers of each
 # communicator with more than one rank (16 channels of 4 MB, and protocol buffers). Both as seen on H100 and A100.
 _CONTEXT_GB = 0.7
+_PROCESS_GB = 0.8  # on a CPU: Python with torch and Megatron loaded
 _COMMUNICATOR_GB = 0.2
 # Of what comes and goes, what torch's allocator cannot hand out again. Fitted on the three A100 rows that give both
 # nvidia-smi and torch's peak.
@@ -131,7 +132,7 @@ def of_stage(job: Workload, card: Card, stage: int) -> Memory:
     )
     moving = memory.activations + memory.logits + memory.buffers
     overhead = _CONTEXT_GB + _COMMUNICATOR_GB * _communicators(job) + _FRAGMENTED * moving
-    return dataclasses.replace(memory, overhead=overhead if card.name != "cpu" else 0.3)
+    return dataclasses.replace(memory, overhead=overhead if card.name != "cpu" else _PROCESS_GB)
 
 
 def weight_bytes(job: Workload, stage: int) -> float:

@@ -21,7 +21,7 @@ _IMBALANCE = 1.08
 # FlashAttention 3's paper (arXiv 2407.08608, figures 5 and 6, causal, head dim 128): 0.55 and 0.45 of 989.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 0.55, 0.45
 # Of the memory's bandwidth, what elementwise kernels and Adam reach.
-_STREAM = 0.75
+STREAM = 0.75
 # Of the links' bandwidth, what collectives reach: all-to-all among uneven shares, and the rings of the others.
 _ALL_TO_ALL, _RING = 0.60, 0.75
 # Rows that a product's efficiency lacks: with m rows it reaches m / (m + this) of its best, through tiles that are not
@@ -161,12 +161,12 @@ def _product(card: Card, m: float, n: float, k: float, *, fp8: bool = False) -> 
     size = 1 if fp8 else 2
     moved = (m * k + k * n) * size + m * n * 2
     computing = 2 * (m + _FEW_ROWS) * n * k / (peak * 1e12)
-    return max(computing, moved / (card.memory_tbps * 1e12 * _STREAM)) + _TILE_S
+    return max(computing, moved / (card.memory_tbps * 1e12 * STREAM)) + _TILE_S
 
 
 def _stream(card: Card, moved: float) -> float:
     """Seconds to read and write so many bytes."""
-    return moved / (card.memory_tbps * 1e12 * _STREAM)
+    return moved / (card.memory_tbps * 1e12 * STREAM)
 
 
 @functools.lru_cache(maxsize=8192)

@@ -118,6 +118,10 @@ class Workload:
         """Tokens of a global batch, padding included."""
         return self.batch.global_batch_size * self.batch.seq_length
 
+    def on_cpu(self) -> "Workload":
+        """The same job on a CPU: our plain layers, nothing fused."""
+        return dataclasses.replace(self, transformer_engine=False, wgrad_fusion=False, fused=False)
+
     def on(self, topology: Topology, **changes: Any) -> "Workload":
         """The same job in another layout, with other changes."""
         return dataclasses.replace(self, topology=topology, **changes)

@@ -56,6 +56,7 @@ def page(run: RunRecord) -> str:
         tiles=tiles(run),
         charts=_charts(run),
         saves=run.saves[-_SAVES_SHOWN:],
+        planned=run.against_plan(),
         details={"Configuration": last.get("recipe", {}), "Environment": last.get("environment", {})},
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class RunRecord:
         starts: How each process of the run started, in order.
         saves: Each checkpoint's step and how long training waited for it.
         end: How it ended last; empty while it runs, or when it was killed.
+        plan: What the planner expected of its steps and memory; empty where it knew no such card.
     """
 
     folder: Path
@@ -28,6 +30,24 @@ class RunRecord:
     starts: list[dict[str, Any]] = field(default_factory=list)
     saves: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def against_plan(self) -> dict[str, dict[str, float]]:
+        """``step_seconds`` and ``memory_gb``, each ``predicted`` and ``measured``; empty without a plan or steps.
+
+        A step is the median of all but the first two, which compile kernels.
+        """
+        seconds = [value for _, value in self.series("seconds")][2:]
+        memory = [value for _, value in self.series("memory_gb")]
+        measured = {
+            "step_seconds": statistics.median(seconds) if seconds else None,
+            "memory_gb": max(memory, default=None),
+        }
+        return {
+            name: {"predicted": _number(self.plan[name]), "measured": round(value, 4)}
+            for name, value in measured.items()
+            if value is not None and name in self.plan
+        }
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of one training metric, by step; what is not finite is left out."""
@@ -87,6 +107,8 @@ def _add(record: RunRecord, kind: str, entry: dict[str, Any]) -> None:
         record.validations[int(entry["step"])] = entry
     elif kind == "save":
         record.saves.append(entry)
+    elif kind == "plan":
+        record.plan = entry
     elif kind == "end":
         record.end = entry
 

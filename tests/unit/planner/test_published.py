@@ -38,9 +38,10 @@ def one_card(layers: int, batch: tuple[int, int, int], **settings: Any) -> Workl
 
 DROP = {"capacity_factor": 1.0}  # the paper's runs
 R16 = Adapters(16)
-GOLDEN_8X7B = job(B7, 64, (2, 4, 1, 8, 1, 8), fused=False)
-GOLDEN_8X22B = job(B22, 128, (2, 8, 1, 8, 2, None), fused=False)
-GOLDEN_256K = job(B7, 128, (2, 4, 1, 4, 2, None), (1024, 1, 4096), change={"vocab_size": 256000}, fused=False)
+MEGATRONS = {"fused": False, "frees_outputs": True}  # its golden runs: no fused rotation and permutation
+GOLDEN_8X7B = job(B7, 64, (2, 4, 1, 8, 1, 8), **MEGATRONS)
+GOLDEN_8X22B = job(B22, 128, (2, 8, 1, 8, 2, None), **MEGATRONS)
+GOLDEN_256K = job(B7, 128, (2, 4, 1, 4, 2, None), (1024, 1, 4096), change={"vocab_size": 256000}, **MEGATRONS)
 HF_LORA = job(
     B7, 2, (1, 1, 1, 1, 1, None), (4, 2, 4096), adapters=Adapters(16, ATTENTION), recompute=FULL, sharded_weights=True,
     fused=False,

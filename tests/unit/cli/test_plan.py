@@ -1,0 +1,125 @@
+"""`mixtral-recipes plan`: its JSON, its goals, its errors; it loads no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.cli import main
+from mixtral_recipes.overrides import loading, outline_paths, paths
+from mixtral_recipes.planner.workload import Workload
+from mixtral_recipes.recipes.outline import Question, outline
+from tests.unit.cli.test_command_line import modules_after
+
+KEYS = {
+    "fits", "layout", "memory_gb", "step_seconds", "step_seconds_low", "step_seconds_high", "tokens_per_second_per_gpu",
+    "tflops_per_gpu", "steps", "hours", "gpu_hours", "disk_gb_per_checkpoint", "alternatives",
+}  # fmt: skip
+MEMORY = {
+    "weights", "gradients", "optimizer", "adapters", "activations", "logits", "buffers", "overhead", "total",
+    "capacity",
+}  # fmt: skip
+
+
+def planned(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main.run(["plan", *line.split(), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned("--recipe mixtral_8x7b", capsys)
+    assert set(found) >= KEYS
+    assert set(found["memory_gb"]) == MEMORY
+    assert found["fits"]
+    assert found["steps"] == 1000
+
+
+def test_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned("--recipe mixtral_8x7b data.micro_batch_size=2 trainer.max_steps=7 optim.config.lr=1e-4", capsys)
+    assert (found["steps"], found["layout"]["micro_batch_size"]) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "--smallest --peft qlora",
+        "--max-gpus 16 --peft none --task finetune",
+        "--deadline 2h --max-gpus 64",
+    ],
+)
+def test_goals_are_reached(goal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(f"--recipe mixtral_8x7b {goal}", capsys)
+    assert found["fits"]
+    if "--deadline" in goal:
+        assert found["hours"] <= 2
+    if "--max-gpus" in goal:
+        assert found["layout"]["gpus"] <= int(goal.split("--max-gpus ")[1].split()[0])
+
+
+def test_the_table_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["plan", "--recipe", "mixtral_8x22b", "--peft", "none", "--num-nodes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "does NOT fit" in out
+    assert "To fit: " in out
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    assert main.run(["plan", "--recipe", "mixtral_8x7b", "--png", str(tmp_path / "memory.png")]) == 0
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "choose a recipe with --recipe"),
+        ("--recipe mixtral_8x9b", "Did you mean 'mixtral_8x7b'"),
+        ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
+        ("--recipe mixtral_8x7b --peft lroa", "--peft lroa: is not known"),
+        ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'trainer.max_steps'"),
+        ("--recipe mixtral_8x7b trainer.max_steps=many", "needs a value such as 1000"),
+        ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
+        ("--recipe mixtral_8x7b --deadline soon", "write hours"),
+        ("--recipe mixtral_8x7b --deadline 1m --max-gpus 8", "allow more time or GPUs"),
+        ("--recipe mixtral_8x22b --peft none --smallest --max-gpus 8", "fits no layout of up to 8"),
+    ],
+)
+def test_errors_are_one_line(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["plan", *line.split()]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
+
+
+@pytest.mark.parametrize("line", ["plan --help", "plan --recipe mixtral_8x7b data.micro_batch_size=2"])
+def test_no_torch_is_loaded(line: str) -> None:
+    assert modules_after(*line.split()) == []
+
+
+OVERRIDES = [
+    "trainer.strategy.tensor_model_parallel_size=2", "trainer.strategy.sequence_parallel=True",
+    "trainer.strategy.expert_tensor_parallel_size=1", "data.micro_batch_size=4", "data.global_batch_size=256",
+    "model.config.recompute_granularity=full", "model.config.recompute_method=block",
+    "model.config.recompute_num_layers=3", "model.config.num_layers=16", "trainer.plugins.fp8=hybrid",
+    "trainer.plugins.fp8_recipe=blockwise", "peft.dim=8", "peft.target_modules=attention",
+    "trainer.strategy.ddp.overlap_grad_reduce=True", "trainer.devices=4", "model.config.accelerate=False",
+    "model.config.moe_expert_capacity_factor=1.5", "optim.config.use_distributed_optimizer=False",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:moe_ffn_hidden_size is not set:UserWarning")
+def test_an_override_changes_an_outline_as_it_changes_the_recipe() -> None:
+    recipe, mine = loading.load("mixtral_8x7b", "finetune"), outline(Question("mixtral_8x7b"))
+    for override in OVERRIDES:
+        before = Workload.of(mine)
+        paths.apply(recipe, [override])
+        outline_paths.apply(mine, [override])
+        assert Workload.of(mine) == Workload.of(recipe), override
+        assert Workload.of(mine) != before or "method" in override or "accelerate" in override, override
+
+
+def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
+    for override in ("peft=DoRA(dim=16)", "trainer.max_steps*=2", "trainer.callbacks[0].x=1", "peft=null"):
+        with pytest.raises(outline_paths.NeedsRecipe):
+            outline_paths.apply(outline(Question("mixtral_8x7b")), [override])
