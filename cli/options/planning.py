@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
+from mixtral_recipes.cli.options.recipe import DATA_HELP, HARDWARE_HELP, complete_card, complete_recipe
 
 job_option = functools.partial(typer.Option, rich_help_panel="Job")
 work_option = functools.partial(typer.Option, rich_help_panel="Work and cost")
@@ -75,7 +75,7 @@ class WorkOptions:
         work_option(
             "--data",
             metavar="DATA",
-            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text.",
+            help=DATA_HELP,
         ),
     ] = None
     epochs: Annotated[
