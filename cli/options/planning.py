@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.recipe import DATA_HELP, HARDWARE_HELP, complete_card, complete_recipe
+from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
 
 job_option = functools.partial(typer.Option, rich_help_panel="Job")
 work_option = functools.partial(typer.Option, rich_help_panel="Work and cost")
@@ -75,7 +75,7 @@ class WorkOptions:
         work_option(
             "--data",
             metavar="DATA",
-            help=DATA_HELP,
+            help="What it would be trained on, one data set: read through, and counted.",
         ),
     ] = None
     epochs: Annotated[

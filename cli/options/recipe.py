@@ -11,8 +11,6 @@ import typer
 option = functools.partial(typer.Option, rich_help_panel="Recipe")
 
 
-DATA_HELP = "File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text. "
-            "Several are mixed: --data a.jsonl:0.7 --data b.jsonl:0.3."
 HARDWARE_HELP = (
     "The card: h100, h200, b200, gb200, a100, a100-40, l40s, rtx4090, rtx5090 or cpu; default: this machine's, else "
     "h100."
@@ -70,7 +68,8 @@ class RecipeOptions:
         option(
             "--data",
             metavar="DATA",
-            help=DATA_HELP,
+            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text. "
+            "Several are mixed: --data a.jsonl:0.7 --data b.jsonl:0.3.",
         ),
     ] = None
     precision: Annotated[
