@@ -84,8 +84,7 @@ def export_nemo(
         check_digests(checkpoint, manifest, digests, cast)
         write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
         hashed = tensor_entries(dims, dtypes, digests)
-        context = checkpoint / "context"
-        identity = Identity(hash_of_tensors(hashed), hash_of_config(context), hash_of_tokenizer(context))
+        identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
         lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo"))
     return final
 

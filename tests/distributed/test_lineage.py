@@ -19,6 +19,7 @@ from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
+from mixtral_recipes.importers.exports import export
 from mixtral_recipes.importers.hf.source import open_source
 from tests.distributed.harness import launch
 from tests.distributed.tiny_job import Job, silent, start
@@ -230,6 +231,28 @@ def test_each_link_changed_in_turn_is_found(
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
     assert all(link.state == "ok" for link in chain.follow())
+
+
+@pytest.mark.parametrize("form", ["nemo", "peft"])
+def test_other_forms_of_export_carry_their_chain_too(chain: Chain, tmp_path: Path, form: str) -> None:
+    made = export(chain.adapter, tmp_path / form, form)
+    links = Follower(tensors_of).follow(made)
+    assert [(link.record.kind, link.state) for link in links] == [(kind, "ok") for kind in KINDS]
+    small = {"nemo": "context/io.json", "peft": "adapter_model.safetensors"}[form]
+    flip(made / small)
+    links = Follower(tensors_of).follow(made)
+    assert [link.state for link in links] == ["wrong", "ok", "ok", "ok", "ok"]
+    assert str(made) in links[0].detail
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_small_file_that_is_missing_is_found(chain: Chain, name: str) -> None:
+    content = (chain.export / name).read_bytes()
+    try:
+        (chain.export / name).unlink()
+        assert [link.state for link in chain.follow(hashes=False)] == ["wrong", "ok", "ok", "ok", "ok"]
+    finally:
+        (chain.export / name).write_bytes(content)
 
 
 def test_both_identities_are_named(chain: Chain, tmp_path: Path) -> None:

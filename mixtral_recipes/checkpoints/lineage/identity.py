@@ -19,6 +19,8 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
 
 _CONFIGS = ("config.json", "params.json")
+_NEMO_CONFIGS = ("context/io.json", "context/model.yaml")
+_NEMO_TOKENIZER = "context/nemo_tokenizer"
 # Fields of config.json that do not decide what the model computes.
 _PASSING = frozenset(
     ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
@@ -82,14 +84,17 @@ def hash_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def hash_of_config(folder: Path) -> str | None:
-    """``Identity.config`` of a folder; None without a config.json (or, in Mistral's own format, params.json).
+    """``Identity.config`` of a folder; None without one.
+
+    It is config.json's; params.json's in Mistral's own format; of the files of a NeMo 2.0 checkpoint's context.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
     if path is None:
-        return None
+        nemo = [[name, sha256(folder / name)] for name in _NEMO_CONFIGS if (folder / name).is_file()]
+        return _hash(nemo) if nemo else None
     try:
         fields = json.loads(path.read_text())
         return _hash({name: value for name, value in fields.items() if name not in _PASSING})
@@ -99,7 +104,8 @@ def hash_of_config(folder: Path) -> str | None:
 
 def hash_of_tokenizer(folder: Path) -> str | None:
     """``Identity.tokenizer`` of a folder; None without a tokenizer."""
-    files = [[path.relative_to(folder).as_posix(), sha256(path)] for path in tokenizer_files(folder)]
+    home = folder / _NEMO_TOKENIZER if (folder / _NEMO_TOKENIZER).is_dir() else folder
+    files = [[path.relative_to(home).as_posix(), sha256(path)] for path in tokenizer_files(home)]
     return _hash(files) if files else None
 
 

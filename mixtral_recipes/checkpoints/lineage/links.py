@@ -69,9 +69,12 @@ def mismatch(recorded: Identity, found: Identity, *, tokenizer: bool = False) ->
     Args:
         recorded: What the link says.
         found: What is there.
-        tokenizer: Whether the tokenizer counts; merging and loading weights do not depend on it.
+        tokenizer: Whether the tokenizer counts, and whether small files may be missing; merging and loading weights do
+            not depend on them.
     """
     names = [name for name in recorded.differences(found) if tokenizer or name != "tokenizer"]
+    if tokenizer:
+        names += [name for name in ("config", "tokenizer") if getattr(recorded, name) and not getattr(found, name)]
     if not names:
         return None
     return f"it holds {found.told(*names)}, recorded was {recorded.told(*names)}"
