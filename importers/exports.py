@@ -33,6 +33,7 @@ class Format:
 FORMATS = {
     "hf": Format("a model folder, adapters merged into it", "model", "convert.megatron_to_hf:export_checkpoint"),
     "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "model", "convert.megatron_to_nemo:export_nemo"),
+    "nemo-peft": Format("the adapter alone, for NeMo 2.0", "adapter", "convert.adapter_to_nemo:export_nemo_adapter"),
     "peft": Format("the adapter alone, for peft and vLLM", "adapter", "peft.export:export_adapter"),
 }
 FORMER = {"hf-peft": "peft"}  # NeMo's spelling

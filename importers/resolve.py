@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes import embedded
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.locations import finished, is_path
-from mixtral_recipes.importers.recognise import Form, recognise
+from mixtral_recipes.importers.recognise import Form, Found, recognise
 from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.ranks import first, joined
@@ -41,56 +42,77 @@ def resolve(source: str) -> Path:
 def import_any(
     source: str, output: Path | None = None, *, base: str | None = None, overwrite: bool = False, **options: Any
 ) -> Path:
-    """Import a model, or a peft adapter for a base that is imported first where it is not yet.
+    """Import a model, or an adapter for a base that is imported first where it is not yet.
 
     Args:
-        source: As `import_checkpoint` takes it, or a peft folder.
+        source: As `import_checkpoint` takes it, or the folder of a peft adapter or of a NeMo 2.0 adapter checkpoint.
         output: Where to put the checkpoint; None keeps it under `models_home`, and the same source is converted once.
-        base: The model an adapter adapts, as `resolve` takes it; None takes the one adapter_config.json names.
+        base: The model an adapter adapts, as `resolve` takes it; None takes the one the adapter names.
         overwrite: Replace an existing checkpoint.
         **options: As `import_checkpoint` takes them; an adapter has none.
 
     Raises:
         CheckpointError: the source cannot be taken exactly, or an adapter's base is not known.
     """
-    folder = Path(source.removeprefix("hf://")).expanduser()
-    if folder.is_dir() and recognise(folder).form is Form.PEFT:
-        return _import_adapter(folder.resolve(), output, base, overwrite=overwrite)
+    folder = Path(source.removeprefix("hf://").removeprefix("nemo://")).expanduser()
+    found = recognise(folder.resolve()) if folder.is_dir() and (is_path(source) or "nemo://" not in source) else None
+    if found and found.form in (Form.PEFT, Form.NEMO_ADAPTER):
+        if options.get("dtype"):
+            raise CheckpointError(f"{source} is an adapter, so --dtype says nothing; leave it out.")
+        return _import_adapter(found, output, base, overwrite=overwrite)
     if base is not None:
         raise CheckpointError(f"{source} is no adapter, so --base says nothing; leave it out.")
     return import_checkpoint(source, output, overwrite=overwrite, **options)
 
 
-def _import_adapter(folder: Path, output: Path | None, base: str | None, *, overwrite: bool) -> Path:
-    from mixtral_recipes.importers.peft.convert import write_adapter
-    from mixtral_recipes.importers.peft.source import read_settings
-
-    settings = read_settings(folder)
-    named = base or str(settings.get("base_model_name_or_path") or "")
-    if not named:
-        raise CheckpointError(
-            f"{folder}: adapter_config.json names no base model; say which with --base PATH or hf://ID."
-        )
-    if base is None and not Path(named).expanduser().exists():
-        named = f"hf://{named}"
+def _import_adapter(found: Found, output: Path | None, base: str | None, *, overwrite: bool) -> Path:
+    folder = found.folder
+    named = base or (_nemo_base if found.form is Form.NEMO_ADAPTER else _peft_base)(folder)
     try:
         model = resolve(named)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: its base model cannot be had ({error}); name one with --base.") from error
+    if read_manifest(model)["kind"] == "adapter":
+        raise CheckpointError(f"{folder}: its base {model} is an adapter too; name the model both adapt with --base.")
     final = Path(os.path.abspath(output)) if output else _adapter_home(folder, model)
     with joined() as group:
 
         def write() -> Path:
             if output is None and not overwrite and (final / "manifest.json").is_file():
                 return final
-            return write_adapter(folder, settings, model, final, overwrite=overwrite)
+            if found.form is Form.NEMO_ADAPTER:
+                from mixtral_recipes.importers.convert.nemo_to_adapter import write_nemo_adapter
+
+                return write_nemo_adapter(folder, model, final, overwrite=overwrite)
+            from mixtral_recipes.importers.peft.convert import write_adapter
+            from mixtral_recipes.importers.peft.source import read_settings
+
+            return write_adapter(folder, read_settings(folder), model, final, overwrite=overwrite)
 
         return first(write, group)
+
+
+def _nemo_base(folder: Path) -> str:
+    from mixtral_recipes.importers.convert.nemo_to_adapter import base_named_by
+
+    return str(base_named_by(folder))
+
+
+def _peft_base(folder: Path) -> str:
+    """The base that a peft adapter names: a folder, or a Hub id."""
+    from mixtral_recipes.importers.peft.source import read_settings
+
+    named = str(read_settings(folder).get("base_model_name_or_path") or "")
+    if not named:
+        raise CheckpointError(
+            f"{folder}: adapter_config.json names no base model; say which with --base PATH or hf://ID."
+        )
+    return named if Path(named).expanduser().exists() else f"hf://{named}"
 
 
 def _adapter_home(folder: Path, base: Path) -> Path:
     """Where an adapter's import is kept: the same for the same files on the same base, and for nothing else."""
     digest = hashlib.sha256(repr(identity_of(base)).encode())
-    for path in sorted(folder.glob("adapter_*")):
+    for path in sorted([*folder.glob("adapter_*"), *folder.glob("weights/*"), *folder.glob("context/*.json")]):
         digest.update(f"{path.name} {sha256(path)}".encode())
     return models_home() / "local" / f"{folder.name}@{digest.hexdigest()[:12]}"

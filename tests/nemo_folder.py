@@ -87,6 +87,7 @@ class _LoRA:
     dim: int = 32
     alpha: int = 32
     dropout: float = 0.0
+    dropout_position: str = "pre"
 
 
 @dataclasses.dataclass

@@ -4,8 +4,6 @@ A Megatron layer has one A for all its rows. Where the source has several (q, k 
 gets blocks: exact, at the sum of their ranks. Equal ones, such as those of an export of ours, stay one.
 """
 
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.manifest import file_entries, publish, write_manifest
-from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
-from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, instances, shape_of
 from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
-from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
-from mixtral_recipes.system.files import sha256, write_json
-from mixtral_recipes.system.locks import held
+from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.system.files import sha256
 
 
 def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Path, *, overwrite: bool = False) -> Path:
@@ -51,10 +43,17 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
     opened = open_adapter(folder, settings, dims)
     layers = _megatron_layers(opened, dims)
     scheme, tensors = _even(opened, layers)
-    final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
-        _write(staging, opened, scheme, tensors, base)
-    return final
+    file = next(path for path in sorted(opened.folder.glob("adapter_model.*")))
+    return write_adapter_checkpoint(
+        output,
+        scheme,
+        tensors,
+        base=base,
+        source=opened.folder,
+        layout="peft",
+        weights=sha256(file),
+        overwrite=overwrite,
+    )
 
 
 class _Layer:
@@ -175,30 +174,3 @@ def _even(opened: PeftFolder, layers: list[_Layer]) -> tuple[LoRA, dict[str, Ten
     )
     scheme.targets()  # refuses what no run would take
     return scheme, tensors
-
-
-def _write(staging: Path, opened: PeftFolder, scheme: LoRA, tensors: dict[str, Tensor], base: Path) -> None:
-    weights = staging / "weights"
-    weights.mkdir()
-    shards = []
-    for key, tensor in tensors.items():
-        whole = tuple(tensor.shape)
-        shards.append(Shard(key, tensor, (0,) * len(whole), whole, whole))
-    written = write_file(weights, 0, shards, {})
-    write_metadata(weights, [written])
-    shutil.copytree(base / "context", staging / "context", ignore=shutil.ignore_patterns("run.json"))
-    facts = {"run": opened.folder.name, "step": 0, "consumed_samples": 0, "skipped_steps": 0, "world_size": 1}
-    write_json(staging / "context" / "run.json", facts | {"metrics": {}, "kind": "adapter", "peft": recorded(scheme)})
-    known = {f"weights/{written.name}": written.pieces}
-    context = staging / "context"
-    identity = Identity(
-        hash_of_files(file_entries(staging, known)), hash_of_config(context), hash_of_tokenizer(context)
-    )
-    file = next(path for path in sorted(opened.folder.glob("adapter_model.*")))
-    source = Lineage("source", Identity(sha256(file)), origin={"folder": opened.folder.name})
-    parents = (
-        Parent("base", lineage.of_checkpoint(base), os.path.abspath(base)),
-        Parent("source", source, os.path.abspath(opened.folder)),
-    )
-    lineage.write(staging, Lineage("adapter", identity, parents=parents))
-    write_manifest(staging, "adapter", source={"path": str(opened.folder), "layout": "peft"}, known=known)

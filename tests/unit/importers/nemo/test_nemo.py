@@ -44,8 +44,9 @@ def checkpoints(make_model, nemo: Nemo, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("prefix", ["module.", "", "module.module."])
+@pytest.mark.parametrize(
+    ("axis", "prefix"), [(0, "module."), (1, "module."), (2, "module."), (0, ""), (1, "module.module.")]
+)
 def test_equals_the_hugging_face_conversion(checkpoints, tmp_path: Path, axis: int, prefix: str) -> None:
     hf, folder = checkpoints(axis=axis, prefix=prefix)
     ours = import_checkpoint(f"nemo://{folder}", tmp_path / "ours", progress=False)
