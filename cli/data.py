@@ -134,6 +134,10 @@ def show(
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Samples.")] = 3,
     seq_length: SeqLength = 2048,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")] = "train",
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page: learned, context, cut in colours."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print samples as they are tokenized, with what is learned in colour.
@@ -148,6 +152,9 @@ def show(
     recognized = recognize(data)
     note(recognized.description)
     loaded = load_tokenizer(tokenizer)
+    if html is not None:
+        _write_page(recognized, settings, loaded, html, (split, count, seq_length))
+        return
     sets: dict[str, Any] = recognized.module(seq_length=seq_length, **_settings(recognized, settings)).datasets(loaded)
     if split not in sets:
         raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
@@ -162,6 +169,44 @@ def show(
         shown.append({"tokens": item["tokens"].tolist(), "learned": [bool(x) for x in item["loss_mask"]]})
     if json:
         print_json({"split": split, "samples": shown})
+
+
+def _write_page(
+    recognized: "Recognized", settings: list[str] | None, tokenizer: Any, file: Path, what: tuple[str, int, int]
+) -> None:
+    import itertools
+
+    from mixtral_recipes.data.batches.fit import Tally
+    from mixtral_recipes.data.check.page import write_page
+    from mixtral_recipes.data.records.bad_records import Skipped
+    from mixtral_recipes.errors import DataError
+
+    split, count, seq_length = what
+    pipeline = recognized.module(seq_length=seq_length, **_settings(recognized, settings)).pipeline()
+    if pipeline is None or split not in pipeline.splits:
+        raise DataError(f"{recognized.description}: no records in a {split} split to show.")
+    outcomes = itertools.islice(pipeline.outcomes(split, tokenizer, Skipped(), Tally()), count)
+    write_page(file, recognized.description, outcomes, tokenizer)
+    note(f"page: {file}")
+
+
+@app.command()
+def stats(
+    *,
+    data: Data,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second data set, to compare.")] = None,
+    tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
+    seq_length: SeqLength = 2048,
+    json: Json = False,
+) -> None:
+    """Count records, turns and tokens of a data set, or of two side by side, and how many prompts they share."""
+    from mixtral_recipes.data.check.stats import compare
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+
+    found = compare([name for name in (data, other) if name is not None], load_tokenizer(tokenizer), seq_length)
+    print_table(table(("", *found.names), [(name, *map(str, values)) for name, values in found.rows]))
+    if json:
+        print_json({"names": found.names, "rows": dict(found.rows)})
 
 
 def _takes_data(data: Any) -> None:

@@ -168,6 +168,8 @@ def _change(recipe: Any, options: JobOptions) -> None:
         overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
     if options.tuning.resize_vocab:
         overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
+    if options.tuning.chat_template is not None:
+        overrides.set_value(recipe, "data.chat_template", options.tuning.chat_template)
     overrides.apply(recipe, options.overrides)
 
 

@@ -88,6 +88,10 @@ class FineTuningOptions:
         PeftScheme | None,
         option("--peft", metavar="SCHEME", help="Adapters to train: lora (default) or dora; none: all weights."),
     ] = None
+    chat_template: Annotated[
+        str | None,
+        option("--chat-template", metavar="TEMPLATE", help="mixtral, mixtral-v3, chatml or a Jinja file; for chats."),
+    ] = None
     restore_from: Annotated[
         str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")
     ] = None

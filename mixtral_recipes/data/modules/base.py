@@ -139,7 +139,7 @@ class DataModule:
         self._pad_id = _pad_id(tokenizer)
         self._packed: dict[tuple[str, int], PackedDataset] = {}
         if getattr(self, "streaming", False):
-            self._sets: dict[str, Dataset[Any]] = self._streamed(tokenizer)
+            self._sets: dict[str, Dataset[Any]] = self._stream_sets(tokenizer)
             return
         sets: Any = self.datasets(tokenizer)
         if isinstance(sets, tuple):
@@ -147,7 +147,7 @@ class DataModule:
         self._check_sets(sets)
         self._sets = sets
 
-    def _streamed(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def _stream_sets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Make the training stream, and the validation set, which is held in memory.
 
         Raises:

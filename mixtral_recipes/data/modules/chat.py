@@ -26,7 +26,8 @@ class ChatDataModule(DataModule):
     Attributes:
         dataset_root: Where they are. ``messages``, sharegpt's ``conversations``, alpaca and pairs are recognised.
         tokenizer: Unused here; the model's tokenizer is given to `setup`.
-        chat_template: A Jinja template, or a file with one; None takes the tokenizer's, or Mixtral-Instruct's.
+        chat_template: A Jinja template, a file with one, ``mixtral``, ``mixtral-v3`` or ``chatml``; None takes the
+            tokenizer's, or Mixtral-Instruct's.
         columns: Names used here -> names in the records, e.g. ``{"messages": "dialog"}``; None leaves one unread.
         learn: ``all`` of the assistant's turns, the ``last`` one, or the ``completion`` only; None takes the form's
             own: the completion of records with ``prompt`` and ``completion``, all turns otherwise.

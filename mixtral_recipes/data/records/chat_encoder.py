@@ -5,11 +5,10 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from mixtral_recipes.data.batches.fit import Encoded
-from mixtral_recipes.data.records.chat_templates import default_template, template_of
+from mixtral_recipes.data.records.chat_templates import default_template, named_template, template_of
 from mixtral_recipes.data.records.conversations import Conversation, Message
 from mixtral_recipes.data.records.learning import Span
 from mixtral_recipes.errors import DataError
@@ -53,7 +52,7 @@ class ChatEncoder:
 
         Args:
             tokenizer: A fast transformers tokenizer.
-            chat_template: A template or a file with one; None takes the tokenizer's, or Mixtral-Instruct's.
+            chat_template: A template, its name, or a file with one; None takes the tokenizer's, or Mixtral-Instruct's.
             limit: Tokens from which on the beginning that is never cut is looked for; None never does.
 
         Raises:
@@ -62,8 +61,7 @@ class ChatEncoder:
         if not getattr(tokenizer, "is_fast", False):
             raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a fast tokenizer (tokenizer.json).")
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        if chat_template is not None and "{" not in chat_template:
-            chat_template = Path(chat_template).read_text()
+        chat_template = named_template(chat_template) if chat_template is not None else None
         self.tokenizer = tokenizer
         self.limit = limit
         self.template: str = chat_template or template_of(tokenizer) or default_template(set(added))

@@ -4,6 +4,7 @@ They encode as mistral-common does (its ``InstructTokenizerV1`` and ``V3``), whi
 are used where a tokenizer brings no template: those of the base models, SentencePiece files and ``mistral://`` names.
 """
 
+from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import DataError, nearest
@@ -66,6 +67,42 @@ MIXTRAL_V3 = """
     {%- endif -%}
 {%- endfor -%}
 """.strip()
+
+
+# ChatML. Its markers are words of the vocabulary only where the tokenizer has them; elsewhere they are ordinary text.
+CHATML = """
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\n' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- message['content'] + '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\n' -}}
+{%- endif -%}
+""".strip()
+
+NAMED = {"mixtral": MIXTRAL_V1, "mixtral-v3": MIXTRAL_V3, "chatml": CHATML}
+
+
+def named_template(name: str) -> str:
+    """A template by its name in `NAMED`, from a file, or as it is.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    if "{" in name:
+        return name
+    path = Path(name).expanduser()
+    if not path.is_file():
+        close = nearest(name, tuple(NAMED))
+        raise DataError(f"chat_template={name!r}: no such file, and no template of that name.{close}")
+    return path.read_text(encoding="utf-8")
 
 
 def template_of(tokenizer: Any, name: str = "default") -> str | None:

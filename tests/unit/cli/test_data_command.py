@@ -70,3 +70,27 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_show_writes_a_page_of_what_is_learned_context_and_cut(pairs: Path, tmp_path: Path) -> None:
+    with pairs.open("a") as file:
+        file.write(json.dumps({"prompt": "long " * 60 + "<b>", "completion": "end"}) + "\n")
+    page = tmp_path / "x.html"
+    line = ["data", "show", str(pairs), "--html", str(page), "-n", "41", "--seq-length", "16", "data.val_proportion=0"]
+    assert run([*line, *TINY]) == 0
+    text = page.read_text()
+    assert f"{pairs}:1: " in text
+    assert "<span class=learned> It is 0&lt;/s&gt;</span>" in text
+    assert text.count("<span class=cut>long") + text.count("<span class=cut> long") == 1
+    assert "&lt;b&gt;</span>" in text
+    assert "<b>" not in text
+
+
+def test_stats_compare_two_sets(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(pairs.read_text().splitlines(keepends=True)[:10]))
+    assert run(["data", "stats", str(pairs), str(other), "--json", *TINY]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert rows["records"] == [40, 10]
+    assert rows["prompts in both"] == [10, 10]
+    assert rows["tokens learned"][0] > rows["tokens learned"][1] > 0

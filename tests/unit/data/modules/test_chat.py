@@ -160,3 +160,13 @@ def test_an_end_of_turn_that_is_no_token_is_learned(tokenizer: Any) -> None:
 def test_template_file(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "chat.jinja").write_text(PLAIN_MIXTRAL)
     assert ChatEncoder(tokenizer, str(tmp_path / "chat.jinja")).template == PLAIN_MIXTRAL
+
+
+def test_templates_by_name(tokenizer: Any) -> None:
+    assert learned_text(tokenizer, ChatEncoder(tokenizer, "chatml").encode(TWO_TURNS)) == [
+        "Hello there<|im_end|>",
+        "See you<|im_end|>",
+    ]
+    assert ChatEncoder(tokenizer, "mixtral").encode(TWO_TURNS) == ChatEncoder(tokenizer).encode(TWO_TURNS)
+    with pytest.raises(DataError, match=r"chat_template='chatlm': no such file.*Did you mean 'chatml'"):
+        ChatEncoder(tokenizer, "chatlm")

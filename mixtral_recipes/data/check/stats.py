@@ -1,0 +1,78 @@
+"""Data sets in numbers, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixtral_recipes.data.batches.fit import Tally
+from mixtral_recipes.data.modules.pipeline import RecordPipeline
+from mixtral_recipes.data.recognise import recognize
+from mixtral_recipes.data.records.bad_records import Skipped
+from mixtral_recipes.errors import DataError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Numbers of data sets.
+
+    Attributes:
+        names: What was asked for.
+        rows: (what, a value for each data set).
+    """
+
+    names: list[str]
+    rows: list[tuple[str, list[Any]]]
+
+
+def compare(names: Sequence[str], tokenizer: Any, seq_length: int) -> Comparison:
+    """Count data sets the way a run takes them.
+
+    Args:
+        names: One or two data sets.
+        tokenizer: Counts their tokens.
+        seq_length: Positions a sample may take.
+
+    Raises:
+        DataError: a data set that has no records of prompts and answers.
+    """
+    rows: list[dict[str, Any]] = []
+    prompts: list[set[str]] = []
+    for name in names:
+        recognized = recognize(name)
+        pipeline = recognized.module(seq_length=seq_length).pipeline()
+        if pipeline is None:
+            raise DataError(f"{name}: is {recognized.kind}, which holds no prompts and answers to count.")
+        row, asked = _numbers(pipeline, tokenizer)
+        rows.append({"form": recognized.kind, **row})
+        prompts.append(asked)
+    found = [(what, [row[what] for row in rows]) for what in rows[0]]
+    if len(names) == 2:
+        common = len(prompts[0] & prompts[1])
+        found.append(("prompts in both", [common, common]))
+    return Comparison(list(names), found)
+
+
+def _numbers(pipeline: RecordPipeline, tokenizer: Any) -> tuple[dict[str, Any], set[str]]:
+    skipped, total = Skipped(), Tally()
+    lengths: list[int] = []
+    prompts: set[str] = set()
+    for split in pipeline.splits:
+        for outcome in pipeline.outcomes(split, tokenizer, skipped, total):
+            lengths.append(len(outcome.encoded.tokens))
+            prompts.add("\n".join(outcome.example.content.texts(learned=False)))
+    low, median, most = np.quantile(lengths or [0], (0, 0.5, 1), method="nearest")
+    return {
+        "records": total.records,
+        "cannot be used": skipped.count,
+        "left out": sum(total.dropped.values()),
+        "turns learned": total.turns,
+        "tokens": total.tokens,
+        "tokens learned": total.learned,
+        "shortest": int(low),
+        "median": int(median),
+        "longest": int(most),
+        "samples cut": total.cut_prompts + total.cut_answers,
+        "different prompts": len(prompts),
+    }, prompts
