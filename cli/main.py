@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_checkpoint", "Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0."),
     "export": ("export", "Export a checkpoint: Hugging Face, NeMo 2.0, or an adapter alone."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
+    "generate": ("generate", "Continue prompts with a model."),
+    "chat": ("chat", "Talk to a model on the terminal."),
     "lineage": ("lineage", "Follow a model back to its source, and compare every link."),
     "runs": ("runs", "See, follow, resume and stop runs."),
     "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),

@@ -1,0 +1,98 @@
+"""``mixtral-recipes chat``."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions, model_checkpoint
+from mixtral_recipes.cli.output import note
+
+HELP = "/system TEXT sets what the model is told first, /reset forgets the conversation, /quit (or Ctrl-D) ends."
+
+
+def command(
+    *,
+    model: Model,
+    system: Annotated[
+        str, typer.Option("--system", metavar="TEXT", help="What the model is told before everything else.")
+    ] = "",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="For an adapter: show what its base model answers, too.")
+    ] = False,
+    layout: LayoutOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Talk to a model on the terminal.
+
+    Its tokenizer's chat template is used. Lines beginning with / are commands; /help lists them.
+    """
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.system.ranks import launched, launched_rank
+
+    how, topology = sampling.sampling(), layout.topology()
+    if topology.world_size > 1 and not launched():
+        from mixtral_recipes.executors.again import again
+
+        return again(sys.argv[1:], topology.world_size)
+
+    from mixtral_recipes.inference.chat import Conversation
+    from mixtral_recipes.inference.model import InferenceModel, join
+    from mixtral_recipes.system.ranks import first
+
+    topology = join(topology)
+    loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
+    if compare and not loaded.adapted:
+        raise RecipeError(f"--compare shows an adapter beside its base, and {model} is no adapter; leave it out.")
+    speaks = launched_rank() == 0
+    talk, base_talk = Conversation(loaded.tokenizer, system), Conversation(loaded.tokenizer, system)
+    if speaks:
+        note(f"{model}. {HELP}")
+    while (line := first(_ask)) is not None:
+        words = line.strip()
+        if words.startswith("/"):
+            name, _, rest = words.partition(" ")
+            if name == "/quit":
+                break
+            if name == "/reset":
+                talk.reset()
+                base_talk.reset()
+            elif name == "/system":
+                talk.system = base_talk.system = rest
+            elif speaks:
+                note(HELP)
+        elif words:
+            _turn(loaded, talk, words, how, "" if not compare else "adapter: ", speaks=speaks)
+            if compare:
+                with loaded.without_adapters():
+                    _turn(loaded, base_talk, words, how, "base:    ", speaks=speaks)
+    return None
+
+
+def _ask() -> str | None:
+    """The next line; None at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+
+
+def _turn(loaded: object, talk: object, question: str, how: object, label: str, *, speaks: bool) -> None:
+    """Ask, show the answer as it comes, and keep it."""
+    from mixtral_recipes.errors import MixtralRecipesError
+    from mixtral_recipes.inference.generate import generate
+
+    def show(number: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    if speaks:
+        print(label, end="", flush=True)
+    try:
+        (answer,) = generate(loaded, [talk.asked(question)], how, on_text=show if speaks else None)  # pyright: ignore
+    except MixtralRecipesError as error:
+        if speaks:
+            print(f"({error})", flush=True)
+        return
+    talk.answered(question, answer.text)  # pyright: ignore[reportAttributeAccessIssue]
+    if speaks:
+        print(flush=True)

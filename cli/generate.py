@@ -1,0 +1,82 @@
+"""``mixtral-recipes generate``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions, model_checkpoint
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import note, print_json
+
+
+def command(
+    *,
+    model: Model,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The text to go on from.")] = None,
+    prompts: Prompts = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a question; use the chat template.")] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Prompts continued together on a process.")
+    ] = 8,
+    layout: LayoutOptions,
+    sampling: SamplingOptions,
+    json: Json = False,
+) -> None:
+    """Continue prompts with a model.
+
+    On Megatron, in the layout asked for; nothing is exported. The text appears as it comes.
+    """
+    from mixtral_recipes.errors import RecipeError
+    from mixtral_recipes.system.ranks import first, launched, launched_rank
+
+    if (prompt is None) == (prompts is None):
+        raise RecipeError("give one PROMPT, or --prompts FILE.")
+    how, topology = sampling.sampling(), layout.topology()
+    if topology.world_size > 1 and not launched():
+        from mixtral_recipes.executors.again import again
+
+        return again(sys.argv[1:], topology.world_size)
+
+    import time
+
+    from mixtral_recipes.inference import prompts as given
+    from mixtral_recipes.inference.generate import generate
+    from mixtral_recipes.inference.model import InferenceModel, join
+
+    topology = join(topology)
+    loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
+    texts = [prompt] if prompt is not None else first(lambda: given.read(prompts or Path("-")))
+    tokens = [given.tokens(loaded.tokenizer, text, chat=chat) for text in texts]
+    speaks = launched_rank() == 0
+    stream = speaks and prompt is not None and not json
+    started = time.perf_counter()
+    answers = generate(loaded, tokens, how, batch_size=batch_size, on_text=_show if stream else None)
+    seconds = time.perf_counter() - started
+    if not speaks:
+        return None
+    if stream:
+        print(flush=True)
+    count = sum(len(answer.tokens) for answer in answers)
+    note(f"{count} tokens in {seconds:.1f} s ({count / seconds:.1f} per second)")
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": text,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": len(answer.tokens),
+        }
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if json:
+        print_json({"model": model, "seconds": round(seconds, 3), "continuations": rows})
+    elif not stream:
+        for row in rows:
+            print(f"> {row['prompt']}\n{row['text']}\n")
+    return None
+
+
+def _show(number: int, text: str) -> None:
+    print(text, end="", flush=True)

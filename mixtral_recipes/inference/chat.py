@@ -1,0 +1,82 @@
+"""A conversation with a model, in the form its tokenizer's chat template gives it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixtral_recipes.errors import DataError, in_short
+
+Message = dict[str, str]
+
+
+@dataclass
+class Conversation:
+    """What was said so far.
+
+    Attributes:
+        tokenizer: Its chat template turns messages into tokens.
+        system: What the model is told before everything else; empty is nothing.
+        messages: The turns, each with ``role`` and ``content``.
+    """
+
+    tokenizer: Any
+    system: str = ""
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        refuse_without_template(self.tokenizer)
+
+    def asked(self, text: str) -> list[int]:
+        """The tokens of the conversation with a new question, up to where the answer begins.
+
+        Raises:
+            DataError: the template refuses it, or there is none.
+        """
+        return tokens_of(self.tokenizer, [*self._opening(), *self.messages, {"role": "user", "content": text}])
+
+    def answered(self, question: str, answer: str) -> None:
+        """Keep a turn."""
+        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def reset(self) -> None:
+        """Forget the turns; what the system said stays."""
+        self.messages.clear()
+
+    def _opening(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+
+def tokens_of(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Messages as the tokenizer's chat template has them, ready for an answer.
+
+    A template without a place for a system message, as Mixtral's first ones, gets it before the first question.
+
+    Raises:
+        DataError: the tokenizer has no template, or it refuses these messages.
+    """
+    refuse_without_template(tokenizer)
+    try:
+        return _rendered(tokenizer, messages)
+    except DataError:
+        if messages[0]["role"] != "system" or len(messages) < 2:
+            raise
+        first = messages[0]["content"] + "\n\n" + messages[1]["content"]
+        return _rendered(tokenizer, [{**messages[1], "content": first}, *messages[2:]])
+
+
+def refuse_without_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not say what a conversation looks like.
+
+    Raises:
+        DataError: it has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError("this model's tokenizer has no chat template; use `mixtral-recipes generate` with plain text.")
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    try:
+        found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+    except Exception as error:  # a template is a program of the model's author, and raises what it likes
+        raise DataError(f"the chat template refuses this conversation ({in_short(error)}).") from error
+    return list(found)

@@ -1,0 +1,162 @@
+"""A checkpoint as a model that generates: this rank's part of it, under any layout but interleaved pipelines."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.inference.contexts.static_context import StaticInferenceContext
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from torch import Tensor
+
+from mixtral_recipes.checkpoints.format.integrity import verify_together
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.load import load_model
+from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.errors import CheckpointError, RecipeError, nearest
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.models.builder import build_model
+from mixtral_recipes.models.config import MixtralConfig, with_topology
+from mixtral_recipes.peft import attach
+from mixtral_recipes.training import distributed
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def join(topology: Topology) -> Topology:
+    """Join the processes that run a model, before anything else is done together; all ranks call it.
+
+    Args:
+        topology: The layout asked for.
+
+    Returns:
+        The layout without sequence parallelism, since a step of generation is one token.
+
+    Raises:
+        RecipeError: the layout cannot generate.
+    """
+    if topology.virtual_pipeline_model_parallel_size or topology.context_parallel_size > 1:
+        raise RecipeError("generation runs without interleaved pipelines and context parallelism; leave them out.")
+    topology = dataclasses.replace(topology, sequence_parallel=False)
+    place = distributed.ProcessPlace.from_environment()
+    distributed.initialize(topology, place, distributed.choose_device("auto", place), seed=0)
+    return topology
+
+
+class InferenceModel:
+    """One model's part on this rank, and the tokenizer that belongs to it.
+
+    Attributes:
+        config: The model's configuration.
+        tokenizer: What the checkpoint carries.
+        adapted: Whether adapters are attached.
+    """
+
+    def __init__(self, chunk: Any, config: MixtralConfig, tokenizer: Any, *, adapted: bool) -> None:
+        self._chunk = chunk
+        self.config = config
+        self.tokenizer = tokenizer
+        self.adapted = adapted
+        self._device = next(chunk.parameters()).device
+        self._group: Any = parallel_state.get_pipeline_model_parallel_group()
+        self._first = parallel_state.is_pipeline_first_stage()
+        self._last = parallel_state.is_pipeline_last_stage()
+
+    @classmethod
+    def load(cls, checkpoint: Path, topology: Topology, *, dtype: str | None = None) -> "InferenceModel":
+        """Build the model and read its weights; all ranks call it together.
+
+        Args:
+            checkpoint: A checkpoint of ours; an adapter's base is found through its lineage.
+            topology: As `join` returned it.
+            dtype: "bf16", "fp16" or "fp32"; None takes config.json's.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, has no tokenizer, or an adapter's base is another model.
+            RecipeError: an unknown dtype.
+        """
+        adapters = checkpoint if read_manifest(checkpoint)["kind"] == "adapter" else None
+        base = base_of(checkpoint) if adapters else checkpoint
+        for folder in filter(None, (base, adapters)):
+            verify_together(folder)
+        published = json.loads((base / "context" / "config.json").read_text())
+        named = str(published.get("dtype") or published.get("torch_dtype") or "bfloat16")
+        if dtype is not None and dtype not in DTYPES:
+            raise RecipeError(f"--dtype {dtype} is not known.{nearest(dtype, DTYPES)}")
+        params = DTYPES[dtype] if dtype else getattr(torch, named, torch.bfloat16)
+        fields = hf_config.to_megatron(published)
+        config = MixtralConfig(**fields, seq_length=fields["max_position_embeddings"])
+        kind = {"bf16": params is torch.bfloat16, "fp16": params is torch.float16}
+        config = with_topology(config, topology, params_dtype=params, pipeline_dtype=params, **kind)
+        scheme = StoredAdapters(checkpoint).scheme if adapters else None
+        (chunk,) = build_model(config, adapters=scheme is not None)
+        load_model([chunk], base)
+        if scheme is not None:
+            attach.apply(dataclasses.replace(scheme, dropout=0.0), [chunk])
+            load_model([chunk], checkpoint, adapters_only=True)
+        tokenizer = load_tokenizer(checkpoint, error=CheckpointError)
+        return cls(chunk.eval(), config, tokenizer, adapted=scheme is not None)
+
+    def cache(self, sequences: int, length: int) -> StaticInferenceContext:
+        """Room for the keys and values of so many sequences of so many tokens."""
+        return StaticInferenceContext(sequences, length)
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
+        """Run the next tokens of every sequence; all ranks of a pipeline and an expert group call it together.
+
+        Args:
+            tokens: [sequences, tokens], the same number for each.
+            cache: What came before; it grows by these tokens.
+
+        Returns:
+            Logits of the token after the last, [sequences, vocabulary], on every rank of the pipeline.
+        """
+        rows, length = tokens.shape
+        start = cache.sequence_len_offset
+        tokens = tokens.to(self._device)
+        positions = torch.arange(start, start + length, device=self._device).expand(rows, length)
+        if not self._first:
+            hidden = torch.empty(
+                length, rows, self.config.hidden_size, dtype=self.config.params_dtype, device=self._device
+            )
+            torch.distributed.recv(hidden, group=self._group, group_src=self._group.rank() - 1)
+            self._chunk.set_input_tensor(hidden)
+        output = self._chunk(tokens, positions, None, inference_context=cache)
+        cache.sequence_len_offset += length
+        cache.enable_decode_mode()
+        logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self._device)
+        if self._last:
+            # [sequences, 1, rows of this tensor-parallel rank]
+            logits = gather_from_tensor_model_parallel_region(output[:, -1])[:, : self.config.vocab_size].float()
+        else:
+            torch.distributed.send(output.contiguous(), group=self._group, group_dst=self._group.rank() + 1)
+        if self._group.size() > 1:
+            logits = logits.contiguous()
+            torch.distributed.broadcast(logits, group=self._group, group_src=self._group.size() - 1)
+        return logits
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The base model, while this lasts."""
+        found = [layer.adapter for layer in self._chunk.modules() if hasattr(layer, "adapter")]
+        for adapter in found:
+            adapter.add_to = lambda output, *inputs: output
+        try:
+            yield
+        finally:
+            for adapter in found:
+                del adapter.add_to
+
+    def share(self, prompts: int) -> Iterator[int]:
+        """The prompts that this data-parallel rank takes, by number."""
+        return iter(
+            range(parallel_state.get_data_parallel_rank(), prompts, parallel_state.get_data_parallel_world_size())
+        )

@@ -1,0 +1,78 @@
+"""``generate`` and ``chat`` as a user calls them: on an adapter's run, on its export, on one process and on two."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROMPTS = ["Context: Bruxelles is a city in Belgium. Question: Where is Bruxelles? Answer:", "Question:", "The"]
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}Answer:"
+
+
+def command(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mixtral_recipes.cli.main", *words],
+        capture_output=True, text=True, input=stdin or "", timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA run of the embedded model, exported; its learning rate high enough to change what is said."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = command(
+        "finetune", "--recipe", "mixtral_tiny", "--peft", "lora", "--dir", str(folder), "--name", "tune", "--evaluate",
+        "0", "--export", "--num-gpus-per-node", "1", "trainer.max_steps=4", "trainer.limit_val_batches=0",
+        "optim.config.lr=0.02",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "tune"
+
+
+def texts(model: Path | str, tmp_path: Path, *options: str) -> list[dict[str, Any]]:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    done = command("generate", str(model), "--prompts", str(file), "--max-new-tokens", "16", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["continuations"]
+
+
+def test_an_adapter_says_what_its_export_says_and_the_base_does_not(run: Path, tmp_path: Path) -> None:
+    adapter = texts(run, tmp_path)
+    assert [row["prompt"] for row in adapter] == PROMPTS
+    assert adapter == texts(run / "exported", tmp_path) == texts(run, tmp_path, "--num-gpus-per-node", "2")
+    assert adapter != texts("embedded://mixtral_tiny", tmp_path)
+
+
+def test_the_text_appears_alone(run: Path, tmp_path: Path) -> None:
+    (expected, _, _) = texts(run, tmp_path)
+    done = command("generate", str(run), PROMPTS[0], "--max-new-tokens", "16")
+    assert (done.returncode, done.stdout.strip()) == (0, expected["text"].strip())
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_error_is_one_line(run: Path, processes: str) -> None:
+    done = command("generate", str(run), "Hi", "--max-new-tokens", "9999", "--num-gpus-per-node", processes)
+    assert done.returncode == 2
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Checkpoint: ")]
+    assert len(told) == 1
+    assert "max_position_embeddings=512" in told[0]
+
+
+def test_a_conversation(run: Path, tmp_path: Path) -> None:
+    model = tmp_path / "chat"
+    shutil.copytree(run / "exported", model, ignore=shutil.ignore_patterns("lineage.json"))
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    lines = "Where is Bruxelles?\n/system Be brief.\n/reset\n\n/what\nWho?\n/quit\nnot read\n"
+    done = command("chat", str(model), "--max-new-tokens", "5", "--num-gpus-per-node", "2", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip("\n").splitlines()) >= 2
+    assert command("chat", str(run), stdin="Hi\n").returncode == 2  # no template
+    done = command("chat", str(model), "--compare", stdin="Hi\n")
+    assert (done.returncode, "is no adapter; leave it out" in done.stderr) == (2, True)

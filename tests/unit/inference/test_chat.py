@@ -1,0 +1,53 @@
+"""Conversations, in the form the tokenizer's template gives them."""
+
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.errors import DataError
+from mixtral_recipes.inference.chat import Conversation
+
+
+class Tokenizer:
+    """Renders messages as transformers' tokenizers do, one character a token; ``system`` says whether it takes one."""
+
+    def __init__(self, *, system: bool = True, template: str | None = "there") -> None:
+        self.chat_template = template
+        self._system = system
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> list[int]:
+        assert settings == {"add_generation_prompt": True, "return_dict": False}
+        if not self._system and messages[0]["role"] != "user":
+            raise ValueError("Conversation roles must alternate user/assistant")
+        return [ord(c) for m in messages for c in f"[{m['role'][0]}]{m['content']}"]
+
+
+def text(tokens: list[int]) -> str:
+    return "".join(map(chr, tokens))
+
+
+def test_turns_are_kept_until_they_are_reset() -> None:
+    talk = Conversation(Tokenizer(), system="Be brief.")
+    assert text(talk.asked("Who?")) == "[s]Be brief.[u]Who?"
+    talk.answered("Who?", "I.")
+    assert text(talk.asked("Why?")) == "[s]Be brief.[u]Who?[a]I.[u]Why?"
+    talk.reset()
+    assert text(talk.asked("Why?")) == "[s]Be brief.[u]Why?"
+
+
+def test_a_template_without_a_system_message_gets_it_before_the_question() -> None:
+    talk = Conversation(Tokenizer(system=False), system="Be brief.")
+    talk.answered("Who?", "I.")
+    assert text(talk.asked("Why?")) == "[u]Be brief.\n\nWho?[a]I.[u]Why?"
+
+
+def test_what_the_template_refuses_is_said() -> None:
+    talk = Conversation(Tokenizer(system=False))
+    talk.messages = [{"role": "assistant", "content": "I."}]
+    with pytest.raises(DataError, match=r"the chat template refuses this conversation .*must alternate"):
+        talk.asked("Who?")
+
+
+def test_a_tokenizer_without_a_template() -> None:
+    with pytest.raises(DataError, match="has no chat template"):
+        Conversation(Tokenizer(template=None))

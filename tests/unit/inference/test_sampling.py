@@ -1,0 +1,63 @@
+"""Drawing tokens, against the definitions and against transformers' own processors."""
+
+import pytest
+import torch
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.inference.sampling import Sampler, Sampling
+
+
+def shaped(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
+    return Sampler(sampling, range(len(logits)))._shaped(logits)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 10_000])
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 1.0])
+def test_shapes_as_transformers_does(temperature: float, top_k: int, top_p: float) -> None:
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        expected = TopKLogitsWarper(min(top_k, 50))(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    found = shaped(Sampling(temperature=temperature, top_k=top_k, top_p=top_p), logits)
+    torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+def test_repetition_penalty_is_transformers() -> None:
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
+    seen = [[1, 2, 2, 7], [0, 5, 9, 29]]
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(seen), logits.clone())
+    sampler = Sampler(Sampling(repetition_penalty=1.7), [0, 1])
+    found = torch.stack([sampler._penalised(row, tokens) for row, tokens in zip(logits, seen, strict=True)])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_prompts_draws_depend_on_its_number_and_the_seed_alone() -> None:
+    logits = torch.zeros(1, 1000)
+    sampling = Sampling(temperature=1.0, seed=5)
+    alone = [Sampler(sampling, [3]).next(logits, {0: [1]})[0] for _ in range(2)]
+    together = Sampler(sampling, [2, 3]).next(logits.expand(2, -1), {0: [1], 1: [1]})
+    assert alone == [together[1]] * 2
+    assert together[0] != together[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1: it must be 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0}, "top_p=0: it must be above 0"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: it must be at least 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
+    ],
+)
+def test_what_no_value_may_be(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Sampling(**settings)
