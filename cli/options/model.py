@@ -1,14 +1,16 @@
 """A model that is used: which, on how many processes, and how it answers."""
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import newest_whole
+from mixtral_recipes.cli.options.checkpoint import Dtype, newest_whole
 
+EXPERTS = 8  # of every Mixtral
 place = functools.partial(typer.Option, rich_help_panel="Where it runs")
 drawing = functools.partial(typer.Option, rich_help_panel="How it answers")
 
@@ -42,18 +44,14 @@ def model_checkpoint(model: str) -> Path:
 class LayoutOptions:
     """How a model is laid out over processes."""
 
-    num_gpus_per_node: Annotated[
-        int, place("--num-gpus-per-node", metavar="N", min=1, help="Processes, one per GPU.")
-    ] = 1
-    tensor_model_parallel_size: Annotated[int, place("--tensor-model-parallel-size", metavar="N", min=1)] = 1
-    pipeline_model_parallel_size: Annotated[int, place("--pipeline-model-parallel-size", metavar="N", min=1)] = 1
-    expert_model_parallel_size: Annotated[
+    devices: Annotated[int, place("--devices", metavar="N", min=1, help="Processes on this machine, one per GPU.")] = 1
+    tp: Annotated[int, place("--tp", metavar="N", min=1, help="Tensor-parallel size.")] = 1
+    pp: Annotated[int, place("--pp", metavar="N", min=1, help="Pipeline-parallel size.")] = 1
+    ep: Annotated[
         int | None,
-        place("--expert-model-parallel-size", metavar="N", min=1, help="Default: as many as there are processes left."),
+        place("--ep", metavar="N", min=1, help="Expert-parallel size; default: the processes TP and PP leave."),
     ] = None
-    dtype: Annotated[
-        str | None, place("--dtype", metavar="TYPE", help="bf16, fp16 or fp32; default: what config.json says.")
-    ] = None
+    dtype: Dtype = None
 
     def topology(self) -> Any:
         """The layout, checked.
@@ -64,22 +62,18 @@ class LayoutOptions:
         from mixtral_recipes.errors import RecipeError
         from mixtral_recipes.layout.topology import Topology
 
-        model = self.tensor_model_parallel_size * self.pipeline_model_parallel_size
-        left, rest = divmod(self.num_gpus_per_node, model)
+        left, rest = divmod(self.devices, self.tp * self.pp)
         if rest:
+            raise RecipeError(f"--devices {self.devices} is not a multiple of TP x PP = {self.tp * self.pp}.")
+        experts = self.ep or math.gcd(left, EXPERTS)
+        if left % experts or EXPERTS % experts:
             raise RecipeError(
-                f"--num-gpus-per-node {self.num_gpus_per_node} is not a multiple of TP x PP = {model}; use {model}."
-            )
-        experts = self.expert_model_parallel_size or left
-        if left % experts or 8 % experts:
-            raise RecipeError(
-                f"--expert-model-parallel-size {experts} must divide the {left} processes that TP and PP leave, and 8 "
-                "experts; use 1, 2, 4 or 8."
+                f"--ep {experts} must divide the {left} processes that TP and PP leave, and the {EXPERTS} experts."
             )
         return Topology(
-            world_size=self.num_gpus_per_node,
-            tensor_model_parallel_size=self.tensor_model_parallel_size,
-            pipeline_model_parallel_size=self.pipeline_model_parallel_size,
+            world_size=self.devices,
+            tensor_model_parallel_size=self.tp,
+            pipeline_model_parallel_size=self.pp,
             expert_model_parallel_size=experts,
         )
 

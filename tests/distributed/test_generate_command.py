@@ -46,7 +46,7 @@ def texts(model: Path | str, tmp_path: Path, *options: str) -> list[dict[str, An
 def test_an_adapter_says_what_its_export_says_and_the_base_does_not(run: Path, tmp_path: Path) -> None:
     adapter = texts(run, tmp_path)
     assert [row["prompt"] for row in adapter] == PROMPTS
-    assert adapter == texts(run / "exported", tmp_path) == texts(run, tmp_path, "--num-gpus-per-node", "2")
+    assert adapter == texts(run / "exported", tmp_path) == texts(run, tmp_path, "--devices", "2")
     assert adapter != texts("embedded://mixtral_tiny", tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_the_text_appears_alone(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_an_error_is_one_line(run: Path, processes: str) -> None:
-    done = command("generate", str(run), "Hi", "--max-new-tokens", "9999", "--num-gpus-per-node", processes)
+    done = command("generate", str(run), "Hi", "--max-new-tokens", "9999", "--devices", processes)
     assert done.returncode == 2
     told = [line for line in done.stderr.splitlines() if not line.startswith("Checkpoint: ")]
     assert len(told) == 1
@@ -70,7 +70,7 @@ def test_a_conversation(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "exported", model, ignore=shutil.ignore_patterns("lineage.json"))
     (model / "chat_template.jinja").write_text(TEMPLATE)
     lines = "Where is Bruxelles?\n/system Be brief.\n/reset\n\n/what\nWho?\n/quit\nnot read\n"
-    done = command("chat", str(model), "--max-new-tokens", "5", "--num-gpus-per-node", "2", stdin=lines)
+    done = command("chat", str(model), "--max-new-tokens", "5", "--devices", "2", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip("\n").splitlines()) >= 2
     assert command("chat", str(run), stdin="Hi\n").returncode == 2  # no template

@@ -14,7 +14,7 @@ PANELS = {
     "run": ["Arguments", "Options", "Where it runs", "Slurm", "After training", "Output"],
 }
 # These give no result: what they print is the answer.
-WITHOUT_JSON = {"runs logs"}
+WITHOUT_JSON = {"runs logs", "chat"}
 # The same option may say different things only where it is a different thing.
 OWN_TEXTS = {"--all", "--data", "--executor", "--output", "--peft", "--png", "--slurm", "--yaml"}
 
