@@ -7,6 +7,7 @@ NeMo 2.0 checkpoint there (``nemo:///path``).
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
@@ -27,12 +28,12 @@ def parse_source(source: str) -> Path | HubId:
 
     Args:
         source: ``hf://org/name``, ``hf://org/name@revision``, ``hf://path/to/folder``, ``nemo:///path/to/checkpoint``,
-            a path, or ``org/name`` where no such folder exists.
+            a path, ``embedded://mixtral_tiny``, or ``org/name`` where no such folder exists.
 
     Raises:
         CheckpointError: it is none of these.
     """
-    text = source.removeprefix("hf://")
+    text = str(resolve(source)) if source.startswith(PREFIX) else source.removeprefix("hf://")
     if source.startswith(_NEMO):
         text = source.removeprefix(_NEMO)
         if not is_path(source):

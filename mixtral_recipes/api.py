@@ -39,6 +39,8 @@ from mixtral_recipes.training.watch.log import RunLog
 
 __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "train", "validate"]
 
+_SQUAD = EvaluationConfig()
+
 
 def train(
     model: MixtralModel,
@@ -235,12 +237,12 @@ def generate(
 
 
 @takes_nemos_arguments
-def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig | None = None) -> dict[str, Any]:
+def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
     """Exact match and F1 of a model on held-out SQuAD questions, with NeMo's arguments.
 
     Args:
         target_cfg: The model: an `EvaluationTarget`, a checkpoint, or a Hugging Face folder.
-        eval_cfg: What is asked; None asks SQuAD's questions.
+        eval_cfg: What is asked.
 
     Returns:
         ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id.
@@ -250,7 +252,7 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     """
     from mixtral_recipes.evaluation import asked
 
-    return asked.evaluate(target_cfg, eval_cfg or EvaluationConfig())
+    return asked.evaluate(target_cfg, eval_cfg)
 
 
 def _own(tokenizer: Any, data: Any) -> Any:

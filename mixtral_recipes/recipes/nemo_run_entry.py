@@ -15,5 +15,7 @@ from mixtral_recipes.recipes.catalog import names
 for _name in names():
     importlib.import_module(f"mixtral_recipes.recipes.{_name}")
 
-for _task in (api.pretrain, api.finetune):
+for _task in (api.train, api.pretrain, api.finetune, api.validate, api.generate, api.evaluate):
     run.cli.entrypoint(_task, namespace="llm")
+for _name, _task in {"import": api.import_ckpt, "export": api.export_ckpt}.items():
+    run.cli.entrypoint(_task, name=_name, namespace="llm")

@@ -68,8 +68,7 @@ def _parameters(
         if name == "*":
             kind = inspect.Parameter.KEYWORD_ONLY
         elif name not in found and (name not in own or own[name].kind is not inspect.Parameter.VAR_KEYWORD):
-            default = own[name].default if name in own else None
-            found[name] = inspect.Parameter(name, kind, default=default)
+            found[name] = own[name].replace(kind=kind) if name in own else inspect.Parameter(name, kind, default=None)
     if "kwargs" in own:
         found["kwargs"] = own["kwargs"]
     return list(found.values())

@@ -109,3 +109,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_nemos_command_line_has_nemos_commands() -> None:
+    from nemo_run.cli.api import list_entrypoints
+
+    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+
+    found = list_entrypoints("llm")
+    assert {"train", "pretrain", "finetune", "validate", "import", "export", "generate", "evaluate"} <= set(found)
