@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+from mixtral_recipes.errors import asked_by_command
 from mixtral_recipes.system import late_imports, streams
 from mixtral_recipes.system.garbage import seldom_collected
 
@@ -76,7 +77,8 @@ def run(argv: list[str]) -> int:
             print(f"{PROGRAM} {__version__}")
             return 0
     debug = "--debug" in argv
-    return _call([word for word in argv if word != "--debug"], debug)
+    with asked_by_command():
+        return _call([word for word in argv if word != "--debug"], debug)
 
 
 def overview() -> str:

@@ -60,12 +60,12 @@ def command(
 
 def recipe_of(pipeline: Any, stage: Any) -> Any:
     """A stage's recipe, changed, checked, and with its run folder set."""
+    from mixtral_recipes.executors.preflight import preflight
     from mixtral_recipes.overrides import paths as overrides
     from mixtral_recipes.overrides.loading import load
-    from mixtral_recipes.overrides.preflight import preflight
 
     recipe = load(stage.recipe, stage.task, **stage.arguments)
     overrides.apply(recipe, list(stage.overrides))
     recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
-    preflight(recipe, stage.arguments.get("hardware", "h100"))
+    preflight(recipe, stage.arguments.get("hardware", "h100"), elsewhere=True)
     return recipe

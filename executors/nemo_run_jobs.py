@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.errors import LaunchError, Preempted, advice_for_scripts
+from mixtral_recipes.executors.preflight import preflight
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
@@ -29,6 +30,7 @@ def activate() -> None:
     executor, experiment = experiments.LocalExecutor, experiments.Experiment
     executor.assign = _with_this_python(executor.assign)
     experiment.__init__ = _once(experiment.__init__)
+    experiment.add = _checked(experiment.add)
     experiment.run = _single_node(experiment.run)
     experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
 
@@ -67,6 +69,37 @@ def _with_this_python(assign: Callable[..., None]) -> Callable[..., None]:
         self.env_vars.setdefault("PATH", str(Path(sys.executable).parent))  # the scheduler puts it before ours
 
     return assigned
+
+
+def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse a recipe that cannot run when it is added, before a dry run or a queue."""
+
+    @functools.wraps(add)
+    def added(self: Any, task: Any, executor: Any = None, *args: Any, **kwargs: Any) -> Any:
+        for recipe in task if isinstance(task, list) else [task]:
+            if _trains(recipe):
+                with advice_for_scripts():
+                    preflight(recipe, None, elsewhere=_elsewhere(executor or self.executor))
+        return add(self, task, executor, *args, **kwargs)
+
+    return added
+
+
+def _trains(task: Any) -> bool:
+    module = getattr(getattr(task, "__fn_or_cls__", None), "__module__", "")
+    return module.startswith("mixtral_recipes.") and getattr(task, "trainer", None) is not None
+
+
+def _elsewhere(executor: Any) -> bool:
+    """Whether an executor's jobs have other files than this machine."""
+    from nemo_run import LocalExecutor, SlurmExecutor
+    from nemo_run.core.tunnel.client import SSHTunnel
+
+    if isinstance(executor, list):
+        return any(map(_elsewhere, executor))
+    if isinstance(executor, SlurmExecutor):
+        return bool(executor.container_image) or isinstance(executor.tunnel, SSHTunnel)
+    return not isinstance(executor, LocalExecutor)
 
 
 def _single_node(run: Callable[..., Any]) -> Callable[..., Any]:

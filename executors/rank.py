@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import MixtralRecipesError, Preempted, of_the_machine
+from mixtral_recipes.errors import MixtralRecipesError, Preempted, asked_by_command, of_the_machine
 from mixtral_recipes.executors.runs.records import locked
 from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
 from mixtral_recipes.settings.log import run_folder
@@ -41,7 +41,8 @@ def call(path: Path) -> None:
         if rank == 0 and log is not None and "MIXTRAL_RECIPES_LOCKED" not in os.environ:
             stack.enter_context(locked(run_folder(log)))
             os.environ["MIXTRAL_RECIPES_LOCKED"] = "1"
-        fdl.build(recipe)()
+        with asked_by_command():
+            fdl.build(recipe)()
 
 
 def _end(error: BaseException | None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import torch
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
-from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
-from mixtral_recipes.executors import nemo_run_jobs, ranks_from_here
+from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError, advice_for_scripts
+from mixtral_recipes.executors import nemo_run_jobs, preflight, ranks_from_here
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.planner.prediction import predict
@@ -42,6 +42,7 @@ __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pr
 _SQUAD = EvaluationConfig()
 
 
+@advice_for_scripts()
 def train(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -79,6 +80,7 @@ def train(
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
+@advice_for_scripts()
 def pretrain(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -94,6 +96,7 @@ def pretrain(
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
+@advice_for_scripts()
 def finetune(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -119,6 +122,7 @@ def finetune(
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
+@advice_for_scripts()
 def validate(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -142,6 +146,7 @@ def validate(
     return _run(validate, parts, tokenizer, _validate)
 
 
+@advice_for_scripts()
 def import_ckpt(
     model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
 ) -> Path:
@@ -168,6 +173,7 @@ def import_ckpt(
     )
 
 
+@advice_for_scripts()
 @takes_nemos_arguments
 def export_ckpt(
     path: str | Path, target: str = "hf", output_path: str | Path | None = None, overwrite: bool = False, **options: Any
@@ -191,6 +197,7 @@ def export_ckpt(
     return export(source, output, target, overwrite=overwrite, **options)
 
 
+@advice_for_scripts()
 @takes_nemos_arguments
 def generate(
     path: str | Path,
@@ -236,6 +243,7 @@ def generate(
     return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
+@advice_for_scripts()
 @takes_nemos_arguments
 def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
     """Exact match and F1 of a model on held-out SQuAD questions, with NeMo's arguments.
@@ -280,6 +288,9 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer)
         check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
         check_megatron_config(seen, parts.trainer)
+        if launched_rank() == 0:
+            preflight.check_packages(parts.log)
+            preflight.check_places(parts.data)
         trainer, log = parts.trainer, parts.log
         if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
             work(parts)

@@ -4,6 +4,31 @@ Every error here ends a command with exit code 2 and one line: what failed, the 
 Anything else that escapes is our bug: exit code 1.
 """
 
+import contextlib
+from collections.abc import Iterator
+
+# What a command's option is called in a script; the longer spellings stand first.
+_IN_PYTHON = {
+    "--executor slurm": "executor=run.SlurmExecutor(...)",
+    "--executor local": "executor=run.LocalExecutor()",
+    "--restore-from": "recipe.resume.restore_config.path",
+    "--resize-vocab": "recipe.resume.restore_config.resize_vocab=True",
+    "--num-nodes": "recipe.trainer.num_nodes",
+    "--num-gpus-per-node": "recipe.trainer.devices",
+    "--name": "recipe.log.name",
+    "--dir": "recipe.log.log_dir",
+    "--data PATH": "recipe.data.dataset_root",
+    "--data X": "recipe.data.dataset_root",
+    "--recipe mixtral_tiny": "llm.mixtral_tiny",
+    "--peft none": "peft_scheme='none'",
+    "--peft lora": "peft_scheme='lora'",
+    "--peft dora": "peft_scheme='dora'",
+    "--overwrite": "overwrite=True",
+    "--output": "output_path",
+}
+_PARTS = "trainer data model optim log resume peft"
+_by_command = False
+
 
 class MixtralRecipesError(Exception):
     """Base of every error the user can fix. ``str(error)`` is one line."""
@@ -96,3 +121,35 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return hint + (f" Valid: {', '.join(sorted(valid))}." if 0 < len(valid) <= 24 else "")
+
+
+@contextlib.contextmanager
+def asked_by_command() -> Iterator[None]:
+    """While this lasts, advice is for someone who types commands."""
+    global _by_command
+    before, _by_command = _by_command, True
+    try:
+        yield
+    finally:
+        _by_command = before
+
+
+@contextlib.contextmanager
+def advice_for_scripts() -> Iterator[None]:
+    """Reword an error for someone who writes Python, unless a command asked."""
+    try:
+        yield
+    except MixtralRecipesError as error:
+        if not _by_command:
+            error.args = (in_python(str(error)),)
+        raise
+
+
+def in_python(text: str) -> str:
+    """An error's text with a script's words for options and settings: ``recipe.trainer.max_steps`` and the like."""
+    import re
+
+    for option, name in _IN_PYTHON.items():
+        text = re.sub(rf"(?<![\w-]){option}(?![\w-])", name.replace("\\", ""), text)
+    parts = _PARTS.replace(" ", "|")
+    return re.sub(rf"(?<![\w./])(?=(?:{parts})\.[a-z_]+(?:\.[a-z_]+)*\b(?!\())", "recipe.", text)

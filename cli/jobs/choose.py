@@ -210,13 +210,21 @@ def _read_through(data: Any) -> None:
 
 
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
-    from mixtral_recipes.overrides.preflight import preflight
+    from mixtral_recipes.executors.preflight import preflight
 
-    preflight(recipe, options.hardware)
+    preflight(recipe, options.hardware, elsewhere=options.place.executor is ExecutorName.slurm and _elsewhere(options))
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
         raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
         raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
+
+
+def _elsewhere(options: JobOptions) -> bool:
+    """Whether a cluster's jobs have other files than this machine: in a container, or behind ssh."""
+    from mixtral_recipes.executors.slurm.profile import cluster
+
+    site = cluster(options.place.cluster)
+    return bool(site.ssh) or site.mode != "venv"
 
 
 def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> None:

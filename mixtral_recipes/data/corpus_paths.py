@@ -52,18 +52,30 @@ def corpora(name: str, tokenizer: Any, text_key: str = "text", split: str = "tra
         prefixes = [file.with_suffix("") for file in files]
     elif prefix is None and path.is_file():
         return [_tokenized_files(name, [path], tokenizer, text_key)]
-    elif prefix is None:
-        whole = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-        missing = next(file for end in (".bin", ".idx") if not (file := whole.with_name(whole.name + end)).is_file())
-        raise DataError(
-            f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {whole}` makes it (a data set on "
-            "the Hub is written hf://org/name)."
-        )
     else:
+        check_place(name)
+        assert prefix is not None
         prefixes = [prefix]
     for one in prefixes:
         _check_tokenizer(one, tokenizer)
     return list(map(str, prefixes))
+
+
+def check_place(name: str) -> None:
+    """Look whether an entry of ``paths`` is there, and read nothing; what is on the Hub is not asked for.
+
+    Raises:
+        DataError: it is not.
+    """
+    path = resolve(name).expanduser() if not name.startswith(HUB) else None
+    if path is None or corpus_at(path) is not None or path.exists():
+        return
+    whole = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    missing = next(file for end in (".bin", ".idx") if not (file := whole.with_name(whole.name + end)).is_file())
+    raise DataError(
+        f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {whole}` makes it (a data set on "
+        "the Hub is written hf://org/name)."
+    )
 
 
 def own_splits(name: str) -> list[str]:

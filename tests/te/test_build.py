@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Weight, disk_shape, merge_blocks, shape_of
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.training.precision import check_device
 from tests.te.conftest import BuildRank, pretend_gpu
 

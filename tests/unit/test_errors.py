@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from mixtral_recipes.errors import in_short, of_the_machine
+from mixtral_recipes.errors import in_python, in_short, of_the_machine
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,21 @@ def test_what_the_operating_system_refuses_is_one_line(error: BaseException, sai
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("made up by a library"), KeyError("x")])
 def test_other_errors_are_ours(error: BaseException) -> None:
     assert of_the_machine(error) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [
+        ("set --num-nodes to 2", "set recipe.trainer.num_nodes to 2"),
+        (
+            "To repair: trainer.strategy.context_parallel_size=2",
+            "To repair: recipe.trainer.strategy.context_parallel_size=2",
+        ),
+        ("start a run of another --name.", "start a run of another recipe.log.name."),
+        ("use --executor slurm", "use executor=run.SlurmExecutor(...)"),
+        ("runs/model.config is a file of mine", "runs/model.config is a file of mine"),
+        ("recipe.trainer.devices", "recipe.trainer.devices"),
+    ],
+)
+def test_a_scripts_words_for_options_and_settings(command: str, script: str) -> None:
+    assert in_python(command) == script

@@ -107,6 +107,13 @@ class DataModule:
         text = json.dumps(self.made_from, sort_keys=True, default=str)
         return {"form": self.form, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
+    def check_places(self) -> None:
+        """Look whether the files are there, and read nothing; what is on the Hub is not asked for.
+
+        Raises:
+            DataError: names what is missing.
+        """
+
     def check_records(self) -> None:
         """Read the records through without tokenizing them; modules that have none read nothing.
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.data.cache import content_hash, sampled_hash
-from mixtral_recipes.data.corpus_paths import corpora, own_splits
+from mixtral_recipes.data.corpus_paths import check_place, corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
@@ -93,6 +93,15 @@ class PreTrainingDataModule(DataModule):
     def shuffles(self) -> bool:
         """Whether each epoch has its own order; Megatron's order is kept where it counts the samples."""
         return self.num_train_samples is None
+
+    def check_places(self) -> None:
+        """As the base says."""
+        if not self.paths:
+            raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
+        for given in self.paths.values() if isinstance(self.paths, dict) else [self.paths]:
+            names, _ = split_weights([given] if isinstance(given, str | Path) else list(given or ()))
+            for name in names:
+                check_place(str(name))
 
     def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
         """Open the corpora, building the index maps once."""

@@ -75,6 +75,21 @@ def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
     Raises:
         DataError: there is nothing, or nothing that can be read.
     """
+    found = check_place(spec)
+    if found is not None:
+        return found
+    return Source(str(spec), hub=_hub_splits(str(spec), *_HUB_ID.fullmatch(str(spec)).groups(), streaming=streaming))  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def check_place(spec: str | Path | None) -> Source | None:
+    """The splits of a data set that is on this machine; None for one of the Hub, which is not asked.
+
+    Args:
+        spec: As for `open_source`.
+
+    Raises:
+        DataError: there is nothing, or nothing that can be read.
+    """
     if spec is None:
         raise DataError("data.dataset_root is not set; give a file, a folder or a Hub id (--data X).")
     path = resolve(spec).expanduser() if not str(spec).startswith("hf://") else None
@@ -86,7 +101,7 @@ def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
         raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
-    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming))
+    return None
 
 
 def _file_splits(spec: str, path: Path) -> Source:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

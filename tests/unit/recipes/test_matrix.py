@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.overrides.yaml_file import read_recipe, write_recipe
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.planner.weights import parameters

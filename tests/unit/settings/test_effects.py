@@ -9,8 +9,8 @@ import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides.loading import load
-from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.nemo.arguments import rules_of

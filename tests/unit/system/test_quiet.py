@@ -101,7 +101,7 @@ def test_the_package_says_what_the_user_should_know() -> None:
 import mixtral_recipes as llm
 recipe = llm.mixtral_8x7b.finetune_recipe()
 recipe.trainer.limit_test_batches = 3
-from mixtral_recipes.overrides.preflight import preflight
+from mixtral_recipes.executors.preflight import preflight
 preflight(recipe)
 """
     said = stderr_of("-c", code)

@@ -15,7 +15,7 @@ from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.batches.given import as_batch
 from mixtral_recipes.data.modules.lightning import as_data_module, refuse_other_data
 from mixtral_recipes.errors import DataError, RecipeError
-from mixtral_recipes.overrides.preflight import preflight
+from mixtral_recipes.executors.preflight import preflight
 
 LENGTH = 16
 

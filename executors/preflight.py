@@ -8,7 +8,14 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.data.modules.lightning import as_data_module, refuse_other_data
-from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
+from mixtral_recipes.errors import (
+    DataError,
+    EnvironmentProblem,
+    MixtralRecipesError,
+    MixtralRecipesWarning,
+    RecipeError,
+    in_short,
+)
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
@@ -21,12 +28,14 @@ from mixtral_recipes.training.model import check_megatron_config, refusals_told,
 from mixtral_recipes.training.watch import callbacks
 
 
-def preflight(recipe: Any, hardware: str = "h100") -> None:
+def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = False) -> None:
     """Refuse a recipe that cannot run, and warn of settings that have no effect.
 
     Args:
         recipe: The recipe.
-        hardware: The card whose memory it must fit; not asked where the recipe runs without a GPU.
+        hardware: The card whose memory it must fit, not asked where the recipe runs without a GPU; None asks for none.
+        elsewhere: Whether the job's files and packages are not this machine's (a container, a cluster reached by
+            ssh): what is missing here is then a warning.
 
     Raises:
         RecipeError: every setting of a wrong type; a model, checkpoint and tokenizer that do not fit together, or that
@@ -37,18 +46,82 @@ def preflight(recipe: Any, hardware: str = "h100") -> None:
     for notice in check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe)):
         warnings.warn(notice, MixtralRecipesWarning, stacklevel=2)
     recipe = copy.copy(recipe)
+    with _told(elsewhere):
+        check_packages(recipe.log)
+    _build_parts(recipe)
     recipe.data = as_data_module(fdl.build(recipe.data))  # one's own may state its batch only once it is built
     with refusals_told():
         model: Any = fdl.build(recipe.model)
     trainer, resume, peft, tokenizer = (_built(recipe, name) for name in ("trainer", "resume", "peft", "tokenizer"))
     seen = seen_model(model, trainer, resume or AutoResume(), peft, None if tokenizer == "model" else tokenizer)
+    with _told(elsewhere):
+        check_places(recipe.data)
     plugins: Any = fdl.build(recipe.trainer.plugins)
     job = dataclasses.replace(Workload.of(recipe), shape=ModelShape.of(seen), topk=seen.moe_router_topk)
-    check_job(job, cards.card(hardware), on_gpu=recipe.trainer.accelerator == "gpu")
+    on_gpu = hardware is not None and recipe.trainer.accelerator == "gpu"
+    check_job(job, cards.card(hardware or "h100"), on_gpu=on_gpu)
     check_megatron_config(seen, trainer)
     plugins.check()
     checked = [fdl.build(c) for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
     callbacks.call(checked, "check", Topology.of(recipe.trainer))
+
+
+def check_packages(log: Any) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Args:
+        log: A NeMoLogger, or a config of one; None logs nowhere.
+
+    Raises:
+        EnvironmentProblem: names the setting and the package.
+    """
+    for name in ("wandb", "mlflow"):
+        if getattr(log, name, None) is not None and importlib.util.find_spec(name) is None:
+            raise EnvironmentProblem(f"log.{name} is set, but {name} is not installed; run `pip install {name}`.")
+
+
+def check_places(data: Any) -> None:
+    """Refuse data whose files are not there, without reading them or asking the Hub.
+
+    Args:
+        data: A data module.
+
+    Raises:
+        DataError: names what is missing.
+    """
+    check = getattr(data, "check_places", None)
+    if check is not None:
+        check()
+
+
+@contextlib.contextmanager
+def _told(only: bool) -> Iterator[None]:
+    """Turn a refusal into a warning."""
+    try:
+        yield
+    except (DataError, EnvironmentProblem) as error:
+        if not only:
+            raise
+        warnings.warn(f"{error} It must be there where the job runs.", MixtralRecipesWarning, stacklevel=3)
+
+
+def _build_parts(recipe: Any) -> None:
+    """Build what costs nothing to build; the model comes later, with the checkpoint it starts from.
+
+    Raises:
+        RecipeError: names the part.
+    """
+    for path in ("trainer", "optim", "log", "resume", "peft"):
+        part = getattr(recipe, path, None)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fdl.build(part)
+        except MixtralRecipesError:
+            raise
+        except Exception as error:  # whatever a class raises over its arguments
+            cause = error.__cause__ or error
+            raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
 
 
 def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:

@@ -1,18 +1,20 @@
 """What preflight refuses besides layouts (those: tests/unit/test_topology.py)."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import fiddle as fdl
 import nemo_run as run
 import pytest
 import torch
 
 import mixtral_recipes as llm
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesWarning, RecipeError, asked_by_command
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides import loading, paths
-from mixtral_recipes.overrides.preflight import preflight
 
 
 def test_a_precision_no_machine_has() -> None:
@@ -145,3 +147,60 @@ def test_one_expert_per_token_is_taken_from_the_checkpoint(model: Path) -> None:
 def test_a_model_that_is_not_here_is_left_to_the_run() -> None:
     preflight(starting_from(Path("hf://nobody/nothing")))
     preflight(starting_from(Path("/no/such/folder"), "data.seq_length=512"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = loading.load("mixtral_tiny", "finetune")
+    setattr(recipe.log, name, run.Config(llm.WandbLogger if name == "wandb" else llm.MLFlowLogger))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(EnvironmentProblem, match=rf"log\.{name} is set, but {name} is not installed"):
+        preflight(recipe)
+    with pytest.warns(MixtralRecipesWarning, match=rf"{name} is not installed.*It must be there where the job runs"):
+        preflight(recipe, elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "told"),
+    [
+        (
+            "finetune",
+            run.Config(llm.SquadDataModule, dataset_root="no/train.json"),
+            "no/train.json: no such",
+        ),
+        ("finetune", run.Config(llm.ChatDataModule, dataset_root="./chats"), "./chats: no such file or folder"),
+        ("finetune", run.Config(llm.FineTuningDataModule), "data.dataset_root is not set"),
+        ("pretrain", run.Config(llm.PreTrainingDataModule, paths=["30", "a", "70", "b"]), r"a\.bin: no such file"),
+        ("pretrain", run.Config(llm.PreTrainingDataModule, paths={"train": ["c.jsonl"]}), "c.jsonl.*: no such file"),
+        ("pretrain", run.Config(llm.PreTrainingDataModule), "data.paths is not set"),
+    ],
+)
+def test_data_that_is_not_there(task: str, data: run.Config, told: str) -> None:
+    recipe = loading.load("mixtral_tiny", task)
+    data.seq_length, data.global_batch_size, data.micro_batch_size = 256, 32, 16
+    recipe.data = data
+    with pytest.raises(DataError, match=told):
+        preflight(recipe)
+    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+        preflight(recipe, elsewhere=True)
+
+
+def test_an_experiment_refuses_a_broken_recipe_in_a_scripts_words() -> None:
+    recipe = loading.load("mixtral_8x7b", "pretrain")
+    recipe.trainer.strategy.expert_model_parallel_size = 3
+    with (
+        pytest.raises(RecipeError, match=r"To repair: recipe\.trainer\.strategy\.expert_model_parallel_size="),
+        run.Experiment("broken", executor=run.LocalExecutor()) as experiment,
+    ):
+        experiment.add(recipe, name="job")
+
+
+def test_a_call_gives_a_scripts_advice_and_a_command_its_own() -> None:
+    parts = {
+        name: fdl.build(part) for name, part in fdl.ordered_arguments(loading.load("mixtral_tiny", "finetune")).items()
+    }
+    parts["resume"] = None
+    with pytest.raises(RecipeError, match=r"^recipe\.resume\.restore_config\.path is not set: .*\(recipe\.resume\."):
+        llm.finetune(**parts)
+    with asked_by_command(), pytest.raises(RecipeError, match=r"^resume\..*\(--restore-from\)"):
+        llm.finetune(**parts)
