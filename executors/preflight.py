@@ -1,8 +1,11 @@
 """Checks of a whole recipe before anything is built or queued."""
 
+import contextlib
 import copy
 import dataclasses
+import importlib.util
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import fiddle as fdl
@@ -24,6 +27,7 @@ from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.training.model import check_megatron_config, refusals_told, seen_model
 from mixtral_recipes.training.watch import callbacks
 
@@ -53,7 +57,9 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     with refusals_told():
         model: Any = fdl.build(recipe.model)
     trainer, resume, peft, tokenizer = (_built(recipe, name) for name in ("trainer", "resume", "peft", "tokenizer"))
-    seen = seen_model(model, trainer, resume or AutoResume(), peft, None if tokenizer == "model" else tokenizer)
+    if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
+        tokenizer = "data"
+    seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data))
     with _told(elsewhere):
         check_places(recipe.data)
     plugins: Any = fdl.build(recipe.trainer.plugins)
@@ -120,7 +126,7 @@ def _build_parts(recipe: Any) -> None:
         except MixtralRecipesError:
             raise
         except Exception as error:  # whatever a class raises over its arguments
-            cause = error.__cause__ or error
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
 
 

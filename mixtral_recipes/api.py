@@ -28,6 +28,7 @@ from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system.files import clear_all_leftovers, write_json, write_text
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
@@ -76,7 +77,7 @@ def train(
         Preempted: the run was asked to stop, and saved.
     """
     module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, model_transform, _own(tokenizer, module))
+    parts = Parts(model, module, trainer, log, optim, resume, model_transform, of_recipe(tokenizer, module))
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
@@ -92,7 +93,7 @@ def pretrain(
 ) -> Path:
     """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
     module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, None, _own(tokenizer, module))
+    parts = Parts(model, module, trainer, log, optim, resume, None, of_recipe(tokenizer, module))
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
@@ -118,7 +119,7 @@ def finetune(
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
     module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, peft, _own(tokenizer, module))
+    parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
@@ -142,7 +143,7 @@ def validate(
         set), ``step`` and ``restored_from``.
     """
     module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, model_transform, _own(tokenizer, module))
+    parts = Parts(model, module, trainer, log, optim, resume, model_transform, of_recipe(tokenizer, module))
     return _run(validate, parts, tokenizer, _validate)
 
 
@@ -261,13 +262,6 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     from mixtral_recipes.evaluation import asked
 
     return asked.evaluate(target_cfg, eval_cfg)
-
-
-def _own(tokenizer: Any, data: Any) -> Any:
-    """The tokenizer a run is given; None where NeMo's words ask for the model's or the checkpoint's."""
-    if isinstance(tokenizer, str) and tokenizer in ("data", "model"):
-        return getattr(data, "tokenizer", None) if tokenizer == "data" else None
-    return tokenizer
 
 
 def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:

@@ -1,6 +1,7 @@
 """Which tokenizer, in NeMo's spelling; `data/tokenizers.py` loads it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
@@ -74,3 +75,15 @@ def get_nmt_tokenizer(
         argument = "model_name" if library == "huggingface" else "tokenizer_model"
         raise RecipeError(f"get_nmt_tokenizer(library={library!r}): {argument} is not given.")
     return AutoTokenizer(name, chat_template=chat_template)
+
+
+def of_recipe(tokenizer: Any, data: Any) -> Any:
+    """The tokenizer a recipe names; None where it asks for the model's or the checkpoint's.
+
+    Args:
+        tokenizer: The recipe's word: ``"data"``, ``"model"``, None, or a tokenizer.
+        data: Its data module.
+    """
+    if isinstance(tokenizer, str) and tokenizer in ("data", "model"):
+        return getattr(data, "tokenizer", None) if tokenizer == "data" else None
+    return tokenizer
