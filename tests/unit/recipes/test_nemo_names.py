@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -116,5 +117,5 @@ def test_nemos_command_line_has_nemos_commands() -> None:
 
     import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
 
-    found = list_entrypoints("llm")
+    found: Any = list_entrypoints("llm")["llm"]
     assert {"train", "pretrain", "finetune", "validate", "import", "export", "generate", "evaluate"} <= set(found)
