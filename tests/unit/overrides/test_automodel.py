@@ -11,10 +11,10 @@ import yaml
 
 from mixtral_recipes.cli import main
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used, row_of
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile, unread
 from mixtral_recipes.overrides.inspection import flat
-from mixtral_recipes.overrides.preflight import preflight
 from mixtral_recipes.overrides.yaml_file import header, read_recipe
 
 ROOT = Path(__file__).parents[3]
