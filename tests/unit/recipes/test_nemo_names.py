@@ -117,5 +117,6 @@ def test_nemos_command_line_has_nemos_commands() -> None:
 
     import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
 
-    found: Any = list_entrypoints("llm")["llm"]
-    assert {"train", "pretrain", "finetune", "validate", "import", "export", "generate", "evaluate"} <= set(found)
+    entries: Any = list_entrypoints("llm")["llm"]
+    found = {entry.name for entry in entries.values()}
+    assert {"train", "pretrain", "finetune", "validate", "import", "export", "generate", "evaluate"} <= found
