@@ -78,7 +78,9 @@ def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
     found = check_place(spec)
     if found is not None:
         return found
-    return Source(str(spec), hub=_hub_splits(str(spec), *_HUB_ID.fullmatch(str(spec)).groups(), streaming=streaming))  # pyright: ignore[reportOptionalMemberAccess]
+    named = _HUB_ID.fullmatch(str(spec))
+    assert named is not None  # `check_place` has seen to that
+    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming))
 
 
 def check_place(spec: str | Path | None) -> Source | None:
