@@ -119,6 +119,8 @@ def _build_parts(recipe: Any) -> None:
     """
     for path in ("trainer", "optim", "log", "resume", "peft"):
         part = getattr(recipe, path, None)
+        if part is None:
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
