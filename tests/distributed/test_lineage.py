@@ -284,6 +284,9 @@ def test_what_is_gone_is_told_from_the_record(chain: Chain, tmp_path: Path) -> N
             export_checkpoint(chain.adapter, tmp_path / "lost", progress=False)
         export_checkpoint(chain.adapter, tmp_path / "found", base=moved, progress=False)
         assert record.read(tmp_path / "found").identity == record.read(chain.export).identity
+        links = Follower(tensors_of).follow(tmp_path / "found")  # it remembers where the base was when it was merged
+        assert [link.path for link in links][2] == moved
+        assert [link.state for link in links] == ["ok"] * 5
     finally:
         moved.rename(chain.training)
 

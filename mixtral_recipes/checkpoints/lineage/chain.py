@@ -110,7 +110,7 @@ class Follower:
         return Link(parent.role, record, place, "ok")
 
     def _problem(self, place: Path, recorded: Lineage, child: _Child) -> tuple[str | None, Lineage]:
-        """What is wrong with a parent's folder, and its record as it says now."""
+        """What is wrong with a parent's folder, and the record to go on with."""
         if recorded.kind == "source":
             return self._source_problem(place, recorded, child), recorded
         if recorded.kind == "export":
@@ -124,7 +124,8 @@ class Follower:
             problem = (
                 f"its {records.NAME} tells another history ({short(own.digest)}, recorded {short(recorded.digest)})"
             )
-        return f"{place}: {problem}" if problem else self._own_problem(place, own), own
+        # What was recorded is the same history, and knows where a parent was later: a base that moved before a merge.
+        return f"{place}: {problem}" if problem else self._own_problem(place, own), recorded
 
     def _own_problem(self, folder: Path, record: Lineage) -> str | None:
         """What in a folder is not as its own records say."""
