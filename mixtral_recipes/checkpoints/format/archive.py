@@ -1,24 +1,27 @@
-"""The archive ``torch.save`` makes of one tensor: what surrounds the numbers, and where they are.
+"""The archive ``torch.save`` makes of tensors: what surrounds the numbers, and where they are.
 
-An item of a ``.distcp`` file is such an archive: a zip in which nothing is compressed, of a pickle that describes the
-tensor, a record of its bytes, and a few short ones. The writer needs the frame around the bytes, the reader the place
-of the bytes; neither needs torch to load or save anything.
+An item of a ``.distcp`` file is such an archive, and so is a ``.bin`` file: a zip in which nothing is compressed, of a
+pickle that describes the tensors, a record of each one's bytes, and a few short ones. The writer needs the frame around
+the bytes, the reader the place of the bytes; neither needs torch to load or save anything.
 """
 
+import contextlib
 import functools
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from mixtral_recipes.checkpoints.format.restricted_pickle import described_tensor
+from mixtral_recipes.checkpoints.format.restricted_pickle import Described, described
 from mixtral_recipes.checkpoints.format.shard import Shape
 from mixtral_recipes.errors import CheckpointError
 
-_MOST_PICKLE_BYTES = 1 << 16  # a tensor's description takes 150
+_MOST_PICKLE_BYTES = 1 << 26  # a tensor's description takes 150
+_MOST_READ_BYTES = 1 << 26  # at once: an archive's directory has 60 for each record
 _LOCAL_HEADER = 30  # then the name and the extra field, whose lengths are its last four bytes
 
 
@@ -49,41 +52,107 @@ def find_tensor(file: BinaryIO, offset: int, length: int) -> StoredTensor:
         CheckpointError: it is not an archive of one plain contiguous tensor, or a record of it is compressed or reaches
             beyond its end; the text goes on after "cannot be read".
     """
-    window = _Window(file, offset, length)
+    with _reading(file, offset, length) as records:
+        tensor = records.description()
+        if not isinstance(tensor, Described):
+            raise CheckpointError("its pickle describes no tensor")
+        return records.find(tensor)
+
+
+def find_tensors(file: BinaryIO, length: int) -> dict[str, StoredTensor]:
+    """Where the elements of every tensor of a saved state dict are, as the archive itself says.
+
+    Args:
+        file: The archive.
+        length: Its bytes.
+
+    Raises:
+        CheckpointError: as `find_tensor`, of any of the tensors.
+    """
+    with _reading(file, 0, length) as records:
+        tensors = records.description()
+        if not isinstance(tensors, dict):
+            raise CheckpointError(f"it holds {type(tensors).__name__}, not a dictionary of tensors")
+        found: dict[str, StoredTensor] = {}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Described):
+                raise CheckpointError(f"{name} is a {type(tensor).__name__}, not a tensor")
+            try:
+                found[name] = records.find(tensor)
+            except CheckpointError as error:
+                raise CheckpointError(f"{name}: {error}") from error
+        return found
+
+
+@contextlib.contextmanager
+def _reading(file: BinaryIO, offset: int, length: int) -> Iterator["_Records"]:
+    """An archive's records; whatever a damaged one raises is a CheckpointError."""
     try:
+        window = _Window(file, offset, length)
         with zipfile.ZipFile(cast(Any, window)) as archive:
-            records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
-            content = archive.read(_plain(records, "data.pkl", _MOST_PICKLE_BYTES))
-            tensor = described_tensor(content)
-            if "byteorder" in records and archive.read(_plain(records, "byteorder", 16)) != b"little":
-                raise CheckpointError("its bytes are in big-endian order")
-            data = _plain(records, f"data/{tensor.record}", length)
+            yield _Records(archive, window, length)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged archive can raise nearly anything
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
-    window.seek(data.header_offset)
-    header = window.read(_LOCAL_HEADER)
-    start = data.header_offset + _LOCAL_HEADER + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    start += tensor.offset * tensor.dtype.itemsize
-    nbytes = math.prod(tensor.shape) * tensor.dtype.itemsize
-    if header[:4] != b"PK\3\4" or tensor.offset * tensor.dtype.itemsize + nbytes > data.file_size:
-        raise CheckpointError("its description and its bytes do not fit")
-    if start + nbytes > length:
-        raise CheckpointError("it reaches beyond its end")
-    return StoredTensor(tensor.dtype, tensor.shape, start)
 
 
-def _plain(records: dict[str, zipfile.ZipInfo], name: str, most: int) -> zipfile.ZipInfo:
-    """A record that lies in the archive as it is."""
-    record = records.get(name)
-    if record is None:
-        raise CheckpointError(f"it has no record {name}")
-    if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
-        raise CheckpointError(f"its record {record.filename} is compressed or encrypted")
-    if record.file_size != record.compress_size or record.file_size > most:
-        raise CheckpointError(f"its record {record.filename} cannot have {record.file_size} bytes")
-    return record
+class _Records:
+    """The records of an archive, by their names without the archive's own.
+
+    Their places are read from the archive's directory and from each record's own header, which must agree: torch
+    calculates where it would have put them, which is wrong for an archive that was aligned or zipped otherwise.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, window: "_Window", length: int) -> None:
+        self._archive, self._window, self._length = archive, window, length
+        self._records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
+        if len(self._records) != len(archive.infolist()):
+            raise CheckpointError("two of its records have one name")
+        order = self._read("byteorder", 16) if "byteorder" in self._records else b"little"
+        if order != b"little":
+            raise CheckpointError("its bytes are in big-endian order" if order == b"big" else "its byteorder is none")
+
+    def description(self) -> Any:
+        """What its pickle says."""
+        return described(self._read("data.pkl", _MOST_PICKLE_BYTES))
+
+    def find(self, tensor: Described) -> StoredTensor:
+        """Where a tensor's elements are."""
+        if not tensor.in_order:
+            raise CheckpointError("is transposed or strided; save it contiguous")
+        record = self._plain(f"data/{tensor.record}", self._length)
+        first = tensor.offset * tensor.dtype.itemsize
+        if first + math.prod(tensor.shape) * tensor.dtype.itemsize > record.file_size:
+            raise CheckpointError("its description and its bytes do not fit")
+        return StoredTensor(tensor.dtype, tensor.shape, self._start(record) + first)
+
+    def _read(self, name: str, most: int) -> bytes:
+        return self._archive.read(self._plain(name, most))
+
+    def _plain(self, name: str, most: int) -> zipfile.ZipInfo:
+        """A record that lies in the archive as it is."""
+        record = self._records.get(name)
+        if record is None:
+            raise CheckpointError(f"it has no record {name}")
+        if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+            raise CheckpointError(f"its record {record.filename} is compressed or encrypted")
+        if record.file_size != record.compress_size or record.file_size > most:
+            raise CheckpointError(f"its record {record.filename} cannot have {record.file_size} bytes")
+        return record
+
+    def _start(self, record: zipfile.ZipInfo) -> int:
+        """The first byte of a record."""
+        self._window.seek(record.header_offset)
+        header = self._window.read(_LOCAL_HEADER)
+        compression, name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (8, 26, 28))
+        spelled = record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437")
+        if header[:4] != b"PK\3\4" or compression != zipfile.ZIP_STORED or self._window.read(name) != spelled:
+            raise CheckpointError(f"its directory and the header of its record {record.filename} differ")
+        start = record.header_offset + _LOCAL_HEADER + name + extra
+        if start + record.file_size > self._length:
+            raise CheckpointError("it reaches beyond its end")
+        return start
 
 
 class _Window(io.RawIOBase):
@@ -112,7 +181,10 @@ class _Window(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._length - self._position)
         self._file.seek(self._offset + self._position)
-        data = self._file.read(left if size < 0 else min(size, left))
+        wanted = left if size < 0 else min(size, left)
+        if wanted > _MOST_READ_BYTES:
+            raise CheckpointError(f"its directory has {wanted} bytes; {_MOST_READ_BYTES} are the most")
+        data = self._file.read(wanted)
         self._position += len(data)
         return data
 

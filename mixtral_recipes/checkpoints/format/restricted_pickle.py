@@ -1,51 +1,167 @@
-"""Read the pickles of a checkpoint without running anything in them.
+"""What the pickles of a checkpoint say, read without running anything in them.
 
-Unpickling calls whatever the file names. Here ``.metadata`` may name the few classes a torch_dist checkpoint is
-described with, by their exact names, and a tensor's description only what ``torch.save`` writes for one plain tensor.
-Objects are read by ``torch.load(weights_only=True)``, torch's own restricted unpickler.
+``.metadata`` may name the few classes a torch_dist checkpoint is described with, by their exact names, and a tensor's
+description only what ``torch.save`` writes for plain tensors; `plain_pickle` reads both. Objects are read by
+``torch.load(weights_only=True)``, torch's own restricted unpickler.
 """
 
 import functools
-import io
-import pickle
+import pathlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed._shard.sharded_tensor import metadata as sharded
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 
+from mixtral_recipes.checkpoints.format.plain_pickle import Maker, read_pickle
 from mixtral_recipes.errors import CheckpointError
 
-_METADATA = "torch.distributed.checkpoint.metadata"
-_NAMES = frozenset(
-    {
-        *((_METADATA, name) for name in (
-            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-        )),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        # Checkpoints that Megatron wrote itself.
-        ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
-        ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
-        ("builtins", "set"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-        ("collections", "OrderedDict"),
-        ("pathlib", "PosixPath"),
-        ("pathlib._local", "PosixPath"),  # Python 3.13's spelling
-    }
-)  # fmt: skip
+_MOST_METADATA_BYTES = 256 << 20
+_LARGEST = 1 << 63
+
+_Rule = Callable[[Any], bool]
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NAMES:
-            return super().find_class(module, name)
-        # A dtype is pickled by its name. A dotted name would walk into other modules.
-        found = getattr(torch, name, None) if module == "torch" and "." not in name else None
-        if isinstance(found, torch.dtype):
-            return found
-        raise CheckpointError(f"names {module}.{name}, which no checkpoint needs")
+def _of(*kinds: type) -> _Rule:
+    """Exactly of one of these types: a bool is no number."""
+    return lambda value: type(value) in kinds
+
+
+def _size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+_NOTHING = type(None)
+_PLACE = _of(_NOTHING, str, pathlib.PosixPath)
+# class -> attribute -> rule of its value. What stands in lists and dictionaries may still change: `_check` looks there.
+_ATTRIBUTES: dict[type, dict[str, _Rule]] = {
+    dcp.Metadata: {
+        "state_dict_metadata": _of(dict),
+        "planner_data": lambda _: True,
+        "storage_data": _of(dict),
+        "storage_meta": _of(_NOTHING, dcp.StorageMeta),
+        "version": _of(_NOTHING, str),
+        "mcore_data": lambda _: True,
+    },
+    dcp.MetadataIndex: {"fqn": _of(str), "offset": _of(_NOTHING, torch.Size), "index": _of(_NOTHING, int)},
+    dcp.ChunkStorageMetadata: {"offsets": _of(torch.Size), "sizes": _of(torch.Size)},
+    dcp.TensorStorageMetadata: {
+        "properties": _of(dcp.TensorProperties, sharded.TensorProperties),
+        "size": _of(torch.Size),
+        "chunks": _of(list),
+    },
+    dcp.BytesStorageMetadata: {},
+    dcp.StorageMeta: {"checkpoint_id": _PLACE, "save_id": _PLACE, "load_id": _PLACE, "modules": _of(list)},
+    _StorageInfo: {
+        "relative_path": _of(str, pathlib.PosixPath),
+        "offset": _size,
+        "length": _size,
+        "transform_descriptors": _of(_NOTHING, list, tuple),
+    },
+}
+
+
+def _instances(kind: type) -> Maker:
+    """Instances of a class that get the attributes listed for it and no others."""
+    rules = _ATTRIBUTES[kind]
+
+    def build(value: Any, state: Any) -> None:
+        if type(state) is not dict:
+            raise CheckpointError(f"has a {kind.__name__} without attributes")
+        for name, attribute in state.items():
+            if name not in rules or not rules[name](attribute):
+                raise CheckpointError(f"has a {kind.__name__} whose {name[:80]} is a {type(attribute).__name__}")
+        vars(value).update(state)
+
+    return Maker(new=functools.partial(object.__new__, kind), build=build)
+
+
+def _properties(kind: Any, encoding: type) -> Maker:
+    """A tensor's properties, which have a state of their own form."""
+    of_each = (_of(torch.dtype), _of(torch.layout), _of(bool), _of(encoding), _of(bool))
+
+    def build(value: Any, state: Any) -> None:
+        if type(state) is not tuple or len(state) != 5 or not all(r(s) for r, s in zip(of_each, state, strict=True)):
+            raise CheckpointError("has properties of a tensor that are none")
+        kind.__setstate__(value, state)
+
+    return Maker(new=functools.partial(object.__new__, kind), build=build)
+
+
+def _make_size(sizes: Any) -> torch.Size:
+    if type(sizes) not in (tuple, list) or not all(map(_size, sizes)):
+        raise CheckpointError("has a size of something else than whole numbers")
+    return torch.Size(sizes)
+
+
+def _make_path(*parts: Any) -> pathlib.PosixPath:
+    if not all(type(part) is str for part in parts):
+        raise CheckpointError("has a path of something else than names")
+    return pathlib.PosixPath(*parts)
+
+
+def _make_layout(name: Any) -> torch.layout:
+    if name != "torch.strided":
+        raise CheckpointError("describes a tensor that is not dense")
+    return torch.strided
+
+
+def _make_set(members: Any) -> set[str]:
+    if type(members) is not list or not all(type(member) is str for member in members):
+        raise CheckpointError("has a set of something else than names")
+    return set(members)
+
+
+def _one_of(kind: Any) -> Maker:
+    def call(number: Any) -> Any:
+        if type(number) is not int:
+            raise CheckpointError("has a choice that is no number")
+        return kind(number)
+
+    return Maker(call)
+
+
+def _keep_no_state(_value: Any, state: Any) -> None:
+    """A state dict notes the versions of its modules as an attribute, which nothing here asks for."""
+    if type(state) is not dict or set(state) - {"_metadata"}:
+        raise CheckpointError("sets attributes of a dictionary")
+
+
+_DICT = Maker(OrderedDict, build=_keep_no_state)
+_METADATA, _SHARDED = "torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata"
+_NAMES: dict[tuple[str, str], Maker] = {
+    **{
+        (_METADATA, kind.__name__): _instances(kind)
+        for kind in _ATTRIBUTES if kind is not _StorageInfo
+    },
+    (_METADATA, "TensorProperties"): _properties(dcp.TensorProperties, dcp._MEM_FORMAT_ENCODING),
+    (_METADATA, "_MEM_FORMAT_ENCODING"): _one_of(dcp._MEM_FORMAT_ENCODING),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _instances(_StorageInfo),
+    # Checkpoints that Megatron wrote itself.
+    (_SHARDED, "TensorProperties"): _properties(sharded.TensorProperties, sharded.MEM_FORMAT_ENCODING),
+    (_SHARDED, "MEM_FORMAT_ENCODING"): _one_of(sharded.MEM_FORMAT_ENCODING),
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): _instances(dcp.Metadata),
+    ("builtins", "set"): Maker(_make_set),
+    ("torch", "Size"): Maker(_make_size),
+    ("torch.serialization", "_get_layout"): Maker(_make_layout),
+    ("collections", "OrderedDict"): _DICT,
+    ("pathlib", "PosixPath"): Maker(_make_path),
+    ("pathlib._local", "PosixPath"): Maker(_make_path),  # Python 3.13's spelling
+}  # fmt: skip
+
+
+def _find_for_metadata(module: str, name: str) -> Any:
+    if (module, name) in _NAMES:
+        return _NAMES[module, name]
+    found = vars(torch).get(name) if module == "torch" else None  # a dtype is pickled by its name
+    if isinstance(found, torch.dtype):
+        return found
+    raise CheckpointError(f"names {module}.{name}, which no checkpoint needs")
 
 
 def read_metadata(weights: Path) -> Metadata:
@@ -59,6 +175,8 @@ def read_metadata(weights: Path) -> Metadata:
     """
     path = weights / ".metadata"
     try:
+        if path.stat().st_size > _MOST_METADATA_BYTES:
+            raise CheckpointError(f"has {path.stat().st_size} bytes; {_MOST_METADATA_BYTES} are the most")
         return metadata_from(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {weights} is not a finished torch_dist checkpoint.") from error
@@ -67,20 +185,51 @@ def read_metadata(weights: Path) -> Metadata:
 
 
 def metadata_from(content: bytes) -> Metadata:
-    """Unpickle the bytes of a ``.metadata``.
+    """Read the bytes of a ``.metadata``.
 
     Raises:
         CheckpointError: as `read_metadata`; the text goes on after "it".
     """
     try:
-        metadata = _Unpickler(io.BytesIO(content)).load()
+        metadata = read_pickle(content, _find_for_metadata, keys=(str, dcp.MetadataIndex))
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"cannot be unpickled ({type(error).__name__}: {error})") from error
     if not isinstance(metadata, Metadata):
         raise CheckpointError(f"holds {type(metadata).__name__}, not a checkpoint's metadata")
+    _check(metadata)
+    metadata.planner_data = None  # Megatron's notes on how it flattened what it saved
     return metadata
+
+
+def _check(metadata: Metadata) -> None:
+    """Look into every list and dictionary: each member is what it should be, and has all its attributes."""
+    _whole(metadata, Metadata)
+    for key, entry in metadata.state_dict_metadata.items():
+        if type(key) is not str:
+            raise CheckpointError("describes something without a name")
+        if isinstance(entry, dcp.TensorStorageMetadata):
+            _whole(entry, dcp.TensorStorageMetadata)
+            if not hasattr(entry.properties, "dtype"):
+                raise CheckpointError("describes a tensor without its properties")
+            for chunk in entry.chunks:
+                _whole(chunk, dcp.ChunkStorageMetadata)
+        else:
+            _whole(entry, dcp.BytesStorageMetadata)
+    for index, info in (metadata.storage_data or {}).items():
+        _whole(index, dcp.MetadataIndex)
+        _whole(info, _StorageInfo)
+
+
+def _whole(value: Any, kind: type) -> None:
+    if type(value) is not kind or not all(hasattr(value, name) for name in _required(kind)):
+        raise CheckpointError(f"has no whole {kind.__name__} where one belongs")
+
+
+@functools.cache
+def _required(kind: Any) -> list[str]:
+    return [name for name in kind.__dataclass_fields__ if not hasattr(kind, name)]
 
 
 class Described(NamedTuple):
@@ -90,58 +239,79 @@ class Described(NamedTuple):
         record: Name of the record of its archive that holds the elements.
         dtype: Of the elements.
         offset: Elements of the record before the first.
-        shape: The tensor's; its elements lie in order.
+        shape: The tensor's.
+        in_order: Whether its elements lie in order, neither transposed nor strided.
     """
 
     record: str
     dtype: torch.dtype
     offset: int
     shape: tuple[int, ...]
+    in_order: bool
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Takes ``torch.save``'s description of a tensor for what it says, and makes no tensor."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return functools.partial(_describe)  # not itself: a pickle can set attributes of what it is given
-        if (module, name) == ("collections", "OrderedDict"):  # the tensor's hooks, none
-            return super().find_class(module, name)
-        found = getattr(torch, name, None) if module == "torch" and "." not in name else None
-        dtype = getattr(found, "_dtype", None) if isinstance(found, type) else None
-        if isinstance(dtype, torch.dtype):  # torch.FloatStorage and its like
-            return dtype
-        raise CheckpointError(f"names {module}.{name}, which no plain tensor needs")
-
-    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype]:
-        kind, dtype, record, _, _ = pid
-        if kind != "storage" or not isinstance(record, str) or not isinstance(dtype, torch.dtype):
-            raise CheckpointError("names a storage that is none")
-        return record, dtype
+class _Storage(NamedTuple):
+    record: str
+    dtype: torch.dtype
 
 
-def _describe(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Described:
-    record, dtype = storage
-    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
+def _find_for_tensors(module: str, name: str) -> Any:
+    if (module, name) in _TENSOR_NAMES:
+        return _TENSOR_NAMES[module, name]
+    found = vars(torch).get(name) if module == "torch" else None
+    dtype = getattr(found, "_dtype", None) if isinstance(found, type) else None
+    if isinstance(dtype, torch.dtype):  # torch.FloatStorage and its like
+        return dtype
+    raise CheckpointError(f"names {module}.{name}, which no plain tensor needs and which could run code when loaded")
+
+
+def _storage(pid: Any) -> _Storage:
+    if type(pid) is not tuple or len(pid) != 5:
+        raise CheckpointError("names a storage that is none")
+    kind, dtype, record, _, _ = pid
+    if kind != "storage" or not isinstance(record, str) or not isinstance(dtype, torch.dtype):
+        raise CheckpointError("names a storage that is none")
+    return _Storage(record, dtype)
+
+
+def _describe(*arguments: Any) -> Described:
+    """The arguments of ``torch._utils._rebuild_tensor_v2``."""
+    if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
+        raise CheckpointError("describes a tensor that is none")
+    storage, offset, shape, stride, _, hooks, *notes = arguments
+    if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):
         raise CheckpointError("describes a tensor whose sizes are no sizes")
-    step = 1
+    if not all(map(_size, (offset, *shape, *stride))):
+        raise CheckpointError("describes a tensor whose sizes are no sizes")
+    if hooks or any(notes):  # a negated view is one with a note
+        raise CheckpointError("describes a tensor that is more than its numbers")
+    step, in_order = 1, True
     for size, actual in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and actual != step:
-            raise CheckpointError("describes a transposed or strided tensor")
+        in_order &= size == 1 or actual == step
         step *= size
-    return Described(record, dtype, offset, tuple(shape))
+    return Described(storage.record, storage.dtype, offset, shape, in_order)
 
 
-def described_tensor(content: bytes) -> Described:
-    """Read the pickle in ``torch.save``'s archive of one tensor.
+def _describe_parameter(tensor: Any, *_: Any) -> Described:
+    if not isinstance(tensor, Described):
+        raise CheckpointError("describes a parameter that is no tensor")
+    return tensor
+
+
+_TENSOR_NAMES: Mapping[tuple[str, str], Maker] = {
+    ("torch._utils", "_rebuild_tensor_v2"): Maker(_describe),
+    ("torch._utils", "_rebuild_parameter"): Maker(_describe_parameter),
+    ("collections", "OrderedDict"): _DICT,
+}
+
+
+def described(content: bytes) -> Any:
+    """Read the pickle in an archive of ``torch.save``; where it has tensors, the result has `Described`.
 
     Raises:
-        CheckpointError: it describes anything else; the text says what it does.
+        CheckpointError: it holds more than tensors and plain data; the text says what.
     """
     try:
-        described = _TensorUnpickler(io.BytesIO(content)).load()
+        return read_pickle(content, _find_for_tensors, persistent=_storage)
     except CheckpointError as error:
         raise CheckpointError(f"its pickle {error}") from error
-    if not isinstance(described, Described):
-        raise CheckpointError("its pickle describes no tensor")
-    return described

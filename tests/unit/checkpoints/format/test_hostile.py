@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 from mixtral_recipes.checkpoints.format.integrity import damage_of
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.restricted_pickle import metadata_from, read_metadata
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.errors import CheckpointError
@@ -92,6 +95,19 @@ METADATA: dict[str, Callable[[Path], bytes]] = {
     "another class of torch's": lambda m: by_name(
         "torch.distributed.checkpoint.filesystem", "FileSystemWriter", str(m)
     ),
+    "attributes of a class": lambda m: b"\x80\x02cpathlib\nPosixPath\n(N}X\n\x00\x00\x00is_symlinkcbuiltins\nset\nstb.",
+    "attributes of a class, by its state": lambda m: b"\x80\x02cpathlib\nPosixPath\n}X\x01\x00\x00\x00xNsb.",
+    "attributes of an allowed class": lambda m: (
+        b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n(N}X\x07\x00\x00\x00versionNstb."
+    ),
+    "an attribute that is not listed": lambda m: (
+        b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}X\x07\x00\x00\x00__doc__Nsb."
+    ),
+    "a memo for four thousand million values": lambda m: b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "a text of four thousand million letters": lambda m: b"\x80\x02X\xff\xff\xff\xff.",
+    "a number of 255 bytes": lambda m: b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".",
+    "a thousand open lists": lambda m: b"\x80\x02" + b"(" * 1000 + b".",
+    "a key that takes for ever to hash": lambda m: b"\x80\x02})" + b"q\x00h\x00\x86" * 40 + b"Ns.",
     "not a Metadata": lambda m: pickle.dumps({"state_dict_metadata": {}}),
     "no pickle": lambda m: b"\x00" * 100,
     "nothing": lambda m: b"",
@@ -102,9 +118,43 @@ METADATA: dict[str, Callable[[Path], bytes]] = {
 def test_metadata(tmp_path: Path, marker: Path, kind: str) -> None:
     folder = write_checkpoint(tmp_path / "ckpt")
     (folder / "weights" / ".metadata").write_bytes(METADATA[kind](marker))
+    before = Path.is_symlink, type(folder).__dict__.get("is_symlink"), Metadata.__dict__.get("version")
     with pytest.raises(CheckpointError, match=r"\.metadata"):
         read_all(folder)
     assert not marker.exists()
+    assert before == (Path.is_symlink, type(folder).__dict__.get("is_symlink"), Metadata.__dict__.get("version"))
+
+
+def test_nine_bytes_take_no_memory() -> None:
+    """Python's unpicklers make room for as many values as a file says it will keep."""
+    code = (
+        "import resource, sys\n"
+        "from mixtral_recipes.checkpoints.format.restricted_pickle import metadata_from\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), -1))\n"
+        "try: metadata_from(b'\\x80\\x02Nr\\xff\\xff\\xff\\x7f.')\n"
+        "except Exception as error: print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(24 << 30)], capture_output=True, text=True, check=True)
+    message, _, peak = done.stdout.rpartition(" ")
+    assert message == "holds NoneType, not a checkpoint's metadata"
+    assert int(peak) < 1 << 20  # KiB; importing torch takes a third of it
+
+
+def test_metadata_lacks_nothing(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "ckpt")
+    metadata = read_metadata(folder / "weights")
+    for info in metadata.storage_data.values():
+        del info.offset
+    (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="no whole _StorageInfo"):
+        read_all(folder)
+
+
+@pytest.mark.parametrize("size", [(3, -1), (True, 4), (1 << 63,)])
+def test_sizes_are_sizes(size: tuple[int, ...]) -> None:
+    content = pickle.dumps(Call(torch.Size, size))
+    with pytest.raises(CheckpointError, match="whole numbers"):
+        metadata_from(content)
 
 
 def _zip_with(name: str, content: bytes) -> bytes:
