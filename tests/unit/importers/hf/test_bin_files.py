@@ -55,18 +55,6 @@ def test_the_places_are_the_archives_own(make_model, tmp_path: Path, align: int)
     assert verify_checkpoint(out, against=str(folder), progress=False).passed
 
 
-REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "deflated": ("is compressed", lambda path: zip_again(path, kind=zipfile.ZIP_DEFLATED)),
-    "big-endian": ("its bytes are in big-endian order", lambda path: zip_again(path, in_big_endian)),
-    "a record shortened": (
-        "do not fit",
-        lambda path: zip_again(path, lambda record, data: data[:-2] if "/data/" in record.filename else data),
-    ),
-    "two records of one name": ("have one name", lambda path: _add(path)),
-    "a directory that points elsewhere": ("differ", lambda path: _swap(path)),
-}
-
-
 def _add(path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr(archive.infolist()[-1].filename, b"more")
@@ -80,6 +68,18 @@ def _swap(path: Path) -> None:
     first, second = (bytes(content[at + 42 : at + 46]) for at in entries)
     content[entries[0] + 42 : entries[0] + 46], content[entries[1] + 42 : entries[1] + 46] = second, first
     path.write_bytes(content)
+
+
+REFUSED: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "deflated": ("is compressed", lambda path: zip_again(path, kind=zipfile.ZIP_DEFLATED)),
+    "big-endian": ("its bytes are in big-endian order", lambda path: zip_again(path, in_big_endian)),
+    "a record shortened": (
+        "do not fit",
+        lambda path: zip_again(path, lambda record, data: data[:-2] if "/data/" in record.filename else data),
+    ),
+    "two records of one name": ("have one name", _add),
+    "a directory that points elsewhere": ("differ", _swap),
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -110,14 +110,12 @@ def test_what_training_code_saves(tmp_path: Path) -> None:
     torch.save(whole.state_dict(), tmp_path / "state.bin")
     torch.save(dict(whole.named_parameters()), tmp_path / "parameters.bin")
     torch.save(state, tmp_path / "plain.bin")
-    for file, wanted in (
-        ("state.bin", whole.state_dict()),
-        ("parameters.bin", whole.state_dict()),
-        ("plain.bin", state),
-    ):
-        found = read_tensors(tmp_path / file)
+    saved = {"state": whole.state_dict(), "parameters": whole.state_dict(), "plain": state}
+    for stem, wanted in saved.items():
+        file = tmp_path / f"{stem}.bin"
+        found = read_tensors(file)
         assert found.keys() == wanted.keys()
-        content = (tmp_path / file).read_bytes()
+        content = file.read_bytes()
         for name, tensor in found.items():
             at = tensor.extent.offset
             assert content[at : at + wanted[name].nbytes] == wanted[name].numpy().tobytes()
