@@ -7,7 +7,7 @@ tests compare.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mixtral_recipes.layout.shapes import ModelShape
@@ -119,12 +119,43 @@ class Held:
     kinds: int
 
 
-def chunks(part: Part) -> list[list[Weight]]:
-    """The tensors of a pipeline stage's chunks, in the order Megatron has them; one chunk without interleaving."""
-    layers = part.shape.num_layers // (part.pp * part.vpp)
-    last = part.stage == part.pp - 1
+@dataclass(frozen=True)
+class Chunk:
+    """The tensors of one model chunk: what comes before its layers, one layer, and what comes after them."""
+
+    before: tuple[Weight, ...]
+    layer: tuple[Weight, ...]
+    layers: int
+    after: tuple[Weight, ...]
+
+    def sizes(self, wanted: Callable[[Weight], bool]) -> list[int]:
+        """Elements of each tensor that is wanted, in the order Megatron has them."""
+        one = [w.numel for w in self.layer if wanted(w)]
+        return [
+            *(w.numel for w in self.before if wanted(w)),
+            *one * self.layers,
+            *(w.numel for w in self.after if wanted(w)),
+        ]
+
+    def total(self, wanted: Callable[[Weight], bool]) -> int:
+        """Elements of all tensors that are wanted."""
+        ends = sum(w.numel for w in (*self.before, *self.after) if wanted(w))
+        return ends + self.layers * sum(w.numel for w in self.layer if wanted(w))
+
+
+def chunks(part: Part) -> list[Chunk]:
+    """A pipeline stage's chunks; one without interleaving."""
+    h, layer = part.shape.hidden_size, tuple(_layer(part))
+    rows = part.shape.padded_vocab_size(part.tp) // part.tp
+    first, last = (Weight("embedding", (rows, h)),), (Weight("norm", (h,)), Weight("output", (rows, h)))
+    starts, ends = part.stage == 0, part.stage == part.pp - 1
     return [
-        list(_chunk(part, layers, first=part.stage == 0 and number == 0, last=last and number == part.vpp - 1))
+        Chunk(
+            first if starts and number == 0 else (),
+            layer,
+            part.shape.num_layers // (part.pp * part.vpp),
+            last if ends and number == part.vpp - 1 else (),
+        )
         for number in range(part.vpp)
     ]
 
@@ -132,30 +163,20 @@ def chunks(part: Part) -> list[list[Weight]]:
 @functools.lru_cache(maxsize=4096)
 def held(part: Part) -> Held:
     """A stage's tensors in sums."""
-    found = [weight for chunk in chunks(part) for weight in chunk]
-    matrices = [w for w in found if w.quantizable]
-    trained = [w for w in found if part.adapters is None or w.adapter]
+    found = chunks(part)
+    matrices = {w for w in found[0].layer if w.quantizable}
+
+    def total(wanted: Callable[[Weight], bool]) -> int:
+        return sum(chunk.total(wanted) for chunk in found)
+
     return Held(
-        plain=sum(w.numel for w in found if not w.quantizable and not w.adapter),
-        matrices=sum(w.numel for w in matrices),
-        dense=sum(w.numel for w in trained if not w.expert),
-        experts=sum(w.numel for w in trained if w.expert),
+        plain=total(lambda w: not w.quantizable and not w.adapter),
+        matrices=total(lambda w: w.quantizable),
+        dense=total(lambda w: not w.expert and (part.adapters is None or w.adapter)),
+        experts=total(lambda w: w.expert and (part.adapters is None or w.adapter)),
         largest=max((w.numel for w in matrices), default=0),
         kinds=sum(math.prod(shape) for shape in {w.shape for w in matrices}),
     )
-
-
-def _chunk(part: Part, layers: int, *, first: bool, last: bool) -> Iterator[Weight]:
-    h = part.shape.hidden_size
-    rows = part.shape.padded_vocab_size(part.tp) // part.tp
-    if first:
-        yield Weight("embedding", (rows, h))
-    layer = list(_layer(part))
-    for _ in range(layers):
-        yield from layer
-    if last:
-        yield Weight("norm", (h,))
-        yield Weight("output", (rows, h))
 
 
 def _layer(part: Part) -> Iterator[Weight]:
@@ -225,12 +246,15 @@ def _buffers(
     # Experts have buffers of their own where they are spread otherwise than the dense layers; their adapters always.
     apart = part.ep > 1 or part.etp != part.tp or part.adapters is not None
     found: list[Buffer] = []
-    for number, weights in enumerate(chunks(part)):
-        trained = [w for w in weights if part.adapters is None or w.adapter]
+    for number, chunk in enumerate(chunks(part)):
         for of_experts, size, rank in zip((False, True), copies, ranks, strict=True):
-            mine = [w.numel for w in trained if (w.expert and apart) == of_experts]
-            if mine:
-                found.append(_buffer(mine, bucket if number == 0 else None, size, rank, shared))
+
+            def mine(w: Weight, of_experts: bool = of_experts) -> bool:
+                return (w.expert and apart) == of_experts and (part.adapters is None or w.adapter)
+
+            sizes = chunk.sizes(mine)
+            if sizes:
+                found.append(_buffer(sizes, bucket if number == 0 else None, size, rank, shared))
     return tuple(found)
 
 
