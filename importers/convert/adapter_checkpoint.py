@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.manifest import file_entries, publish, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import file_entries, write_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.locks import held
@@ -48,7 +49,7 @@ def write_adapter_checkpoint(
         CheckpointError: ``output`` is there already.
     """
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, "adapter", overwrite=overwrite, sources=(base, source)) as staging:
         folder, context = staging / "weights", staging / "context"
         folder.mkdir()
         shards = [Shard(key, t, (0,) * t.dim(), tuple(t.shape), tuple(t.shape)) for key, t in tensors.items()]

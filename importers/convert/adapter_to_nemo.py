@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import file_entries, publish, read_manifest
+from mixtral_recipes.checkpoints.format.manifest import file_entries, read_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.megatron_to_nemo import write_common, write_context
@@ -67,7 +68,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     settings = transform_settings(checkpoint, stored.scheme)
     shards = list(_shards(checkpoint, stored, hf_config.dims(config)))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(shard.nbytes for shard in shards))
         known = _write_weights(staging / "weights", shards)
         named, how = _nemo_base(parent, final)

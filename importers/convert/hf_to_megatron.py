@@ -4,16 +4,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_recipes.checkpoints.format.manifest import publish, write_manifest
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.links import source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, nearest
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert import kept
@@ -22,7 +24,7 @@ from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
 from mixtral_recipes.importers.open import open_model
-from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.files import replacing_folder, write_json
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
@@ -81,9 +83,14 @@ def import_checkpoint(
             final, there = (place, False) if output else first(lambda: kept.find(place, opened, origin), group)
             if there and not overwrite:
                 return final
-            overwrite = overwrite or output is None  # of what is kept, only a damaged one is still there
             before = settled_state(opened.weights)
-            with first_holds(lambda: publish(final, overwrite=overwrite), group) as staging:
+
+            def staged() -> AbstractContextManager[Path]:
+                if output is None:  # of what is kept here, only a damaged one is still there
+                    return replacing_folder(final)
+                return publish(final, "model", overwrite=overwrite, sources=(folder, opened.folder))
+
+            with first_holds(staged, group) as staging:
                 job = _Import(opened, origin, left_behind, wanted, staging, group)
                 job.run(threads or io_threads(rank_and_size()[1]), progress=progress)
             if output is None:

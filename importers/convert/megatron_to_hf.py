@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card
 from mixtral_recipes.importers.convert.exported import (
@@ -81,7 +82,7 @@ def export_checkpoint(
         raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
     manifest, config = open_checkpoint(checkpoint)
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base)
         job.run(shard_bytes, threads or io_threads(), progress=progress)
     return final
@@ -184,8 +185,8 @@ class _Export:
         sidecars.copy(sidecars.of(context), context, self.staging)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
         record = self._lineage(tensors, digests)
-        lineage.write(self.staging, record)
         (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype))
+        lineage.write(self.staging, record)
 
     def _lineage(self, tensors: list[_Tensor], digests: dict[str, str]) -> Lineage:
         """What was written, and what it was made from."""

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import publish
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import (
@@ -77,7 +77,7 @@ def export_nemo(
     dims = hf_config.dims(config)
     base = base_to_merge(checkpoint, manifest, base)
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         rows = exported_rows(checkpoint, manifest, dims, base=base, cast=cast is not None)
         dtypes = {name: cast or tensor.dtype for name, tensor in rows.items()}
         digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import publish, read_manifest
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import adapter_card
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
@@ -77,7 +78,7 @@ def export_adapter(
         parent = parent.at("base", base_of(checkpoint, base))
     settings = peft_config(stored.scheme, layout, base=_base_name(parent))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, overwrite=overwrite) as staging:
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
         save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
@@ -88,8 +89,8 @@ def export_adapter(
             origin={"layout": f"peft {layout}"},
             parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
         )
-        lineage.write(staging, record)
         (staging / "README.md").write_text(adapter_card(record, settings, layout))
+        lineage.write(staging, record)
     return final
 
 

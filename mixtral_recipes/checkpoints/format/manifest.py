@@ -10,17 +10,16 @@ hashes each tensor as it writes it; the pieces make those the file's hashes too,
 Pure Python; importers and training both use it.
 """
 
-import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import clear_leftovers, replacing_folder, sha256
+from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.machine import io_threads
 
 FORMAT = "mixtral-recipes/1"
@@ -130,29 +129,3 @@ def _as_text(manifest: dict[str, Any]) -> str:
         else:
             blocks.append(f" {json.dumps(key)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
-
-
-@contextlib.contextmanager
-def publish(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """`files.replacing_folder`, under the rule of what may be replaced.
-
-    Raises:
-        CheckpointError: ``final`` exists and ``overwrite`` is false.
-    """
-    clear_leftovers(final)
-    refuse_existing(final, overwrite=overwrite)
-    with replacing_folder(final) as staging:
-        yield staging
-        refuse_existing(final, overwrite=overwrite)
-
-
-def refuse_existing(final: Path, *, overwrite: bool) -> None:
-    """Raise CheckpointError if a folder would be overwritten without permission."""
-    if not overwrite and (final.is_file() or (final.is_dir() and any(final.iterdir()))):
-        raise CheckpointError(f"{final} exists; choose another folder, remove it, or pass --overwrite.")
-    if overwrite and final.is_dir() and any(final.iterdir()) and not _is_ours(final):
-        raise CheckpointError(f"{final} is not a checkpoint folder; --overwrite only replaces checkpoints.")
-
-
-def _is_ours(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (NAME, "config.json", "lineage.json"))

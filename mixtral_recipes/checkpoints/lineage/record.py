@@ -73,6 +73,7 @@ class Lineage:
         recipe: Every setting of the run by its dotted path.
         data: Of a run: the data set's recognised ``form`` and ``sha256``.
         tensors: Of an export: name -> hash of each tensor; its folder has no manifest that would hold them.
+        files: Of an export: every file in its folder, for the same reason; `write` lists them.
         parents: What it was made from.
         created: When, in UTC.
         code: Version of this package, and the commit where it runs from a repository.
@@ -85,6 +86,7 @@ class Lineage:
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
     parents: tuple[Parent, ...] = ()
     created: str = field(default_factory=now)
     code: str = field(default_factory=code_version)
@@ -115,13 +117,16 @@ class Lineage:
 
 
 def write(folder: Path, record: Lineage, *, paths: bool = True) -> None:
-    """Write a folder's ``lineage.json``.
+    """Write a folder's ``lineage.json``; an export's is its last file.
 
     Args:
         folder: The folder, or its staging folder.
         record: What to write.
         paths: Whether the folders of parents are named, which publishing leaves out.
     """
+    if record.kind == "export" and not record.files:
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        record = replace(record, files=tuple(sorted(there | {NAME})))
     plain = _plain(record, paths=paths) | {"seal": _seal(record)}
     write_text(folder / NAME, json.dumps(plain, indent=1) + "\n")
 
@@ -183,13 +188,14 @@ def _plain(record: Lineage, *, paths: bool) -> dict[str, Any]:
         {"role": parent.role}
         | ({"path": parent.path} if paths and parent.path else {})
         # An export's tensors are hashed into its identity: what is made from it need not name them all.
-        | {"record": _plain(replace(parent.record, tensors={}), paths=paths)}
+        | {"record": _plain(replace(parent.record, tensors={}, files=()), paths=paths)}
         for parent in record.parents
     ]
     return (
         fields
         | {"identity": dataclasses.asdict(record.identity)}
         | {name: value for name, value in told.items() if value}
+        | ({"files": list(record.files)} if record.files else {})
         | {"parents": parents}
     )
 
@@ -206,6 +212,7 @@ def _record(plain: dict[str, Any], depth: int = 0) -> Lineage:
         kind=_text(plain["kind"]),
         identity=Identity(**{name: _text_or_none(value) for name, value in plain["identity"].items()}),
         **tables,
+        files=tuple(map(_text, plain.get("files", ()))),
         parents=tuple(parents),
         created=_text(plain["created"]),
         code=_text(plain["code"]),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import publish
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert import hf_to_megatron
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -71,17 +72,17 @@ def test_interrupt_leaves_nothing(make_model, tmp_path: Path, monkeypatch: pytes
 
 def test_publish(tmp_path: Path) -> None:
     final = tmp_path / "final"
-    with publish(final) as staging:
+    with publish(final, "model") as staging:
         (staging / "file").write_text("one")
         assert not final.exists()
     assert (final / "file").read_text() == "one"
-    with pytest.raises(CheckpointError, match="exists"), publish(final):
+    with pytest.raises(CheckpointError, match="exists"), publish(final, "model"):
         pass
-    (final / "manifest.json").write_text("{}")
-    with pytest.raises(RuntimeError), publish(final, overwrite=True) as staging:
+    write_manifest(final, "model")
+    with pytest.raises(RuntimeError), publish(final, "model", overwrite=True) as staging:
         raise RuntimeError
     assert (final / "file").read_text() == "one"
-    with publish(final, overwrite=True) as staging:
+    with publish(final, "model", overwrite=True) as staging:
         (staging / "file").write_text("two")
     assert (final / "file").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -91,7 +92,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     stale = tmp_path / ".final.partial"
     stale.mkdir()
     (stale / "half").write_text("x")
-    with publish(tmp_path / "final") as staging:
+    with publish(tmp_path / "final", "model") as staging:
         assert list(staging.iterdir()) == []
     shutil.rmtree(tmp_path / "final")
 
@@ -102,10 +103,11 @@ def test_what_a_killed_overwrite_left(tmp_path: Path, replacement_is_there: bool
     final, replaced = tmp_path / "final", tmp_path / ".final.replaced"
     for folder in (final, replaced) if replacement_is_there else (replaced,):
         folder.mkdir()
-        (folder / "manifest.json").write_text(folder.name)
-    with pytest.raises(CheckpointError, match="exists"), publish(final):
+        (folder / "which").write_text(folder.name)
+        write_manifest(folder, "model")
+    with pytest.raises(CheckpointError, match="exists"), publish(final, "model"):
         pass
-    assert (final / "manifest.json").read_text() == ("final" if replacement_is_there else ".final.replaced")
-    with publish(final, overwrite=True) as staging:
+    assert (final / "which").read_text() == ("final" if replacement_is_there else ".final.replaced")
+    with publish(final, "model", overwrite=True) as staging:
         (staging / "file").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["final", "file"]
