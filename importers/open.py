@@ -8,8 +8,13 @@ from mixtral_recipes.importers.recognise import Form, required
 _WANTED = "a Hugging Face model, one in Mistral's own format, or a NeMo 2.0 checkpoint"
 
 
-def open_model(folder: Path) -> Source:
+def open_model(folder: Path, *, by_library: bool = False) -> Source:
     """Open a model that can be imported, whatever its form.
+
+    Args:
+        folder: The folder.
+        by_library: Whether the libraries of the formats read the tensors, not our own readers; the folder was opened
+            without it before. A NeMo 2.0 checkpoint is read as ever.
 
     Raises:
         CheckpointError: the folder is of another form, or a file, tensor or field in it is missing or wrong.
@@ -18,9 +23,9 @@ def open_model(folder: Path) -> Source:
     if found.form is Form.MISTRAL:
         from mixtral_recipes.importers.hf.mistral import open_mistral
 
-        return open_mistral(found.folder)
+        return open_mistral(found.folder, by_library=by_library)
     if found.form is Form.NEMO:
         from mixtral_recipes.importers.nemo.source import open_nemo
 
         return open_nemo(found.folder)
-    return open_source(found.folder)
+    return open_source(found.folder, by_library=by_library)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent, Rows
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows
 
 _BAND_BYTES = 64 << 20  # of a transposed matrix held in memory per thread
 _PIECE_BYTES = 4 << 20
@@ -63,7 +63,7 @@ class InterleavedHeads:
     Source: mistral-inference `rope.py`, apply_rotary_emb; transformers `modeling_mixtral.py`, rotate_half.
     """
 
-    source: Extent
+    source: Rows
     head_dim: int
 
     @property
@@ -100,7 +100,7 @@ class Transposed:
         source: The transposed matrix, [columns, rows].
     """
 
-    source: Extent
+    source: Rows
     _band: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0, 0), dtype=np.uint8)), repr=False)
 
     @property

@@ -23,7 +23,10 @@ Base = Annotated[
     str | None,
     typer.Option("--base", metavar="MODEL", help="The model that adapters adapt, if it is not where they say."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what is there, if it is of the same kind and nothing else is in it."),
+]
 PushToHub = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="ORG/NAME", help="Upload the finished folder to this Hub repository."),

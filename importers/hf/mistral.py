@@ -50,13 +50,17 @@ _ROPE_THETA = 1e6  # what mistral-inference takes where params.json is silent
 _POSITIONS, _POSITIONS_8X22B = 32768, 65536  # params.json is silent; as the released config.json files say
 
 
-def open_mistral(folder: Path) -> Source:
+def open_mistral(folder: Path, *, by_library: bool = False) -> Source:
     """Open a folder with params.json and consolidated weights.
+
+    Args:
+        folder: The folder.
+        by_library: As `open_source` takes it.
 
     Raises:
         CheckpointError: a file, tensor or field is missing, unexpected or wrong; the message names it.
     """
-    stored = _stored_tensors(folder)
+    stored = _stored_tensors(folder, by_library)
     config = read_params(folder)
     dims = hf_config.dims(config)
     config |= {"torch_dtype": _dtype(stored)}
@@ -135,16 +139,16 @@ def _agreeing(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
     return published
 
 
-def _stored_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor]]:
+def _stored_tensors(folder: Path, by_library: bool) -> dict[str, tuple[Path, StoredTensor]]:
     files, indexed = safetensors_io.files_of(folder, INDEX, SINGLE)
     if files:
-        stored = gather(files, safetensors_io.read_header)
+        stored = gather(files, safetensors_io.read_header, by_library=by_library)
         if indexed:
             check_index(folder, stored, indexed)
         return stored
     from mixtral_recipes.importers.hf import pickle as pickle_io
 
-    return gather(_numbered(folder), pickle_io.read_tensors)
+    return gather(_numbered(folder), pickle_io.read_tensors, by_library=by_library)
 
 
 def _numbered(folder: Path) -> list[Path]:

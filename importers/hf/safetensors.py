@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent, Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.pointers import refuse_pointer
 
@@ -21,12 +21,20 @@ SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000  # the reference implementation's limit
 
 
+class StoredRows(Rows, Protocol):
+    """Rows that a part can be taken of."""
+
+    def slice(self, start: int, rows: int) -> "StoredRows":
+        """``rows`` rows from row ``start`` on, as a tensor of their own."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a file."""
+    """A tensor in a file: its shape, and its elements as rows of its last axis."""
 
     shape: tuple[int, ...]
-    extent: Extent
+    extent: StoredRows
 
 
 def stored(path: Path | str, offset: int, dtype: str, shape: Sequence[int]) -> StoredTensor:
@@ -56,17 +64,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: its safetensors header is not a table of tensors; get the file again.")
     header.pop("__metadata__", None)
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    _check_apart(path, tensors)
+    _check_apart(path, {name: header[name]["data_offsets"] for name in tensors})
     return tensors
 
 
-def _check_apart(path: Path, tensors: dict[str, StoredTensor]) -> None:
+def _check_apart(path: Path, places: dict[str, list[int]]) -> None:
     """Refuse tensors that lie over one another, which the format forbids: a copy would take the place of a weight."""
     end, before = 0, ""
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].extent.offset):
-        if tensor.extent.offset < end:
+    for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
+        if start < end:
             raise CheckpointError(f"{path}: {before} and {name} overlap in the file; get the file again.")
-        end, before = tensor.extent.offset + tensor.extent.rows * tensor.extent.row_bytes, name
+        end, before = stop, name
 
 
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:

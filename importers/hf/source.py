@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.stream import Extent, Rows
+from mixtral_recipes.checkpoints.format.stream import Rows
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -56,15 +56,19 @@ class Source:
         return sidecars.left_behind(sidecars.names_in(self.folder), used)
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Path, *, by_library: bool = False) -> Source:
     """Open a folder with config.json and safetensors or .bin weights.
+
+    Args:
+        folder: The folder.
+        by_library: Whether safetensors and torch read the tensors (`library`), in place of our own readers.
 
     Raises:
         CheckpointError: a file, tensor or field is missing, unexpected or wrong; the message names it.
     """
     config = read_config(folder)
     dims = hf_config.dims(config)
-    stored, indexed = _stored_tensors(folder)
+    stored, indexed = _stored_tensors(folder, by_library)
     if indexed:
         check_index(folder, stored, indexed)
     layout = "v5" if _has_fused_experts(stored, dims) else "v4"
@@ -89,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]], dict[str, str]]:
+def _stored_tensors(folder: Path, by_library: bool) -> tuple[dict[str, tuple[Path, StoredTensor]], dict[str, str]]:
     """Every tensor in a folder's weight files, and the index's opinion."""
     files, indexed = safetensors_io.files_of(folder)
     if files:
@@ -104,17 +108,24 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]],
             f"{folder} has no weights: neither {safetensors_io.SINGLE} nor {safetensors_io.INDEX} "
             "(nor the .bin files of the same kind)."
         )
-    return gather(files, read), indexed
+    return gather(files, read, by_library=by_library), indexed
 
 
 def gather(
-    files: Sequence[Path], read: Callable[[Path], Mapping[str, StoredTensor]]
+    files: Sequence[Path], read: Callable[[Path], Mapping[str, StoredTensor]], *, by_library: bool = False
 ) -> dict[str, tuple[Path, StoredTensor]]:
     """Every tensor of several files, with the file it is in.
+
+    Args:
+        files: The files.
+        read: Gives the tensors of one.
+        by_library: Whether the format's own library reads them instead.
 
     Raises:
         CheckpointError: one is in two files.
     """
+    if by_library:
+        from mixtral_recipes.importers.hf.library import read_tensors as read
     found: dict[str, tuple[Path, StoredTensor]] = {}
     for path in files:
         for name, tensor in read(path).items():
@@ -146,12 +157,12 @@ def _has_fused_experts(stored: dict[str, Any], dims: ModelShape) -> bool:
 
 def _canonical(
     folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape, layout: str
-) -> dict[str, Extent]:
+) -> dict[str, Rows]:
     """Match stored tensors against what the configuration calls for, one to one."""
     shapes = canonical_shapes(dims)
     expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
     check_names(folder, list(stored), list(expected))
-    found: dict[str, Extent] = {}
+    found: dict[str, Rows] = {}
     for name, (shape, blocks) in expected.items():
         path, tensor = stored[name]
         if tensor.shape != shape:

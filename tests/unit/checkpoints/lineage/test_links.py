@@ -82,7 +82,7 @@ def test_an_export_brings_its_lineage_and_other_weights_in_it_are_refused(tmp_pa
     (tmp_path / "config.json").write_text('{"rope_theta": 1}')
     (tmp_path / "tokenizer.json").write_text("{}")
     identity = Identity("a" * 64, hash_of_config(tmp_path), hash_of_tokenizer(tmp_path))
-    export = Lineage("export", identity)
+    export = Lineage("export", identity, files=("config.json", "tokenizer.json"))
     record.write(tmp_path, export)
     origin = {"path": str(tmp_path)}
     assert source_parent(tmp_path, origin, "a" * 64).record == export

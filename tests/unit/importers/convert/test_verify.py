@@ -13,6 +13,8 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_man
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.verify import Report, verify_checkpoint
+from mixtral_recipes.importers.hf import pickle as pickle_io
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.source import open_source
 
 
@@ -115,3 +117,22 @@ def test_a_source_changed_since(imported: tuple[Path, Path]) -> None:
     assert open_source(folder).layout == "v4"
     found = failures(verify_checkpoint(checkpoint, against=str(folder)))
     assert "model.layers.0.self_attn.k_proj.weight: differs from the source from row 0" in found["tensors"]
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("v4", "st"), ("v5", "st"), ("v4", "bin")])
+def test_the_source_is_read_by_other_code(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, kind: str
+) -> None:
+    """A reader that takes tensors from a wrong place imports them wrong, and verify must not agree with it."""
+    folder, _, _ = make_model(layout=layout, kind=kind, shards=2)
+    assert verify_checkpoint(import_checkpoint(str(folder), tmp_path / "right"), against=str(folder)).passed
+
+    def shifted(path: Path, offset: int, dtype: str, shape: tuple[int, ...]) -> safetensors_io.StoredTensor:
+        return stored(path, offset - 2, dtype, shape)
+
+    stored = safetensors_io.stored
+    monkeypatch.setattr(safetensors_io, "stored", shifted)
+    monkeypatch.setattr(pickle_io, "stored", shifted)
+    monkeypatch.setattr("mixtral_recipes.checkpoints.format.stream.is_finite", lambda *_: True)
+    wrong = import_checkpoint(str(folder), tmp_path / "wrong")
+    assert list(failures(verify_checkpoint(wrong, against=str(folder)))) == ["tensors"]
