@@ -25,7 +25,7 @@ Base = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace what is there, if it is of the same kind and nothing else is in it."),
+    typer.Option("--overwrite", help="Replace what is there, if it is of the same kind and holds nothing else."),
 ]
 PushToHub = Annotated[
     str | None,

@@ -37,9 +37,8 @@ def test_folders_can_be_left_out_and_do_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Lineage) if field.name != "parents"])
 def test_every_field_is_sealed_and_what_tells_the_history_is_in_its_digest(tmp_path: Path, name: str) -> None:
-    changed = {"identity": Identity("0" * 64), "kind": "training", "created": "then", "code": "9", "files": ("x",)}.get(
-        name, {"x": 1}
-    )
+    values = {"identity": Identity("0" * 64), "kind": "training", "created": "then", "code": "9", "files": ("x",)}
+    changed = values.get(name, {"x": 1})
     other = dataclasses.replace(RUN, **{name: changed})
     assert (other.digest == RUN.digest) == (name in ("created", "code", "tensors", "files"))
     record.write(tmp_path, RUN)
