@@ -32,11 +32,12 @@ def takes_nemos_arguments[T](ours: T) -> T:
     own = dict(inspect.signature(wrapped).parameters)
     signature = inspect.Signature(_parameters(own, call, rules_of(ours), is_class=isinstance(ours, type)))
     further = [argument for argument in signature.parameters if argument not in own]
+    rests = [one.name for one in own.values() if one.kind is inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(wrapped)
     def called(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        rest = given.pop("kwargs", {})
+        rest = given.pop(rests[0], {}) if rests else {}
         return wrapped(**_judged(ours, name, given, further), **rest)
 
     called.__dict__["__signature__"] = signature
@@ -69,8 +70,7 @@ def _parameters(
             kind = inspect.Parameter.KEYWORD_ONLY
         elif name not in found and (name not in own or own[name].kind is not inspect.Parameter.VAR_KEYWORD):
             found[name] = own[name].replace(kind=kind) if name in own else inspect.Parameter(name, kind, default=None)
-    if "kwargs" in own:
-        found["kwargs"] = own["kwargs"]
+    found |= {name: one for name, one in own.items() if one.kind is inspect.Parameter.VAR_KEYWORD}
     return list(found.values())
 
 

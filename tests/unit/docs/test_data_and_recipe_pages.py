@@ -24,7 +24,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts = [{"text": f"It was dark night number {n}. " * 5} for n in range(200)]
     answers = {"text": ["A box"], "answer_start": [0]}
     squad = [{"id": str(n), "context": "A box.", "question": f"What {n}?", "answers": answers} for n in range(4)]
-    written: dict[str, list[Any]] = {"my.jsonl": pairs, "wiki.jsonl": texts, "my_texts/a.jsonl": texts}
+    written: dict[str, list[Any]] = {"wiki.jsonl": texts, "my_texts/a.jsonl": texts}
+    written |= dict.fromkeys(("my.jsonl", "other.jsonl", "my_a.jsonl", "my_b.jsonl"), pairs)
     for name, rows in written.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -165,7 +165,7 @@ def test_objects_are_held_to_the_same_types(path: str, value: Any, told: str) ->
 def test_finetune_called_with_objects_refuses_before_anything_is_built() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"data=None: needs a DataModule or a LightningData. trainer.devices='auto': needs a whole",
+        match=r"data=None: needs a DataModule or a LightningData. recipe.trainer.devices='auto': needs a whole",
     ):
         llm.finetune(
             model=llm.MixtralModel(config=llm.MixtralConfigTiny()),
