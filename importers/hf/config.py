@@ -61,17 +61,19 @@ WITHOUT_EFFECT = (
     "moe_aux_loss_coeff",
 )
 
-_POSITIVE = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_local_experts",
-    "num_experts_per_tok",
-    "vocab_size",
-    "max_position_embeddings",
-)
+# Whole numbers from 1, and the most each may be: far above every model there is, and low enough that a list of it fits.
+_POSITIVE = {
+    "num_hidden_layers": 1_000,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "num_local_experts": 4_096,
+    "num_experts_per_tok": 4_096,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 31,
+}
 
 # Numbers of any kind, and the most each may be.
 _NUMBERS = {
@@ -122,10 +124,12 @@ def check(config: dict[str, Any]) -> None:
         CheckpointError: names the field, its value and the rule.
     """
     _check_architecture(config)
-    for field in _POSITIVE:
+    for field, most in _POSITIVE.items():
         number = value(config, field)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise CheckpointError(f"config.json: {field}={number!r} must be a positive whole number.")
+        if number > most:
+            raise CheckpointError(f"config.json: {field}={number!r} must be at most {most}.")
     for field, most in _NUMBERS.items():
         number = value(config, field)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:

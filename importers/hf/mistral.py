@@ -3,7 +3,6 @@
 Source: mistral-inference `args.py` (TransformerArgs) and `transformer.py` (from_folder).
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-from mixtral_recipes.importers.hf.source import Source, check_index, check_names, gather
+from mixtral_recipes.importers.hf.source import Source, check_count, check_index, check_names, gather
 from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
 from mixtral_recipes.importers.views import InterleavedHeads, Transposed
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
+from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.pointers import refuse_pointer
 
 PARAMS = "params.json"
@@ -79,12 +79,10 @@ def read_params(folder: Path) -> dict[str, Any]:
     path = folder / PARAMS
     try:
         refuse_pointer(path, CheckpointError)
-        params = json.loads(path.read_text())
+        params = read_object(path, CheckpointError)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; it says which model the consolidated files hold.") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(params, dict) or not isinstance(params.get("moe") or {}, dict):
+    if not isinstance(params.get("moe") or {}, dict):
         raise CheckpointError(f"{path}: not a JSON object with Mistral's parameters.")
     flat = {key: value for key, value in params.items() if key != "moe"} | (params.get("moe") or {})
     known = {**_FIELDS, **{field: field for field in hf_config.DEFAULTS}}
@@ -128,10 +126,7 @@ def _as_config(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _agreeing(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
     """The config.json beside params.json, which says more; refused if it describes another model."""
-    try:
-        published = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    published = read_object(path, CheckpointError)
     theirs, wanted = hf_config.to_megatron(published), hf_config.to_megatron(ours)
     for name in _SAME:
         if theirs[name] != wanted[name]:
@@ -175,7 +170,9 @@ def _dtype(stored: dict[str, tuple[Path, StoredTensor]]) -> str:
 
 def _canonical(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape) -> dict[str, Rows]:
     """Match stored tensors against what params.json calls for, one to one."""
-    expected = mistral_tensors(dims, stacked=any(".block_sparse_moe." in name for name in stored))
+    stacked = any(".block_sparse_moe." in name for name in stored)
+    check_count(folder, len(stored), dims, fused=stacked, described_by=PARAMS)
+    expected = mistral_tensors(dims, stacked=stacked)
     check_names(folder, list(stored), list(expected), PARAMS)
     found: dict[str, Rows] = {}
     for name, parts in expected.items():

@@ -1,6 +1,5 @@
 """A Hugging Face Mixtral on disk, opened for reading: every tensor found, named canonically, and accounted for."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
 from mixtral_recipes.importers.mapping import FUSED, canonical_shapes, fused_blocks
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.pointers import refuse_pointer
 
 
@@ -84,13 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it says which model the weights are of.")
     refuse_pointer(path, CheckpointError)
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object.")
-    return config
+    return read_object(path, CheckpointError)
 
 
 def _stored_tensors(folder: Path, by_library: bool) -> tuple[dict[str, tuple[Path, StoredTensor]], dict[str, str]]:
@@ -159,6 +153,7 @@ def _canonical(
     folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape, layout: str
 ) -> dict[str, Rows]:
     """Match stored tensors against what the configuration calls for, one to one."""
+    check_count(folder, len(stored), dims, fused=layout == "v5")
     shapes = canonical_shapes(dims)
     expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
     check_names(folder, list(stored), list(expected))
@@ -177,6 +172,27 @@ def _canonical(
             found[block.name] = tensor.extent.slice(row, block.stop)
             row += block.stop
     return found
+
+
+def check_count(folder: Path, stored: int, dims: ModelShape, *, fused: bool, described_by: str = "config.json") -> None:
+    """Refuse a configuration of many more tensors than there are, before a name is made for each.
+
+    Args:
+        folder: The model.
+        stored: How many tensors it has.
+        dims: Its sizes, as the configuration says.
+        fused: Whether all experts of a layer are in one tensor.
+        described_by: The configuration's name.
+
+    Raises:
+        CheckpointError: names both numbers.
+    """
+    experts = 1 if fused else dims.num_moe_experts
+    if dims.num_layers * experts > stored:
+        raise CheckpointError(
+            f"{folder}: {described_by} describes {dims.num_layers} layers of {dims.num_moe_experts} experts, but the "
+            f"weights are {stored} tensors, too few for them; one of the two is of another model."
+        )
 
 
 def check_names(folder: Path, stored: list[str], expected: list[str], described_by: str = "config.json") -> None:

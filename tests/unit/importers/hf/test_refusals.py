@@ -18,6 +18,8 @@ from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
+from mixtral_recipes.importers.hf import source as source_module
+from mixtral_recipes.importers.hf.safetensors import read_header
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3."
 
@@ -388,3 +390,52 @@ def test_export_refuses_a_damaged_checkpoint(make_model, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"\.metadata"):
         export_checkpoint(checkpoint, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("layers", [50, 999, 1_000_000_000])
+def test_counts_are_compared_before_names_are_made(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
+) -> None:
+    """config.json may describe any number of layers; nothing is made for each before the weights have as many."""
+    folder, config, _ = make_model()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+
+    def never(dims: object) -> None:
+        raise AssertionError("names were made")
+
+    monkeypatch.setattr(source_module, "canonical_shapes", never)
+    refused(folder, tmp_path / "out", str(layers), "at most 1000" if layers > 1000 else "too few")
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"dtype": "BF16", "shape": [True, 2], "data_offsets": [0, 4]}, "not described"),
+        ({"dtype": "BF16", "shape": "12", "data_offsets": [0, 4]}, "not described"),
+        ({"dtype": "BF16", "shape": [2], "data_offsets": [0, 4, 8]}, "not described"),
+        ({"dtype": "BF16", "shape": [2], "data_offsets": [False, 4]}, "not described"),
+        ({"dtype": "BF16", "shape": [2.0], "data_offsets": [0, 4]}, "not described"),
+    ],
+)
+def test_places_and_sizes_are_whole_numbers(tmp_path: Path, entry: dict[str, Any], why: str) -> None:
+    header = json.dumps({"w": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(CheckpointError, match=f"w is {why}"):
+        read_header(path)
+
+
+def test_a_header_that_names_a_tensor_twice(tmp_path: Path) -> None:
+    entry = json.dumps({"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]})
+    header = f'{{"w": {entry}, "w": {entry}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="'w' stands there twice"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], "x", {"w": 1}, {"w": None, "v": "model.safetensors"}])
+def test_an_index_of_other_things(make_model, tmp_path: Path, weight_map: object) -> None:
+    folder, _, _ = make_model(shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refused(folder, tmp_path / "out", "not an index of weight files")
