@@ -89,7 +89,7 @@ class InferenceModel:
         published = json.loads((base / "context" / "config.json").read_text())
         named = str(published.get("dtype") or published.get("torch_dtype") or "bfloat16")
         if dtype is not None and dtype not in DTYPES:
-            raise RecipeError(f"--dtype {dtype} is not known.{nearest(dtype, DTYPES)}")
+            raise RecipeError(f"--dtype {dtype} is not known.{nearest(dtype, list(DTYPES))}")
         params = DTYPES[dtype] if dtype else getattr(torch, named, torch.bfloat16)
         fields = hf_config.to_megatron(published)
         config = MixtralConfig(**fields, seq_length=fields["max_position_embeddings"])
