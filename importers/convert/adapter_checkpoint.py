@@ -1,7 +1,6 @@
 """Write the adapters of another form as an adapter checkpoint of ours."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.locks import held
@@ -55,7 +55,8 @@ def write_adapter_checkpoint(
         shards = [Shard(key, t, (0,) * t.dim(), tuple(t.shape), tuple(t.shape)) for key, t in tensors.items()]
         written = write_file(folder, 0, shards, {})
         write_metadata(folder, [written])
-        shutil.copytree(base / "context", context, ignore=shutil.ignore_patterns("run.json"))
+        context.mkdir()
+        sidecars.copy(sidecars.of(base / "context"), base / "context", context)
         facts = {"run": source.name, "step": 0, "consumed_samples": 0, "skipped_steps": 0, "world_size": 1}
         write_json(context / "run.json", facts | {"metrics": {}, "kind": "adapter", "peft": recorded(scheme)})
         known = {f"weights/{written.name}": written.pieces}

@@ -28,6 +28,7 @@ from mixtral_recipes.importers.convert.exported import (
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
@@ -151,6 +152,7 @@ def write_context(
 
     tokenizer = [path for pattern in TOKENIZER_FILES for path in sorted(source.glob(pattern))]
     for path in tokenizer:
+        sidecars.refuse_foreign(source, path)
         target = folder / _TOKENIZER / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

@@ -70,7 +70,7 @@ def of(folder: Path) -> list[Path]:
             if path.suffix == ".json":
                 _object(str(path), text)
         else:
-            _refuse_foreign(folder, path)
+            refuse_foreign(folder, path)
             refuse_pointer(path, CheckpointError)
     return found
 
@@ -124,7 +124,7 @@ def _drop_missing_code(path: Path, there: set[str]) -> None:
 
 
 def _text(folder: Path, path: Path) -> str:
-    _refuse_foreign(folder, path)
+    refuse_foreign(folder, path)
     refuse_pointer(path, CheckpointError)
     try:
         return path.read_text(encoding="utf-8")
@@ -132,10 +132,17 @@ def _text(folder: Path, path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({in_short(error)}); get it again.") from error
 
 
-def _refuse_foreign(folder: Path, path: Path) -> None:
+def refuse_foreign(folder: Path, path: Path) -> None:
     """Refuse a link out of the model: what it leads to would travel with the weights, to the Hub even.
 
     The Hub's cache keeps a revision's files as links into the repository's ``blobs``.
+
+    Args:
+        folder: The model's.
+        path: A file in it.
+
+    Raises:
+        CheckpointError: it leads out of it.
     """
     target = path.resolve()
     inside = [folder.resolve()]

@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_checkpoint
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_nemo import export_nemo
 from mixtral_recipes.importers.hf import sidecars
+from mixtral_recipes.settings.peft import LoRA
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 493443\n"  # noqa: E501
 FILES = {
@@ -191,3 +194,27 @@ def test_a_pointer_in_place_of_mistrals_parameters(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(POINTER)
     with pytest.raises(CheckpointError, match=r"params\.json is a Git LFS pointer"):
         import_checkpoint(str(tmp_path), tmp_path / "megatron")
+
+
+def test_a_link_in_a_checkpoint_takes_nothing_along(make_model, tmp_path: Path) -> None:
+    """A checkpoint from elsewhere whose tokenizer is a link to a file of this machine's owner."""
+    folder, _, _ = make_model()
+    base = import_checkpoint(str(folder), tmp_path / "base", progress=False)
+    (tmp_path / "secret").write_text('{"a": "secret"}')
+    (base / "context" / "tokenizer.json").unlink()
+    (base / "context" / "tokenizer.json").symlink_to(tmp_path / "secret")
+    tensors = {"decoder.final_layernorm.adapter": torch.zeros(2)}
+
+    def write_adapter() -> None:
+        write_adapter_checkpoint(
+            tmp_path / "out", LoRA(), tensors, base=base, source=folder, layout="peft", weights="0" * 64
+        )
+
+    for make in (
+        write_adapter,
+        lambda: export_checkpoint(base, tmp_path / "out", progress=False),
+        lambda: export_nemo(base, tmp_path / "out", progress=False),
+    ):
+        with pytest.raises(CheckpointError, match=r"is a link to .*secret, outside"):
+            make()
+        assert not (tmp_path / "out").exists()
