@@ -92,6 +92,9 @@ class InferenceModel:
             raise RecipeError(f"--dtype {dtype} is not known.{nearest(dtype, list(DTYPES))}")
         params = DTYPES[dtype] if dtype else getattr(torch, named, torch.bfloat16)
         fields = hf_config.to_megatron(published)
+        experts, ranks = fields["num_moe_experts"], topology.expert_model_parallel_size
+        if experts % ranks:
+            raise RecipeError(f"--ep {ranks} does not divide the model's {experts} experts.")
         config = MixtralConfig(**fields, seq_length=fields["max_position_embeddings"])
         kind = {"bf16": params is torch.bfloat16, "fp16": params is torch.float16}
         config = with_topology(config, topology, params_dtype=params, pipeline_dtype=params, **kind)
