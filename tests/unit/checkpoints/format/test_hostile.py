@@ -1,5 +1,6 @@
 """Checkpoints made to run something when they are read: each is refused, the file named, and nothing is run."""
 
+import copy
 import io
 import json
 import os
@@ -148,6 +149,16 @@ def test_metadata_lacks_nothing(tmp_path: Path) -> None:
     (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="no whole _StorageInfo"):
         read_all(folder)
+
+
+def test_only_listed_attributes_are_set(tmp_path: Path) -> None:
+    """Of a checkpoint that is whole otherwise."""
+    metadata = read_metadata(write_checkpoint(tmp_path / "ckpt") / "weights")
+    for attribute, value in (("hidden", "x"), ("version", 3)):
+        changed = copy.copy(metadata)
+        setattr(changed, attribute, value)
+        with pytest.raises(CheckpointError, match=f"has a Metadata whose {attribute} is a {type(value).__name__}"):
+            metadata_from(pickle.dumps(changed))
 
 
 @pytest.mark.parametrize("size", [(3, -1), (True, 4), (1 << 63,)])
