@@ -21,9 +21,11 @@ def sha(text: str) -> str:
 
 
 def test_hostile_values_arrive_and_run_nothing(plain: Site) -> None:
-    values = {f"HOSTILE_{number}": value for number, value in enumerate(VALUES)}
+    values = {f"MIXTRAL_RECIPES_HOSTILE_{number}": value for number, value in enumerate(VALUES)}
     text = "\n".join(VALUES)
-    record = plain.submit("hostile", 1, 2, steps=1, text=text, dump_env="HOSTILE_", settings={"env": values})
+    record = plain.submit(
+        "hostile", 1, 2, steps=1, text=text, dump_env="MIXTRAL_RECIPES_HOSTILE_", settings={"env": values}
+    )
     assert plain.wait(record) == "succeeded"
     arrived = json.loads((plain.runs / "hostile" / "env.json").read_text())
     assert arrived == {key: sha(value) for key, value in values.items()} | {"text": sha(text)}
