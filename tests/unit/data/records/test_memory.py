@@ -9,7 +9,7 @@ import pytest
 
 from mixtral_recipes.data.records.parse import read_records
 
-MEGABYTES = 12
+MEGABYTES = 24
 ROW = {"input": "question " * 60, "output": "answer " * 60}
 TEXT = json.dumps(ROW)
 COUNT = (MEGABYTES << 20) // len(TEXT)
