@@ -45,7 +45,7 @@ def pretraining(size: str, world: int, precision: str) -> tuple[Any, str]:
         setattr(recipe.trainer.plugins, name, value)
     recipe.trainer.plugins.fp8_param_gather = bool(settings)
     recipe.data.global_batch_size = 1024
-    preflight(recipe)
+    preflight(recipe, None)  # whether it fits is another question: every layout is built
     return recipe, hardware
 
 
