@@ -102,7 +102,8 @@ class WithBlanks(Dataset[Any]):
 def _blank(row: Any) -> Any:
     if isinstance(row, list):  # a pack
         return [_blank(sample) for sample in row]
-    return {**row, "loss_mask": row["loss_mask"] * 0}
+    mask = row["loss_mask"]
+    return {**row, "loss_mask": mask * 0 if hasattr(mask, "shape") else [0] * len(mask)}  # one's own may be a list
 
 
 def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterator[int]:

@@ -11,7 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, MicrobatchSampler, Sequential, Shuffled
+from mixtral_recipes.data.batches.batch import (
+    Batch,
+    DataParallelPlace,
+    MicrobatchSampler,
+    Sequential,
+    Shuffled,
+    WithBlanks,
+)
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
@@ -180,3 +187,13 @@ def test_a_small_set_holds_one_record_out(tmp_path: Path, tokenizer: Any, count:
 def test_seed_and_epoch_change_the_order() -> None:
     assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 1)(1))
     assert not np.array_equal(Shuffled(100, 1)(0), Shuffled(100, 2)(0))
+
+
+def test_blanks_have_every_mask_there_may_be() -> None:
+    """One's own samples may be lists; nothing of the first is learned again, and its length stays."""
+    rows = [{"tokens": [1, 2, 3], "loss_mask": mask} for mask in ([0, 1], np.array([0.0, 1.0], np.float32))]
+    for row in rows:
+        blank = WithBlanks([row])[1]
+        assert list(blank["loss_mask"]) == [0, 0]
+        assert blank["tokens"] == [1, 2, 3]
+    assert [list(sample["loss_mask"]) for sample in WithBlanks([rows])[1]] == [[0, 0], [0, 0]]
