@@ -1,12 +1,18 @@
 """``mixtral-recipes chat``."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions, model_checkpoint
+from mixtral_recipes.cli.options.checkpoint import model_checkpoint
+from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions
 from mixtral_recipes.cli.output import note
+
+if TYPE_CHECKING:
+    from mixtral_recipes.inference.chat import Conversation
+    from mixtral_recipes.inference.model import InferenceModel
+    from mixtral_recipes.inference.sampling import Sampling
 
 HELP = "/system TEXT sets what the model is told first, /reset forgets the conversation, /quit (or Ctrl-D) ends."
 
@@ -77,7 +83,9 @@ def _ask() -> str | None:
         return None
 
 
-def _turn(loaded: object, talk: object, question: str, how: object, label: str, *, speaks: bool) -> None:
+def _turn(
+    loaded: "InferenceModel", talk: "Conversation", question: str, how: "Sampling", label: str, *, speaks: bool
+) -> None:
     """Ask, show the answer as it comes, and keep it."""
     from mixtral_recipes.errors import MixtralRecipesError
     from mixtral_recipes.inference.generate import generate
@@ -88,11 +96,11 @@ def _turn(loaded: object, talk: object, question: str, how: object, label: str, 
     if speaks:
         print(label, end="", flush=True)
     try:
-        (answer,) = generate(loaded, [talk.asked(question)], how, on_text=show if speaks else None)  # pyright: ignore
+        (answer,) = generate(loaded, [talk.asked(question)], how, on_text=show if speaks else None)
     except MixtralRecipesError as error:
         if speaks:
             print(f"({error})", flush=True)
         return
-    talk.answered(question, answer.text)  # pyright: ignore[reportAttributeAccessIssue]
+    talk.answered(question, answer.text)
     if speaks:
         print(flush=True)

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions, model_checkpoint
+from mixtral_recipes.cli.options.checkpoint import model_checkpoint
+from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json
 

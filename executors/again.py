@@ -4,13 +4,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.system.machine import cores
+from mixtral_recipes.executors.local import environment, torchrun
+from mixtral_recipes.executors.runs.logs import of_rank
+
+_ERROR = "error: "
 
 
 def again(words: Sequence[str], processes: int) -> None:
-    """Run a command line under torchrun on this machine; rank 0 is the one that reads and prints.
+    """Run a command line under torchrun on this machine; rank 0 reads what is typed and is the one that is shown.
 
     Args:
         words: The command line, without the program's name.
@@ -19,21 +23,17 @@ def again(words: Sequence[str], processes: int) -> None:
     Raises:
         LaunchError: a rank failed; the message is that rank's.
     """
-    import os
-
-    program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
-    rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            [*program, *rendezvous, "-m", "mixtral_recipes.cli.main", *words],
-            stderr=errors, env=os.environ | {"OMP_NUM_THREADS": threads}, check=False,
-        )  # fmt: skip
-        errors.seek(0)
-        lines = errors.read().splitlines()
-    told = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
-    if done.returncode:
-        raise LaunchError(told[0] if told else f"a process ended with code {done.returncode}: {(lines or ['?'])[-1]}")
-    for line in lines:
-        if line.startswith(("warning:", "note:")):
-            print(line, file=sys.stderr)
+    command = [*torchrun(processes), "--tee=2", "-m", "mixtral_recipes.cli.main", *words]
+    errors: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="mixtral-recipes-") as logs:
+        ranks = subprocess.Popen(command, env=environment(processes, Path(logs)), stderr=subprocess.PIPE, text=True)
+        assert ranks.stderr is not None
+        for line in ranks.stderr:  # torchrun's own lines have no rank before them, and are not shown
+            said = [text for rank in range(processes) if (text := of_rank(line.rstrip("\n"), rank)) is not None]
+            errors += [text.removeprefix(_ERROR) for text in said if text.startswith(_ERROR)]
+            shown = of_rank(line, 0)
+            if shown is not None and shown.strip() and not shown.startswith(_ERROR):
+                print(shown, end="", file=sys.stderr, flush=True)
+        code = ranks.wait()
+    if code:
+        raise LaunchError(errors[0] if errors else f"a process ended with code {code} and without a message.")

@@ -39,8 +39,13 @@ def command(processes: int, file: Path) -> list[str]:
     rank = ["-m", RANK_MODULE, str(file)]
     if processes == 1:
         return [sys.executable, *rank]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
-    return [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost", "--tee=3", *rank]
+    return [*torchrun(processes), "--tee=3", *rank]
+
+
+def torchrun(processes: int) -> list[str]:
+    """torchrun on this machine, on a free loopback port; what it shall run comes behind."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
+    return [*program, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
 
 
 def run_processes(file: Path, record: records.RunRecord) -> None:
@@ -81,16 +86,25 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
         record.save()
 
 
-def _environment(processes: int, attempt: Path) -> dict[str, str]:
-    """The environment of a job's processes: ours, less what would tell torchrun to do something else."""
+def environment(processes: int, logs: Path) -> dict[str, str]:
+    """The environment of processes on this machine: ours, less what would tell torchrun to do something else.
+
+    Args:
+        processes: How many.
+        logs: torchrun's --log-dir: one stdout.log and stderr.log per rank.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "TORCHELASTIC_"))}
-    return {"OMP_NUM_THREADS": str(max(1, cores() // processes)), "PYTHONUNBUFFERED": "1"} | kept | {
+    own = {"LOGLEVEL": "WARNING", "PET_LOG_DIR": str(logs)}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // processes)), "PYTHONUNBUFFERED": "1"} | kept | own
+
+
+def _environment(processes: int, attempt: Path) -> dict[str, str]:
+    """The environment of a job's processes."""
+    return environment(processes, attempt / "torchrun") | {
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SHUTDOWN_S),
-        "LOGLEVEL": "WARNING",
         "MIXTRAL_RECIPES_ATTEMPT_DIR": str(attempt),
         "MIXTRAL_RECIPES_LOCKED": "1",
-        "PET_LOG_DIR": str(attempt / "torchrun"),  # torchrun's --log-dir: one stdout.log and stderr.log per rank
-    }  # fmt: skip
+    }
 
 
 def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:

@@ -236,7 +236,7 @@ def generate(
     prompts = asked.prompts_of(prompts, input_dataset)
     if random_seed is not None:
         torch.manual_seed(random_seed)
-    texts = asked.generate(str(path), prompts, asked.Sampling.of(inference_params), max_batch_size, add_bos=add_BOS)
+    texts = asked.generate(str(path), prompts, asked.sampling_of(inference_params), max_batch_size, add_bos=add_BOS)
     if output_path is not None:
         write_text(Path(output_path), "".join(json.dumps(text) + "\n" for text in texts))
     if text_only:

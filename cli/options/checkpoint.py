@@ -1,5 +1,6 @@
 """A checkpoint on the command line, and what import and export offer alike."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,14 +42,31 @@ def checkpoint_folder(text: str) -> Path:
         CheckpointError: there is no such checkpoint, or the run has no complete one.
         LaunchError: it is neither a folder nor a run.
     """
-    from mixtral_recipes.executors.runs.records import run_folder
     from mixtral_recipes.importers import locations
+
+    return _of_run(text, locations.checkpoint)
+
+
+def model_checkpoint(text: str) -> Path:
+    """The checkpoint a MODEL means: as CHECKPOINT; a model or a peft folder of another form is imported first, once.
+
+    Raises:
+        CheckpointError: there is no such model.
+        LaunchError: it is neither a folder nor a run.
+    """
+    from mixtral_recipes.importers.resolve import resolve
+
+    return _of_run(text, resolve)
+
+
+def _of_run(text: str, otherwise: Callable[[str], Path]) -> Path:
+    from mixtral_recipes.executors.runs.records import run_folder
 
     path = Path(text).expanduser()
     if "://" in text or (len(path.parts) > 1 and not path.exists()):
-        return locations.checkpoint(text)
+        return otherwise(text)
     folder = run_folder(text)
-    return newest_whole(folder) if (folder / "checkpoints").is_dir() else locations.checkpoint(str(folder))
+    return newest_whole(folder) if (folder / "checkpoints").is_dir() else otherwise(str(folder))
 
 
 def base_folder(text: str | None) -> Path | None:

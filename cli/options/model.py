@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Dtype, newest_whole
+from mixtral_recipes.cli.options.checkpoint import Dtype
 
 EXPERTS = 8  # of every Mixtral
 place = functools.partial(typer.Option, rich_help_panel="Where it runs")
@@ -21,23 +21,6 @@ Model = Annotated[
         help="A run's name or folder, a checkpoint, an adapter, nemo://ID, a Hugging Face folder or hf://org/name.",
     ),
 ]
-
-
-def model_checkpoint(model: str) -> Path:
-    """The checkpoint that MODEL means; a Hugging Face model or a peft folder is imported first, once.
-
-    Raises:
-        CheckpointError: there is no such model.
-        LaunchError: it is neither a folder nor a run.
-    """
-    from mixtral_recipes.executors.runs.records import run_folder
-    from mixtral_recipes.importers.resolve import resolve
-
-    path = Path(model).expanduser()
-    if "://" in model or (len(path.parts) > 1 and not path.exists()):
-        return resolve(model)
-    folder = path if path.is_dir() else run_folder(model)
-    return newest_whole(folder) if (folder / "checkpoints").is_dir() else resolve(str(folder))
 
 
 @dataclass

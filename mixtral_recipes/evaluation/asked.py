@@ -11,45 +11,11 @@ from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation import generation
 from mixtral_recipes.evaluation.scores import evaluate_squad
 from mixtral_recipes.importers import locations
+from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.system.files import write_json
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-        temperature: By how much the distribution is flattened; 0 takes the likeliest token.
-        top_k: Among how many tokens; 0 draws from all, 1 takes the likeliest.
-        top_p: Among the likeliest that have this probability together; 0 draws from all.
-        num_tokens_to_generate: Most tokens of a continuation.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 1
-    top_p: float = 0.0
-    num_tokens_to_generate: int = 30  # Megatron's default
-
-    @classmethod
-    def of(cls, given: Any) -> "Sampling":
-        """The same from Megatron's SamplingParams; None takes the likeliest tokens.
-
-        Raises:
-            RecipeError: probabilities are asked for, which are not returned.
-        """
-        if given is None:
-            return cls()
-        if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
-            raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
-        tokens = given.num_tokens_to_generate
-        return cls(given.temperature, given.top_k, given.top_p, 30 if tokens is None else tokens)
-
-    def for_transformers(self) -> dict[str, Any] | None:
-        """What transformers' `generate` is given; None takes the likeliest tokens."""
-        if self.top_k == 1 or self.temperature == 0:
-            return None
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p or 1.0}
+_MEGATRONS_DEFAULT = 30  # tokens, where SamplingParams says nothing
 
 
 @dataclass(frozen=True)
@@ -58,6 +24,27 @@ class Generated:
 
     prompt: str
     generated_text: str
+
+
+def sampling_of(given: Any) -> Sampling:
+    """How tokens are drawn, from Megatron's SamplingParams; None takes the likeliest 30.
+
+    Of those ``top_k=1`` takes the likeliest token, and 0 in ``top_k`` and ``top_p`` means all.
+
+    Raises:
+        RecipeError: probabilities are asked for, which are not returned; or a value out of range.
+    """
+    if given is None:
+        return Sampling(_MEGATRONS_DEFAULT)
+    if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
+        raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
+    tokens = given.num_tokens_to_generate
+    return Sampling(
+        _MEGATRONS_DEFAULT if tokens is None else tokens,
+        temperature=0.0 if given.top_k == 1 else given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p or 1.0,
+    )
 
 
 def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) -> list[str]:
@@ -91,8 +78,8 @@ def generate(path: str, prompts: list[str], sampling: Sampling, batch_size: int,
             folder,
             prompts,
             batch_size,
-            sampling.num_tokens_to_generate,
-            sampling=sampling.for_transformers(),
+            sampling.max_new_tokens,
+            sampling=_for_transformers(sampling),
             add_bos=add_bos,
         )
         return list(texts)
@@ -126,6 +113,13 @@ def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) ->
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "results.json", {"config": asdict(config)} | found)
     return found
+
+
+def _for_transformers(sampling: Sampling) -> dict[str, Any] | None:
+    """What transformers' `generate` is given; None takes the likeliest tokens."""
+    if sampling.temperature == 0:
+        return None
+    return {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
 
 def _model(named: str) -> Path:

@@ -89,7 +89,8 @@ class _Batch:
         self._numbers = list(prompts) or [-1]
         self._sampling = sampling
         self._sampler = Sampler(sampling, self._numbers)
-        self._texts = [_Text(model.tokenizer, sampling.stop) for _ in self._prompts]
+        watched = on_text is not None or bool(sampling.stop)
+        self._texts = [_Text(model.tokenizer, sampling.stop, watched=watched) for _ in self._prompts]
         self._on_text = on_text
         self._open = [bool(prompts)] * len(self._prompts)
         self.done: dict[int, Continuation] = {}
@@ -108,7 +109,7 @@ class _Batch:
                 rows[index].append(token)
                 if self._open[index]:
                     self._take(index, token)
-            if not any(gathered(any(self._open))):
+            if not self._model.any(any(self._open)):
                 return
             if not any(self._open):
                 cache.sequence_len_offset = at - 1  # through here; others are not, and need this rank's experts
@@ -121,7 +122,7 @@ class _Batch:
         text = self._texts[index]
         grown = text.add(token)
         number = self._numbers[index]
-        stopped = text.stopped or token in self._ends
+        stopped = text.stopped or token in self._model.end_tokens
         full = len(text.tokens) >= self._sampling.max_new_tokens
         if stopped or full:
             self._open[index] = False
@@ -131,15 +132,19 @@ class _Batch:
         if grown and self._on_text is not None:
             self._on_text(number, grown)
 
-    @property
-    def _ends(self) -> set[int]:
-        return {self._model.tokenizer.eos_token_id}
-
 
 class _Text:
     """The text of tokens as they come: shown once no further token can change it, and up to a stop text."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, watched: bool = True) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: Turns tokens into text.
+            stop: What ends it.
+            watched: Whether text is wanted as it comes; else all of it is decoded once, at the end.
+        """
+        self._watched = watched
         self._tokenizer = tokenizer
         self._stop = stop
         self._held = max(map(len, stop), default=1) - 1  # these last characters may begin a stop text
@@ -150,6 +155,8 @@ class _Text:
     def add(self, token: int) -> str:
         """Take a token; what may be shown now."""
         self.tokens.append(token)
+        if not self._watched:
+            return ""
         whole = self._decoded()
         places = [place for text in self._stop if (place := whole.find(text)) >= 0]
         if places:

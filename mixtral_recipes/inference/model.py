@@ -25,6 +25,7 @@ from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.peft import attach
+from mixtral_recipes.system.files import read_json
 from mixtral_recipes.training import distributed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,13 +58,17 @@ class InferenceModel:
         config: The model's configuration.
         tokenizer: What the checkpoint carries.
         adapted: Whether adapters are attached.
+        end_tokens: The tokens that end a text: the tokenizer's, and what generation_config.json or config.json adds.
     """
 
-    def __init__(self, chunk: Any, config: MixtralConfig, tokenizer: Any, *, adapted: bool) -> None:
+    def __init__(
+        self, chunk: Any, config: MixtralConfig, tokenizer: Any, *, adapted: bool, ends: frozenset[int] = frozenset()
+    ) -> None:
         self._chunk = chunk
         self.config = config
         self.tokenizer = tokenizer
         self.adapted = adapted
+        self.end_tokens = ends | {tokenizer.eos_token_id}
         self._device = next(chunk.parameters()).device
         self._group: Any = parallel_state.get_pipeline_model_parallel_group()
         self._first = parallel_state.is_pipeline_first_stage()
@@ -105,7 +110,8 @@ class InferenceModel:
             attach.apply(dataclasses.replace(scheme, dropout=0.0), [chunk])
             load_model([chunk], checkpoint, adapters_only=True)
         tokenizer = load_tokenizer(checkpoint, error=CheckpointError)
-        return cls(chunk.eval(), config, tokenizer, adapted=scheme is not None)
+        ends = _end_tokens(checkpoint / "context")
+        return cls(chunk.eval(), config, tokenizer, adapted=scheme is not None, ends=ends)
 
     def cache(self, sequences: int, length: int) -> StaticInferenceContext:
         """Room for the keys and values of so many sequences of so many tokens."""
@@ -158,8 +164,23 @@ class InferenceModel:
             for adapter in found:
                 del adapter.add_to
 
-    def share(self, prompts: int) -> Iterator[int]:
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank; all ranks call it together."""
+        if torch.distributed.get_world_size() == 1:
+            return flag
+        total = torch.tensor(int(flag), device=self._device)
+        torch.distributed.all_reduce(total, op=torch.distributed.ReduceOp.MAX)
+        return bool(total)
+
+    def share(self, prompts: int) -> range:
         """The prompts that this data-parallel rank takes, by number."""
-        return iter(
-            range(parallel_state.get_data_parallel_rank(), prompts, parallel_state.get_data_parallel_world_size())
-        )
+        return range(parallel_state.get_data_parallel_rank(), prompts, parallel_state.get_data_parallel_world_size())
+
+
+def _end_tokens(context: Path) -> frozenset[int]:
+    """What generation_config.json names, else config.json: one number or a list of them."""
+    for name in ("generation_config.json", "config.json"):
+        named = (read_json(context / name) or {}).get("eos_token_id")
+        if named is not None:
+            return frozenset(named if isinstance(named, list) else [named])
+    return frozenset()

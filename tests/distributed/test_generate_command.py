@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 
+from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.model import InferenceModel, join
+from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.layout.topology import Topology
+from tests.distributed.harness import launch
+
 PROMPTS = ["Context: Bruxelles is a city in Belgium. Question: Where is Bruxelles? Answer:", "Question:", "The"]
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}Answer:"
 
@@ -50,6 +56,22 @@ def test_an_adapter_says_what_its_export_says_and_the_base_does_not(run: Path, t
     assert adapter != texts("embedded://mixtral_tiny", tmp_path)
 
 
+def with_and_without(checkpoint: Path) -> list[str]:
+    """An adapter's greedy text, its base's, and the adapter's again."""
+    model = InferenceModel.load(checkpoint, join(Topology()))
+    prompt = [model.tokenizer(PROMPTS[0])["input_ids"]]
+    before = generate(model, prompt, Sampling(16))[0].text
+    with model.without_adapters():
+        base = generate(model, prompt, Sampling(16))[0].text
+    return [before, base, generate(model, prompt, Sampling(16))[0].text]
+
+
+def test_without_its_adapters_a_model_is_its_base(run: Path, tmp_path: Path) -> None:
+    before, base, after = launch(1, with_and_without, (run / "checkpoints" / "latest").resolve())[0]
+    assert before == after != base
+    assert base == texts("embedded://mixtral_tiny", tmp_path)[0]["text"]
+
+
 def test_the_text_appears_alone(run: Path, tmp_path: Path) -> None:
     (expected, _, _) = texts(run, tmp_path)
     done = command("generate", str(run), PROMPTS[0], "--max-new-tokens", "16")
@@ -73,6 +95,8 @@ def test_a_conversation(run: Path, tmp_path: Path) -> None:
     done = command("chat", str(model), "--max-new-tokens", "5", "--devices", "2", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip("\n").splitlines()) >= 2
+    assert "/reset forgets the conversation" in done.stderr  # what rank 0 says appears, and nothing of torchrun's
+    assert "[default" not in done.stderr
     assert command("chat", str(run), stdin="Hi\n").returncode == 2  # no template
     done = command("chat", str(model), "--compare", stdin="Hi\n")
     assert (done.returncode, "is no adapter; leave it out" in done.stderr) == (2, True)
