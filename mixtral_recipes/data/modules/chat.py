@@ -25,7 +25,7 @@ class ChatDataModule(DataModule):
 
     Attributes:
         dataset_root: Where they are. ``messages``, sharegpt's ``conversations``, alpaca and pairs are recognised.
-        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
         chat_template: A Jinja template, a file with one, ``mixtral``, ``mixtral-v3`` or ``chatml``; None takes the
             tokenizer's, or Mixtral-Instruct's.
         columns: Names used here -> names in the records, e.g. ``{"messages": "dialog"}``; None leaves one unread.

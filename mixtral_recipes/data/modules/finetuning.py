@@ -24,7 +24,7 @@ class FineTuningDataModule(DataModule):
     Attributes:
         dataset_root: JSONL, JSON, parquet or CSV; a folder with such files named ``training``, ``validation``,
             ``test``; or a Hub id.
-        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
         columns: Names in the template -> names in the records, e.g. ``{"input": "prompt", "output": "completion"}``.
         prompt_template: Text around the fields; it ends with the answer's.
         dataset_kwargs: NeMo's: ``prompt_template``, ``label_key``, ``answer_only_loss``, ``add_bos``, ``add_eos``.

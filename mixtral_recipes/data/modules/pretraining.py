@@ -54,7 +54,7 @@ class PreTrainingDataModule(DataModule):
             file (JSONL with ``text``, parquet, CSV, txt), a folder of such files or ``hf://org/name`` in a corpus's
             place is tokenized once into the cache. A folder or Hub data set that has a validation split and is all
             there is gives its own splits; in a list its training split is taken.
-        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
         split: Shares of train, validation and test documents; not used with a dict of paths.
         text_key: The field or column of text files.
         reset_position_ids: Start positions at 0 again after each end of document.

@@ -28,7 +28,7 @@ class SquadDataModule(DataModule):
     Attributes:
         dataset_root: A SQuAD v1.1 or v2.0 JSON, JSONL or parquet file; a folder with a file per split; None takes
             ``rajpurkar/squad`` from the Hub. A single file gives 5 % of its passages to validation.
-        tokenizer: Unused here; the model's tokenizer is given to `setup`.
+        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
         dataset_kwargs: Accepted for NeMo's recipes.
         val_proportion: Share of a single file's passages held out for validation.
         no_answer: What is learned as the answer to v2.0's unanswerable questions; ``skip`` leaves them out.
