@@ -19,7 +19,7 @@ from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
 
-SCHEMES = (*catalog.PEFT_SCHEMES, *(() if "qlora" in catalog.PEFT_SCHEMES else ("qlora",)))
+SCHEMES = (*catalog.PEFT_SCHEMES, "qlora")  # whose memory is planned, and which no recipe trains
 
 
 @dataclasses.dataclass(frozen=True)
