@@ -13,7 +13,7 @@ from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.overrides import paths as overrides
-from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used, row_of
+from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, row_of
 from mixtral_recipes.planner import cards, memory
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes import catalog
@@ -418,11 +418,3 @@ def _plain(value: Any) -> Any:
 def _short_name(value: Any) -> Any:
     """The last part of a dotted target."""
     return value.rpartition(".")[2] if isinstance(value, str) and "/" not in value else value
-
-
-def unread(file: AutoModelFile) -> set[str]:
-    """Keys that were given, count as used, and were not looked at; a test holds this empty."""
-    return {key for key in file._given if isinstance(KEYS[row_of(key) or key], Used)} - file._taken
-
-
-__all__ = ["AutoModelFile", "is_automodel", "unread"]
