@@ -149,8 +149,8 @@ class AutoModelFile:
     def _data(self, replaced: Any, packed: int) -> Any:
         """The data module, with the recipe's batch where the file says nothing."""
         target = _short_name(self.take("dataset._target_", ""))
-        root = next((self.take(f"dataset.{k}") for k in ("dataset_name", "path_or_dataset", "path_or_dataset_id")
-                     if self.take(f"dataset.{k}")), None)  # fmt: skip
+        roots = map(self.take, ("dataset.dataset_name", "dataset.path_or_dataset", "dataset.path_or_dataset_id"))
+        root = next(filter(None, roots), None)
         if isinstance(root, list):
             raise RecipeError("dataset: give one data set, a file or a folder, not a list.")
         root = f"{root}:{self.take('dataset.name')}" if self.take("dataset.name") else root
