@@ -56,6 +56,10 @@ class DataParallelPlace:
     rank: int = 0
     size: int = 1
 
+    def share(self, micro_batch_size: int) -> slice:
+        """This rank's rows of a microbatch of all ranks."""
+        return slice(self.rank * micro_batch_size, (self.rank + 1) * micro_batch_size)
+
 
 class EpochOrder(Protocol):
     """The order of one epoch's samples: a function of the seed and the epoch, never of ranks or of what was read."""
@@ -143,7 +147,7 @@ class MicrobatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         stream = sample_stream(self.order, self.num_samples, self.consumed_samples)
         row = self.micro_batch_size * self.place.size
-        mine = slice(self.place.rank * self.micro_batch_size, (self.place.rank + 1) * self.micro_batch_size)
+        mine = self.place.share(self.micro_batch_size)
         given = 0
         while self.limit_samples is None or given < self.limit_samples:
             yield list(itertools.islice(stream, row))[mine]

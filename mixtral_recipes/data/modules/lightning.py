@@ -204,8 +204,8 @@ class LightningAdapter(DataModule):
         sequence_multiple: int = 1,
         fixed: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's rows of a stream that all ranks read, as `MicrobatchSampler` deals them out."""
-        mine = slice(place.rank * self.micro_batch_size, (place.rank + 1) * self.micro_batch_size)
+        """This rank's rows of a stream that all ranks read."""
+        mine = place.share(self.micro_batch_size)
         length = self.row_length if fixed else None
         while block := list(itertools.islice(rows, self.micro_batch_size * place.size)):
             yield joined(

@@ -129,8 +129,8 @@ class _Batches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         examples = self.stream.examples(self.consumed)
-        mine = slice(self.place.rank * self.micro_batch_size, (self.place.rank + 1) * self.micro_batch_size)
-        while True:  # as `MicrobatchSampler` shares rows out
+        mine = self.place.share(self.micro_batch_size)
+        while True:
             row = list(itertools.islice(examples, self.micro_batch_size * self.place.size))
             yield self.collate(self.stream.samples(row[mine]))
 
