@@ -43,7 +43,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(
             content.decode("utf-8-sig"),
-            object_pairs_hook=_once,
+            object_pairs_hook=once,
             parse_int=_whole_number,
             parse_float=_number,
             parse_constant=_number,
@@ -55,12 +55,17 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are each given once: a hook of Python's `json`.
+
+    Raises:
+        ValueError: one is given twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} stands there twice")
+        raise ValueError(f"field {twice[:80]!r} stands there twice")
     return found
 
 

@@ -14,6 +14,7 @@ from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import open_bytes
 from mixtral_recipes.data.records.record import SPLIT_NAMES, Record
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.json_files import once
 
 HOLDERS = ("data", "records", "rows", "examples", "samples", "instances", "items")
 LONGEST_VALUE = 1 << 28  # characters; a missing quotation mark would otherwise read the whole file
@@ -29,7 +30,7 @@ def parse_json(text: str, where: str) -> Any:
         DataError: not JSON, an object that names a field twice, NaN or an infinity.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply.") from error
     except json.JSONDecodeError as error:
@@ -47,15 +48,6 @@ def object_of(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kinds = {list: "list", str: "text", type(None): "null", bool: "true or false"}
         raise DataError(f"{where}: is a {kinds.get(type(value), 'number')}, not an object.")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} stands there twice")
     return value
 
 
@@ -105,7 +97,7 @@ class _Cursor:
         self.path = path
         self._file = file
         self._characters = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+        self._json = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_constant)
         self._text = ""
         self._position = 0
         self._line = 1
