@@ -1,12 +1,12 @@
 """A tokenizer's files, and what they say without any of them being loaded into a library."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.system.json_files import read_object
 
 MISTRAL = "mistral://"
 # name -> file in the mistral-common package
@@ -51,12 +51,9 @@ def settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not valid JSON ({in_short(error)}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: not a JSON object.")
-    return content
+        return read_object(file, DataError)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({in_short(error)}).") from error
 
 
 def text_of(token: Any) -> str | None:
