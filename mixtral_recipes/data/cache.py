@@ -97,9 +97,13 @@ def sampled_hash(path: Path) -> str:
 
     For what may take terabytes and is only read in part: a corpus's tokens.
     """
-    size = path.stat().st_size
-    if size <= _SAMPLED_ABOVE:
+    if path.stat().st_size <= _SAMPLED_ABOVE:
         return content_hash(path)
+    return remembered("sampled_hashes", path, _sampled)
+
+
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     for number in range(_SAMPLES):
         start = number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1)
