@@ -19,7 +19,7 @@ from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.system.files import read_json
+from mixtral_recipes.system.files import read_json, replacing
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.pointers import refuse_pointer
 from mixtral_recipes.system.progress import progress_bar
@@ -141,9 +141,8 @@ def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str) -> str
 
     def files() -> list[Path]:
         if not text.is_file():
-            written = text.with_suffix(".partial")
-            rows.select_columns([text_key]).to_parquet(written)
-            written.replace(text)
+            with replacing(text) as staging:
+                rows.select_columns([text_key]).to_parquet(staging)
         return [text]
 
     corpus = _tokenized(name, {"rows": rows._fingerprint}, files, tokenizer, text_key)
