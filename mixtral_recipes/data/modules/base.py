@@ -91,6 +91,11 @@ class DataModule:
         Raises:
             DataError: there is no tokenizer, or a record cannot be used.
         """
+        pipeline = self._identified(tokenizer)
+        return dict(pipeline.stores(tokenizer))
+
+    def _identified(self, tokenizer: Any) -> RecordPipeline:
+        """The way of its records, after what they are has been noted."""
         pipeline = self.pipeline()
         if pipeline is None:
             raise TypeError(f"{type(self).__name__} must define pipeline() or datasets()")
@@ -98,7 +103,7 @@ class DataModule:
             name = type(self).__name__
             raise DataError(f"{name} needs a tokenizer; the checkpoint has none in its context folder.")
         self.made_from = pipeline.identity(tokenizer)
-        return dict(pipeline.stores(tokenizer))
+        return pipeline
 
     def identity(self) -> dict[str, Any]:
         """What the data set is, by content, once `setup` has read it: its recognised ``form`` and ``sha256``."""
@@ -160,17 +165,12 @@ class DataModule:
         Raises:
             DataError: samples are to be packed, which takes the lengths of all.
         """
-        pipeline = self.pipeline()
-        assert pipeline is not None
         if self.pack_size is not None:
             raise DataError(
                 "data.streaming=true does not go with packing, which needs the length of every sample first; set "
                 "data.packed_sequence_specs=null, or leave streaming out: prepared samples stay on disk too."
             )
-        if tokenizer is None:
-            name = type(self).__name__
-            raise DataError(f"{name} needs a tokenizer; the checkpoint has none in its context folder.")
-        self.made_from = pipeline.identity(tokenizer)
+        pipeline = self._identified(tokenizer)
         self._stream = TrainingStream(pipeline, tokenizer, self.seed, self._pad_id)
         held = InMemory(pipeline, tokenizer) if "validation" in pipeline.splits else ()
         return {"validation": held} if len(held) else {}  # pyright: ignore[reportReturnType]
