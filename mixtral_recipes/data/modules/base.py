@@ -23,11 +23,10 @@ from mixtral_recipes.data.batches.batch import (
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
 from mixtral_recipes.data.modules.streaming import InMemory, TrainingStream
+from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -182,7 +181,7 @@ class DataModule:
             DataError: names the class and what it returns.
         """
         whose = type(self).__name__
-        if not isinstance(sets, dict) or "train" not in sets or not sets.keys() <= set(_SPLITS):
+        if not isinstance(sets, dict) or "train" not in sets or not sets.keys() <= set(SPLITS):
             found = f"a dict of {', '.join(map(str, sets))}" if isinstance(sets, dict) else f"a {type(sets).__name__}"
             raise DataError(f"{whose}.datasets() returns {found}; it must be a dict of train, validation and test.")
         if not len(sets["train"]):

@@ -16,12 +16,12 @@ from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.corpus_paths import check_place, corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
-_SPLITS = ("train", "validation", "test")
 Blend = tuple[list[str], list[float] | None]
 
 
@@ -114,7 +114,7 @@ class PreTrainingDataModule(DataModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not determine rank")  # one process, no torchrun
             splits = self._build(tokenizer)
-        found = {name: split for name, split in zip(_SPLITS, splits, strict=True) if split is not None and len(split)}
+        found = {name: split for name, split in zip(SPLITS, splits, strict=True) if split is not None and len(split)}
         if "train" not in found:
             raise DataError(f"{self.paths}: fewer than seq_length + 1 = {self.seq_length + 1} tokens to train on.")
         return found
@@ -165,11 +165,11 @@ class PreTrainingDataModule(DataModule):
             if "validation" not in own:
                 return {"blend": self._blend(paths, tokenizer), "split": self.split}
             blends = [(corpora(str(paths[0]), tokenizer, self.text_key, name), None) for name in own]
-            return {"blend_per_split": [dict(zip(own, blends, strict=True)).get(name) for name in _SPLITS]}
-        unknown = set(self.paths) - set(_SPLITS)
+            return {"blend_per_split": [dict(zip(own, blends, strict=True)).get(name) for name in SPLITS]}
+        unknown = set(self.paths) - set(SPLITS)
         if unknown:
-            raise DataError(f"data.paths: {sorted(unknown)} is not a split; use {', '.join(_SPLITS)}.")
-        given = [self.paths.get(name) for name in _SPLITS]
+            raise DataError(f"data.paths: {sorted(unknown)} is not a split; use {', '.join(SPLITS)}.")
+        given = [self.paths.get(name) for name in SPLITS]
         return {"blend_per_split": [self._blend(paths, tokenizer) if paths else None for paths in given]}
 
     def _blend(self, paths: Any, tokenizer: Any) -> Blend:
@@ -185,7 +185,7 @@ class PreTrainingDataModule(DataModule):
     def _sizes_of_weighted(self, config: Any, sizes: list[int | None]) -> list[int | None]:
         """Megatron wants a size where there are weights: as many sequences as the corpora hold in all."""
         whole = config.blend is not None
-        for number in range(len(_SPLITS)):
+        for number in range(len(SPLITS)):
             blend = config.blend if whole else config.blend_per_split[number]
             if blend is None or blend[1] is None or sizes[number] is not None:
                 continue
