@@ -17,7 +17,7 @@ from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosin
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.settings.log import NeMoLogger, TensorBoardLogger, WandbLogger
-from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import Trainer
 
@@ -205,5 +205,4 @@ def adapter(scheme: str | None) -> run.Config[LoRA] | run.Config[DoRA] | None:
     """
     if not is_peft(scheme):
         return None
-    layers = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
-    return run.Config(DoRA if str(scheme).lower() == "dora" else LoRA, target_modules=layers, dim=32)
+    return run.Config(DoRA if str(scheme).lower() == "dora" else LoRA, target_modules=list(ALL_LINEAR), dim=32)
