@@ -6,12 +6,11 @@ inside the tensor-parallel layers, R rows that this rank's experts process, h hi
 keys, f expert width; all on this rank.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mixtral_recipes.planner.workload import Recompute, Workload
+from mixtral_recipes.planner.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -72,33 +71,6 @@ class Saved:
     size: float
 
 
-def layer(job: Workload) -> list[Saved]:
-    """Everything one layer keeps without recomputation, for one microbatch."""
-    return list(_layer(dataclasses.replace(job, recompute=Recompute())))
-
-
-def kept(job: Workload) -> list[Saved]:
-    """What one layer keeps with the recipe's recomputation."""
-    chosen = job.recompute
-    if chosen.granularity == "full":
-        return [Saved("layer", "input", Sizes.of(job).t * job.shape.hidden_size * job.dtype_bytes)]
-    found = layer(job)
-    if chosen.granularity != "selective":
-        return found
-    return [saved for saved in found if not _dropped(saved, chosen.modules)]
-
-
-def recomputed(job: Workload) -> float:
-    """Bytes that come back while one group of layers is made again."""
-    chosen = job.recompute
-    if not chosen.granularity:
-        return 0.0
-    whole = sum(saved.size for saved in layer(job))
-    if chosen.granularity == "full":
-        return whole * (chosen.num_layers if chosen.method == "uniform" else 1)
-    return whole - sum(saved.size for saved in kept(job))
-
-
 _DROPPED = {
     "core_attn": {("attention", "output"), ("attention", "statistics")},
     "layernorm": {("qkv", "input"), ("router", "input")},
@@ -117,6 +89,7 @@ def _dropped(saved: Saved, modules: tuple[str, ...]) -> bool:
 
 
 def _layer(job: Workload) -> Iterator[Saved]:
+    """Everything one layer keeps without recomputation, for one microbatch."""
     n = Sizes.of(job)
     yield from _norm(job, n)
     yield from _attention(job, n)
@@ -197,7 +170,16 @@ def _adapters(job: Workload, n: Sizes) -> Iterator[Saved]:
 
 @functools.lru_cache(maxsize=8192)
 def _sums(job: Workload) -> tuple[float, float, float]:
-    return sum(s.size for s in layer(job)), sum(s.size for s in kept(job)), recomputed(job)
+    """Bytes of one layer and microbatch: all of it, what is kept, and what comes back while some is made again."""
+    chosen, found = job.recompute, list(_layer(job))
+    whole = sum(saved.size for saved in found)
+    if chosen.granularity == "full":
+        again = whole * (chosen.num_layers if chosen.method == "uniform" else 1)
+        return whole, Sizes.of(job).t * job.shape.hidden_size * job.dtype_bytes, again
+    if chosen.granularity != "selective":
+        return whole, whole, 0.0
+    kept = sum(saved.size for saved in found if not _dropped(saved, chosen.modules))
+    return whole, kept, whole - kept
 
 
 def of_layers(job: Workload, layers: int) -> float:

@@ -103,13 +103,14 @@ def by_stage(job: Workload, card: Card) -> list[Memory]:
 def of_stage(job: Workload, card: Card, stage: int) -> Memory:
     """Memory of a rank of one pipeline stage."""
     base, trained = held(Part.of(job, stage)), buffers(job, stage)
-    gradients = sum(b.numel for b in trained) * job.grad_bytes
+    elements = sum(b.numel for b in trained)
+    gradients = elements * job.grad_bytes
     states = sum(b.shard for b in trained) * (12 if job.dtype_bytes == 2 else 8)
     weights = weight_bytes(job, stage)
     if job.trains_all:
         adapters = 0.0
     else:
-        own = sum(b.numel for b in trained) * job.dtype_bytes
+        own = elements * job.dtype_bytes
         adapters, gradients, states = own + gradients + states, 0.0, 0.0
     if job.sharded_weights:
         weights, gradients = _sharded(job, base, weights, gradients)
