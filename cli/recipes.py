@@ -66,14 +66,10 @@ def _memory(entry: catalog.RecipeEntry, task: str) -> str:
 
 
 def smallest(entry: catalog.RecipeEntry) -> str:
-    """The fewest H100 that hold LoRA, and QLoRA."""
+    """The fewest H100 that hold LoRA."""
     if not entry.needs_gpu:
         return "runs on a CPU"
-    found = []
-    for scheme in ("lora", "qlora"):
-        least = search.smallest(job_of(Question(entry.name, peft_scheme=scheme)), cards.card("h100"))
-        found.append(f"{scheme} {least.job.topology.world_size if least else '-'}")
-    return f"{', '.join(found)} x H100"
+    return f"lora {search.fewest(job_of(Question(entry.name)), cards.card('h100')) or '-'} x H100"
 
 
 def gpus(layout: catalog.Layout, entry: catalog.RecipeEntry) -> str:

@@ -13,7 +13,7 @@ from mixtral_recipes.planner import calibration, cards, fit, plan
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
-from mixtral_recipes.planner.search import Candidate, counts, search
+from mixtral_recipes.planner.search import Candidate, counts, search, smallest
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes.outline import SCHEMES, Question, outline
 from mixtral_recipes.system import machine
@@ -223,10 +223,9 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
         return job
     most = goal.max_gpus or 1024
     if goal.smallest:
-        for size in counts(card.per_node, most):
-            found = search(job, card, size)
-            if found:
-                return found[0].job
+        found = smallest(job, card, most=most)
+        if found:
+            return found.job
         raise RecipeError(f"--smallest: fits no layout of up to {most} x {card.title}; {_least(job, card, most)}")
     hours = _hours(goal.deadline) if goal.deadline else 0.0
     every: list[Candidate] = []

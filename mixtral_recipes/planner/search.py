@@ -17,6 +17,7 @@ from mixtral_recipes.planner.workload import Recompute, Workload
 # Of the card's memory, what a layout may be planned to take: the rest is for experts that get more than their share.
 SAFE = 0.95
 RECOMPUTED = Recompute("full")
+_RECOMPUTE = (Recompute(), RECOMPUTED)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def search(
     world_size: int,
     *,
     micro_batches: Sequence[int] = (),
-    recompute: Sequence[Recompute] = (Recompute(), RECOMPUTED),
+    recompute: Sequence[Recompute] = _RECOMPUTE,
 ) -> list[Candidate]:
     """Every layout that runs and fits, the fastest first.
 
@@ -87,12 +88,20 @@ def search(
         micro_batches: Micro batches to try beside the job's own.
         recompute: What may be recomputed; the first that fits is taken in each layout.
     """
-    found: list[Candidate] = []
-    room = SAFE * card.memory_gb
-    batches = [
-        dataclasses.replace(job.batch, micro_batch_size=size)
-        for size in sorted({job.batch.micro_batch_size, *(() if job.batch.packed else micro_batches)})
+    sizes = sorted({job.batch.micro_batch_size, *(() if job.batch.packed else micro_batches)})
+    found = [
+        Candidate(trial, taken, speed.of_job(trial, card))
+        for trial, taken in _fitting(job, card, world_size, sizes, recompute)
     ]
+    # Of layouts as fast as each other, the one with fewer axes.
+    return sorted(found, key=lambda one: (round(one.time.step, 4), one.job.topology.model_ranks, one.memory.total))
+
+
+def _fitting(
+    job: Workload, card: Card, world_size: int, micro_batches: Sequence[int], recompute: Sequence[Recompute]
+) -> Iterator[tuple[Workload, Memory]]:
+    room = SAFE * card.memory_gb
+    batches = [dataclasses.replace(job.batch, micro_batch_size=size) for size in micro_batches]
     for topology in layouts(world_size, job, per_node=card.per_node):
         if _floor(job, topology) > room:
             continue
@@ -103,22 +112,23 @@ def search(
                 trial = job.on(topology, batch=batch, recompute=choice)
                 taken = memory.of_job(trial, card)
                 if taken.total <= room:
-                    found.append(Candidate(trial, taken, speed.of_job(trial, card)))
+                    yield trial, taken
                     break
-    # Of layouts as fast as each other, the one with fewer axes.
-    return sorted(found, key=lambda one: (round(one.time.step, 4), one.job.topology.model_ranks, one.memory.total))
+
+
+def fewest(job: Workload, card: Card, *, most: int = 1024) -> int | None:
+    """The fewest GPUs that hold a job in some layout; None if ``most`` are not enough."""
+    for world_size in counts(card.per_node, most):
+        fitting = _fitting(job, card, world_size, (job.batch.micro_batch_size,), _RECOMPUTE)
+        if next(fitting, None) is not None:
+            return world_size
+    return None
 
 
 def smallest(job: Workload, card: Card, *, most: int = 1024) -> Candidate | None:
-    """The fastest layout on the fewest GPUs it fits on; None if ``most`` are not enough.
-
-    The global batch is rounded up to what the layout needs where it is smaller than that.
-    """
-    for world_size in counts(card.per_node, most):
-        found = search(job, card, world_size)
-        if found:
-            return found[0]
-    return None
+    """The fastest layout on the fewest GPUs it fits on; None if ``most`` are not enough."""
+    world_size = fewest(job, card, most=most)
+    return None if world_size is None else search(job, card, world_size)[0]
 
 
 def counts(per_node: int, most: int) -> list[int]:
