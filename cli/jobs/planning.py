@@ -122,6 +122,8 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
     refused = fit.refusal(job, card)
     notes += [text for text in (refused, fit.warning(job, card)) if text]
+    if job.adapters and job.adapters.quantized:
+        notes.append("QLoRA is a plan only: `finetune` trains LoRA and DoRA so far.")
     if work.advice:
         from mixtral_recipes.planner import advice
 

@@ -33,7 +33,12 @@ class AskOptions:
     ] = None
     yaml: Annotated[Path | None, job_option("--yaml", metavar="FILE", help="The recipe in this file.")] = None
     peft: Annotated[
-        str | None, job_option("--peft", metavar="SCHEME", help="lora (default), dora, qlora; none: all weights.")
+        str | None,
+        job_option(
+            "--peft",
+            metavar="SCHEME",
+            help="lora (default), dora, none (all weights), or qlora, which no job trains yet.",
+        ),
     ] = None
     packed: Annotated[bool | None, job_option("--packed/--no-packed", help="Several samples per sequence.")] = None
     precision: Annotated[

@@ -1,7 +1,6 @@
 """Whether a job fits, and if not: what bursts, and the nearest settings that do fit."""
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
@@ -114,11 +113,9 @@ def repairs(job: Workload, card: Card, *, most: int = 1024) -> list[Repair]:
         more = _more_gpus(job, card, most)
         if more:
             found.append(Repair(f"on {more.job.topology.world_size} GPUs", changes(job, more.job, card), more))
-    for words, setting, adapters in _lighter(job):
-        lighter = nearest(dataclasses.replace(job, adapters=adapters), card)
-        if lighter:
-            found.append(Repair(words, (setting, *changes(job, lighter.job, card)), lighter))
-            break
+    lighter = nearest(dataclasses.replace(job, adapters=Adapters()), card) if job.trains_all else None
+    if lighter:
+        found.append(Repair("LoRA", ("--peft lora", *changes(job, lighter.job, card)), lighter))
     return found
 
 
@@ -153,13 +150,6 @@ def _more_gpus(job: Workload, card: Card, most: int) -> Candidate | None:
             if found:
                 return found[0]
     return None
-
-
-def _lighter(job: Workload) -> Iterator[tuple[str, str, Adapters]]:
-    if job.adapters is None:
-        yield "LoRA", "--peft lora", Adapters()
-    if job.adapters is None or not job.adapters.quantized:
-        yield "QLoRA", "--peft qlora", dataclasses.replace(job.adapters or Adapters(), quantized=True)
 
 
 def changes(before: Workload, after: Workload, card: Card) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
             found.append((f"micro batch {double.micro_batch_size}", dataclasses.replace(job, batch=double)))
     if job.adapters and not job.adapters.quantized:
         smaller = dataclasses.replace(job.adapters, quantized=True)
-        found.append(("QLoRA (4-bit base)", dataclasses.replace(job, adapters=smaller)))
+        found.append(("QLoRA (4-bit base), a plan only", dataclasses.replace(job, adapters=smaller)))
     if job.trains_all:
         found.append(("LoRA", dataclasses.replace(job, adapters=Adapters())))
     return found

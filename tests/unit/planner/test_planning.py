@@ -78,6 +78,7 @@ def test_what_cannot_fit_is_refused_with_repairs_that_do(asked: Question) -> Non
     assert text is not None
     assert "takes most" in text
     assert "To fit: " in text
+    assert "qlora" not in text, "no job takes it"
     for repair in fit.repairs(job, H100):
         check(repair.found)
         assert str(repair) in text
@@ -120,7 +121,7 @@ def test_categories_add_up_and_changes_change() -> None:
     by_name = {change["change"]: change for change in found["changes"]}
     assert by_name["recompute every layer"]["memory_gb"]["total"] < total
     assert by_name["recompute every layer"]["step_seconds"] > found["step_seconds"]
-    assert by_name["QLoRA (4-bit base)"]["memory_gb"]["weights"] < sizes["weights"] / 3
+    assert by_name["QLoRA (4-bit base), a plan only"]["memory_gb"]["weights"] < sizes["weights"] / 3
 
 
 def test_packing_and_epochs_make_steps() -> None:
