@@ -73,7 +73,8 @@ class Workload:
         topk: Experts per token.
         fused_attention: Whether attention stores no scores (flash, cuDNN or torch's fused kernels).
         transformer_engine: Whether layers are Transformer Engine's; else ours in plain PyTorch.
-        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself.
+        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself
+            (``model.config.gradient_accumulation_fusion``).
         fused: Whether permutation, rotation, gate and loss are fused kernels (``model.config.accelerate``).
         frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
         grouped_adapters: Whether a layer's expert adapters are one grouped product; `peft/adapter.py` calls one by one.
@@ -130,7 +131,8 @@ class Workload:
     def of(recipe: Any) -> "Workload":
         """The job a recipe describes: a `run.Partial`, its parts built, or an outline of it (`recipes/outline.py`).
 
-        Layers are taken to be Transformer Engine's where the recipe runs on GPUs.
+        Layers are taken to be Transformer Engine's where the recipe runs on GPUs; gradients are not taken to be fused
+        into their products unless the recipe says so: that needs Apex where the job runs (`models/acceleration.py`).
         """
         config, trainer = recipe.model.config, recipe.trainer
         plugins, ddp = trainer.plugins, trainer.strategy.ddp
@@ -160,7 +162,7 @@ class Workload:
             topk=config.moe_router_topk,
             fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),
             transformer_engine=gpu,
-            wgrad_fusion=gpu,
+            wgrad_fusion=gpu and bool(getattr(config, "gradient_accumulation_fusion", False)),
             frees_outputs=bool(getattr(config, "deallocate_pipeline_outputs", False)),
             fused=gpu and bool(getattr(config, "accelerate", True)),
         )
