@@ -14,7 +14,6 @@ from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.planner import cards
 from mixtral_recipes.recipes import catalog
-from mixtral_recipes.recipes.outline import Question, default_layout
 from mixtral_recipes.system import machine
 
 
@@ -232,6 +231,8 @@ def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> No
     entry = catalog.entry(recipe_name)
     if not entry.needs_gpu or machine.gpu_count():
         return
+    from mixtral_recipes.recipes.outline import Question, default_layout
+
     known = {field.name for field in dataclasses.fields(Question)}
     given = {name: value for name, value in options.arguments.items() if name in known}
     layout = default_layout(Question(entry.name, task, **given))

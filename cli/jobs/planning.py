@@ -114,7 +114,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         job = job.on_cpu()
     steps, notes, more = int(recipe.trainer.max_steps), [], {}
     if work.data is not None:
-        job, steps, data_notes, more = _through_data(job, work, steps)
+        job, steps, data_notes, more = _through_data(job, work)
         notes += data_notes
     job = _reach(job, card, goal, steps)
     fit.check_layout_of(job, card)
@@ -264,7 +264,7 @@ def _hours(text: str) -> float:
     raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
 
 
-def _through_data(job: Workload, work: WorkOptions, steps: int) -> tuple[Workload, int, list[str], dict[str, Any]]:
+def _through_data(job: Workload, work: WorkOptions) -> tuple[Workload, int, list[str], dict[str, Any]]:
     """The job with its data's lengths, and the steps that its passes take."""
     from mixtral_recipes.data.check.check import check
     from mixtral_recipes.data.recognise import recognize
@@ -282,8 +282,7 @@ def _through_data(job: Workload, work: WorkOptions, steps: int) -> tuple[Workloa
         raise RecipeError(f"--data {work.data}: no usable training record; see: mixtral-recipes data check {work.data}")
     mean = float(lengths.mean())
     job = dataclasses.replace(job, lengths=mean)
-    if work.epochs is not None or work.data is not None:
-        steps = plan.steps_for(samples, job, work.epochs or 1.0)
+    steps = plan.steps_for(samples, job, work.epochs or 1.0)
     facts = {"samples": samples, "tokens": int(lengths.sum()), "mean_tokens": round(mean, 1)}
     share = mean / job.batch.seq_length
     text = (

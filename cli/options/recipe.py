@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from mixtral_recipes.planner.cards import CARDS
+
 option = functools.partial(typer.Option, rich_help_panel="Recipe")
 
 
-HARDWARE_HELP = (
-    "The card: h100, h200, b200, gb200, a100, a100-40, l40s, rtx4090, rtx5090 or cpu; default: this machine's, else "
-    "h100."
-)
+HARDWARE_HELP = f"The card: {', '.join(CARDS)}; default: this machine's, else h100."
 
 
 class PeftScheme(enum.StrEnum):
@@ -41,8 +40,6 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_card(incomplete: str) -> list[str]:
     """Cards whose names start with what is typed."""
-    from mixtral_recipes.planner.cards import CARDS
-
     return [name for name in CARDS if name.startswith(incomplete)]
 
 
