@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, WorkOptions
+from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.planner import calibration, cards, fit, plan
@@ -102,8 +102,9 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     """Answer `plan`.
 
     Raises:
-        RecipeError: a job that cannot be, or a goal that cannot be reached.
+        RecipeError: a job that cannot be, an option that decides nothing, or a goal that cannot be reached.
     """
+    _refuse_what_decides_nothing(ask, work)
     learned = [*([_calibrate()] if goal.calibrate else ()), *([_learn(goal.from_run)] if goal.from_run else ())]
     for text in learned:
         note(text)
@@ -137,6 +138,30 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         more["simulation"] = simulate.compare(job, card)
         notes.append(simulate.describe(more["simulation"]))
     return Answer(_title(question, job, card), card, made, notes, more)
+
+
+def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
+    tuning = {"--peft": ask.peft, "--packed": ask.packed}
+    recipes_own = {
+        "--recipe": ask.recipe,
+        "--task": ask.task,
+        "--precision": ask.precision,
+        "--num-nodes": ask.num_nodes,
+        "--num-gpus-per-node": ask.num_gpus_per_node or ask.nproc_per_node,
+        "--performance-mode": ask.performance_mode or None,
+        **tuning,
+    }
+    if ask.yaml is not None:
+        wrong, why = recipes_own, "does not go with a recipe file; change its settings with PATH=VALUE"
+    elif ask.task is Task.pretrain:
+        wrong, why = tuning, "is of fine-tuning; leave it out, or give --task finetune"
+    else:
+        wrong, why = {"--performance-mode": ask.performance_mode or None}, "is of pretraining; give --task pretrain"
+    for option, value in wrong.items():
+        if value is not None:
+            raise RecipeError(f"{option} {why}.")
+    if work.epochs is not None and work.data is None:
+        raise RecipeError("--epochs counts passes over --data; name the data, or set trainer.max_steps=N.")
 
 
 def _title(question: Question | None, job: Workload, card: Card) -> str:
