@@ -4,7 +4,6 @@ Only names are looked at, and of two small files a few bytes; what is in the fil
 form. Nothing here loads torch.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.json_files import read_object
 
 _SHOWN = 4  # names, of a folder that is none of these
 
@@ -198,8 +198,8 @@ def _mistral(folder: Path) -> str:
 def _zarr(folder: Path) -> str:
     backend = folder / "metadata.json"
     try:
-        named = json.loads(backend.read_text()).get("sharded_backend") == "zarr" if backend.is_file() else False
-    except (ValueError, AttributeError, OSError):
+        named = backend.is_file() and read_object(backend, CheckpointError).get("sharded_backend") == "zarr"
+    except (CheckpointError, OSError):
         named = False
     return "metadata.json" if named else _any_of("*/.zarray", "weights/*/.zarray")(folder)
 

@@ -7,7 +7,6 @@ Source: NeMo `collections/llm/peft/utils.py` (ParallelLinearAdapter), `dora.py`,
 (WrappedAdapterIO).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft import names
 from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
 from mixtral_recipes.system.files import sha256
+from mixtral_recipes.system.json_files import read_object
 
 METADATA = "adapter_metadata.json"
 # Our tensor -> NeMo's.
@@ -49,8 +49,8 @@ def base_named_by(folder: Path) -> Path:
     """
     path = folder / "weights" / METADATA
     try:
-        named = Path(json.loads(path.read_text())["model_ckpt_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        named = Path(read_object(path, CheckpointError)["model_ckpt_path"])
+    except (OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: does not say what the adapters adapt; name the base with --base.") from error
     if not named.is_dir():
         raise CheckpointError(f"{path}: the base model {named} is not there; say where it is now with --base.")

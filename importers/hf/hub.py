@@ -7,7 +7,6 @@ are needed, pins everything to one commit, retries, and refuses bytes that are n
 import contextlib
 import errno
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +93,7 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:
-            content = json.loads(_fetch(api, where, commit, published[index]).read_text())
-            shards = sorted(set(content.get("weight_map", {}).values()))
+            shards = sorted(set(safetensors_io.read_index(_fetch(api, where, commit, published[index])).values()))
             for shard in shards:
                 if shard not in published:
                     raise CheckpointError(f"hf://{where.repo}: {index} names {shard}, which is not in the repository.")

@@ -143,9 +143,7 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
     """
     refuse_pointer(folder / index, CheckpointError)
     if (folder / index).exists():
-        weight_map = read_object(folder / index, CheckpointError).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{folder / index}: not an index of weight files: no weight_map of names to files.")
+        weight_map = read_index(folder / index)
         for name in sorted(set(weight_map.values())):
             if os.path.basename(name) != name or not (folder / name).is_file():
                 raise CheckpointError(f"{folder / index}: names {name}, which is not in the folder; get it again.")
@@ -153,3 +151,15 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
     if (folder / single).is_file():
         return [folder / single], {}
     return [], {}
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which file an index says each tensor is in.
+
+    Raises:
+        CheckpointError: it is no index.
+    """
+    weight_map = read_object(path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{path}: not an index of weight files: no weight_map of names to files.")
+    return weight_map

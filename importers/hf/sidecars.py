@@ -13,6 +13,7 @@ from typing import Any
 
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError, in_short
+from mixtral_recipes.system.json_files import parse_object
 from mixtral_recipes.system.pointers import refuse_pointer
 
 _ALWAYS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
@@ -154,9 +155,8 @@ def refuse_foreign(folder: Path, path: Path) -> None:
 
 def _object(name: str, text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        return parse_object(text)
+    except TypeError as error:
+        raise CheckpointError(f"{name}: not a JSON object; get it again.") from error
     except ValueError as error:
         raise CheckpointError(f"{name}: not valid JSON ({in_short(error)}); get it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{name}: not a JSON object; get it again.")
-    return content

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.json_files import parse_object
 
 TARGET, CALL = "_target_", "_call_"
 _BUILDABLE = "fiddle._src.config"
@@ -31,7 +32,7 @@ def read(text: str, *path: str) -> Any:
         CheckpointError: it is not fiddle's JSON, or has no such part; the text goes on after the file's name.
     """
     try:
-        document = json.loads(text)
+        document = parse_object(text)
         reader = _Reader(document["objects"])
         node = document["root"]
         for name in path:

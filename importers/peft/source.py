@@ -1,6 +1,5 @@
 """A peft folder, opened: each adapted projection's factors, or the reason why this adapter cannot be taken exactly."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
 from mixtral_recipes.importers.peft.layouts import unstack
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.system.json_files import read_object
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<kind>A|B|magnitude_vector)(?:\.default)?(?:\.weight)?$"
@@ -88,13 +88,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / "adapter_config.json"
     try:
-        settings = json.loads(path.read_text())
+        settings = read_object(path, CheckpointError)
         rank, alpha = settings["r"], settings["lora_alpha"]
         patterns = [settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
         numbers = [rank, alpha, *(value for pattern in patterns for value in pattern.values())]
         if any(isinstance(n, bool) or not math.isfinite(n) or n <= 0 for n in numbers):
             raise CheckpointError(f"{path}: r, lora_alpha and their patterns must be positive numbers.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as peft's settings ({type(error).__name__}: {error})."
         ) from error

@@ -33,8 +33,8 @@ def read_object(path: Path, error: type[MixtralRecipesError]) -> dict[str, Any]:
         raise error(f"{path}: not valid JSON ({in_short(problem)}).") from problem
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in some bytes.
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """The JSON object in some bytes, or in a text.
 
     Raises:
         ValueError: it is not valid JSON, nested too deep, has a key twice in one object, or a number that is none.
@@ -42,7 +42,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(
-            content.decode("utf-8-sig"),
+            content.decode("utf-8-sig") if isinstance(content, bytes) else content,
             object_pairs_hook=once,
             parse_int=_whole_number,
             parse_float=_number,

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
+from mixtral_recipes.system.json_files import parse_object
 from mixtral_recipes.system.machine import io_threads
 
 FORMAT = "mixtral-recipes/1"
@@ -87,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "a Hugging Face folder is turned into one by `mixtral-recipes import`."
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_object(path.read_bytes())
         known = manifest["format"] == FORMAT and manifest["kind"] and manifest["files"]
         sealed = manifest["seal"] == _seal(manifest)
     except (ValueError, KeyError, TypeError) as error:

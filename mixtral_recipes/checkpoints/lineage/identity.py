@@ -17,6 +17,7 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
+from mixtral_recipes.system.json_files import read_object
 
 _CONFIGS = ("config.json", "params.json")
 _NEMO_CONFIGS = ("context/io.json", "context/model.yaml")
@@ -96,10 +97,10 @@ def hash_of_config(folder: Path) -> str | None:
         nemo = [[name, sha256(folder / name)] for name in _NEMO_CONFIGS if (folder / name).is_file()]
         return _hash(nemo) if nemo else None
     try:
-        fields = json.loads(path.read_text())
-        return _hash({name: value for name, value in fields.items() if name not in _PASSING})
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        fields = read_object(path, CheckpointError)
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+    return _hash({name: value for name, value in fields.items() if name not in _PASSING})
 
 
 def hash_of_tokenizer(folder: Path) -> str | None:

@@ -119,3 +119,6 @@ def test_a_backend_that_metadata_names(tmp_path: Path) -> None:
     folder = make(tmp_path / "zarr", ("notes.txt",))
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "sharded_backend_version": 1}))
     assert recognise(folder).form is Form.ZARR
+    for text in ("[]", "[" * 100_000):
+        (folder / "metadata.json").write_text(text)
+        assert recognise(folder).form is Form.UNKNOWN

@@ -17,7 +17,7 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from mixtral_recipes.checkpoints.format.integrity import damage_of
-from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.restricted_pickle import metadata_from, read_metadata
 from mixtral_recipes.checkpoints.format.shard import Shard
@@ -247,6 +247,13 @@ def test_a_manifest_that_names_other_files(tmp_path: Path, name: str) -> None:
     manifest["seal"] = _seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert "outside the checkpoint" in str(damage_of(folder))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"format": "mixtral-recipes/1", "format": "other"}'])
+def test_a_manifest_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged, or not a checkpoint manifest"):
+        read_manifest(tmp_path)
 
 
 def test_a_file_the_manifest_does_not_name(tmp_path: Path) -> None:

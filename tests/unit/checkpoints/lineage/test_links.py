@@ -92,3 +92,10 @@ def test_an_export_brings_its_lineage_and_other_weights_in_it_are_refused(tmp_pa
     (tmp_path / "tokenizer.json").write_text("{ }")
     with pytest.raises(CheckpointError, match="holds tokenizer"):
         source_parent(tmp_path, origin, "a" * 64)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1, "a": 2}', "[" * 100_000])
+def test_a_configuration_that_is_none_has_no_identity(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: not "):
+        hash_of_config(tmp_path)

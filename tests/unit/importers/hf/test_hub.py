@@ -112,6 +112,13 @@ def test_no_such_thing(server: "hub_server.HubServer") -> None:
         import_checkpoint("hf://org/mixtral")
 
 
+@pytest.mark.parametrize("text", ["[]", '{"weight_map": {"w": 1}}', "[" * 100_000])
+def test_an_index_of_other_things(server: "hub_server.HubServer", tmp_path: Path, text: str) -> None:
+    (server.folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"index\.json: not "):
+        import_checkpoint("hf://org/mixtral", tmp_path / "out")
+
+
 def test_gated_says_how_to_get_access(server: "hub_server.HubServer", monkeypatch: pytest.MonkeyPatch) -> None:
     server.gated = True
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

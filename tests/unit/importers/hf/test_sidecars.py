@@ -123,6 +123,8 @@ def test_a_pointer_in_place_of_weights(make_model, tmp_path: Path, shards: int, 
         ("tokenizer.json", ""),
         ("special_tokens_map.json", "[]"),
         ("tekken.json", "{"),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("tokenizer.json", '{"model": {"a": 1, "a": 2}}'),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says(model: Path, tmp_path: Path, name: str, text: str) -> None:

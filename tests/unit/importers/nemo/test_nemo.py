@@ -262,6 +262,7 @@ def test_a_tokenizer_outside_the_checkpoint(checkpoints, tmp_path: Path, nemo: N
         "[]",
         '{"root": {"type": "ref", "key": "a"}, "objects": {"a": {"type": "ref", "key": "a"}}}',
         '{"root": {"type": "leaf", "value": 1}, "objects": {}}',
+        '{"root": {"type": "ref", "key": "a"}, "objects": {"a": {}, "a": {}}}',
         '{"root": ' + '{"type": {"type": "pyref"}, "items": [["Attr(name=\'model\')", ' * 500 + "1" + "]]}" * 500 + "}",
     ],
 )

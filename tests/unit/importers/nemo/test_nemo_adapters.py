@@ -174,6 +174,10 @@ def test_what_cannot_be_taken(write, tmp_path: Path, nemo: Nemo) -> None:
     metadata.write_text(json.dumps({"model_ckpt_path": str(tmp_path / "gone")}))
     with pytest.raises(CheckpointError, match="gone is not there; say where it is now with --base"):
         import_any(str(folder), tmp_path / "ours")
+    for text, why in (("{}", "does not say what"), ("[]", "not a JSON object"), ("[" * 100_000, "nested too deep")):
+        metadata.write_text(text)
+        with pytest.raises(CheckpointError, match=rf"adapter_metadata\.json: .*{why}"):
+            import_any(str(folder), tmp_path / "ours")
     assert import_any(str(folder), tmp_path / "ours", base=str(tmp_path / "base")).is_dir()
     metadata.write_text(said)
     proj = LAYER + MODULES["linear_proj"][0] + ".adapter."
