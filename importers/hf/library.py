@@ -1,4 +1,4 @@
-"""Tensors as safetensors and torch themselves read them from a model's files, for `verify` to compare with.
+"""Tensors as safetensors and torch themselves read them: a model's, for `verify` to compare with, and an adapter's.
 
 Import finds each tensor's place in a file on its own. Were that wrong, reading the source again in the same way would
 only repeat it; so a comparison reads the source by the libraries that own the formats. Files are mapped, not loaded:
@@ -52,11 +52,15 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the library cannot read it.
     """
+    return {name: _stored(tensor) for name, tensor in load(path).items()}
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """As `read_tensors`, as tensors."""
     try:
-        tensors = _by_safetensors(path) if path.suffix == ".safetensors" else _by_torch(path)
+        return _by_safetensors(path) if path.suffix == ".safetensors" else _by_torch(path)
     except Exception as error:  # libraries raise many kinds for a file that changed meanwhile
         raise CheckpointError(f"{path}: cannot be read ({in_short(error)}).") from error
-    return {name: _stored(tensor) for name, tensor in tensors.items()}
 
 
 def _by_safetensors(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.hf import library
+from mixtral_recipes.importers.hf import pickle as pickle_io
+from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
 from mixtral_recipes.importers.peft.layouts import unstack
 from mixtral_recipes.layout.shapes import ModelShape
@@ -152,17 +155,11 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / "adapter_model.safetensors"
-    old = folder / "adapter_model.bin"
-    try:
-        if path.is_file():
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if old.is_file():
-            return torch.load(old, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch each have their own
-        raise CheckpointError(f"{path if path.is_file() else old}: cannot be read ({error}).") from error
+    checks = {"adapter_model.safetensors": safetensors_io.read_header, "adapter_model.bin": pickle_io.read_tensors}
+    for name, check in checks.items():
+        if (folder / name).is_file():
+            check(folder / name)
+            return library.load(folder / name)
     raise CheckpointError(f"{folder} has no adapter_model.safetensors.")
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
@@ -17,6 +18,7 @@ from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
 from tests.parity.hf_mixtral import Folders, hf_model, make_model, tokens
 from tests.parity.test_peft_export import merged_logits, peft_logits
+from tests.unit.importers.hf.test_bin_files import in_big_endian, zip_again
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -94,6 +96,35 @@ def test_the_base_is_the_one_it_names(folders: Folders, tmp_path: Path, monkeypa
         relative_error(launch(1, peft_logits, folders, export_adapter(checkpoint, tmp_path / "out"))[0], expected)
         < 1e-5
     )
+
+
+def test_a_bin_file_is_taken_as_data(folders: Folders, tmp_path: Path) -> None:
+    """What peft wrote before safetensors gives the same weights; one that would run something is refused."""
+    launch(1, trained_by_peft, folders, CASES["q and v"], tmp_path / "peft")
+
+    def taken(output: str) -> dict[str, Any]:
+        checkpoint = import_any(str(tmp_path / "peft"), tmp_path / output, base=str(folders.megatron))
+        return {name: file for name, file in read_manifest(checkpoint)["files"].items() if name.startswith("weights/")}
+
+    file, old = (tmp_path / "peft" / f"adapter_model.{kind}" for kind in ("safetensors", "bin"))
+    tensors = load_file(file)
+    torch.save(tensors, old)
+    expected = taken("one")
+    file.unlink()
+    assert taken("two") == expected
+    torch.save(tensors | {"x": Path}, old)
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin: refused"):
+        taken("three")
+    torch.save(tensors, old)
+    zip_again(old, in_big_endian)  # torch's own reader ends the process
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin: refused, .*big-endian"):
+        taken("three")
+    old.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin is a Git LFS pointer"):
+        taken("three")
+    old.write_bytes(b"\x80\x04N.")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin: truncated"):
+        taken("three")
 
 
 def damaged(folder: Path, **settings: Any) -> Path:
