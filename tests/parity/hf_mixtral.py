@@ -8,11 +8,16 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
-from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
@@ -101,6 +106,24 @@ def our_run(
     distributed.initialize(trainer.topology(), place, torch.device("cpu"), seed=1)
     model = MixtralModel(config or small_config(moe_router_load_balancing_type="none", moe_aux_loss_coeff=0.0))
     return build_run(model, trainer, data, optim, device=torch.device("cpu"), peft=peft, weights=folders.megatron)
+
+
+def save_adapters(folders: Folders, run: TrainingRun, peft: LoRA, saved: Path) -> Path:
+    """Save a run's adapters in a run's folder ``saved``; returns the checkpoint."""
+    base = Parent("base", lineage.read(folders.megatron), str(folders.megatron))
+    saver = Checkpointer(
+        saved,
+        ModelCheckpoint(),
+        model_name="adapted",
+        model=run.model,
+        optimizer=run.optimizer,
+        scheduler=run.scheduler,
+        adapters_only=True,
+        context=folders.megatron / "context",
+        facts={"peft": recorded(peft)},
+        lineage=Lineage("adapter", Identity(), parents=(base,)),
+    )
+    return saver.save(Position(), {})
 
 
 def tokens(rows: int = 3, length: int = 24) -> Tensor:

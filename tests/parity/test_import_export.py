@@ -8,20 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
-from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.verify import verify_checkpoint
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
-from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, tokens
+from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, save_adapters, tokens
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 
@@ -94,21 +89,7 @@ def adapted_logits(folders: Folders, peft: LoRA, saved: Path) -> tuple[Tensor, P
             adapter.lora_b.normal_(std=0.3, generator=random)
             if isinstance(adapter, DoRAAdapter):
                 adapter.magnitude.mul_(torch.empty_like(adapter.magnitude).uniform_(0.5, 1.5, generator=random))
-    facts = {"peft": recorded(peft)}
-    link = Parent("base", lineage.read(folders.megatron), str(folders.megatron))
-    saver = Checkpointer(
-        saved,
-        ModelCheckpoint(),
-        model_name="adapted",
-        model=run.model,
-        optimizer=run.optimizer,
-        scheduler=run.scheduler,
-        adapters_only=True,
-        context=folders.megatron / "context",
-        facts=facts,
-        lineage=Lineage("adapter", Identity(), parents=(link,)),
-    )
-    return our_logits(run, tokens()), saver.save(Position(), {})
+    return our_logits(run, tokens()), save_adapters(folders, run, peft, saved)
 
 
 @pytest.mark.parametrize("peft", [LoRA(dim=4, alpha=8), DoRA(dim=4, alpha=8)], ids=["LoRA", "DoRA"])

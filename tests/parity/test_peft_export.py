@@ -8,18 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
-from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
-from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import fill, relative_error
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_run, tokens
+from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_run, save_adapters, tokens
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 ATTENTION = ["linear_qkv", "linear_proj"]
@@ -47,25 +42,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
 
 
-def save_adapter(folders: Folders, peft: LoRA, saved: Path, layout: dict[str, Any]) -> Path:
+def filled_adapter(folders: Folders, peft: LoRA, saved: Path, layout: dict[str, Any]) -> Path:
     """A checkpoint of adapters whose values are the same in every layout."""
     run = our_run(folders, layout, peft=peft)
     fill(run.model, adapters=True)
-    saver = Checkpointer(
-        saved,
-        ModelCheckpoint(),
-        model_name="adapted",
-        model=run.model,
-        optimizer=run.optimizer,
-        scheduler=run.scheduler,
-        adapters_only=True,
-        context=folders.megatron / "context",
-        facts={"peft": recorded(peft)},
-        lineage=Lineage(
-            "adapter", Identity(), parents=(Parent("base", lineage.read(folders.megatron), str(folders.megatron)),)
-        ),
-    )
-    return saver.save(Position(), {})
+    return save_adapters(folders, run, peft, saved)
 
 
 def merged_logits(folder: Path) -> Tensor:
@@ -88,7 +69,7 @@ def peft_logits(folders: Folders, adapter: Path) -> Tensor:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_peft_computes_what_the_merged_model_does(folders: Folders, tmp_path: Path, scheme: str) -> None:
-    checkpoint = launch(1, save_adapter, folders, SCHEMES[scheme], tmp_path / "run", {})[0]
+    checkpoint = launch(1, filled_adapter, folders, SCHEMES[scheme], tmp_path / "run", {})[0]
     expected = launch(1, merged_logits, export_checkpoint(checkpoint, tmp_path / "merged"))[0]
     base = launch(1, merged_logits, folders.hf)[0]
     assert relative_error(base, expected) > 1e-2  # the adapters do something
@@ -100,7 +81,7 @@ def test_peft_computes_what_the_merged_model_does(folders: Folders, tmp_path: Pa
 
 def test_dora_on_attention(folders: Folders, tmp_path: Path) -> None:
     peft = DoRA(dim=4, alpha=8, target_modules=ATTENTION)
-    checkpoint = launch(1, save_adapter, folders, peft, tmp_path / "run", {})[0]
+    checkpoint = launch(1, filled_adapter, folders, peft, tmp_path / "run", {})[0]
     expected = launch(1, merged_logits, export_checkpoint(checkpoint, tmp_path / "merged"))[0]
     folder = export_adapter(checkpoint, tmp_path / "adapter")
     assert relative_error(launch(1, peft_logits, folders, folder)[0], expected) < TOLERANCE
@@ -108,7 +89,7 @@ def test_dora_on_attention(folders: Folders, tmp_path: Path) -> None:
 
 
 def test_dora_on_experts_is_refused(folders: Folders, tmp_path: Path) -> None:
-    checkpoint = launch(1, save_adapter, folders, DoRA(dim=4, alpha=8), tmp_path / "run", {})[0]
+    checkpoint = launch(1, filled_adapter, folders, DoRA(dim=4, alpha=8), tmp_path / "run", {})[0]
     with pytest.raises(CheckpointError, match=r"DoRA on the experts .* --format hf merges"):
         export_adapter(checkpoint, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
@@ -117,8 +98,8 @@ def test_dora_on_experts_is_refused(folders: Folders, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_same_bytes(folders: Folders, tmp_path: Path, layout: str) -> None:
     peft = LoRA(dim=4, alpha=8)
-    alone = launch(1, save_adapter, folders, peft, tmp_path / "alone", {})[0]
-    split = launch(2, save_adapter, folders, peft, tmp_path / "split", LAYOUTS[layout])[0]
+    alone = launch(1, filled_adapter, folders, peft, tmp_path / "alone", {})[0]
+    split = launch(2, filled_adapter, folders, peft, tmp_path / "split", LAYOUTS[layout])[0]
     for form in ("v4", "v5"):
         one = export_adapter(alone, tmp_path / f"one-{form}", layout=form)
         two = export_adapter(split, tmp_path / f"two-{form}", layout=form)
@@ -129,7 +110,7 @@ def test_any_layout_gives_the_same_bytes(folders: Folders, tmp_path: Path, layou
 def test_what_vllm_takes(folders: Folders, tmp_path: Path) -> None:
     """Its Mixtral matches per-expert names only, no router, no dropout-free surprises; and its rank limit is named."""
     peft = LoRA(dim=32, alpha=32)
-    checkpoint = launch(1, save_adapter, folders, peft, tmp_path / "run", {})[0]
+    checkpoint = launch(1, filled_adapter, folders, peft, tmp_path / "run", {})[0]
     folder = export_adapter(checkpoint, tmp_path / "adapter")
     from safetensors import safe_open
 

@@ -8,6 +8,7 @@ import torch
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapters import MergedRows
+from tests.unit.importers.rows import read_in_pieces
 
 
 @dataclass
@@ -28,16 +29,6 @@ class InMemory:
     def read(self, start: int, count: int, out: memoryview) -> None:
         raw = self.tensor[start : start + count].contiguous().view(torch.uint8).flatten().numpy()
         np.frombuffer(out, dtype=np.uint8)[: raw.size] = raw
-
-
-def read_in_pieces(rows: MergedRows, piece: int, dtype: torch.dtype) -> torch.Tensor:
-    parts = []
-    for start in range(0, rows.rows, piece):
-        count = min(piece, rows.rows - start)
-        out = bytearray(count * rows.row_bytes)
-        rows.read(start, count, memoryview(out))
-        parts.append(torch.frombuffer(out, dtype=dtype).view(count, -1))
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("F32", torch.float32), ("BF16", torch.bfloat16)])
