@@ -16,7 +16,7 @@ from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_c
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, instances, shape_of
-from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter
+from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter, weights_file
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import DoRA, LoRA
@@ -43,7 +43,6 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
     opened = open_adapter(folder, settings, dims)
     layers = _megatron_layers(opened, dims)
     scheme, tensors = _even(opened, layers)
-    file = next(path for path in sorted(opened.folder.glob("adapter_model.*")))
     return write_adapter_checkpoint(
         output,
         scheme,
@@ -51,7 +50,7 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
         base=base,
         source=opened.folder,
         layout="peft",
-        weights=sha256(file),
+        weights=sha256(weights_file(opened.folder)),
         overwrite=overwrite,
     )
 

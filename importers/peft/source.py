@@ -155,11 +155,21 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    checks = {"adapter_model.safetensors": safetensors_io.read_header, "adapter_model.bin": pickle_io.read_tensors}
-    for name, check in checks.items():
+    path = weights_file(folder)
+    check = safetensors_io.read_header if path.suffix == ".safetensors" else pickle_io.read_tensors
+    check(path)
+    return library.load(path)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of a peft folder that its tensors are read from.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).is_file():
-            check(folder / name)
-            return library.load(folder / name)
+            return folder / name
     raise CheckpointError(f"{folder} has no adapter_model.safetensors.")
 
 

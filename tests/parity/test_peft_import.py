@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
 from mixtral_recipes.importers.resolve import import_any
+from mixtral_recipes.system.files import sha256
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
 from tests.parity.hf_mixtral import Folders, hf_model, make_model, tokens
@@ -110,6 +112,9 @@ def test_a_bin_file_is_taken_as_data(folders: Folders, tmp_path: Path) -> None:
     tensors = load_file(file)
     torch.save(tensors, old)
     expected = taken("one")
+    source = lineage.read(tmp_path / "one").parent("source")
+    assert source is not None
+    assert source.record.identity.weights == sha256(file)  # the one that was read
     file.unlink()
     assert taken("two") == expected
     torch.save(tensors | {"x": Path}, old)
