@@ -1,10 +1,8 @@
 """The adapters in a checkpoint of ours: each layer's factors, and the scheme they were trained with."""
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.peft import names
 from mixtral_recipes.settings.peft import scheme_of
+from mixtral_recipes.system.files import read_json
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class StoredAdapters:
     """The adapters of a checkpoint, read layer by layer as they are needed.
 
     Attributes:
-        facts: What ``context/run.json`` says of the run.
-        scheme: What was trained, and how.
+        scheme: What was trained, and how, as ``context/run.json`` says.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -47,9 +45,8 @@ class StoredAdapters:
             CheckpointError: the scheme is not recorded, or the weights cannot be read.
         """
         try:
-            self.facts: dict[str, Any] = json.loads((checkpoint / "context" / "run.json").read_text())
-            self.scheme = scheme_of(self.facts["peft"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.scheme = scheme_of((read_json(checkpoint / "context" / "run.json") or {})["peft"])
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
         self._stored = StoredWeights(checkpoint / "weights")
         self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
