@@ -14,9 +14,14 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import (
+    Identity,
+    hash_of_config,
+    hash_of_tensors,
+    hash_of_tokenizer,
+    tokenizer_files,
+)
 from mixtral_recipes.checkpoints.publish import publish
-from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import (
     base_to_merge,
@@ -150,7 +155,7 @@ def write_context(
     """
     import yaml
 
-    tokenizer = [path for pattern in TOKENIZER_FILES for path in sorted(source.glob(pattern))]
+    tokenizer = tokenizer_files(source)
     for path in tokenizer:
         sidecars.refuse_foreign(source, path)
         target = folder / _TOKENIZER / path.relative_to(source)
