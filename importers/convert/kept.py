@@ -86,9 +86,8 @@ def _candidates(place: Path) -> Iterator[Path]:
 
 def _small_content(source: Source) -> str:
     """What a folder says of itself: the bytes of its small files, and its tensors' names, types and shapes."""
-    digest = hashlib.sha256(
-        json.dumps(source.config, sort_keys=True).encode()
-    )  # not every form has it in a file of its own
+    # Not every form has its configuration in a file of its own.
+    digest = hashlib.sha256(json.dumps(source.config, sort_keys=True).encode())
     for path in source.sidecars:
         name = path.relative_to(source.beside or source.folder).as_posix()
         digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
