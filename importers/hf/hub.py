@@ -89,7 +89,7 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
     """The files an import reads, config.json first: weights of one format, and what travels beside them."""
     if "config.json" not in published:
         raise CheckpointError(f"hf://{where.repo} has no config.json; it is not a transformers model.")
-    names = sidecars.travelling(published, lambda name: _fetch(api, where, commit, published[name]).read_text())
+    names = sidecars.travelling(published, lambda name: sidecars.text_of(_fetch(api, where, commit, published[name])))
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:

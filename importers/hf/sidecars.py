@@ -126,6 +126,15 @@ def _drop_missing_code(path: Path, there: set[str]) -> None:
 
 def _text(folder: Path, path: Path) -> str:
     refuse_foreign(folder, path)
+    return text_of(path)
+
+
+def text_of(path: Path) -> str:
+    """A file as text.
+
+    Raises:
+        CheckpointError: it was not fetched, or is no text.
+    """
     refuse_pointer(path, CheckpointError)
     try:
         return path.read_text(encoding="utf-8")

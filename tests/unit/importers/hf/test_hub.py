@@ -119,6 +119,12 @@ def test_an_index_of_other_things(server: "hub_server.HubServer", tmp_path: Path
         import_checkpoint("hf://org/mixtral", tmp_path / "out")
 
 
+def test_a_configuration_that_is_no_text(server: "hub_server.HubServer", tmp_path: Path) -> None:
+    (server.folder / "config.json").write_bytes(b'{"model_type": "\xff"}')
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        import_checkpoint("hf://org/mixtral", tmp_path / "out")
+
+
 def test_gated_says_how_to_get_access(server: "hub_server.HubServer", monkeypatch: pytest.MonkeyPatch) -> None:
     server.gated = True
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
