@@ -14,15 +14,13 @@ from mixtral_recipes.checkpoints.shards import parts_of
 def allocate_state(optimizer: Any) -> None:
     """Make the moments that a fused Adam makes at its first step, so that they can be read or written before it."""
     for part in parts_of(optimizer):
-        if not getattr(part, "is_stub_optimizer", False) and not part.optimizer.state and part.init_state_fn:
+        if not part.optimizer.state and part.init_state_fn:
             part.init_state_fn(part.optimizer, part.config)
 
 
 def set_steps(optimizer: Any, step: int) -> None:
     """Tell Adam how many steps it has made: torch's counts per parameter, Transformer Engine's per group."""
     for part in parts_of(optimizer):
-        if getattr(part, "is_stub_optimizer", False):
-            continue
         for group in part.optimizer.param_groups:
             states = [part.optimizer.state[parameter] for parameter in group["params"]]
             if any("step" in state for state in states):
