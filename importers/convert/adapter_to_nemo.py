@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import file_entries, read_manifest
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_config, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
@@ -70,15 +70,14 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(shard.nbytes for shard in shards))
-        known = _write_weights(staging / "weights", shards)
+        _write_weights(staging / "weights", shards)
         named, how = _nemo_base(parent, final)
         (staging / "weights" / METADATA).write_text(json.dumps({"model_ckpt_path": named}))
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         context = checkpoint / "context"
         write_context(staging / "context", context, config, str(dtype), settings)
         (staging / "README.md").write_text(_README.format(base=named, how=how))
-        weights = hash_of_files(file_entries(staging, known))
-        identity = Identity(weights, hash_of_config(context), hash_of_tokenizer(context))
+        identity = Identity(hash_of_adapter(staging), hash_of_config(staging), hash_of_tokenizer(staging))
         parents = (Parent("checkpoint", parent, os.path.abspath(checkpoint)),)
         lineage.write(staging, Lineage("export", identity, origin={"layout": "nemo adapter"}, parents=parents))
     return final
@@ -135,15 +134,14 @@ def _shards(checkpoint: Path, stored: StoredAdapters, dims: ModelShape) -> Itera
     stored.check_all_read()
 
 
-def _write_weights(folder: Path, shards: list[Shard]) -> dict[str, Any]:
-    """Write the torch_dist folder; returns the hashes of what was written."""
+def _write_weights(folder: Path, shards: list[Shard]) -> None:
+    """Write the torch_dist folder."""
     from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 
     folder.mkdir()
     file = write_file(folder, 0, shards, {})
     write_metadata(folder, [file])
     write_common(folder)
-    return {f"weights/{file.name}": file.pieces}
 
 
 def _nemo_base(parent: Lineage, final: Path) -> tuple[str, str]:

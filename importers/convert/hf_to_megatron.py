@@ -77,6 +77,8 @@ def import_checkpoint(
         opened = open_model(folder)
         if accept is not None:
             accept(opened)
+        if "path" in origin:
+            origin["path"] = str(opened.folder)  # of a checkpoint whose weights/ was given, the folder above
         left_behind = origin.pop("left_behind", []) or opened.left_behind
         place = Path(os.path.abspath(output)) if output else kept.place_of(opened, origin, wanted)
         with first_holds(lambda: held(place), group):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.lineage.identity import hash_of_files
+from mixtral_recipes.checkpoints.lineage.identity import hash_of_adapter
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
@@ -28,7 +28,6 @@ from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft import names
 from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
-from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.json_files import read_object
 
 METADATA = "adapter_metadata.json"
@@ -73,8 +72,7 @@ def write_nemo_adapter(folder: Path, base: Path, output: Path, *, overwrite: boo
         CheckpointError: as `read_adapter`, or ``output`` is there already.
     """
     scheme, tensors = read_adapter(folder, base)
-    files = {f"weights/{path.name}": {"sha256": sha256(path)} for path in (folder / "weights").glob("*.distcp")}
-    digest = hash_of_files(files)
+    digest = hash_of_adapter(folder)
     return write_adapter_checkpoint(
         output, scheme, tensors, base=base, source=folder, layout="nemo", weights=digest, overwrite=overwrite
     )

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.lineage.identity import hash_of_adapter
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, instances, shape_of
-from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter, weights_file
+from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import DoRA, LoRA
-from mixtral_recipes.system.files import sha256
 
 
 def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Path, *, overwrite: bool = False) -> Path:
@@ -50,7 +50,7 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
         base=base,
         source=opened.folder,
         layout="peft",
-        weights=sha256(weights_file(opened.folder)),
+        weights=hash_of_adapter(opened.folder),
         overwrite=overwrite,
     )
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
@@ -25,7 +25,6 @@ from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peft import layouts
 from mixtral_recipes.settings.peft import DoRA, LoRA
-from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.locks import held
 
 CONFIG, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -82,10 +81,9 @@ def export_adapter(
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
         save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        digest = sha256(staging / WEIGHTS_FILE)
         record = Lineage(
             "export",
-            Identity(digest),
+            Identity(hash_of_adapter(staging)),
             origin={"layout": f"peft {layout}"},
             parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
         )

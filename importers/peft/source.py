@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.lineage.identity import adapter_file
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import library
 from mixtral_recipes.importers.hf import pickle as pickle_io
@@ -155,22 +156,12 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    path = weights_file(folder)
+    path = adapter_file(folder)
+    if path is None:
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors.")
     check = safetensors_io.read_header if path.suffix == ".safetensors" else pickle_io.read_tensors
     check(path)
     return library.load(path)
-
-
-def weights_file(folder: Path) -> Path:
-    """The file of a peft folder that its tensors are read from.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} has no adapter_model.safetensors.")
 
 
 def _parameters_by_module(modules: Mapping[str, Any]) -> dict[str, str]:

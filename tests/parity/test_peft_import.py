@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
@@ -83,6 +84,8 @@ def test_there_and_back_and_there(folders: Folders, tmp_path: Path, layout: str)
     launch(1, trained_by_peft, folders, CASES["v5"], tmp_path / "peft")
     first = import_any(str(tmp_path / "peft"), tmp_path / "first", base=str(folders.megatron))
     one = export_adapter(first, tmp_path / "one", layout=layout)
+    for made in (first, one):
+        assert run(["lineage", str(made)]) == 0
     again = import_any(str(one), tmp_path / "again", base=str(folders.megatron))
     two = export_adapter(again, tmp_path / "two", layout=layout)
     for name in ("adapter_model.safetensors", "adapter_config.json"):

@@ -11,6 +11,7 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as records
 from mixtral_recipes.checkpoints.lineage.identity import (
     Identity,
+    hash_of_adapter,
     hash_of_config,
     hash_of_tensors,
     hash_of_tokenizer,
@@ -20,7 +21,6 @@ from mixtral_recipes.checkpoints.lineage.identity import (
 from mixtral_recipes.checkpoints.lineage.links import mismatch
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import sha256
 
 # ok: as recorded. wrong: something else, or damaged. absent: nothing is there. named: a commit names the content.
 State = Literal["ok", "wrong", "absent", "named"]
@@ -152,17 +152,21 @@ class Follower:
         return _other_shapes(found, record.tensors)
 
     def _adapters_problem(self, folder: Path, record: Lineage) -> str | None:
-        """Exported adapters are one file, known by its hash."""
-        files = sorted(folder.glob("*.safetensors"))
-        if len(files) != 1:
-            return f"it holds {len(files)} safetensors files, and adapters are one"
-        return mismatch(record.identity, Identity(sha256(files[0]))) if self.hashes else None
+        """Exported adapters are known by their files' hash."""
+        if not self.hashes:
+            return None
+        found = hash_of_adapter(folder)
+        return mismatch(record.identity, Identity(found)) if found else "it holds no adapter's weights"
 
     def _source_problem(self, folder: Path, recorded: Lineage, child: _Child) -> str | None:
-        """Compare a Hugging Face folder with what was imported from it."""
+        """Compare a model's or an adapter's folder with what was imported from it."""
         small = mismatch(recorded.identity, _small(folder), tokenizer=True)
         if small or not self.hashes:
             return small and f"{folder}: {small}"
+        adapter = hash_of_adapter(folder)
+        if adapter:
+            problem = mismatch(recorded.identity, Identity(adapter))
+            return problem and f"{folder}: {problem}"
         as_it_is = recorded.identity.weights
         dtypes = None if as_it_is else child.dtypes
         wanted = as_it_is or (child.record.identity.weights if child.dtypes else None)

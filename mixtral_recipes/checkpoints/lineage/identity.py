@@ -21,6 +21,8 @@ from mixtral_recipes.system.json_files import read_object
 
 _CONFIGS = ("config.json", "params.json")
 _NEMO_CONFIGS = ("context/io.json", "context/model.yaml")
+_PEFT_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # what is read of both
+_NEMO_ADAPTER = "weights/adapter_metadata.json"
 _NEMO_TOKENIZER = "context/nemo_tokenizer"
 # Fields of config.json that do not decide what the model computes.
 _PASSING = frozenset(
@@ -82,6 +84,21 @@ def hash_of_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> str:
 def hash_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
     """``Identity.weights`` from a manifest's relative path -> {"size", "sha256" or "pieces"}."""
     return _hash([[name, files[name]] for name in sorted(files) if name.startswith("weights/")])
+
+
+def hash_of_adapter(folder: Path) -> str | None:
+    """``Identity.weights`` of an adapter in a form of others', peft's or NeMo 2.0's; None where a folder has none."""
+    file = adapter_file(folder)
+    if file is not None:
+        return sha256(file)
+    if not (folder / _NEMO_ADAPTER).is_file():
+        return None
+    return hash_of_files({f"weights/{path.name}": {"sha256": sha256(path)} for path in folder.glob("weights/*.distcp")})
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """The file of a peft folder that holds its tensors; None where there is none."""
+    return next((folder / name for name in _PEFT_ADAPTERS if (folder / name).is_file()), None)
 
 
 def hash_of_config(folder: Path) -> str | None:

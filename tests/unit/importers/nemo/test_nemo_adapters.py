@@ -136,6 +136,8 @@ def test_there_and_back(
     assert run(["verify", str(ours)]) == 0
     assert run(["export", str(ours), str(back), "--format", "nemo-peft", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["adapter"] == str(back)
+    for made in (ours, back):
+        assert run(["lineage", str(made)]) == 0
     read = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     load(read, storage_reader=FileSystemReader(back / "weights"), no_dist=True)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
@@ -148,6 +150,10 @@ def test_there_and_back(
     again = import_any(f"nemo://{back}", tmp_path / "again")
     weights = {name: entry for name, entry in read_manifest(again)["files"].items() if name.endswith(".distcp")}
     assert weights == {n: e for n, e in read_manifest(ours)["files"].items() if n.endswith(".distcp")}
+    for changed, made in ((folder, ours), (back, back)):
+        next((changed / "weights").glob("*.distcp")).open("ab").write(b"x")
+        assert run(["lineage", str(made)]) == 2
+        assert run(["lineage", str(made), "--quick"]) == 0
 
 
 def test_layers_left_out_stay_as_they_are(write, tmp_path: Path) -> None:
