@@ -33,9 +33,6 @@ class Form(StrEnum):
     preference = "preference pairs"
 
 
-CHAT = (Form.messages, Form.sharegpt, Form.prompt_completion, Form.alpaca, Form.dolly)
-
-
 def form_of(record: Mapping[str, Any]) -> Form | None:
     """A record's form; None where its fields are of no known one. A field that is null counts as absent."""
     there = {name for name, value in record.items() if value is not None}

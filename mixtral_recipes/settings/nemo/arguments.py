@@ -73,7 +73,6 @@ _EVERY_STEP = {
 }
 _SCHEDULE_TAIL = "interval frequency monitor"
 _RECIPE = "model data trainer log resume optim"
-_ONE_SCHEME = Renamed("peft")
 _MASK = Ignored("the causal mask is made inside the attention", quiet=(False,))
 
 CALLS: dict[str, Call] = {
