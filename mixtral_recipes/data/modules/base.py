@@ -118,17 +118,6 @@ class DataModule:
             DataError: names what is missing.
         """
 
-    def check_records(self) -> None:
-        """Read the records through without tokenizing them; modules that have none read nothing.
-
-        What only a chat template refuses (an order of roles) shows when it is applied.
-
-        Raises:
-            DataError: names the file and line of the first record that cannot be used.
-        """
-        for pipeline in self.pipelines():
-            pipeline.check()
-
     @property
     def pack_size(self) -> int | None:
         """Tokens per pack; None when samples are padded."""

@@ -94,7 +94,9 @@ class RecordPipeline:
         return [*own, "validation"] if "validation" not in own and self._held_out else own
 
     def check(self) -> None:
-        """Read every record.
+        """Read every record without tokenizing it.
+
+        What only a chat template refuses (an order of roles) shows when it is applied.
 
         Raises:
             DataError: the first that cannot be used, or that a split has none that can.
