@@ -4,7 +4,6 @@ Text is tokenized once into the cache. Finished parts stay there, so that a run 
 them.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.open import open_source
-from mixtral_recipes.data.records.record import SPLITS
+from mixtral_recipes.data.records.record import SPLITS, is_of_split
 from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
@@ -110,20 +109,13 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
         raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(_TEXT)}).")
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+        split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name)), "")
+        found.setdefault(split, []).append(file)
     if "" in found and len(found) == 1:
         return {"train": files}
     if "train" not in found:
         raise DataError(f"{folder}: no file of a training split ({' or '.join(SPLITS['train'])}) among {len(files)}.")
     return {name: found[name] for name in SPLITS if name in found}
-
-
-def _split_of(path: Path) -> str:
-    for split, spellings in SPLITS.items():
-        named = re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE)
-        if named.fullmatch(path.name) or any(part.lower() in spellings for part in path.parts[:-1]):
-            return split
-    return ""
 
 
 def _tokenized_files(name: str, files: list[Path], tokenizer: Any, text_key: str) -> str:

@@ -11,7 +11,7 @@ from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.parse import SUFFIXES, read_records
-from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record, is_of_split
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -122,12 +122,10 @@ def _folder_splits(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and suffix_of(p) in SUFFIXES]
     files = [p for p in files if len(p.relative_to(folder).parts) <= 3 and not p.name.startswith(".")]
-    for name, spellings in SPLITS.items():
-        wanted = re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE)
-        for path in files:
-            inside = path.relative_to(folder)
-            if wanted.fullmatch(path.name) or any(part.lower() in spellings for part in inside.parts[:-1]):
-                found.setdefault(name, []).append(path)
+    for name in SPLITS:
+        named = [path for path in files if is_of_split(path.relative_to(folder), name)]
+        if named:
+            found[name] = named
     if "train" not in found and len(files) == 1:
         return {"train": files}
     if "train" not in found:

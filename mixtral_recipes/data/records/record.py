@@ -1,5 +1,7 @@
 """A record and its place, and the names of splits."""
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -7,7 +9,21 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
+_IN_NAMES = {
+    name: re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE) for name, spellings in SPLITS.items()
+}
 SPLIT_NAMES = {spelling: name for name, spellings in SPLITS.items() for spelling in spellings}
+
+
+def is_of_split(path: Path, split: str) -> bool:
+    """Whether a file is named after a split (``train-00000-of-00002.parquet``), or a folder it is in.
+
+    Args:
+        path: The file, below the data set's folder.
+        split: A name in `SPLITS`.
+    """
+    in_folder = any(part.lower() in SPLITS[split] for part in path.parts[:-1])
+    return in_folder or _IN_NAMES[split].fullmatch(path.name) is not None
 
 
 class Record(NamedTuple):
