@@ -2,20 +2,24 @@
 
 import contextlib
 import dataclasses
+import enum
 import importlib
 import inspect
+import typing
 import warnings
 from pathlib import Path
 from typing import Any
 
 import nemo_run as run
 import pytest
+import torch
 
 import mixtral_recipes as llm
 from mixtral_recipes import api
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesWarning, RecipeError
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.conformity import annotation, options
 from mixtral_recipes.settings.nemo.arguments import CALLS, rules_of
 from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed
 
@@ -36,6 +40,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 MEGATRONS = ("DistributedDataParallelConfig", "OptimizerConfig")  # taken as they are, listed with their exceptions
 PLUGINS = "mixtral_recipes.executors.plugins"
 STRANGE = object()  # a value no rule is silent about
+# One of each type a setting has.
+VALUES = (True, False, 7, 7.5, "strange", ["strange"], [7, 7], {"unheard_of": 1}, torch.float64, torch.sin, STRANGE)
 CASES = [(name, argument) for name, call in CALLS.items() for argument in call.names if name not in MEGATRONS]
 
 
@@ -63,9 +69,11 @@ def test_what_the_table_says_of_an_argument_happens(name: str, argument: str) ->
         assert rule.to in own
         assert getattr(target(**needed, **{argument: 7}), rule.to) == 7
     elif argument in own:
-        value = {"unheard_of": 1} if isinstance(rule, Keys) else STRANGE
-        told = told_of_config(target, needed | {argument: value})
-        assert any(f"part.{argument}" in text for text in told), told
+        why = "unheard_of has no effect" if isinstance(rule, Keys) else rule.why
+        told = [
+            text for value in values_of(target, argument) for text in told_of_config(target, needed | {argument: value})
+        ]
+        assert any(f"part.{argument}" in text and why in text for text in told), told
     elif isinstance(rule, Only):
         with pytest.raises(RecipeError, match=rf"{name}\.{argument}=.*: must be .*: "):
             target(**needed, **{argument: STRANGE})
@@ -77,6 +85,16 @@ def test_what_the_table_says_of_an_argument_happens(name: str, argument: str) ->
         assert f" has no effect: {rule.why}." in told
         for quiet in rule.quiet:
             assert told_by(target, needed | {argument: quiet}) == []
+
+
+def values_of(target: Any, argument: str) -> list[Any]:
+    """Values of every type an argument may have: its own words and members too."""
+    allowed = options(annotation(target, argument))
+    words = [
+        word for option in allowed if typing.get_origin(option) is typing.Literal for word in typing.get_args(option)
+    ]
+    members = [member for option in allowed if isinstance(option, enum.EnumType) for member in option]
+    return [*VALUES, *words, *members]
 
 
 def finetune(part: Any) -> None:
