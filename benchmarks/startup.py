@@ -27,7 +27,7 @@ def commands(recipes: list[str]) -> dict[str, list[str]]:
     """What is measured, by the name it is reported under."""
     ours = [sys.executable, "-m", "mixtral_recipes.cli.main"]
     lines = [
-        "--help", "recipes list", "recipes show mixtral_8x7b.finetune", "doctor",
+        "--help", "recipes list", "plan --recipe mixtral_8x7b", "recipes show mixtral_8x7b.finetune", "doctor",
         *(f"{task} --recipe {recipe} --dry-run" for recipe in recipes for task in ("finetune", "pretrain")),
     ]  # fmt: skip
     found = {code: [sys.executable, "-c", code] for code in ("pass", BARE, "import torch")}

@@ -22,7 +22,7 @@ from mixtral_recipes.errors import (
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.planner import cards, fit
+from mixtral_recipes.planner import cards, verdict
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.check import check_settings
@@ -146,11 +146,11 @@ def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:
     if not on_gpu:
         check_layout(job.topology, job.shape, job.batch)
         return
-    fit.check_layout_of(job, card)
-    refused = fit.refusal(job, card)
+    verdict.check_layout_of(job, card)
+    refused = verdict.refusal(job, card)
     if refused:
         raise RecipeError(refused)
-    notice = fit.warning(job, card)
+    notice = verdict.warning(job, card)
     if notice:
         warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
 

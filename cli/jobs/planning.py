@@ -9,7 +9,7 @@ from typing import Any
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.planner import calibration, cards, fit, plan
+from mixtral_recipes.planner import calibration, cards, plan, verdict
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
@@ -52,10 +52,10 @@ class Answer:
         """Print it."""
         one, out = self.plan.chosen, console()
         memory, time = one.memory, one.time
-        verdict = "fits" if memory.fits else "does NOT fit"
+        fits = "fits" if memory.fits else "does NOT fit"
         out.print(f"{self.title}", markup=False)
         out.print(
-            f"{verdict}: {memory.total:.1f} of {memory.capacity:.1f} GB on the fullest GPU (pipeline stage "
+            f"{fits}: {memory.total:.1f} of {memory.capacity:.1f} GB on the fullest GPU (pipeline stage "
             f"{memory.stage}), {self.card.title}",
             markup=False,
         )
@@ -118,11 +118,11 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         job, steps, data_notes, more = _through_data(job, work)
         notes += data_notes
     job = _reach(job, card, goal, steps)
-    fit.check_layout_of(job, card)
+    verdict.check_layout_of(job, card)
     kept = int(getattr(recipe.log.ckpt, "save_top_k", 1) or 0) + 1
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
-    refused = fit.refusal(job, card)
-    notes += [text for text in (refused, fit.warning(job, card)) if text]
+    refused = verdict.refusal(job, card)
+    notes += [text for text in (refused, verdict.warning(job, card)) if text]
     if job.adapters and job.adapters.quantized:
         notes.append("QLoRA is a plan only: `finetune` trains LoRA and DoRA so far.")
     if work.advice:
@@ -273,7 +273,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
 
 
 def _least(job: Workload, card: Card, most: int) -> str:
-    near = fit.leanest(job.on(dataclasses.replace(job.topology, world_size=most)), card)
+    near = verdict.leanest(job.on(dataclasses.replace(job.topology, world_size=most)), card)
     if near is None:
         return f"no layout of {most} GPUs runs with global_batch_size={job.batch.global_batch_size}."
     return f"the leanest takes {near.memory.total:.0f} of {card.memory_gb:.0f} GB."

@@ -13,8 +13,8 @@ from typing import Any
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.planner import cards, memory
-from mixtral_recipes.planner.fit import leanest
 from mixtral_recipes.planner.search import SAFE, search
+from mixtral_recipes.planner.verdict import leanest
 from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry

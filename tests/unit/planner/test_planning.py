@@ -7,7 +7,7 @@ import pytest
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.planner import advice, calibration, cards, fit, memory, plan, search, speed
+from mixtral_recipes.planner import advice, calibration, cards, memory, plan, search, speed, verdict
 from mixtral_recipes.planner.cards import card
 from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes.outline import Question, job_of
@@ -74,12 +74,12 @@ def test_the_smallest_machine(recipe: str, scheme: str, gpus: int) -> None:
 )
 def test_what_cannot_fit_is_refused_with_repairs_that_do(asked: Question) -> None:
     job = job_of(asked)
-    text = fit.refusal(job, H100)
+    text = verdict.refusal(job, H100)
     assert text is not None
     assert "takes most" in text
     assert "To fit: " in text
     assert "qlora" not in text, "no job takes it"
-    for repair in fit.repairs(job, H100):
+    for repair in verdict.repairs(job, H100):
         check(repair.found)
         assert str(repair) in text
 
@@ -89,7 +89,7 @@ def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
     job = job_of(Question("mixtral_8x7b", "pretrain"))
     broken = job.on(dataclasses.replace(job.topology, world_size=16))
     with pytest.raises(RecipeError, match="not a multiple of") as refused:
-        fit.check_layout_of(broken, H100)
+        verdict.check_layout_of(broken, H100)
     settings = dict(
         word.removeprefix("trainer.strategy.").split("=") for word in str(refused.value).split() if "strategy" in word
     )
@@ -102,9 +102,9 @@ def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
 def test_little_room_is_warned_of() -> None:
     job = job_of(Question("mixtral_8x7b", "pretrain"))
     taken = memory.of_job(job, H100).total
-    assert fit.warning(job, H100) is None
-    assert fit.warning(job, dataclasses.replace(H100, memory_gb=taken * 1.03)) is not None
-    assert fit.refusal(job, dataclasses.replace(H100, memory_gb=taken * 0.99)) is not None
+    assert verdict.warning(job, H100) is None
+    assert verdict.warning(job, dataclasses.replace(H100, memory_gb=taken * 1.03)) is not None
+    assert verdict.refusal(job, dataclasses.replace(H100, memory_gb=taken * 0.99)) is not None
 
 
 def test_categories_add_up_and_changes_change() -> None:
