@@ -151,7 +151,8 @@ def test_there_and_back(
     weights = {name: entry for name, entry in read_manifest(again)["files"].items() if name.endswith(".distcp")}
     assert weights == {n: e for n, e in read_manifest(ours)["files"].items() if n.endswith(".distcp")}
     for changed, made in ((folder, ours), (back, back)):
-        next((changed / "weights").glob("*.distcp")).open("ab").write(b"x")
+        with next((changed / "weights").glob("*.distcp")).open("ab") as file:
+            file.write(b"x")
         assert run(["lineage", str(made)]) == 2
         assert run(["lineage", str(made), "--quick"]) == 0
 
