@@ -23,12 +23,3 @@ def test_lost_node(plain: Site, node: str) -> None:
     assert len(records.attempt_folders(record)) >= 2
 
 
-@pytest.mark.slow
-def test_two_minute_limit(plain: Site) -> None:
-    """More work than a two-minute limit allows ends at the uninterrupted run's loss."""
-    limited = plain.submit("limited", steps=130, step_s=1.0, settings={"time": "2", "grace_s": 25})
-    assert plain.wait(limited) == "succeeded"
-    assert plain.result("limited")["last_loss"] == expected_loss(130)
-    counts = runs.attempts(limited)
-    assert counts["preemptions"] >= 1
-    assert (counts["failures"], counts["attempts"]) == (0, counts["preemptions"] + 1)
