@@ -87,7 +87,7 @@ class FineTuningOptions:
     ] = None
     chat_template: Annotated[
         str | None,
-        option("--chat-template", metavar="TEMPLATE", help="mixtral, mixtral-v3, chatml or a Jinja file; for chats."),
+        option("--chat-template", metavar="TEMPLATE", help="mixtral, mistral-v3, chatml or a Jinja file; for chats."),
     ] = None
     restore_from: Annotated[
         str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")

@@ -26,7 +26,7 @@ class ChatDataModule(DataModule):
     Attributes:
         dataset_root: Where they are. ``messages``, sharegpt's ``conversations``, alpaca and pairs are recognised.
         tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
-        chat_template: A Jinja template, a file with one, ``mixtral``, ``mixtral-v3`` or ``chatml``; None takes the
+        chat_template: A Jinja template, a file with one, ``mixtral``, ``mistral-v3`` or ``chatml``; None takes the
             tokenizer's, or Mixtral-Instruct's.
         columns: Names used here -> names in the records, e.g. ``{"messages": "dialog"}``; None leaves one unread.
         learn: ``all`` of the assistant's turns, the ``last`` one, or the ``completion`` only; None takes the form's

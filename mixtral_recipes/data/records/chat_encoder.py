@@ -126,13 +126,13 @@ class ChatEncoder:
                 what = "tools" if word == "tools" else "tool calls"
                 raise DataError(
                     f"{where}: has {what}, which this chat template cannot encode (tokenizers of version 1, Mixtral "
-                    "8x7B's, know none); use --chat-template mixtral-v3 with Mixtral 8x22B's tokenizer, or leave them "
+                    "8x7B's, know none); use --chat-template mistral-v3 with Mixtral 8x22B's tokenizer, or leave them "
                     "out with data.columns={'tools': None}."
                 )
         if called and not self._marks_answers:
             raise DataError(
                 f"{where}: has tool calls, and this chat template does not mark what the assistant says; mark it with "
-                "{% generation %}, or use --chat-template mixtral-v3."
+                "{% generation %}, or use --chat-template mistral-v3."
             )
 
     def _with_placeholders(self, talk: Conversation) -> tuple[Conversation, list[str]]:

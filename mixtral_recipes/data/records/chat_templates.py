@@ -85,7 +85,7 @@ CHATML = """
 {%- endif -%}
 """.strip()
 
-NAMED = {"mixtral": MIXTRAL_V1, "mixtral-v3": MIXTRAL_V3, "chatml": CHATML}
+NAMED = {"mixtral": MIXTRAL_V1, "mistral-v3": MIXTRAL_V3, "chatml": CHATML}
 
 
 def named_template(name: str) -> str:
