@@ -21,5 +21,3 @@ def test_lost_node(plain: Site, node: str) -> None:
     assert plain.result(name)["last_loss"] == expected_loss(30)
     assert runs.attempts(record)["failures"] == 0
     assert len(records.attempt_folders(record)) >= 2
-
-
