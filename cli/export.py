@@ -34,6 +34,9 @@ def command(
     ] = None,
     dtype: Dtype = None,
     base: Base = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not compare a merged model's logits with base and adapter's.")
+    ] = False,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     public: Public = False,
@@ -42,6 +45,8 @@ def command(
     """Export a checkpoint: Hugging Face, NeMo 2.0, or an adapter alone."""
     import time
 
+    from mixtral_recipes.checkpoints.lineage import record
+    from mixtral_recipes.importers.convert.merge_check import MergeCheck
     from mixtral_recipes.system.files import size_of
 
     start = time.perf_counter()
@@ -54,10 +59,16 @@ def command(
         dtype=dtype,
         overwrite=overwrite,
         base=base_folder(base),
+        no_check=no_check or None,
     )
     seconds = time.perf_counter() - start
     nbytes = size_of(folder)
     result = {exports.made(target): str(folder), "bytes": nbytes, "seconds": round(seconds, 3)}
+    written = record.read_or_none(folder)
+    checked = written.origin.get("merge_check") if written else None
+    if checked:
+        result["merge_check"] = checked
+        note(f"Checked: {MergeCheck.of(checked).words}.")
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload
 

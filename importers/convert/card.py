@@ -4,6 +4,7 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import COLUMNS, hub_origin, rows, settings
+from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.hf import config as hf_config
 
 _TEMPLATE = """---
@@ -19,7 +20,7 @@ tags:
 A Mixtral of {layers} layers and {experts} experts (top {topk}), hidden size {hidden}, {dtype} weights in the {layout}
 layout, written by `mixtral-recipes export`.
 
-{provenance}
+{merge}{provenance}
 ## Lineage
 
 {lineage}
@@ -62,7 +63,9 @@ vllm serve {name} --enable-lora --max-lora-rank {rank} --lora-modules adapter=TH
 _NO_VLLM = "vLLM does not load this form: it takes LoRA (no DoRA) in the v4 layout."
 
 
-def model_card(record: Lineage, config: dict[str, Any], layout: str, dtype: str) -> str:
+def model_card(
+    record: Lineage, config: dict[str, Any], layout: str, dtype: str, checked: MergeCheck | None = None
+) -> str:
     """Text of the model card. It names no folder of a machine: they mean nothing to a reader.
 
     Args:
@@ -70,6 +73,7 @@ def model_card(record: Lineage, config: dict[str, Any], layout: str, dtype: str)
         config: config.json.
         layout: "v4" or "v5".
         dtype: The weights' dtype, as safetensors spells it.
+        checked: What the comparison of a merged model's logits found; None where there was none.
     """
     hub = hub_origin(record)
     repo = str(hub.get("id", "")).removeprefix("hf://")
@@ -82,6 +86,7 @@ def model_card(record: Lineage, config: dict[str, Any], layout: str, dtype: str)
         hidden=hf_config.value(config, "hidden_size"),
         dtype=dtype,
         layout=layout,
+        merge=f"Checked before it was named: {checked.words}.\n\n" if checked else "",
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )

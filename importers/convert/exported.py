@@ -11,6 +11,7 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.mapping import canonical_shapes
 from mixtral_recipes.layout.shapes import ModelShape
 
@@ -92,16 +93,21 @@ def tensor_entries(dims: ModelShape, dtypes: dict[str, str], digests: dict[str, 
 
 
 def export_lineage(
-    checkpoint: Path, base: Path | None, identity: Identity, tensors: dict[str, dict[str, Any]], layout: str
+    checkpoint: Path,
+    base: Path | None,
+    identity: Identity,
+    tensors: dict[str, dict[str, Any]],
+    layout: str,
+    checked: MergeCheck | None = None,
 ) -> Lineage:
-    """What an export is, and what it was made from."""
+    """What an export is, and what it was made from; of a merged model, what the comparison of its logits found."""
     parent = lineage.of_checkpoint(checkpoint)
     if base:
         parent = parent.at("base", base)
     return Lineage(
         "export",
         identity,
-        origin={"layout": layout},
+        origin={"layout": layout} | ({"merge_check": checked.record()} if checked else {}),
         tensors=tensors,
         parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
     )

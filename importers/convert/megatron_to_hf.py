@@ -24,6 +24,7 @@ from mixtral_recipes.importers.convert.exported import (
     tensor_entries,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
+from mixtral_recipes.importers.convert.merge_check import MergeCheck, check_merge
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
@@ -48,12 +49,14 @@ def export_checkpoint(
     progress: bool = True,
     threads: int | None = None,
     base: Path | None = None,
+    no_check: bool = False,
 ) -> Path:
     """Convert a Megatron checkpoint folder into a Hugging Face model folder.
 
     Vocabulary padding is dropped and optimizer state ignored. Nothing damaged is exported: an imported model's tensors
     are compared with the manifest's hashes while they are read; where they are changed on the way (adapters, dtype) or
-    only files have hashes (training), the files are read through and compared first.
+    only files have hashes (training), the files are read through and compared first. A merged model gets its name only
+    when its logits are those of base and adapter (`merge_check`).
 
     Args:
         checkpoint: A folder written by `import_checkpoint` or by training; adapters are merged into their base on the
@@ -67,12 +70,14 @@ def export_checkpoint(
         threads: How many stretches of files are written at once; None decides by the cores there are.
         base: Where the checkpoint that adapters adapt is now; None takes the place it was at. Either way it must be
             the one they were trained on.
+        no_check: Leave out the comparison of a merged model's logits, which reads base and merged model once more.
 
     Returns:
         The model folder.
 
     Raises:
-        CheckpointError: the checkpoint is incomplete, damaged, or holds no full model.
+        CheckpointError: the checkpoint is incomplete, damaged, or holds no full model; or a merged model computes
+            something else than base and adapter.
         EnvironmentProblem: the disk has too little room.
     """
     from mixtral_recipes.importers.convert.hf_to_megatron import dtype_of
@@ -83,7 +88,7 @@ def export_checkpoint(
     manifest, config = open_checkpoint(checkpoint)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base)
+        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base, no_check)
         job.run(shard_bytes, threads or io_threads(), progress=progress)
     return final
 
@@ -123,6 +128,7 @@ class _Export:
     layout: str
     dtype: str | None
     base: Path | None  # where adapters' base is now
+    no_check: bool
     dims: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,7 +145,7 @@ class _Export:
             stream = Stream(threads, on_bytes, hash_files=False)
             stream.write(runs)
         check_digests(self.checkpoint, self.manifest, stream.digests, self.dtype)
-        self._write_context(tensors, stream.digests)
+        self._write_context(tensors, stream.digests, progress=progress)
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
@@ -177,24 +183,27 @@ class _Export:
             (self.staging / safetensors_io.INDEX).write_text(json.dumps(index, indent=2) + "\n")
         return runs
 
-    def _write_context(self, tensors: list[_Tensor], digests: dict[str, str]) -> None:
+    def _write_context(self, tensors: list[_Tensor], digests: dict[str, str], *, progress: bool) -> None:
         """config.json, tokenizer, generation config, model card, and where all of it came from."""
         from mixtral_recipes.importers.convert.hf_to_megatron import set_dtype
 
         context = self.checkpoint / "context"
         sidecars.copy(sidecars.of(context), context, self.staging)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
-        record = self._lineage(tensors, digests)
-        (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype))
+        found = None
+        if self.base is not None and not self.no_check:
+            found = check_merge(self.checkpoint, self.base, self.staging, progress=progress)
+        record = self._lineage(tensors, digests, found)
+        (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype, found))
         lineage.write(self.staging, record)
 
-    def _lineage(self, tensors: list[_Tensor], digests: dict[str, str]) -> Lineage:
+    def _lineage(self, tensors: list[_Tensor], digests: dict[str, str], checked: MergeCheck | None) -> Lineage:
         """What was written, and what it was made from."""
         dtypes = {part.name: tensor.dtype for tensor in tensors for part in tensor.record.parts if part.name}
         hashed = tensor_entries(self.dims, dtypes, digests)
         folder = self.staging
         identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
-        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout)
+        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout, checked)
 
 
 def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:

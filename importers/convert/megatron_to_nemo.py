@@ -32,6 +32,7 @@ from mixtral_recipes.importers.convert.exported import (
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
+from mixtral_recipes.importers.convert.merge_check import check_merge
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
@@ -59,6 +60,7 @@ def export_nemo(
     base: Path | None = None,
     progress: bool = True,
     threads: int | None = None,
+    no_check: bool = False,
 ) -> Path:
     """Convert a checkpoint folder into a NeMo 2.0 checkpoint.
 
@@ -70,6 +72,7 @@ def export_nemo(
         base: Where an adapter checkpoint's base is now; it is compared with the one recorded.
         progress: Show a progress bar on a terminal.
         threads: Files written at once; None decides by the cores there are.
+        no_check: As for `export_checkpoint`.
 
     Returns:
         The folder.
@@ -89,9 +92,10 @@ def export_nemo(
         digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)
         check_digests(checkpoint, manifest, digests, cast)
         write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
+        checked = check_merge(checkpoint, base, staging, progress=progress) if base and not no_check else None
         hashed = tensor_entries(dims, dtypes, digests)
         identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
-        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo"))
+        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo", checked))
     return final
 
 
