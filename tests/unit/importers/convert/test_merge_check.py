@@ -50,8 +50,8 @@ def test_a_right_merge_is_within_rounding_in_every_form(base: Path, tmp_path: Pa
         found = lineage.read(folder).origin["merge_check"]
         assert 0 < found["logits_difference"] < 1e-5, form
         assert found["adapter_effect"] > 0.05, form
-    words = f"differ from those of base and adapter apart by {lineage.read(forms['v4']).origin['merge_check']['logits_difference']:.1e}"
-    assert words in (forms["v4"] / "README.md").read_text()
+    said = lineage.read(forms["v4"]).origin["merge_check"]["logits_difference"]
+    assert f"those of base and adapter apart by {said:.1e}" in (forms["v4"] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
