@@ -10,6 +10,7 @@ load unless told that the file is trusted.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +76,26 @@ def fp8_state(model: list[Any]) -> dict[str, Tensor]:
         model: This rank's chunks.
     """
     return {
-        f"{place}.{name}": getattr(meta[direction], name).detach().cpu()
-        for place, meta, direction in _places(model)
-        if hasattr(meta.get(direction), "amax_history")
-        for name in _BUFFERS
+        f"{place}.{name}": getattr(state, name).detach().cpu() for place, state in _states(model) for name in _BUFFERS
     }
+
+
+@contextmanager
+def unmoved_fp8_state(model: list[Any]) -> Iterator[None]:
+    """Leave delayed scaling's state as it was, whatever runs forward in between: validation, or generation.
+
+    A forward pass without gradients writes its maxima where the next training step finds them, so how often a run
+    validates would decide what it trains.
+
+    Args:
+        model: This rank's chunks.
+    """
+    before = {place: [getattr(state, name).clone() for name in _BUFFERS] for place, state in _states(model)}
+    yield
+    for place, state in _states(model):
+        fresh = (torch.ones_like(state.scale), torch.zeros_like(state.amax_history))
+        for name, value in zip(_BUFFERS, before.get(place, fresh), strict=True):
+            getattr(state, name).copy_(value)
 
 
 def set_fp8_state(model: list[Any], stored: dict[str, Tensor]) -> None:
@@ -103,6 +119,13 @@ def set_fp8_state(model: list[Any], stored: dict[str, Tensor]) -> None:
             buffer = getattr(meta[direction], name)
             if buffer.shape == value.shape:
                 buffer.copy_(value)
+
+
+def _states(model: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Delayed scaling's states, which are made with FP8 weights or in the first forward pass."""
+    for place, meta, direction in _places(model):
+        if hasattr(meta.get(direction), "amax_history"):
+            yield place, meta[direction]
 
 
 def _places(model: list[Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -53,6 +53,10 @@ KNOBS = (
 )
 
 
+# Losses whose counts are means over sequences or steps: the fused kernel takes whole numbers only.
+_FRACTIONAL = frozenset({"seq_aux_loss", "global_aux_loss"})
+
+
 def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
     """Fields to set where Transformer Engine runs.
 
@@ -74,6 +78,8 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
         fields["gradient_accumulation_fusion"] = False
     if config.moe_router_topk == 1:
         fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
+    if _losses(config) & _FRACTIONAL:
+        fields["moe_router_fusion"] = False
     if config.moe_expert_capacity_factor is not None:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity
@@ -83,6 +89,11 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
 def accelerate(config: MixtralConfig, *, adapters: bool) -> MixtralConfig:
     """A copy of the configuration with `accelerated` in it."""
     return replace(config, **accelerated(config, adapters=adapters))
+
+
+def _losses(config: MixtralConfig) -> set[str]:
+    kinds = config.moe_router_load_balancing_type
+    return {kinds} if isinstance(kinds, str) else set(kinds)
 
 
 def _as_numbers(text: str) -> tuple[int, ...]:

@@ -1,8 +1,10 @@
-"""Megatron's router, with its load-balancing loss exact where sequences are padded and split over ranks."""
+"""Megatron's router, with a load-balancing loss that is right, and fits fused kernels, where sequences are padded."""
 
 from typing import Any
 
 import torch
+from megatron.core.transformer.moe import router as megatron_router
+from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -35,3 +37,19 @@ class Router(TopKRouter):
         """As Megatron's, with the right count."""
         count = valid_token_count if self._real_tokens is None else self._real_tokens
         return super().attach_and_log_load_balancing_loss(*args, valid_token_count=count, **named)
+
+
+def load_balancing_loss(*, total_num_tokens: int | Tensor, fused: bool = False, **named: Any) -> Tensor:
+    """Megatron's loss, which takes a padded batch's count of tokens to its fused kernel, too.
+
+    With a padding mask Megatron counts tokens as assignments divided by top-k: whole, but a float, and Transformer
+    Engine's kernel takes int64 only. (`models/acceleration.py` keeps losses with fractional counts from the kernel.)
+
+    Source: Megatron-Core 0.19 `moe_utils.py`; Transformer Engine 2.20 `fused_moe_aux_loss`.
+    """
+    if fused and isinstance(total_num_tokens, Tensor):
+        total_num_tokens = total_num_tokens.round().long()
+    return switch_load_balancing_loss_func(total_num_tokens=total_num_tokens, fused=fused, **named)  # pyright: ignore[reportArgumentType]
+
+
+megatron_router.switch_load_balancing_loss_func = load_balancing_loss  # pyright: ignore[reportAttributeAccessIssue]

@@ -17,6 +17,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.fp8 import unmoved_fp8_state
 from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.data.batches.context_parallel import this_ranks_share
 from mixtral_recipes.training.guards.anomalies import checked_step, where_not_finite
@@ -214,10 +215,11 @@ def validate(run: TrainingRun, alive: Callable[[], None] = lambda: None) -> Loss
     names = run.data.source_names
     totals = [0.0] * (3 + 2 * len(names))
     multiple = run.loader_shape["sequence_multiple"]
-    for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
-        alive()
-        sums = _forward(run, _next_microbatches(batches, run), backward=False)
-        totals = [a + b for a, b in zip(totals, reduce_sums(sums, run.device, len(names)), strict=True)]
+    with unmoved_fp8_state(run.model):
+        for _ in range(run.data.num_validation_batches(run.trainer.limit_val_batches, sequence_multiple=multiple)):
+            alive()
+            sums = _forward(run, _next_microbatches(batches, run), backward=False)
+            totals = [a + b for a, b in zip(totals, reduce_sums(sums, run.device, len(names)), strict=True)]
     for chunk in run.ddp:
         chunk.train()
     get_moe_metrics_tracker().clear()

@@ -88,6 +88,39 @@ def train_with_megatrons_router(case: Case) -> Outcome:
     return train(case)
 
 
+def train_with_kernels(case: Case) -> Outcome:
+    """Train under ``moe_router_fusion``, with stand-ins that take and refuse what Transformer Engine's kernels do."""
+    from megatron.core.transformer.moe import moe_utils
+
+    def loss(*, probs: Tensor, tokens_per_expert: Tensor, total_num_tokens: Any, coeff: float, **sizes: int) -> Tensor:
+        if tokens_per_expert.dtype not in (torch.int32, torch.int64):
+            raise RuntimeError("tokens_per_expert must be int32 or int64")
+        if isinstance(total_num_tokens, Tensor) and total_num_tokens.dtype != torch.int64:
+            raise RuntimeError(f"total_num_tokens must be a 0-dim int64 tensor; got dtype {total_num_tokens.dtype}")
+        return plain_loss(
+            probs=probs,
+            tokens_per_expert=tokens_per_expert,
+            total_num_tokens=total_num_tokens,
+            moe_aux_loss_coeff=coeff,
+            **sizes,
+        )
+
+    plain_loss = moe_utils.switch_load_balancing_loss_func
+    kernels = {
+        "HAVE_TE": True,
+        "fused_moe_aux_loss": loss,
+        "fused_topk_with_score_function": moe_utils.topk_routing_with_score_function,
+        "fused_compute_score_for_moe_aux_loss": moe_utils.compute_routing_scores_for_aux_loss,
+    }
+    vars(moe_utils).update(kernels)
+    return train(case)
+
+
+def test_fused_routing_takes_padding() -> None:
+    found = launch(1, train_with_kernels, dataclasses.replace(_CASES["lora"], model={"moe_router_fusion": True}))[0]
+    identical(found, _reference("lora"))
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -11,7 +11,7 @@ from megatron.core.fp8_utils import is_float8tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
-from mixtral_recipes.checkpoints.fp8 import fp8_state, set_fp8_state, take_all
+from mixtral_recipes.checkpoints.fp8 import fp8_state, set_fp8_state, take_all, unmoved_fp8_state
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.overrides import loading
 from tests.te.conftest import BuildRank, OnMeta
@@ -153,3 +153,42 @@ def test_delayed_scalings_state_is_taken_up(with_model: Callable[..., Any], made
             assert torch.equal(tensor, stored[place]), place
 
     with_model(take_up, "delayed")
+
+
+def test_validation_does_not_move_delayed_scalings_state(with_model: Callable[..., Any]) -> None:
+    """States that are there stay as they are; those that a forward pass makes are left as new."""
+    from megatron.core.fp8_utils import get_fp8_recipe
+    from transformer_engine.pytorch.quantization import DelayedScalingRecipeState
+
+    def validate(chunks: list[Any]) -> None:
+        recipe = get_fp8_recipe(chunks[0].config)
+        modules = [m for m in chunks[0].modules() if hasattr(m, "fp8_meta")]
+        there, later = modules[::2], modules[1::2]
+
+        def make(module: Any) -> None:
+            module.fp8_meta["scaling_fwd"] = DelayedScalingRecipeState(
+                recipe, mode="forward", num_quantizers=3, device=torch.device("cpu")
+            )
+
+        for module in there:
+            make(module)
+            module.fp8_meta["scaling_fwd"].scale.uniform_()
+        before = {place: tensor.clone() for place, tensor in fp8_state(chunks).items()}
+        places = {id(m): m.fp8_meta["scaling_fwd"].amax_history.data_ptr() for m in there}
+        with unmoved_fp8_state(chunks):
+            for module in later:
+                make(module)
+            for module in modules:
+                module.fp8_meta["scaling_fwd"].amax_history[0].fill_(3.0)
+                module.fp8_meta["scaling_fwd"].scale.fill_(7.0)
+        after = fp8_state(chunks)
+        assert all(torch.equal(after[place], tensor) for place, tensor in before.items())
+        assert len(after) == 2 * len(modules)
+        for module in later:
+            state = module.fp8_meta["scaling_fwd"]
+            assert (state.scale == 1).all()
+            assert (state.amax_history == 0).all()
+        # Transformer Engine's own lists point at these buffers.
+        assert places == {id(m): m.fp8_meta["scaling_fwd"].amax_history.data_ptr() for m in there}
+
+    with_model(validate, "delayed")
