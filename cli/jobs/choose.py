@@ -91,7 +91,7 @@ def prepare(options: JobOptions) -> Job:
     else:
         recipe_name, task = _choose(options), options.task or "finetune"
         if options.chosen.recipe is None:
-            notes.append(f"No GPU here: taking --recipe {recipe_name}, a small Mixtral that runs on the CPU.")
+            notes.append(f"Taking --recipe {recipe_name}, a small Mixtral, on {_what_is_here(options)}.")
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
@@ -112,26 +112,43 @@ def prepare(options: JobOptions) -> Job:
     return Job(recipe_name, task, recipe, where, name, folder / name)
 
 
+_SMALLEST = "mixtral_tiny"  # ships with the package, and trains on whatever there is
+
+
 def _choose(options: JobOptions) -> str:
-    if options.chosen.recipe is not None:
-        return catalog.entry(options.chosen.recipe).name
-    if machine.gpu_count():
-        raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
-    return "mixtral_tiny"
+    return catalog.entry(options.chosen.recipe or _SMALLEST).name
+
+
+def _what_is_here(options: JobOptions) -> str:
+    gpus = _gpus(options)
+    if not gpus:
+        return "the CPU: no GPU here" if options.place.executor is not ExecutorName.slurm else "what the cluster has"
+    used = options.arguments.get("num_gpus_per_node", _processes(options))
+    return f"{used} of {gpus} GPU(s), {machine.gpu_name() or 'NVIDIA'}, in {options.chosen.precision or 'bf16'}"
+
+
+def _gpus(options: JobOptions) -> int:
+    """GPUs of the machine the job runs on, as far as it is this one."""
+    return machine.gpu_count() if options.place.executor is not ExecutorName.slurm else 0
 
 
 def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
     from mixtral_recipes.overrides.loading import load
 
     arguments = dict(options.arguments)
-    if recipe_name == "mixtral_tiny" and "num_gpus_per_node" not in arguments and not _two_processes(options):
-        arguments["num_gpus_per_node"] = 1
+    if recipe_name == _SMALLEST:
+        arguments.setdefault("num_gpus_per_node", _processes(options))
+        if _gpus(options):
+            arguments.setdefault("precision", "bf16")
     return load(recipe_name, task, **arguments)
 
 
-def _two_processes(options: JobOptions) -> bool:
-    """Two processes where there are two cores and processes are started at all."""
-    return not options.here or (options.place.executor is not ExecutorName.direct and machine.cores() >= 2)
+def _processes(options: JobOptions) -> int:
+    """Two where processes are started at all and there are two GPUs; where there is none, two cores."""
+    gpus = _gpus(options)
+    if options.place.executor is ExecutorName.direct or not (gpus or options.here):
+        return 1 if options.here else 2
+    return min(2, gpus or machine.cores())
 
 
 def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, str, Any]:

@@ -4,11 +4,12 @@ All are off in the configurations, so that a model builds anywhere. Where Transf
 switches them on, unless ``model.config.accelerate=False`` leaves every field as the recipe has it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 
 
@@ -53,6 +54,19 @@ KNOBS = (
 )
 
 
+def refuse_without(config: MixtralConfig) -> None:
+    """Refuse what only Transformer Engine's layers do, where they do not run.
+
+    Raises:
+        RecipeError: the activations of experts are to be recomputed.
+    """
+    if "moe_act" in (config.recompute_modules or ()):
+        raise RecipeError(
+            "model.config.recompute_modules=['moe_act'] is done by Transformer Engine's grouped experts, which do not run "
+            "here; use ['moe'], which recomputes experts whole, on PyTorch's own layers."
+        )
+
+
 # Losses whose counts are means over sequences or steps: the fused kernel takes whole numbers only.
 _FRACTIONAL = frozenset({"seq_aux_loss", "global_aux_loss"})
 
@@ -84,11 +98,6 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity
     return fields
-
-
-def accelerate(config: MixtralConfig, *, adapters: bool) -> MixtralConfig:
-    """A copy of the configuration with `accelerated` in it."""
-    return replace(config, **accelerated(config, adapters=adapters))
 
 
 def _losses(config: MixtralConfig) -> set[str]:

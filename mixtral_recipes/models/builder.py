@@ -12,18 +12,8 @@ from torch import Tensor
 
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
-
-
-def transformer_engine_usable() -> bool:
-    """Whether layers can be built from Transformer Engine: a CUDA device and an importable installation."""
-    if not torch.cuda.is_available():
-        return False
-    try:
-        import transformer_engine.pytorch  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except (ImportError, FileNotFoundError, OSError):
-        return False
-    return True
 
 
 def build_model(

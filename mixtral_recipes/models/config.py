@@ -97,16 +97,21 @@ class MixtralConfig(TransformerConfig):
         return name in self.__dict__["_given"] or getattr(self, name) != default
 
     def __post_init__(self) -> None:
-        """As Megatron's, which refuses one expert per token without pre-softmax.
+        """As Megatron's, but for two things it refuses.
 
-        Its reason is that the router then learns from the auxiliary loss alone. So it is in transformers, which divides
-        the chosen probability by itself; with pre-softmax the model would compute something else.
+        One expert per token without pre-softmax, because the router then learns from the auxiliary loss alone. So it is
+        in transformers, which divides the chosen probability by itself; with pre-softmax the model would compute
+        something else. And recomputing ``moe_act`` without grouped experts, which `models/acceleration.py` switches on
+        later, where they run.
         """
+        grouped_later = self.accelerate and "moe_act" in (self.recompute_modules or ()) and not self.moe_grouped_gemm
+        self.moe_grouped_gemm |= grouped_later
         single = self.moe_router_topk == 1 and not self.moe_router_pre_softmax
         self.moe_router_pre_softmax |= single
         self.moe_ffn_hidden_size = self.moe_ffn_hidden_size or self.ffn_hidden_size  # Megatron does so with a warning
         super().__post_init__()
         self.moe_router_pre_softmax &= not single
+        self.moe_grouped_gemm &= not grouped_later
 
 
 @takes_nemos_arguments

@@ -44,7 +44,11 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     """
     run, position, topology = ready.run, ready.position, ready.run.topology
     log.say(f"{topology.world_size} process(es), {topology.describe()}; {ready.opening}")
-    log.event("start", ready.facts() | {"environment": describe_environment(run.device)})
+    if run.computed_by is not None:
+        log.say(str(run.computed_by))
+        for note in run.computed_by.notes:
+            log.say(f"warning: {note}")
+    log.event("start", ready.facts() | {"environment": describe_environment(run.device, run.computed_by)})
     hooks = run.trainer.callbacks
     rank, _ = rank_and_size()
     watchdog = Watchdog(run.trainer.hang_timeout_seconds, log.run_dir / "stacks", rank)

@@ -89,6 +89,10 @@ def seen_model(
 def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     """Build Megatron's configuration as every rank will, but for FP8, which asks for libraries of the ranks' machines.
 
+    Args:
+        config: The model's.
+        trainer: The recipe's.
+
     Raises:
         RecipeError: Megatron-Core refuses it.
     """

@@ -23,9 +23,11 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.agreement import Vocabulary
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models.acceleration import accelerate
-from mixtral_recipes.models.builder import build_model, transformer_engine_usable
+from mixtral_recipes.models import kernels
+from mixtral_recipes.models.acceleration import accelerated, refuse_without
+from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
+from mixtral_recipes.models.kernels import Kernels
 from mixtral_recipes.peft import attach
 from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
@@ -56,6 +58,7 @@ class TrainingRun:
         device: Where tensors live.
         forward_backward: Megatron's schedule for this layout.
         batch: Batch shape.
+        computed_by: The kernels it runs on; None on a CPU.
     """
 
     trainer: Trainer
@@ -69,6 +72,7 @@ class TrainingRun:
     device: torch.device
     forward_backward: Any
     batch: BatchShape
+    computed_by: Kernels | None = None
 
     def gather_parameters(self) -> None:
         """Bring all weights on this rank up to date, for whatever looks at them between two steps.
@@ -314,9 +318,14 @@ def build_run(
     topology = trainer.topology()
     settings = megatron_settings(trainer, topology, device)
     precision.check_device(trainer.plugins)
-    config = with_topology(model.config, topology, **settings["model"])
-    if transformer_engine_usable():
-        config = accelerate(config, adapters=peft is not None)
+    fast: dict[str, Any] = {}
+    if kernels.transformer_engine_usable():
+        fast = accelerated(model.config, adapters=peft is not None)
+    else:
+        refuse_without(model.config)
+    config = with_topology(model.config, topology, **(settings["model"] | fast))
+    batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
+    computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
     chunks = build_model(config, adapters=peft is not None)
     if weights is not None:
         load_model(chunks, weights, new_rows=new_rows)
@@ -340,5 +349,6 @@ def build_run(
         data=data,
         device=device,
         forward_backward=get_forward_backward_func(),
-        batch=BatchShape.of(data, fp8=bool(trainer.plugins.fp8)),
+        batch=batch,
+        computed_by=computed_by,
     )

@@ -67,9 +67,10 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
     import fiddle as fdl
 
     from mixtral_recipes.layout.topology import Topology
-    from mixtral_recipes.models.acceleration import accelerate
-    from mixtral_recipes.models.builder import build_model, transformer_engine_usable
+    from mixtral_recipes.models.acceleration import accelerated
+    from mixtral_recipes.models.builder import build_model
     from mixtral_recipes.models.config import with_topology
+    from mixtral_recipes.models.kernels import transformer_engine_usable
     from mixtral_recipes.peft import attach
 
     def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:
@@ -84,8 +85,9 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
             "perform_initialization": False,
             "init_model_with_meta_device": True,
         }
-        config = with_topology(fdl.build(recipe.model.config), Topology.of(recipe.trainer), **fields)
-        config = accelerate(config, adapters=peft is not None)
+        config = fdl.build(recipe.model.config)
+        fields |= accelerated(config, adapters=peft is not None)
+        config = with_topology(config, Topology.of(recipe.trainer), **fields)
         with one_of(Topology.of(recipe.trainer), rank):
             with torch.device("meta"), OnMeta():
                 chunks = build_model(config, adapters=peft is not None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mixtral_recipes.cli import main
 from mixtral_recipes.overrides import loading
@@ -127,7 +128,7 @@ def test_a_newcomer_gets_the_tiny_model_on_two_processes(capsys: pytest.CaptureF
     assert code == 0
     assert result["recipe"] == "mixtral_tiny"
     assert result["dry_run"] is True
-    assert "No GPU here: taking --recipe mixtral_tiny" in err.splitlines()[0]
+    assert "Taking --recipe mixtral_tiny, a small Mixtral, on the CPU: no GPU here." in err.splitlines()[0]
     assert "2 process(es), TP1 PP1 CP1 EP2 DP2, 20 steps" in err
 
 
@@ -267,3 +268,17 @@ def test_the_shell_asks_for_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys; sys.argv=['mixtral-recipes']; from mixtral_recipes.cli.main import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert found.stdout.strip() == "mixtral_tiny"
+
+
+@pytest.mark.parametrize(("gpus", "used"), [(1, 1), (2, 2), (8, 2)])
+def test_a_newcomers_job_takes_the_gpus_that_are_there(
+    gpus: int, used: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(machine, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    code, _, err = call(["finetune", "--peft", "lora", "--to-yaml", str(tmp_path / "job.yaml")], capsys)
+    assert code == 0
+    assert f"on {used} of {gpus} GPU(s), NVIDIA H100 80GB HBM3, in bf16." in err
+    job = yaml.safe_load((tmp_path / "job.yaml").read_text())
+    assert (job["trainer"]["devices"], job["trainer"]["strategy"]["expert_model_parallel_size"]) == (used, used)
+    assert "bf16" in str(job["trainer"]["plugins"])

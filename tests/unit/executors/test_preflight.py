@@ -24,6 +24,17 @@ def test_a_precision_no_machine_has() -> None:
         preflight(recipe)
 
 
+def test_recomputing_what_only_grouped_products_can() -> None:
+    """On GPUs `models/acceleration.py` groups the experts; a recipe need not."""
+    recipe = loading.load("mixtral_8x7b", "finetune")
+    recipe.model.config.recompute_granularity = "selective"
+    recipe.model.config.recompute_modules = ["moe_act"]
+    preflight(recipe)
+    recipe.model.config.accelerate = False
+    with pytest.raises(RecipeError, match="moe_act"):
+        preflight(recipe)
+
+
 def test_overlap_settings_the_layout_cannot_run() -> None:
     recipe = loading.load("mixtral_8x7b", "pretrain")
     recipe.trainer.callbacks.append(run.Config(llm.MegatronCommOverlapCallback, overlap_p2p_comm=False))

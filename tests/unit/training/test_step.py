@@ -37,6 +37,7 @@ def test_validation_is_a_mean_over_label_tokens_not_over_batches() -> None:
         trainer=SimpleNamespace(limit_val_batches=2),
         loader_shape={"sequence_multiple": 1},
         gather_parameters=lambda: None,
+        model=[torch.nn.Linear(1, 1)],
         ddp=[torch.nn.Linear(1, 1)],
         forward_backward=lambda **_: next(batches),
         topology=SimpleNamespace(num_microbatches=lambda batch: 1),
