@@ -62,7 +62,7 @@ def refuse_without(config: MixtralConfig) -> None:
     """
     if "moe_act" in (config.recompute_modules or ()):
         raise RecipeError(
-            "model.config.recompute_modules=['moe_act'] is done by Transformer Engine's grouped experts, which do not run "
+            "recompute_modules=['moe_act'] is done by Transformer Engine's grouped experts, which do not run "
             "here; use ['moe'], which recomputes experts whole, on PyTorch's own layers."
         )
 
