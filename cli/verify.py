@@ -28,6 +28,7 @@ def command(
 
     Structure and hashes are always checked; on request every tensor, and logits.
     """
+    from mixtral_recipes.errors import CheckpointError
     from mixtral_recipes.importers.convert.verify import verify_checkpoint
 
     report = verify_checkpoint(checkpoint_folder(checkpoint), against=against, logits=logits, base=base_folder(base))
@@ -36,5 +37,5 @@ def command(
     print_table(table(("check", "result", "detail"), rows))
     if json:
         print_json(report.as_dict())
-    if not report.passed:
-        raise typer.Exit(2)
+    if failed := [check for check in report.checks if not check.passed]:
+        raise CheckpointError(f"{report.checkpoint}: {failed[0].name}: {failed[0].detail}")

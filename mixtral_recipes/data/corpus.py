@@ -25,7 +25,7 @@ import numpy as np
 
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.system.files import replacing, sync_file, write_json
+from mixtral_recipes.system.files import replacing, sync_file, sync_folder, write_json
 from mixtral_recipes.system.remembered import state_of
 
 # Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
@@ -143,7 +143,7 @@ def prepare_corpus(
     Raises:
         DataError: names the file and line of a document that cannot be used, or a corpus that exists.
     """
-    if not overwrite and prefix.with_name(prefix.name + ".idx").exists():
+    if not overwrite and _named(prefix, ".idx").exists():
         raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
     parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes)]
     staging = (parts_folder or prefix.parent) / f".{prefix.name}.{_plan_hash(parts, encoder)}.parts"
@@ -225,24 +225,41 @@ def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
 
 def record_of(prefix: Path) -> Path:
     """The file beside a corpus that says what made it."""
-    return prefix.with_name(prefix.name + ".prepared.json")
+    return _named(prefix, ".prepared.json")
+
+
+def _named(prefix: Path, ending: str) -> Path:
+    return prefix.with_name(prefix.name + ending)
 
 
 def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:
-    """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole."""
+    """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole.
+
+    A corpus that is there keeps its files until the new tokens are on disk; then it loses its index first, so that no index
+    ever stands beside tokens of another corpus.
+    """
     lengths = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts]) if parts else np.empty(0, np.int32)
     if not len(lengths):
         raise DataError(f"{prefix}: the input holds no documents.")
-    prefix.with_name(prefix.name + ".idx").unlink(missing_ok=True)
-    bin_path = prefix.with_name(prefix.name + ".bin")
-    with bin_path.open("wb") as out:
-        for part in parts:
-            with part.with_suffix(".bin").open("rb") as file:
-                shutil.copyfileobj(file, out, 16 << 20)
-    sync_file(bin_path)
-    made = {"vocab_size": encoder.vocab_size, "bos": encoder.bos, "eos": encoder.eos, "bytes": bin_path.stat().st_size}
-    write_json(record_of(prefix), {"tokenizer": encoder.identity, **made})
-    write_index(prefix.with_name(prefix.name + ".idx"), lengths, encoder.dtype)
+    index, tokens, record = _named(prefix, ".idx"), _named(prefix, ".bin"), record_of(prefix)
+    staged = {file: file.with_name(f".{file.name}.partial") for file in (tokens, record, index)}
+    try:
+        with staged[tokens].open("wb") as out:
+            for part in parts:
+                with part.with_suffix(".bin").open("rb") as file:
+                    shutil.copyfileobj(file, out, 16 << 20)
+        made = {"vocab_size": encoder.vocab_size, "bos": encoder.bos, "eos": encoder.eos}
+        made |= {"tokenizer": encoder.identity, "bytes": staged[tokens].stat().st_size}
+        write_json(staged[record], made)
+        write_index(staged[index], lengths, encoder.dtype)
+        sync_file(staged[tokens])
+        index.unlink(missing_ok=True)
+        for file, staging in staged.items():
+            staging.replace(file)
+        sync_folder(prefix.parent)
+    finally:
+        for staging in staged.values():
+            staging.unlink(missing_ok=True)
     return len(lengths), int(lengths.sum(dtype=np.int64))
 
 

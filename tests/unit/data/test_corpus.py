@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import errno
 import os
 import signal
 import subprocess
@@ -167,6 +168,28 @@ def test_existing_corpus_is_kept(source: Path, tmp_path: Path, tokenizer: Any) -
     with pytest.raises(DataError, match="exists; choose another --output, or give --overwrite"):
         prepare_corpus([source], tmp_path / "c", encoder)
     prepare_corpus([source], tmp_path / "c", encoder, overwrite=True)
+
+
+@pytest.mark.parametrize("written", ["tokens", "index"])
+def test_existing_corpus_is_kept_until_the_new_one_is_whole(
+    source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    encoder = Encoder.of(tokenizer)
+    prepare_corpus([source], tmp_path / "c", encoder)
+    before = both_files(tmp_path / "c")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*{"tokens": (corpus.shutil, "copyfileobj"), "index": (corpus, "write_index")}[written], full)
+    source.write_text(source.read_text() * 2)
+    for name in ("c", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            prepare_corpus([source], tmp_path / name, encoder, overwrite=True)
+    assert both_files(tmp_path / "c") == before
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        source.name, "c.bin", "c.idx", "c.prepared.json",
+    }  # fmt: skip
 
 
 def test_nothing_to_prepare(tmp_path: Path, tokenizer: Any) -> None:
