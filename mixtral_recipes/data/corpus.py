@@ -235,8 +235,8 @@ def _named(prefix: Path, ending: str) -> Path:
 def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:
     """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole.
 
-    A corpus that is there keeps its files until the new tokens are on disk; then it loses its index first, so that no index
-    ever stands beside tokens of another corpus.
+    A corpus that is there keeps its files until the new ones are on disk; then it loses its index first, so that no
+    index ever stands beside the tokens of another corpus.
     """
     lengths = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts]) if parts else np.empty(0, np.int32)
     if not len(lengths):

@@ -1,8 +1,8 @@
 """Text to indexed corpora: the same bytes however it is cut, stopped or spread, and errors with their line."""
 
+import errno
 import gzip
 import json
-import errno
 import os
 import signal
 import subprocess
