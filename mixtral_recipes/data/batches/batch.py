@@ -1,19 +1,21 @@
 """Batches: what the model is fed, in which order, and by which rank.
 
+Nothing in the data package loads torch before a batch is made: data sets are checked without it.
+
 Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixtral_recipes.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Sample(TypedDict):
@@ -40,13 +42,21 @@ class Batch(TypedDict):
         sources: [b, s, sources], bool: which source of a mixture each token is of; absent where there is one.
     """
 
-    tokens: Tensor
-    labels: Tensor
-    loss_mask: Tensor
-    position_ids: Tensor
-    padding_mask: NotRequired[Tensor]
-    cu_seqlens: NotRequired[Tensor]
-    sources: NotRequired[Tensor]
+    tokens: "Tensor"
+    labels: "Tensor"
+    loss_mask: "Tensor"
+    position_ids: "Tensor"
+    padding_mask: "NotRequired[Tensor]"
+    cu_seqlens: "NotRequired[Tensor]"
+    sources: "NotRequired[Tensor]"
+
+
+class Samples(Protocol):
+    """Samples by position; torch's map-style data sets are such."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,13 @@ class Shuffled:
 
     def __call__(self, epoch: int) -> np.ndarray:
         """Every sample number once."""
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed + epoch)
         return torch.randperm(self.num_samples, generator=generator).numpy()
 
 
-class WithBlanks(Dataset[Any]):
+class WithBlanks:
     """Rows, and behind the last one as many more as are asked for: the first row again, with nothing learned."""
 
     def __init__(self, rows: Any) -> None:
@@ -120,7 +132,7 @@ def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterat
         epoch, position = epoch + 1, 0
 
 
-class MicrobatchSampler(Sampler[list[int]]):
+class MicrobatchSampler:
     """The sample numbers of each microbatch of one data-parallel rank.
 
     A global batch is the next ``global_batch_size`` samples of the stream; microbatch m of rank r takes samples
@@ -170,6 +182,8 @@ class PadCollate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Collate."""
+        import torch
+
         longest = max(len(sample["tokens"]) - 1 for sample in samples)
         s = self.length or -(-longest // self.multiple) * self.multiple
         if longest > s:
@@ -194,13 +208,3 @@ class PadCollate:
             sources = np.stack([sample["source"] for sample in samples])  # pyright: ignore[reportTypedDictNotRequiredAccess]
             batch["sources"] = torch.from_numpy(sources)[:, None, :].expand(-1, s, -1).contiguous()
         return batch
-
-
-def microbatches(
-    dataset: Dataset[Any], sampler: MicrobatchSampler, collate: Callable[[list[Any]], Batch], *, num_workers: int = 0
-) -> Iterator[Batch]:
-    """Collated microbatches in the sampler's order."""
-    # A generator of its own: torch would draw the workers' seed from the training's random state, which then depended
-    # on how often a run was interrupted or validated.
-    own = torch.Generator().manual_seed(0)
-    return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, generator=own))

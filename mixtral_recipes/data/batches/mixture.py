@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Shuffled
 
 
-class MixedRows(Dataset[Any]):
+class MixedRows:
     """The rows of all sources one after the other; each sample says of which source it is."""
 
     def __init__(self, parts: Sequence[Any], sources: Sequence[int], num_sources: int) -> None:

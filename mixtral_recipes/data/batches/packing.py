@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Batch, Sample
 from mixtral_recipes.data.cache import prepared
@@ -216,7 +214,7 @@ class Balanced:
         return tile
 
 
-class PackedDataset(Dataset[list[Sample]]):
+class PackedDataset:
     """Packs of a dataset's samples; item i is the list of samples in pack i.
 
     Attributes:
@@ -287,6 +285,8 @@ class PackCollate:
         Raises:
             DataError: more than one row: packs need micro_batch_size 1.
         """
+        import torch
+
         if len(rows) != 1:
             raise DataError(f"packed sequences need micro_batch_size=1, not {len(rows)}.")
         samples = rows[0]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
@@ -20,7 +19,7 @@ from mixtral_recipes.data.cache import prepared
 _FORMAT = 2  # raise when the same records would give other samples
 
 
-class SampleStore(Dataset[Sample]):
+class SampleStore:
     """The samples of one split.
 
     Attributes:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from mixtral_recipes.data.batches.batch import (
     Batch,
@@ -15,14 +14,14 @@ from mixtral_recipes.data.batches.batch import (
     EpochOrder,
     MicrobatchSampler,
     PadCollate,
+    Samples,
     Sequential,
     Shuffled,
     WithBlanks,
-    microbatches,
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
-from mixtral_recipes.data.modules.streaming import InMemory, TrainingStream
+from mixtral_recipes.data.modules.streaming import InMemory, PackedRows, PaddedRows, StreamedBatches, TrainingStream
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
@@ -53,8 +52,6 @@ class DataModule:
     fixed_length = True
     # Whether samples can share a sequence; a module whose sequences are full does not ask.
     packs: ClassVar[bool] = True
-    # The training samples of a data set that is streamed.
-    _stream = None
     # Whether each training epoch has an order of its own.
     shuffles = True
     # What the records are, in a word.
@@ -76,7 +73,7 @@ class DataModule:
         """The way of its records to samples; None for a module that has no records."""
         return None
 
-    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Make the sets of samples: ``train`` and, where they exist, ``validation`` and ``test``.
 
         Args:
@@ -139,7 +136,7 @@ class DataModule:
         self._pad_id = _pad_id(tokenizer)
         self._packed: dict[tuple[str, int], PackedDataset] = {}
         if getattr(self, "streaming", False):
-            self._sets: dict[str, Dataset[Any]] = self._stream_sets(tokenizer)
+            self._sets: dict[str, Samples] = self._stream_sets(tokenizer)
             return
         sets: Any = self.datasets(tokenizer)
         if isinstance(sets, tuple):
@@ -147,21 +144,29 @@ class DataModule:
         self._check_sets(sets)
         self._sets = sets
 
-    def _stream_sets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
-        """Make the training stream, and the validation set, which is held in memory.
+    def _stream_sets(self, tokenizer: Any) -> dict[str, Samples]:
+        """Keep what the training stream is made with, and make the validation set, which is held in memory.
 
         Raises:
-            DataError: samples are to be packed, which takes the lengths of all.
+            DataError: every microbatch is to have as many borders as the fullest pack, which a stream does not know.
         """
-        if self.pack_size is not None:
+        if self.packed_sequence_specs is not None and self.packed_sequence_specs.pad_cu_seqlens:
             raise DataError(
-                "data.streaming=true does not go with packing, which needs the length of every sample first; set "
-                "data.packed_sequence_specs=null, or leave streaming out: prepared samples stay on disk too."
+                "data.streaming=true does not go with pad_cu_seqlens, which counts the samples of every pack first; "
+                "set data.packed_sequence_specs.pad_cu_seqlens=false, or leave streaming out: prepared samples stay on "
+                "disk too."
             )
         pipeline = self._identified(tokenizer)
-        self._stream = TrainingStream(pipeline, tokenizer, self.seed, self._pad_id)
+        self._streamed = (pipeline, tokenizer)
         held = InMemory(pipeline, tokenizer) if "validation" in pipeline.splits else ()
         return {"validation": held} if len(held) else {}  # pyright: ignore[reportReturnType]
+
+    def _stream(self, sequence_multiple: int) -> TrainingStream:
+        pipeline, tokenizer = self._streamed
+        if self.pack_size is None:
+            return TrainingStream(pipeline, PaddedRows(pipeline, tokenizer, self.seed, self._pad_id))
+        packed = PackedRows(pipeline, tokenizer, self.seed, self.pack_size, sequence_multiple, self.global_batch_size)
+        return TrainingStream(pipeline, packed)
 
     def _check_sets(self, sets: Any) -> None:
         """Refuse what `datasets` must not return.
@@ -201,7 +206,7 @@ class DataModule:
         """What makes a microbatch of rows.
 
         Args:
-            rows: As `rows` gave them.
+            rows: As `rows` gave them; None where they are streamed.
             length: Tokens per row; None takes as few as hold the longest.
             multiple: What that is rounded up to.
             sequence_multiple: What each sequence of a pack is rounded up to.
@@ -237,12 +242,14 @@ class DataModule:
             sequence_multiple: What each sequence of a pack is rounded up to (context parallelism splits each one).
             fixed: Whether every microbatch must have ``row_length`` tokens (pipelines send fixed shapes).
         """
-        if self._stream is not None:
+        if getattr(self, "streaming", False):
+            from mixtral_recipes.data.batches.loading import streamed
+
             length = self.row_length if fixed or self.fixed_length else None
-            collate = PadCollate(self._pad_id, length, multiple)
-            return self._stream.batches(
-                place, self.micro_batch_size, consumed_samples, collate, num_workers=self.num_workers
-            )
+            collate = self.make_collate(None, length=length, multiple=multiple, sequence_multiple=sequence_multiple)
+            stream = self._stream(sequence_multiple)
+            batches = StreamedBatches(stream, place, self.micro_batch_size, consumed_samples, collate)
+            return streamed(batches, num_workers=self.num_workers)
         rows = self.rows("train", sequence_multiple)
         sampler = MicrobatchSampler(
             len(rows), self.micro_batch_size, place, self.train_order(rows), consumed_samples=consumed_samples
@@ -297,6 +304,8 @@ class DataModule:
         *,
         taken_from: Any = None,
     ) -> Iterator[Batch]:
+        from mixtral_recipes.data.batches.loading import microbatches
+
         length = self.row_length if fixed or self.fixed_length else None
         collate: Callable[[Any], Batch] = self.make_collate(
             rows, length=length, multiple=multiple, sequence_multiple=sequence_multiple

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.batches.batch import Sample, Samples
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 _VOCAB_WITHOUT_TOKENIZER = 32000  # Mixtral 8x7B's
 
 
-class MockDataset(Dataset[Sample]):
+class MockDataset:
     """Sequences of uniformly random tokens; sample i is the same in every run."""
 
     def __init__(self, num_samples: int, seq_length: int, vocab_size: int, seed: int) -> None:
@@ -61,7 +60,7 @@ class MockDataModule(DataModule):
     vocab_size: int | None = None
     tokenizer: Any = None
 
-    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Make both sets; they never share a sample."""
         drawn_from = len(tokenizer) if tokenizer is not None else getattr(self.tokenizer, "vocab_size", None)
         vocab = self.vocab_size or drawn_from or _VOCAB_WITHOUT_TOKENIZER

@@ -91,7 +91,7 @@ class RecordPipeline:
     def splits(self) -> list[str]:
         """Names of the splits, with the one that is held out."""
         own = self.source.splits
-        return [*own, "validation"] if "validation" not in own and self._held_out else own
+        return [*own, "validation"] if "validation" not in own and self._holds_out else own
 
     def check(self) -> None:
         """Read every record without tokenizing it.
@@ -109,13 +109,13 @@ class RecordPipeline:
 
     def examples(self, split: str, bad: BadRecord = stop) -> Iterator[Example]:
         """The examples of a split; those that are held out are in ``validation`` and not in ``train``."""
-        if split in self.source.splits and (split != "train" or not self._held_out):
+        if split in self.source.splits and (split != "train" or not self._holds_out):
             yield from self._of_source(split, bad)
             return
         wanted = split == "validation"
         # A bad record is reported once, by the training split.
         for number, example in enumerate(self._of_source("train", _ignore if wanted else bad)):
-            if (self._key(number, example) in self._held_out) == wanted:
+            if self._is_held_out(number, example) == wanted:
                 yield example
 
     def outcomes(self, split: str, tokenizer: Any, bad: BadRecord, tally: Tally) -> Iterator[Outcome]:
@@ -194,10 +194,22 @@ class RecordPipeline:
             yield from self.read(record, bad)
 
     @functools.cached_property
+    def _holds_out(self) -> bool:
+        if "validation" in self.source.splits or not self.val_proportion:
+            return False
+        return self.source.streaming or bool(self._held_out)
+
+    def _is_held_out(self, number: int, example: Example) -> bool:
+        """Whether an example is in the validation split that is held out; of a stream without reading what follows."""
+        if not self.source.streaming:
+            return (number if example.passage is None else _hash(example.passage)) in self._held_out
+        share = round(self.val_proportion * 10_000)
+        place = (number - 1) * share if example.passage is None else _hash(example.passage)  # the second is held out
+        return place % 10_000 < share
+
+    @functools.cached_property
     def _held_out(self) -> "range | set[int]":
         """Numbers, or hashes of passages, of the examples at the end that are held out; at least one of two."""
-        if "validation" in self.source.splits or not self.val_proportion:
-            return range(0)
         count = 0
         passages: dict[int, None] = {}
         for example in self._of_source("train", self._policy()):
@@ -210,9 +222,6 @@ class RecordPipeline:
 
     def _share(self, count: int) -> int:
         return min(max(1, round(count * self.val_proportion)), count - 1) if count > 1 else 0
-
-    def _key(self, number: int, example: Example) -> int:
-        return number if example.passage is None else _hash(example.passage)
 
 
 def count_fields(example: Example, tally: Tally) -> None:

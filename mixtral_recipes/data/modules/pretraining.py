@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batches.batch import Batch
+from mixtral_recipes.data.batches.batch import Batch, Samples
 from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.corpus_paths import check_place, corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
@@ -103,7 +101,7 @@ class PreTrainingDataModule(DataModule):
             for name in names:
                 check_place(str(name))
 
-    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Open the corpora, building the index maps once."""
         if self.pack_size is not None:
             raise DataError("packed_sequence_specs is not for PreTrainingDataModule: its sequences are full already.")
@@ -148,6 +146,8 @@ class PreTrainingDataModule(DataModule):
         sizes = self._sizes_of_weighted(config, sizes)
         builder = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config)  # pyright: ignore[reportArgumentType]
         try:
+            import torch
+
             if torch.distributed.is_initialized():
                 return builder.build()  # rank 0 builds the index maps, behind a barrier the others read them
             with held(cache):
@@ -215,6 +215,8 @@ def _every(blends: dict[str, Any]) -> list[Blend]:
 
 def stack(samples: Sequence[dict[str, Any]]) -> Batch:
     """Stack GPTDataset's samples; document borders, where they are asked for, become ``cu_seqlens``."""
+    import torch
+
     batch = Batch(
         tokens=torch.stack([s["tokens"] for s in samples]),
         labels=torch.stack([s["labels"] for s in samples]),

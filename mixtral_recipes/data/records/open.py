@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.cache import content_hash
+from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.json_stream import json_splits
@@ -28,12 +28,14 @@ class Source:
         files: Files of each split; empty for the Hub.
         hub: Splits of a Hub data set, as `datasets` gave them.
         names_inside: The splits' own names, where one JSON file holds several.
+        streaming: Whether it is read as it comes, and never all of it before a run starts.
     """
 
     spec: str
     files: dict[str, list[Path]] = field(default_factory=dict)
     hub: dict[str, Any] = field(default_factory=dict)
     names_inside: dict[str, str] = field(default_factory=dict)
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         for path in (path for paths in self.files.values() for path in paths):
@@ -62,7 +64,8 @@ class Source:
         """What the content depends on, for the cache."""
         if self.hub:
             return {split: getattr(rows, "_fingerprint", None) for split, rows in self.hub.items()}
-        return {split: [content_hash(path) for path in paths] for split, paths in self.files.items()}
+        look = sampled_hash if self.streaming else content_hash
+        return {split: [look(path) for path in paths] for split, paths in self.files.items()}
 
 
 def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
@@ -70,17 +73,17 @@ def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
 
     Args:
         spec: A file; a folder; ``org/name``, ``org/name:config`` or ``org/name@revision`` of the Hub; ``embedded://``.
-        streaming: Whether a Hub data set is read as it comes instead of being downloaded first.
+        streaming: Whether it is read as it comes; one of the Hub is then not downloaded first.
 
     Raises:
         DataError: there is nothing, or nothing that can be read.
     """
     found = check_place(spec)
     if found is not None:
-        return found
+        return replace(found, streaming=streaming)
     named = _HUB_ID.fullmatch(str(spec))
     assert named is not None  # `check_place` has seen to that
-    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming))
+    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming), streaming=streaming)
 
 
 def check_place(spec: str | Path | None) -> Source | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import lzma
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mixtral_recipes.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 _ROWS_AT_ONCE = 64  # a row may be a whole conversation
+_MAPPED_AT_ONCE = 32 << 20  # bytes of a mapped file that count as this process's memory
 
 
 def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) -> Iterator[Record]:
@@ -96,15 +98,32 @@ def _arrow(path: Path, bad: BadRecord) -> Iterator[Record]:
     import pyarrow as pa
 
     def batches() -> Iterable[Any]:
-        with pa.memory_map(str(path)) as mapped:
-            if mapped.read(6) == b"ARROW1":
-                file = pa.ipc.open_file(mapped)
-                yield from (file.get_batch(number) for number in range(file.num_record_batches))
-            else:
-                mapped.seek(0)
-                yield from pa.ipc.open_stream(mapped)
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise pa.ArrowInvalid("it is empty")
+            # A batch, which may be the whole file, is not copied; nor does what was read stay in this process.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        whole = pa.BufferReader(pa.py_buffer(mapped))
+        behind = 0
+        for batch in _arrow_batches(pa, whole):
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                some = batch.slice(start, _ROWS_AT_ONCE)
+                yield some
+                behind += some.nbytes
+                if behind > _MAPPED_AT_ONCE:
+                    mapped.madvise(mmap.MADV_DONTNEED)
+                    behind = 0
 
     yield from _rows(path, "arrow file", batches)
+
+
+def _arrow_batches(pa: Any, whole: Any) -> Iterator[Any]:
+    if whole.read(6) == b"ARROW1":
+        file = pa.ipc.open_file(whole)
+        yield from (file.get_batch(number) for number in range(file.num_record_batches))
+    else:
+        whole.seek(0)
+        yield from pa.ipc.open_stream(whole)
 
 
 def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterator[Record]:
