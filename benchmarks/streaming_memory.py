@@ -47,13 +47,14 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def rows(size: int) -> Iterator[dict[str, str]]:
     """Records of about a kilobyte, so many that their text has ``size`` bytes."""
+    some = [[WORDS[(n * 7 + k * k + n * k) % len(WORDS)] for k in range(170)] for n in range(997)]
+    texts = [(" ".join(words[:120]), " ".join(words[120:])) for words in some]
     number, written = 0, 0
     while written < size:
-        words = [WORDS[(number * 7 + k * k) % len(WORDS)] for k in range(170)]
-        row = {"input": f"{number} " + " ".join(words[:120]), "output": " ".join(words[120:])}
-        written += len(row["input"]) + len(row["output"]) + 28
+        prompt, answer = texts[number % len(texts)]
+        yield {"input": f"{number} {prompt}", "output": answer}
+        written += len(prompt) + len(answer) + 36
         number += 1
-        yield row
 
 
 def _text(opened: Any, before: str, between: str, behind: str, **style: Any) -> Callable[[Path, int], int]:

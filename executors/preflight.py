@@ -59,7 +59,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     trainer, resume, peft, tokenizer = (_built(recipe, name) for name in ("trainer", "resume", "peft", "tokenizer"))
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"
-    seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data))
+    seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data), recipe.data)
     with _told(elsewhere):
         check_places(recipe.data)
     plugins: Any = fdl.build(recipe.trainer.plugins)

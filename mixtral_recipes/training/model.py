@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from mixtral_recipes.data.tokenizer_choice import described, size_on_disk
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described, size_on_disk
+from mixtral_recipes.data.tokenizers import vocabulary_size
 from mixtral_recipes.errors import MixtralRecipesError, RecipeError, in_short
 from mixtral_recipes.importers.agreement import Agreed, Vocabulary, agree, check_vocabulary, refuse_untrained_rows
 from mixtral_recipes.importers.hf.config import from_megatron
@@ -59,7 +61,7 @@ def agreed_model(
 
 
 def seen_model(
-    model: MixtralModel, trainer: Trainer, resume: AutoResume, peft: LoRA | None, tokenizer: Any
+    model: MixtralModel, trainer: Trainer, resume: AutoResume, peft: LoRA | None, tokenizer: Any, data: Any
 ) -> MixtralConfig:
     """The configuration of the model that will be trained, before anything is fetched, imported or started.
 
@@ -69,6 +71,7 @@ def seen_model(
         resume: Where the run starts.
         peft: Adapters to train.
         tokenizer: The task's argument of that name; None takes the model's or the checkpoint's.
+        data: The recipe's data module.
 
     Returns:
         As far as files on this machine say; the rest is compared when the run starts.
@@ -82,6 +85,9 @@ def seen_model(
         return model.config
     named = tokenizer or model.tokenizer or base or model.config.default_tokenizer
     size = size_on_disk(named)
+    restore = resume.restore_config
+    if size and restore and restore.resize_vocab and isinstance(data, DataModule):
+        size = vocabulary_size(data.tokenizer_for(chosen_tokenizer(named), grow=True))
     vocabulary = Vocabulary(described(named), size) if size else None
     return agreed_model(model.config, trainer, resume, peft, base, vocabulary).config
 

@@ -202,7 +202,9 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     base, parts.peft = origin.base, origin.scheme
     named = parts.tokenizer or parts.model.tokenizer
     from_where = named or base or parts.model.config.default_tokenizer
-    tokenizer = chosen_tokenizer(from_where, error=CheckpointError)
+    loaded = chosen_tokenizer(from_where, error=CheckpointError)
+    restore = parts.resume.restore_config
+    tokenizer = parts.data.tokenizer_for(loaded, grow=bool(restore and restore.resize_vocab))
     vocabulary = Vocabulary(described(from_where), vocabulary_size(tokenizer)) if tokenizer else None
     agreed = agreed_model(
         parts.model.config, parts.trainer, parts.resume, parts.peft, base and base / "context", vocabulary
@@ -238,7 +240,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
             parts.log.run_dir,
             agreed.published,
             tokenizer,
-            named=bool(named and tokenizer),
+            named=bool((named and tokenizer) or tokenizer is not loaded),
             writes=writes,
         )
     lineage = origin.lineage(recipe, parts.peft, parts.data)
@@ -256,7 +258,6 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
     position = checkpointer.load(found) if found else Position()
-    restore = parts.resume.restore_config
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
     lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})

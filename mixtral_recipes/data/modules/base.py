@@ -108,6 +108,15 @@ class DataModule:
         text = json.dumps(self.made_from, sort_keys=True, default=str)
         return {"form": self.form, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
+    def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
+        """The tokenizer of a run on this data: the model's, with what the data changes of it.
+
+        Args:
+            tokenizer: The model's, or the one that was named.
+            grow: Whether tokens may be added, for which the model grows (``resume.restore_config.resize_vocab``).
+        """
+        return tokenizer
+
     def check_places(self) -> None:
         """Look whether the files are there, and read nothing; what is on the Hub is not asked for.
 

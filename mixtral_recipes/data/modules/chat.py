@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.batches.fit import Fit
+from mixtral_recipes.data.chat_tokenizer import with_template
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.records.bad_records import BadRecord
@@ -55,6 +56,12 @@ class ChatDataModule(DataModule):
 
     fixed_length = False
     form = "conversations"
+
+    def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
+        """As the base says: with the chat template that is named, and, where it may grow, the tokens for it."""
+        if self.chat_template is None or tokenizer is None:
+            return tokenizer
+        return with_template(tokenizer, self.chat_template, grow=grow)
 
     def check_places(self) -> None:
         """As the base says."""

@@ -42,6 +42,22 @@ class MixedDataModule(DataModule):
         """Those of all sources."""
         return [pipeline for source in self._modules() for pipeline in source.pipelines()]
 
+    def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
+        """As the base says: that of the sources.
+
+        Raises:
+            DataError: two of them name different chat templates.
+        """
+        named = {source.chat_template for source in self.sources if getattr(source, "chat_template", None)}
+        if len(named) > 1:
+            raise DataError(
+                f"data.sources: {len(named)} different chat templates; a model learns one, so name the same for all."
+            )
+        for source in self.sources:
+            if getattr(source, "chat_template", None):
+                return source.tokenizer_for(tokenizer, grow=grow)
+        return tokenizer
+
     def setup(self, tokenizer: Any) -> None:
         """Set every source up.
 

@@ -231,6 +231,11 @@ class ChatEncoder:
         before = text[len(prompt) : start] if text.startswith(prompt) else ""
         return "" if before.strip() else before, text[end:].rstrip()
 
+    @property
+    def end_of_turn(self) -> str:
+        """What the template puts after an answer, without spaces."""
+        return self._around_answer[1].strip()
+
     def _whole_turn(self, text: str, span: Span) -> Span:
         """All that is generated in a turn: the answer, the space before it, and what ends the turn."""
         start, end = span

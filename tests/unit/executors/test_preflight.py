@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mixtral_recipes as llm
+from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesWarning, RecipeError, asked_by_command
 from mixtral_recipes.executors.preflight import preflight
@@ -103,6 +104,25 @@ def test_adapters_do_not_learn_new_rows(model: Path) -> None:
     with pytest.raises(RecipeError, match="adds 2 tokens"):
         preflight(starting_from(model, GROW, peft="lora"))
     preflight(starting_from(model, GROW, OWN, peft="lora"))
+
+
+def test_a_chat_template_whose_markers_are_new_tokens(tmp_path: Path) -> None:
+    chat = tmp_path / "chat.jsonl"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    chat.write_text((json.dumps({"messages": talk}) + "\n") * 4)
+    data = run.Config(ChatDataModule, dataset_root=str(chat), chat_template="chatml", seq_length=64)
+
+    def on_chat(*overrides: str, peft: str = "none") -> run.Partial:
+        recipe = starting_from(Path(resolve("embedded://mixtral_tiny")), *overrides, peft=peft)
+        recipe.data = data
+        return recipe
+
+    preflight(on_chat(peft="lora"))  # they are text
+    preflight(on_chat(GROW, "model.config.vocab_size=2001"))
+    with pytest.raises(RecipeError, match=r"set model\.config\.vocab_size=2001, or more"):
+        preflight(on_chat(GROW, "model.config.vocab_size=2000"))
+    with pytest.raises(RecipeError, match="adds 2 tokens"):
+        preflight(on_chat(GROW, peft="lora"))
 
 
 def test_a_new_models_tokenizer(model: Path) -> None:

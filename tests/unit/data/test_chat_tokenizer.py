@@ -1,0 +1,47 @@
+"""The tokenizer a run on conversations has: the template that was named, and, where it may grow, the tokens for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.data.chat_tokenizer import missing_markers, with_template
+from mixtral_recipes.data.modules.chat import ChatDataModule
+from mixtral_recipes.data.modules.mixed import MixedDataModule
+from mixtral_recipes.data.records.chat_encoder import ChatEncoder
+from mixtral_recipes.data.records.chat_templates import CHATML
+from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
+from mixtral_recipes.errors import DataError
+
+TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi <|im_end|> there"}]
+
+
+def test_markers_become_tokens_where_the_vocabulary_may_grow(tokenizer: Any, tmp_path: Path) -> None:
+    assert missing_markers(tokenizer, CHATML) == ["<|im_start|>", "<|im_end|>"]
+    grown = with_template(tokenizer, "chatml", grow=True)
+    assert len(grown) == len(tokenizer) + 2
+    assert grown.eos_token == "<|im_end|>"
+    assert missing_markers(grown, CHATML) == []
+    assert tokenizer.eos_token == "</s>"  # the one it was made of is as it was
+    tokens, learned, *_ = ChatEncoder(grown).encode(TALK)
+    start, end = grown.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert [tokens.count(start), tokens.count(end)] == [2, 2]  # the one that is spelled out is text
+    assert [t for t, is_learned in zip(tokens, learned, strict=True) if is_learned][-1] == end
+    grown.save_pretrained(tmp_path)
+    assert tokenizer_identity(load_tokenizer(tmp_path)) == tokenizer_identity(grown)
+
+
+def test_markers_stay_text_where_it_may_not(tokenizer: Any) -> None:
+    same = with_template(tokenizer, "chatml", grow=False)
+    assert (len(same), same.eos_token, same.chat_template) == (len(tokenizer), "</s>", CHATML)
+    assert "<|im_start|>" in same.decode(ChatEncoder(same).encode(TALK).tokens)
+
+
+def test_only_a_template_that_is_named_changes_the_tokenizer(tokenizer: Any) -> None:
+    assert ChatDataModule().tokenizer_for(tokenizer, grow=True) is tokenizer
+    assert ChatDataModule(chat_template="mixtral").tokenizer_for(tokenizer, grow=True).eos_token == "</s>"
+    mixed = MixedDataModule(sources=[ChatDataModule(), ChatDataModule(chat_template="chatml")])
+    assert mixed.tokenizer_for(tokenizer, grow=True).eos_token == "<|im_end|>"
+    mixed.sources[0].chat_template = "mixtral"
+    with pytest.raises(DataError, match="2 different chat templates"):
+        mixed.tokenizer_for(tokenizer, grow=True)
