@@ -6,7 +6,6 @@ switches them on, unless ``model.config.accelerate=False`` leaves every field as
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
@@ -22,14 +21,12 @@ class Knob:
         value: What it becomes.
         reason: What it saves.
         transformer_engine: Oldest version that has the kernel; None where the kernel is not Transformer Engine's.
-        module: What else must be installed.
     """
 
     field: str
     value: Any
     reason: str
     transformer_engine: str | None = None
-    module: str | None = None
 
 
 # Versions: the checks in Megatron-Core 0.19's `extensions/transformer_engine.py`, `moe_utils.py` and
@@ -44,13 +41,8 @@ KNOBS = (
     Knob("cross_entropy_fusion_impl", "native", "as above"),
     Knob("bias_dropout_fusion", True, "residual additions jitted by torch"),
     Knob("bias_activation_fusion", True, "SwiGLU and the expert's probability jitted into one kernel"),
-    # Megatron's output layer refuses it without Apex's extension, also where Transformer Engine's layers have it.
-    Knob(
-        "gradient_accumulation_fusion",
-        True,
-        "the product adds a weight's gradient to the fp32 buffer",
-        module="fused_weight_gradient_mlp_cuda",
-    ),
+    # Of Transformer Engine's layers; the output layer is Megatron's, and needs Apex for it (`models/builder.py`).
+    Knob("gradient_accumulation_fusion", True, "the product adds a weight's gradient to the fp32 buffer", "1.4.0"),
 )
 
 
@@ -84,8 +76,7 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
     fields = {
         knob.field: knob.value
         for knob in KNOBS
-        if (knob.transformer_engine is None or found >= _as_numbers(knob.transformer_engine))
-        and (knob.module is None or find_spec(knob.module) is not None)
+        if knob.transformer_engine is None or found >= _as_numbers(knob.transformer_engine)
     }
     if adapters:
         # The kernel writes into weight.main_grad, which a frozen weight has not.

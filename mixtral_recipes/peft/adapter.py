@@ -140,6 +140,10 @@ class Adapter(nn.Module):
             return reduce_scatter_to_sequence_parallel_region(low)
         return reduce_from_tensor_model_parallel_region(low)
 
+    def factors(self) -> Tensor | None:
+        """What each row of the adapted layer is multiplied by, [out], float32; None where rows keep their lengths."""
+        return None
+
     def delta(self) -> Tensor:
         """scale * B A: shape and split of the layer's (local) weight, fp32."""
         return self.scale * (self.lora_b.flatten(0, -2).float() @ self.lora_a.float())
@@ -163,12 +167,13 @@ class Adapter(nn.Module):
 class GroupedAdapter(nn.Module):
     """The adapters of a layer that multiplies several experts' matrices at once (Transformer Engine's GroupedLinear).
 
-    Each expert has its own adapter, named as under the sequential experts.
+    Each expert has its own adapter, or none, named as under the sequential experts. All are computed by two grouped
+    products, so the host launches as many kernels for eight experts as for one and waits for none of them.
     """
 
-    def __init__(self, adapters: list[Adapter]) -> None:
+    def __init__(self, adapters: dict[int, Adapter]) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(adapters)
+        self.experts = nn.ModuleDict({str(expert): adapter for expert, adapter in adapters.items()})
 
     def add_to(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
         """The adapted layer's output.
@@ -178,9 +183,63 @@ class GroupedAdapter(nn.Module):
             x: [t, in].
             tokens_per_expert: Rows of each expert.
         """
+        first: Any = next(iter(self.experts.values()))
+        dtype = first.lora_a.dtype
+        if x.is_cuda and dtype != torch.bfloat16:  # the only kernel there is
+            return self._one_by_one(output, x, tokens_per_expert)
+        rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
+        ends = rows.cumsum(0, dtype=torch.int32)
+        a, b = self._stacked(len(rows))
+        if first.dropout_position == "pre":
+            x = first.dropout(x)
+        low = _grouped_product(x.to(dtype), a.transpose(1, 2), offs=ends)  # [t, r]
+        added = _grouped_product(low, b.transpose(1, 2), offs=ends)
+        if first.dropout_position == "post":
+            added = first.dropout(added)
+        output = torch.add(output, added.to(output.dtype), alpha=first.scale)
+        factors = self._factors(len(rows))
+        if factors is None:
+            return output
+        return output * factors.to(output.dtype).repeat_interleave(rows, dim=0, output_size=len(output))
+
+    def _one_by_one(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
         counts = tokens_per_expert.tolist() if isinstance(tokens_per_expert, Tensor) else list(tokens_per_expert)
-        parts = zip(self.experts, output.split(counts), x.split(counts), strict=True)
-        return torch.cat([adapter.add_to(o, part) for adapter, o, part in parts])  # pyright: ignore[reportCallIssue]
+        results, parts = list(output.split(counts)), x.split(counts)
+        for expert, adapter in self.experts.items():
+            number = int(expert)
+            results[number] = adapter.add_to(results[number], parts[number])  # pyright: ignore[reportCallIssue]
+        return torch.cat(results)
+
+    def _of_each(self, count: int) -> list[Any]:
+        """Each expert's adapter; None for one without."""
+        found = dict(self.experts.items())
+        return [found.get(str(expert)) for expert in range(count)]
+
+    def _stacked(self, count: int) -> tuple[Tensor, Tensor]:
+        """A [experts, r, in] and B [experts, out, r]; zeros, which add nothing, for an expert without.
+
+        Zeros also fill r up to whole 16 bytes, as the kernel wants it.
+        """
+        first: Any = next(iter(self.experts.values()))
+        missing = -first.lora_a.shape[0] % 8
+        none = torch.zeros_like(first.lora_a), torch.zeros_like(first.lora_b)
+        pairs = [(one.lora_a, one.lora_b) if one else none for one in self._of_each(count)]
+        a, b = torch.stack([a for a, _ in pairs]), torch.stack([b.flatten(0, -2) for _, b in pairs])
+        return (F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))) if missing else (a, b)
+
+    def _factors(self, count: int) -> Tensor | None:
+        """What each row of each expert is multiplied by, [experts, out]; None where rows keep their lengths."""
+        factors = [one.factors() if one else None for one in self._of_each(count)]
+        known = next((each for each in factors if each is not None), None)
+        if known is None:
+            return None
+        return torch.stack([torch.ones_like(known) if each is None else each for each in factors])
+
+
+def _grouped_product(x: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
+    """Rows of x [t, in], expert after expert up to ``offs``, by their expert's matrix of [experts, in, out]."""
+    product = getattr(F, "grouped_mm", None) or torch._grouped_mm  # torch below 2.10
+    return product(x, weights, offs=offs)
 
 
 def adapters_of(model: Sequence[Any]) -> list[Adapter]:

@@ -60,7 +60,8 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
     else:
         weights = [getattr(layer, f"weight{number}") for number in range(count)]
         names = [global_name(chunk, name, expert) for expert in range(count)]
-        layer.adapter = GroupedAdapter([make(n, weight) for n, weight in zip(names, weights, strict=True)])
+        made = [make(own, weight) for own, weight in zip(names, weights, strict=True)]
+        layer.adapter = GroupedAdapter(dict(enumerate(made)))
         layer.register_forward_hook(_add_grouped_adapter)
 
 

@@ -46,14 +46,16 @@ class DoRAAdapter(Adapter):
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """As the base class's, rows brought to their learned lengths."""
-        factors = stretch(self.magnitude.flatten().float(), self.row_lengths())
-        return super().add_to(output, x) * factors.to(output.dtype)
+        return super().add_to(output, x) * self.factors().to(output.dtype)
+
+    def factors(self) -> Tensor:
+        """What brings the rows to their learned lengths."""
+        return stretch(self.magnitude.flatten().float(), self.row_lengths())
 
     def delta(self) -> Tensor:
         """What turns the layer's (local) weight into the merged one: shape and split of the weight, fp32."""
         w = _values(self._weight[0])
-        factors = stretch(self.magnitude.flatten().float(), self.row_lengths())
-        return (w + super().delta()) * factors.unsqueeze(1) - w
+        return (w + super().delta()) * self.factors().unsqueeze(1) - w
 
 
 def _values(weight: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ _OVERLAPPED_SENDS = 0.3
 _THIN = 10
 # Kernels of one layer, forward and backward.
 _KERNELS = 300
-# What the device waits for the host where expert adapters are called one by one. Fitted on our row of that.
-_ADAPTER_WAIT_S = 1.1e-3
 # Of gradient reduction and weight gathering, what cannot be hidden behind computation.
 _EXPOSED = 0.15
 # Of the computation, what hides the gathering of fully sharded weights. Fitted on arXiv 2504.14960, table 3.
@@ -119,7 +117,6 @@ class _Layer:
     tensor_links: float = 0.0
     context_links: float = 0.0
     kernels: float = 0.0
-    waits: float = 0.0
 
     @property
     def device(self) -> float:
@@ -139,7 +136,7 @@ def of_job(job: Workload, card: Card) -> Time:
     parts = {name: layers * getattr(layer, name) + getattr(head, name) for name in _PARTS}
     device = sum(parts.values())
     kernels = (layers * layer.kernels + head.kernels) * card.launch_us * 1e-6
-    host = max(kernels - device, 0.0) + layers * layer.waits
+    host = max(kernels - device, 0.0)
     stage = device + host
     sends = _sends(job, card, vpp) if pp > 1 else 0.0
     bubble = (pp - 1) / vpp * (stage + sends)
@@ -203,7 +200,6 @@ def _layer(job: Workload, card: Card) -> _Layer:
         tensor_links=_tensor_links(job, card, n) * (2 + again.dense),
         context_links=max(context - attention, 0.1 * context),
         kernels=_KERNELS * (1 + 0.4 * again.dense),
-        waits=_adapter_waits(job, experts),
     )
 
 
@@ -267,14 +263,6 @@ def _adapter_bytes(job: Workload, n: Sizes) -> float:
         "linear_fc2": n.R * (n.f + 2 * n.h),
     }
     return _THIN * job.dtype_bytes * sum(sides[target] for target in job.adapters.targets)
-
-
-def _adapter_waits(job: Workload, experts: int) -> float:
-    """Seconds of a layer in which the device has nothing to do, forward and backward."""
-    if job.adapters is None or job.grouped_adapters:
-        return 0.0
-    of_experts = sum(target in ("linear_fc1", "linear_fc2") for target in job.adapters.targets)
-    return of_experts * experts * _ADAPTER_WAIT_S
 
 
 def _reach(card: Card, inner: int, size: int) -> float:

@@ -73,11 +73,9 @@ class Workload:
         topk: Experts per token.
         fused_attention: Whether attention stores no scores (flash, cuDNN or torch's fused kernels).
         transformer_engine: Whether layers are Transformer Engine's; else ours in plain PyTorch.
-        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself
-            (``model.config.gradient_accumulation_fusion``).
-        fused: Whether permutation, rotation, gate and loss are fused kernels (``model.config.accelerate``).
+        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself (``model.config.accelerate``).
+        fused: Whether permutation, rotation, gate and loss are fused kernels (likewise).
         frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
-        grouped_adapters: Whether a layer's expert adapters are one grouped product; `peft/adapter.py` calls one by one.
         lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
     """
 
@@ -101,7 +99,6 @@ class Workload:
     wgrad_fusion: bool = True
     fused: bool = True
     frees_outputs: bool = False
-    grouped_adapters: bool = False
     lengths: float | None = None
 
     @property
@@ -131,8 +128,7 @@ class Workload:
     def of(recipe: Any) -> "Workload":
         """The job a recipe describes: a `run.Partial`, its parts built, or an outline of it (`recipes/outline.py`).
 
-        Layers are taken to be Transformer Engine's where the recipe runs on GPUs; gradients are not taken to be fused
-        into their products unless the recipe says so: that needs Apex where the job runs (`models/acceleration.py`).
+        Layers are taken to be Transformer Engine's where the recipe runs on GPUs, with all of `models/acceleration.py`.
         """
         config, trainer = recipe.model.config, recipe.trainer
         plugins, ddp = trainer.plugins, trainer.strategy.ddp
@@ -162,7 +158,7 @@ class Workload:
             topk=config.moe_router_topk,
             fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),
             transformer_engine=gpu,
-            wgrad_fusion=gpu and bool(getattr(config, "gradient_accumulation_fusion", False)),
+            wgrad_fusion=gpu and bool(getattr(config, "accelerate", True)),
             frees_outputs=bool(getattr(config, "deallocate_pipeline_outputs", False)),
             fused=gpu and bool(getattr(config, "accelerate", True)),
         )

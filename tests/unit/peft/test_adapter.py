@@ -1,6 +1,6 @@
 """One adapter's arithmetic, against the formulas of the papers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.adapter import Adapter, GroupedAdapter
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.fake_world import one_of
@@ -98,3 +98,33 @@ def test_a_gated_layers_b_keeps_gate_and_up_apart() -> None:
     assert adapter.lora_b.shape == (2, 6, 4)
     gate, up = adapter.lora_b @ adapter.lora_a
     torch.testing.assert_close(adapter.delta(), torch.cat([gate, up]))
+
+
+COUNTS = [3, 0, 5, 1]
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [0, 2]], ids=["all", "some"])
+@pytest.mark.parametrize("counts", [COUNTS, torch.tensor(COUNTS)], ids=["numbers", "tensor"])
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [(Adapter, LoRA(dim=4, alpha=12)), (DoRAAdapter, DoRA(dim=8, alpha=12))], ids=["lora", "dora"]
+)
+def test_experts_together_are_the_experts_one_by_one(
+    kind: type[Adapter], scheme: LoRA, counts: list[int] | Tensor, chosen: list[int]
+) -> None:
+    torch.manual_seed(0)
+    name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc1"
+    grouped = GroupedAdapter({n: trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in chosen})
+    x, output, upstream = torch.randn(9, 24), torch.randn(9, 16), torch.randn(9, 16)
+
+    def results(add: Callable[..., Tensor]) -> list[Tensor]:
+        grouped.zero_grad()
+        leaves = [x.clone().requires_grad_(), output.clone().requires_grad_()]
+        added = add(leaves[1], leaves[0], counts)
+        added.backward(upstream)
+        return [added, *(leaf.grad for leaf in leaves), *(p.grad for p in grouped.parameters())]
+
+    together, alone = results(grouped.add_to), results(grouped._one_by_one)
+    assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
+    assert not torch.equal(together[0], output)
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, theirs)
