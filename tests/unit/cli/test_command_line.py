@@ -87,7 +87,7 @@ MENDABLE = {
     "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not offered.",
     "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "hardware='h300' is not known. Did you mean 'h200'?",
     "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
-    "pretrain --recipe mixtral_8x7b trainer.num_nodes=2 --dry-run": "(81 of 85 GB on H100 SXM 80 GB)",
+    "pretrain --recipe mixtral_8x7b trainer.num_nodes=2 --dry-run": "(80 of 85 GB on H100 SXM 80 GB)",
     "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "on a GPU that has 85; optimizer takes most",
     "finetune --recipe mixtral_8x22b --peft none --num-nodes 1 --dry-run": "on a GPU that has 85; optimizer takes most",
     "run missing.yaml": "missing.yaml: cannot be read",

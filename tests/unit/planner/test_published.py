@@ -152,7 +152,7 @@ def test_the_mean_error_is_small() -> None:
         ("t4 MCore 1024", "t4 folded 1024"),
         ("t4 MCore 128", "t4 folded 128"),
         ("6 ModelZoo 8x22B", "8 ModelZoo 8x22B drop"),
-        ("ours LoRA as committed", "ours LoRA", "ours LoRA FP8"),
+        ("ours LoRA", "ours LoRA FP8"),
         ("ours LoRA", "ours LoRA attention"),
         ("ours full 4", "ours full 16", "ours full FP8 16"),
         ("HF LoRA FSDP", "HF QLoRA fused"),
