@@ -11,6 +11,7 @@ from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
+from mixtral_recipes.system.yaml_files import load_plain
 
 # What NeMo's classes set where the context is silent. Source: nemo/collections/llm/gpt/model/mixtral.py.
 _MIXTRAL: dict[str, Any] = {
@@ -160,26 +161,14 @@ def read_context(folder: Path) -> Context:
         CheckpointError: there is none, or it is not of a NeMo Mixtral.
     """
     file = folder / "context" / "io.json"
-    try:
-        if file.is_file():
-            model = fiddle_json.read(file.read_text(encoding="utf-8"), "model")
-        else:
-            file = folder / "context" / "model.yaml"
-            model = _yaml(file.read_text(encoding="utf-8"))
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: {error}.") from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; it says which model the weights are of.") from error
+    if file.is_file():
+        model = fiddle_json.read(file, "model")
+    else:
+        file = folder / "context" / "model.yaml"
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; it says which model the weights are of.")
+        model = load_plain(file, CheckpointError, aliases=True)
     if not isinstance(model, dict) or str(model.get(TARGET)).rpartition(".")[2] != "MixtralModel":
         what = model.get(TARGET) if isinstance(model, dict) else type(model).__name__
         raise CheckpointError(f"{file}: the model is {what}; only NeMo's MixtralModel can be imported.")
     return Context(file, model)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"is not plain YAML ({in_short(error)})") from error

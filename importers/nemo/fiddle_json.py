@@ -9,42 +9,45 @@ Source: fiddle `_src/experimental/serialization.py`, Serialization and Deseriali
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.json_files import parse_object
+from mixtral_recipes.system.json_files import read_object
 
 TARGET, CALL = "_target_", "_call_"
 _BUILDABLE = "fiddle._src.config"
 _METADATA = {"type": "pyref", "module": _BUILDABLE, "name": "BuildableTraverserMetadata"}
 _CONFIG = {"type": "pyref", "module": _BUILDABLE, "name": "Config"}
 _DEEPEST = 60  # a model's settings nest five deep
+_MOST_NODES = 100_000  # and are some hundreds
 
 
-def read(text: str, *path: str) -> Any:
+def read(file: Path, *path: str) -> Any:
     """One part of a document as plain values; nothing else in it is looked at.
 
     Args:
-        text: The JSON.
+        file: The JSON.
         path: Arguments that lead to it from the root: "model", "config".
 
     Raises:
-        CheckpointError: it is not fiddle's JSON, or has no such part; the text goes on after the file's name.
+        CheckpointError: it is not fiddle's JSON, or has no such part.
     """
+    document = read_object(file, CheckpointError)
     try:
-        document = parse_object(text)
         reader = _Reader(document["objects"])
         node = document["root"]
         for name in path:
             node = reader.arguments(node)[name]
         return reader.plain(node)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"is not what NeMo writes ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{file}: is not what NeMo writes ({type(error).__name__}: {error}).") from error
 
 
 class _Reader:
     def __init__(self, objects: dict[str, Any]) -> None:
         self._objects = objects
+        self._left = _MOST_NODES
 
     def arguments(self, node: Any) -> dict[str, Any]:
         """The arguments of a configured call, not yet read."""
@@ -55,6 +58,9 @@ class _Reader:
         """A node and all below it."""
         if depth > _DEEPEST:
             raise ValueError(f"nested more than {_DEEPEST} deep")
+        self._left -= 1
+        if not self._left:  # references to references can double what is read with every line
+            raise ValueError(f"more than {_MOST_NODES} values")
         if isinstance(node, list):
             return [self.plain(item, depth + 1) for item in node]
         if not isinstance(node, dict):

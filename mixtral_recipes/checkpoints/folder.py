@@ -1,10 +1,16 @@
 """A run's folder of checkpoints: which are there, and what each says of itself."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.schema import Count, typed
+
+
+class _Facts(TypedDict):
+    step: Count
+    consumed_samples: Count
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -31,9 +37,8 @@ def read_run_facts(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "context" / "run.json"
     try:
-        facts = json.loads(path.read_text())
-        if isinstance(facts["step"], int) and isinstance(facts["consumed_samples"], int):
-            return facts
-        raise TypeError("step is no number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+        facts = read_object(path, CheckpointError, finite=False)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    typed(facts, _Facts, path, CheckpointError)
+    return facts

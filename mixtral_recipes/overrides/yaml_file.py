@@ -28,10 +28,10 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides import loading, values
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile, is_automodel
-from mixtral_recipes.overrides.plain_yaml import load_plain
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
 from mixtral_recipes.system.files import write_text
+from mixtral_recipes.system.yaml_files import load_plain
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
 _FROM = "recipe"  # in a full file: which recipe it was written from
@@ -43,7 +43,7 @@ def header(path: Path) -> tuple[str, str]:
     Raises:
         RecipeError: the file cannot be read, or names neither a recipe nor a task.
     """
-    data = load_plain(path)
+    data = load_plain(path, RecipeError)
     with _told_of(path):
         return _header(data, path)
 
@@ -81,7 +81,7 @@ def automodel_file(path: Path) -> AutoModelFile | None:
     Raises:
         RecipeError: names what in it is not known or cannot be had.
     """
-    data = load_plain(path)
+    data = load_plain(path, RecipeError)
     with _told_of(path):
         return AutoModelFile(data) if is_automodel(data) else None
 
@@ -98,7 +98,7 @@ def read_recipe(path: Path) -> run.Partial[Any]:
     Raises:
         RecipeError: it cannot be read, or names a class, setting or value that recipes do not have.
     """
-    data = load_plain(path)
+    data = load_plain(path, RecipeError)
     with _told_of(path):
         if is_automodel(data):
             return AutoModelFile(data).recipe()

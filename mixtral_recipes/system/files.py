@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.system.json_files import MOST_BYTES, parse_object
+
 _LEFTOVERS = ("partial", "replaced", "deleted")
 _READ_BYTES = 4 << 20
 
@@ -111,12 +113,13 @@ def write_json(path: Path, value: Any, *, private: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or None when it is missing or half-written."""
+    """Read a JSON object that we wrote, or None when it is missing, half-written, or none that we would write."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        if path.stat().st_size > MOST_BYTES:
+            return None
+        return parse_object(path.read_bytes(), finite=False)
+    except (OSError, ValueError, TypeError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def private_folder(path: Path) -> Path:

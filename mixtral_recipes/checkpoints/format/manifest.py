@@ -13,20 +13,48 @@ Pure Python; importers and training both use it.
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from msgspec import Meta
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import sha256
-from mixtral_recipes.system.json_files import parse_object
+from mixtral_recipes.system.files import sha256, write_text
+from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.machine import io_threads
+from mixtral_recipes.system.schema import Count, Sha256, typed
 
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
 Kind = Literal["model", "training", "adapter"]
 Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
+
+
+class _File(TypedDict):
+    size: Count
+    sha256: NotRequired[Sha256]
+    pieces: NotRequired[list[tuple[Count, Sha256]]]
+
+
+class _Tensor(TypedDict):
+    dtype: NotRequired[str]
+    shape: NotRequired[list[Count]]
+    sha256: NotRequired[Sha256]
+
+
+class _Manifest(TypedDict):
+    """What every manifest has; what else an older or a newer one has is let be."""
+
+    format: str
+    kind: Kind
+    created: str
+    source: NotRequired[dict[str, Any]]
+    files: Annotated[dict[str, _File], Meta(min_length=1)]
+    tensors: NotRequired[dict[str, _Tensor]]
+    seal: str
 
 
 def write_manifest(
@@ -58,7 +86,7 @@ def write_manifest(
         "tensors": dict(tensors or {}),
     }
     manifest["seal"] = _seal(manifest)
-    (folder / NAME).write_text(_as_text(manifest))
+    write_text(folder / NAME, _as_text(manifest))
 
 
 def file_entries(folder: Path, known: Mapping[str, Pieces] | None = None) -> dict[str, dict[str, Any]]:
@@ -87,16 +115,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} {what}, so it is not a finished mixtral-recipes checkpoint; "
             "a Hugging Face folder is turned into one by `mixtral-recipes import`."
         )
-    try:
-        manifest = parse_object(path.read_bytes())
-        known = manifest["format"] == FORMAT and manifest["kind"] and manifest["files"]
-        sealed = manifest["seal"] == _seal(manifest)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint manifest ({error!r}).") from error
-    if not known:
+    manifest = read_object(path, CheckpointError)
+    if manifest.get("format", FORMAT) != FORMAT:
         raise CheckpointError(f"{path}: format {manifest['format']!r} is not {FORMAT!r}, the only one known here.")
-    if not sealed:
+    if "seal" in manifest and manifest["seal"] != _seal(manifest):
         raise CheckpointError(f"{path}: damaged, its seal (the hash of the rest of it) does not match.")
+    typed(manifest, _Manifest, f"{path}: damaged, or not a checkpoint manifest", CheckpointError)
+    for name, entry in manifest["files"].items():
+        if "sha256" not in entry and "pieces" not in entry:
+            raise CheckpointError(f"{path}: damaged, it has no hash of {name}.")
+        if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+            raise CheckpointError(f"{path}: names {name!r}, which lies outside the checkpoint.")
     return manifest
 
 

@@ -18,7 +18,9 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import write_text
+from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.machine import package_version
+from mixtral_recipes.system.schema import typed
 
 NAME = "lineage.json"
 FORMAT = "mixtral-recipes/lineage/1"
@@ -142,15 +144,18 @@ def read(folder: Path) -> Lineage:
         what = f"has no {NAME}" if folder.is_dir() else "does not exist"
         raise CheckpointError(f"{folder} {what}, so it cannot be said where it comes from.")
     try:
-        plain = json.loads(path.read_text())
-        if plain["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {plain['format']!r} is not {FORMAT!r}, the only one known here.")
-        record = _record(plain)
-        if plain["seal"] != _seal(record):
-            raise CheckpointError(f"{path}: was changed by hand, its seal (the hash of the rest of it) does not match.")
-        return record
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a lineage ({type(error).__name__}: {error}).") from error
+        # A record stands in a list, in a parent, in a record.
+        plain = read_object(path, CheckpointError, deepest=3 * _DEEPEST + 10, finite=False)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    if plain.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(f"{path}: format {plain['format']!r} is not {FORMAT!r}, the only one known here.")
+    record = typed(plain, Lineage, f"{path}: damaged, or not a lineage", CheckpointError)
+    if _depth(record) > _DEEPEST:
+        raise CheckpointError(f"{path}: more than {_DEEPEST} records deep.")
+    if plain.get("seal") != _seal(record):
+        raise CheckpointError(f"{path}: was changed by hand, its seal (the hash of the rest of it) does not match.")
+    return record
 
 
 def read_or_none(folder: Path) -> Lineage | None:
@@ -181,6 +186,10 @@ def _history(record: Lineage) -> list[Any]:
     return [record.kind, dataclasses.asdict(record.identity), origin, record.run, record.recipe, record.data, parents]
 
 
+def _depth(record: Lineage) -> int:
+    return 1 + max((_depth(parent.record) for parent in record.parents), default=0)
+
+
 def _plain(record: Lineage, *, paths: bool) -> dict[str, Any]:
     fields = {"format": FORMAT, "kind": record.kind, "created": record.created, "code": record.code}
     told = {name: getattr(record, name) for name in ("origin", "run", "data", "recipe", "tensors")}
@@ -198,32 +207,3 @@ def _plain(record: Lineage, *, paths: bool) -> dict[str, Any]:
         | ({"files": list(record.files)} if record.files else {})
         | {"parents": parents}
     )
-
-
-def _record(plain: dict[str, Any], depth: int = 0) -> Lineage:
-    if depth > _DEEPEST:
-        raise ValueError(f"more than {_DEEPEST} records deep")
-    tables = {name: dict(plain.get(name, {})) for name in ("origin", "run", "data", "recipe", "tensors")}
-    parents = [
-        Parent(_text(parent["role"]), _record(parent["record"], depth + 1), _text_or_none(parent.get("path")))
-        for parent in plain["parents"]
-    ]
-    return Lineage(
-        kind=_text(plain["kind"]),
-        identity=Identity(**{name: _text_or_none(value) for name, value in plain["identity"].items()}),
-        **tables,
-        files=tuple(map(_text, plain.get("files", ()))),
-        parents=tuple(parents),
-        created=_text(plain["created"]),
-        code=_text(plain["code"]),
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)

@@ -18,6 +18,7 @@ from mixtral_recipes.planner import cards, memory
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
+from mixtral_recipes.system.json_files import read_object
 
 _MOST_NODES = 64
 _LOGGERS = {"wandb": ("project", "name", "entity"), "mlflow": ("experiment_name", "run_name", "tracking_uri")}
@@ -368,9 +369,7 @@ class AutoModelFile:
 
 def _recipe_of_folder(folder: Path) -> str:
     """The recipe of a local checkpoint, by its sizes."""
-    from mixtral_recipes.overrides.plain_yaml import load_plain
-
-    config = load_plain(folder / "config.json")
+    config = read_object(folder / "config.json", RecipeError)
     sizes = (config.get("num_hidden_layers"), config.get("hidden_size"))
     for name, entry in catalog.CATALOG.items():
         if (entry.shape.num_layers, entry.shape.hidden_size) == sizes:

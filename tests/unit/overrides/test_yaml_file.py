@@ -10,10 +10,11 @@ import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.overrides import loading, plain_yaml
+from mixtral_recipes.overrides import loading
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.yaml_file import header, read_recipe, to_yaml, write_recipe
 from mixtral_recipes.settings import classes
+from mixtral_recipes.system.yaml_files import load_plain
 
 MARK = "tests_hostile_yaml_ran"
 
@@ -234,6 +235,10 @@ def test_at_least_thirty_files_are_hostile() -> None:
 
 
 def test_dates_stay_text_and_errors_name_the_line(tmp_path: Path) -> None:
-    assert plain_yaml.load_plain(write(tmp_path, "a: 2024-01-01")) == {"a": "2024-01-01"}
+    assert load_plain(write(tmp_path, "a: 2024-01-01\nb: 14:00:00\nc: 1:30.5"), RecipeError) == {
+        "a": "2024-01-01",
+        "b": "14:00:00",
+        "c": "1:30.5",
+    }
     with pytest.raises(RecipeError, match=r"recipe\.yaml:2: "):
-        plain_yaml.load_plain(write(tmp_path, "a: 1\nb: [1"))
+        load_plain(write(tmp_path, "a: 1\nb: [1"), RecipeError)

@@ -10,7 +10,7 @@ from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.text_parts import split_into_parts
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import MixtralRecipesError
-from mixtral_recipes.overrides.plain_yaml import load_plain
+from mixtral_recipes.system.yaml_files import load_plain
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 4934430\n"
 READERS: dict[str, Callable[[Path], object]] = {
@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "mine.idx": corpus_at,
     "tokenizer.json": lambda path: load_tokenizer(path.parent),
     "tokenizer.model": load_tokenizer,
-    "recipe.yaml": load_plain,
+    "recipe.yaml": lambda path: load_plain(path, MixtralRecipesError),
 }
 
 

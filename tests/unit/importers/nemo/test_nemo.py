@@ -111,7 +111,7 @@ def test_megatron_reads_the_weights_and_fiddle_the_settings(
     assert model.tokenizer.pretrained_model_name == "nemo_tokenizer"
     assert (back / "context" / "nemo_tokenizer" / "tokenizer.json").is_file()
     described = yaml.safe_load((back / "context" / "model.yaml").read_text())
-    assert described == fiddle_json.read((back / "context" / "io.json").read_text(), "model")
+    assert described == fiddle_json.read(back / "context" / "io.json", "model")
     paths = {
         path
         for entry in json.loads((back / "context" / "io.json").read_text())["objects"].values()
@@ -133,7 +133,7 @@ def test_settings_that_are_left_to_nemos_classes(make_model, nemo: Nemo, tmp_pat
 
 def test_model_yaml_alone_will_do(checkpoints, tmp_path: Path) -> None:
     hf, folder = checkpoints()
-    model = fiddle_json.read((folder / "context" / "io.json").read_text(), "model")
+    model = fiddle_json.read(folder / "context" / "io.json", "model")
     (folder / "context" / "io.json").unlink()
     (folder / "context" / "model.yaml").write_text(yaml.safe_dump(model))
     ours = import_checkpoint(str(folder), tmp_path / "ours", progress=False)
