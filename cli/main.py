@@ -106,7 +106,7 @@ def overview() -> str:
 def _call(argv: list[str], debug: bool) -> int:
     import typer
 
-    from mixtral_recipes.errors import MixtralRecipesError, of_the_machine
+    from mixtral_recipes.errors import MixtralRecipesError, is_panic, of_the_machine
     from mixtral_recipes.system import quiet
 
     # typer carries its own click; the base of its usage errors is reached through what typer exports.
@@ -130,8 +130,8 @@ def _call(argv: list[str], debug: bool) -> int:
     except BrokenPipeError:
         streams.give_up("stdout")  # what read our output has gone; nothing more to say
         return 0
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if debug or not (isinstance(error, Exception) or is_panic(error)):
             raise
         if problem := of_the_machine(error):
             return _say(str(problem), problem.exit_code)

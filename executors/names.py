@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from mixtral_recipes.errors import LaunchError
@@ -27,7 +28,7 @@ def check_name(name: str, what: str = "run name") -> str:
     return name
 
 
-def check_env(env: dict[str, str]) -> dict[str, str]:
+def check_env(env: Mapping[str, object]) -> dict[str, str]:
     """Return ``env`` with string values if they may be written into a script.
 
     Raises:

@@ -3,19 +3,18 @@
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, nearest
 from mixtral_recipes.executors.names import check_name, check_no_password
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.slurm.status import FINAL
-
-_KEYS = ("name", "command", "recipe", "task", "overrides", "arguments", "after", "slurm")
+from mixtral_recipes.system.schema import typed
+from mixtral_recipes.system.toml_files import read_table
 
 
 @dataclass
@@ -28,11 +27,21 @@ class Stage:
     name: str
     command: tuple[str, ...] = ()
     recipe: str = ""
-    task: str = "finetune"
+    task: Literal["finetune", "pretrain"] = "finetune"
     overrides: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)  # of the recipe function: {"num_nodes": 2}
     after: tuple[str, ...] = ()
     slurm: dict[str, Any] = field(default_factory=dict)  # settings over the cluster profile's
+
+
+class _File(TypedDict, total=False):
+    """A pipeline file as it is written."""
+
+    name: str
+    dir: str
+    cluster: str
+    slurm: dict[str, Any]
+    stage: list[dict[str, Any]]
 
 
 @dataclass
@@ -55,30 +64,25 @@ def read(path: Path) -> Pipeline:
     Raises:
         LaunchError: no such file, not TOML, an unknown key, or a stage that depends on one not before it.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise LaunchError(f"{path}: no such file.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise LaunchError(f"{path}: {error}.") from None
-    _known(table, ("name", "dir", "cluster", "slurm", "stage"), str(path))
+    table = read_table(path, LaunchError)
+    _known(table, tuple(_File.__annotations__), str(path))
+    typed(table, _File, path, LaunchError)
     stages: list[Stage] = []
     for entry in table.get("stage", []):
         where = f"{path}: stage {entry.get('name', len(stages) + 1)!r}"
-        _known(entry, _KEYS, where)
-        check_name(entry.get("name", ""), f"{path}: stage name")
-        if bool(entry.get("command")) == bool(entry.get("recipe")):
-            raise LaunchError(f"{where} needs either command or recipe.")
-        check_no_password(" ".join(map(str, entry.get("command", []))), f"{where}: command")
+        _known(entry, tuple(field.name for field in fields(Stage)), where)
         earlier = [stage.name for stage in stages]
-        after = entry.get("after", earlier[-1:])
-        for name in after:
+        stage = typed({"after": earlier[-1:], **entry}, Stage, where, LaunchError)
+        check_name(stage.name, f"{path}: stage name")
+        if bool(stage.command) == bool(stage.recipe):
+            raise LaunchError(f"{where} needs either command or recipe.")
+        check_no_password(" ".join(stage.command), f"{where}: command")
+        for name in stage.after:
             if name not in earlier:
                 raise LaunchError(f"{where} comes after {name!r}, which is no stage before it.{nearest(name, earlier)}")
-        if entry["name"] in earlier:
+        if stage.name in earlier:
             raise LaunchError(f"{where} has the name of an earlier stage.")
-        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-        stages.append(Stage(**(entry | lists | {"after": tuple(after)})))
+        stages.append(stage)
     if not stages:
         raise LaunchError(f"{path} has no [[stage]].")
     name = check_name(table.get("name", path.stem), "pipeline name")

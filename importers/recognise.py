@@ -170,7 +170,10 @@ def _any_of(*patterns: str) -> Callable[[Path], str]:
 
 def _own(folder: Path) -> str:
     manifest = folder / "manifest.json"
-    return "manifest.json" if manifest.is_file() and b"mixtral-recipes/" in manifest.read_bytes()[:64] else ""
+    if not manifest.is_file():
+        return ""
+    with manifest.open("rb") as file:
+        return "manifest.json" if b"mixtral-recipes/" in file.read(64) else ""
 
 
 def _nemo(folder: Path) -> str:

@@ -85,11 +85,16 @@ _ADVICE = {
 }
 
 
-def of_the_machine(error: BaseException) -> EnvironmentProblem | None:
-    """What a user can mend of an error of the operating system, in one line; None for any other error.
+def of_the_machine(error: BaseException) -> MixtralRecipesError | None:
+    """What a user can mend of an error of the operating system, or a library's, in one line; None for any other error.
 
     The last resort: who opens a file that a user named says more about it.
     """
+    if is_panic(error):
+        return DataError(
+            f"the tokenizers library gave up on a text ({in_short(error)}): a regular expression in tokenizer.json "
+            "cannot be worked out on it; get the model's tokenizer again, or name another."
+        )
     if isinstance(error, MemoryError):
         return EnvironmentProblem("out of memory; close other programs, or choose a smaller model or batch.")
     if not isinstance(error, OSError) or error.errno is None:
@@ -101,7 +106,12 @@ def of_the_machine(error: BaseException) -> EnvironmentProblem | None:
     return EnvironmentProblem(f"{where}{error.strerror or error}{'; ' * bool(advice)}{advice}.")
 
 
-def in_short(error: Exception) -> str:
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code gave up: no ``Exception``, so that nothing between it and us takes it for one."""
+    return type(error).__name__ == "PanicException"
+
+
+def in_short(error: BaseException) -> str:
     """A library's error in one line: the first line of its text, or its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 

@@ -1,7 +1,7 @@
 """What is known about a run without asking anyone: its record, its lock and how each rank ended.
 
 A record is ``<home>/runs/<id>/run.json``. A rank's end is ``<job folder>/attempts/<n>/rank-<r>.json``, written by
-``mixtral_recipes.executors.rank`` on whatever node it ran. Standard library only: ``runs list`` reads these.
+``mixtral_recipes.executors.rank`` on whatever node it ran. Nothing heavy is loaded: ``runs list`` reads these.
 """
 
 import contextlib
@@ -10,14 +10,16 @@ import os
 import re
 import secrets
 import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mixtral_recipes.errors import LaunchError, nearest
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning, nearest
 from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.system.files import private_folder, read_json, write_json
 from mixtral_recipes.system.home import runs_home
 from mixtral_recipes.system.locks import held_or_refused
+from mixtral_recipes.system.schema import Count, Moment, fits, typed
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|connection refused|socket closed|remote process exited|"
@@ -34,13 +36,13 @@ class RunRecord:
     name: str
     executor: str  # direct | local | slurm
     run_dir: str
-    created: float
+    created: Moment
     recipe: str = ""
     job_dir: str = ""  # where attempts/, configs/ and logs are
-    nodes: int = 1
-    nproc_per_node: int = 1
+    nodes: Count = 1
+    nproc_per_node: Count = 1
     job_id: str = ""  # Slurm job id
-    pid: int = 0  # the torchrun agent of a local run
+    pid: Count = 0  # the torchrun agent of a local run
     pid_start: str = ""  # its start time, so that a reused pid is not taken for it
     host: str = ""
     cluster: str = ""  # profile name
@@ -65,6 +67,17 @@ class RunRecord:
         write_json(self.path, dataclasses.asdict(self), private=True)
 
 
+class _RankEnd(TypedDict):
+    """How a rank ended, as it wrote it down."""
+
+    rank: Count
+    host: str
+    exit_code: int
+    error: str
+    traceback: str
+    time: Moment
+
+
 def new_id(name: str) -> str:
     """A unique id: the checked name and six random hex digits."""
     return f"{check_name(name)}-{secrets.token_hex(3)}"
@@ -87,13 +100,15 @@ def new(name: str, run_dir: Path, executor: str, recipe: str) -> RunRecord:
 
 
 def all_records() -> list[RunRecord]:
-    """Every readable record, newest first."""
-    known = {field.name for field in dataclasses.fields(RunRecord)}
+    """Every record, newest first; one that is damaged is told of and left out."""
     records = []
     for path in runs_home().glob("*/run.json"):
         value = read_json(path)
         if value and value.get("id") == path.parent.name:
-            records.append(RunRecord(**{key: item for key, item in value.items() if key in known}))
+            try:
+                records.append(typed(value, RunRecord, path, LaunchError))
+            except LaunchError as error:
+                warnings.warn(f"a run is left out: {error}", MixtralRecipesWarning, stacklevel=2)
     return sorted(records, key=lambda record: record.created, reverse=True)
 
 
@@ -157,7 +172,7 @@ def rank_ends(attempt: Path) -> list[dict[str, Any]]:
 
     A rank that only lost its connection to another one comes after every rank with an error of its own.
     """
-    ends = [value for path in attempt.glob("rank-*.json") if (value := read_json(path))]
+    ends = [value for path in attempt.glob("rank-*.json") if (value := read_json(path)) and fits(value, _RankEnd)]
     return sorted(ends, key=lambda end: (end["exit_code"] in (0, 75), lost_peer(end), end["time"], end["rank"]))
 
 

@@ -1,16 +1,17 @@
-"""Cluster profiles: what one site needs, written once in clusters.toml. Standard library only."""
+"""Cluster profiles: what one site needs, written once in clusters.toml. Loads nothing heavy."""
 
 import dataclasses
 import os
 import re
 import sys
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mixtral_recipes.errors import LaunchError, nearest
 from mixtral_recipes.executors.names import check_env, check_name, check_no_password, check_path, check_variable
 from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.system.schema import Count, typed
+from mixtral_recipes.system.toml_files import read_table
 
 MODES = ("venv", "pyxis", "apptainer")
 _SLURM_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/\[\]-]{0,255}")
@@ -51,7 +52,7 @@ class Cluster:
     gpus_per_node: int | str | None = None  # how GPUs are asked for: a number, or Slurm's TYPE:NUMBER; 0 is no line
     gres: str | None = None  # how, in another way: "gpu:h100:8"
     gpus: bool | None = None  # whether there are any; None: where the recipe needs them, or anything asks for them
-    cpus_per_node: int | None = None
+    cpus_per_node: Count | None = None
     mem: str | None = None
     exclusive: bool = False
     mode: str = ""
@@ -59,15 +60,15 @@ class Cluster:
     container_image: str | None = None
     mounts: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    env: dict[str, str | int | float] = dataclasses.field(default_factory=dict)
     secrets: tuple[str, ...] = ("HF_TOKEN", "WANDB_API_KEY")  # names; passed if set where the job is submitted
     env_file: str | None = None  # a file of mode 0600 with NAME=VALUE lines, passed as the secrets are
     mpi: str | None = None
-    sbatch: dict[str, Any] = dataclasses.field(default_factory=dict)  # extra header lines: {"mail-type": "END"}
+    sbatch: dict[str, str | int | bool] = dataclasses.field(default_factory=dict)  # more lines: {"mail-type": "END"}
     srun_args: tuple[str, ...] = ()
-    grace_s: int = 120  # SIGTERM this long before the time limit; the time a checkpoint may take
-    retries: int = 0  # restarts after a failure; preemptions and lost nodes are not counted
-    max_preemptions: int = 100
+    grace_s: Count = 120  # SIGTERM this long before the time limit; the time a checkpoint may take
+    retries: Count = 0  # restarts after a failure; preemptions and lost nodes are not counted
+    max_preemptions: Count = 100
     ssh: str | None = None  # user@host of the login node, when Slurm's commands are not on this machine
     ssh_key: str | None = None
     job_dir: str | None = None  # folder on the cluster for job files; required with ssh
@@ -226,10 +227,7 @@ def profiles() -> dict[str, dict[str, Any]]:
     path = profile_file()
     if not path.exists():
         return {}
-    try:
-        tables = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise LaunchError(f"{path}: {error}.") from None
+    tables = read_table(path, LaunchError)
     for name, table in tables.items():
         check_name(name, f"{path}: cluster name")
         if not isinstance(table, dict):
@@ -253,16 +251,16 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
         table = dict(known[name])
     if not any(settings.get(key) or table.get(key) for key in ("venv", "container_image", "ssh")):
         table["venv"] = sys.prefix  # the environment this process runs in, on a file system that all nodes see
-    table["env"] = {**table.get("env", {}), **(settings.pop("env", None) or {})}
+    where = f"{profile_file()}: {name}" if name else "the cluster's settings"
+    if isinstance(table.get("env", {}), dict):
+        table["env"] = {**table.get("env", {}), **(settings.pop("env", None) or {})}
     table |= {key: value for key, value in settings.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
     for key in table:
         if key not in fields:
-            where = f"cluster {name!r}" if name else "a cluster"
-            raise LaunchError(f"{where} has no setting {key!r}.{nearest(key, list(fields))}")
-        if isinstance(table[key], list):
-            table[key] = tuple(table[key])
-    return Cluster(name=name or "", **table)
+            what = f"cluster {name!r}" if name else "a cluster"
+            raise LaunchError(f"{what} has no setting {key!r}.{nearest(key, list(fields))}")
+    return typed({**table, "name": name or ""}, Cluster, where, LaunchError)
 
 
 def settings_from(texts: list[str]) -> dict[str, Any]:
@@ -272,6 +270,7 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
         LaunchError: not of that form, no such setting, or a value that is not the number or boolean that is needed.
     """
     fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
+    kinds = get_type_hints(Cluster)
     settings: dict[str, Any] = {}
     for text in texts:
         path, equals, value = text.partition("=")
@@ -280,7 +279,7 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
             raise LaunchError(f"--slurm {text!r} has no value; use key=value.")
         if key not in fields:
             raise LaunchError(f"--slurm {text!r} names no setting.{nearest(key, list(fields))}")
-        kind = getattr(fields[key].type, "__name__", str(fields[key].type))
+        kind = str(kinds[key])
         if kind.startswith("dict") != bool(dot and inner):
             form = f"{key}.NAME" if kind.startswith("dict") else key
             raise LaunchError(f"--slurm {text!r} does not fit {key}; use {form}=value.")

@@ -6,14 +6,15 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.system.json_files import parse_object
+from mixtral_recipes.system.schema import fits
 
 #: Slurm's long state names to ours.
 STATES = {
@@ -39,6 +40,15 @@ class JobState:
     detail: str = ""  # Slurm's own word and reason
 
 
+class _Event(TypedDict):
+    """A line of the job's own history, as the sbatch script writes it."""
+
+    outcome: str
+    exit_code: int
+    job_id: NotRequired[str]
+    final: NotRequired[bool]
+
+
 def query(job_ids: list[str], *, ssh: str = "") -> dict[str, JobState]:
     """States of these jobs. A job is "unknown" when Slurm's controller does not answer or has forgotten it."""
     ids = [job_id for job_id in job_ids if _JOB_ID.fullmatch(job_id)]
@@ -59,9 +69,11 @@ def history(job_dir: str) -> list[dict[str, Any]]:
     for path in sorted(
         Path(job_dir).glob("attempts*.jsonl"), key=lambda path: (path.name == "attempts.jsonl", path.name)
     ):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                event = parse_object(line)
+                if fits(event, _Event):
+                    events.append(event)
     return events
 
 

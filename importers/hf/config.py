@@ -3,12 +3,14 @@
 A field that changes what the model computes and that the model here cannot honour is refused, never dropped.
 """
 
-import math
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import rope
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.system.schema import Count, typed
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
 DEFAULTS: dict[str, Any] = {
@@ -75,13 +77,32 @@ _POSITIVE = {
     "max_position_embeddings": 1 << 31,
 }
 
-# Numbers of any kind, and the most each may be.
+# Numbers of any kind, and the most each may be. The norms divide by what rms_norm_eps keeps from zero.
 _NUMBERS = {
-    "rms_norm_eps": math.inf,
-    "initializer_range": math.inf,
-    "router_aux_loss_coef": math.inf,
+    "rms_norm_eps": 1.0,
+    "initializer_range": 1e3,
+    "router_aux_loss_coef": 1e6,
     "attention_dropout": 1.0,
 }
+
+
+type _Ids = Count | list[Count] | None
+
+
+class _Fields(TypedDict, total=False):
+    """What is neither a size nor a number above, where it is stated."""
+
+    model_type: str | None
+    architectures: list[str] | None
+    quantization_config: dict[str, Any] | None
+    hidden_act: str
+    tie_word_embeddings: bool | None
+    sliding_window: Count | None
+    router_jitter_noise: Annotated[float, Meta(ge=0, le=1)] | None
+    torch_dtype: str | None
+    bos_token_id: _Ids
+    eos_token_id: _Ids
+    pad_token_id: _Ids
 
 
 def value(config: dict[str, Any], field: str) -> Any:
@@ -123,6 +144,7 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         CheckpointError: names the field, its value and the rule.
     """
+    typed(config, _Fields, "config.json", CheckpointError)
     _check_architecture(config)
     for field, most in _POSITIVE.items():
         number = value(config, field)
@@ -133,8 +155,9 @@ def check(config: dict[str, Any]) -> None:
     for field, most in _NUMBERS.items():
         number = value(config, field)
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
-            least = f"a number from 0 to {most:g}" if most < math.inf else "a number, and not negative"
-            raise CheckpointError(f"config.json: {field}={number!r} must be {least}.")
+            raise CheckpointError(f"config.json: {field}={number!r} must be a number from 0 to {most:g}.")
+    if not value(config, "rms_norm_eps"):
+        raise CheckpointError("config.json: rms_norm_eps=0 must be more: a norm would divide by zero.")
     _check_refused(config)
     if value(config, "head_dim") % 2:
         raise CheckpointError(

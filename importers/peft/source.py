@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.lineage.identity import adapter_file
@@ -19,6 +20,7 @@ from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
 from mixtral_recipes.importers.peft.layouts import unstack
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.schema import typed
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<kind>A|B|magnitude_vector)(?:\.default)?(?:\.weight)?$"
@@ -44,6 +46,29 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 # Starts that subtract something from the base, so that the adapter fits no released weights.
 _CHANGES_THE_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
+
+
+type _Rank = Annotated[int, Meta(ge=1, le=1 << 16)]
+type _Alpha = Annotated[float, Meta(gt=0, le=1e9)]
+
+
+class _Needed(TypedDict):
+    r: _Rank
+    lora_alpha: _Alpha
+
+
+class _Settings(_Needed, total=False):
+    """adapter_config.json, as far as it is used."""
+
+    rank_pattern: dict[str, _Rank] | None
+    alpha_pattern: dict[str, _Alpha] | None
+    target_modules: list[str] | str | None
+    target_parameters: list[str] | None
+    modules_to_save: list[str] | None
+    base_model_name_or_path: str | None
+    lora_dropout: Annotated[float, Meta(ge=0, le=1)] | None
+    use_dora: bool | None
+    use_rslora: bool | None
 
 
 @dataclass(frozen=True)
@@ -93,15 +118,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     try:
         settings = read_object(path, CheckpointError)
-        rank, alpha = settings["r"], settings["lora_alpha"]
-        patterns = [settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
-        numbers = [rank, alpha, *(value for pattern in patterns for value in pattern.values())]
-        if any(isinstance(n, bool) or not math.isfinite(n) or n <= 0 for n in numbers):
-            raise CheckpointError(f"{path}: r, lora_alpha and their patterns must be positive numbers.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as peft's settings ({type(error).__name__}: {error})."
-        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    typed(settings, _Settings, path, CheckpointError)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in settings.get(field) or {}:
+            _check_pattern(f"{path}: {field}", pattern)
     for name, plain in _PLAIN.items():
         value = settings.get(name, plain[0])
         if value not in plain:
@@ -116,6 +138,19 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "save_pretrained(path_initial_model_for_weight_conversion=...), or merge it and import the model."
         )
     return settings
+
+
+def _check_pattern(where: str, pattern: str) -> None:
+    """Refuse a regular expression that is none, or that can take forever: repeats of repeats, and many repeats."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{where} has {pattern[:80]!r}, which is no regular expression.") from error
+    if len(pattern) > 500 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
+        raise CheckpointError(
+            f"{where} has {pattern[:80]!r}; a pattern with a repeated group, or more than four repeats, is not "
+            "searched for: name the modules themselves."
+        )
 
 
 def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) -> PeftFolder:
@@ -256,11 +291,8 @@ def _scale(folder: Path, settings: Mapping[str, Any], module: str, rank: int) ->
 
     def matching(pattern: str, default: Any) -> Any:
         for key, value in (settings.get(pattern) or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({key})$", module):
-                    return value
-            except re.error as error:
-                raise CheckpointError(f"{folder}: {pattern} has {key!r}, which is no regular expression.") from error
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
         return default
 
     said = matching("rank_pattern", settings["r"])

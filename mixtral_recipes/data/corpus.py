@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, is_panic, of_the_machine
 from mixtral_recipes.system.files import replacing, sync_file, sync_folder, write_json
 from mixtral_recipes.system.remembered import state_of
 
-# Megatron-Core `datasets/indexed_dataset.py`: header, version, and the codes of the token types used here.
-_HEADER = b"MMIDIDX\x00\x00"
-_VERSION = 1
+# Megatron-Core `datasets/indexed_dataset.py`: the codes of the token types used here.
 _TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 _DOCUMENTS_AT_ONCE = 512
 _FORMAT = 1  # raise when the same input would give other bytes
@@ -207,7 +206,12 @@ def _set_encoder(encoder: Encoder) -> None:
 
 def _encode_with_own(part: TextPart, target: Path) -> None:
     assert _own_encoder is not None
-    _encode_part(part, target, _own_encoder)
+    try:
+        _encode_part(part, target, _own_encoder)
+    except BaseException as error:
+        if is_panic(error):  # no process can tell another of one
+            raise of_the_machine(error) from None  # pyright: ignore[reportGeneralTypeIssues]
+        raise
 
 
 def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
@@ -277,7 +281,7 @@ def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype[Any]) -> None:
     pointers = np.zeros(count, np.int64)
     np.cumsum(lengths[:-1], out=pointers[1:], dtype=np.int64)
     with replacing(path) as staging, staging.open("wb") as file:
-        file.write(_HEADER + struct.pack("<QBQQ", _VERSION, _TYPE_CODES[dtype], count, count + 1))
+        file.write(HEADER + struct.pack("<QBQQ", VERSION, _TYPE_CODES[dtype], count, count + 1))
         file.write(lengths.astype(np.int32).tobytes())
         file.write((pointers * dtype.itemsize).tobytes())
         file.write(np.arange(count + 1, dtype=np.int64).tobytes())

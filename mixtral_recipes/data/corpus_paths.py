@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
+from mixtral_recipes.data.corpus_index import check_index
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.record import SPLITS, is_of_split
@@ -56,6 +57,7 @@ def corpora(name: str, tokenizer: Any, text_key: str = "text", split: str = "tra
         assert prefix is not None
         prefixes = [prefix]
     for one in prefixes:
+        check_index(one)
         _check_tokenizer(one, tokenizer)
     return list(map(str, prefixes))
 

@@ -2,11 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
 from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.schema import typed
 
 MISTRAL = "mistral://"
 # name -> file in the mistral-common package
@@ -27,6 +30,52 @@ SETTINGS = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer*.model*", "tekken.json", *SETTINGS)
 
 
+type _Id = Annotated[int, Meta(ge=0, lt=1 << 24)]
+type _Token = str | dict[str, Any] | None  # its text, or its text and how it is treated
+
+
+class _Added(TypedDict):
+    id: _Id
+    content: str
+
+
+class _Vocabulary(TypedDict, total=False):
+    vocab: dict[str, _Id] | list[Any]
+
+
+class _Settings(TypedDict, total=False):
+    """tokenizer_config.json, special_tokens_map.json and chat_template.json, as far as they are used here."""
+
+    added_tokens_decoder: dict[Annotated[str, Meta(pattern=r"^\d{1,8}$")], _Token]
+    bos_token: _Token
+    eos_token: _Token
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    chat_template: Any
+
+
+class _Tokenizer(TypedDict, total=False):
+    """tokenizer.json."""
+
+    model: _Vocabulary
+    added_tokens: list[_Added] | None
+
+
+class _TekkenConfig(TypedDict, total=False):
+    default_vocab_size: _Id
+
+
+class _Tekken(TypedDict, total=False):
+    config: _TekkenConfig
+
+
+_SHAPES: dict[str, Any] = {
+    "tokenizer.json": _Tokenizer,
+    "tekken.json": _Tekken,
+    "added_tokens.json": dict[str, _Id],
+}
+
+
 def original_file(folder: Path) -> Path | None:
     """The file a folder's tokenizer comes from where it has no tokenizer.json: Mistral's newest, as mistral-common."""
     for name in ("tekken.json", "tokenizer.model"):
@@ -43,17 +92,19 @@ def mistral_file(name: str) -> Path | None:
 
 
 def settings(file: Path) -> dict[str, Any]:
-    """A settings file beside a tokenizer; empty where there is none.
+    """One of a tokenizer's JSON files; empty where there is none.
 
     Raises:
-        DataError: it is there and cannot be read.
+        DataError: it is there and cannot be read, or says something that no tokenizer's file says.
     """
     if not file.is_file():
         return {}
     try:
-        return read_object(file, DataError)
+        found = read_object(file, DataError)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({in_short(error)}).") from error
+    typed(found, _SHAPES.get(file.name, _Settings), file, DataError)
+    return found
 
 
 def text_of(token: Any) -> str | None:

@@ -30,6 +30,7 @@ from mixtral_recipes.errors import (
     MixtralRecipesError,
     MixtralRecipesWarning,
     in_short,
+    is_panic,
     nearest,
 )
 from mixtral_recipes.system.files import write_json
@@ -137,7 +138,9 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
             loaded = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except MixtralRecipesError:
         raise
-    except Exception as failure:  # the tokenizers library raises bare Exceptions for a file it cannot parse
+    except BaseException as failure:  # the tokenizers library raises bare Exceptions for a file it cannot parse
+        if not (isinstance(failure, Exception) or is_panic(failure)):
+            raise
         raise error(f"{source}: no tokenizer can be loaded ({in_short(failure)}).") from failure
     legacy = settings(path / "chat_template.json")
     if not loaded.chat_template and legacy.get("chat_template"):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixtral_recipes.data.records.chat_templates import template_of
+from mixtral_recipes.data.records.template_sandbox import render
 from mixtral_recipes.errors import DataError, in_short
 
 Message = dict[str, str]
@@ -75,6 +77,8 @@ def refuse_without_template(tokenizer: Any) -> None:
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    # First where it can neither loop nor grow without end; transformers knows no such bounds.
+    render(template_of(tokenizer) or "", tokenizer.special_tokens_map, messages, "chat", prompt=True)
     try:
         found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
     except Exception as error:  # a template is a program of the model's author, and raises what it likes

@@ -4,14 +4,14 @@ A measurement replaces fields of the card (`measure.py`); a run corrects them by
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 from mixtral_recipes.planner import cards
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.system import home
-from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.files import read_json, write_json
+from mixtral_recipes.system.schema import fits
 
 _SPEEDS = ("bf16_tflops", "fp8_tflops", "memory_tbps", "link_gbps", "network_gbps")
 
@@ -23,11 +23,8 @@ def file() -> Path:
 
 def kept() -> dict[str, dict[str, float]]:
     """Card -> measured fields; nothing where the file is absent or unreadable."""
-    try:
-        found = json.loads(file().read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    found = read_json(file()) or {}
+    return found if fits(found, dict[str, dict[str, float]]) else {}
 
 
 def corrected(card: Card) -> Card:

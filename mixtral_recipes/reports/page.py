@@ -11,6 +11,7 @@ from mixtral_recipes.system.drawing import PALETTE, render
 from mixtral_recipes.system.files import write_text
 
 _SAVES_SHOWN = 12
+_LONGEST_S = 1e12  # what a timedelta holds
 
 
 def write_report_of(run_log: Any) -> None:
@@ -76,7 +77,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str]]:
         (f"{statistics.median(speed):,.0f}" if speed else "-", "tokens/s (median)"),
         (f"{statistics.median(tflops):.3g}" if tflops else "-", "TFLOP/s per process"),
         (f"{max(memory):.2f} GB" if memory else "-", "memory, most"),
-        (str(datetime.timedelta(seconds=round(seconds))), "spent in steps"),
+        (str(datetime.timedelta(seconds=round(max(0.0, min(seconds, _LONGEST_S))))), "spent in steps"),
     ]
     if skipped and skipped[-1]:
         found.append((f"{skipped[-1]:.0f}", "steps skipped (not finite)"))

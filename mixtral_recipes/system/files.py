@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mixtral_recipes.system.json_files import MOST_BYTES, parse_object
 
@@ -120,6 +120,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return parse_object(path.read_bytes(), finite=False)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def lines_of(file: BinaryIO, longest: int) -> Iterator[bytes | None]:
+    """The lines of a file, with their ends, no more than one of them in memory; None for one that is longer.
+
+    Args:
+        file: At a line's start.
+        longest: Bytes.
+    """
+    while line := file.readline(longest):
+        if len(line) < longest or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(longest)) and not rest.endswith(b"\n"):
+            pass
+        yield None
 
 
 def private_folder(path: Path) -> Path:

@@ -5,12 +5,13 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from mixtral_recipes.data.batches.fit import Encoded
 from mixtral_recipes.data.records.chat_templates import default_template, named_template, template_of
 from mixtral_recipes.data.records.conversations import Conversation, Message
 from mixtral_recipes.data.records.learning import Span
+from mixtral_recipes.data.records.template_sandbox import render
 from mixtral_recipes.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -157,21 +158,10 @@ class ChatEncoder:
     def _apply(
         self, messages: list[Message], where: object, tools: Any = None, *, prompt: bool = False
     ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, spans = render_jinja_template(
-                conversations=[messages],  # pyright: ignore[reportArgumentType]
-                chat_template=self.template,
-                tools=tools or None,
-                return_assistant_tokens_mask=self._marks_answers,
-                add_generation_prompt=prompt,
-                **self.tokenizer.special_tokens_map,
-            )
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"{where}: the chat template refuses this conversation ({error}).") from error
-        return str(texts[0]), cast(list[Span], spans[0]) if spans else []
+        text, spans = render(
+            self.template, self.tokenizer.special_tokens_map, messages, where, tools=tools or None, prompt=prompt
+        )
+        return text, spans if self._marks_answers else []
 
     def _message_spans(self, talk: Conversation, text: str, where: object) -> dict[int, Span]:
         """Where each message's text is in the rendered conversation."""

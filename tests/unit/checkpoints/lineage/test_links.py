@@ -1,5 +1,6 @@
 """An adapter's base is believed by content, wherever it lies."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ def model(folder: Path, *, weights: str = "w", tensors: bool = True, **config: A
     (folder / "weights" / "__0_0.distcp").write_text(weights)
     (folder / "context" / "config.json").write_text(json.dumps({"rope_theta": 1e6} | config))
     (folder / "context" / "tokenizer.json").write_text("{}")
-    digest = {"dtype": "BF16", "shape": [1], "sha256": weights.encode().hex()}
+    digest = {"dtype": "BF16", "shape": [1], "sha256": hashlib.sha256(weights.encode()).hexdigest()}
     write_manifest(folder, "model", tensors={"lm_head.weight": digest} if tensors else None)
     return folder
 

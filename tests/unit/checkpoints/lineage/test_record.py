@@ -81,7 +81,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, text: str) -> None
 
 def test_a_record_deeper_than_any_chain_is_refused(tmp_path: Path) -> None:
     deep = SOURCE
-    for _ in range(150):
+    for _ in range(102):
         deep = Lineage("model", Identity("a" * 64), parents=(Parent("source", deep),))
     record.write(tmp_path, deep)
     with pytest.raises(CheckpointError, match="records deep"):
