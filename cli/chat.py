@@ -7,7 +7,7 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions
-from mixtral_recipes.cli.output import note
+from mixtral_recipes.cli.output import note, say, say_part
 
 if TYPE_CHECKING:
     from mixtral_recipes.inference.chat import Conversation
@@ -91,7 +91,7 @@ def _turn(
     from mixtral_recipes.inference.generate import generate
 
     def show(number: int, text: str) -> None:
-        print(text, end="", flush=True)
+        say_part(text)
 
     if speaks:
         print(label, end="", flush=True)
@@ -99,7 +99,7 @@ def _turn(
         (answer,) = generate(loaded, [talk.asked(question)], how, on_text=show if speaks else None)
     except MixtralRecipesError as error:
         if speaks:
-            print(f"({error})", flush=True)
+            say(f"({error})")
         return
     talk.answered(question, answer.text)
     if speaks:

@@ -9,6 +9,7 @@ from mixtral_recipes.cli.options.checkpoint import Overwrite
 from mixtral_recipes.cli.options.groups import App
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import console, note, print_json, print_table, table
+from mixtral_recipes.system.escapes import in_a_line, printable
 
 if TYPE_CHECKING:
     from mixtral_recipes.data.check.check import Report
@@ -239,7 +240,7 @@ def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
     text = Text()
     runs = itertools.groupby(zip(sample["tokens"].tolist(), learned, strict=True), key=lambda pair: pair[1])
     for is_learned, run in runs:
-        part = tokenizer.decode([token for token, _ in run])
+        part = printable(tokenizer.decode([token for token, _ in run]))
         text.append(part if colour or not is_learned else f"[[{part}]]", style="bold green" if is_learned else "dim")
     return text
 
@@ -254,7 +255,9 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
         shown[key] = shown.get(key, 0) + 1
         if limit is None or shown[key] <= limit:
             detail = f": {finding.detail}" if finding.detail else ""
-            out.print(f"{finding.where}: {finding.level}: {finding.kind}{detail}", markup=False, soft_wrap=True)
+            out.print(
+                in_a_line(f"{finding.where}: {finding.level}: {finding.kind}{detail}"), markup=False, soft_wrap=True
+            )
     if report.counts:
         counts = [(level, kind, f"{number:,}") for (level, kind), number in sorted(report.counts.items())]
         print_table(table(("level", "what", "records"), counts))

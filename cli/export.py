@@ -16,7 +16,7 @@ from mixtral_recipes.cli.options.checkpoint import (
     checkpoint_folder,
 )
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.cli.output import note, print_json, say
 from mixtral_recipes.importers import exports
 
 
@@ -77,4 +77,4 @@ def command(
     if json:
         print_json(result)
     else:
-        print(folder)
+        say(folder)

@@ -9,7 +9,7 @@ import typer
 from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.cli.output import note, print_json, say_part
 
 
 def command(
@@ -75,9 +75,9 @@ def command(
         print_json({"model": model, "seconds": round(seconds, 3), "continuations": rows})
     elif not stream:
         for row in rows:
-            print(f"> {row['prompt']}\n{row['text']}\n")
+            say_part(f"> {row['prompt']}\n{row['text']}\n\n")
     return None
 
 
 def _show(number: int, text: str) -> None:
-    print(text, end="", flush=True)
+    say_part(text)

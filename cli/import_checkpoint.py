@@ -7,7 +7,7 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.cli.output import note, print_json, say
 
 _SHOWN = 8  # names of files
 
@@ -59,4 +59,4 @@ def command(
     if json:
         print_json(result)
     else:
-        print(folder)
+        say(folder)

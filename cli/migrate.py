@@ -8,7 +8,7 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import Overwrite
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.cli.output import note, print_json, say
 
 
 def command(
@@ -36,7 +36,7 @@ def command(
     read = [migrate.migrate(path) for path in migrate.scripts_in(script)]
     for found in read:
         for finding in found.findings:
-            print(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
+            say(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
     kinds = ("changed", "warned", "refused", "note")
     counts = {kind: sum(found.count(kind) for found in read) for kind in kinds}
     if target is not None:

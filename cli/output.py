@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.system.escapes import in_a_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -33,7 +35,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> "Table":
         of_numbers = bool(kept) and all(isinstance(row[number], int | float) for row in kept)
         made.add_column(escape(title), justify="right" if of_numbers else "left", overflow="fold")
     for row in kept:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(escape(in_a_line(cell)) for cell in row))
     return made
 
 
@@ -44,7 +46,17 @@ def print_table(made: "Table") -> None:
 
 def note(text: str) -> None:
     """One line for the person at the terminal, on stderr so that stdout stays a result."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def say(text: object) -> None:
+    """A line of the result, on stdout."""
+    print(printable(text), flush=True)
+
+
+def say_part(text: str) -> None:
+    """A piece of what a model says, as it comes; in a file or a pipe as it is."""
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -56,6 +68,7 @@ def print_json(value: dict[str, Any]) -> None:
 def print_checks(checks: "list[Check]") -> None:
     """One line for each finding, and below it how to fix it."""
     for check in checks:
-        print(f"{ {'good': 'ok  ', 'note': 'note', 'bad': 'BAD '}[check.verdict] } {check.name:20} {check.finding}")
+        verdict = {"good": "ok  ", "note": "note", "bad": "BAD "}[check.verdict]
+        print(f"{verdict} {check.name:20} {in_a_line(check.finding)}")
         if check.mend:
-            print(f"     {'':20} -> {check.mend}")
+            print(f"     {'':20} -> {in_a_line(check.mend)}")

@@ -8,7 +8,7 @@ import typer
 
 from mixtral_recipes.cli.options.place import Detach
 from mixtral_recipes.cli.options.result import DryRun, Json
-from mixtral_recipes.cli.output import print_json
+from mixtral_recipes.cli.output import print_json, say
 
 
 class Where(enum.StrEnum):
@@ -43,7 +43,7 @@ def command(
         stages, scripts = pipelines.submit(pipeline, recipe_of, dry_run=dry_run)
         if dry_run:
             for stage, script in zip(stages, scripts, strict=True):
-                print(f"# stage {stage.stage}, after: {', '.join(stage.depends_on) or 'nothing'}\n{script}")
+                say(f"# stage {stage.stage}, after: {', '.join(stage.depends_on) or 'nothing'}\n{script}")
         else:
             result["jobs"] = {stage.stage: stage.job_id for stage in stages}
             result["runs"] = {stage.stage: stage.id for stage in stages}
@@ -51,7 +51,7 @@ def command(
                 pipelines.watch(stages)
     elif dry_run:
         for stage in pipeline.stages:
-            print(f"{stage.name}: {' '.join(stage.command) or f'{stage.task} {stage.recipe}'}")
+            say(f"{stage.name}: {' '.join(stage.command) or f'{stage.task} {stage.recipe}'}")
     else:
         result["results"] = pipelines.run_local(pipeline, recipe_of)
     if json:

@@ -7,7 +7,7 @@ import typer
 
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
-from mixtral_recipes.cli.output import print_json
+from mixtral_recipes.cli.output import print_json, say
 
 
 def command(
@@ -33,4 +33,4 @@ def command(
         print_json({"files": [str(path) for path in written]})
     else:
         for path in written:
-            print(f"Wrote {path}")
+            say(f"Wrote {path}")

@@ -8,7 +8,7 @@ import typer
 from mixtral_recipes.cli.options.groups import App
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
-from mixtral_recipes.cli.output import print_json, print_table, table
+from mixtral_recipes.cli.output import print_json, print_table, say, table
 
 app = App("See, follow, resume and stop runs.")
 
@@ -64,14 +64,14 @@ def status(*, run: Run, json: Json = False) -> None:
         print_json(described)
         return
     if described["error"]:
-        print(described["error"])
+        say(described["error"])
     for key, value in described.items():
         if value not in ("", None, [], {}) and key not in ("error", "result", "plan"):
-            print(f"{key + ':':14} {_text(key, value)}")
+            say(f"{key + ':':14} {_text(key, value)}")
     for key, both in described["plan"].items():
         print(f"{key + ':':14} {both['measured']:.4g}, predicted {both['predicted']:.4g}")
     for key, value in (described["result"] or {}).items():
-        print(f"  {key + ':':30} {value}")
+        say(f"  {key + ':':30} {value}")
 
 
 @app.command()
@@ -91,9 +91,9 @@ def logs(
     state = states.state(record).state
     if not follow:
         for line in files.failure(record) if state == "failed" else ():
-            print(line)
+            say(line)
         for line in files.lines(record, rank):
-            print(line)
+            say(line)
         return
     asked = time.monotonic()
 
@@ -105,9 +105,9 @@ def logs(
         return state in FINAL
 
     for line in files.follow(record, rank or 0, has_ended):
-        print(line, flush=True)
+        say(line)
     for line in files.failure(record) if state == "failed" else ():
-        print(line)
+        say(line)
 
 
 @app.command()

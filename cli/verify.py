@@ -6,7 +6,7 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import Base, Checkpoint, base_folder, checkpoint_folder
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import print_json, print_table, table
+from mixtral_recipes.cli.output import print_json, print_table, say, table
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
     from mixtral_recipes.importers.convert.verify import verify_checkpoint
 
     report = verify_checkpoint(checkpoint_folder(checkpoint), against=against, logits=logits, base=base_folder(base))
-    print(report.checkpoint)
+    say(report.checkpoint)
     rows = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
     print_table(table(("check", "result", "detail"), rows))
     if json:

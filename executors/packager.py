@@ -3,12 +3,13 @@
 import os
 import subprocess
 import tarfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_run.core.packaging.base import Packager
 
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning
 from mixtral_recipes.system.files import replacing, sha256, write_json
 from mixtral_recipes.system.private import holds_keys
 
@@ -19,9 +20,10 @@ _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "di
 class WorkingTreePackager(Packager):
     """Packs every tracked or unignored file under ``roots`` into the job folder's ``code``.
 
-    A folder that is not a git checkout is packed without its hidden files, environments and build folders. Files that
-    hold keys by their name (``.env``, ``id_rsa``, ``*.pem``) stay, tracked or not. What was packed and what stayed,
-    from which commit and with which uncommitted changes, is written to ``code.json`` beside the archive.
+    Files that a .gitignore names stay, tracked or not, and so do files that hold keys by their name (``.env``,
+    ``id_rsa``, ``*.pem``). A folder that is not a git checkout is packed without its hidden files, environments and
+    build folders. What was packed and what stayed, from which commit and with which uncommitted changes, is written to
+    ``code.json`` beside the archive.
     """
 
     #: Folders to pack; a later one wins where both hold a file of the same name.
@@ -44,7 +46,17 @@ class WorkingTreePackager(Packager):
         packed: dict[str, Path] = {}
         for root in map(Path, self.roots):
             files = working_files(root)
-            stay = [str(file) for file in files if holds_keys(file) or _leads_to_keys(root / file)]
+            ignored = tracked_though_ignored(root)
+            needed = sorted(str(file) for file in files if file in ignored)
+            if needed:
+                some = ", ".join(needed[:3]) + " and more" * (len(needed) > 3)
+                warnings.warn(
+                    f"{root}: {some} stay here, as git ignores them though it tracks them; take them out of .gitignore "
+                    "if the job needs them.",
+                    MixtralRecipesWarning,
+                    stacklevel=2,
+                )
+            stay = [str(file) for file in files if holds_keys(file) or _leads_to_keys(root / file) or file in ignored]
             packed |= {str(file): root / file for file in files if str(file) not in stay}
             manifest["roots"].append({"path": str(root), **git_state(root), "left_out": stay})  # type: ignore[attr-defined]
         self._check_size(packed)
@@ -95,6 +107,13 @@ def working_files(root: Path) -> list[Path]:
         for name in dict.fromkeys(names)
         if ((root / name).is_symlink() and (root / name).resolve().is_relative_to(inside)) or (root / name).is_file()
     ]
+
+
+def tracked_though_ignored(root: Path) -> set[Path]:
+    """Files that git tracks and a .gitignore names: who wrote it did not want them to travel. Relative to ``root``."""
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--ignored", "--exclude-standard"]
+    listing = subprocess.run(command, capture_output=True, check=False)
+    return {Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name}
 
 
 def git_state(root: Path) -> dict[str, object]:

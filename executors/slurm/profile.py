@@ -26,10 +26,18 @@ _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: What the script relies on: where it writes, who may read its environment, how it is stopped and comes back.
 _OWN_LINES = (
-    "array", "chdir", "error", "export", "export-file", "get-user-env", "input", "job-name", "kill-on-invalid-dep",
-    "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "propagate", "requeue",
-    "signal", "wait", "wrap",
+    "array", "chdir", "clusters", "container", "dependency", "error", "export", "export-file", "get-user-env", "gid",
+    "help", "input", "job-name", "kill-on-invalid-dep", "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-node",
+    "open-mode", "output", "parsable", "propagate", "requeue", "signal", "test-only", "uid", "usage", "version", "wait",
+    "wrap",
 )  # fmt: skip
+#: What the script says to srun, and what would make srun run something else.
+_OWN_FLAGS = (
+    "chdir", "container-workdir", "error", "export", "export-file", "help", "input", "jobid", "kill-on-bad-exit",
+    "multi-prog", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "pty", "test-only", "usage", "version",
+    "wait",
+)  # fmt: skip
+_OWN_SHORT_FLAGS = "DKNVWehinou"
 #: Header lines that ask for GPUs, each in its way.
 _GPU_LINES = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 
@@ -109,7 +117,8 @@ class Cluster:
                 raise LaunchError(
                     f"sbatch line {key}={value!r} is not allowed; use a long option's name and one line of text."
                 )
-            if key in _OWN_LINES or key == "time":
+            # Slurm takes the beginning of an option's name for it.
+            if key == "time" or _begins(key, _OWN_LINES):
                 fix = "use the setting time" if key == "time" else "leave it out"
                 raise LaunchError(f"sbatch line {key} is not allowed: the job's script relies on its own; {fix}.")
             check_no_password(str(value), f"sbatch line {key}")
@@ -122,8 +131,10 @@ class Cluster:
                         f"{field} entry {text!r} is not allowed; use one line that does not start with '-'."
                     )
                 check_no_password(text, f"{field} entry")
-                if field == "srun_args" and text.startswith("--export"):
-                    raise LaunchError("srun_args entry --export is not allowed; use env, secrets or env_file.")
+        before = ""
+        for text in self.srun_args:
+            _check_flag(text, before)
+            before = text
         image = self.container_image
         if image is not None and (image[:1] in ("-", "") or _CONTROL.search(image)):
             raise LaunchError(f"container_image {image!r} is not allowed; use an image name or path.")
@@ -195,6 +206,24 @@ class Cluster:
         value = getattr(self, field)
         if value is not None and (not isinstance(value, str) or not pattern.fullmatch(value)):
             raise LaunchError(f"{field}={value!r} is not allowed; {rule}.")
+
+
+def _begins(name: str, names: tuple[str, ...]) -> bool:
+    return any(own.startswith(name) for own in names)
+
+
+def _check_flag(text: str, before: str) -> None:
+    """Refuse an argument of srun that is one of the script's own, or no option but something to run."""
+    option = text.partition("=")[0]
+    name = option.removeprefix("--")
+    own = "is not allowed: the job's script relies on its own"
+    if text.startswith("--") and _begins(name, _OWN_FLAGS):
+        fix = "use env, secrets or env_file" if name.startswith("exp") else "leave it out"
+        raise LaunchError(f"srun_args entry {option} {own}; {fix}.")
+    if not text.startswith("--") and text[:1] == "-" and text[1:2] in _OWN_SHORT_FLAGS:
+        raise LaunchError(f"srun_args entry {text[:2]} {own}; leave it out.")
+    if not text.startswith("-") and not (before.startswith("-") and "=" not in before):
+        raise LaunchError(f"srun_args entry {option!r} is not allowed: srun would run it; use an option of srun's.")
 
 
 def _is_gpu(resource: Any) -> bool:

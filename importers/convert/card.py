@@ -1,11 +1,14 @@
 """The README.md of an exported model: what it is and where it came from."""
 
+import json
+import shlex
 from typing import Any
 
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import COLUMNS, hub_origin, rows, settings
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.system.escapes import code_for_markdown, for_markdown, for_yaml, in_a_line
 
 _TEMPLATE = """---
 library_name: transformers
@@ -46,7 +49,7 @@ Rank {rank}, alpha {alpha}, on {targets}; written by `mixtral-recipes export --f
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{name}")
+base = AutoModelForCausalLM.from_pretrained({literal})
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 ```
 
@@ -78,8 +81,8 @@ def model_card(
     hub = hub_origin(record)
     repo = str(hub.get("id", "")).removeprefix("hf://")
     return _TEMPLATE.format(
-        base=f"base_model: {repo}\n" if repo else "",
-        title=f"{repo.split('/')[-1]} (exported)" if repo else "Mixtral (exported)",
+        base=f"base_model: {for_yaml(repo)}\n" if repo else "",
+        title=f"{for_markdown(repo.split('/')[-1])} (exported)" if repo else "Mixtral (exported)",
         layers=hf_config.value(config, "num_hidden_layers"),
         experts=hf_config.value(config, "num_local_experts"),
         topk=hf_config.value(config, "num_experts_per_tok"),
@@ -105,14 +108,15 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
     rank = max([settings["r"], *settings["rank_pattern"].values()])
     loads = layout == "v4" and not settings["use_dora"]
     return _ADAPTER_TEMPLATE.format(
-        base=f"base_model: {name}\n" if hub else "",
-        name=name,
+        base=f"base_model: {for_yaml(name)}\n" if hub else "",
+        name=for_markdown(name),
+        literal=json.dumps(name),
         kind="DoRA" if settings["use_dora"] else "LoRA",
         rank=settings["r"],
         alpha=settings["lora_alpha"],
-        targets=", ".join([*settings["target_modules"], *(settings["target_parameters"] or [])]),
+        targets=for_markdown(", ".join([*settings["target_modules"], *(settings["target_parameters"] or [])])),
         layout=layout,
-        use=_VLLM.format(name=name, rank=rank) if loads else _NO_VLLM,
+        use=_VLLM.format(name=shlex.quote(in_a_line(name)), rank=rank) if loads else _NO_VLLM,
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )
@@ -126,7 +130,8 @@ def _provenance(record: Lineage, hub: dict[str, Any]) -> dict[str, Any]:
         last = runs[0]
         found |= {"run": last.run.get("name")} | {k: v for k, v in last.run.items() if k != "name"}
         told = settings(last)
-        found |= {"recipe": ", ".join(f"`{name}={value}`" for name, value in told.items())} if told else {}
+        code = ", ".join(code_for_markdown(f"{name}={value}") for name, value in told.items())
+        found |= {"recipe": _Markdown(code)} if told else {}
     return found
 
 
@@ -136,5 +141,9 @@ def _table(columns: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in made) + "\n"
 
 
+class _Markdown(str):
+    """A cell that is Markdown already."""
+
+
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return value if isinstance(value, _Markdown) else for_markdown(value)

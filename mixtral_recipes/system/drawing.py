@@ -62,7 +62,7 @@ def style() -> Iterator[None]:
                 "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
                 "axes.facecolor": "none", "axes.axisbelow": True, "grid.color": line, "grid.linewidth": 0.6,
                 "lines.linewidth": 1.1, "lines.markersize": 3.2, "patch.linewidth": 0,
-                "svg.fonttype": "none", "svg.hashsalt": "mixtral-recipes",
+                "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "mixtral-recipes",
             }
         )  # fmt: skip
         yield

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesWarning
+from mixtral_recipes.system.escapes import in_a_line
 
 _LIBRARIES = (  # the packages we stand on, and theirs
     "torch", "torchx", "torchmetrics", "megatron", "transformer_engine", "nemo_run", "leptonai", "fiddle", "libcst",
@@ -46,7 +47,7 @@ def our_process() -> None:
 
 def _in_a_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
     if issubclass(category, MixtralRecipesWarning):
-        return f"warning: {message}\n"
+        return f"warning: {in_a_line(message)}\n"
     return _with_its_place(message, category, *place, **more)
 
 

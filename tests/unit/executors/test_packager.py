@@ -11,7 +11,7 @@ import pytest
 
 nemo_run = pytest.importorskip("nemo_run")
 
-from mixtral_recipes.errors import LaunchError  # noqa: E402
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning  # noqa: E402
 from mixtral_recipes.executors.packager import WorkingTreePackager  # noqa: E402
 
 
@@ -66,6 +66,16 @@ def test_keys_stay_whether_git_tracks_them_or_not(tree: Path, tmp_path: Path) ->
     assert not {*keys, "innocent.txt"} & set(members)
     manifest = json.loads((tmp_path / "job" / "code.json").read_text())
     assert set(manifest["roots"][0]["left_out"]) == {*keys, "innocent.txt"}
+
+
+def test_what_git_ignores_stays_though_it_tracks_it(tree: Path, tmp_path: Path) -> None:
+    (tree / "weights.bin").write_text("tracked, and ignored")
+    subprocess.run(["git", "-C", str(tree), "add", "-f", "weights.bin"], check=True)
+    with pytest.warns(MixtralRecipesWarning, match=r"weights\.bin stay here, as git ignores them"):
+        members = pack(tree, tmp_path)
+    assert "weights.bin" not in members
+    manifest = json.loads((tmp_path / "job" / "code.json").read_text())
+    assert manifest["roots"][0]["left_out"] == ["weights.bin"]
 
 
 def test_folder_without_git(tmp_path: Path) -> None:

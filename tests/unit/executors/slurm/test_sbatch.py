@@ -150,11 +150,35 @@ def test_constraints_are_slurms_and_quoted(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["export", "output", "open-mode", "signal", "requeue", "no-requeue", "nodes", "time", "wrap"]
+    "key",
+    ["export", "output", "open-mode", "signal", "requeue", "no-requeue", "nodes", "time", "wrap", "outp", "sig", "o"],
 )
 def test_a_line_the_script_relies_on_is_not_replaced(key: str) -> None:
     with pytest.raises(LaunchError, match=f"sbatch line {key} is not allowed"):
         cluster(venv="/v", sbatch={key: "x"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--output=/x",),
+        ("--outp=/x",),
+        ("-o", "/x"),
+        ("--wait=0",),
+        ("-N2",),
+        ("true",),
+        ("--mpi=pmix", "true"),
+        ("--",),
+    ],
+)
+def test_srun_is_told_nothing_that_the_script_tells_it(flags: tuple[str, ...]) -> None:
+    with pytest.raises(LaunchError, match="srun_args entry .* is not allowed"):
+        cluster(venv="/v", srun_args=flags)
+
+
+def test_srun_takes_any_other_option() -> None:
+    flags = ("--cpu-bind=cores", "--cpu-bind", "none", "-v", "--gres-flags=enforce-binding")
+    assert cluster(venv="/v", srun_args=flags).srun_args == flags
 
 
 def test_env_file_is_passed_in_the_secrets_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 """What an exported model says about where it came from."""
 
+import json
+
+import yaml
+
 from mixtral_recipes.checkpoints.lineage.identity import Identity
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
-from mixtral_recipes.importers.convert.card import model_card
+from mixtral_recipes.importers.convert.card import adapter_card, model_card
 from tests.mixtral_folder import mixtral_config
 
 RECIPE = {
@@ -48,3 +52,21 @@ def test_a_model_that_began_in_a_folder_has_no_base_on_the_hub() -> None:
     card = model_card(chain({"folder": "mine"}), mixtral_config(), "v5", "BF16")
     assert "base_model" not in card
     assert "| source | folder mine |" in card
+
+
+def test_what_others_wrote_stays_text() -> None:
+    """In the front matter, in a heading, in tables and in code: nothing that a name holds becomes Markdown or YAML."""
+    name = "org/a: b\n---\n<img src=x>|*bold* `code` \x1b[31m"
+    record = chain({"id": f"hf://{name}", "revision": "a|b"})
+    card = model_card(record, mixtral_config(), "v4", "BF16")
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == name
+    shown = r"a: b\\n---\\n\<img src=x\>\|\*bold\* \`code\` \\x1b\[31m"
+    assert f"# {shown} (exported)\n" in body
+    assert f"hf://org/{shown}@a\\|b" in body
+    assert "\x1b" not in body
+    settings = {"r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False, "target_modules": ["a`b"]}
+    card = adapter_card(record, settings | {"target_parameters": None}, "v4")
+    assert f"from_pretrained({json.dumps(name)})" in card
+    assert "on a\\`b;" in card
+    assert "`data.class=SquadDataModule`" in card

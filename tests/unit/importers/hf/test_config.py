@@ -119,8 +119,8 @@ def test_refusal_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("rms_norm_eps", "1e-5", "rms_norm_eps='1e-5' must be a number, and not negative"),
-        ("rms_norm_eps", -1.0, "rms_norm_eps=-1.0 must be a number, and not negative"),
+        ("rms_norm_eps", "1e-5", "rms_norm_eps='1e-5' must be a number from 0 to 1"),
+        ("rms_norm_eps", -1.0, "rms_norm_eps=-1.0 must be a number from 0 to 1"),
         ("rms_norm_eps", None, "rms_norm_eps=None must be a number"),
         ("attention_dropout", 1.5, "attention_dropout=1.5 must be a number from 0 to 1"),
         ("router_aux_loss_coef", True, "router_aux_loss_coef=True must be a number"),
