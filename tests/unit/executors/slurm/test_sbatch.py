@@ -172,7 +172,7 @@ def test_a_line_the_script_relies_on_is_not_replaced(key: str) -> None:
     ],
 )
 def test_srun_is_told_nothing_that_the_script_tells_it(flags: tuple[str, ...]) -> None:
-    with pytest.raises(LaunchError, match="srun_args entry .* is not allowed"):
+    with pytest.raises(LaunchError, match=r"srun_args entry .* is not allowed"):
         cluster(venv="/v", srun_args=flags)
 
 
