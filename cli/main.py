@@ -6,7 +6,9 @@
 import contextlib
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from mixtral_recipes.errors import asked_by_command
@@ -49,6 +51,9 @@ def main() -> None:
         late_imports.activate(only_describes=sys.argv[1:2] in (["recipes"], ["plan"]) or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, _stop)
     with seldom_collected():
         code = run(sys.argv[1:])
     problem = streams.finish()
@@ -58,6 +63,28 @@ def main() -> None:
     sys.exit(code)
 
 
+class _ReaderGone(Exception):
+    """What read our output has gone: ``| head``."""
+
+
+@contextlib.contextmanager
+def _past_click() -> Iterator[None]:
+    """Let a broken pipe pass by click, which ends the process with 1 where it sees one."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
+class _Stopped(BaseException):
+    """Somebody, or a terminal that is gone, asks this process to end: what is half-written is cleared away."""
+
+
+def _stop(number: int, _frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
 def run(argv: list[str]) -> int:
     """Run one command line and return its exit code.
 
@@ -65,20 +92,31 @@ def run(argv: list[str]) -> int:
         argv: Arguments without the program's name.
 
     Returns:
-        0 done; 2 the user can fix it; 75 stopped after saving; 1 a defect of ours; 130 interrupted.
+        0 done; 2 the user can fix it; 75 stopped after saving; 1 a defect of ours; 130 interrupted, 143 and 129 by
+        SIGTERM and a lost terminal.
     """
-    if "_MIXTRAL_RECIPES_COMPLETE" not in os.environ:
-        if not argv or argv[0] in ("--help", "-h"):
-            print(overview())
-            return 0
-        if argv[0] == "--version":
-            from mixtral_recipes import __version__
-
-            print(f"{PROGRAM} {__version__}")
-            return 0
+    if "_MIXTRAL_RECIPES_COMPLETE" not in os.environ and (not argv or argv[0] in ("--help", "-h", "--version")):
+        return _about(argv)
     debug = "--debug" in argv
     with asked_by_command():
         return _call([word for word in argv if word != "--debug"], debug)
+
+
+def _about(argv: list[str]) -> int:
+    """What is answered without loading a command."""
+    text = overview()
+    if argv[:1] == ["--version"]:
+        from mixtral_recipes import __version__
+
+        text = f"{PROGRAM} {__version__}"
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        streams.give_up("stdout")
+    except OSError as error:
+        streams.give_up("stdout")
+        return _say(f"the output could not be written ({error.strerror}).", 2)
+    return 0
 
 
 def overview() -> str:
@@ -125,10 +163,12 @@ def _call(argv: list[str], debug: bool) -> int:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _say("interrupted.", 130)
+    except _Stopped as stop:
+        return _say(f"stopped by {signal.Signals(stop.args[0]).name}.", 128 + stop.args[0])
     except usage_error as error:
         return _say(_one_line(error), 2)
-    except BrokenPipeError:
-        streams.give_up("stdout")  # what read our output has gone; nothing more to say
+    except _ReaderGone:
+        streams.give_up("stdout")  # nothing more to say
         return 0
     except BaseException as error:
         if debug or not (isinstance(error, Exception) or is_panic(error)):
@@ -159,6 +199,14 @@ def _group() -> Any:
     from mixtral_recipes.cli.options.groups import Group
 
     class LazyGroup(Group):
+        def make_context(self, *args: Any, **kwargs: Any) -> Any:
+            with _past_click():
+                return super().make_context(*args, **kwargs)
+
+        def invoke(self, ctx: Any) -> Any:
+            with _past_click():
+                return super().invoke(ctx)
+
         def list_commands(self, ctx: Any) -> list[str]:
             return list(COMMANDS)
 

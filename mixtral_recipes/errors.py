@@ -80,6 +80,7 @@ _ADVICE = {
     "EROFS": "choose a place that you may write to",
     "ENOSPC": "free some room, or choose another disk",
     "EDQUOT": "free some room, or choose another disk",
+    "EFBIG": "raise `ulimit -f`, or choose another disk",
     "EMFILE": "raise `ulimit -n`",
     "ENOMEM": "free some memory",
 }
@@ -97,6 +98,10 @@ def of_the_machine(error: BaseException) -> MixtralRecipesError | None:
         )
     if isinstance(error, MemoryError):
         return EnvironmentProblem("out of memory; close other programs, or choose a smaller model or batch.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for ~ and ~user
+        return EnvironmentProblem(
+            "there is no such home folder (of ~, or ~NAME); set HOME, or MIXTRAL_RECIPES_HOME, or write the path out."
+        )
     if not isinstance(error, OSError) or error.errno is None:
         return None
     import errno

@@ -1,6 +1,7 @@
 """Files that are complete or absent, however the writing process ends, and private folders."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -39,9 +40,14 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename == str(temporary):
+        if isinstance(error, OSError) and (error.filename == str(temporary) or _is_of_a_disk(error)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _is_of_a_disk(error: OSError) -> bool:
+    """Whether a disk would not take what was written to an open file: such an error names no file."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def staging_path(final: Path) -> Path:
@@ -68,8 +74,10 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         staging.rename(final)
         sync_folder(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         clear_leftovers(final)
+        if isinstance(error, OSError) and _is_of_a_disk(error):
+            raise OSError(error.errno, error.strerror, str(final)) from error
         raise
 
 

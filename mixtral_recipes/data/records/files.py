@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,12 +13,33 @@ from mixtral_recipes.errors import DataError
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 _SNIFFED = 512
+LIMIT = "MIXTRAL_RECIPES_LONGEST_LINE"
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+
+
+def longest_line() -> int:
+    """Bytes that a line, or a JSON value, may have: ``$MIXTRAL_RECIPES_LONGEST_LINE``, by default 256 MiB.
+
+    A file that is not what its name says, or one that unpacks to a million times its size, would otherwise be read into
+    memory as a whole.
+
+    Raises:
+        DataError: the variable is no number of bytes.
+    """
+    said = os.environ.get(LIMIT) or str(1 << 28)
+    if not said.isascii() or not said.isdigit() or not 0 < int(said) < 1 << 40:
+        raise DataError(f"{LIMIT}={said!r} is not a number of bytes.")
+    return int(said)
+
+
+def too_long(where: object, limit: int) -> DataError:
+    """An error about a line that is longer."""
+    return DataError(f"{where}: a line of more than {limit:,} bytes; set {LIMIT} to a higher number if it is a record.")
 
 
 def suffix_of(path: Path) -> str:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
-from mixtral_recipes.data.records.files import open_bytes
+from mixtral_recipes.data.records.files import LIMIT, longest_line, open_bytes
 from mixtral_recipes.data.records.record import SPLIT_NAMES, Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.json_files import once
 
 HOLDERS = ("data", "records", "rows", "examples", "samples", "instances", "items")
-LONGEST_VALUE = 1 << 28  # characters; a missing quotation mark would otherwise read the whole file
 _BLOCK = 1 << 20
 _SPACE = " \t\r\n"
 _IN_NUMBERS = "0123456789+-.eE"
@@ -98,6 +97,7 @@ class _Cursor:
         self._file = file
         self._characters = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_constant)
+        self._longest = longest_line()
         self._text = ""
         self._position = 0
         self._line = 1
@@ -169,8 +169,11 @@ class _Cursor:
     def _grow(self, where: str) -> bool:
         """Double what is in memory (a long value is not decoded anew for every block); whether there was more."""
         wanted = max(2 * (len(self._text) - self._position), _BLOCK)
-        if wanted > LONGEST_VALUE:
-            raise DataError(f"{where}: not JSON (what begins here has no end within {LONGEST_VALUE:,} characters).")
+        if wanted > self._longest:  # a missing quotation mark would otherwise read the whole file
+            raise DataError(
+                f"{where}: not JSON (what begins here has no end within {self._longest:,} characters; {LIMIT} sets how "
+                "many)."
+            )
         before = len(self._text) - self._position
         while len(self._text) - self._position < wanted and self._more():
             pass

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
-from mixtral_recipes.data.records.files import PACKED, open_bytes, suffix_of
+from mixtral_recipes.data.records.files import PACKED, longest_line, open_bytes, suffix_of, too_long
 from mixtral_recipes.data.records.json_stream import json_records, object_of, parse_json
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.system.files import lines_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 _ROWS_AT_ONCE = 64  # a row may be a whole conversation
@@ -65,10 +66,14 @@ def _is_no_lines(path: Path) -> bool:
 
 
 def _jsonl(path: Path, bad: BadRecord) -> Iterator[Record]:
-    with open_bytes(path) as lines:
-        for number, line in enumerate(lines, 1):
+    limit = longest_line()
+    with open_bytes(path) as file:
+        for number, line in enumerate(lines_of(file, limit), 1):
             where = f"{path}:{number}"
             text = ""
+            if line is None:
+                bad(too_long(where, limit))
+                continue
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
@@ -141,7 +146,7 @@ def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterat
 
 
 def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(longest_line())
     with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
         names: list[str] | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mixtral_recipes.data.records.files import PACKED, is_packed, open_bytes, suffix_of
+from mixtral_recipes.data.records.files import PACKED, is_packed, longest_line, open_bytes, suffix_of, too_long
 from mixtral_recipes.data.records.parse import read_records
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -84,18 +84,23 @@ def _first_line(file: BinaryIO, start: int) -> int:
     if start:
         file.seek(start - 1)
         if file.read(1) != b"\n":
-            return start + len(file.readline())
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                start += len(rest)
+            return start + len(rest)
     return start
 
 
 def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
     """Lines that begin in the part, with the byte each begins at; a line belongs to the part of its first byte."""
+    limit = longest_line()
     with open_bytes(part.path) as file:
         position = _first_line(file, part.start)
         while part.end < 0 or position < part.end:
-            line = file.readline()
+            line = file.readline(limit + 1)
             if not line:
                 return
+            if len(line) > limit:
+                raise too_long(f"{part.path}:{_line_number(part, position)}", limit)
             yield position, line
             position += len(line)
 

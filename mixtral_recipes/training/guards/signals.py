@@ -34,7 +34,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def watching(*more: str) -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGUSR1, Ctrl-C and the signals named, instead of dying of them, until the block ends.
+    """Note SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the signals named, not dying of them, until the block ends.
 
     Outside the main thread, where Python delivers no signals, nothing is watched.
 
@@ -50,6 +50,8 @@ def watching(*more: str) -> Iterator[StopRequest]:
         yield request
         return
     numbers = {getattr(signal, name) for name in (*ALWAYS, *more)}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        numbers.add(signal.SIGHUP)
     before = {number: signal.signal(number, request.note) for number in numbers}
     try:
         yield request

@@ -62,7 +62,11 @@ class RunLog:
         """Record something that is not a metric of a step: how the run started, a save, how it ended."""
         if self._file is not None:
             plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in facts.items()}
-            self._file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, default=str) + "\n")
+            line = json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, default=str) + "\n"
+            try:
+                self._file.write(line)
+            except OSError as error:  # of a disk that is full: it names no file
+                raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def training(self, metrics: dict[str, Any], *, show: bool) -> None:
         """Record one training step; also show it when it is time for a line."""

@@ -1,6 +1,8 @@
 """Streams that are closed, full, cut off, or of another encoding: an answer and an exit code, never a traceback."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,51 @@ def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
         assert done.stderr.startswith(b"error: ")
         assert b"No space left on device" in done.stderr
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("--help > /dev/full", 2),
+        ("--version > /dev/full", 2),
+        ("--help | true", 0),
+        ("runs logs long | head -1", 0),
+        ("recipes list 2> /dev/full", 0),
+        ("nonsense 2> /dev/full", 2),
+    ],
+)
+def test_whatever_prints(line: str, code: int, tmp_path: Path) -> None:
+    log = tmp_path / "stdout.log"
+    log.write_text("a line\n" * 100_000)
+    record = {"id": "long", "name": "long", "executor": "local", "run_dir": "/", "created": 1.0, "logs": [str(log)]}
+    (tmp_path / "runs" / "long").mkdir(parents=True)
+    (tmp_path / "runs" / "long" / "run.json").write_text(json.dumps(record | {"state": "succeeded"}))
+    done = shell(f"set -o pipefail; {COMMAND} {line}", MIXTRAL_RECIPES_HOME=str(tmp_path))
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") <= 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_a_command_that_is_asked_to_end_says_so(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    waits = tmp_path / "pipeline.toml"
+    os.mkfifo(waits)
+    command = [sys.executable, "-m", "mixtral_recipes.cli.main", "pipeline", str(waits)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        writer = os.open(waits, os.O_WRONLY)  # returns when the command reads
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        os.close(writer)
+    assert (process.returncode, said) == (code, f"error: stopped by {number.name}.\n".encode())
+
+
+@pytest.mark.parametrize("variables", [{"HOME": "/proc/none", "MIXTRAL_RECIPES_HOME": ""}, {"HOME": "/dev/null/x"}])
+def test_a_home_that_cannot_be_used(variables: dict[str, str]) -> None:
+    done = shell(f"{COMMAND} runs list", **variables)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = shell(f"{COMMAND} report '~nobody-of-this-name/run'", **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: there is no such home folder")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mixtral_recipes.data import recognize
+from mixtral_recipes.data.records.bad_records import Skipped
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.parse import read_records
 from mixtral_recipes.data.records.text_parts import documents, split_into_parts
@@ -113,3 +114,20 @@ def test_nested_structs_of_parquet_and_arrow(tmp_path: Path) -> None:
         assert [record.value for record in found] == rows
         assert found[150].where == f"{tmp_path / name}: row 151"
         assert recognize(tmp_path / name).kind == "chat"
+
+
+def test_a_line_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed, a thousandth of its size on disk; the lines around it are read."""
+    monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", "1000")
+    path = tmp_path / "x.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b'{"a": 1}\n{"a": "' + b"x" * 5000 + b'"}\n{"a": 2}\n')
+    skipped = Skipped()
+    assert [record.value for record in read_records(path, skipped)] == [{"a": 1}, {"a": 2}]
+    assert "x.jsonl.gz:2: a line of more than 1,000 bytes; set MIXTRAL_RECIPES_LONGEST_LINE" in skipped.first
+    parts = split_into_parts(path, "a", 1000)
+    with pytest.raises(DataError, match=r":2: a line of more than 1,000 bytes"):
+        [text for part in parts for text in documents(part)]
+    monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", "many")
+    with pytest.raises(DataError, match="'many' is not a number of bytes"):
+        list(read_records(path))

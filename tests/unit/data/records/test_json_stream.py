@@ -96,7 +96,7 @@ def test_a_broken_object_among_objects_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_value_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_stream, "LONGEST_VALUE", 1 << 21)
+    monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", str(1 << 21))
     path = tmp_path / "x.json"
     path.write_text('[{"a": "' + "x" * (1 << 22))
     with pytest.raises(DataError, match="has no end within 2,097,152 characters"):
