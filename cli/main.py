@@ -69,11 +69,15 @@ class _ReaderGone(Exception):
 
 @contextlib.contextmanager
 def _past_click() -> Iterator[None]:
-    """Let a broken pipe pass by click, which ends the process with 1 where it sees one."""
+    """Let a broken pipe pass by click, and by rich, which end the process with 1 where they see one."""
     try:
         yield
     except BrokenPipeError as error:
         raise _ReaderGone from error
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            raise _ReaderGone from end
+        raise
 
 
 class _Stopped(BaseException):

@@ -21,12 +21,7 @@ def console(*, width: int = _PIPE_WIDTH) -> "Console":
     """A console on stdout; where stdout is not a terminal, plain text of this width."""
     from rich.console import Console
 
-    class Ours(Console):
-        def on_broken_pipe(self) -> None:
-            """Let the command say how it ends, as where anything else prints: rich would end the process with 1."""
-            raise BrokenPipeError
-
-    return Ours(soft_wrap=False, width=None if sys.stdout.isatty() else width, highlight=False)
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> "Table":

@@ -86,6 +86,7 @@ def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
         ("--help > /dev/full", 2),
         ("--version > /dev/full", 2),
         ("--help | true", 0),
+        ("export --help | true", 0),
         ("runs logs long | head -1", 0),
         ("recipes list 2> /dev/full", 0),
         ("nonsense 2> /dev/full", 2),
