@@ -15,6 +15,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
 from mixtral_recipes.settings.nemo.arguments import rules_of
 from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
+from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 
 # What Lightning and NeMo allow in these places, and what to write instead.
@@ -53,6 +54,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
                 refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
             elif secret := _secret(where, value):
                 refused.append(secret)
+            elif wrong := out_of_range(where, str(name), value):
+                refused.append(wrong)
             elif name in rules:
                 refused += filter(None, [refusal(rules[name], where, value)])
                 if not _is_read(rules[name], parts, task):
