@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
 from mixtral_recipes.checkpoints.lineage import record as lineage
@@ -24,6 +26,8 @@ from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.hub_resume import into_cache
 from mixtral_recipes.importers.locations import HubId
 from mixtral_recipes.system.files import sha256
+from mixtral_recipes.system.json_files import MOST_BYTES
+from mixtral_recipes.system.schema import Count, Sha256, typed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -33,14 +37,24 @@ _FIRST_WAIT_S = 0.5  # doubles with each attempt
 _PARALLEL_FILES = 4
 
 
+type _Sha1 = Annotated[str, Meta(pattern="^[0-9a-f]{40}$")]
+
+
 @dataclass(frozen=True)
 class _Published:
     """What the Hub says a file is."""
 
     name: str
-    size: int | None
-    sha256: str | None  # of large files
-    git_sha1: str | None  # of small ones
+    size: Count | None
+    sha256: Sha256 | None  # of large files
+    git_sha1: _Sha1 | None  # of small ones
+
+
+class _Answer(TypedDict):
+    """What it says of a model, as far as it is used."""
+
+    commit: _Sha1
+    files: Annotated[list[_Published], Meta(max_length=100_000)]
 
 
 def download(where: HubId, *, progress: bool = True) -> tuple[Path, str, list[str]]:
@@ -66,9 +80,7 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str, list[st
         try:
             if constants.HF_HUB_OFFLINE:
                 raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
-            info = _patiently(where, lambda: api.model_info(where.repo, revision=where.revision, files_metadata=True))
-            commit = str(info.sha)
-            published = {file.name: file for file in map(_published, info.siblings or [])}
+            commit, published = _described(api, where)
             names = _needed(api, where, commit, published)
             with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
                 paths = list(pool.map(lambda name: _fetch(api, where, commit, published[name]), names))
@@ -80,20 +92,50 @@ def download(where: HubId, *, progress: bool = True) -> tuple[Path, str, list[st
             return *_cached(where, error), []
 
 
-def _published(sibling: Any) -> _Published:
+def _described(api: "HfApi", where: HubId) -> tuple[str, dict[str, _Published]]:
+    """The commit that a revision stands for, and its files by name; nothing that the Hub says is believed unseen."""
+    try:
+        info = _patiently(where, lambda: api.model_info(where.repo, revision=where.revision, files_metadata=True))
+        siblings = [_plain(sibling) for sibling in info.siblings or []]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, _network_errors()):
+            raise
+        raise CheckpointError(f"hf://{where.repo}: what the Hub answered describes no model.") from error
+    said = typed({"commit": info.sha, "files": siblings}, _Answer, f"hf://{where.repo}: the Hub", CheckpointError)
+    for file in said["files"]:
+        if file.name.startswith("/") or ".." in file.name.split("/") or not file.name.isprintable():
+            raise CheckpointError(f"hf://{where.repo}: publishes a file named {file.name!r}, outside of the model.")
+    return said["commit"], {file.name: file for file in said["files"]}
+
+
+def _plain(sibling: Any) -> dict[str, Any]:
     lfs = sibling.lfs
-    return _Published(sibling.rfilename, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
+    hashes = {"sha256": lfs.sha256, "git_sha1": None} if lfs else {"sha256": None, "git_sha1": sibling.blob_id}
+    return {"name": sibling.rfilename, "size": sibling.size} | hashes
+
+
+def _small(file: _Published) -> _Published:
+    """A file that is read as a whole, if it is one."""
+    if file.size is not None and file.size > MOST_BYTES:
+        raise CheckpointError(
+            f"{file.name}: the Hub publishes {file.size} bytes; {MOST_BYTES} are the most it may have."
+        )
+    return file
 
 
 def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Published]) -> list[str]:
     """The files an import reads, config.json first: weights of one format, and what travels beside them."""
     if "config.json" not in published:
         raise CheckpointError(f"hf://{where.repo} has no config.json; it is not a transformers model.")
-    names = sidecars.travelling(published, lambda name: sidecars.text_of(_fetch(api, where, commit, published[name])))
+
+    def whole(name: str) -> Path:
+        return _fetch(api, where, commit, _small(published[name]))
+
+    names = sidecars.travelling(published, lambda name: sidecars.text_of(whole(name)))
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:
-            shards = sorted(set(safetensors_io.read_index(_fetch(api, where, commit, published[index])).values()))
+            shards = sorted(set(safetensors_io.read_index(whole(index)).values()))
             for shard in shards:
                 if shard not in published:
                     raise CheckpointError(f"hf://{where.repo}: {index} names {shard}, which is not in the repository.")

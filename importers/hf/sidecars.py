@@ -13,7 +13,7 @@ from typing import Any
 
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError, in_short
-from mixtral_recipes.system.json_files import parse_object
+from mixtral_recipes.system.json_files import MOST_BYTES, parse_object
 from mixtral_recipes.system.pointers import refuse_pointer
 
 _ALWAYS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
@@ -137,6 +137,8 @@ def text_of(path: Path) -> str:
     """
     refuse_pointer(path, CheckpointError)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes; {MOST_BYTES} are the most it may have.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({in_short(error)}); get it again.") from error

@@ -125,6 +125,31 @@ def test_a_configuration_that_is_no_text(server: "hub_server.HubServer", tmp_pat
         import_checkpoint("hf://org/mixtral", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"sha": "../../x"}, "commit='../../x' is not allowed"),
+        ({"sha": None}, "commit=None is not allowed"),
+        ({"siblings": [{"rfilename": "LICENSE/../../../x", "size": 1, "blobId": "a" * 40}]}, "outside of the model"),
+        ({"siblings": [{"rfilename": "/etc/passwd", "size": 1, "blobId": "a" * 40}]}, "outside of the model"),
+        ({"siblings": [{"rfilename": "config.json", "size": -1, "blobId": "a" * 40}]}, "files[0].size=-1"),
+        ({"siblings": [{"rfilename": "config.json", "size": "1", "blobId": "a" * 40}]}, "files[0].size='1'"),
+        ({"siblings": [{"rfilename": "config.json", "size": 1 << 40, "blobId": "a" * 40}]}, "1099511627776 bytes"),
+        ({"siblings": [{"rfilename": "config.json", "size": 1, "blobId": "../x"}]}, "git_sha1='../x'"),
+        ({"siblings": [{}]}, "describes no model"),
+        ({"siblings": 3}, "describes no model"),
+    ],
+)
+def test_an_answer_that_is_none(
+    server: "hub_server.HubServer", monkeypatch: pytest.MonkeyPatch, answer: dict[str, object], told: str
+) -> None:
+    good = server.info()
+    monkeypatch.setattr(server, "info", lambda: good | answer)
+    with pytest.raises(CheckpointError) as caught:
+        import_checkpoint("hf://org/mixtral")
+    assert told in str(caught.value)
+
+
 def test_gated_says_how_to_get_access(server: "hub_server.HubServer", monkeypatch: pytest.MonkeyPatch) -> None:
     server.gated = True
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
