@@ -1,6 +1,7 @@
 """Errors are told in one line."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,22 @@ def test_other_errors_are_ours(error: BaseException) -> None:
 )
 def test_a_scripts_words_for_options_and_settings(command: str, script: str) -> None:
     assert in_python(command) == script
+
+
+def test_a_panic_of_the_tokenizers_library_is_named() -> None:
+    """A regular expression that gives up: Rust's panic is no Exception."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab={"x": 0}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(x+x+)+y"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(BaseException, match="retry-limit-in-match") as caught:
+        tokenizer.encode("x" * 40)
+    assert not isinstance(caught.value, Exception)
+    assert "the tokenizers library gave up on a text (Onig: Regex search error" in str(of_the_machine(caught.value))
+
+
+def test_a_home_folder_that_is_none() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        Path("~nobody-of-this-name/x").expanduser()
+    assert "there is no such home folder" in str(of_the_machine(caught.value))
+    assert of_the_machine(RuntimeError("another")) is None
