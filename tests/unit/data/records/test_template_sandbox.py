@@ -76,7 +76,9 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_template_without_end_is_refused_in_one_line(name: str) -> None:
+def test_a_template_without_end_is_refused_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_STEPS", 50_000)
+    monkeypatch.setattr(template_sandbox, "MOST_CHARACTERS", 16 << 20)
     with pytest.raises(DataError, match=r"^here: the chat template refuses this conversation") as caught:
         template_sandbox.render(ENDLESS[name], TOKENS, TALK, "here")
     assert "\n" not in str(caught.value)
