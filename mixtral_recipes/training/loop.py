@@ -34,8 +34,8 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     """Train from where a run starts to ``trainer.max_steps``, validating and saving on the way.
 
     Returns:
-        steps, first_loss, last_loss, val_loss, tokens_per_second, train_seconds, skipped_steps, checkpoint, world_size,
-        expert_model_parallel_size, topology, run_dir; also in RUN/result.json.
+        steps, first_loss, last_loss, val_loss, tokens_per_second, tokens_per_second_with_warmup, train_seconds,
+        skipped_steps, checkpoint, world_size, expert_model_parallel_size, topology, run_dir; also in RUN/result.json.
 
     Raises:
         Preempted: a stop signal arrived; the run saved first.
@@ -111,8 +111,7 @@ class _Loop:
         self.last_loss: float | None = None
         self.val_loss: float | None = None
         self.start_step = position.step
-        self.tokens = 0
-        self.seconds = 0.0
+        self.speed = throughput.Speed()
         self.last_save = time.monotonic()
         self.saved_step = position.step if position.step else -1
         self.checkpoint: str | None = None
@@ -131,8 +130,7 @@ class _Loop:
             self._skip_or_stop(result.trouble)
         position.step += 1
         position.consumed_samples += run.batch.global_batch_size
-        self.tokens += result.tokens
-        self.seconds += elapsed
+        self.speed.add(result.tokens, elapsed)
         if result.trouble is None:
             self.first_loss = result.loss if self.first_loss is None else self.first_loss
             self.last_loss = result.loss
@@ -175,7 +173,7 @@ class _Loop:
             "tokens": result.tokens,
             "seconds": elapsed,
             "tokens_per_second": result.tokens / elapsed,
-            "eta_seconds": (run.trainer.max_steps - step) * self.seconds / max(1, self._steps_here()),
+            "eta_seconds": (run.trainer.max_steps - step) * self.speed.seconds_per_step,
             "updated": result.updated,
             "skipped_steps": self.position.skipped_steps,
             "memory_gb": throughput.memory_gb(run.device),
@@ -304,8 +302,9 @@ class _Loop:
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
             "val_loss": self.val_loss,
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
-            "train_seconds": round(self.seconds, 2),
+            "tokens_per_second": self.speed.steady,
+            "tokens_per_second_with_warmup": self.speed.overall,
+            "train_seconds": round(self.speed.seconds, 2),
             "skipped_steps": self.position.skipped_steps,
             "checkpoint": self.checkpoint,
         }

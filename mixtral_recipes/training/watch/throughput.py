@@ -4,6 +4,7 @@ Shape suffixes as everywhere: h hidden, s sequence.
 """
 
 import os
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,6 +14,59 @@ from mixtral_recipes.models.config import MixtralConfig
 
 # Dense peak of one GPU in 1e12 operations per second, bf16. Source: NVIDIA's datasheets (SXM).
 _PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB200": 2500.0}
+
+
+# The first steps of a process: kernels are compiled and chosen, memory is reserved. On an H200 the first took 20 to 35 s.
+_WARMUP_STEPS = 3
+
+
+@dataclass
+class Speed:
+    """Real tokens per second of one process's steps, those it warms up in apart.
+
+    Attributes:
+        warmup: Tokens and seconds of each step until it is warm.
+        warm_steps: Steps since.
+        warm_tokens: Their tokens.
+        warm_seconds: Their seconds.
+    """
+
+    warmup: list[tuple[int, float]] = field(default_factory=list)
+    warm_steps: int = 0
+    warm_tokens: int = 0
+    warm_seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count one more step."""
+        if len(self.warmup) < _WARMUP_STEPS:
+            self.warmup.append((tokens, seconds))
+        else:
+            self.warm_steps += 1
+            self.warm_tokens += tokens
+            self.warm_seconds += seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return self.warm_seconds + sum(seconds for _, seconds in self.warmup)
+
+    @property
+    def overall(self) -> float | None:
+        """Tokens per second of all steps; None before the first."""
+        tokens = self.warm_tokens + sum(tokens for tokens, _ in self.warmup)
+        return tokens / self.seconds if self.seconds else None
+
+    @property
+    def steady(self) -> float | None:
+        """Tokens per second since it is warm; of all steps while it is not."""
+        return self.warm_tokens / self.warm_seconds if self.warm_seconds else self.overall
+
+    @property
+    def seconds_per_step(self) -> float:
+        """What the next step will take."""
+        if self.warm_steps:
+            return self.warm_seconds / self.warm_steps
+        return self.warmup[-1][1] if self.warmup else 0.0
 
 
 def flops_per_token(config: MixtralConfig, sequence_length: float, *, adapters_only: bool = False) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixtral_recipes.models.config import MixtralConfig8x7B, MixtralConfigTiny
-from mixtral_recipes.training.watch.throughput import flops_per_token, memory_gb, peak_tflops
+from mixtral_recipes.training.watch.throughput import Speed, flops_per_token, memory_gb, peak_tflops
 
 
 def test_flops_are_six_per_active_parameter_and_token() -> None:
@@ -36,3 +36,14 @@ def test_what_is_not_known_is_not_said() -> None:
     assert peak_tflops(torch.device("cpu"), fp8=False) is None
     assert 0.01 < memory_gb(torch.device("cpu")) < 100
     assert flops_per_token(MixtralConfigTiny(), 100) > 0
+
+
+def test_speed_is_that_of_warm_steps() -> None:
+    speed = Speed()
+    assert (speed.steady, speed.overall, speed.seconds_per_step) == (None, None, 0.0)
+    speed.add(100, 20.0)
+    assert (speed.steady, speed.overall, speed.seconds_per_step) == (5.0, 5.0, 20.0)
+    for seconds in (2.0, 2.0, 0.5, 1.5):
+        speed.add(100, seconds)
+    assert (speed.steady, speed.overall) == (100.0, 500 / 26)
+    assert (speed.seconds_per_step, speed.seconds) == (1.0, 26.0)
