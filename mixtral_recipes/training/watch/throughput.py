@@ -16,7 +16,7 @@ from mixtral_recipes.models.config import MixtralConfig
 _PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB200": 2500.0}
 
 
-# The first steps of a process: kernels are compiled and chosen, memory is reserved. On an H200 the first took 20 to 35 s.
+# The first steps of a process: kernels are compiled and chosen, memory is reserved. An H200 took 20 to 35 s for one.
 _WARMUP_STEPS = 3
 
 
