@@ -1,5 +1,6 @@
 """``mixtral-recipes lineage``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ def command(
         str,
         typer.Argument(
             metavar="PATH",
-            help="A checkpoint, an exported model folder, nemo://ID, or a run: its newest whole checkpoint.",
+            help="A checkpoint, an exported folder or .gguf file, nemo://ID, or a run: its newest whole checkpoint.",
             autocompletion=complete_run,
         ),
     ],
@@ -37,10 +38,9 @@ def command(
     """
     from mixtral_recipes.checkpoints.lineage import told
     from mixtral_recipes.checkpoints.lineage.chain import Follower
-    from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
 
     folder = _folder(path)
-    follower = Follower(tensors_of, hashes=not quick, base=base_folder(base), say=note)
+    follower = Follower(_tensors, hashes=not quick, base=base_folder(base), say=note)
     links = follower.follow(folder)
     rows: list[dict[str, Any]] = [
         told.row(link.record) | {"state": link.state, "where": str(link.path or ""), "role": link.role}
@@ -61,9 +61,20 @@ def command(
         raise typer.Exit(2)
 
 
+def _tensors(path: Path, hashes: bool, dtypes: Mapping[str, str] | None) -> dict[str, dict[str, Any]]:
+    """The tensors of a model folder, or of a GGUF file."""
+    if path.is_file():
+        from mixtral_recipes.importers.gguf.reader import StoredFile
+
+        return StoredFile(path).entries(hashes=hashes)
+    from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
+
+    return tensors_of(path, hashes, dtypes)
+
+
 def _folder(text: str) -> Path:
-    """A folder with a lineage, an export's too; or as every command takes a checkpoint."""
-    from mixtral_recipes.checkpoints.lineage.record import NAME
+    """A folder or file with a lineage, an export's too; or as every command takes a checkpoint."""
+    from mixtral_recipes.checkpoints.lineage.record import place_of
 
     path = Path(text).expanduser()
-    return path.resolve() if (path / NAME).is_file() else checkpoint_folder(text)
+    return path.resolve() if place_of(path).is_file() else checkpoint_folder(text)

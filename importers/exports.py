@@ -18,11 +18,13 @@ class Format:
         made: What it makes, as results call it: "model" or "adapter".
         function: ``module:name`` below `mixtral_recipes.importers`; called with the checkpoint, the output,
             ``overwrite`` and the options it has arguments for.
+        ending: Of a format that is one file: how its name ends.
     """
 
     summary: str
     made: str
     function: str
+    ending: str = ""
 
     def load(self) -> Any:
         """The function that writes it."""
@@ -32,6 +34,7 @@ class Format:
 
 FORMATS = {
     "hf": Format("a model folder, adapters merged into it", "model", "convert.megatron_to_hf:export_checkpoint"),
+    "gguf": Format("a file for llama.cpp and Ollama, adapters merged", "model", "gguf.export:export_gguf", ".gguf"),
     "nemo": Format("a NeMo 2.0 checkpoint, adapters merged into it", "model", "convert.megatron_to_nemo:export_nemo"),
     "nemo-peft": Format("the adapter alone, for NeMo 2.0", "adapter", "convert.adapter_to_nemo:export_nemo_adapter"),
     "peft": Format("the adapter alone, for peft and vLLM", "adapter", "peft.export:export_adapter"),
@@ -44,13 +47,26 @@ def summaries() -> str:
     return "; ".join(f"{name}: {format.summary}" for name, format in FORMATS.items())
 
 
+def format_of(output: Path) -> str:
+    """The format that an output's name calls for: one whose files end so, or Hugging Face's."""
+    return next((name for name, format in FORMATS.items() if format.ending and format.ending == output.suffix), "hf")
+
+
 def made(target: str) -> str:
     """What a format makes, as results call it; of one that is not known, a model."""
     name = FORMER.get(target, target)
     return FORMATS[name].made if name in FORMATS else "model"
 
 
-def export(checkpoint: Path, output: Path, target: str, *, overwrite: bool = False, **options: Any) -> Path:
+def export(
+    checkpoint: Path,
+    output: Path,
+    target: str,
+    *,
+    overwrite: bool = False,
+    told: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
     """Write a checkpoint in another form.
 
     Args:
@@ -58,6 +74,7 @@ def export(checkpoint: Path, output: Path, target: str, *, overwrite: bool = Fal
         output: What to make; must not exist.
         target: A name in `FORMATS`, or NeMo's for one.
         overwrite: Replace an earlier export.
+        told: Filled with what the format's function has to say besides; see there.
         **options: The format's own; None counts as not given.
 
     Returns:
@@ -75,4 +92,6 @@ def export(checkpoint: Path, output: Path, target: str, *, overwrite: bool = Fal
     for option in given:
         if option not in known:
             raise CheckpointError(f"--{option.replace('_', '-')} has no effect with --format {name}; leave it out.")
+    if "told" in known:
+        given["told"] = told
     return function(checkpoint, output, overwrite=overwrite, **given)

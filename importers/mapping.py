@@ -1,13 +1,14 @@
 """The one table that relates Megatron's weights to Hugging Face's; import, export and verify all read it.
 
-Four layouts meet here, and in all of them a tensor is a run of whole rows of **canonical tensors**, the ones a released
+Five layouts meet here, and in all of them a tensor is a run of whole rows of **canonical tensors**, the ones a released
 Mixtral's files hold ("v4": one tensor per expert and projection):
 
 - v4 itself;
 - v5, transformers' in-memory layout, where a layer's experts are one fused tensor (`FUSED`);
 - Megatron's, on disk (`torch_dist`: layers stacked on axis 0, experts on axis 1) and in memory;
 - Mistral's own (`consolidated.*`), with other names, the rows of query and key heads in another order, and in the first
-  release of 8x7B a layer's experts stacked, the last projection transposed (`MISTRAL_STACKED`).
+  release of 8x7B a layer's experts stacked, the last projection transposed (`MISTRAL_STACKED`);
+- llama.cpp's (GGUF), with query and key rows in Mistral's order and a layer's experts stacked.
 
 So one description serves both directions: `Block` says which rows of which canonical tensor come next.
 
@@ -17,7 +18,7 @@ D head dim, F expert width, E experts, L layers.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mixtral_recipes.errors import CheckpointError
@@ -38,6 +39,7 @@ class Weight:
         hf: Canonical tensor names, in the order the transform takes them.
         shapes: Their shapes in dimension letters, in the same order.
         mistral: Their names in Mistral's own files, in the same order.
+        gguf: Their names in llama.cpp's files, in the same order; experts of one name are stacked.
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
         expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
@@ -51,6 +53,7 @@ class Weight:
     hf: tuple[str, ...]
     shapes: tuple[str, ...]
     mistral: tuple[str, ...]
+    gguf: tuple[str, ...]
     transform: Transform = "copy"
     tensor_axis: int | None = None
     expert_axis: int | None = None
@@ -71,9 +74,10 @@ _HF = "model.layers.{layer}."
 _MOE = _HF + "block_sparse_moe."
 _MISTRAL = "layers.{layer}."
 _MISTRAL_EXPERT = _MISTRAL + "feed_forward.experts.{expert}."
+_GGUF = "blk.{layer}."
 
 # Sources: Megatron-Core 0.19 GPTModel.sharded_state_dict(); transformers MixtralForCausalLM; mistral-inference
-# transformer.py, Transformer.
+# transformer.py, Transformer; gguf constants.py, TENSOR_NAMES.
 WEIGHTS: tuple[Weight, ...] = (
     Weight(
         disk="embedding.word_embeddings.weight",
@@ -82,6 +86,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=("model.embed_tokens.weight",),
         shapes=("V H",),
         mistral=("tok_embeddings.weight",),
+        gguf=("token_embd.weight",),
         tensor_axis=0,
     ),
     Weight(
@@ -91,6 +96,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "input_layernorm.weight",),
         shapes=("H",),
         mistral=(_MISTRAL + "attention_norm.weight",),
+        gguf=(_GGUF + "attn_norm.weight",),
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_qkv.weight",
@@ -99,6 +105,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight", _HF + "self_attn.v_proj.weight"),
         shapes=("Q H", "K H", "K H"),
         mistral=(_MISTRAL + "attention.wq.weight", _MISTRAL + "attention.wk.weight", _MISTRAL + "attention.wv.weight"),
+        gguf=(_GGUF + "attn_q.weight", _GGUF + "attn_k.weight", _GGUF + "attn_v.weight"),
         transform="qkv",
         tensor_axis=0,
         extra_state="decoder.layers.self_attention.linear_qkv._extra_state",
@@ -111,6 +118,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "self_attn.o_proj.weight",),
         shapes=("H Q",),
         mistral=(_MISTRAL + "attention.wo.weight",),
+        gguf=(_GGUF + "attn_output.weight",),
         tensor_axis=1,
         extra_state="decoder.layers.self_attention.linear_proj._extra_state",
         adapted=_LAYER + "self_attention.linear_proj",
@@ -122,6 +130,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_HF + "post_attention_layernorm.weight",),
         shapes=("H",),
         mistral=(_MISTRAL + "ffn_norm.weight",),
+        gguf=(_GGUF + "ffn_norm.weight",),
         extra_state="decoder.layers.pre_mlp_layernorm._extra_state",
     ),
     Weight(
@@ -131,6 +140,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_MOE + "gate.weight",),
         shapes=("E H",),
         mistral=(_MISTRAL + "feed_forward.gate.weight",),
+        gguf=(_GGUF + "ffn_gate_inp.weight",),
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc1.weight",
@@ -142,6 +152,7 @@ WEIGHTS: tuple[Weight, ...] = (
             _MISTRAL_EXPERT + "w1.weight",
             _MISTRAL_EXPERT + "w3.weight",
         ),
+        gguf=(_GGUF + "ffn_gate_exps.weight", _GGUF + "ffn_up_exps.weight"),
         transform="stack",
         tensor_axis=0,
         expert_axis=1,
@@ -155,6 +166,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=(_MOE + "experts.{expert}.w2.weight",),
         shapes=("H F",),
         mistral=(_MISTRAL_EXPERT + "w2.weight",),
+        gguf=(_GGUF + "ffn_down_exps.weight",),
         tensor_axis=1,
         expert_axis=1,
         extra_state="decoder.layers.mlp.experts.experts.linear_fc2._extra_state",
@@ -167,6 +179,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=("model.norm.weight",),
         shapes=("H",),
         mistral=("norm.weight",),
+        gguf=("output_norm.weight",),
         extra_state="decoder.final_layernorm._extra_state",
     ),
     Weight(
@@ -176,6 +189,7 @@ WEIGHTS: tuple[Weight, ...] = (
         hf=("lm_head.weight",),
         shapes=("V H",),
         mistral=("output.weight",),
+        gguf=("output.weight",),
         tensor_axis=0,
     ),
 )
@@ -187,8 +201,8 @@ FUSED: dict[str, tuple[str, ...]] = {
     _HF + "mlp.experts.down_proj": (_MOE + "experts.{expert}.w2.weight",),
 }
 
-# Mistral's files that turn neighbouring rows of a head, not its halves (`views.InterleavedHeads`).
-MISTRAL_INTERLEAVED = frozenset({_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight"})
+# Mistral's code and llama.cpp turn neighbouring rows of a head, not its halves (`views.TurnedHeads`).
+INTERLEAVED = frozenset({_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight"})
 
 # Mistral's first release of 8x7B (consolidated.00.pt to .07.pt): a layer's experts one below the other, [E x F, H];
 # the last projection, [H, F], transposed so that it fits. Source: transformers convert_mixtral_weights_to_hf.py.
@@ -270,7 +284,7 @@ def fused_blocks(dims: ModelShape) -> dict[str, tuple[tuple[int, ...], list[Bloc
 
 @dataclass(frozen=True)
 class StoredParts:
-    """A tensor of Mistral's files: its shape, the canonical tensors one below the other in it, and their order."""
+    """A tensor of another layout: its shape, the canonical tensors one below the other in it, and their order."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
@@ -285,10 +299,28 @@ def mistral_tensors(dims: ModelShape, *, stacked: bool) -> dict[str, StoredParts
         stacked: Whether a layer's experts are stacked, as in the first release.
     """
     names = {hf: own for weight in WEIGHTS for hf, own in zip(weight.hf, weight.mistral, strict=True)}
-    orders: dict[str, Order] = dict.fromkeys(MISTRAL_INTERLEAVED, "interleaved")
+    orders: dict[str, Order] = dict.fromkeys(INTERLEAVED, "interleaved")
     if stacked:
         names |= {part: stored for stored, (part, _) in MISTRAL_STACKED.items()}
         orders |= dict(MISTRAL_STACKED.values())
+    return _stored(dims, names, orders)
+
+
+def gguf_tensors(dims: ModelShape) -> dict[str, StoredParts]:
+    """llama.cpp's layout, by name, in the order `canonical_shapes` has; stacked experts have an axis of their own."""
+    names = {hf: own for weight in WEIGHTS for hf, own in zip(weight.hf, weight.gguf, strict=True)}
+    found = _stored(dims, names, dict.fromkeys(INTERLEAVED, "interleaved"))
+    experts = dims.num_moe_experts
+    return {
+        name: parts
+        if "_exps." not in name
+        else replace(parts, shape=(experts, parts.shape[0] // experts, *parts.shape[1:]))
+        for name, parts in found.items()
+    }
+
+
+def _stored(dims: ModelShape, names: dict[str, str], orders: dict[str, Order]) -> dict[str, StoredParts]:
+    """A layout from its names, by canonical ones; experts of one name stand one below the other."""
     found: dict[str, StoredParts] = {}
     for template, layer, expert, shape in canonical_tensors(dims):
         target = names[template].format(layer=layer, expert=expert)

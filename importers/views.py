@@ -5,6 +5,7 @@ Each is a `stream.Rows`, so import, export and verify read through it as they re
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -50,21 +51,56 @@ class RowRanges:
 
 
 @dataclass(frozen=True)
-class InterleavedHeads:
-    """A query or key weight whose heads rotate neighbouring rows, in the order of one that rotates a head's halves.
+class Joined:
+    """Tensors of one width, one below the other.
 
-    Mistral's own code turns rows 2i and 2i + 1 of a head by the i-th angle, transformers and Megatron rows i and
-    i + D/2. So row i of a head is here row 2i in the file, and row D/2 + i is row 2i + 1.
+    Attributes:
+        sources: The tensors.
+    """
+
+    sources: Sequence[Rows]
+
+    @property
+    def dtype(self) -> str:
+        return self.sources[0].dtype
+
+    @property
+    def rows(self) -> int:
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.sources[0].row_bytes
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``."""
+        at = 0
+        for source in self.sources:
+            low, high = max(start, at), min(start + count, at + source.rows)
+            if low < high:
+                source.read(low - at, high - low, out[(low - start) * self.row_bytes :])
+            at += source.rows
+
+
+@dataclass(frozen=True)
+class TurnedHeads:
+    """A query or key weight with the rows of its heads in the other of two orders.
+
+    transformers and Megatron turn rows i and i + D/2 of a head by the i-th angle (a head's halves), Mistral's own code
+    and llama.cpp rows 2i and 2i + 1 (its pairs). So row i of a head in halves is row 2i of one in pairs, and row
+    D/2 + i is row 2i + 1.
 
     Attributes:
         source: The weight as stored, [heads x head dim, hidden].
         head_dim: Rows of a head, D.
+        stored: The order it is stored in; it is read in the other.
 
     Source: mistral-inference `rope.py`, apply_rotary_emb; transformers `modeling_mixtral.py`, rotate_half.
     """
 
     source: Rows
     head_dim: int
+    stored: Literal["pairs", "halves"] = "pairs"
 
     @property
     def dtype(self) -> str:
@@ -81,13 +117,14 @@ class InterleavedHeads:
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``; whole heads are read for it."""
         size = self.head_dim
+        axes = (size // 2, 2) if self.stored == "pairs" else (2, size // 2)
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes].reshape(count, self.row_bytes)
         stored = np.empty((size, self.row_bytes), dtype=np.uint8)
         for head in range(start // size, -(-(start + count) // size)):
             self.source.read(head * size, size, memoryview(stored).cast("B"))
-            in_halves = stored.reshape(size // 2, 2, -1).swapaxes(0, 1).reshape(size, -1)
+            turned = stored.reshape(*axes, -1).swapaxes(0, 1).reshape(size, -1)
             low, high = max(start, head * size), min(start + count, (head + 1) * size)
-            target[low - start : high - start] = in_halves[low - head * size : high - head * size]
+            target[low - start : high - start] = turned[low - head * size : high - head * size]
 
 
 @dataclass

@@ -49,14 +49,25 @@ def exported_rows(
     Raises:
         CheckpointError: a file is damaged, or a tensor missing or unknown.
     """
+    if not manifest["tensors"] or cast:
+        verify(checkpoint)
+    if base:
+        verify(base)
+    return rows_of(checkpoint, dims, base)
+
+
+def rows_of(checkpoint: Path, dims: ModelShape, base: Path | None) -> dict[str, Rows]:
+    """`exported_rows` of files that were compared before.
+
+    Args:
+        checkpoint: The checkpoint.
+        dims: The model's sizes.
+        base: Where the base of its adapters is; None for a model.
+    """
     from mixtral_recipes.importers.convert.adapters import SavedAdapters
     from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 
-    if not manifest["tensors"] or cast:
-        verify(checkpoint)
     adapters = SavedAdapters(checkpoint) if base else None
-    if base:
-        verify(base)
     saved = ModelWeights((base or checkpoint) / "weights", dims)
     rows = canonical_rows(saved, dims, adapters.merged if adapters else None)
     if adapters:
@@ -99,8 +110,19 @@ def export_lineage(
     tensors: dict[str, dict[str, Any]],
     layout: str,
     checked: MergeCheck | None = None,
+    files: tuple[str, ...] = (),
 ) -> Lineage:
-    """What an export is, and what it was made from; of a merged model, what the comparison of its logits found."""
+    """What an export is, and what it was made from.
+
+    Args:
+        checkpoint: The checkpoint.
+        base: The base that adapters were merged into; None for a model.
+        identity: Of what was written.
+        tensors: Name -> dtype, shape and hash of every tensor written.
+        layout: What it is called.
+        checked: Of a merged model: what the comparison of its logits found.
+        files: What was written, where it has no folder of its own.
+    """
     parent = lineage.of_checkpoint(checkpoint)
     if base:
         parent = parent.at("base", base)
@@ -109,5 +131,6 @@ def export_lineage(
         identity,
         origin={"layout": layout} | ({"merge_check": checked.record()} if checked else {}),
         tensors=tensors,
+        files=files,
         parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
     )

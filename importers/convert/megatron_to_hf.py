@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out, stretches
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
@@ -176,7 +176,7 @@ class _Export:
             header = safetensors_io.header_bytes({name: (by_name[name].dtype, by_name[name].shape) for name in names})
             records = [Record(prefix=header), *(by_name[name].record for name in names)]
             lay_out(records)
-            runs += _stretches(self.staging / file, records, longest)
+            runs += stretches(self.staging / file, records, longest)
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -204,13 +204,3 @@ class _Export:
         folder = self.staging
         identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
         return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout, checked)
-
-
-def _stretches(path: Path, records: list[Record], longest: int) -> list[Run]:
-    """Cut a file's records into runs of about ``longest`` bytes."""
-    runs: list[Run] = []
-    for record in records:
-        if not runs or record.offset + record.length - runs[-1].start > longest:
-            runs.append(Run(path, [], start=record.offset))
-        runs[-1].records.append(record)
-    return runs

@@ -14,7 +14,7 @@ from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
 from mixtral_recipes.importers.hf.source import Source, check_count, check_index, check_names, gather
 from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
-from mixtral_recipes.importers.views import InterleavedHeads, Transposed
+from mixtral_recipes.importers.views import Transposed, TurnedHeads
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -192,7 +192,7 @@ def _views(tensor: StoredTensor, parts: StoredParts, head_dim: int) -> dict[str,
     for number, name in enumerate(parts.names):
         extent = tensor.extent.slice(number * rows, rows)
         if parts.order == "interleaved":
-            found[name] = InterleavedHeads(extent, head_dim)
+            found[name] = TurnedHeads(extent, head_dim)
         else:
             found[name] = Transposed(extent) if parts.order == "transposed" else extent
     return found

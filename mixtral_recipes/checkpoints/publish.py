@@ -1,15 +1,15 @@
-"""Put a finished folder under its name, in place of another only where that is certainly ours."""
+"""Put a finished folder, or file, under its name, in place of another only where that is certainly ours."""
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from mixtral_recipes.checkpoints.format import manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import clear_leftovers, replacing_folder
+from mixtral_recipes.system.files import clear_leftovers, replacing_files, replacing_folder
 
 Written = Literal["model", "adapter", "export"]
 _SHOWN = 3
@@ -38,6 +38,49 @@ def publish(
     with replacing_folder(final) as staging:
         yield staging
         _refuse(final, kind, overwrite, read)
+
+
+@contextlib.contextmanager
+def publish_file(
+    final: Path, beside: Sequence[str], *, overwrite: bool = False, sources: Iterable[Path | None] = ()
+) -> Iterator[Path]:
+    """`files.replacing_files`, under the rule of what may be replaced: files that an export of ours lists.
+
+    Args:
+        final: The file to make; its lineage stands beside it.
+        beside: Names of the files that come with it, its lineage first.
+        overwrite: Whether one that is there may be replaced.
+        sources: The folders that are read for it.
+
+    Raises:
+        CheckpointError: ``final``, or a file beside it, may not be replaced; the message says what stands there.
+    """
+    read = [source.resolve() for source in sources if source is not None]
+    _refuse_file(final, beside, overwrite, read)
+    with replacing_files(final, beside) as staging:
+        yield staging
+        _refuse_file(final, beside, overwrite, read)
+
+
+def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: list[Path]) -> None:
+    for source in sources:
+        if final.parent.resolve().is_relative_to(source):
+            raise CheckpointError(f"{final} would lie in {source}, which is read; choose another place for the result.")
+    there = [path for name in (final.name, *beside) if os.path.lexists(path := final.with_name(name))]
+    for path in there:
+        if path.is_symlink() or not path.is_file():
+            what = f"a link to {os.readlink(path)}" if path.is_symlink() else "a folder"
+            raise CheckpointError(f"{path} is {what}; choose another name for the result.")
+    if final in there and not overwrite:
+        raise CheckpointError(f"{final} exists; choose another name, remove it, or pass --overwrite.")
+    record = lineage.read_file(final.with_name(beside[0])) if there else None
+    listed = set(record.files) if record is not None and record.kind == "export" else set()
+    stray = [path.name for path in there if path.name not in listed]
+    if stray:
+        raise CheckpointError(
+            f"{_some(stray)} in {final.parent} {'are' if len(stray) > 1 else 'is'} not from an export of "
+            f"{final.name}; --overwrite replaces nothing else: choose another name, or move it away."
+        )
 
 
 def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) -> None:

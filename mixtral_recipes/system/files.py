@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,6 +79,31 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and _is_of_a_disk(error):
             raise OSError(error.errno, error.strerror, str(final)) from error
         raise
+
+
+@contextlib.contextmanager
+def replacing_files(final: Path, beside: Sequence[str]) -> Iterator[Path]:
+    """Write a large file, and small ones that belong beside it, so that it appears under its name whole or not at all.
+
+    Yields a staging folder on the same disk, where all have the names they will have. The file itself is renamed last:
+    where it is, the others are. What a killed process left is cleared first, so only one process may write a name at a
+    time (`locks`).
+
+    Args:
+        final: The file.
+        beside: Names of the others.
+    """
+    clear_leftovers(final)
+    staging = staging_path(final)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        sync_tree(staging)
+        for name in (*beside, final.name):
+            (staging / name).replace(final.parent / name)
+        sync_folder(final.parent)
+    finally:
+        clear_leftovers(final)
 
 
 def remove_folder(folder: Path) -> None:
@@ -168,7 +193,9 @@ def sha256(path: Path, start: int = 0, length: int | None = None) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Bytes of all files below a folder, or of a file."""
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

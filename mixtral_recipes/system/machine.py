@@ -33,6 +33,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def available_memory() -> int | None:
+    """Bytes a process could take without swapping, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
 def io_threads(processes: int = 1) -> int:
     """Threads for reading, hashing and writing files: two more than the cores, so that some wait for the disk.
 

@@ -92,7 +92,7 @@ class Part:
 
     Attributes:
         name: The canonical tensor they belong to, whose hash they enter and which must be finite; None for a run's own
-            state, of which neither is asked.
+            state, of which neither is asked. Rows in a type of GGUF's were looked at when they were encoded.
     """
 
     name: str | None
@@ -175,6 +175,17 @@ def lay_out(records: Sequence[Record], start: int = 0) -> int:
         record.offset = start
         start += record.length
     return start
+
+
+def stretches(path: Path, records: Sequence[Record], longest: int) -> list[Run]:
+    """Cut a file's records, which are laid out, into runs of about ``longest`` bytes."""
+    runs: list[Run] = []
+    for record in records:
+        if not runs or record.offset + record.length - runs[-1].start > longest:
+            # What stands between two records is written by the run of the second.
+            runs.append(Run(path, [], start=runs[-1].stop if runs else record.offset))
+        runs[-1].records.append(record)
+    return runs
 
 
 class _Output:
@@ -374,7 +385,7 @@ class Stream:
                 if part.name is None:
                     pieces.update(rows)
                 else:
-                    if not is_finite(rows, record.dtype):
+                    if record.dtype in ITEM_BYTES and not is_finite(rows, record.dtype):
                         raise CheckpointError(_why_not_finite(part, row, count, record.dtype))
                     hashes[part.name].update(rows)
                 if whole:

@@ -25,7 +25,8 @@ from mixtral_recipes.errors import CheckpointError
 # ok: as recorded. wrong: something else, or damaged. absent: nothing is there. named: a commit names the content.
 State = Literal["ok", "wrong", "absent", "named"]
 Tensors = dict[str, dict[str, Any]]
-# The tensors of a Hugging Face folder: name -> dtype, shape and, if asked for, sha256; cast where dtypes are given.
+# The tensors of a Hugging Face folder or a GGUF file: name -> dtype, shape and, if asked for, sha256; a folder's are
+# cast where dtypes are given.
 ReadTensors = Callable[[Path, bool, Mapping[str, str] | None], Tensors]
 
 

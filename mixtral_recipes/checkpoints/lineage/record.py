@@ -23,6 +23,7 @@ from mixtral_recipes.system.machine import package_version
 from mixtral_recipes.system.schema import typed
 
 NAME = "lineage.json"
+_BESIDE = ".lineage.json"  # the ending of an exported file's
 FORMAT = "mixtral-recipes/lineage/1"
 _DEEPEST = 100
 
@@ -118,11 +119,16 @@ class Lineage:
         return found
 
 
+def place_of(path: Path) -> Path:
+    """Where the record of a folder, or of an exported file, is: in it, or beside it with its name."""
+    return path.with_suffix(_BESIDE) if path.is_file() else path / NAME
+
+
 def write(folder: Path, record: Lineage, *, paths: bool = True) -> None:
-    """Write a folder's ``lineage.json``; an export's is its last file.
+    """Write a folder's ``lineage.json``, or the one beside an exported file; an export's is its last file.
 
     Args:
-        folder: The folder, or its staging folder.
+        folder: The folder, or its staging folder; or the file.
         record: What to write.
         paths: Whether the folders of parents are named, which publishing leaves out.
     """
@@ -130,19 +136,32 @@ def write(folder: Path, record: Lineage, *, paths: bool = True) -> None:
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         record = replace(record, files=tuple(sorted(there | {NAME})))
     plain = _plain(record, paths=paths) | {"seal": _seal(record)}
-    write_text(folder / NAME, json.dumps(plain, indent=1) + "\n")
+    write_text(place_of(folder), json.dumps(plain, indent=1) + "\n")
 
 
 def read(folder: Path) -> Lineage:
-    """What a folder records of itself.
+    """What a folder, or an exported file, records of itself.
 
     Raises:
         CheckpointError: it has no ``lineage.json``, or a damaged one.
     """
-    path = folder / NAME
+    path = place_of(folder)
     if not path.is_file():
-        what = f"has no {NAME}" if folder.is_dir() else "does not exist"
+        what = f"has no {path.name}" if folder.exists() else "does not exist"
         raise CheckpointError(f"{folder} {what}, so it cannot be said where it comes from.")
+    return _read(path)
+
+
+def read_file(path: Path) -> Lineage | None:
+    """A record by its own place, such as one beside an exported file that is gone; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return _read(path) if path.is_file() else None
+
+
+def _read(path: Path) -> Lineage:
     try:
         # A record stands in a list, in a parent, in a record.
         plain = read_object(path, CheckpointError, deepest=3 * _DEEPEST + 10, finite=False)
@@ -160,7 +179,7 @@ def read(folder: Path) -> Lineage:
 
 def read_or_none(folder: Path) -> Lineage | None:
     """As `read`; None where there is no ``lineage.json``."""
-    return read(folder) if (folder / NAME).is_file() else None
+    return read(folder) if place_of(folder).is_file() else None
 
 
 def of_checkpoint(folder: Path) -> Lineage:

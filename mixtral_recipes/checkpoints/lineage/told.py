@@ -45,7 +45,9 @@ def what(record: Lineage) -> str:
         return source_name(record)
     if record.run:
         return f"run {record.run.get('name')}, step {record.run.get('step')}"
-    return {"model": "imported", "export": f"{record.origin.get('layout', '')} layout"}.get(record.kind, record.kind)
+    layout = record.origin.get("layout", "")
+    exported = layout if layout.startswith("GGUF") else f"{layout} layout"
+    return {"model": "imported", "export": exported}.get(record.kind, record.kind)
 
 
 def source_name(record: Lineage) -> str:

@@ -78,7 +78,7 @@ def undeclared(names: dict[str, str], declared: set[str]) -> dict[str, str]:
 def test_what_the_package_imports_it_declares() -> None:
     names = {top: file for top, file in imported(*PACKAGE).items() if top not in OPTIONAL}
     assert "torch" in names
-    assert not undeclared(names, RUNTIME | EXTRAS["gpu"])
+    assert not undeclared(names, RUNTIME.union(*(names for extra, names in EXTRAS.items() if extra != "dev")))
 
 
 def test_what_tests_and_scripts_import_is_declared() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Extent
 from mixtral_recipes.importers import views
-from mixtral_recipes.importers.views import InterleavedHeads, RowRanges, Transposed
+from mixtral_recipes.importers.views import RowRanges, Transposed, TurnedHeads
 from tests.unit.importers.rows import read_in_pieces
 
 
@@ -29,7 +29,7 @@ def test_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int,
         tensor[[*range(20, 24), *range(3, 9)]],
     )
     halves = torch.cat([torch.cat([head[0::2], head[1::2]]) for head in tensor.split(8)])
-    assert torch.equal(read_in_pieces(InterleavedHeads(extent, 8), piece, dtype), halves)
+    assert torch.equal(read_in_pieces(TurnedHeads(extent, 8), piece, dtype), halves)
     assert torch.equal(read_in_pieces(Transposed(extent), piece, dtype), tensor.T)
 
 

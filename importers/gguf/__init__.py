@@ -1,0 +1,1 @@
+"""GGUF, the files of llama.cpp and Ollama: written from a checkpoint, checked against it."""

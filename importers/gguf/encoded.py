@@ -1,0 +1,94 @@
+"""A tensor's rows on their way into a GGUF file: read, compared, and brought into the file's type."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Rows, is_finite
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.gguf.extra import package
+
+
+@dataclass
+class Hashed:
+    """Rows whose hash is taken while they are read, front to back by one thread; some may be read again.
+
+    Attributes:
+        source: The rows.
+        digest: SHA-256 of those read so far.
+    """
+
+    source: Rows
+    digest: Any = field(default_factory=hashlib.sha256)
+    _next: int = 0
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.source.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return self.source.row_bytes
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``."""
+        self.source.read(start, count, out)
+        if start <= self._next < start + count:
+            self.digest.update(out[(self._next - start) * self.row_bytes : count * self.row_bytes])
+            self._next = start + count
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows in a type of GGUF's.
+
+    Attributes:
+        name: The canonical tensor, for errors.
+        source: Its rows, in a float type.
+        type: What they become, by its name in ``GGMLQuantizationType``.
+        row_bytes: Bytes of a row in that type.
+    """
+
+    name: str
+    source: Rows
+    type: str
+    row_bytes: int
+
+    @property
+    def dtype(self) -> str:
+        return f"GGML {self.type}"  # none that a weight of a checkpoint has: nothing here is cast or checked again
+
+    @property
+    def rows(self) -> int:
+        return self.source.rows
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows ``start`` to ``start + count``; gguf quantizes, torch rounds to 16 bits (to even).
+
+        Raises:
+            CheckpointError: a value is not finite, or too large for 16 bits.
+        """
+        source = bytearray(count * self.source.row_bytes)
+        self.source.read(start, count, memoryview(source))
+        if not is_finite(memoryview(source), self.source.dtype):
+            raise CheckpointError(f"{self.name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
+        values = torch.frombuffer(source, dtype=getattr(torch, TORCH_NAMES[self.source.dtype])).view(count, -1)
+        target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
+        if self.type in ITEM_BYTES:
+            encoded = values.to(getattr(torch, TORCH_NAMES[self.type])).view(torch.uint8).numpy()
+            if not is_finite(memoryview(encoded).cast("B"), self.type):
+                raise CheckpointError(
+                    f"{self.name}: holds {values.abs().max().item():.5g}, more than {self.type} can; "
+                    "use --quantization bf16 or q8_0."
+                )
+        else:
+            gguf = package("gguf")
+            encoded = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType[self.type])
+        target[:] = encoded.reshape(-1)

@@ -1,0 +1,115 @@
+"""A checkpoint's logits by transformers, one layer in memory at a time, in a process of its own.
+
+    python -m mixtral_recipes.importers.gguf.reference CHECKPOINT BASE|- QUESTION.json ANSWER.npz
+
+The model is built without weights; each layer gets its own when its turn comes and gives them back behind it. So the
+model that an export is compared with never is in memory as a whole.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_recipes.importers.gguf.llama import in_own_process
+from mixtral_recipes.importers.mapping import fused_blocks, shape_of
+from mixtral_recipes.layout.shapes import ModelShape
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def logits(checkpoint: Path, base: Path | None, sequences: Sequence[Sequence[int]], folder: Path) -> "list[np.ndarray]":
+    """Logits in fp32, [tokens, vocabulary] for each sequence; adapters merged.
+
+    Args:
+        checkpoint: The checkpoint.
+        base: The base of its adapters; None for a model.
+        sequences: Token ids.
+        folder: For files in between.
+
+    Raises:
+        CheckpointError: transformers cannot run it.
+    """
+    import numpy as np
+
+    question, answer = folder / "sequences.json", folder / "transformers.npz"
+    question.write_text(json.dumps([list(ids) for ids in sequences]))
+    arguments = [str(checkpoint), str(base or "-"), str(question), str(answer)]
+    in_own_process("transformers cannot run the checkpoint", __name__, arguments)
+    with np.load(answer) as found:
+        return [found[f"logits{number}"] for number in range(len(sequences))]
+
+
+def bytes_needed(dims: ModelShape) -> int:
+    """Memory of the largest part that is loaded at once: a layer, or the embeddings, in fp32."""
+    layer = dims.num_moe_experts * 3 * math.prod(shape_of("F H", dims)) + 4 * math.prod(shape_of("Q H", dims))
+    return 4 * max(layer, math.prod(shape_of("V H", dims)))
+
+
+def _main(checkpoint: str, base: str, question: str, answer: str) -> None:
+    import numpy as np
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
+
+    from mixtral_recipes.importers.convert.exported import rows_of
+    from mixtral_recipes.importers.hf import config as hf_config
+    from mixtral_recipes.importers.hf.source import read_config
+
+    plain = read_config(Path(checkpoint) / "context")
+    dims = hf_config.dims(plain)
+    rows = rows_of(Path(checkpoint), dims, None if base == "-" else Path(base))
+    config: Any = MixtralConfig(**plain)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model: Any = MixtralForCausalLM(config)
+    model.eval().model.rotary_emb = MixtralRotaryEmbedding(config)
+    wanted = fused_blocks(dims)
+    for name, module in [
+        ("model.embed_tokens", model.model.embed_tokens),
+        *((f"model.layers.{number}", layer) for number, layer in enumerate(model.model.layers)),
+        ("model.norm", model.model.norm),
+        ("lm_head", model.lm_head),
+    ]:
+
+        def fill(module: Any, _: Any, name: str = name) -> None:
+            state = {
+                full.removeprefix(f"{name}."): _tensor(shape, blocks, rows)
+                for full, (shape, blocks) in wanted.items()
+                if full.startswith(f"{name}.")
+            }
+            module.load_state_dict(state, assign=True)
+
+        module.register_forward_pre_hook(fill)
+        module.register_forward_hook(lambda module, _, __: module.to("meta") and None)
+    sequences = json.loads(Path(question).read_text())
+    longest = max(map(len, sequences))
+    # Padding stands behind, where a causal model does not see it.
+    ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences])
+    with torch.no_grad():
+        found = model(ids, use_cache=False).logits.float().numpy()
+    cut = zip(found, sequences, strict=True)
+    np.savez(answer, **{f"logits{number}": row[: len(tokens)] for number, (row, tokens) in enumerate(cut)})
+
+
+def _tensor(shape: tuple[int, ...], blocks: Sequence[Any], rows: Any) -> Any:
+    """A tensor in fp32 from the rows it consists of."""
+    import torch
+
+    from mixtral_recipes.checkpoints.format.stream import read_rows
+
+    whole = torch.empty(shape, dtype=torch.float32)
+    out = memoryview(whole.view(-1).view(torch.uint8).numpy()).cast("B")
+    row_bytes = len(out) // sum(block.stop - block.start for block in blocks)
+    for block in blocks:
+        nbytes = (block.stop - block.start) * row_bytes
+        read_rows(rows[block.name], block.start, block.stop - block.start, out[:nbytes], "F32")
+        out = out[nbytes:]
+    return whole
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
