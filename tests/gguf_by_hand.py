@@ -78,7 +78,10 @@ def write_by_hand(hf: Path, kind: str, metadata_of: Path, path: Path) -> Path:
 
 
 def random_mixtral(folder: Path, tokenizer: str, **fields: Any) -> Path:
-    """A random Mixtral as transformers saves it, with a tokenizer."""
+    """A random Mixtral as transformers saves it, with a tokenizer.
+
+    Its routers are decided, as a trained one's: no rounding sends a token to another expert, which would hide the rest.
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -89,6 +92,8 @@ def random_mixtral(folder: Path, tokenizer: str, **fields: Any) -> Path:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+            if ".gate." in name:
+                parameter.mul_(20)
     model.to(torch.bfloat16).save_pretrained(folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
     return folder

@@ -63,7 +63,7 @@ def _of_run(text: str, otherwise: Callable[[str], Path]) -> Path:
     from mixtral_recipes.executors.runs.records import run_folder
 
     path = Path(text).expanduser()
-    if "://" in text or (len(path.parts) > 1 and not path.exists()):
+    if "://" in text or path.is_file() or (len(path.parts) > 1 and not path.exists()):
         return otherwise(text)
     folder = run_folder(text)
     return newest_whole(folder) if (folder / "checkpoints").is_dir() else otherwise(str(folder))
