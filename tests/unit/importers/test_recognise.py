@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.cli.main import run
+from mixtral_recipes.cli.options.checkpoint import checkpoint_folder, model_checkpoint
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -105,6 +106,9 @@ def test_files_and_the_hub_cache(tmp_path: Path) -> None:
     gguf = tmp_path / "mixtral.gguf"
     gguf.write_bytes(b"GGUF")
     assert recognise(gguf).form is Form.GGUF
+    for taken in (checkpoint_folder, model_checkpoint):  # export and verify; generate, chat and --compare
+        with pytest.raises(CheckpointError, match=r"mixtral\.gguf is a GGUF model .* give the model it was made from"):
+            taken(str(gguf))
     (tmp_path / "old.nemo").write_bytes(b"tar")
     assert recognise(tmp_path / "old.nemo").form is Form.NEMO_1
     cache = make(tmp_path / "models--org--name", ("snapshots/abc/config.json", "refs/main"))
