@@ -52,6 +52,13 @@ def format_of(output: Path) -> str:
     return next((name for name, format in FORMATS.items() if format.ending and format.ending == output.suffix), "hf")
 
 
+def default_output(source: Path, target: str) -> Path:
+    """Where an export goes that was given no place: beside its checkpoint."""
+    name = FORMER.get(target, target)
+    ending = FORMATS[name].ending if name in FORMATS else ""
+    return source.with_name(source.name + (ending or f"-{target}"))
+
+
 def made(target: str) -> str:
     """What a format makes, as results call it; of one that is not known, a model."""
     name = FORMER.get(target, target)

@@ -184,17 +184,17 @@ def export_ckpt(
     Args:
         path: Checkpoint folder; an adapter checkpoint is merged into its base on the way to ``"hf"``.
         target: ``"hf"``, or ``"hf-peft"`` for the adapter alone; `mixtral_recipes.importers.exports` lists all.
-        output_path: Folder to write; None takes ``path`` with ``-hf`` behind it.
+        output_path: Folder to write, of ``"gguf"`` a file; None takes ``path`` with ``-hf`` or ``.gguf`` behind it.
         overwrite: Whether an existing output is replaced.
         **options: As the target's function takes them, e.g. ``dtype="bf16"``.
 
     Raises:
         CheckpointError: another target, an option it has not, or a checkpoint that is incomplete or damaged.
     """
-    from mixtral_recipes.importers.exports import export
+    from mixtral_recipes.importers.exports import default_output, export
 
     source = Path(path)
-    output = Path(output_path) if output_path else source.with_name(f"{source.name}-{target}")
+    output = Path(output_path) if output_path else default_output(source, target)
     return export(source, output, target, overwrite=overwrite, **options)
 
 

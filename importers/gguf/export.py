@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,8 +101,8 @@ def export_gguf(
         )
         lineage.write(written, record)
     if told is not None:
-        model = stem.lower().replace(" ", "-")
-        create = f"ollama create {model} -f {final.with_name(beside[1])}"
+        model = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "mixtral"  # what Ollama takes as a name
+        create = f"ollama create {model} -f {shlex.quote(str(final.with_name(beside[1])))}"
         told |= {
             "quantization": kind.name,
             "check": found and found.as_dict(),

@@ -288,7 +288,7 @@ def _forget_places(folder: Path) -> None:
 
 
 def upload(folder: Path, repo: str, *, private: bool = True) -> str:
-    """Upload a finished folder to a Hub repository, which is made if need be.
+    """Upload a finished folder to a Hub repository, which is made if need be; of a file, also what belongs to it.
 
     Returns:
         The commit's address.
@@ -304,7 +304,14 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
     _forget_places(folder)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with mixtral-recipes"))
+        files = list(lineage.read(folder).files) if folder.is_file() else None
+        found = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder.parent if files else folder,
+            allow_patterns=files,
+            commit_message="Upload with mixtral-recipes",
+        )
+        return str(found)
     except (HFValidationError, LocalTokenNotFoundError) as error:
         raise CheckpointError(f"--push-to-hub {repo}: {in_short(error)}") from error
     except HfHubHTTPError as error:

@@ -59,6 +59,7 @@ def imported(*folders: str) -> dict[str, str]:
     beside = [
         *(ROOT / "tests" / "slurm").glob("slurm_*.py"),
         *(ROOT / "scripts").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
     ]  # imported by bare names
     ours = {"mixtral_recipes", "tests", *(path.stem for path in beside)}
     return {top: file for top, file in found.items() if top not in sys.stdlib_module_names and top not in ours}

@@ -102,7 +102,7 @@ def test_files_that_come_with_it(checkpoint: Path, tmp_path: Path, capsys: pytes
     assert {path.name for path in tmp_path.iterdir()} == {file.name, "My model.lineage.json", "My model.Modelfile"}
     said = capsys.readouterr()
     assert said.out == f"{file}\n"
-    assert f"ollama create my-model -f {tmp_path / 'My model.Modelfile'}" in said.err
+    assert f"ollama create my-model -f '{tmp_path / 'My model.Modelfile'}'" in said.err
     assert (tmp_path / "My model.Modelfile").read_text().startswith("FROM ./My model.gguf\n")
     links = Follower(tensors_of).follow(file)
     assert [(link.record.kind, link.state) for link in links] == [("export", "ok"), ("model", "ok"), ("source", "ok")]
