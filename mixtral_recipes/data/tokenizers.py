@@ -34,6 +34,7 @@ from mixtral_recipes.errors import (
     nearest,
 )
 from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.json_files import MOST_BYTES
 from mixtral_recipes.system.pointers import refuse_pointer
 
 _STRIDE = 7919  # a prime: each piece of a vocabulary meets one from far away
@@ -126,6 +127,8 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
 
     for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
         refuse_pointer(file, error)
+        if file.is_file() and file.stat().st_size > MOST_BYTES:
+            raise error(f"{file}: has {file.stat().st_size} bytes; {MOST_BYTES} are the most such a file may have.")
     original = original_file(path)
     try:
         if (path / "tokenizer.json").is_file():

@@ -58,13 +58,16 @@ def fits(value: Any, shape: Any) -> bool:
 
 def _refuse(value: Any, shape: Any, where: object, error: type[MixtralRecipesError], text: str) -> NoReturn:
     rule, _, place = text.partition(" - at `")
-    steps, found = _followed(value, shape, text, place.partition("`")[0])
+    of_a_name = place.startswith("key` in `")
+    steps, found = _followed(value, shape, text, place.removeprefix("key` in `").partition("`")[0])
     missing = re.search(r"missing required field `(\w+)`", rule)
     at = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     if missing:
         raise error(f"{where}: {at + ' has' if at else 'has'} no {missing[1]!r}, which must be there.")
     rule = re.sub(r"^Expected |, got `.*|^Object contains", "", rule)
     needed = re.sub(r"`([\w |]+)`", lambda found: " or ".join(_WORDS.get(w, w) for w in found[1].split(" | ")), rule)
+    if of_a_name:
+        at, found = f"a name in {at}" if at else "a name", list(found)
     shown = repr(found)
     shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
     raise error(f"{where}: {at + '=' if at else ''}{shown} is not allowed; {needed} is needed.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import mistral_common
 import pytest
 
-from mixtral_recipes.data.tokenizer_files import size_on_disk
+from mixtral_recipes.data.tokenizer_files import settings, size_on_disk
 from mixtral_recipes.data.tokenizers import load_tokenizer, vocabulary_size
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
@@ -65,3 +65,27 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DataError, match=r"tokenizer\.json: not valid JSON"):
         size_on_disk(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"x": {"content": "a"}}}',
+            "a name in added_tokens_decoder=['x'] is not",
+        ),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder=[1] is not allowed; a table"),
+        ("added_tokens.json", '{"a": true}', "a=True is not allowed; a whole number"),
+        ("added_tokens.json", '{"a": 1000000000000}', "a=1000000000000 is not allowed"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "1"}}}', "model.vocab"),
+        ("tokenizer.json", '{"added_tokens": [{"id": -1, "content": "a"}]}', "added_tokens[0].id=-1 is not allowed"),
+        ("tekken.json", '{"config": {"default_vocab_size": 1e9}}', "config.default_vocab_size"),
+    ],
+)
+def test_numbers_of_tokens_that_are_none(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        settings(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert told in str(caught.value)
