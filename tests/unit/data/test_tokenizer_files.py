@@ -73,7 +73,7 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
         (
             "tokenizer_config.json",
             '{"added_tokens_decoder": {"x": {"content": "a"}}}',
-            "a name in added_tokens_decoder=['x'] is not",
+            "a name in added_tokens_decoder=['x']",
         ),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "added_tokens_decoder=[1] is not allowed; a table"),
         ("added_tokens.json", '{"a": true}', "a=True is not allowed; a whole number"),
