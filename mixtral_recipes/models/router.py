@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from megatron.core.transformer.moe import router as megatron_router
-from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func
+from megatron.core.transformer.moe.moe_utils import (
+    get_tokens_per_expert_and_token_count,
+    switch_load_balancing_loss_func,
+)
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -18,7 +20,11 @@ class Router(TopKRouter):
     ranks. Here it is the mean over the ranks: every layout gives what one process gives, and without padding the
     number is Megatron's own.
 
-    Source: Megatron-Core 0.19 `moe_utils.py` get_tokens_per_expert_and_token_count.
+    That count is a float, too, if a whole one, and Transformer Engine's fused loss takes int64 only: here it gets one.
+    (`models/acceleration.py` keeps the losses whose counts are not whole from that kernel.)
+
+    Source: Megatron-Core 0.19 `moe_utils.py` get_tokens_per_expert_and_token_count; Transformer Engine 2.20
+    `fused_moe_aux_loss`.
     """
 
     _real_tokens: Tensor | None = None
@@ -38,18 +44,25 @@ class Router(TopKRouter):
         count = valid_token_count if self._real_tokens is None else self._real_tokens
         return super().attach_and_log_load_balancing_loss(*args, valid_token_count=count, **named)
 
-
-def load_balancing_loss(*, total_num_tokens: int | Tensor, fused: bool = False, **named: Any) -> Tensor:
-    """Megatron's loss, which takes a padded batch's count of tokens to its fused kernel, too.
-
-    With a padding mask Megatron counts tokens as assignments divided by top-k: whole, but a float, and Transformer
-    Engine's kernel takes int64 only. (`models/acceleration.py` keeps losses with fractional counts from the kernel.)
-
-    Source: Megatron-Core 0.19 `moe_utils.py`; Transformer Engine 2.20 `fused_moe_aux_loss`.
-    """
-    if fused and isinstance(total_num_tokens, Tensor):
-        total_num_tokens = total_num_tokens.round().long()
-    return switch_load_balancing_loss_func(total_num_tokens=total_num_tokens, fused=fused, **named)  # pyright: ignore[reportArgumentType]
-
-
-megatron_router.switch_load_balancing_loss_func = load_balancing_loss  # pyright: ignore[reportAttributeAccessIssue]
+    def _apply_aux_loss(
+        self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False
+    ) -> Tensor:
+        """As Megatron's, with a whole number of tokens."""
+        coefficient = self.get_aux_loss_coeff("aux_loss")
+        if coefficient == 0:
+            return probs
+        tokens_per_expert, here, total = get_tokens_per_expert_and_token_count(
+            routing_map, self.tp_cp_group, topk=self.topk, with_padding_mask=with_padding_mask
+        )
+        loss = switch_load_balancing_loss_func(
+            probs=scores_for_aux_loss,
+            tokens_per_expert=tokens_per_expert,
+            total_num_tokens=total.round().long() if isinstance(total, Tensor) else total,  # pyright: ignore[reportArgumentType]
+            topk=self.topk,
+            num_experts=self.config.num_moe_experts,  # pyright: ignore[reportArgumentType]
+            moe_aux_loss_coeff=coefficient,
+            fused=self.config.moe_router_fusion,
+        )
+        return self.attach_and_log_load_balancing_loss(
+            probs, coefficient, loss, "load_balancing_loss", self.tp_cp_group, valid_token_count=here
+        )
