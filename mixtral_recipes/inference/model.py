@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model
+from mixtral_recipes.models.cached_attention import KeyValueCache
 from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.peft import attach
 from mixtral_recipes.system.files import read_json
@@ -58,6 +58,8 @@ class InferenceModel:
         config: The model's configuration.
         tokenizer: What the checkpoint carries.
         adapted: Whether adapters are attached.
+        place: This rank's number among the data-parallel ones, which continue rows of their own.
+        places: How many those are.
         end_tokens: The tokens that end a text: the tokenizer's, and what generation_config.json or config.json adds.
     """
 
@@ -73,6 +75,8 @@ class InferenceModel:
         self._group: Any = parallel_state.get_pipeline_model_parallel_group()
         self._first = parallel_state.is_pipeline_first_stage()
         self._last = parallel_state.is_pipeline_last_stage()
+        self.place = parallel_state.get_data_parallel_rank()
+        self.places = parallel_state.get_data_parallel_world_size()
 
     @classmethod
     def load(cls, checkpoint: Path, topology: Topology, *, dtype: str | None = None) -> "InferenceModel":
@@ -113,38 +117,64 @@ class InferenceModel:
         ends = _end_tokens(checkpoint / "context")
         return cls(chunk.eval(), config, tokenizer, adapted=scheme is not None, ends=ends)
 
-    def cache(self, sequences: int, length: int) -> StaticInferenceContext:
-        """Room for the keys and values of so many sequences of so many tokens."""
-        return StaticInferenceContext(sequences, length)
-
-    @torch.inference_mode()
-    def step(self, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
-        """Run the next tokens of every sequence; all ranks of a pipeline and an expert group call it together.
+    def prompts(self, tokens: Tensor, lengths: Tensor, cache: KeyValueCache, first: int) -> Tensor:
+        """Run prompts from their beginning; all ranks of a pipeline and an expert group step together.
 
         Args:
-            tokens: [sequences, tokens], the same number for each.
-            cache: What came before; it grows by these tokens.
+            tokens: [rows, tokens]; shorter prompts are padded behind with any token.
+            lengths: How many tokens of each row are its prompt's, [rows].
+            cache: Gets their keys and values.
+            first: The first row's number there.
 
         Returns:
-            Logits of the token after the last, [sequences, vocabulary], on every rank of the pipeline.
+            Logits of each prompt's next token, [rows, vocabulary], on every rank of the pipeline.
+        """
+        cache.begin_prompts(first)
+        return self._run(tokens, lengths - 1, cache)
+
+    def tokens(self, tokens: list[int], positions: list[int], cache: KeyValueCache) -> Tensor:
+        """Run one more token of each of the cache's first rows, with the others as `prompts` does.
+
+        Args:
+            tokens: Of each row.
+            positions: How many tokens came before, for each row.
+            cache: What they were.
+
+        Returns:
+            Logits of each row's next token, [rows, vocabulary], on every rank of the pipeline.
+        """
+        cache.begin_tokens(positions, self._device)
+        return self._run(torch.tensor(tokens)[:, None], None, cache)
+
+    def idle(self) -> None:
+        """Take part in a step without a row: the others' tokens may need this rank's experts."""
+        self._run(torch.zeros(1, 1, dtype=torch.long), None, None)
+
+    @torch.inference_mode()
+    def _run(self, tokens: Tensor, last: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """One forward pass: tokens [rows, tokens], and of each row the token whose logits are wanted (None: the last).
+
+        Returns:
+            [rows, vocabulary].
         """
         rows, length = tokens.shape
-        start = cache.sequence_len_offset
         tokens = tokens.to(self._device)
-        positions = torch.arange(start, start + length, device=self._device).expand(rows, length)
         if not self._first:
             hidden = torch.empty(
                 length, rows, self.config.hidden_size, dtype=self.config.params_dtype, device=self._device
             )
             torch.distributed.recv(hidden, group=self._group, group_src=self._group.rank() - 1)
             self._chunk.set_input_tensor(hidden)
-        output = self._chunk(tokens, positions, None, inference_context=cache)
-        cache.sequence_len_offset += length
-        cache.enable_decode_mode()
+
+        def of_last(hidden_states: Tensor, output_layer: Any, output_weight: Any, **unused: Any) -> Tensor:
+            wanted = hidden_states[-1] if last is None else hidden_states[last, torch.arange(rows)]
+            return output_layer(wanted.unsqueeze(0), weight=output_weight)[0][0]
+
+        output = self._chunk(tokens, None, None, inference_context=cache, output_processor=of_last)
         logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self._device)
         if self._last:
-            # [sequences, 1, rows of this tensor-parallel rank]
-            logits = gather_from_tensor_model_parallel_region(output[:, -1])[:, : self.config.vocab_size].float()
+            # [rows, this tensor-parallel rank's part of the vocabulary]
+            logits = gather_from_tensor_model_parallel_region(output)[:, : self.config.vocab_size].float()
         else:
             torch.distributed.send(output.contiguous(), group=self._group, group_dst=self._group.rank() + 1)
         if self._group.size() > 1:
@@ -164,17 +194,20 @@ class InferenceModel:
             for adapter in found:
                 del adapter.add_to
 
-    def any(self, flag: bool) -> bool:
-        """Whether a flag is set on any rank; all ranks call it together."""
-        if torch.distributed.get_world_size() == 1:
-            return flag
-        total = torch.tensor(int(flag), device=self._device)
-        torch.distributed.all_reduce(total, op=torch.distributed.ReduceOp.MAX)
-        return bool(total)
+    def gathered(self, tokens: list[int], room: int) -> list[list[int]]:
+        """The tokens of every data-parallel rank, by rank; all ranks call it together.
 
-    def share(self, prompts: int) -> range:
-        """The prompts that this data-parallel rank takes, by number."""
-        return range(parallel_state.get_data_parallel_rank(), prompts, parallel_state.get_data_parallel_world_size())
+        Args:
+            tokens: This rank's.
+            room: How many a rank has at most.
+        """
+        group: Any = parallel_state.get_data_parallel_group()
+        if group.size() == 1:
+            return [tokens]
+        mine = torch.tensor([*tokens, *[-1] * (room - len(tokens))], device=self._device)
+        everyone = mine.new_empty(group.size() * room)
+        torch.distributed.all_gather_into_tensor(everyone, mine, group=group)
+        return [[token for token in part if token >= 0] for part in everyone.view(-1, room).tolist()]
 
 
 def _end_tokens(context: Path) -> frozenset[int]:

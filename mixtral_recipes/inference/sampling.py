@@ -1,8 +1,9 @@
 """Which token comes next: greedy, or drawn from a distribution that temperature, top-k and top-p shape."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,56 +47,62 @@ class Sampling:
                 raise RecipeError(f"{name}={getattr(self, name)}: it must be {rule}.")
 
 
-class Sampler:
-    """Chooses the next token of several sequences, each by its own stream of random numbers."""
+class Drawn(Protocol):
+    """What a next token is chosen for: the tokens so far, how to choose, and random numbers of its own."""
 
-    def __init__(self, sampling: Sampling, numbers: Sequence[int]) -> None:
-        """Start a batch.
+    tokens: list[int]
+    sampling: Sampling
+    stream: torch.Generator
 
-        Args:
-            sampling: How tokens are chosen.
-            numbers: Each sequence's number among all prompts; its stream depends on it and the seed alone.
-        """
-        self._sampling = sampling
-        self._streams = [torch.Generator().manual_seed((sampling.seed * 1_000_003 + n) % 2**63) for n in numbers]
 
-    def next(self, logits: Tensor, seen: Mapping[int, Sequence[int]]) -> dict[int, int]:
-        """The next token of some of the sequences; the others' streams stay as they are.
+def stream(seed: int, number: int) -> torch.Generator:
+    """Random numbers of a seed; each number has a stream of its own."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
-        Args:
-            logits: [sequences, vocabulary].
-            seen: The tokens so far, prompt included, of those sequences whose next token is wanted, by their place.
-        """
-        if not seen:
-            return {}
-        logits = logits[list(seen)]
-        logits = logits.float().cpu()
-        if self._sampling.repetition_penalty != 1:
-            rows = zip(logits, seen.values(), strict=True)
-            logits = torch.stack([self._penalised(row, tokens) for row, tokens in rows])
-        if self._sampling.temperature == 0:
-            return dict(zip(seen, logits.argmax(-1).tolist(), strict=True))
-        return {
-            place: int(torch.multinomial(row, 1, generator=self._streams[place]))
-            for place, row in zip(seen, self._shaped(logits), strict=True)
-        }
 
-    def _penalised(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
-        known = torch.tensor(sorted(set(tokens)))
-        penalty = self._sampling.repetition_penalty
-        values = logits[known]
-        return logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
+def choose(logits: Tensor, rows: Sequence[Drawn]) -> list[int]:
+    """The next token of each row, by its own settings and from its own stream.
 
-    def _shaped(self, logits: Tensor) -> Tensor:
-        """Probabilities to draw from, [sequences, vocabulary]."""
-        logits = logits / self._sampling.temperature
-        if 0 < self._sampling.top_k < logits.shape[-1]:
-            least = logits.topk(self._sampling.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
-        probabilities = logits.softmax(-1)
-        if self._sampling.top_p < 1:
-            ordered, places = probabilities.sort(descending=True, stable=True)
-            before = ordered.cumsum(-1) - ordered  # of a token, the probability of all likelier ones
-            ordered = ordered.masked_fill(before >= self._sampling.top_p, 0)
-            probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
-        return probabilities
+    Args:
+        logits: [rows, vocabulary].
+        rows: What they belong to.
+    """
+    likeliest = logits.argmax(-1).tolist()
+    return [
+        token if _is_plain(row.sampling) else _drawn(logits[place].float().cpu(), row)
+        for place, (token, row) in enumerate(zip(likeliest, rows, strict=True))
+    ]
+
+
+def _is_plain(sampling: Sampling) -> bool:
+    return sampling.temperature == 0 and sampling.repetition_penalty == 1
+
+
+def _drawn(logits: Tensor, row: Drawn) -> int:
+    """A token drawn from logits [vocabulary]."""
+    how = row.sampling
+    if how.repetition_penalty != 1:
+        logits = _penalised(logits, row)
+    if how.temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(_shaped(logits, how), 1, generator=row.stream))
+
+
+def _penalised(logits: Tensor, row: Drawn) -> Tensor:
+    known = torch.tensor(sorted(set(row.tokens)))
+    values, penalty = logits[known], row.sampling.repetition_penalty
+    return logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def _shaped(logits: Tensor, how: Sampling) -> Tensor:
+    """Probabilities to draw from, [vocabulary]."""
+    logits = logits / how.temperature
+    if 0 < how.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -math.inf)
+    probabilities = logits.softmax(-1)
+    if how.top_p < 1:
+        ordered, places = probabilities.sort(descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # of a token, the probability of all likelier ones
+        ordered = ordered.masked_fill(before >= how.top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
+    return probabilities

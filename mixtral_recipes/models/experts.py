@@ -42,11 +42,14 @@ class GroupedExperts(SequentialMLP):
             [t, h], and no bias: Mixtral's experts have none.
         """
         experts: list[Any] = list(self.local_experts)
+        counts = tokens_per_expert.tolist()
+        if not torch.is_grad_enabled():  # experts without a token cost as much as those with one
+            used = [place for place, count in enumerate(counts) if count] or [0]
+            experts, counts = [experts[place] for place in used], [counts[place] for place in used]
         linears = [(expert.linear_fc1, expert.linear_fc2) for expert in experts]
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair)
         if hooked or not self._are_mixtrals:
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
-        counts = tokens_per_expert.tolist()
         gate_up = _GroupedLinear.apply(permuted_local_hidden_states, counts, *(fc1.weight for fc1, _ in linears))
         hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
         return _GroupedLinear.apply(hidden, counts, *(fc2.weight for _, fc2 in linears)), None

@@ -7,19 +7,25 @@ import functools
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from mixtral_recipes.models.attention import CoreAttention, RMSNorm
+from mixtral_recipes.models.cached_attention import SelfAttention
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.experts import GroupedExperts
+from mixtral_recipes.models.inference_layers import (
+    ColumnParallelLinear,
+    MoELayer,
+    RowParallelLinear,
+    TransformerLayer,
+)
 from mixtral_recipes.models.router import Router
 
 _SEPARATE_NORM_ON_DISK = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}

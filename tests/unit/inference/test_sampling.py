@@ -1,14 +1,22 @@
 """Drawing tokens, against the definitions and against transformers' own processors."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.inference.sampling import Sampler, Sampling
+from mixtral_recipes.inference.sampling import Sampling, _penalised, _shaped, choose, stream
 
 
-def shaped(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
-    return Sampler(sampling, range(len(logits)))._shaped(logits)
+@dataclass
+class Row:
+    tokens: list[int]
+    sampling: Sampling
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.stream = stream(self.sampling.seed, self.number)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -23,7 +31,8 @@ def test_shapes_as_transformers_does(temperature: float, top_k: int, top_p: floa
         expected = TopKLogitsWarper(min(top_k, 50))(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    found = shaped(Sampling(temperature=temperature, top_k=top_k, top_p=top_p), logits)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    found = torch.stack([_shaped(row, sampling) for row in logits])
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
 
 
@@ -33,18 +42,29 @@ def test_repetition_penalty_is_transformers() -> None:
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
     seen = [[1, 2, 2, 7], [0, 5, 9, 29]]
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(seen), logits.clone())
-    sampler = Sampler(Sampling(repetition_penalty=1.7), [0, 1])
-    found = torch.stack([sampler._penalised(row, tokens) for row, tokens in zip(logits, seen, strict=True)])
+    rows = [Row(tokens, Sampling(repetition_penalty=1.7)) for tokens in seen]
+    found = torch.stack([_penalised(row, one) for row, one in zip(logits, rows, strict=True)])
     torch.testing.assert_close(found, expected)
+    assert choose(logits, rows) == expected.argmax(-1).tolist()
 
 
 def test_a_prompts_draws_depend_on_its_number_and_the_seed_alone() -> None:
     logits = torch.zeros(1, 1000)
     sampling = Sampling(temperature=1.0, seed=5)
-    alone = [Sampler(sampling, [3]).next(logits, {0: [1]})[0] for _ in range(2)]
-    together = Sampler(sampling, [2, 3]).next(logits.expand(2, -1), {0: [1], 1: [1]})
+    alone = [choose(logits, [Row([1], sampling, 3)])[0] for _ in range(2)]
+    together = choose(logits.expand(2, -1), [Row([1], sampling, 2), Row([1], sampling, 3)])
     assert alone == [together[1]] * 2
     assert together[0] != together[1]
+
+
+def test_each_row_is_drawn_by_its_own_settings() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    settings = [Sampling(), Sampling(temperature=1.0, seed=1), Sampling(temperature=1.0, top_k=1)]
+    greedy = logits.argmax(-1).tolist()
+    together = choose(logits, [Row([1], one) for one in settings])
+    assert together == [choose(logits[n : n + 1], [Row([1], one)])[0] for n, one in enumerate(settings)]
+    assert together[0] == greedy[0]
+    assert together[2] == greedy[2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Text is shown as it comes, up to a stop text, and never a part of a character."""
 
-from mixtral_recipes.inference.generate import _Text
+from mixtral_recipes.inference.text import GrowingText
 
 
 class Bytes:
@@ -10,8 +10,8 @@ class Bytes:
         return bytes(tokens).decode(errors="replace")
 
 
-def shown(text: str, *stop: str) -> tuple[list[str], _Text]:
-    found = _Text(Bytes(), stop)
+def shown(text: str, *stop: str) -> tuple[list[str], GrowingText]:
+    found = GrowingText(Bytes(), stop)
     pieces = []
     for byte in text.encode():
         pieces.append(found.add(byte))

@@ -1,0 +1,56 @@
+"""The text of tokens as they come."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class GrowingText:
+    """The text of tokens as they come: shown once no further token can change it, and up to a stop text.
+
+    Attributes:
+        tokens: What came.
+        shown: Their text, as far as it is shown.
+        stopped: Whether a stop text ended it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, watched: bool = True) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: Turns tokens into text.
+            stop: What ends it.
+            watched: Whether text is wanted as it comes; else all of it is decoded once, at the end.
+        """
+        self._watched = watched
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._held = max(map(len, stop), default=1) - 1  # these last characters may begin a stop text
+        self.tokens: list[int] = []
+        self.shown = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Take a token; what may be shown now."""
+        self.tokens.append(token)
+        if not self._watched:
+            return ""
+        whole = self._decoded()
+        places = [place for text in self._stop if (place := whole.find(text)) >= 0]
+        if places:
+            self.stopped = True
+            return self._show(whole[: min(places)])
+        if whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""  # a character whose bytes are not all there
+        return self._show(whole[: max(len(whole) - self._held, len(self.shown))])
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        return "" if self.stopped else self._show(self._decoded())
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+
+    def _show(self, upto: str) -> str:
+        grown = upto[len(self.shown) :]
+        self.shown = upto if len(upto) > len(self.shown) else self.shown
+        return grown
