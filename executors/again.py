@@ -1,24 +1,31 @@
 """A command run once more by several processes, where its model needs them."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.local import environment, torchrun
 from mixtral_recipes.executors.runs.logs import of_rank
+from mixtral_recipes.system.machine import children
 
 _ERROR = "error: "
 
 
-def again(words: Sequence[str], processes: int) -> None:
+def again(words: Sequence[str], processes: int, *, to_ranks: bool = False) -> None:
     """Run a command line under torchrun on this machine; rank 0 reads what is typed and is the one that is shown.
 
     Args:
         words: The command line, without the program's name.
         processes: How many ranks.
+        to_ranks: Whether SIGTERM and Ctrl-C are the ranks' business alone: they end by themselves, and well. Else
+            torchrun ends them.
 
     Raises:
         LaunchError: a rank failed; the message is that rank's.
@@ -26,14 +33,35 @@ def again(words: Sequence[str], processes: int) -> None:
     command = [*torchrun(processes), "--tee=2", "-m", "mixtral_recipes.cli.main", *words]
     errors: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mixtral-recipes-") as logs:
-        ranks = subprocess.Popen(command, env=environment(processes, Path(logs)), stderr=subprocess.PIPE, text=True)
+        ranks = subprocess.Popen(
+            command, env=environment(processes, Path(logs)), stderr=subprocess.PIPE, text=True,
+            start_new_session=to_ranks,
+        )  # fmt: skip
         assert ranks.stderr is not None
-        for line in ranks.stderr:  # torchrun's own lines have no rank before them, and are not shown
-            said = [text for rank in range(processes) if (text := of_rank(line.rstrip("\n"), rank)) is not None]
-            errors += [text.removeprefix(_ERROR) for text in said if text.startswith(_ERROR)]
-            shown = of_rank(line, 0)
-            if shown is not None and shown.strip() and not shown.startswith(_ERROR):
-                print(shown, end="", file=sys.stderr, flush=True)
-        code = ranks.wait()
+        with _passed_on(ranks.pid) if to_ranks else contextlib.nullcontext():
+            for line in ranks.stderr:  # torchrun's own lines have no rank before them, and are not shown
+                said = [text for rank in range(processes) if (text := of_rank(line.rstrip("\n"), rank)) is not None]
+                errors += [text.removeprefix(_ERROR) for text in said if text.startswith(_ERROR)]
+                shown = of_rank(line, 0)
+                if shown is not None and shown.strip() and not shown.startswith(_ERROR):
+                    print(shown, end="", file=sys.stderr, flush=True)
+            code = ranks.wait()
     if code:
         raise LaunchError(errors[0] if errors else f"a process ended with code {code} and without a message.")
+
+
+@contextlib.contextmanager
+def _passed_on(torchrun_pid: int) -> Iterator[None]:
+    """Give SIGTERM and Ctrl-C to the ranks; torchrun itself would kill them after a while, and then fail."""
+
+    def give(number: int, frame: Any) -> None:
+        for pid in children(torchrun_pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    before = {number: signal.signal(number, give) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

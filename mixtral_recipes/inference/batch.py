@@ -4,6 +4,7 @@ Every rank keeps the same list of rows, so that all take the same steps without 
 the new tokens. Each data-parallel rank runs the rows that are placed there.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -159,10 +160,10 @@ class Batch:
         return grown
 
 
-def fit(rows: Sequence[Row], most: int) -> int:
+def fit(rows: Iterable[Row], most: int) -> int:
     """How many of the first rows may be run in one pass: not too many tokens, and little of it padding."""
     count, longest, total = 0, 0, 0
-    for row in rows[:most]:
+    for row in itertools.islice(rows, most):
         longest, total = max(longest, len(row.tokens)), total + len(row.tokens)
         padded = longest * (count + 1)
         if count and (padded > _TOGETHER or padded > 1.5 * total + 64):

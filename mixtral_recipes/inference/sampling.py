@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mixtral_recipes.errors import RecipeError
 
+_LEAST = 1e-5  # a temperature below it leaves nothing but the likeliest token, and overflows
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -40,7 +42,8 @@ class Sampling:
             ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            ("stop", all(self.stop), "no empty text"),
         )
         for name, holds, rule in rules:
             if not holds:
@@ -75,7 +78,7 @@ def choose(logits: Tensor, rows: Sequence[Drawn]) -> list[int]:
 
 
 def _is_plain(sampling: Sampling) -> bool:
-    return sampling.temperature == 0 and sampling.repetition_penalty == 1
+    return sampling.temperature < _LEAST and sampling.repetition_penalty == 1
 
 
 def _drawn(logits: Tensor, row: Drawn) -> int:
@@ -83,7 +86,7 @@ def _drawn(logits: Tensor, row: Drawn) -> int:
     how = row.sampling
     if how.repetition_penalty != 1:
         logits = _penalised(logits, row)
-    if how.temperature == 0:
+    if how.temperature < _LEAST:
         return int(logits.argmax())
     return int(torch.multinomial(_shaped(logits, how), 1, generator=row.stream))
 

@@ -84,7 +84,7 @@ class KeyValueCache(BaseInferenceContext):
         s, b, g, _, d = heads.shape
         turned = self._rotated(heads, angles)
         if layer not in self._layers:
-            self._layers[layer] = heads.new_empty(self._rows, g, self.max_sequence_length, 2, d)
+            self._layers[layer] = heads.new_zeros(self._rows, g, self.max_sequence_length, 2, d)  # 0 x NaN is NaN
         kept = self._layers[layer]
         query, both = turned[..., :-2, :], turned[..., -2:, :]
         if self._positions is None:

@@ -34,12 +34,17 @@ class TransformerLayer(MegatronLayer):
         return hidden + added, None
 
 
+def _is_product(linear: Any) -> bool:
+    """Whether a parallel layer is nothing but a product now."""
+    return torch.is_inference_mode_enabled() and linear.tp_group.size() == 1 and linear.bias is None
+
+
 class ColumnParallelLinear(layers.ColumnParallelLinear):
     """Megatron's; at inference without tensor parallelism it is a product."""
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, *args: Any, **named: Any) -> Any:
         """As Megatron's."""
-        if not torch.is_inference_mode_enabled() or self.tp_group.size() > 1 or self.bias is not None:
+        if not _is_product(self):
             return super().forward(input_, weight, *args, **named)
         used: Any = self.weight if weight is None else weight
         return F.linear(input_, used), None
@@ -50,7 +55,7 @@ class RowParallelLinear(layers.RowParallelLinear):
 
     def forward(self, input_: Tensor) -> Any:
         """As Megatron's."""
-        if not torch.is_inference_mode_enabled() or self.tp_group.size() > 1 or self.bias is not None:
+        if not _is_product(self):
             return super().forward(input_)
         return F.linear(input_, self.weight), None
 

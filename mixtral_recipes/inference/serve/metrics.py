@@ -1,0 +1,35 @@
+"""What a server counts, as Prometheus reads it."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mixtral_recipes.inference.batch import Continuation
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        where = {"registry": self.registry, "namespace": "mixtral_recipes"}
+        self.requests = Counter("requests", "Requests answered", ["path", "status"], **where)
+        self.refused = Counter("requests_refused", "Requests refused because too many wait", **where)
+        self.cancelled = Counter("rows_cancelled", "Rows whose client went away", **where)
+        self.running = Gauge("rows_running", "Rows in the batch", **where)
+        self.waiting = Gauge("rows_waiting", "Rows that wait for a place in the batch", **where)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of answered prompts", **where)
+        self.new_tokens = Counter("completion_tokens", "Tokens of finished continuations", **where)
+        self.first_token = Histogram(
+            "time_to_first_token_seconds", "From a request to its first token", buckets=_SECONDS, **where
+        )
+        self.seconds = Histogram("request_seconds", "From a request to its last token", buckets=_SECONDS, **where)
+
+    def ended(self, continuation: Continuation) -> None:
+        """A row is through."""
+        self.prompt_tokens.inc(continuation.prompt_tokens)
+        self.new_tokens.inc(len(continuation.tokens))
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,192 @@
+"""What a client may ask, in OpenAI's words: each field is read, known to do nothing, or refused by name."""
+
+import itertools
+import math
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixtral_recipes.errors import MixtralRecipesError
+from mixtral_recipes.inference.sampling import Sampling
+
+MOST_CHOICES = 128
+
+# What would need an answer of another kind, with the values that ask for nothing.
+_NOT_DONE: dict[str, tuple[Any, ...]] = {
+    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",),
+    "functions": ([],), "logit_bias": ({},), "logprobs": (False, 0), "modalities": (["text"],),
+    "parallel_tool_calls": (True, False), "prediction": (), "presence_penalty": (0,),
+    "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
+    "top_logprobs": (0,), "web_search_options": (),
+}  # fmt: skip
+_NOTHING_TO_DO = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+
+
+class Refused(MixtralRecipesError):
+    """A request that is not answered.
+
+    Attributes:
+        status: HTTP's number.
+        kind: OpenAI's ``type``.
+        code: OpenAI's ``code``, or None.
+        param: The field it is about, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code, self.param = status, kind, code, param
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+_Stop = Annotated[str, Field(min_length=1)]
+
+
+class Body(BaseModel):
+    """What both kinds of requests have."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    seed: int | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: _Options | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def sampling(self, new_tokens: int) -> Sampling:
+        """The same for the engine; without a seed, one nobody has asked for."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            max_new_tokens=new_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=max(self.top_k or 0, 0),
+            top_p=1.0 if self.top_p is None else self.top_p,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            stop=tuple(stop),
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+        )
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with how many tokens there were."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+_Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class Completion(Body):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: str | _Tokens | Annotated[list[str] | list[_Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, a text or tokens."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]  # pyright: ignore[reportReturnType]
+        return list(self.prompt)  # pyright: ignore[reportReturnType]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Chat(Body):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The messages as a chat template takes them."""
+        roles = {"developer": "system"}
+        return [{"role": roles.get(one.role, one.role), "content": one.text} for one in self.messages]
+
+
+_FIELDS = {name for kind in (Completion, Chat, _Message, _Part, _Options) for name in kind.model_fields}
+
+
+def parsed[T: Body](kind: type[T], body: bytes) -> T:
+    """A request's body.
+
+    Raises:
+        Refused: it is no JSON, or a field is missing, unknown or out of its range; names the field.
+    """
+    try:
+        found = kind.model_validate_json(body)
+    except ValidationError as error:
+        # of a union pydantic lists every branch; the shortest place says which field
+        first = min(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
+        parts = itertools.takewhile(lambda part: isinstance(part, int) or part in _FIELDS, first["loc"])
+        place = ".".join(map(str, parts))  # without pydantic's names of a union's branches
+        message = first["msg"].removeprefix("Value error, ")
+        raise Refused(f"{place}: {message}." if place else f"{message}.", param=place or None) from None
+    for name, value in (found.model_extra or {}).items():
+        if value is None or name in _NOTHING_TO_DO:
+            continue
+        if value not in _NOT_DONE.get(name, ()):
+            why = "is not supported by this server" if name in _NOT_DONE else "is not known"
+            raise Refused(f"{name[:100]}: {why}; leave it out.", param=name[:100])
+    return found
+
+
+def new_tokens(asked: int | None, prompt: int, context: int, *, otherwise: int | None = None) -> int:
+    """How many tokens a request may get.
+
+    Args:
+        asked: What it asks for.
+        prompt: How many tokens its prompt has.
+        context: How many there may be in all.
+        otherwise: Where it asks for nothing; None is all there is room for.
+
+    Raises:
+        Refused: there is no room.
+    """
+    room = context - prompt
+    wanted = asked if asked is not None else min(room, otherwise or math.inf)
+    if room < 1 or wanted > room:
+        extra = f" and {asked} new ones are asked for" if asked is not None else ""
+        raise Refused(
+            f"This model's maximum context length is {context} tokens, but the prompt has {prompt}{extra}; "
+            "shorten it or lower max_tokens.",
+            code="context_length_exceeded",
+            param="messages" if otherwise is None else "prompt",
+        )
+    return int(wanted)
