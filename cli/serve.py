@@ -9,7 +9,8 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model
-from mixtral_recipes.cli.output import note
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.output import note, print_json
 
 _SMALL = 4e9  # bytes of weights that are served here; Megatron's layers are not made for serving more
 
@@ -27,8 +28,9 @@ def command(
             help="What clients must send; or MIXTRAL_RECIPES_TOKEN. Needed where --host is not this machine's own.",
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What clients call the model; default: its last part.")
+    served_model_name: Annotated[
+        str | None,
+        typer.Option("--served-model-name", metavar="NAME", help="What clients call it; default: MODEL's last part."),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Prompts continued together on a process.")
@@ -46,6 +48,7 @@ def command(
     ] = None,
     exec_: Annotated[bool, typer.Option("--exec", help="Run vLLM's command instead of printing it.")] = False,
     layout: LayoutOptions,
+    json: Json = False,
 ) -> None:
     """Serve a model behind OpenAI's interface.
 
@@ -58,7 +61,7 @@ def command(
     if engine not in (None, "megatron", "vllm"):
         raise RecipeError(f"--engine {engine} is not known.{nearest(engine, ['megatron', 'vllm'])}")
     topology = layout.topology()
-    called = name or Path(model.rstrip("/")).name
+    called = served_model_name or Path(model.rstrip("/")).name
     token = _token(token_file, host)
     if not launched() and (exec_ or engine == "vllm" or (engine is None and _is_large(model))):
         settings = VLLM(
@@ -67,6 +70,8 @@ def command(
         if exec_:
             return _become(settings.words(), token)
         print(settings.line(with_token=token is not None))
+        if json:
+            print_json({"model": called, "command": settings.words()})
         return note(f"vLLM serves {called} with this; --exec runs it, --engine megatron serves the model here.")
     if topology.world_size > 1 and not launched():
         from mixtral_recipes.executors.again import again
@@ -86,7 +91,7 @@ def command(
     most = loaded.config.max_position_embeddings
     if context_length and context_length > most:
         raise RecipeError(f"--context-length {context_length}: the model has max_position_embeddings={most}.")
-    return serve(
+    counted = serve(
         loaded,
         opened[0] if launched_rank() == 0 else None,
         name=called,
@@ -96,6 +101,9 @@ def command(
         most_waiting=queue,
         ready=lambda url: note(f"{url} serves {called}; Ctrl-C or SIGTERM ends it."),
     )
+    if json and launched_rank() == 0:
+        print_json({"model": called, **counted})
+    return None
 
 
 def _token(file: Path | None, host: str) -> str | None:

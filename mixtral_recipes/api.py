@@ -210,34 +210,48 @@ def generate(
     inference_params: Any = None,
     text_only: bool = False,
     output_path: str | Path | None = None,
+    *,
+    chat: bool = False,
+    dtype: str | None = None,
 ) -> list[Any]:
-    """Continue prompts with a checkpoint, with NeMo's arguments.
+    """Continue prompts with a checkpoint, with NeMo's arguments and ours.
 
-    The checkpoint is exported to a folder for the time of the call; transformers generates from that.
+    On Megatron, by all processes of a job that torchrun started (experts are spread over them), or in this one.
 
     Args:
-        path: A checkpoint, of adapters too, or a Hugging Face folder.
+        path: A checkpoint, of adapters too, or whatever else the command `generate` takes but the name of a run.
         prompts: The texts to go on from.
         input_dataset: Instead of prompts: a JSONL file whose records have an ``input``.
         add_BOS: Whether each prompt begins with the tokenizer's first token.
         max_batch_size: The maximum number of prompts generated together.
-        random_seed: Seed of the draws.
+        random_seed: Seed of the draws; None takes one from torch's random numbers.
         inference_params: Megatron's ``SamplingParams`` (``CommonInferenceParams``), of which ``temperature``,
-            ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; None takes the likeliest 30 tokens.
+            ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; or our
+            `mixtral_recipes.inference.sampling.Sampling`, which has a seed of its own; None takes the likeliest 30
+            tokens.
         text_only: Whether texts come back, and not objects with ``prompt`` and ``generated_text``.
         output_path: A file that gets the texts too, one JSON string a line.
+        chat: Whether each prompt is a question, put into the tokenizer's chat template.
+        dtype: "bf16", "fp16" or "fp32"; None takes config.json's.
 
     Raises:
         CheckpointError: there is no such model, or it cannot be loaded.
-        RecipeError: no prompts are given.
+        RecipeError: no prompts are given, or one is too long.
     """
     from mixtral_recipes.evaluation import asked
 
     prompts = asked.prompts_of(prompts, input_dataset)
-    if random_seed is not None:
-        torch.manual_seed(random_seed)
-    texts = asked.generate(str(path), prompts, asked.sampling_of(inference_params), max_batch_size, add_bos=add_BOS)
-    if output_path is not None:
+    seed = random_seed if random_seed is not None else int(torch.randint(2**62, ()))
+    texts = asked.generate(
+        str(path),
+        prompts,
+        asked.sampling_of(inference_params, seed),
+        max_batch_size,
+        add_bos=add_BOS,
+        chat=chat,
+        dtype=dtype,
+    )
+    if output_path is not None and launched_rank() == 0:
         write_text(Path(output_path), "".join(json.dumps(text) + "\n" for text in texts))
     if text_only:
         return texts

@@ -11,9 +11,14 @@ from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation import generation
 from mixtral_recipes.evaluation.scores import evaluate_squad
 from mixtral_recipes.importers import locations
+from mixtral_recipes.importers.resolve import resolve as resolve_model
+from mixtral_recipes.inference.generate import generate as continuations
+from mixtral_recipes.inference.model import InferenceModel, every_process, join
+from mixtral_recipes.inference.prompts import tokens as as_tokens
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.system.files import write_json
+from mixtral_recipes.training import distributed
 
 _MEGATRONS_DEFAULT = 30  # tokens, where SamplingParams says nothing
 
@@ -26,8 +31,8 @@ class Generated:
     generated_text: str
 
 
-def sampling_of(given: Any) -> Sampling:
-    """How tokens are drawn, from Megatron's SamplingParams; None takes the likeliest 30.
+def sampling_of(given: Any, seed: int = 0) -> Sampling:
+    """How tokens are drawn, from Megatron's SamplingParams; None takes the likeliest 30. A `Sampling` is itself.
 
     Of those ``top_k=1`` takes the likeliest token, and 0 in ``top_k`` and ``top_p`` means all.
 
@@ -35,7 +40,9 @@ def sampling_of(given: Any) -> Sampling:
         RecipeError: probabilities are asked for, which are not returned; or a value out of range.
     """
     if given is None:
-        return Sampling(_MEGATRONS_DEFAULT)
+        return Sampling(_MEGATRONS_DEFAULT, seed=seed)
+    if isinstance(given, Sampling):
+        return given
     if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
         raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
     tokens = given.num_tokens_to_generate
@@ -44,6 +51,7 @@ def sampling_of(given: Any) -> Sampling:
         temperature=0.0 if given.top_k == 1 else given.temperature,
         top_k=given.top_k,
         top_p=given.top_p or 1.0,
+        seed=seed,
     )
 
 
@@ -71,18 +79,29 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
     return found
 
 
-def generate(path: str, prompts: list[str], sampling: Sampling, batch_size: int, *, add_bos: bool) -> list[str]:
-    """Continuations of prompts, in their order."""
-    with generation.hugging_face_form(_model(path)) as folder:
-        texts = generation.generate(
-            folder,
-            prompts,
-            batch_size,
-            sampling.max_new_tokens,
-            sampling=_for_transformers(sampling),
-            add_bos=add_bos,
-        )
-        return list(texts)
+def generate(
+    path: str,
+    prompts: list[str],
+    sampling: Sampling,
+    batch_size: int,
+    *,
+    add_bos: bool = False,
+    chat: bool = False,
+    dtype: str | None = None,
+) -> list[str]:
+    """Continuations of prompts, in their order; all ranks of a job call it together, or one process alone."""
+    checkpoint = resolve_model(path)
+    try:
+        model = InferenceModel.load(checkpoint, join(every_process()), dtype=dtype)
+        tokens = [
+            as_tokens(model.tokenizer, text, chat=True)
+            if chat
+            else list(model.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
+            for text in prompts
+        ]
+        return [one.text for one in continuations(model, tokens, sampling, batch_size=batch_size)]
+    finally:
+        distributed.shut_down()
 
 
 def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) -> dict[str, Any]:
@@ -113,13 +132,6 @@ def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) ->
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "results.json", {"config": asdict(config)} | found)
     return found
-
-
-def _for_transformers(sampling: Sampling) -> dict[str, Any] | None:
-    """What transformers' `generate` is given; None takes the likeliest tokens."""
-    if sampling.temperature == 0:
-        return None
-    return {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
 
 
 def _model(named: str) -> Path:

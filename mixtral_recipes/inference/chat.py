@@ -10,6 +10,8 @@ from mixtral_recipes.errors import DataError, in_short
 
 Message = dict[str, str]
 
+_MARK = "8c1f0b"  # an answer that no template holds
+
 
 @dataclass
 class Conversation:
@@ -64,6 +66,23 @@ def tokens_of(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
             raise
         first = messages[0]["content"] + "\n\n" + messages[1]["content"]
         return _rendered(tokenizer, [{**messages[1], "content": first}, *messages[2:]])
+
+
+def ends_of_turns(tokenizer: Any) -> frozenset[int]:
+    """The special token with which the tokenizer's template ends an answer, which need not be the end token.
+
+    A model that was trained on conversations ends with it: with ``<|im_end|>``, say, where texts end with ``</s>``.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return frozenset()
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(talk, tokenize=False)
+    except Exception:  # a template that refuses this talk says so when it is asked for something
+        return frozenset()
+    _, found, behind = text.rpartition(_MARK)
+    specials = [token for token in tokenizer.get_added_vocab() if found and behind.lstrip().startswith(token)]
+    return frozenset([tokenizer.convert_tokens_to_ids(max(specials, key=len))] if specials else [])
 
 
 def refuse_without_template(tokenizer: Any) -> None:

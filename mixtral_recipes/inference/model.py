@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,24 @@ from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import CheckpointError, RecipeError, nearest
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.inference.chat import ends_of_turns
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.cached_attention import KeyValueCache
 from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.peft import attach
 from mixtral_recipes.system.files import read_json
+from mixtral_recipes.system.ranks import launched_size
 from mixtral_recipes.training import distributed
 
+EXPERTS = 8  # of every Mixtral
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def every_process() -> Topology:
+    """The layout of a job whose sizes nobody gave: experts over as many of its processes as can share them."""
+    size = launched_size()
+    return Topology(world_size=size, expert_model_parallel_size=math.gcd(size, EXPERTS))
 
 
 def join(topology: Topology) -> Topology:
@@ -55,23 +65,35 @@ class InferenceModel:
     """One model's part on this rank, and the tokenizer that belongs to it.
 
     Attributes:
+        chunk: This rank's part of the model.
         config: The model's configuration.
+        topology: The layout.
         tokenizer: What the checkpoint carries.
         adapted: Whether adapters are attached.
         place: This rank's number among the data-parallel ones, which continue rows of their own.
         places: How many those are.
-        end_tokens: The tokens that end a text: the tokenizer's, and what generation_config.json or config.json adds.
+        end_tokens: The tokens that end a text: the tokenizer's, what generation_config.json or config.json adds,
+            and what ends an answer in the chat template.
+        device: Where its tensors live.
     """
 
     def __init__(
-        self, chunk: Any, config: MixtralConfig, tokenizer: Any, *, adapted: bool, ends: frozenset[int] = frozenset()
+        self,
+        chunk: Any,
+        config: MixtralConfig,
+        topology: Topology,
+        tokenizer: Any,
+        *,
+        adapted: bool,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
-        self._chunk = chunk
+        self.chunk = chunk
         self.config = config
+        self.topology = topology
         self.tokenizer = tokenizer
         self.adapted = adapted
         self.end_tokens = ends | {tokenizer.eos_token_id}
-        self._device = next(chunk.parameters()).device
+        self.device = next(chunk.parameters()).device
         self._group: Any = parallel_state.get_pipeline_model_parallel_group()
         self._first = parallel_state.is_pipeline_first_stage()
         self._last = parallel_state.is_pipeline_last_stage()
@@ -114,8 +136,8 @@ class InferenceModel:
             attach.apply(dataclasses.replace(scheme, dropout=0.0), [chunk])
             load_model([chunk], checkpoint, adapters_only=True)
         tokenizer = load_tokenizer(checkpoint, error=CheckpointError)
-        ends = _end_tokens(checkpoint / "context")
-        return cls(chunk.eval(), config, tokenizer, adapted=scheme is not None, ends=ends)
+        ends = _end_tokens(checkpoint / "context") | ends_of_turns(tokenizer)
+        return cls(chunk.eval(), config, topology, tokenizer, adapted=scheme is not None, ends=ends)
 
     def prompts(self, tokens: Tensor, lengths: Tensor, cache: KeyValueCache, first: int) -> Tensor:
         """Run prompts from their beginning; all ranks of a pipeline and an expert group step together.
@@ -130,7 +152,7 @@ class InferenceModel:
             Logits of each prompt's next token, [rows, vocabulary], on every rank of the pipeline.
         """
         cache.begin_prompts(first)
-        return self._run(tokens, lengths - 1, cache)
+        return self._next(tokens, lengths - 1, cache)
 
     def tokens(self, tokens: list[int], positions: list[int], cache: KeyValueCache) -> Tensor:
         """Run one more token of each of the cache's first rows, with the others as `prompts` does.
@@ -143,49 +165,82 @@ class InferenceModel:
         Returns:
             Logits of each row's next token, [rows, vocabulary], on every rank of the pipeline.
         """
-        cache.begin_tokens(positions, self._device)
-        return self._run(torch.tensor(tokens)[:, None], None, cache)
+        cache.begin_tokens(positions, self.device)
+        return self._next(torch.tensor(tokens)[:, None], None, cache)
 
     def idle(self) -> None:
         """Take part in a step without a row: the others' tokens may need this rank's experts."""
-        self._run(torch.zeros(1, 1, dtype=torch.long), None, None)
+        self._next(torch.zeros(1, 1, dtype=torch.long), None, None)
 
     @torch.inference_mode()
-    def _run(self, tokens: Tensor, last: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """One forward pass: tokens [rows, tokens], and of each row the token whose logits are wanted (None: the last).
-
-        Returns:
-            [rows, vocabulary].
-        """
-        rows, length = tokens.shape
-        tokens = tokens.to(self._device)
-        if not self._first:
-            hidden = torch.empty(
-                length, rows, self.config.hidden_size, dtype=self.config.params_dtype, device=self._device
-            )
-            torch.distributed.recv(hidden, group=self._group, group_src=self._group.rank() - 1)
-            self._chunk.set_input_tensor(hidden)
+    def _next(self, tokens: Tensor, last: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Logits of what follows one token of each row (None: the last), [rows, vocabulary]; tokens [rows, tokens]."""
+        rows = len(tokens)
 
         def of_last(hidden_states: Tensor, output_layer: Any, output_weight: Any, **unused: Any) -> Tensor:
-            wanted = hidden_states[-1] if last is None else hidden_states[last, torch.arange(rows)]
+            wanted = hidden_states[-1] if last is None else hidden_states[last.to(self.device), torch.arange(rows)]
             return output_layer(wanted.unsqueeze(0), weight=output_weight)[0][0]
 
-        output = self._chunk(tokens, None, None, inference_context=cache, output_processor=of_last)
-        logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self._device)
+        output = self._forward(tokens, cache, output_processor=of_last)
+        logits = torch.empty(rows, self.config.vocab_size, dtype=torch.float32, device=self.device)
+        if output is not None:
+            logits = self._whole_vocabulary(output)
+        return self._from_last_stage(logits)
+
+    @torch.inference_mode()
+    def likelihoods(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """How likely each token is after those before it; ranks call it together, as `prompts`.
+
+        Args:
+            tokens: [sequences, tokens], at least two of each; behind the end of a shorter one may stand anything.
+
+        Returns:
+            Log-probabilities of all tokens but the first, float32 [sequences, tokens - 1], and whether each was the
+            likeliest, bool, likewise.
+        """
+        rows, length = tokens.shape
+        output = self._forward(tokens[:, :-1], None)
+        found = torch.empty(2, rows, length - 1, dtype=torch.float32, device=self.device)
+        if output is not None:
+            following = tokens[:, 1:].to(self.device)
+            for row in range(rows):  # one at a time: the logits of all take much memory
+                logits = self._whole_vocabulary(output[row])
+                chosen = logits.gather(-1, following[row, :, None])[:, 0]
+                found[0, row] = chosen - logits.logsumexp(-1)
+                found[1, row] = logits.argmax(-1) == following[row]
+        found = self._from_last_stage(found).cpu()
+        return found[0], found[1].bool()
+
+    def _forward(self, tokens: Tensor, cache: KeyValueCache | None, **named: Any) -> Tensor | None:
+        """Tokens of every sequence; on the last stage what is made of them, else None."""
+        rows, length = tokens.shape
+        if not self._first:
+            hidden = torch.empty(
+                length, rows, self.config.hidden_size, dtype=self.config.params_dtype, device=self.device
+            )
+            torch.distributed.recv(hidden, group=self._group, group_src=self._group.rank() - 1)
+            self.chunk.set_input_tensor(hidden)
+        output = self.chunk(tokens.to(self.device), None, None, inference_context=cache, **named)
         if self._last:
-            # [rows, this tensor-parallel rank's part of the vocabulary]
-            logits = gather_from_tensor_model_parallel_region(output)[:, : self.config.vocab_size].float()
-        else:
-            torch.distributed.send(output.contiguous(), group=self._group, group_dst=self._group.rank() + 1)
+            return output
+        torch.distributed.send(output.contiguous(), group=self._group, group_dst=self._group.rank() + 1)
+        return None
+
+    def _whole_vocabulary(self, logits: Tensor) -> Tensor:
+        """Logits of this tensor-parallel rank, [..., its rows], as those of all tokens in fp32."""
+        return gather_from_tensor_model_parallel_region(logits)[..., : self.config.vocab_size].float()
+
+    def _from_last_stage(self, found: Tensor) -> Tensor:
+        """What the pipeline's last stage has found, on all of them."""
         if self._group.size() > 1:
-            logits = logits.contiguous()
-            torch.distributed.broadcast(logits, group=self._group, group_src=self._group.size() - 1)
-        return logits
+            found = found.contiguous()
+            torch.distributed.broadcast(found, group=self._group, group_src=self._group.size() - 1)
+        return found
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
         """The base model, while this lasts."""
-        found = [layer.adapter for layer in self._chunk.modules() if hasattr(layer, "adapter")]
+        found = [layer.adapter for layer in self.chunk.modules() if hasattr(layer, "adapter")]
         for adapter in found:
             adapter.add_to = lambda output, *inputs: output
         try:
@@ -193,6 +248,10 @@ class InferenceModel:
         finally:
             for adapter in found:
                 del adapter.add_to
+
+    def share(self, prompts: int) -> range:
+        """The prompts that this data-parallel rank takes, by number."""
+        return range(self.place, prompts, self.places)
 
     def gathered(self, tokens: list[int], room: int) -> list[list[int]]:
         """The tokens of every data-parallel rank, by rank; all ranks call it together.
@@ -204,7 +263,7 @@ class InferenceModel:
         group: Any = parallel_state.get_data_parallel_group()
         if group.size() == 1:
             return [tokens]
-        mine = torch.tensor([*tokens, *[-1] * (room - len(tokens))], device=self._device)
+        mine = torch.tensor([*tokens, *[-1] * (room - len(tokens))], device=self.device)
         everyone = mine.new_empty(group.size() * room)
         torch.distributed.all_gather_into_tensor(everyone, mine, group=group)
         return [[token for token in part if token >= 0] for part in everyone.view(-1, room).tolist()]

@@ -18,6 +18,7 @@ class Metrics:
         self.cancelled = Counter("rows_cancelled", "Rows whose client went away", **where)
         self.running = Gauge("rows_running", "Rows in the batch", **where)
         self.waiting = Gauge("rows_waiting", "Rows that wait for a place in the batch", **where)
+        self.rows = Counter("rows", "Continuations that came to their end", **where)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of answered prompts", **where)
         self.new_tokens = Counter("completion_tokens", "Tokens of finished continuations", **where)
         self.first_token = Histogram(
@@ -27,8 +28,15 @@ class Metrics:
 
     def ended(self, continuation: Continuation) -> None:
         """A row is through."""
+        self.rows.inc()
         self.prompt_tokens.inc(continuation.prompt_tokens)
         self.new_tokens.inc(len(continuation.tokens))
+
+    def totals(self) -> dict[str, int]:
+        """What was done in all."""
+        names = {"continuations": "rows", "prompt_tokens": "prompt_tokens", "completion_tokens": "completion_tokens"}
+        found = {name: self.registry.get_sample_value(f"mixtral_recipes_{of}_total") for name, of in names.items()}
+        return {name: int(value or 0) for name, value in found.items()}
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

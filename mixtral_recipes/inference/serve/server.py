@@ -45,34 +45,38 @@ def serve(
     context: int,
     most_waiting: int,
     ready: Callable[[str], None],
-) -> None:
+) -> dict[str, int]:
     """Serve a model until a signal ends it; all ranks call it together.
 
     SIGTERM and Ctrl-C let the requests that were taken end; a second Ctrl-C does not.
 
     Args:
         model: The model.
-        opened: The socket to listen on; rank 0's.
+        opened: The socket to listen on; None on all ranks but the first.
         name: The model's name for clients.
         token: What clients must send; None for nothing.
         rows: The most rows of a data-parallel rank.
         context: The most tokens of a row.
         most_waiting: The most rows that wait.
         ready: Called on rank 0 with the URL once requests are answered.
+
+    Returns:
+        How many prompts were continued, and the tokens of those; 0 on other ranks.
     """
     vocabulary = model.config.vocab_size
     if launched_rank() != 0:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # rank 0 says when it is over
-        first(lambda: None)
-        Worker(model, rows=rows, context=context, most_waiting=0).run()
-        return
-    assert opened is not None
     worker = Worker(model, rows=rows, context=context, most_waiting=most_waiting)
+    if opened is None:
+        first(lambda: None)
+        worker.run()
+        return worker.metrics.totals()
     service = Service(worker, model.tokenizer, name=name, token=token, vocabulary=vocabulary)
     with _ends(worker), _web(service, opened) as url:
         first(lambda: ready(url))
         worker.run()
+    return worker.metrics.totals()
 
 
 @contextlib.contextmanager

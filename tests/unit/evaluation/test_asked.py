@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.evaluation.asked import _for_transformers, sampling_of
+from mixtral_recipes.evaluation.asked import sampling_of
+from mixtral_recipes.inference.sampling import Sampling
 
 
 def asked(**given: Any) -> Any:
@@ -17,14 +18,13 @@ def asked(**given: Any) -> Any:
 def test_the_likeliest_tokens(given: Any) -> None:
     found = sampling_of(given)
     assert (found.temperature, found.max_new_tokens) == (0, 30)
-    assert _for_transformers(found) is None
 
 
 def test_draws() -> None:
-    found = sampling_of(asked(temperature=0.7, top_k=5, num_tokens_to_generate=None))
-    assert found.max_new_tokens == 30
-    assert _for_transformers(found) == {"temperature": 0.7, "top_k": 5, "top_p": 1.0}
-    assert _for_transformers(sampling_of(asked(top_p=0.9))) == {"temperature": 1.0, "top_k": 0, "top_p": 0.9}
+    found = sampling_of(asked(temperature=0.7, top_k=5, num_tokens_to_generate=None), 3)
+    assert found == Sampling(30, temperature=0.7, top_k=5, top_p=1.0, seed=3)
+    assert sampling_of(asked(top_p=0.9)) == Sampling(30, temperature=1.0, top_p=0.9)
+    assert sampling_of(found, 4) == found
 
 
 def test_probabilities_are_not_returned() -> None:

@@ -1,0 +1,248 @@
+"""``serve`` as clients meet it: OpenAI's client, many at once, those that go away, those that err, and the end."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from mixtral_recipes import embedded
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}Answer:"
+QUESTION = "Question: Where is Paris?"
+TOKEN = "a-secret"
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+
+    def client(self, token: str = "none") -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url, api_key=token, max_retries=0, timeout=240)
+
+    def count(self, name: str, **headers: str) -> float:
+        text = httpx.get(self.url.removesuffix("/v1") + "/metrics", headers=headers).text
+        (line,) = (line for line in text.splitlines() if line.startswith(f"mixtral_recipes_{name} "))
+        return float(line.split()[1])
+
+
+@contextlib.contextmanager
+def serving(model: Path, *options: str) -> Iterator[Server]:
+    words = [sys.executable, "-m", "mixtral_recipes.cli.main", "serve", str(model), "--port", "0", *options]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    said: list[str] = []
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("http://"):
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield Server(process, said[-1].split()[0])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "chatty"
+    shutil.copytree(embedded.resolve("embedded://mixtral_tiny"), folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model: Path) -> Iterator[Server]:
+    with serving(model) as found:
+        yield found
+
+
+def use(server: Server, work: Callable[[Any], Awaitable[Any]], token: str = "none") -> Any:
+    async def run() -> Any:
+        async with server.client(token) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+async def said(client: Any, prompt: Any = QUESTION, **options: Any) -> str:
+    settings = {"model": "chatty", "max_tokens": 12, "temperature": 0} | options
+    return (await client.completions.create(prompt=prompt, **settings)).choices[0].text
+
+
+def test_completion_chat_and_streams(server: Server) -> None:
+    async def work(client: Any) -> None:
+        assert [one.id async for one in client.models.list()] == ["chatty"]
+        whole = await client.completions.create(model="chatty", prompt=QUESTION, max_tokens=12, temperature=0)
+        assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (12, "length")
+        stream = await client.completions.create(
+            model="chatty", prompt=QUESTION, max_tokens=12, temperature=0, stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        pieces = [piece async for piece in stream]
+        assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == whole.choices[0].text
+        assert pieces[-2].choices[0].finish_reason == "length"
+        assert pieces[-1].usage == whole.usage
+        stop = whole.choices[0].text[5:8]
+        assert await said(client, stop=stop) == whole.choices[0].text.partition(stop)[0]
+        both = await client.completions.create(model="chatty", prompt=[QUESTION, "The"], max_tokens=12, temperature=0)
+        assert [one.text for one in both.choices] == [whole.choices[0].text, await said(client, "The")]
+
+        talk = {"model": "chatty", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
+        drawn = [await client.chat.completions.create(**talk, seed=5, n=2) for _ in range(2)]
+        answers = [[one.message.content for one in answer.choices] for answer in drawn]
+        assert answers[0] == answers[1]
+        assert answers[0][0] != answers[0][1]
+        stream = await client.chat.completions.create(**talk, seed=5, n=2, stream=True)
+        texts = ["", ""]
+        async for piece in stream:
+            texts[piece.choices[0].index] += piece.choices[0].delta.content or ""
+        assert texts == answers[0]
+        assert await said(client, "[user] Hi Answer:", seed=5, temperature=1.0, max_tokens=8) == answers[0][0]
+
+    use(server, work)
+
+
+def resident(server: Server) -> int:
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_fifty_at_once_say_what_each_says_alone_in_the_same_memory(server: Server) -> None:
+    async def everyone(client: Any) -> list[str]:
+        return await asyncio.gather(
+            *(said(client, f"Question {n}:", seed=n, temperature=0.8, max_tokens=24) for n in range(50))
+        )
+
+    first = use(server, everyone)
+    before = resident(server)
+    assert use(server, everyone) == use(server, everyone) == first
+    assert resident(server) - before < 32 * 2**20
+    alone = use(server, lambda client: said(client, "Question 7:", seed=7, temperature=0.8, max_tokens=24))
+    assert alone == first[7]
+
+
+def test_who_goes_away_leaves_the_batch(server: Server) -> None:
+    gone = server.count("rows_cancelled_total")
+
+    async def work(client: Any) -> None:
+        async def listens_once(number: int) -> None:
+            stream = await client.completions.create(
+                model="chatty", prompt=[number + 5], max_tokens=500, stream=True, temperature=2
+            )
+            async for _ in stream:
+                break
+            await stream.close()
+
+        waiting = [asyncio.ensure_future(said(client, [9], max_tokens=500, temperature=2)) for _ in range(10)]
+        await asyncio.gather(*map(listens_once, range(10)))
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    use(server, work)
+    for _ in range(600):
+        if server.count("rows_running") == server.count("rows_waiting") == 0:
+            break
+        asyncio.run(asyncio.sleep(0.1))
+    assert server.count("rows_running") == server.count("rows_waiting") == 0
+    assert server.count("rows_cancelled_total") > gone
+
+
+BAD = [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"prompt":"a"}', b'{"model":"chatty"}',
+    b'{"model":"chatty","prompt":1}', b'{"model":"chatty","prompt":[]}', b'{"model":"chatty","prompt":[-1]}',
+    b'{"model":"chatty","prompt":[99999]}', b'{"model":"chatty","prompt":"a","max_tokens":0}',
+    b'{"model":"chatty","prompt":"a","max_tokens":511}', b'{"model":"chatty","prompt":"a","temperature":-1}',
+    b'{"model":"chatty","prompt":"a","top_p":2}', b'{"model":"chatty","prompt":"a","n":1000000}',
+    b'{"model":"chatty","prompt":"a","stop":""}', b'{"model":"chatty","prompt":"a","seed":1e400}',
+    b'{"model":"chatty","prompt":"a","logprobs":3}', b'{"model":"chatty","prompt":"a","what":1}',
+    b'{"model":"chatty","prompt":"' + b"a b " * 2000 + b'"}', b'{"model":"chatty","prompt":"\\ud800"}',
+]  # fmt: skip
+
+
+def test_a_bad_request_is_told_so_and_ends_nothing(server: Server) -> None:
+    json = {"content-type": "application/json"}
+    with httpx.Client() as client:
+        for body in BAD:
+            answer = client.post(server.url + "/completions", content=body, headers=json)
+            assert answer.status_code == 400, body[:60]
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        odd = b'{"model":"chatty","prompt":"a","max_tokens":3,"temperature":1e-300}'
+        assert client.post(server.url + "/completions", content=odd, headers=json).status_code == 200
+        assert client.post(server.url + "/completions", content=b'{"model":"x","prompt":"a"}', headers=json).json()[
+            "error"
+        ]["code"] == "model_not_found"  # fmt: skip
+        assert client.post(server.url + "/completions", content=b"{}").status_code == 415
+        too_much = b'{"model":"' + b"a" * 2**24 + b'"}'
+        assert client.post(server.url + "/completions", content=too_much, headers=json).status_code == 413
+        assert client.get(server.url + "/nowhere").json()["error"]["message"] == "GET /v1/nowhere is not served."
+        assert client.get(server.url + "/completions").status_code == 405
+        assert client.get(server.url + "/models", headers={"host": "example.org"}).status_code == 403
+    assert use(server, said)
+    assert server.process.poll() is None
+
+
+def test_two_ranks_a_token_a_full_queue_and_a_draining_end(model: Path, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    options = ("--devices", "2", "--token-file", str(tmp_path / "token"), "--batch-size", "1", "--queue", "1")
+    with serving(model, *options) as both:
+        assert httpx.get(both.url.removesuffix("/v1") + "/healthz").json() == {"status": "ok"}
+        with pytest.raises(openai.AuthenticationError):
+            use(both, said)
+        assert use(both, said, TOKEN) == use(server, said)
+
+        async def flood(client: Any) -> list[Any]:
+            return await asyncio.gather(
+                *(said(client, [n + 5], max_tokens=60) for n in range(9)), return_exceptions=True
+            )
+
+        found = use(both, flood, TOKEN)
+        assert sum(isinstance(one, openai.RateLimitError) for one in found) >= 1
+        assert {type(one) for one in found} == {str, openai.RateLimitError}
+
+        async def end(client: Any) -> str:
+            stream = await client.completions.create(
+                model="chatty", prompt=QUESTION, max_tokens=12, temperature=0, stream=True
+            )
+            text = ""
+            async for piece in stream:
+                if not text:
+                    both.process.send_signal(signal.SIGTERM)
+                text += piece.choices[0].text
+            return text
+
+        assert use(both, end, TOKEN) == use(server, said)
+
+
+def test_without_a_token_other_machines_are_not_let_in(model: Path) -> None:
+    words = [sys.executable, "-m", "mixtral_recipes.cli.main", "serve", str(model), "--host", "0.0.0.0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "needs a token" in done.stderr
+
+
+def test_what_vllm_would_be_called_with(model: Path) -> None:
+    words = [sys.executable, "-m", "mixtral_recipes.cli.main", "serve", str(model), "--engine", "vllm"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.startswith(f"vllm serve {model} --host 127.0.0.1 --port 8000 --served-model-name chatty")
+    hub = subprocess.run([*words[:4], "hf://org/big", "--exec"], capture_output=True, text=True, check=False,
+        timeout=120, env=os.environ | {"PATH": "/nowhere"},
+    )  # fmt: skip
+    assert (hub.returncode, "pip install vllm" in hub.stderr) == (2, True)
