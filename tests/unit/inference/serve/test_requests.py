@@ -60,7 +60,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"n": 0}, "n"),
         ({"n": True}, "n"),
         ({"stop": ""}, "stop"),
-        ({"stop": ["a", ""]}, "stop.1"),
+        ({"stop": ["a", ""]}, "stop"),
         ({"seed": "x"}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"more": 1}}, "stream_options"),
