@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.inference.chat import Conversation
+from mixtral_recipes.inference.chat import Conversation, ends_of_turns
 
 
 class Tokenizer:
@@ -51,3 +51,29 @@ def test_what_the_template_refuses_is_said() -> None:
 def test_a_tokenizer_without_a_template() -> None:
     with pytest.raises(DataError, match="has no chat template"):
         Conversation(Tokenizer(template=None))
+
+
+class Marked:
+    """A tokenizer whose template ends answers with a token of its own."""
+
+    def __init__(self, behind: str) -> None:
+        self.chat_template = "there"
+        self._behind = behind
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"</s>": 2, "<|im_end|>": 32001, "<|im_end": 5}
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return self.get_added_vocab()[token]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> str:
+        return "".join(f"<|im_start|>{m['role']}\n{m['content']}{self._behind}" for m in messages)
+
+
+@pytest.mark.parametrize(("behind", "ends"), [("<|im_end|>\n", {32001}), (" </s>", {2}), ("\n", set()), ("", set())])
+def test_what_ends_an_answer(behind: str, ends: set[int]) -> None:
+    assert ends_of_turns(Marked(behind)) == ends
+
+
+def test_without_a_template_nothing_more_ends_a_text() -> None:
+    assert ends_of_turns(Tokenizer(template=None)) == frozenset()
