@@ -35,7 +35,7 @@ def with_head(folder: Path, name: str) -> tuple[dict[str, Any], bool]:
 
     model, told = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     whole = transformers.MixtralForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    body = {key: value for key, value in whole.model.state_dict().items()}
+    body = whole.model.state_dict()
     return told, all(torch.equal(value, body[key]) for key, value in model.base_model.state_dict().items())
 
 
