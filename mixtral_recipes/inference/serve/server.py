@@ -68,6 +68,7 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # rank 0 says when it is over
     worker = Worker(model, rows=rows, context=context, most_waiting=most_waiting)
+    worker.warm_up()
     if opened is None:
         first(lambda: None)
         worker.run()

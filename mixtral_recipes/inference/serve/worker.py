@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.inference.batch import Batch, Continuation, Row, fit
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
@@ -106,6 +109,21 @@ class Worker:
         self._numbered = itertools.count()
         self._open = 0
         self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Make all room that will be needed; all ranks call it together, before anybody asks.
+
+        Raises:
+            RecipeError: there is too little memory.
+        """
+        rows = [Row(self._model, [0], Sampling(1)) for _ in range(self._model.places)]
+        try:
+            self._batch.add(rows)
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(
+                f"--batch-size {self._size} rows of --context-length {self.context} tokens need more memory than there "
+                "is; lower one of them."
+            ) from error
 
     def submit(self, asks: Sequence[Ask], on_text: OnText, on_failure: Callable[[Exception], None]) -> Ticket:
         """Take a request; called in the web server's thread.
