@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +38,26 @@ def again(words: Sequence[str], processes: int, *, to_ranks: bool = False) -> No
             start_new_session=to_ranks,
         )  # fmt: skip
         assert ranks.stderr is not None
-        with _passed_on(ranks.pid) if to_ranks else contextlib.nullcontext():
-            for line in ranks.stderr:  # torchrun's own lines have no rank before them, and are not shown
-                said = [text for rank in range(processes) if (text := of_rank(line.rstrip("\n"), rank)) is not None]
-                errors += [text.removeprefix(_ERROR) for text in said if text.startswith(_ERROR)]
-                shown = of_rank(line, 0)
-                if shown is not None and shown.strip() and not shown.startswith(_ERROR):
-                    print(shown, end="", file=sys.stderr, flush=True)
-            code = ranks.wait()
+        if to_ranks:
+            _pass_on(ranks.pid)
+        for line in ranks.stderr:  # torchrun's own lines have no rank before them, and are not shown
+            said = [text for rank in range(processes) if (text := of_rank(line.rstrip("\n"), rank)) is not None]
+            errors += [text.removeprefix(_ERROR) for text in said if text.startswith(_ERROR)]
+            shown = of_rank(line, 0)
+            if shown is not None and shown.strip() and not shown.startswith(_ERROR):
+                print(shown, end="", file=sys.stderr, flush=True)
+        code = ranks.wait()
     if code:
         raise LaunchError(errors[0] if errors else f"a process ended with code {code} and without a message.")
 
 
-@contextlib.contextmanager
-def _passed_on(torchrun_pid: int) -> Iterator[None]:
-    """Give SIGTERM and Ctrl-C to the ranks; torchrun itself would kill them after a while, and then fail."""
+def _pass_on(torchrun_pid: int) -> None:
+    """Give SIGTERM and Ctrl-C to the ranks from now on; torchrun itself would kill them after a while, and then fail."""
 
     def give(number: int, frame: Any) -> None:
         for pid in children(torchrun_pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    before = {number: signal.signal(number, give) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, give)

@@ -94,8 +94,8 @@ def _ends(worker: Worker) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # who asks a second time is not to kill what is about to end
+            signal.signal(number, signal.SIG_IGN if worker.draining else handler)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ class VLLM:
     """How vLLM shall serve.
 
     Attributes:
-        model: A Hugging Face folder or Hub id, or a folder with an adapter in peft's form.
+        model: A Hugging Face folder or Hub id (with ``@revision``), or a folder with an adapter in peft's form.
         name: What clients call the model.
         host: Where it listens.
         port: Likewise.
@@ -44,9 +44,19 @@ class VLLM:
         """
         adapter = _adapter(Path(self.model))
         base = self.model if adapter is None else adapter["base_model_name_or_path"]
+        base, _, revision = (base, "", "") if Path(base).is_dir() else base.partition("@")
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         return [
-            *("vllm", "serve", base, "--host", self.host, "--port", str(self.port)),
+            *(
+                "vllm",
+                "serve",
+                base,
+                *(("--revision", revision) if revision else ()),
+                "--host",
+                self.host,
+                "--port",
+                str(self.port),
+            ),
             *("--served-model-name", self.name if adapter is None else f"{self.name}-base"),
             *("--tensor-parallel-size", str(self.devices), "--max-num-seqs", str(self.rows)),
             *(("--max-model-len", str(self.context)) if self.context else ()),

@@ -24,6 +24,8 @@ def test_a_model() -> None:
         "vllm serve mistralai/Mixtral-8x7B-v0.1 --host 127.0.0.1 --port 8000 --served-model-name mine "
         "--tensor-parallel-size 2 --max-num-seqs 8"
     )
+    pinned = dataclasses.replace(MODEL, model=f"{MODEL.model}@main").words()
+    assert pinned[2:5] == [MODEL.model, "--revision", "main"]
     more = dataclasses.replace(MODEL, context=4096, dtype="bf16")
     assert more.words()[-4:] == ["--max-model-len", "4096", "--dtype", "bfloat16"]
     assert more.line(with_token=True).startswith('VLLM_API_KEY="$MIXTRAL_RECIPES_TOKEN" vllm serve ')
