@@ -52,7 +52,7 @@ def again(words: Sequence[str], processes: int, *, to_ranks: bool = False) -> No
 
 
 def _pass_on(torchrun_pid: int) -> None:
-    """Give SIGTERM and Ctrl-C to the ranks from now on; torchrun itself would kill them after a while, and then fail."""
+    """Give SIGTERM and Ctrl-C to the ranks from now on; torchrun would kill them after a while, and then fail."""
 
     def give(number: int, frame: Any) -> None:
         for pid in children(torchrun_pid):
