@@ -77,8 +77,8 @@ def ends_of_turns(tokenizer: Any) -> frozenset[int]:
         return frozenset()
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
     try:
-        text = tokenizer.apply_chat_template(talk, tokenize=False)
-    except Exception:  # a template that refuses this talk says so when it is asked for something
+        text, _ = render(template_of(tokenizer) or "", tokenizer.special_tokens_map, talk, "chat")
+    except DataError:  # a template that refuses this talk says so when it is asked for something
         return frozenset()
     _, found, behind = text.rpartition(_MARK)
     specials = [token for token in tokenizer.get_added_vocab() if found and behind.lstrip().startswith(token)]

@@ -13,6 +13,7 @@ class Tokenizer:
 
     def __init__(self, *, system: bool = True, template: str | None = "there") -> None:
         self.chat_template = template
+        self.special_tokens_map: dict[str, str] = {}
         self._system = system
 
     def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> list[int]:
@@ -57,17 +58,16 @@ class Marked:
     """A tokenizer whose template ends answers with a token of its own."""
 
     def __init__(self, behind: str) -> None:
-        self.chat_template = "there"
-        self._behind = behind
+        self.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}" + behind + "{% endfor %}"
+        )
+        self.special_tokens_map: dict[str, str] = {}
 
     def get_added_vocab(self) -> dict[str, int]:
         return {"</s>": 2, "<|im_end|>": 32001, "<|im_end": 5}
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return self.get_added_vocab()[token]
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> str:
-        return "".join(f"<|im_start|>{m['role']}\n{m['content']}{self._behind}" for m in messages)
 
 
 @pytest.mark.parametrize(("behind", "ends"), [("<|im_end|>\n", {32001}), (" </s>", {2}), ("\n", set()), ("", set())])
