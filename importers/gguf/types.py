@@ -36,11 +36,11 @@ class Quantization:
 QUANTIZATIONS = {
     found.name: found
     for found in (
-        Quantization("f16", "MOSTLY_F16", "F16", False, 0.005, 0.05, 0.98),
-        Quantization("bf16", "MOSTLY_BF16", "BF16", False, 0.02, 0.1, 0.95),
-        Quantization("q8_0", "MOSTLY_Q8_0", "Q8_0", False, 0.03, 0.2, 0.95),
-        Quantization("q6_k", "MOSTLY_Q6_K", "Q6_K", True, 0.04, 0.2, 0.93),
-        Quantization("q5_k_m", "MOSTLY_Q5_K_M", "Q5_K", True, 0.1, 0.4, 0.9),
+        Quantization("f16", "MOSTLY_F16", "F16", False, 0.005, 0.1, 0.98),
+        Quantization("bf16", "MOSTLY_BF16", "BF16", False, 0.02, 0.3, 0.95),
+        Quantization("q8_0", "MOSTLY_Q8_0", "Q8_0", False, 0.03, 0.4, 0.95),
+        Quantization("q6_k", "MOSTLY_Q6_K", "Q6_K", True, 0.04, 0.4, 0.93),
+        Quantization("q5_k_m", "MOSTLY_Q5_K_M", "Q5_K", True, 0.1, 0.5, 0.9),
         Quantization("q4_k_m", "MOSTLY_Q4_K_M", "Q4_K", True, 0.2, 0.6, 0.8),
         Quantization("q4_0", "MOSTLY_Q4_0", "Q4_0", False, 0.3, 0.7, 0.75),
     )
