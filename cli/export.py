@@ -52,6 +52,14 @@ def command(
             help="Do not compare a merged model's logits with base and adapter's, nor a GGUF file with its checkpoint.",
         ),
     ] = False,
+    merge_into: Annotated[
+        str | None,
+        typer.Option(
+            "--merge-into",
+            metavar="WEIGHTS",
+            help="Of a QLoRA adapter: original (default), or 4bit (8bit): the dequantised weights it was trained over.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,
     public: Public = False,
@@ -62,6 +70,7 @@ def command(
 
     from mixtral_recipes.checkpoints.lineage import record
     from mixtral_recipes.importers.convert.merge_check import MergeCheck
+    from mixtral_recipes.importers.convert.quantized_base import words
     from mixtral_recipes.system.files import size_of
 
     start = time.perf_counter()
@@ -79,6 +88,7 @@ def command(
         overwrite=overwrite,
         base=base_folder(base),
         no_check=no_check or None,
+        merge_into=merge_into,
     )
     seconds = time.perf_counter() - start
     nbytes = size_of(made)
@@ -88,6 +98,10 @@ def command(
     if checked:
         result["merge_check"] = checked
         note(f"Checked: {MergeCheck.of(checked).words}.")
+    into = written.origin.get("merged_into") if written else None
+    if into:
+        result["merged_into"] = into
+        note(f"The adapters were merged into {words(into)}.")
     if push_to_hub:
         from mixtral_recipes.importers.hf.hub import upload
 

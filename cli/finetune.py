@@ -16,5 +16,5 @@ def command(
     after: AfterTrainingOptions,
     result: JobResultOptions,
 ) -> None:
-    """Fine-tune a checkpoint with LoRA, DoRA, or all weights."""
+    """Fine-tune a checkpoint with LoRA, DoRA, QLoRA, or all weights."""
     run_job(JobOptions("finetune", chosen, place, result, overrides or [], tuning=tuning), after)

@@ -20,7 +20,7 @@ ABOUT = "Mixtral recipes on Megatron-Core: pretraining, fine-tuning, conversion,
 
 # command -> (module, one line; its --help begins with it). A module holds a function `command` or a typer app `app`.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, or all weights."),
+    "finetune": ("finetune", "Fine-tune a checkpoint with LoRA, DoRA, QLoRA, or all weights."),
     "pretrain": ("pretrain", "Train a model from random weights."),
     "run": ("run", "Run a recipe written in a YAML file."),
     "plan": ("plan", "Will it fit, how long will it take, what to choose."),

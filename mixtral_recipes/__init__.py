@@ -63,6 +63,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.settings.optim import WarmupPolicyScheduler as WarmupPolicyScheduler
     from mixtral_recipes.settings.peft import DoRA as DoRA
     from mixtral_recipes.settings.peft import LoRA as LoRA
+    from mixtral_recipes.settings.peft import QLoRA as QLoRA
     from mixtral_recipes.settings.precision import MegatronMixedPrecision as MegatronMixedPrecision
     from mixtral_recipes.settings.resume import AutoResume as AutoResume
     from mixtral_recipes.settings.resume import RestoreConfig as RestoreConfig

@@ -23,6 +23,7 @@ _IN_PYTHON = {
     "--peft none": "peft_scheme='none'",
     "--peft lora": "peft_scheme='lora'",
     "--peft dora": "peft_scheme='dora'",
+    "--peft qlora": "peft_scheme='qlora'",
     "--overwrite": "overwrite=True",
     "--output": "output_path",
 }

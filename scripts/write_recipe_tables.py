@@ -20,7 +20,7 @@ _TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", r
 _TASKS = {
     "pretrain": "pretraining",
     "performance": "pretraining, performance mode",
-    "peft": "LoRA, DoRA",
+    "peft": "LoRA, DoRA, QLoRA",
     "full": "all weights",
     "full_packed": "all weights, packed",
 }

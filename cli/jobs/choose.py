@@ -8,7 +8,7 @@ from typing import Any
 
 from mixtral_recipes.cli.jobs.place import Place, place
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
-from mixtral_recipes.cli.options.recipe import FineTuningOptions, PretrainingOptions, RecipeOptions
+from mixtral_recipes.cli.options.recipe import FineTuningOptions, PeftScheme, PretrainingOptions, RecipeOptions
 from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
@@ -186,6 +186,12 @@ def _change(recipe: Any, options: JobOptions) -> None:
         overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
     if options.tuning.chat_template is not None:
         overrides.set_value(recipe, "data.chat_template", options.tuning.chat_template)
+    if options.tuning.bits is not None:
+        if options.tuning.peft is not PeftScheme.qlora:
+            raise RecipeError(
+                f"--bits {options.tuning.bits} is of a quantised base; give --peft qlora, or leave it out."
+            )
+        overrides.set_value(recipe, "peft.bits", options.tuning.bits)
     overrides.apply(recipe, options.overrides)
 
 

@@ -123,8 +123,6 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)
     refused = verdict.refusal(job, card)
     notes += [text for text in (refused, verdict.warning(job, card)) if text]
-    if job.adapters and job.adapters.quantized:
-        notes.append("QLoRA is a plan only: `finetune` trains LoRA and DoRA so far.")
     if work.advice:
         from mixtral_recipes.planner import advice
 

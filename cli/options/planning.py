@@ -37,7 +37,7 @@ class AskOptions:
         job_option(
             "--peft",
             metavar="SCHEME",
-            help="lora (default), dora, none (all weights), or qlora, which no job trains yet.",
+            help="lora (default), dora, qlora (base in 4 bits; peft.bits=8: in 8), or none (all weights).",
         ),
     ] = None
     packed: Annotated[bool | None, job_option("--packed/--no-packed", help="Several samples per sequence.")] = None

@@ -21,6 +21,7 @@ class PeftScheme(enum.StrEnum):
 
     lora = "lora"
     dora = "dora"
+    qlora = "qlora"
     none = "none"
 
 
@@ -83,7 +84,14 @@ class FineTuningOptions:
 
     peft: Annotated[
         PeftScheme | None,
-        option("--peft", metavar="SCHEME", help="Adapters to train: lora (default) or dora; none: all weights."),
+        option(
+            "--peft",
+            metavar="SCHEME",
+            help="Adapters to train: lora (default), dora, or qlora (base in 4 bits); none: all weights.",
+        ),
+    ] = None
+    bits: Annotated[
+        int | None, option("--bits", metavar="N", help="Of --peft qlora's base: 4 (NF4, default) or 8 (int8 by row).")
     ] = None
     chat_template: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import Any
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import COLUMNS, hub_origin, rows, settings
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
+from mixtral_recipes.importers.convert.quantized_base import words
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.system.escapes import code_for_markdown, for_markdown, for_yaml, in_a_line
 
@@ -125,6 +126,8 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
 def _provenance(record: Lineage, hub: dict[str, Any]) -> dict[str, Any]:
     """The Hub model it began as, and the run that wrote the weights last: its steps and what its recipe is known by."""
     found: dict[str, Any] = {"created": record.created} | hub
+    into = record.origin.get("merged_into")
+    found |= {"adapters merged into": words(into)} if into else {}
     runs = [link for link in record.ancestors() if link.run]
     if runs:
         last = runs[0]

@@ -12,7 +12,9 @@ from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
-from mixtral_recipes.importers.mapping import canonical_shapes
+from mixtral_recipes.importers.convert.quantized_base import ORIGINAL, as_trained_over, kept_dtype, merged_into
+from mixtral_recipes.importers.mapping import Weight, canonical_shapes
+from mixtral_recipes.importers.model_weights import Change
 from mixtral_recipes.layout.shapes import ModelShape
 
 
@@ -34,8 +36,39 @@ def base_to_merge(checkpoint: Path, manifest: dict[str, Any], base: Path | None)
     return None
 
 
+def into_of(
+    checkpoint: Path, base: Path | None, wanted: str | None, dtype: str | None
+) -> tuple[str | None, str | None]:
+    """What a checkpoint's adapters are merged into, and what its weights are cast to.
+
+    Args:
+        checkpoint: The checkpoint.
+        base: Where the base of its adapters is; None for a model.
+        wanted: What the user names (`quantized_base.merged_into`).
+        dtype: What the user wants the weights in, as safetensors spells it; None takes what the base has.
+
+    Returns:
+        None for each where there is no choice.
+
+    Raises:
+        CheckpointError: they cannot be merged into that, or there are none.
+    """
+    if base is None:
+        if wanted is not None:
+            raise CheckpointError(f"{checkpoint} holds no adapters, so --merge-into says nothing; leave it out.")
+        return None, dtype
+    into = merged_into(checkpoint, wanted)
+    return into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base)
+
+
 def exported_rows(
-    checkpoint: Path, manifest: dict[str, Any], dims: ModelShape, *, base: Path | None, cast: bool
+    checkpoint: Path,
+    manifest: dict[str, Any],
+    dims: ModelShape,
+    *,
+    base: Path | None,
+    cast: bool,
+    into: str | None = None,
 ) -> dict[str, Rows]:
     """Every canonical tensor of a checkpoint, adapters merged.
 
@@ -45,6 +78,7 @@ def exported_rows(
         dims: The model's sizes.
         base: Where the base of its adapters is; None for a model.
         cast: Whether the rows are cast on the way, so that their hashes cannot be compared with the manifest's.
+        into: What adapters are merged into, as `quantized_base.merged_into` says.
 
     Raises:
         CheckpointError: a file is damaged, or a tensor missing or unknown.
@@ -53,26 +87,45 @@ def exported_rows(
         verify(checkpoint)
     if base:
         verify(base)
-    return rows_of(checkpoint, dims, base)
+    return rows_of(checkpoint, dims, base, into)
 
 
-def rows_of(checkpoint: Path, dims: ModelShape, base: Path | None) -> dict[str, Rows]:
+def rows_of(checkpoint: Path, dims: ModelShape, base: Path | None, into: str | None = None) -> dict[str, Rows]:
     """`exported_rows` of files that were compared before.
 
     Args:
         checkpoint: The checkpoint.
         dims: The model's sizes.
         base: Where the base of its adapters is; None for a model.
+        into: As for `exported_rows`.
     """
     from mixtral_recipes.importers.convert.adapters import SavedAdapters
     from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 
     adapters = SavedAdapters(checkpoint) if base else None
     saved = ModelWeights((base or checkpoint) / "weights", dims)
-    rows = canonical_rows(saved, dims, adapters.merged if adapters else None)
-    if adapters:
-        adapters.check_all_merged()
+    if adapters is None:
+        return canonical_rows(saved, dims)
+    trained_over = changed_base(checkpoint, into)
+
+    def merge(weight: Weight, layer: int | None, expert: int | None, rows: Rows) -> Rows:
+        return adapters.merged(
+            weight, layer, expert, trained_over(weight, layer, expert, rows) if trained_over else rows
+        )
+
+    rows = canonical_rows(saved, dims, merge)
+    adapters.check_all_merged()
     return rows
+
+
+def changed_base(checkpoint: Path, into: str | None) -> Change | None:
+    """What is done to a base's matrices before adapters are merged into them; None leaves them as they are.
+
+    Args:
+        checkpoint: The adapter checkpoint.
+        into: As for `exported_rows`.
+    """
+    return None if into in (None, ORIGINAL) else as_trained_over(checkpoint)
 
 
 def check_digests(checkpoint: Path, manifest: dict[str, Any], digests: dict[str, str], dtype: str | None) -> None:
@@ -111,6 +164,7 @@ def export_lineage(
     layout: str,
     checked: MergeCheck | None = None,
     files: tuple[str, ...] = (),
+    into: str | None = None,
 ) -> Lineage:
     """What an export is, and what it was made from.
 
@@ -122,6 +176,7 @@ def export_lineage(
         layout: What it is called.
         checked: Of a merged model: what the comparison of its logits found.
         files: What was written, where it has no folder of its own.
+        into: What adapters were merged into (`quantized_base.merged_into`).
     """
     parent = lineage.of_checkpoint(checkpoint)
     if base:
@@ -129,7 +184,9 @@ def export_lineage(
     return Lineage(
         "export",
         identity,
-        origin={"layout": layout} | ({"merge_check": checked.record()} if checked else {}),
+        origin={"layout": layout}
+        | ({"merge_check": checked.record()} if checked else {})
+        | ({"merged_into": into} if into else {}),
         tensors=tensors,
         files=files,
         parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),

@@ -18,9 +18,11 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card
 from mixtral_recipes.importers.convert.exported import (
     base_to_merge,
+    changed_base,
     check_digests,
     export_lineage,
     exported_rows,
+    into_of,
     tensor_entries,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
@@ -50,6 +52,7 @@ def export_checkpoint(
     threads: int | None = None,
     base: Path | None = None,
     no_check: bool = False,
+    merge_into: str | None = None,
 ) -> Path:
     """Convert a Megatron checkpoint folder into a Hugging Face model folder.
 
@@ -71,6 +74,8 @@ def export_checkpoint(
         base: Where the checkpoint that adapters adapt is now; None takes the place it was at. Either way it must be
             the one they were trained on.
         no_check: Leave out the comparison of a merged model's logits, which reads base and merged model once more.
+        merge_into: Of an adapter trained over a quantised base: "original", the weights before they were quantised
+            (default), or "4bit" ("8bit"), those it was trained over, dequantised.
 
     Returns:
         The model folder.
@@ -88,7 +93,7 @@ def export_checkpoint(
     manifest, config = open_checkpoint(checkpoint)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base, no_check)
+        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base, no_check, merge_into)
         job.run(shard_bytes, threads or io_threads(), progress=progress)
     return final
 
@@ -129,11 +134,13 @@ class _Export:
     dtype: str | None
     base: Path | None  # where adapters' base is now
     no_check: bool
+    into: str | None  # what adapters are merged into
     dims: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
         self.dims = hf_config.dims(self.config)
         self.base = base_to_merge(self.checkpoint, self.manifest, self.base)
+        self.into, self.dtype = into_of(self.checkpoint, self.base, self.into, self.dtype)
 
     def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
         """Write weights, index, context, model card and provenance."""
@@ -149,7 +156,9 @@ class _Export:
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
-        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, cast=self.dtype is not None)
+        rows = exported_rows(
+            self.checkpoint, self.manifest, self.dims, base=self.base, cast=self.dtype is not None, into=self.into
+        )
         if self.layout == "v5":
             wanted = fused_blocks(self.dims)
         else:
@@ -192,7 +201,8 @@ class _Export:
         set_dtype(self.staging / "config.json", tensors[0].dtype)
         found = None
         if self.base is not None and not self.no_check:
-            found = check_merge(self.checkpoint, self.base, self.staging, progress=progress)
+            change = changed_base(self.checkpoint, self.into)
+            found = check_merge(self.checkpoint, self.base, self.staging, change=change, progress=progress)
         record = self._lineage(tensors, digests, found)
         (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype, found))
         lineage.write(self.staging, record)
@@ -203,4 +213,4 @@ class _Export:
         hashed = tensor_entries(self.dims, dtypes, digests)
         folder = self.staging
         identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
-        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout, checked)
+        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout, checked, into=self.into)

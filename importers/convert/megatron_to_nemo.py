@@ -25,9 +25,11 @@ from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import (
     base_to_merge,
+    changed_base,
     check_digests,
     export_lineage,
     exported_rows,
+    into_of,
     tensor_entries,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
@@ -61,6 +63,7 @@ def export_nemo(
     progress: bool = True,
     threads: int | None = None,
     no_check: bool = False,
+    merge_into: str | None = None,
 ) -> Path:
     """Convert a checkpoint folder into a NeMo 2.0 checkpoint.
 
@@ -73,6 +76,7 @@ def export_nemo(
         progress: Show a progress bar on a terminal.
         threads: Files written at once; None decides by the cores there are.
         no_check: As for `export_checkpoint`.
+        merge_into: Likewise.
 
     Returns:
         The folder.
@@ -85,17 +89,21 @@ def export_nemo(
     manifest, config = open_checkpoint(checkpoint)
     dims = hf_config.dims(config)
     base = base_to_merge(checkpoint, manifest, base)
+    into, cast = into_of(checkpoint, base, merge_into, cast)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        rows = exported_rows(checkpoint, manifest, dims, base=base, cast=cast is not None)
+        rows = exported_rows(checkpoint, manifest, dims, base=base, cast=cast is not None, into=into)
         dtypes = {name: cast or tensor.dtype for name, tensor in rows.items()}
         digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)
         check_digests(checkpoint, manifest, digests, cast)
         write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
-        checked = check_merge(checkpoint, base, staging, progress=progress) if base and not no_check else None
+        checked = None
+        if base and not no_check:
+            change = changed_base(checkpoint, into)
+            checked = check_merge(checkpoint, base, staging, change=change, progress=progress)
         hashed = tensor_entries(dims, dtypes, digests)
         identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
-        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo", checked))
+        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo", checked, into=into))
     return final
 
 

@@ -23,7 +23,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import canonical_sources
-from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
+from mixtral_recipes.importers.model_weights import Change, ModelWeights, canonical_rows
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.peft.lengths import lengths_of, stretch
 from mixtral_recipes.system.progress import progress_bar
@@ -75,7 +75,9 @@ class MergeCheck:
         return cls(record["logits_difference"], record["adapter_effect"], record["dtype"])
 
 
-def check_merge(checkpoint: Path, base: Path, merged: Path, *, progress: bool = True) -> MergeCheck:
+def check_merge(
+    checkpoint: Path, base: Path, merged: Path, *, change: Change | None = None, progress: bool = True
+) -> MergeCheck:
     """Compare a merged model with the base and the adapter it was made of, in fp32 on the same tokens.
 
     Both are sent to the experts that base and adapter choose, since a choice so close that rounding turns it is no
@@ -85,6 +87,7 @@ def check_merge(checkpoint: Path, base: Path, merged: Path, *, progress: bool = 
         checkpoint: The adapter checkpoint.
         base: The checkpoint it adapts.
         merged: The model folder, finished but for its name.
+        change: What was done to the base's matrices before the adapter was merged into them.
         progress: Show a progress bar on a terminal.
 
     Raises:
@@ -94,7 +97,7 @@ def check_merge(checkpoint: Path, base: Path, merged: Path, *, progress: bool = 
     shown = sum(rows.rows * rows.row_bytes for rows in opened.tensors.values())
     try:
         with progress_bar("Checking", shown, shown=progress) as on_bytes:
-            models = _Models(checkpoint, base, opened.config, opened.tensors, on_bytes)
+            models = _Models(checkpoint, base, change, opened.config, opened.tensors, on_bytes)
             logits = models.logits(_tokens(opened.dims.vocab_size))
     finally:
         close_inputs()
@@ -120,6 +123,7 @@ class _Models:
         self,
         checkpoint: Path,
         base: Path,
+        change: Change | None,
         config: dict[str, Any],
         merged: Mapping[str, Rows],
         on_bytes: Callable[[int], None],
@@ -128,7 +132,7 @@ class _Models:
         dims = hf_config.dims(config)
         self._adapters = StoredAdapters(checkpoint)
         self._sources = canonical_sources(dims)
-        self._base = canonical_rows(ModelWeights(base / "weights", dims), dims)
+        self._base = canonical_rows(ModelWeights(base / "weights", dims), dims, change)
         self._merged = merged
         self._on_bytes = on_bytes
 

@@ -1,19 +1,26 @@
 """Where a run starts: from its own newest complete checkpoint, from other weights, or from scratch."""
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixtral_recipes.checkpoints.folder import list_checkpoints
 from mixtral_recipes.checkpoints.format.integrity import damage_together, verify_together
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.shards import model_shards
+from mixtral_recipes.checkpoints.quantized_cache import read_cached, write_cache
+from mixtral_recipes.checkpoints.shards import QuantizedWeight, model_shards, quantized_weights
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.peft.quantized.layers import quantize_into
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.ranks import first
+
+_READ_AHEAD = 2  # weights that are read while another is quantised
 
 
 def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], None] = print) -> Path | None:
@@ -64,7 +71,14 @@ def _own_checkpoints(resume: AutoResume, checkpoints: Path) -> list[Path]:
     return [path.resolve() for path in list_checkpoints(folder)]
 
 
-def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False, new_rows: range = range(0)) -> None:
+def load_model(
+    model: list[Any],
+    folder: Path,
+    *,
+    adapters_only: bool = False,
+    new_rows: range = range(0),
+    cache: Path | None = None,
+) -> None:
     """Read weights into a model from a checkpoint folder written under any layout.
 
     Args:
@@ -73,6 +87,7 @@ def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False, n
         adapters_only: Whether only the adapters are read.
         new_rows: Tokens that the checkpoint has no row for, which follow on its own: their rows in the embedding and in
             the output layer become the mean of its rows.
+        cache: Where the quantised weights are kept, or will be; None keeps them nowhere.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or lacks a tensor of this model.
@@ -82,8 +97,40 @@ def load_model(model: list[Any], folder: Path, *, adapters_only: bool = False, n
         raise CheckpointError(f"{folder} is not a checkpoint: it has no weights folder.")
     stored, shards = StoredWeights(weights), model_shards(model, adapters_only=adapters_only)
     stored.read_into(shards)
+    if not adapters_only:
+        _read_quantized(stored, list(quantized_weights(model)), cache)
     if new_rows:
         _fill_new_rows(stored, shards, new_rows)
+
+
+def _read_quantized(stored: StoredWeights, weights: list[QuantizedWeight], cache: Path | None) -> None:
+    """Read weights one by one, a few ahead, and quantise each, unless they are kept; all ranks call it together.
+
+    Each is quantised from the dtype it is stored in, so that its bytes depend on the checkpoint alone.
+    """
+
+    if cache is not None and read_cached(cache, weights):
+        return
+
+    def read(weight: QuantizedWeight) -> Tensor:
+        memory, shards = weight.allocated(stored.dtype(weight.key))
+        stored.read_into(shards)
+        return memory
+
+    with ThreadPoolExecutor(_READ_AHEAD) as threads:
+        waiting: deque[tuple[QuantizedWeight, Future[Tensor]]] = deque()
+        for weight in weights:
+            waiting.append((weight, threads.submit(read, weight)))
+            if len(waiting) > _READ_AHEAD:
+                _quantize(*waiting.popleft())
+        for each in waiting:
+            _quantize(*each)
+    if cache is not None:
+        write_cache(cache, weights)
+
+
+def _quantize(weight: QuantizedWeight, read: "Future[Tensor]") -> None:
+    quantize_into(weight.layer, read.result().to(weight.layer.device))
 
 
 def _fill_new_rows(stored: StoredWeights, shards: list[Shard], new_rows: range) -> None:

@@ -6,11 +6,13 @@ Here a rank's contiguous part of a parameter's state is cut into boxes of the wh
 any layout reads what it needs.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -42,20 +44,20 @@ def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
 
 
 def model_shards(model: list[Any], *, adapters_only: bool) -> list[Shard]:
-    """This rank's weights."""
-    return [
-        Shard(
-            key=piece.key,
-            tensor=_data(piece),
-            offsets=tuple(piece.global_offset),
-            sizes=(1,) * piece.prepend_axis_num + tuple(piece.local_shape),
-            whole=tuple(piece.global_shape),
-            padded=piece.allow_shape_mismatch,
-            stand_in=weight.stand_in,
-        )
-        for weight in _weights(model, adapters_only=adapters_only)
-        for piece in weight.pieces
-    ]
+    """This rank's weights, but for quantised ones."""
+    return [shard for weight in _weights(model, adapters_only=adapters_only) for shard in weight.shards()]
+
+
+def quantized_weights(model: list[Any]) -> "Iterator[QuantizedWeight]":
+    """This rank's weights that are quantised when they are read, in the same order on all ranks that share them.
+
+    Args:
+        model: This rank's chunks, without DDP.
+    """
+    for value in model_state(model, adapters_only=False).values():
+        layer = getattr(value.data, "quantized_layer", None) if _holds_tensor(value) else None
+        if layer is not None:
+            yield QuantizedWeight(layer, value)
 
 
 def optimizer_shards(optimizer: Any, model: list[Any], *, adapters_only: bool) -> list[Shard]:
@@ -92,17 +94,71 @@ class _Weight:
     stand_in: StandIn | None
     pieces: list[ShardedTensor]
 
+    def shards(self) -> list[Shard]:
+        """The pieces."""
+        return [
+            Shard(
+                key=piece.key,
+                tensor=_data(piece),
+                offsets=tuple(piece.global_offset),
+                sizes=(1,) * piece.prepend_axis_num + tuple(piece.local_shape),
+                whole=tuple(piece.global_shape),
+                padded=piece.allow_shape_mismatch,
+                stand_in=self.stand_in,
+            )
+            for piece in self.pieces
+        ]
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight that is never there in 16 bits but while it is quantised.
+
+    Attributes:
+        layer: What holds it (`peft/quantized/layers.py`).
+    """
+
+    layer: Any
+    _value: Any
+
+    @property
+    def key(self) -> str:
+        """Its name in a checkpoint."""
+        return self._value.key
+
+    def allocated(self, dtype: torch.dtype) -> tuple[Tensor, list[Shard]]:
+        """Memory on the CPU for the weight [rows, columns], and the pieces of a checkpoint to read into it."""
+        memory = torch.empty(self._value.data.shape, dtype=dtype)
+        return memory, self._cut(memory)
+
+    def pieces(self) -> list[Shard]:
+        """Those pieces, without memory."""
+        return self._cut(self._value.data)
+
+    def _cut(self, memory: Tensor) -> list[Shard]:
+        value = copy.copy(self._value)
+        value.data = memory
+        return _Weight(memory, memory, None, _pieces(value)).shards()
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, ShardedTensorFactory | ShardedTensor) and value.data is not None
+
 
 def _weights(model: list[Any], *, adapters_only: bool) -> Iterator[_Weight]:
     for value in model_state(model, adapters_only=adapters_only).values():
-        if not isinstance(value, ShardedTensorFactory | ShardedTensor) or value.data is None:
+        if not _holds_tensor(value) or hasattr(value.data, "quantized_layer"):
             continue
         parameter = value.data
         stand_in = StandIn.of(parameter)
         if stand_in is not None:
             value.data = stand_in.tensor
-        built = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
-        yield _Weight(parameter, value.data, stand_in, [piece for piece in built if isinstance(piece, ShardedTensor)])
+        yield _Weight(parameter, value.data, stand_in, _pieces(value))
+
+
+def _pieces(value: Any) -> list[ShardedTensor]:
+    built = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+    return [piece for piece in built if isinstance(piece, ShardedTensor)]
 
 
 def _data(piece: ShardedTensor) -> Tensor:

@@ -27,6 +27,7 @@ from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.cached_attention import KeyValueCache
 from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.peft import attach
+from mixtral_recipes.peft.quantized.layers import base_format
 from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.ranks import launched_size
 from mixtral_recipes.training import distributed
@@ -105,7 +106,8 @@ class InferenceModel:
         """Build the model and read its weights; all ranks call it together.
 
         Args:
-            checkpoint: A checkpoint of ours; an adapter's base is found through its lineage.
+            checkpoint: A checkpoint of ours; an adapter's base is found through its lineage, and quantised if it was
+                in training.
             topology: As `join` returned it.
             dtype: "bf16", "fp16" or "fp32"; None takes config.json's.
 
@@ -130,7 +132,10 @@ class InferenceModel:
         kind = {"bf16": params is torch.bfloat16, "fp16": params is torch.float16}
         config = with_topology(config, topology, params_dtype=params, pipeline_dtype=params, **kind)
         scheme = StoredAdapters(checkpoint).scheme if adapters else None
-        (chunk,) = build_model(config, adapters=scheme is not None)
+        quantized = base_format(scheme)
+        if quantized is not None:
+            config = dataclasses.replace(config, perform_initialization=False)
+        (chunk,) = build_model(config, adapters=scheme is not None, base=quantized)
         load_model([chunk], base)
         if scheme is not None:
             attach.apply(dataclasses.replace(scheme, dropout=0.0), [chunk])

@@ -63,12 +63,13 @@ def refuse_without(config: MixtralConfig) -> None:
 _FRACTIONAL = frozenset({"seq_aux_loss", "global_aux_loss"})
 
 
-def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
+def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = False) -> dict[str, Any]:
     """Fields to set where Transformer Engine runs.
 
     Args:
         config: The recipe's configuration; ``accelerate=False`` sets nothing.
         adapters: Whether the weights are frozen under adapters: then no weight gradient is accumulated.
+        quantized: Whether they are quantised: then experts are multiplied one by one, by our layers.
     """
     if not config.accelerate:
         return {}
@@ -81,6 +82,8 @@ def accelerated(config: MixtralConfig, *, adapters: bool) -> dict[str, Any]:
     if adapters:
         # The kernel writes into weight.main_grad, which a frozen weight has not.
         fields["gradient_accumulation_fusion"] = False
+    if quantized:
+        fields["moe_grouped_gemm"] = False
     if config.moe_router_topk == 1:
         fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
     if _losses(config) & _FRACTIONAL:

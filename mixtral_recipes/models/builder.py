@@ -18,12 +18,17 @@ from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
+from mixtral_recipes.peft.quantized.layers import Format
 
 _APEX = "fused_weight_gradient_mlp_cuda"
 
 
 def build_model(
-    config: MixtralConfig, *, adapters: bool = False, transformer_engine: bool | None = None
+    config: MixtralConfig,
+    *,
+    adapters: bool = False,
+    base: Format | None = None,
+    transformer_engine: bool | None = None,
 ) -> list[GPTModel]:
     """Build this rank's part of the model.
 
@@ -32,6 +37,7 @@ def build_model(
     Args:
         config: The configuration.
         adapters: Whether adapters will be attached (`layer_specs.block_spec`).
+        base: What the frozen weights under them are quantised to; None leaves them as they are.
         transformer_engine: Which layer spec; None decides by what this machine can run.
 
     Returns:
@@ -43,7 +49,11 @@ def build_model(
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(
-            config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=stage if interleaved else None
+            config,
+            transformer_engine=transformer_engine,
+            adapters=adapters,
+            base=base,
+            vp_stage=stage if interleaved else None,
         )
         for stage in range(interleaved or 1)
     ]
@@ -86,9 +96,9 @@ class MixtralGPT(GPTModel):
 
 
 def _build_chunk(
-    config: MixtralConfig, *, transformer_engine: bool, adapters: bool, vp_stage: int | None
+    config: MixtralConfig, *, transformer_engine: bool, adapters: bool, base: Format | None, vp_stage: int | None
 ) -> MixtralGPT:
-    spec = block_spec(config, transformer_engine=transformer_engine, adapters=adapters, vp_stage=vp_stage)
+    spec = block_spec(config, transformer_engine=transformer_engine, adapters=adapters, base=base, vp_stage=vp_stage)
     with _gradient_fusion_without_apex():
         chunk = MixtralGPT(
             config=config,

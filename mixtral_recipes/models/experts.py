@@ -12,6 +12,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixtral_recipes.peft.quantized.layers import GroupedProduct, QuantizedLinear
+
 
 class GroupedExperts(SequentialMLP):
     """Megatron's SequentialMLP (same parameters, names and checkpoints), computed over all experts at once.
@@ -50,9 +52,16 @@ class GroupedExperts(SequentialMLP):
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for pair in linears for layer in pair)
         if hooked or not self._are_mixtrals:
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
-        gate_up = _GroupedLinear.apply(permuted_local_hidden_states, counts, *(fc1.weight for fc1, _ in linears))
+        gate_up = _grouped(permuted_local_hidden_states, counts, [fc1 for fc1, _ in linears])
         hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
-        return _GroupedLinear.apply(hidden, counts, *(fc2.weight for _, fc2 in linears)), None
+        return _grouped(hidden, counts, [fc2 for _, fc2 in linears]), None
+
+
+def _grouped(x: Tensor, counts: list[int], layers: list[Any]) -> Tensor:
+    """[t, in] through the layer of each row's expert -> [t, out]."""
+    if isinstance(layers[0], QuantizedLinear):
+        return GroupedProduct.apply(x, counts, [layer.quantized for layer in layers])
+    return _GroupedLinear.apply(x, counts, *(layer.weight for layer in layers))
 
 
 class _GroupedLinear(torch.autograd.Function):

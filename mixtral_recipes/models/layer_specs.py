@@ -27,12 +27,18 @@ from mixtral_recipes.models.inference_layers import (
     TransformerLayer,
 )
 from mixtral_recipes.models.router import Router
+from mixtral_recipes.peft.quantized.layers import Format, linears
 
 _SEPARATE_NORM_ON_DISK = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
 def block_spec(
-    config: MixtralConfig, *, transformer_engine: bool, adapters: bool = False, vp_stage: int | None = None
+    config: MixtralConfig,
+    *,
+    transformer_engine: bool,
+    adapters: bool = False,
+    base: Format | None = None,
+    vp_stage: int | None = None,
 ) -> TransformerBlockSubmodules:
     """The layers one pipeline stage builds.
 
@@ -40,41 +46,38 @@ def block_spec(
         config: The configuration, parallel sizes filled in.
         transformer_engine: Which kind.
         adapters: Whether adapters will be attached: they need each layer's own input, so no norm may be fused in.
+        base: What the frozen weights under adapters are quantised to; None leaves them as they are.
         vp_stage: Which interleaved chunk; None without interleaving.
     """
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     if transformer_engine:
-        layer, norm = transformer_engine_layer(config, fused_norm=not adapters)
+        layer, norm = transformer_engine_layer(config, fused_norm=not adapters, base=base)
     else:
-        layer, norm = local_layer(), RMSNorm
+        layer, norm = local_layer(base), RMSNorm
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
 
 
-def local_layer() -> ModuleSpec:
+def local_layer(base: Format | None = None) -> ModuleSpec:
     """A Mixtral layer in plain PyTorch: SDPA attention, RMSNorm, a rank's experts together."""
-    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    return _layer(
-        input_norm=RMSNorm,
-        qkv=ColumnParallelLinear,
-        attention=CoreAttention,
-        projection=RowParallelLinear,
-        mlp_norm=RMSNorm,
-        experts=functools.partial(GroupedExperts, submodules=linears),
-        names_on_disk=_SEPARATE_NORM_ON_DISK,
-    )
+    return _plain_linears(RMSNorm, CoreAttention, base)
 
 
-def transformer_engine_layer(config: MixtralConfig, *, fused_norm: bool) -> tuple[ModuleSpec, Any]:
+def transformer_engine_layer(
+    config: MixtralConfig, *, fused_norm: bool, base: Format | None = None
+) -> tuple[ModuleSpec, Any]:
     """A Mixtral layer of Transformer Engine's modules, and its norm.
 
     Args:
         config: ``moe_grouped_gemm`` decides whether a rank's experts are one grouped product.
         fused_norm: Whether the input norm is part of ``linear_qkv``.
+        base: What frozen weights are quantised to: the linear layers are then ours, attention and norms remain.
     """
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     parts = TESpecProvider()
     norm = parts.layer_norm()
+    if base is not None:
+        return _plain_linears(norm, parts.core_attention(), base), norm
     layer = _layer(
         input_norm=IdentityOp if fused_norm else norm,
         qkv=parts.column_parallel_layer_norm_linear() if fused_norm else parts.column_parallel_linear(),
@@ -85,6 +88,21 @@ def transformer_engine_layer(config: MixtralConfig, *, fused_norm: bool) -> tupl
         names_on_disk={} if fused_norm else _SEPARATE_NORM_ON_DISK,
     )
     return layer, norm
+
+
+def _plain_linears(norm: Any, attention: Any, base: Format | None) -> ModuleSpec:
+    """A layer whose products are torch's, over weights as they are or quantised ones."""
+    column, row = linears(base) if base else (ColumnParallelLinear, RowParallelLinear)
+    experts = MLPSubmodules(linear_fc1=column, linear_fc2=row)
+    return _layer(
+        input_norm=norm,
+        qkv=column,
+        attention=attention,
+        projection=row,
+        mlp_norm=norm,
+        experts=functools.partial(GroupedExperts, submodules=experts),
+        names_on_disk=_SEPARATE_NORM_ON_DISK,
+    )
 
 
 def _layer(

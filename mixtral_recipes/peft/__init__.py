@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixtral_recipes.settings.peft import PEFT_STR2CLS, DoRA, LoRA
+    from mixtral_recipes.settings.peft import PEFT_STR2CLS, DoRA, LoRA, QLoRA
 
-__all__ = ["PEFT_STR2CLS", "DoRA", "LoRA"]
+__all__ = ["PEFT_STR2CLS", "DoRA", "LoRA", "QLoRA"]
 
 
 def __getattr__(name: str) -> Any:

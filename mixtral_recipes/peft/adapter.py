@@ -45,9 +45,19 @@ class Adapter(nn.Module):
         weight: The adapted layer's weight on this rank.
         column: Whether the layer is column-parallel (else row-parallel).
         config: The model's configuration.
+        device: Where the parameters live; None takes the weight's.
     """
 
-    def __init__(self, scheme: LoRA, name: str, weight: Tensor, *, column: bool, config: Any) -> None:
+    def __init__(
+        self,
+        scheme: LoRA,
+        name: str,
+        weight: Tensor,
+        *,
+        column: bool,
+        config: Any,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.layer_name = name
         self.column = column
@@ -58,7 +68,7 @@ class Adapter(nn.Module):
         self.dropout = nn.Dropout(scheme.dropout)
         rows, columns = weight.shape
         self.halves = (2, rows // 2) if name.endswith("linear_fc1") and config.gated_linear_unit else (rows,)
-        place = {"dtype": scheme.lora_dtype or weight.dtype, "device": weight.device}
+        place = {"dtype": scheme.lora_dtype or weight.dtype, "device": device or weight.device}
         self.lora_a = nn.Parameter(torch.empty(scheme.dim_of(name), columns, **place))
         self.lora_b = nn.Parameter(torch.zeros(*self.halves, scheme.dim_of(name), **place))
         self._initialize(scheme)

@@ -55,7 +55,8 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
     make = functools.partial(adapter_class(scheme), scheme, column=kind == "column", config=layer.config)
     count = getattr(layer, "num_gemms", None)
     if count is None:
-        layer.adapter = make(global_name(chunk, name), layer.weight)
+        # A quantised layer's weight has no memory, so that it does not say where the adapter belongs.
+        layer.adapter = make(global_name(chunk, name), layer.weight, device=getattr(layer, "device", None))
         layer.register_forward_hook(_add_adapter)
     else:
         weights = [getattr(layer, f"weight{number}") for number in range(count)]

@@ -13,8 +13,8 @@ from mixtral_recipes.settings.peft import LoRA
 class DoRAAdapter(Adapter):
     """A low-rank part with the lengths of the adapted weight's rows, ``magnitude`` [out] ([2, ffn] for a gated fc1)."""
 
-    def __init__(self, scheme: LoRA, name: str, weight: Tensor, *, column: bool, config: Any) -> None:
-        super().__init__(scheme, name, weight, column=column, config=config)
+    def __init__(self, scheme: LoRA, name: str, weight: Tensor, *, column: bool, config: Any, **place: Any) -> None:
+        super().__init__(scheme, name, weight, column=column, config=config, **place)
         # In a tuple, so that the frozen weight is not a second parameter of this module.
         self._weight = (weight,)
         self.magnitude = nn.Parameter(torch.empty(self.halves, dtype=self.lora_a.dtype, device=weight.device))

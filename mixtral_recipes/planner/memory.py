@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mixtral_recipes.planner import activations
 from mixtral_recipes.planner.activations import Sizes
 from mixtral_recipes.planner.cards import Card
-from mixtral_recipes.planner.weights import NF4_BYTES, Held, Part, buffers, held
+from mixtral_recipes.planner.weights import Held, Part, buffers, held, quantized_bytes
 from mixtral_recipes.planner.workload import Workload
 
 # Logits and loss: bf16 logits and their gradient, and the fp32 copy that becomes softmax and gradient in place
@@ -140,7 +140,7 @@ def weight_bytes(job: Workload, stage: int) -> float:
     """Bytes of a stage's weights without adapters; trained ones with the padding of their buffers."""
     base = held(Part.of(job, stage))
     if job.adapters and job.adapters.quantized:
-        return base.plain * job.dtype_bytes + base.matrices * NF4_BYTES
+        return base.plain * job.dtype_bytes + base.matrices * quantized_bytes(job.adapters)
     if job.fp8_recipe:
         # By row and by column, one byte each; beside bf16 weights, or instead of them. MXFP8 has a scale for 32.
         copies = 2 * (33 / 32 if job.fp8_recipe == "mxfp8" else 1)
@@ -212,8 +212,7 @@ def _passing(job: Workload, base: Held) -> float:
     n, b = Sizes.of(job), job.dtype_bytes
     of_experts = n.R * (3 * n.f + n.h) * b
     if job.adapters and job.adapters.quantized:
-        experts = job.shape.num_moe_experts // job.topology.expert_model_parallel_size
-        return of_experts + 3 * n.h * n.f * experts * b  # a layer's experts in 16 bits
+        return of_experts + base.largest * b  # one matrix in 16 bits
     return of_experts + (0 if job.wgrad_fusion or not job.trains_all else base.largest * b)
 
 

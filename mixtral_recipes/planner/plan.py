@@ -160,9 +160,9 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
         double = dataclasses.replace(batch, micro_batch_size=2 * batch.micro_batch_size)
         if job.topology.num_microbatches(double) >= 1:
             found.append((f"micro batch {double.micro_batch_size}", dataclasses.replace(job, batch=double)))
-    if job.adapters and not job.adapters.quantized:
+    if job.adapters and job.adapters.can_be_quantized and not job.fp8_recipe:
         smaller = dataclasses.replace(job.adapters, quantized=True)
-        found.append(("QLoRA (4-bit base), a plan only", dataclasses.replace(job, adapters=smaller)))
+        found.append(("QLoRA (4-bit base)", dataclasses.replace(job, adapters=smaller)))
     if job.trains_all:
         found.append(("LoRA", dataclasses.replace(job, adapters=Adapters())))
     return found

@@ -143,7 +143,7 @@ def counts(per_node: int, most: int) -> list[int]:
 def _floor(job: Workload, t: Topology) -> float:
     """GB that a layout takes at least: weights, gradients and optimizer state without padding, on an average stage."""
     if job.adapters and job.adapters.quantized:
-        weight = 0.5
+        weight = job.adapters.bits / 8
     elif job.fp8_recipe:
         weight = 2.0
     else:

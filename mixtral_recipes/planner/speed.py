@@ -30,8 +30,8 @@ _FEW_ROWS = 480
 # Bytes for each trained weight and microbatch: its gradient is added to the fp32 buffer (4 read, 4 written), by the
 # product itself or by kernels of their own. The latter fitted on our rows with and without.
 _FUSED_GRADIENT, _GRADIENT = 8, 18
-# Bytes for each 4-bit weight and use: read, written in 16 bits.
-_DEQUANTIZED = 2.6
+# Bytes for each quantized weight and use, beside those read: written in 16 bits, and little else.
+_DEQUANTIZED = 2.1
 # Elementwise work without fused kernels, over that with them.
 _UNFUSED = 2.5
 # Starting a collective, and starting and ending a product.
@@ -190,7 +190,7 @@ def _layer(job: Workload, card: Card) -> _Layer:
         streaming += _stream(card, (_FUSED_GRADIENT if job.wgrad_fusion else _GRADIENT) * weights)
     streaming += _stream(card, _adapter_bytes(job, n))
     if job.adapters and job.adapters.quantized:
-        streaming += _stream(card, _DEQUANTIZED * weights) * (2 + again.experts)
+        streaming += _stream(card, (job.adapters.bits / 8 + _DEQUANTIZED) * weights) * (2 + again.experts)
     context = _context_links(job, card, n)
     return _Layer(
         products=products,

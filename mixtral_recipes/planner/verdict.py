@@ -113,9 +113,20 @@ def repairs(job: Workload, card: Card, *, most: int = 1024) -> list[Repair]:
         more = _more_gpus(job, card, most)
         if more:
             found.append(Repair(f"on {more.job.topology.world_size} GPUs", changes(job, more.job, card), more))
-    lighter = nearest(dataclasses.replace(job, adapters=Adapters()), card) if job.trains_all else None
-    if lighter:
-        found.append(Repair("LoRA", ("--peft lora", *changes(job, lighter.job, card)), lighter))
+    for words, option, adapters in _lighter(job):
+        lighter = nearest(dataclasses.replace(job, adapters=adapters), card)
+        if lighter:
+            found.append(Repair(words, (option, *changes(job, lighter.job, card)), lighter))
+            break
+    return found
+
+
+def _lighter(job: Workload) -> list[tuple[str, str, Adapters]]:
+    """What takes less memory than a job's way to train, the nearest first: words, option, adapters."""
+    found = [("LoRA", "--peft lora", Adapters())] if job.trains_all else []
+    base = job.adapters or Adapters()
+    if base.can_be_quantized and not job.fp8_recipe:
+        found.append(("QLoRA", "--peft qlora", dataclasses.replace(base, quantized=True)))
     return found
 
 

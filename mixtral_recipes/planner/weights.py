@@ -16,6 +16,12 @@ from mixtral_recipes.planner.workload import Adapters, Workload
 # Bytes of a weight in NF4: 4 bits, one 8-bit scale for 64 weights, one fp32 scale for 256 of those (QLoRA, arXiv
 # 2305.14314, section 3: 4.127 bits).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+INT8_BYTES = 1.0  # and 4 for each row of thousands
+
+
+def quantized_bytes(adapters: Adapters) -> float:
+    """Bytes of a quantized base's weight."""
+    return NF4_BYTES if adapters.bits == 4 else INT8_BYTES
 
 
 @dataclass(frozen=True)

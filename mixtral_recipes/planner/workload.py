@@ -19,8 +19,9 @@ class Adapters:
         dim: Rank.
         targets: Adapted layers, by Megatron's names.
         magnitudes: Whether each adapted row has a length of its own (DoRA).
-        quantized: Whether the frozen base is kept in 4 bits (QLoRA's NF4).
+        quantized: Whether the frozen base is kept in 4 or 8 bits (QLoRA).
         ranks: Ranks of single layers, by name.
+        bits: Of a quantized base's weight: 4 (NF4) or 8 (int8 by row).
     """
 
     dim: int = 32
@@ -28,6 +29,12 @@ class Adapters:
     magnitudes: bool = False
     quantized: bool = False
     ranks: tuple[tuple[str, int], ...] = ()
+    bits: int = 4
+
+    @property
+    def can_be_quantized(self) -> bool:
+        """Whether these may as well be trained over a quantized base."""
+        return not (self.quantized or self.magnitudes)
 
     def rank_of(self, layer: str) -> int:
         """The rank of one layer's adapter."""
@@ -193,7 +200,8 @@ def adapters_of(peft: Any) -> Adapters | None:
     left_out = _setting(peft, "exclude_modules", ())
     targets = tuple(t for t in LINEARS if t in wanted and t not in left_out)
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
-    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks)
+    bits = int(_setting(peft, "bits", 4))
+    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks, bits)
 
 
 def _recompute(config: Any) -> Recompute:

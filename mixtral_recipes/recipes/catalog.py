@@ -15,7 +15,7 @@ from mixtral_recipes.planner import cards
 
 TASKS = ("pretrain", "finetune")
 PRECISIONS = ("bf16", "fp8")
-PEFT_SCHEMES = ("lora", "dora", "none")
+PEFT_SCHEMES = ("lora", "dora", "qlora", "none")
 
 # The cards (`planner/cards.py`) that default layouts were chosen for.
 HARDWARE = ("h100", "h200", "b200", "gb200")

@@ -261,7 +261,7 @@ class Recipe:
             name: Run name.
             num_nodes: Nodes; None takes the layout's, which differs between adapters and all weights.
             num_gpus_per_node: Processes per node; None takes the layout's.
-            peft_scheme: ``lora``, ``dora``, or ``none`` (or None) for full fine-tuning.
+            peft_scheme: ``lora``, ``dora``, ``qlora``, or ``none`` (or None) for full fine-tuning.
             packed_sequence: Whether samples are packed into full sequences.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
             hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).

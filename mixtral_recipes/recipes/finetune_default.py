@@ -17,7 +17,7 @@ from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosin
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.settings.log import NeMoLogger, TensorBoardLogger, WandbLogger
-from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA
+from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, QLoRA
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import Trainer
 
@@ -185,6 +185,12 @@ def dora() -> run.Config[DoRA]:
     return run.Config(DoRA)
 
 
+@run.cli.factory(name="qlora")
+def qlora() -> run.Config[QLoRA]:
+    """LoRA on all linear layers over a base in 4 bits: ``peft=qlora`` on nemo_run's command line."""
+    return run.Config(QLoRA)
+
+
 def is_peft(scheme: str | None) -> bool:
     """Whether a scheme trains adapters.
 
@@ -197,7 +203,7 @@ def is_peft(scheme: str | None) -> bool:
     return scheme != "none"
 
 
-def adapter(scheme: str | None) -> run.Config[LoRA] | run.Config[DoRA] | None:
+def adapter(scheme: str | None) -> run.Config[LoRA] | run.Config[DoRA] | run.Config[QLoRA] | None:
     """Adapters of dim 32 on all linear layers, experts included; None for full fine-tuning.
 
     NeMo's code adapts ``linear_qkv`` and ``linear_proj`` only while its documentation promises all linear layers; the
@@ -205,4 +211,5 @@ def adapter(scheme: str | None) -> run.Config[LoRA] | run.Config[DoRA] | None:
     """
     if not is_peft(scheme):
         return None
-    return run.Config(DoRA if str(scheme).lower() == "dora" else LoRA, target_modules=list(ALL_LINEAR), dim=32)
+    kind = {"dora": DoRA, "qlora": QLoRA}.get(str(scheme).lower(), LoRA)
+    return run.Config(kind, target_modules=list(ALL_LINEAR), dim=32)

@@ -19,7 +19,7 @@ from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
 
-SCHEMES = (*catalog.PEFT_SCHEMES, "qlora")  # whose memory is planned, and which no recipe trains
+SCHEMES = catalog.PEFT_SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,8 @@ def _in_layout(asked: Question, layout: Layout) -> Any:
     if asked.peft_scheme not in SCHEMES:
         raise RecipeError(f"peft_scheme={asked.peft_scheme!r} is not known; use {', '.join(SCHEMES)}.")
     tunes = asked.task == "finetune"
+    if tunes and asked.peft_scheme == "qlora" and asked.precision == "fp8":
+        raise RecipeError("precision='fp8' does not go with peft_scheme='qlora', whose base is in 4 bits; take 'bf16'.")
     return SimpleNamespace(
         model=SimpleNamespace(config=_config(entry, layout)),
         trainer=_trainer(asked, entry, layout),
@@ -192,4 +194,7 @@ def _data(asked: Question, entry: RecipeEntry) -> SimpleNamespace:
 def _peft(asked: Question) -> SimpleNamespace | None:
     if asked.peft_scheme == "none":
         return None
-    return SimpleNamespace(scheme=asked.peft_scheme, dim=32, alpha=32, target_modules=list(LINEARS), exclude_modules=[])
+    fields = {"dim": 32, "alpha": 32, "target_modules": list(LINEARS), "exclude_modules": []}
+    if asked.peft_scheme == "qlora":
+        fields["bits"] = 4
+    return SimpleNamespace(scheme=asked.peft_scheme, **fields)

@@ -14,7 +14,7 @@ _FIXED_MODEL = (
 )  # fmt: skip
 FIXED = (*(f"model.config.{name}" for name in _FIXED_MODEL), "optim.config.optimizer", "peft", "base", "tokenizer")
 # Where a run runs and how often it reports: no change of the recipe.
-_PASSING = ("trainer.callbacks", "model.tokenizer", "model.optim", "model.model_transform")
+_PASSING = ("trainer.callbacks", "model.tokenizer", "model.optim", "model.model_transform", "peft.cache")
 
 Plain = bool | int | float | str | None
 

@@ -39,6 +39,7 @@ OURS = {
     "NullTokenizer": "settings.tokenizer",
     "LoRA": "settings.peft",
     "DoRA": "settings.peft",
+    "QLoRA": "settings.peft",
     "AutoResume": "settings.resume",
     "RestoreConfig": "settings.resume",
     "ModelCheckpoint": "settings.checkpoint",

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bitsandbytes'
 PRESETS = {"all-linear": ALL_LINEAR, "attention": ("linear_qkv", "linear_proj")}
 
 
@@ -95,6 +99,67 @@ class DoRA(LoRA):
     """
 
 
+@dataclass
+class QLoRA(LoRA):
+    """LoRA over a base whose attention and expert weights are kept in 4 or 8 bits, quantised while they are loaded.
+
+    Router, norms, embedding and output layer stay as they are; so does the product, in the model's dtype.
+
+    Attributes:
+        bits: 4: NF4 with double quantisation, the bytes of bitsandbytes' ``load_in_4bit``. 8: int8 by row, those of its
+            ``load_in_8bit``.
+        block_size: Weights that share a scale, with 4 bits.
+        cache: Keep the quantised base beside the imported checkpoint, so that the next run reads a quarter.
+
+    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314.
+    """
+
+    bits: int = 4
+    block_size: int = 64
+    cache: bool = False
+
+    def check_base(self, precision: MegatronMixedPrecision, shape: ModelShape, topology: Topology) -> None:
+        """Refuse what no base can be kept in.
+
+        Args:
+            precision: The run's.
+            shape: The model's sizes.
+            topology: The run's layout.
+
+        Raises:
+            RecipeError: names the setting.
+        """
+        if self.bits not in (4, 8):
+            raise RecipeError(f"peft.bits={self.bits}; use 4 (NF4) or 8 (int8).")
+        if self.block_size not in BLOCK_SIZES:
+            raise RecipeError(f"peft.block_size={self.block_size}; use {', '.join(map(str, BLOCK_SIZES))}.")
+        if precision.fp8:
+            raise RecipeError(
+                f"trainer.plugins.fp8={precision.fp8!r} with peft.class=QLoRA: the base is in {self.bits} bits and its "
+                "products are in 16; set trainer.plugins.fp8=null, or take --peft lora."
+            )
+        if self.bits == 4:
+            self._check_blocks(shape, topology)
+
+    def _check_blocks(self, shape: ModelShape, topology: Topology) -> None:
+        """Blocks lie in a row of one rank's part; where nothing cuts rows, also across them."""
+        tp, etp = topology.tensor_model_parallel_size, topology.expert_tp
+        q, kv = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
+        h, f = shape.hidden_size, shape.ffn_hidden_size
+        for layer, rows, columns, cut in (
+            ("linear_qkv", (q + 2 * kv) // tp, h, 1),
+            ("linear_proj", h, q // tp, tp),
+            ("linear_fc1", f // etp, h, 1),
+            ("linear_fc2", h, f // etp, etp),
+        ):
+            if columns % self.block_size and (cut > 1 or rows * columns % self.block_size):
+                by = f" on each of {cut} tensor-parallel ranks" if cut > 1 else ""
+                raise RecipeError(
+                    f"peft.block_size={self.block_size} does not divide {layer}'s rows of {columns} weights{by}; use a "
+                    f"smaller block (of {', '.join(map(str, BLOCK_SIZES))}), fewer such ranks, or peft.bits=8."
+                )
+
+
 def recorded(scheme: LoRA) -> dict[str, Any]:
     """A scheme as a checkpoint's run.json records it: its class and fields."""
     values = {f.name: getattr(scheme, f.name) for f in fields(scheme)}
@@ -109,10 +174,10 @@ def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
         KeyError: no such scheme.
         TypeError: a field that none has.
     """
-    kind = {"LoRA": LoRA, "DoRA": DoRA}[recorded["class"]]
+    kind = {"LoRA": LoRA, "DoRA": DoRA, "QLoRA": QLoRA}[recorded["class"]]
     known = {f.name for f in fields(kind)} - {"lora_dtype"}
     return kind(**{name: value for name, value in recorded.items() if name in known})
 
 
 # NeMo's names of the schemes.
-PEFT_STR2CLS: dict[str, type[LoRA]] = {"LoRA": LoRA, "lora": LoRA, "DoRA": DoRA, "dora": DoRA}
+PEFT_STR2CLS: dict[str, type[LoRA]] = {"LoRA": LoRA, "lora": LoRA, "DoRA": DoRA, "dora": DoRA, "qlora": QLoRA}

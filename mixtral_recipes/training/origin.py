@@ -19,7 +19,7 @@ from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.resolve import resolve
-from mixtral_recipes.settings.peft import LoRA, scheme_of
+from mixtral_recipes.settings.peft import LoRA, QLoRA, scheme_of
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
 
@@ -103,7 +103,17 @@ class Origin:
 
 
 # What makes a scheme's tensors and product what they are; the rest says how they are trained on.
-_DECIDES = ("target_modules", "exclude_modules", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+_DECIDES = (
+    "target_modules",
+    "exclude_modules",
+    "dim",
+    "alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bits",
+    "block_size",
+)
 
 
 def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
@@ -120,20 +130,22 @@ def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
         before = scheme_of((read_json(adapters / "context" / "run.json") or {})["peft"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{adapters}: context/run.json does not say how its adapters were trained.") from error
-    if type(peft) is not type(before):
+    over_quantized = type(peft) is QLoRA and type(before) is LoRA  # the same adapters, and it was asked for
+    if type(peft) is not type(before) and not over_quantized:
         raise RecipeError(
             f"{adapters} was trained with peft.class={type(before).__name__}, this run has "
             f"peft.class={type(peft).__name__}; give --peft {type(before).__name__.lower()}."
         )
     default = type(before)()
-    for name in _DECIDES:
+    decides = [name for name in _DECIDES if hasattr(before, name)]
+    for name in decides:
         then, now = getattr(before, name), getattr(peft, name)
         if now not in (then, getattr(default, name)):
             raise RecipeError(
                 f"{adapters} was trained with peft.{name}={then}, this run has peft.{name}={now}; "
                 "leave it out, or export the adapter (it is merged) and start from that folder."
             )
-    return dataclasses.replace(peft, **{name: getattr(before, name) for name in _DECIDES})
+    return dataclasses.replace(peft, **{name: getattr(before, name) for name in decides})
 
 
 def context_folder(

@@ -15,13 +15,14 @@ from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.checkpoints.lineage import record, told
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
+from mixtral_recipes.checkpoints.quantized_cache import cache_folder
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described
 from mixtral_recipes.data.tokenizers import tokenizer_identity, vocabulary_size
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.agreement import Vocabulary
-from mixtral_recipes.layout.shapes import BatchShape
+from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models import kernels
 from mixtral_recipes.models.acceleration import accelerated, refuse_without
@@ -29,11 +30,12 @@ from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
 from mixtral_recipes.models.kernels import Kernels
 from mixtral_recipes.peft import attach
+from mixtral_recipes.peft.quantized.layers import base_format
 from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
-from mixtral_recipes.settings.peft import LoRA, recorded
+from mixtral_recipes.settings.peft import LoRA, QLoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import precision
@@ -253,7 +255,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         scheduler=run.scheduler,
         adapters_only=parts.peft is not None,
         context=context,
-        facts=_facts(run.topology, parts.peft) | {"recipe": recipe},
+        facts=_facts(run, parts.peft) | {"recipe": recipe},
         lineage=lineage,
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
@@ -283,11 +285,14 @@ def _compare_with(
     return changed
 
 
-def _facts(topology: Any, peft: LoRA | None) -> dict[str, Any]:
+def _facts(run: TrainingRun, peft: LoRA | None) -> dict[str, Any]:
     """What a checkpoint's run.json says about the run that wrote it."""
-    facts: dict[str, Any] = {"topology": topology.describe(), "kind": "adapter" if peft else "training"}
+    facts: dict[str, Any] = {"topology": run.topology.describe(), "kind": "adapter" if peft else "training"}
     if peft is not None:
         facts["peft"] = recorded(peft)
+    if isinstance(peft, QLoRA):
+        # What its values depend on beside the scheme (`peft/quantized/nf4.py`).
+        facts["trained_over"] = {"device": run.device.type, "dtype": str(run.config.params_dtype).split(".")[-1]}
     return facts
 
 
@@ -319,17 +324,24 @@ def build_run(
     topology = trainer.topology()
     settings = megatron_settings(trainer, topology, device)
     precision.check_device(trainer.plugins)
+    base = base_format(peft)
     fast: dict[str, Any] = {}
-    if kernels.transformer_engine_usable():
-        fast = accelerated(model.config, adapters=peft is not None)
-    else:
+    on_transformer_engine = kernels.transformer_engine_usable()
+    if on_transformer_engine:
+        fast = accelerated(model.config, adapters=peft is not None, quantized=base is not None)
+    if not on_transformer_engine or base is not None:  # quantised experts are not Transformer Engine's
         refuse_without(model.config)
     config = with_topology(model.config, topology, **(settings["model"] | fast))
+    if isinstance(peft, QLoRA):
+        peft.check_base(trainer.plugins, ModelShape.of(config), topology)
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
     computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
-    chunks = build_model(config, adapters=peft is not None)
+    if base is not None and weights is not None:  # no random weights are drawn where others are quantised
+        config = dataclasses.replace(config, perform_initialization=False)
+    chunks = build_model(config, adapters=peft is not None, base=base)
     if weights is not None:
-        load_model(chunks, weights, new_rows=new_rows)
+        cache = cache_folder(weights, base, device) if isinstance(peft, QLoRA) and peft.cache and base else None
+        load_model(chunks, weights, new_rows=new_rows, cache=cache)
     if peft is not None:
         attach.apply(peft, chunks)
     if adapters is not None:

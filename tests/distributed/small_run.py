@@ -18,11 +18,12 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mixtral_recipes.checkpoints.shards import model_state
+from mixtral_recipes.checkpoints.shards import model_state, quantized_weights
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.peft.quantized.layers import quantize_into
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
@@ -217,6 +218,13 @@ def fill(model: list[Any], *, adapters: bool) -> None:
         for piece in shards(model, adapters=adapters):
             whole = start_weight(piece.key, tuple(piece.global_shape))
             _data(piece).copy_(whole[_place(piece)].view(_data(piece).shape))
+    if not adapters:
+        for weight in quantized_weights(model):
+            memory, pieces = weight.allocated(torch.float32)
+            for piece in pieces:
+                window = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.sizes, strict=True))
+                piece.tensor.copy_(start_weight(piece.key, piece.whole)[window].view(piece.tensor.shape))
+            quantize_into(weight.layer, memory)
 
 
 def _place(piece: ShardedTensor) -> tuple[slice, ...]:

@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"lr": 1e-3},
     "lora": {"lora": True},
     "lora-packed": {"lora": True, "packed": True},
+    "qlora-packed": {"bits": 4, "packed": True},
     "full-packed": {"packed": True, "lr": 1e-3},
 }
 
@@ -67,7 +68,13 @@ def _check_bit_for_bit(ranks: list[dict[str, tuple[Seen, Seen, Seen]]]) -> None:
 
 
 WORLD_1 = [("pretrain", "ep1", False), ("lora-packed", "ep1", True)]
-WORLD_2 = [("pretrain", "ep2", True), ("full", "ep1", False), ("lora", "ep2", False), ("full-packed", "ep2", True)]
+WORLD_2 = [
+    ("pretrain", "ep2", True),
+    ("full", "ep1", False),
+    ("lora", "ep2", False),
+    ("qlora-packed", "ep2", True),
+    ("full-packed", "ep2", True),
+]
 
 
 @pytest.mark.parametrize(("world", "cases"), [(1, WORLD_1), (2, WORLD_2)])

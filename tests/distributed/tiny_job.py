@@ -27,7 +27,7 @@ from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
-from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.peft import LoRA, QLoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
@@ -54,6 +54,7 @@ class Job:
         ckpt: Fields of ModelCheckpoint.
         lr: Learning rate.
         tokenizer: What data is tokenized with, in fine-tuning.
+        bits: Of the base under adapters: 4 or 8 where it is quantised.
         adapters: Adapter checkpoint to train on; ``base`` is then where its base is.
     """
 
@@ -72,6 +73,7 @@ class Job:
     ckpt: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-2
     tokenizer: str = "embedded://mixtral_tiny"
+    bits: int | None = None
     adapters: str | None = None
 
     @property
@@ -196,6 +198,8 @@ def start(job: Job, *more: Any) -> Seen:
         run_dir = api.pretrain(**arguments)
     else:
         peft = LoRA(dim=4, alpha=8, dropout=0.1) if job.lora else None
+        if job.bits:
+            peft = QLoRA(dim=4, alpha=8, dropout=0.1, bits=job.bits)
         run_dir = api.finetune(**arguments, peft=peft, tokenizer=job.tokenizer)
     torch.distributed.barrier()
     result = json.loads((run_dir / "result.json").read_text())

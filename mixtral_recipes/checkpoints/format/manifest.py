@@ -29,7 +29,7 @@ from mixtral_recipes.system.schema import Count, Sha256, typed
 
 FORMAT = "mixtral-recipes/1"
 NAME = "manifest.json"
-Kind = Literal["model", "training", "adapter"]
+Kind = Literal["model", "training", "adapter", "quantized"]
 Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
 
 

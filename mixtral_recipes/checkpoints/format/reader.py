@@ -139,6 +139,14 @@ class StoredWeights:
         self.read_into([Shard(key, tensor, (0,) * len(whole), whole, whole)])
         return tensor
 
+    def dtype(self, key: str) -> torch.dtype:
+        """What a tensor is stored in.
+
+        Raises:
+            CheckpointError: it is missing.
+        """
+        return self._tensor(key).properties.dtype
+
     def read_into(self, shards: Sequence[Shard]) -> None:
         """Fill tensors with what the checkpoint has at their places, converted to their dtypes.
 

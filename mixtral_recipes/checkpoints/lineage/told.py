@@ -12,6 +12,7 @@ _TOLD = (
     "peft.class",
     "peft.dim",
     "peft.alpha",
+    "peft.bits",
     "data.class",
     "data.seq_length",
     "data.global_batch_size",

@@ -78,10 +78,28 @@ def test_what_cannot_fit_is_refused_with_repairs_that_do(asked: Question) -> Non
     assert text is not None
     assert "takes most" in text
     assert "To fit: " in text
-    assert "qlora" not in text, "no job takes it"
     for repair in verdict.repairs(job, H100):
         check(repair.found)
         assert str(repair) in text
+
+
+def test_an_adapters_job_on_one_card_is_offered_a_base_in_four_bits() -> None:
+    text = verdict.refusal(job_of(Question("mixtral_8x7b", num_gpus_per_node=1)), H100)
+    assert text is not None
+    assert "QLoRA: --peft qlora" in text
+    for asked in (
+        Question("mixtral_8x7b", num_gpus_per_node=1, peft_scheme="dora"),
+        Question("mixtral_8x7b", num_gpus_per_node=1, precision="fp8"),
+    ):
+        assert "qlora" not in str(verdict.refusal(job_of(asked), H100)), "neither goes with one"
+
+
+def test_eight_bits_take_twice_the_memory_of_four() -> None:
+    job = job_of(Question("mixtral_8x7b", peft_scheme="qlora"))
+    assert job.adapters is not None
+    eight = dataclasses.replace(job, adapters=dataclasses.replace(job.adapters, bits=8))
+    sizes = [memory.of_job(each, H100).weights for each in (job, eight)]
+    assert sizes[1] / sizes[0] == pytest.approx(1.9, abs=0.1)
 
 
 def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
@@ -121,7 +139,7 @@ def test_categories_add_up_and_changes_change() -> None:
     by_name = {change["change"]: change for change in found["changes"]}
     assert by_name["recompute every layer"]["memory_gb"]["total"] < total
     assert by_name["recompute every layer"]["step_seconds"] > found["step_seconds"]
-    assert by_name["QLoRA (4-bit base), a plan only"]["memory_gb"]["weights"] < sizes["weights"] / 3
+    assert by_name["QLoRA (4-bit base)"]["memory_gb"]["weights"] < sizes["weights"] / 3
 
 
 def test_packing_and_epochs_make_steps() -> None:

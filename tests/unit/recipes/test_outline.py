@@ -20,6 +20,8 @@ def questions(name: str) -> list[Question]:
             for fast in (False, True):
                 found.append(Question(name, "pretrain", hardware, precision=precision, performance_mode=fast))
             for peft in catalog.PEFT_SCHEMES:
+                if (peft, precision) == ("qlora", "fp8"):
+                    continue
                 for packed in (False, True):
                     found.append(Question(name, "finetune", hardware, None, None, precision, peft, packed))
     return found
