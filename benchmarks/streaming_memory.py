@@ -21,15 +21,22 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "experts", "answer")
+PEAK = """
+import sys
+
+
+def peak():  # of this program alone, as ru_maxrss is not
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+
+
+"""
 READ = """
-import resource, sys
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 
 FineTuningDataModule(dataset_root=sys.argv[1]).pipeline().check()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak())
 """
 TRAIN = """
-import resource, sys
 import torch
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
@@ -37,11 +44,11 @@ from mixtral_recipes.data.tokenizers import load_tokenizer
 
 module = FineTuningDataModule(dataset_root=sys.argv[1], seq_length=512, streaming=True, val_proportion=0.0)
 module.setup(load_tokenizer("embedded://mixtral_tiny"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 batches = module.train_batches(DataParallelPlace(), consumed_samples=int(sys.argv[2]))
 for _ in range(8):
     next(batches)
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
 
 
@@ -167,7 +174,7 @@ def main() -> None:
 
 def _peaks(program: str, *arguments: str) -> list[float]:
     """Megabytes that a process prints as kilobytes."""
-    command = [sys.executable, "-c", program, *arguments]
+    command = [sys.executable, "-c", PEAK + program, *arguments]
     made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [int(kilobytes) * 1024 / 1e6 for kilobytes in made.stdout.split()]
 

@@ -43,6 +43,10 @@ def prepare(
         int | None, typer.Option("--workers", metavar="N", min=1, help="Processes; default: one per core.")
     ] = None,
     part_mb: Annotated[int, typer.Option("--part-mb", metavar="N", min=1, help="Megabytes of input per part.")] = 32,
+    on_bad_record: Annotated[
+        str,
+        typer.Option("--on-bad-record", metavar="WHAT", help="Records without text: stop, or skip and keep in a file."),
+    ] = "stop",
     bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Start documents with the tokenizer's bos.")] = True,
     eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End documents with its eos.")] = True,
     overwrite: Overwrite = False,
@@ -68,10 +72,11 @@ def prepare(
             num_workers=workers or cores(),
             part_bytes=part_mb << 20,
             overwrite=overwrite,
+            on_bad_record=on_bad_record,
             progress=advance,
         )
     reused = f", {made.reused_parts} parts from a run before" if made.reused_parts else ""
-    note(f"{made.prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens{reused}")
+    note(f"{made.prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens{made.left_out()}{reused}")
     if json:
         print_json(
             {
@@ -79,6 +84,8 @@ def prepare(
                 "documents": made.documents,
                 "tokens": made.tokens,
                 "reused": made.reused_parts,
+                "empty": made.empty,
+                "skipped": made.skipped,
             }
         )
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.corpus_index import HEADER, VERSION
+from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError, is_panic, of_the_machine
 from mixtral_recipes.system.files import replacing, sync_file, sync_folder, write_json
@@ -106,12 +107,23 @@ class Prepared:
         documents: How many.
         tokens: How many, special ones included.
         reused_parts: Parts taken over from a run that was stopped.
+        empty: Texts that hold nothing, which are left out.
+        skipped: Records that could not be used; they stand in `skipped_of`.
     """
 
     prefix: Path
     documents: int
     tokens: int
     reused_parts: int
+    empty: int
+    skipped: int
+
+    def left_out(self) -> str:
+        """What is not in the corpus, in a few words; empty where all is."""
+        told = [f", {self.empty:,} empty texts left out"] if self.empty else []
+        if self.skipped:
+            told.append(f", {self.skipped:,} record(s) skipped, see {skipped_of(self.prefix)}")
+        return "".join(told)
 
 
 def prepare_corpus(
@@ -123,6 +135,8 @@ def prepare_corpus(
     num_workers: int = 1,
     part_bytes: int = 32 << 20,
     overwrite: bool = False,
+    split: str = "train",
+    on_bad_record: str = "stop",
     parts_folder: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
@@ -136,6 +150,8 @@ def prepare_corpus(
         num_workers: Processes; 1 tokenizes here.
         part_bytes: Input bytes per part.
         overwrite: Whether an existing corpus is replaced.
+        split: Which split of a JSON file that holds several.
+        on_bad_record: ``stop`` at the first record without text, or ``skip`` and keep such records in `skipped_of`.
         parts_folder: Where finished parts wait for the others; None takes the folder of ``prefix``.
         progress: Called with the input bytes of each finished part.
 
@@ -144,8 +160,10 @@ def prepare_corpus(
     """
     if not overwrite and _named(prefix, ".idx").exists():
         raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
-    parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes)]
-    staging = (parts_folder or prefix.parent) / f".{prefix.name}.{_plan_hash(parts, encoder)}.parts"
+    check_policy(on_bad_record)
+    parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes, split)]
+    plan = _plan_hash(parts, encoder, on_bad_record)
+    staging = (parts_folder or prefix.parent) / f".{prefix.name}.{plan}.parts"
     staging.mkdir(parents=True, exist_ok=True)
     reused = 0
     waiting: list[tuple[TextPart, Path]] = []
@@ -156,25 +174,48 @@ def prepare_corpus(
             progress(part.size)
         else:
             waiting.append((part, target))
-    for part in _encode_all(waiting, encoder, num_workers):
+    for part in _encode_all(waiting, encoder, on_bad_record, num_workers):
         progress(part.size)
-    documents, tokens = _join([staging / f"{number:06d}" for number in range(len(parts))], prefix, encoder)
+    made = [staging / f"{number:06d}" for number in range(len(parts))]
+    documents, tokens = _join(made, prefix, encoder)
+    counts = [json.loads(part.with_suffix(".json").read_text()) for part in made]
+    empty, skipped = (sum(count[what] for count in counts) for what in ("empty", "skipped"))
+    if skipped:
+        with replacing(skipped_of(prefix)) as file:
+            file.write_text("".join(found.read_text() for part in made if (found := _skipped_in(part)).is_file()))
     shutil.rmtree(staging)
-    return Prepared(prefix, documents, tokens, reused)
+    return Prepared(prefix, documents, tokens, reused, empty, skipped)
 
 
-def _plan_hash(parts: list[TextPart], encoder: Encoder) -> str:
+def skipped_of(prefix: Path) -> Path:
+    """The file beside a corpus with the records that could not be used, as `Skipped` writes them."""
+    return prefix.with_name(prefix.name + ".skipped.jsonl")
+
+
+def _skipped_in(part: Path) -> Path:
+    return part.with_suffix(".skipped.jsonl")
+
+
+def _plan_hash(parts: list[TextPart], encoder: Encoder, on_bad_record: str) -> str:
     """Names the staging folder: other input, other tokenizer or other cuts never meet in one."""
     files = sorted({part.path for part in parts})
-    plan = [_FORMAT, state_of(files), [dataclasses.astuple(part)[1:] for part in parts], encoder.fingerprint()]
+    plan = [
+        _FORMAT,
+        state_of(files),
+        [dataclasses.astuple(part)[1:] for part in parts],
+        encoder.fingerprint(),
+        on_bad_record,
+    ]
     return hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()[:12]
 
 
-def _encode_all(waiting: list[tuple[TextPart, Path]], encoder: Encoder, num_workers: int) -> Iterator[TextPart]:
+def _encode_all(
+    waiting: list[tuple[TextPart, Path]], encoder: Encoder, on_bad_record: str, num_workers: int
+) -> Iterator[TextPart]:
     """Encode parts, here or in processes, and yield each when it is on disk."""
     if num_workers <= 1 or len(waiting) <= 1:
         for part, target in waiting:
-            _encode_part(part, target, encoder)
+            _encode_part(part, target, encoder, on_bad_record)
             yield part
         return
     # Each process is one thread of the tokenizer: the parts are the parallelism.
@@ -184,7 +225,7 @@ def _encode_all(waiting: list[tuple[TextPart, Path]], encoder: Encoder, num_work
         min(num_workers, len(waiting)), multiprocessing.get_context("spawn"), _set_encoder, (encoder,)
     )
     try:
-        futures = {pool.submit(_encode_with_own, part, target): part for part, target in waiting}
+        futures = {pool.submit(_encode_with_own, part, target, on_bad_record): part for part, target in waiting}
         for done in concurrent.futures.as_completed(futures):
             done.result()
             yield futures[done]
@@ -204,25 +245,33 @@ def _set_encoder(encoder: Encoder) -> None:
     _own_encoder = encoder
 
 
-def _encode_with_own(part: TextPart, target: Path) -> None:
+def _encode_with_own(part: TextPart, target: Path, on_bad_record: str) -> None:
     assert _own_encoder is not None
     try:
-        _encode_part(part, target, _own_encoder)
+        _encode_part(part, target, _own_encoder, on_bad_record)
     except BaseException as error:
         if is_panic(error):  # no process can tell another of one
             raise of_the_machine(error) from None  # pyright: ignore[reportGeneralTypeIssues]
         raise
 
 
-def _encode_part(part: TextPart, target: Path, encoder: Encoder) -> None:
+def _encode_part(part: TextPart, target: Path, encoder: Encoder, on_bad_record: str) -> None:
     """Write one part's tokens to ``target.bin`` and then, as the mark of success, its lengths to ``target.npy``."""
     lengths: list[np.ndarray] = []
+    empty = 0
+    _skipped_in(target).unlink(missing_ok=True)
+    bad = stop if on_bad_record == "stop" else Skipped(_skipped_in(target))
     with replacing(target.with_suffix(".bin")) as staging, staging.open("wb") as file:
-        stream = documents(part)
-        while texts := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
+        stream = documents(part, bad)
+        while some := list(itertools.islice(stream, _DOCUMENTS_AT_ONCE)):
+            texts = [text for text in some if text]
+            empty += len(some) - len(texts)
+            if not texts:
+                continue
             tokens, counts = encoder(texts)
             file.write(tokens.tobytes())
             lengths.append(counts)
+    write_json(target.with_suffix(".json"), {"empty": empty, "skipped": getattr(bad, "count", 0)})
     with replacing(target.with_suffix(".npy")) as staging:
         np.save(staging, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
 

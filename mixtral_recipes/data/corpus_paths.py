@@ -4,6 +4,7 @@ Text is tokenized once into the cache. Finished parts stay there, so that a run 
 them.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
 from mixtral_recipes.data.corpus_index import check_index
 from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.open import open_source
-from mixtral_recipes.data.records.record import SPLITS, is_of_split
-from mixtral_recipes.data.records.text_parts import JSON_LINES, PLAIN_TEXT
+from mixtral_recipes.data.records.parse import is_json_lines
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, is_of_split
+from mixtral_recipes.data.records.text_parts import TEXT_SUFFIXES
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.files import read_json, replacing
@@ -26,32 +29,34 @@ from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.system.ranks import launched_rank
 
 HUB = "hf://"
-_TEXT = (*JSON_LINES, *PLAIN_TEXT, ".parquet", ".csv", ".tsv")
 
 
-def corpora(name: str, tokenizer: Any, text_key: str = "text", split: str = "train") -> list[str]:
+def corpora(
+    name: str, tokenizer: Any, text_key: str = "text", split: str = "train", on_bad_record: str = "stop"
+) -> list[str]:
     """The prefixes of the corpora that an entry of ``paths`` names; text is tokenized into the cache first.
 
     Args:
         name: A corpus (with or without ``.bin``), a text file, a folder of corpora or of text files, ``hf://org/name``.
         tokenizer: What tokenizes, and what finished corpora must have been made with.
         text_key: The field or column of the text.
-        split: Which split of a folder or Hub data set that has several.
+        split: Which split of a folder, JSON file or Hub data set that has several.
+        on_bad_record: What becomes of records without text: ``stop`` or ``skip``.
 
     Raises:
         DataError: there is no such thing, or its tokens are not this tokenizer's.
     """
     if name.startswith(HUB):
-        return [_tokenized_rows(name, tokenizer, text_key, split)]
+        return [_tokenized_rows(name, tokenizer, text_key, split, on_bad_record)]
     path = resolve(name).expanduser()
     prefix = corpus_at(path)
     if prefix is None and path.is_dir():
         files = folder_files(path)[split]
         if files[0].suffix != ".idx":
-            return [_tokenized_files(name, files, tokenizer, text_key)]
+            return [_tokenized_files(name, files, tokenizer, text_key, split, on_bad_record)]
         prefixes = [file.with_suffix("") for file in files]
     elif prefix is None and path.is_file():
-        return [_tokenized_files(name, [path], tokenizer, text_key)]
+        return [_tokenized_files(name, [path], tokenizer, text_key, split, on_bad_record)]
     else:
         check_place(name)
         assert prefix is not None
@@ -80,11 +85,14 @@ def check_place(name: str) -> None:
 
 
 def own_splits(name: str) -> list[str]:
-    """The splits that a folder or Hub data set has by itself; any other name has ``train`` only."""
+    """The splits that a folder, JSON file or Hub data set has by itself; any other name has ``train`` only."""
     if name.startswith(HUB):
         return open_source(name).splits
     path = resolve(name).expanduser()
-    return list(folder_files(path)) if corpus_at(path) is None and path.is_dir() else ["train"]
+    if corpus_at(path) is None and path.is_dir():
+        return list(folder_files(path))
+    inside = json_splits(path) if suffix_of(path) == ".json" and path.is_file() and not is_json_lines(path) else []
+    return [SPLIT_NAMES[name.lower()] for name in inside] or ["train"]
 
 
 def corpus_at(path: Path) -> Path | None:
@@ -106,9 +114,11 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     """
     inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    files = [p for p in inside if p.suffix == ".idx" and corpus_at(p)] or [p for p in inside if suffix_of(p) in _TEXT]
+    files = [p for p in inside if p.suffix == ".idx" and corpus_at(p)] or [
+        p for p in inside if suffix_of(p) in TEXT_SUFFIXES
+    ]
     if not files:
-        raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(_TEXT)}).")
+        raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")
     found: dict[str, list[Path]] = {}
     for file in files:
         split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name)), "")
@@ -120,14 +130,17 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     return {name: found[name] for name in SPLITS if name in found}
 
 
-def _tokenized_files(name: str, files: list[Path], tokenizer: Any, text_key: str) -> str:
-    made_from = [content_hash(file) for file in files]
-    return _tokenized(
-        name, {"file": made_from[0] if len(files) == 1 else made_from}, lambda: files, tokenizer, text_key
-    )
+def _tokenized_files(
+    name: str, files: list[Path], tokenizer: Any, text_key: str, split: str, on_bad_record: str
+) -> str:
+    hashes = [content_hash(file) for file in files]
+    content: dict[str, Any] = {"file": hashes[0] if len(files) == 1 else hashes}
+    if any(suffix_of(file) == ".json" for file in files):
+        content["split"] = split
+    return _tokenized(name, content, lambda: files, tokenizer, text_key, split, on_bad_record)
 
 
-def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str) -> str:
+def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str, on_bad_record: str) -> str:
     rows = open_source(name).hub[split]
     if text_key not in rows.column_names:
         raise DataError(f"{name}: no column {text_key!r}; it has {', '.join(rows.column_names)} (data.text_key).")
@@ -139,19 +152,27 @@ def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str) -> str
                 rows.select_columns([text_key]).to_parquet(staging)
         return [text]
 
-    corpus = _tokenized(name, {"rows": rows._fingerprint}, files, tokenizer, text_key)
+    corpus = _tokenized(name, {"rows": rows._fingerprint}, files, tokenizer, text_key, split, on_bad_record)
     text.unlink(missing_ok=True)
     return corpus
 
 
 def _tokenized(
-    name: str, content: dict[str, Any], files: Callable[[], list[Path]], tokenizer: Any, text_key: str
+    name: str,
+    content: dict[str, Any],
+    files: Callable[[], list[Path]],
+    tokenizer: Any,
+    text_key: str,
+    split: str,
+    on_bad_record: str,
 ) -> str:
     """The prefix of the cached corpus made of text files; the first process that asks makes it."""
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
 
     encoder = Encoder.of(tokenizer)
     made_from = {**content, "text_key": text_key, "encoder": encoder.fingerprint()}
+    if on_bad_record != "stop":
+        made_from["on_bad_record"] = on_bad_record
     home = data_home() / "corpora"
 
     made: list[Any] = []
@@ -161,7 +182,14 @@ def _tokenized(
         with progress_bar("tokenizing", sum(file.stat().st_size for file in inputs)) as advance:
             made.append(
                 prepare_corpus(
-                    inputs, folder / "corpus", encoder, text_key=text_key, parts_folder=home, progress=advance
+                    inputs,
+                    folder / "corpus",
+                    encoder,
+                    text_key=text_key,
+                    split=split,
+                    on_bad_record=on_bad_record,
+                    parts_folder=home,
+                    progress=advance,
                 )
             )
 
@@ -172,7 +200,8 @@ def _tokenized(
     prefix = prepared("corpora", made_from, build) / "corpus"
     if says:
         reused = f", {made[0].reused_parts} parts from a run before" if made and made[0].reused_parts else ""
-        print(f"data: {name}: {_size_of(prefix)}{reused}", file=sys.stderr, flush=True)
+        left_out = dataclasses.replace(made[0], prefix=prefix).left_out() if made else ""
+        print(f"data: {name}: {_size_of(prefix)}{left_out}{reused}", file=sys.stderr, flush=True)
     return str(prefix)
 
 

@@ -196,7 +196,7 @@ class _Documents:
         while some := list(itertools.islice(texts, _AT_ONCE)):
             for (text, where), tokens in zip(some, self._tokens([text for text, _ in some]), strict=True):
                 encoded = Encoded(tokens, [True] * len(tokens), turns=(0,))
-                fitted = Fitted(encoded, turns=1)
+                fitted = Fitted(encoded, turns=1) if text.strip() else Fitted(None, why="empty")
                 tally.add(encoded, fitted)
                 yield Item([], [text], where, len(tokens), fitted)
 
@@ -204,12 +204,12 @@ class _Documents:
         source = self.recognized.source
         if source is None:
             for path in self.recognized.files:
-                for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0))):
+                for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0), self.report.bad)):
                     yield text, f"{path}:[{number}]"
             return
         for record in source.records(split, self.report.bad):
             try:
-                yield text_of(record.value.get("text"), "text", record.where), record.where
+                yield text_of(record.value.get("text"), "text", record.where, empty=True), record.where
             except DataError as error:
                 self.report.bad(error)
 

@@ -55,6 +55,8 @@ class PreTrainingDataModule(DataModule):
         tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
         split: Shares of train, validation and test documents; not used with a dict of paths.
         text_key: The field or column of text files.
+        on_bad_record: ``stop`` at the first record of a text file that has no text or cannot be read, or ``skip`` such
+            records, count them and write them to a file.
         reset_position_ids: Start positions at 0 again after each end of document.
         reset_attention_mask: Keep each document from seeing the others (needs micro_batch_size 1).
         eod_mask_loss: Leave ends of documents out of the loss.
@@ -83,6 +85,7 @@ class PreTrainingDataModule(DataModule):
     num_train_samples: int | None = None
     num_val_samples: int | None = None
     num_test_samples: int | None = None
+    on_bad_record: str = "stop"
 
     packs = False
     form = "corpora"
@@ -164,7 +167,9 @@ class PreTrainingDataModule(DataModule):
             own = own_splits(str(paths[0])) if len(paths) == 1 else []
             if "validation" not in own:
                 return {"blend": self._blend(paths, tokenizer), "split": self.split}
-            blends = [(corpora(str(paths[0]), tokenizer, self.text_key, name), None) for name in own]
+            blends = [
+                (corpora(str(paths[0]), tokenizer, self.text_key, name, self.on_bad_record), None) for name in own
+            ]
             return {"blend_per_split": [dict(zip(own, blends, strict=True)).get(name) for name in SPLITS]}
         unknown = set(self.paths) - set(SPLITS)
         if unknown:
@@ -176,7 +181,7 @@ class PreTrainingDataModule(DataModule):
         if isinstance(paths, str | Path):
             paths = [paths]
         names, weights = split_weights(list(paths))
-        found = [corpora(name, tokenizer, self.text_key) for name in names]
+        found = [corpora(name, tokenizer, self.text_key, on_bad_record=self.on_bad_record) for name in names]
         several = next((name for name, prefixes in zip(names, found, strict=True) if len(prefixes) > 1), None)
         if weights is not None and several is not None:
             raise DataError(f"data.paths: {several} holds several corpora; give each of them a weight of its own.")

@@ -187,7 +187,7 @@ class _Cursor:
             value, end = self._json.raw_decode(self._text, self._position)
         except (ValueError, RecursionError):
             return None
-        if any(_holds(name) for name in value):
+        if any(may_hold(name) for name in value):
             return None
         found = _Value(value, self._text[self._position : end], self.where)
         self._go_to(end)
@@ -206,7 +206,8 @@ class _Cursor:
                 return
 
 
-def _holds(name: str) -> bool:
+def may_hold(name: str) -> bool:
+    """Whether a list of that name in an object would hold the records."""
     return name in HOLDERS or name.lower() in SPLIT_NAMES
 
 
@@ -274,7 +275,7 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
             if name in value:
                 raise DataError(f"{where}: field {name!r} stands there twice.")
             cursor.take(":")
-            if _holds(name) and cursor.peek() == "[":
+            if may_hold(name) and cursor.peek() == "[":
                 cursor.take("[")
                 if cursor.peek() in ("{", "]"):
                     _check_held([*held, name], cursor.where)

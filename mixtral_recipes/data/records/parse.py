@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import lzma
 import mmap
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import PACKED, longest_line, open_bytes, suffix_of, too_long
-from mixtral_recipes.data.records.json_stream import json_records, object_of, parse_json
+from mixtral_recipes.data.records.json_stream import json_records, may_hold, object_of, parse_json
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.files import lines_of
@@ -41,7 +42,7 @@ def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
     try:
         if suffix in readers:
             yield from readers[suffix](path, bad)
-        elif suffix == ".json" or _is_no_lines(path):
+        elif suffix == ".json" or not is_json_lines(path):
             yield from json_records(path, bad, split)
         else:
             yield from _jsonl(path, bad)
@@ -58,11 +59,22 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     return object_of(parse_json(text, where), where)
 
 
-def _is_no_lines(path: Path) -> bool:
-    """Whether a file named .jsonl holds a list, or objects over several lines: its first line is no whole object."""
+def is_json_lines(path: Path) -> bool:
+    """Whether a JSON file has an object in each line: its first line is no list and more than the start of an object.
+
+    One of another kind has no lines of JSON.
+    """
+    if suffix_of(path) not in (".jsonl", ".ndjson", ".json"):
+        return False
     with open_bytes(path) as file:
         start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start.startswith(b"[") or start.partition(b"\n")[0].strip() == b"{"
+    first = start.partition(b"\n")[0].strip()
+    if suffix_of(path) != ".json":
+        return not start.startswith(b"[") and first != b"{"
+    try:  # .json may hold one object, in lists of which the records are
+        return len(start) > len(first) + 1 and not any(map(may_hold, dict(json.loads(first))))
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _jsonl(path: Path, bad: BadRecord) -> Iterator[Record]:

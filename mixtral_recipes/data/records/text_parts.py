@@ -1,18 +1,21 @@
-"""Text files in parts of bounded size: byte ranges of JSONL and plain text, row groups of parquet."""
+"""Text files in parts: byte ranges of JSON lines and of plain text, row groups of parquet, any other file whole."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import PACKED, is_packed, longest_line, open_bytes, suffix_of, too_long
-from mixtral_recipes.data.records.parse import read_records
+from mixtral_recipes.data.records.json_stream import json_splits
+from mixtral_recipes.data.records.parse import SUFFIXES, is_json_lines, read_records
+from mixtral_recipes.data.records.record import SPLIT_NAMES
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.pointers import refuse_pointer
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
 PLAIN_TEXT = (".txt", ".text", ".md")
+TEXT_SUFFIXES = (*SUFFIXES, *PLAIN_TEXT)
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,12 @@ class TextPart:
 
     Attributes:
         path: The file.
-        kind: ``jsonl``, ``text``, ``parquet`` or ``csv``.
+        kind: ``jsonl``, ``text``, ``parquet`` or ``records`` (of any file `read_records` takes).
         start: First byte, or first row group.
         end: Byte, or row group, after the last; -1 is the end of the file.
         text_key: Field or column of the text.
         size: Input bytes, for progress.
+        split: The split's own name, in a JSON file that holds several.
     """
 
     path: Path
@@ -34,10 +38,17 @@ class TextPart:
     end: int
     text_key: str
     size: int
+    split: str | None = None
 
 
-def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPart]:
-    """Cut a file into parts of about ``part_bytes``. Compressed and CSV files are one part.
+def split_into_parts(path: Path, text_key: str, part_bytes: int, split: str = "train") -> list[TextPart]:
+    """Cut a file into parts of about ``part_bytes``. What is compressed, a table, or JSON in no lines is one part.
+
+    Args:
+        path: The file.
+        text_key: Field or column of the text.
+        part_bytes: Bytes per part.
+        split: Which split of a JSON file that holds several.
 
     Raises:
         DataError: the file is missing or of a kind that is not read.
@@ -52,31 +63,55 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int) -> list[TextPar
 
         groups = _parquet(path, pq).num_row_groups
         return [TextPart(path, "parquet", g, g + 1, text_key, size // groups) for g in range(groups)]
-    if suffix in (".csv", ".tsv"):
-        return [TextPart(path, "csv", 0, -1, text_key, size)]
-    if suffix not in (*JSON_LINES, *PLAIN_TEXT):
-        known = f".jsonl, .json, .parquet, .csv, .tsv, .txt, .md, and {', '.join(PACKED)} of the text ones"
+    if suffix not in TEXT_SUFFIXES:
+        known = f"{', '.join(TEXT_SUFFIXES)}, and {', '.join(PACKED)} of the text ones"
         raise DataError(f"{path}: cannot tell what this is; known: {known}.")
-    kind = "jsonl" if suffix in JSON_LINES else "text"
+    if suffix in SUFFIXES and not is_json_lines(path):
+        inside = {SPLIT_NAMES[name.lower()]: name for name in json_splits(path)} if suffix == ".json" else {}
+        return [TextPart(path, "records", 0, -1, text_key, size, inside.get(split))]
+    kind = "text" if suffix in PLAIN_TEXT else "jsonl"
     if is_packed(path):
         return [TextPart(path, kind, 0, -1, text_key, size)]
     starts = range(0, max(size, 1), part_bytes)
     return [TextPart(path, kind, s, min(s + part_bytes, size), text_key, min(part_bytes, size - s)) for s in starts]
 
 
-def documents(part: TextPart) -> Iterator[str]:
-    """The non-empty documents that begin in a part.
+def documents(part: TextPart, bad: BadRecord = stop) -> Iterator[str]:
+    """The documents that begin in a part; an empty text is one, for the caller to count.
+
+    Args:
+        part: The part.
+        bad: Called with each record that has no text, or cannot be read; reading goes on after it unless this raises.
 
     Raises:
         DataError: names the file and line of a document that cannot be read.
     """
     if part.kind == "parquet":
-        yield from _parquet_documents(part)
-    elif part.kind == "csv":
-        yield from _csv_documents(part)
+        yield from _parquet_documents(part, bad)
+    elif part.kind == "records":
+        for record in read_records(part.path, bad, part.split):
+            yield from _text_in(record.value, part, lambda record=record: record.where, bad)
+    elif part.kind == "jsonl":
+        yield from _json_documents(part, bad)
     else:
-        lines = _lines(part)
-        yield from _json_documents(part, lines) if part.kind == "jsonl" else _text_documents(part, lines)
+        yield from _text_documents(part, _lines(part))
+
+
+def _text_in(value: Any, part: TextPart, where: Callable[[], str], bad: BadRecord) -> Iterator[str]:
+    """The text of a record, where it has one."""
+    text = value.get(part.text_key) if isinstance(value, dict) else None
+    if isinstance(text, str):
+        yield text if text.strip() else ""
+        return
+    if not isinstance(value, dict):
+        what = "needs a JSON object"
+    elif part.text_key not in value:
+        what = (
+            f"has no {part.text_key!r}, but {', '.join(map(str, value)) or 'nothing'}; --text-key names another field"
+        )
+    else:
+        what = f"{part.text_key!r} is {'null' if text is None else type(text).__name__}, not text"
+    bad(DataError(f"{where()}: {what}."), value)
 
 
 def _first_line(file: BinaryIO, start: int) -> int:
@@ -123,22 +158,23 @@ def _decode(part: TextPart, position: int, line: bytes) -> str:
         raise DataError(f"{part.path}:{_line_number(part, position)}: not UTF-8 ({error.reason}).") from error
 
 
-def _json_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
-    for position, line in lines:
-        text = _decode(part, position, line)
-        if not text.strip():
-            continue
+def _json_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
+    for position, line in _lines(part):
+
+        def where(position: int = position) -> str:
+            return f"{part.path}:{_line_number(part, position)}"
+
         try:
-            value = json.loads(text)[part.text_key]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{part.path}:{_line_number(part, position)}: needs a JSON object with {part.text_key!r} "
-                f"({type(error).__name__}: {error}); --text-key names another field."
-            ) from error
-        if not isinstance(value, str):
-            raise DataError(f"{part.path}:{_line_number(part, position)}: {part.text_key!r} is not text.")
-        if value.strip():
-            yield value
+            text = line.decode("utf-8-sig" if position == 0 else "utf-8")
+            value = json.loads(text) if text.strip() else None
+        except UnicodeDecodeError as error:
+            bad(DataError(f"{where()}: not UTF-8 ({error.reason})."), line.decode("utf-8", "replace"))
+            continue
+        except (ValueError, RecursionError) as error:
+            bad(DataError(f"{where()}: not JSON ({error})."), line.decode("utf-8", "replace"))
+            continue
+        if text.strip():
+            yield from _text_in(value, part, where, bad)
 
 
 def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
@@ -183,32 +219,22 @@ def _parquet(path: Path, pq: Any) -> Any:
     import pyarrow as pa
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}).") from error
 
 
-def _parquet_documents(part: TextPart) -> Iterator[str]:
+def _parquet_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     file = _parquet(part.path, pq)
     if part.text_key not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
         raise DataError(f"{part.path}: no column {part.text_key!r}; it has {names}. --text-key names another.")
-    before = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
-    for batch in file.iter_batches(row_groups=[part.start], columns=[part.text_key], batch_size=1024):
-        for row, value in enumerate(batch.column(0).to_pylist(), before + 1):
-            if not isinstance(value, str):
-                raise DataError(f"{part.path}: row {row}: {part.text_key!r} is {type(value).__name__}, not text.")
-            if value.strip():
-                yield value
-        before += batch.num_rows
-
-
-def _csv_documents(part: TextPart) -> Iterator[str]:
-    for record in read_records(part.path):
-        if part.text_key not in record.value:
-            names = ", ".join(record.value)
-            raise DataError(f"{part.path}:1: no column {part.text_key!r}; it has {names}. --text-key names another.")
-        if record.value[part.text_key].strip():
-            yield record.value[part.text_key]
+    row = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
+    # A row group, which may be the whole file, is not read at once.
+    batches = file.iter_batches(row_groups=[part.start], columns=[part.text_key], batch_size=64, use_threads=False)
+    for batch in batches:
+        for text in batch.column(0).to_pylist():
+            row += 1
+            yield from _text_in({part.text_key: text}, part, lambda row=row: f"{part.path}: row {row}", bad)

@@ -88,6 +88,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "c.txt").write_text("\n\n".join(texts))
     pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet", row_group_size=7)
+    with pa.ipc.new_stream(tmp_path / "f.arrow", pa.schema({"text": pa.string()})) as stream:
+        stream.write_table(pa.table({"text": texts}))
     with (tmp_path / "e.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
     for path in sorted(tmp_path.iterdir()):
@@ -98,9 +100,9 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b'{"text": "cut', "needs a JSON object with 'text'"),
-        (b'{"body": "x"}', "KeyError: 'text'"),
-        (b'{"text": 5}', "'text' is not text"),
+        (b'{"text": "cut', "not JSON"),
+        (b'{"body": "x"}', "has no 'text', but body; --text-key names another field"),
+        (b'{"text": 5}', "'text' is int, not text"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b'["text"]', "needs a JSON object"),
     ],
@@ -121,7 +123,7 @@ def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: st
     [
         (b"id,text\n1,good\n2,one,too many\n", r":3: has 3 columns, and the head 2\."),
         (b"id,text\n1,\xff\n", r":1: not UTF-8 "),
-        (b"id,body\n1,good\n", r":1: no column 'text'; it has id, body\. --text-key names another\."),
+        (b"id,body\n1,good\n", r":2: has no .text., but id, body; --text-key names another field"),
     ],
 )
 def test_bad_table_is_refused_where_it_is_bad(content: bytes, says: str, tmp_path: Path, tokenizer: Any) -> None:
@@ -137,11 +139,11 @@ def test_stopped_run_goes_on(source: Path, tmp_path: Path, tokenizer: Any, monke
     done: list[int] = []
     encode_part = corpus._encode_part
 
-    def stops(part: TextPart, target: Path, encoder: Encoder) -> None:
+    def stops(part: TextPart, target: Path, encoder: Encoder, on_bad_record: str) -> None:
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(1)
-        encode_part(part, target, encoder)
+        encode_part(part, target, encoder, on_bad_record)
 
     monkeypatch.setattr(corpus, "_encode_part", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -156,10 +158,50 @@ def test_stopped_run_goes_on(source: Path, tmp_path: Path, tokenizer: Any, monke
 def test_changed_input_takes_over_nothing(source: Path, tmp_path: Path, tokenizer: Any) -> None:
     encoder = Encoder.of(tokenizer)
     parts = split_into_parts(source, "text", 1000)
-    before = corpus._plan_hash(parts, encoder)
+    before = corpus._plan_hash(parts, encoder, "stop")
     os.utime(source, (1, 1))
-    assert corpus._plan_hash(parts, encoder) != before
-    assert corpus._plan_hash(parts, Encoder.of(tokenizer, eos=False)) != corpus._plan_hash(parts, encoder)
+    assert corpus._plan_hash(parts, encoder, "stop") != before
+    assert corpus._plan_hash(parts, Encoder.of(tokenizer, eos=False)) != corpus._plan_hash(parts, encoder, "stop")
+
+
+def test_records_without_text_are_skipped_and_kept(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "some.jsonl"
+    bad = ['{"text": null}', "broken", '{"body": "a"}', "[1]", '{"text": 7}']
+    path.write_text("\n".join(['{"text": "one"}', *bad, '{"text": " "}', '{"text": "two"}']))
+    made = prepare_corpus([path], tmp_path / "c", Encoder.of(tokenizer), on_bad_record="skip", part_bytes=30)
+    assert (made.documents, made.empty, made.skipped) == (2, 1, 5)
+    kept = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text().splitlines()]
+    assert [entry["why"].partition(": ")[0] for entry in kept] == [f"{path}:{n}" for n in range(2, 7)]
+    assert kept[0]["record"] == {"text": None}
+    assert "1 empty texts left out, 5 record(s) skipped, see" in made.left_out()
+    with pytest.raises(DataError, match=r"some\.jsonl:2: 'text' is null, not text"):
+        prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer))
+    with pytest.raises(DataError, match="use 'stop' or 'skip'"):
+        prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer), on_bad_record="ignore")
+
+
+def json_of(texts: list[str]) -> dict[str, str]:
+    """JSON files that hold documents, by name."""
+    rows = [{"text": text} for text in texts]
+    return {
+        "list.json": json.dumps(rows),
+        "lines.json": "\n".join(map(json.dumps, rows)),
+        "pretty.json": "\n".join(json.dumps(row, indent=1) for row in rows),
+        "data.json": json.dumps({"version": 1, "data": rows}),
+        "list.jsonl": json.dumps(rows, indent=1),
+        "splits.json": json.dumps({"validation": [{"text": "held out"}], "training": rows}),
+    }
+
+
+@pytest.mark.parametrize("name", json_of([]))
+def test_json_in_any_arrangement_holds_documents(name: str, tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(5)]
+    (tmp_path / name).write_text(json_of(texts)[name])
+    parts = split_into_parts(tmp_path / name, "text", 40)
+    assert [text for part in parts for text in documents(part)] == texts
+    if name == "splits.json":
+        (part,) = split_into_parts(tmp_path / name, "text", 40, "validation")
+        assert list(documents(part)) == ["held out"]
 
 
 def test_existing_corpus_is_kept(source: Path, tmp_path: Path, tokenizer: Any) -> None:
