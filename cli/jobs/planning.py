@@ -114,8 +114,8 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     if card.name == "cpu":
         job = job.on_cpu()
     steps, notes, more = int(recipe.trainer.max_steps), [], {}
-    if work.data is not None:
-        job, steps, data_notes, more = _through_data(job, work)
+    if work.data:
+        job, steps, data_notes, more = _through_data(job, work.data, work.epochs or 1.0)
         notes += data_notes
     job = _reach(job, card, goal, steps)
     verdict.check_layout_of(job, card)
@@ -158,7 +158,7 @@ def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
     for option, value in wrong.items():
         if value is not None:
             raise RecipeError(f"{option} {why}.")
-    if work.epochs is not None and work.data is None:
+    if work.epochs is not None and not work.data:
         raise RecipeError("--epochs counts passes over --data; name the data, or set trainer.max_steps=N.")
 
 
@@ -287,33 +287,46 @@ def _hours(text: str) -> float:
     raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
 
 
-def _through_data(job: Workload, work: WorkOptions) -> tuple[Workload, int, list[str], dict[str, Any]]:
-    """The job with its data's lengths, and the steps that its passes take."""
+def _through_data(job: Workload, specs: list[str], epochs: float) -> tuple[Workload, int, list[str], dict[str, Any]]:
+    """The job with its data's lengths, and the steps that its passes take.
+
+    A pass over several data sets takes as many samples as they have together, by their shares where these are given.
+    """
+    from mixtral_recipes.data.recognise import shares
+    from mixtral_recipes.data.tokenizers import load_tokenizer
+
+    names, weights = shares(specs)
+    tokenizer = load_tokenizer("mistral://mixtral-8x7b")
+    counted = [_counted(name, tokenizer, job.batch.seq_length) for name in names]
+    samples = sum(size for size, _ in counted)
+    share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]
+    mean = sum(part * tokens / size for part, (size, tokens) in zip(share, counted, strict=True))
+    job = dataclasses.replace(job, lengths=mean)
+    steps = plan.steps_for(samples, job, epochs)
+    facts: dict[str, Any] = {"samples": samples, "tokens": round(samples * mean), "mean_tokens": round(mean, 1)}
+    if len(names) > 1:
+        parts = zip(names, share, counted, strict=True)
+        facts["sources"] = [{"data": n, "share": round(s, 4), "samples": c[0], "tokens": c[1]} for n, s, c in parts]
+    text = f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {epochs:g} epochs."
+    filled = mean / job.batch.seq_length
+    if not job.batch.packed and filled < 0.5:
+        text += f" Unpacked, about {100 * (1 - min(filled, 1)):.0f} % of a full sequence would be padding: --packed."
+    return job, steps, [text], {"data": facts}
+
+
+def _counted(name: str, tokenizer: Any, seq_length: int) -> tuple[int, int]:
+    """Samples that would be trained on, and their tokens after what is too long was cut."""
     from mixtral_recipes.data.check.check import check
     from mixtral_recipes.data.recognise import recognize
-    from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.system.progress import progress_bar
 
-    recognized = recognize(str(work.data))
+    recognized = recognize(name)
     with progress_bar("counting", None, unit="records") as advance:
-        report = check(
-            recognized, load_tokenizer("mistral://mixtral-8x7b"), seq_length=job.batch.seq_length, progress=advance
-        )
-    lengths = report.lengths.get("train")
-    samples = 0 if lengths is None else len(lengths)
-    if lengths is None or not samples:
-        raise RecipeError(f"--data {work.data}: no usable training record; see: mixtral-recipes data check {work.data}")
-    mean = float(lengths.mean())
-    job = dataclasses.replace(job, lengths=mean)
-    steps = plan.steps_for(samples, job, work.epochs or 1.0)
-    facts = {"samples": samples, "tokens": int(lengths.sum()), "mean_tokens": round(mean, 1)}
-    share = mean / job.batch.seq_length
-    text = (
-        f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {work.epochs or 1:g} epochs."
-    )
-    if not job.batch.packed and share < 0.5:
-        text += f" Unpacked, about {100 * (1 - min(share, 1)):.0f} % of a full sequence would be padding: --packed."
-    return job, steps, [text], {"data": facts}
+        report = check(recognized, tokenizer, seq_length=seq_length, progress=advance)
+    found = report.tallies.get("train")
+    if found is None or not found.samples:
+        raise RecipeError(f"--data {name}: no usable training record; see: mixtral-recipes data check {name}")
+    return found.samples, found.tokens
 
 
 def _calibrate() -> str:

@@ -76,11 +76,11 @@ class WorkOptions:
     """How much is to be done, and what that costs."""
 
     data: Annotated[
-        str | None,
+        list[str] | None,
         work_option(
             "--data",
             metavar="DATA",
-            help="What it would be trained on, one data set: read through, and counted.",
+            help="What it would be trained on: read through, and counted. Several are mixed, as finetune mixes them.",
         ),
     ] = None
     epochs: Annotated[

@@ -7,6 +7,7 @@ tests compare.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -143,11 +144,6 @@ class Chunk:
             *(w.numel for w in self.after if wanted(w)),
         ]
 
-    def total(self, wanted: Callable[[Weight], bool]) -> int:
-        """Elements of all tensors that are wanted."""
-        ends = sum(w.numel for w in (*self.before, *self.after) if wanted(w))
-        return ends + self.layers * sum(w.numel for w in self.layer if wanted(w))
-
 
 def chunks(part: Part) -> list[Chunk]:
     """A pipeline stage's chunks; one without interleaving."""
@@ -170,10 +166,13 @@ def chunks(part: Part) -> list[Chunk]:
 def held(part: Part) -> Held:
     """A stage's tensors in sums."""
     found = chunks(part)
+    layers = sum(chunk.layers for chunk in found)
+    numbers = {w: layers * number for w, number in Counter(found[0].layer).items()}
+    numbers = Counter(numbers) + Counter(w for chunk in found for w in (*chunk.before, *chunk.after))
     matrices = {w for w in found[0].layer if w.quantizable}
 
     def total(wanted: Callable[[Weight], bool]) -> int:
-        return sum(chunk.total(wanted) for chunk in found)
+        return sum(number * w.numel for w, number in numbers.items() if wanted(w))
 
     return Held(
         plain=total(lambda w: not w.quantizable and not w.adapter),
@@ -289,4 +288,9 @@ def _buffer(sizes: Sequence[int], bucket: int | None, copies: int, rank: int, sh
 
 
 def _overlap(spans: Sequence[tuple[int, int]], low: int, high: int) -> int:
-    return sum(max(0, min(b, high) - max(a, low)) for a, b in spans)
+    total = 0
+    for start, end in spans:  # in order
+        if start >= high:
+            break
+        total += max(0, min(end, high) - max(start, low))
+    return total

@@ -127,3 +127,23 @@ def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
     for override in ("peft=DoRA(dim=16)", "trainer.max_steps*=2", "trainer.callbacks[0].x=1", "peft=null"):
         with pytest.raises(outline_paths.NeedsRecipe):
             outline_paths.apply(outline(Question("mixtral_8x7b")), [override])
+
+
+def test_several_data_sets_are_counted_as_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
+    short.write_text("\n".join(json.dumps({"input": f"q{n}", "output": "a"}) for n in range(200)))
+    long.write_text("\n".join(json.dumps({"input": f"q{n}", "output": "a " * 50}) for n in range(40)))
+
+    def planned(*data: str) -> dict[str, Any]:
+        asked = [word for spec in data for word in ("--data", spec)]
+        assert main.run(["plan", "--recipe", "mixtral_8x7b", *asked, "--json"]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    one, both = planned(str(short))["data"], planned(f"{short}:0.75", f"{long}:0.25")
+    first, second = both["data"]["sources"]
+    assert (first["samples"], first["share"], second["share"]) == (one["samples"], 0.75, 0.25)
+    assert both["data"]["samples"] == first["samples"] + second["samples"] == 228
+    means = [source["tokens"] / source["samples"] for source in (first, second)]
+    assert both["data"]["mean_tokens"] == pytest.approx(0.75 * means[0] + 0.25 * means[1], abs=0.06)
+    assert both["steps"] == 2  # 228 rows, 128 in a step
+    assert main.run(["plan", "--recipe", "mixtral_8x7b", "--data", f"{short}:0.75", "--data", str(long)]) == 2

@@ -161,7 +161,9 @@ def test_changed_input_takes_over_nothing(source: Path, tmp_path: Path, tokenize
     before = corpus._plan_hash(parts, encoder, "stop")
     os.utime(source, (1, 1))
     assert corpus._plan_hash(parts, encoder, "stop") != before
-    assert corpus._plan_hash(parts, Encoder.of(tokenizer, eos=False)) != corpus._plan_hash(parts, encoder, "stop")
+    assert corpus._plan_hash(parts, Encoder.of(tokenizer, eos=False), "stop") != corpus._plan_hash(
+        parts, encoder, "stop"
+    )
 
 
 def test_records_without_text_are_skipped_and_kept(tmp_path: Path, tokenizer: Any) -> None:
