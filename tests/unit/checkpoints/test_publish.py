@@ -68,7 +68,7 @@ def _changed(folder: Path) -> Path:
 STANDING: dict[str, tuple[Written, Callable[[Path], Path], str]] = {
     "a project": ("model", project, "not a checkpoint folder.* it has config.json, train.py"),
     "a project, for an export": ("export", project, "not a checkpoint folder.* it has config.json, train.py"),
-    "an empty manifest": ("model", lambda f: _with(project(f), "manifest.json"), "damaged"),
+    "an empty manifest": ("model", lambda f: _with(project(f), "manifest.json"), "not valid JSON"),
     "a manifest changed by hand": ("model", lambda f: _changed(checkpoint(f)), "its seal"),
     "a run's checkpoint": (
         "model",
