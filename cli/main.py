@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "Continue prompts with a model."),
     "chat": ("chat", "Talk to a model on the terminal."),
     "serve": ("serve", "Serve a model behind OpenAI's interface."),
+    "evaluate": ("evaluate", "Score a model: questions, loss, perplexity, lm-evaluation-harness."),
     "lineage": ("lineage", "Follow a model back to its source, and compare every link."),
     "runs": ("runs", "See, follow, resume and stop runs."),
     "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Run several jobs that depend on each other.
 
-    A stage is a recipe to train, or a command of this program, such as import or export.
+    A stage is a recipe to train, or a command of this program, such as import, evaluate or export.
     """
     from mixtral_recipes.executors import pipeline as pipelines
 

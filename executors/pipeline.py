@@ -1,5 +1,6 @@
 """Several jobs that depend on each other, as one experiment: import -> finetune -> export -> evaluate."""
 
+import json
 import subprocess
 import sys
 import time
@@ -118,13 +119,24 @@ def run_local(pipeline: Pipeline, recipe_of: RecipeOf) -> dict[str, Any]:
 
 def _run_stage(pipeline: Pipeline, stage: Stage, recipe_of: RecipeOf) -> dict[str, Any]:
     if stage.command:
-        done = subprocess.run([sys.executable, "-m", "mixtral_recipes.cli.main", *stage.command], check=False)
-        if done.returncode != 0:
-            raise LaunchError(f"`mixtral-recipes {stage.command[0]}` ended with exit code {done.returncode}.")
-        return {}
+        return _run_command(stage.command)
     from mixtral_recipes.executors.launch import launch
 
     return launch(recipe_of(pipeline, stage), executor="local", name=stage.name, run_dir=pipeline.dir / stage.name)
+
+
+def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
+    """Run a command of this program and show what it says; with ``--json``, its result."""
+    command = [sys.executable, "-m", "mixtral_recipes.cli.main", *words]
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line
+    if process.returncode != 0:
+        raise LaunchError(f"`mixtral-recipes {words[0]}` ended with exit code {process.returncode}.")
+    return json.loads(last) if "--json" in words else {}
 
 
 def _skipped(pipeline: Pipeline, number: int) -> str:

@@ -17,6 +17,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError, advice_for_scripts
 from mixtral_recipes.executors import nemo_run_jobs, preflight, ranks_from_here
+from mixtral_recipes.executors.runs import records
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.planner.prediction import predict
@@ -261,17 +262,21 @@ def generate(
 @advice_for_scripts()
 @takes_nemos_arguments
 def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
-    """Exact match and F1 of a model on held-out SQuAD questions, with NeMo's arguments.
+    """Score a model on held-out SQuAD questions or tasks of lm-evaluation-harness, with NeMo's arguments.
+
+    On Megatron, by all processes of a job that torchrun started, or in this one. What was found is kept beside the
+    model, too.
 
     Args:
         target_cfg: The model: an `EvaluationTarget`, a checkpoint, or a Hugging Face folder.
         eval_cfg: What is asked.
 
     Returns:
-        ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id.
+        Of SQuAD ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id; of tasks, the
+        metrics of each.
 
     Raises:
-        RecipeError: another kind of evaluation, or no model is named.
+        RecipeError: no model is named, or there is no such task.
     """
     from mixtral_recipes.evaluation import asked
 
@@ -300,6 +305,11 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
             preflight.check_packages(parts.log)
             preflight.check_places(parts.data)
         trainer, log = parts.trainer, parts.log
+        done = records.finished(run_dir, trainer.max_steps, parts.resume) if task is not validate else None
+        if done is not None:
+            if launched_rank() == 0:
+                print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
+            return run_dir
         if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
             work(parts)
             return run_dir

@@ -1,103 +1,142 @@
-"""What follows a fine-tuning run: export the trained model, and compare its answers with the base model's."""
+"""What follows a run: its export, its scores beside what it started from, and how to go on from there."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.jobs.choose import Job
 from mixtral_recipes.cli.options.result import AfterTrainingOptions
-from mixtral_recipes.cli.output import print_table, table
+from mixtral_recipes.cli.output import note
+from mixtral_recipes.errors import MixtralRecipesError
+from mixtral_recipes.system.files import read_json, write_json
+
+_BATCH = 32  # questions a process answers at once
 
 
-def follow_up(job: Job, checkpoint: str, after: AfterTrainingOptions) -> dict[str, Any]:
-    """Export and evaluate a checkpoint where that was asked for; without a word, mixtral_tiny's only."""
-    wanted = job.recipe_name == "mixtral_tiny" if after.export is None else after.export
-    if not wanted:
-        return {}
-    questions = after.evaluate if asks_questions(job.recipe.data) else 0
-    return export_and_evaluate(job, checkpoint, questions=questions)
+def follow_up(job: Job, checkpoint: Path, after: AfterTrainingOptions) -> dict[str, Any]:
+    """Export and evaluate a fine-tuned checkpoint, as far as that was asked for.
 
-
-def export_and_evaluate(job: Job, checkpoint: str, *, questions: int) -> dict[str, Any]:
-    """Export a checkpoint to RUN/exported, then answer held-out questions before and after.
+    Without a word mixtral_tiny's is exported; held-out questions are asked wherever the job ran on this machine, since
+    its processes can then be started once more.
 
     Args:
         job: The job that ran.
-        checkpoint: What it saved; merged with its base when it holds adapters.
-        questions: Held-out questions to answer; 0 skips the comparison.
+        checkpoint: What it saved.
+        after: What was asked for.
 
     Returns:
-        ``exported`` and, where it was measured, ``em_before``, ``f1_before``, ``em_after`` and ``f1_after`` in percent
-        (``em_first_line_...``: if answers were cut off at their first line break).
+        ``exported`` and ``evaluation``; of SQuAD also ``questions`` and, in percent, ``em_before``, ``f1_before``,
+        ``em_after`` and ``f1_after`` (``em_first_line_...``: if answers were cut off at their first line break).
     """
-    from mixtral_recipes import api
+    outcome: dict[str, Any] = {}
+    if job.recipe_name == "mixtral_tiny" if after.export is None else after.export:
+        from mixtral_recipes import api
 
-    exported = job.run_dir / "exported"
-    api.export_ckpt(Path(checkpoint), target="hf", output_path=exported, overwrite=True)
-    outcome: dict[str, Any] = {"exported": str(exported)}
-    if not questions:
-        return outcome
-    from mixtral_recipes.evaluation.scores import evaluate_squad
-
-    data = job.recipe.data.dataset_root or "rajpurkar/squad"
-    for when, folder in (("before", base_folder(job.recipe)), ("after", exported)):
-        if folder is not None:
-            if when == "before":
-                refuse_another_start(Path(checkpoint), folder)
-            scores = evaluate_squad(folder, data, limit=questions)
-            outcome |= {
-                f"em_{when}": scores["exact_match"],
-                f"f1_{when}": scores["f1"],
-                f"em_first_line_{when}": scores["exact_match_of_first_line"],
-                "questions": scores["count"],
-            }
-    print_table(scores_table(outcome))
+        exported = job.run_dir / "exported"
+        api.export_ckpt(checkpoint, target="hf", output_path=exported, overwrite=True)
+        outcome["exported"] = str(exported)
+    if after.evaluate and job.place.executor != "slurm":
+        outcome |= _evaluated(job, checkpoint, after.evaluate)
     return outcome
 
 
-def asks_questions(data: Any) -> bool:
-    """Whether a recipe's data is SQuAD's form, whose held-out questions can be answered and scored."""
-    from mixtral_recipes.data.modules.squad import SquadDataModule
+def _evaluated(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:
+    """Scores before and after. The run is whole without them: where they cannot be had, it says so."""
+    try:
+        found = _scores(job, checkpoint, questions)
+    except MixtralRecipesError as error:
+        again = f"mixtral-recipes evaluate {job.run_dir} --compare"
+        note(f"WARNING: the trained model was not evaluated ({error}); to try once more: {again}")
+        return {}
+    outcome: dict[str, Any] = {"evaluation": found}
+    for when in ("before", "after"):
+        squad = found["scores"].get(when, {}).get("squad")
+        if squad:
+            outcome |= {
+                f"em_{when}": squad["exact_match"],
+                f"f1_{when}": squad["f1"],
+                f"em_first_line_{when}": squad["exact_match_of_first_line"],
+                "questions": squad["count"],
+            }
+    return outcome
 
-    return issubclass(data.__fn_or_cls__, SquadDataModule)
+
+def _scores(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:
+    """Measure in the layout of the run; on a CPU in this process, since all processes share its memory."""
+    from mixtral_recipes.layout.topology import Topology
+    from mixtral_recipes.system.machine import cores, gpu_count
+
+    trained = Topology.of(job.recipe.trainer)
+    if trained.world_size == 1 or not gpu_count():
+        import torch
+
+        from mixtral_recipes.cli.jobs.evaluation import measure
+        from mixtral_recipes.evaluation.asked_for import Asked
+
+        torch.set_num_threads(max(1, cores() // trained.world_size))  # as many as each of the run's processes had
+        asked = Asked(loss=False, questions=questions, batch_size=_BATCH, compare=True)
+        measure(checkpoint, asked, Topology())
+    else:
+        _in_layout_of(trained, checkpoint, questions)
+    return (read_json(job.run_dir / "result.json") or {})["evaluation"]
 
 
-def base_folder(recipe: Any) -> Path | None:
-    """The Hugging Face folder training started from, if it is one on this machine."""
-    from mixtral_recipes.embedded import resolve
+def _in_layout_of(trained: Any, checkpoint: Path, questions: int) -> None:
+    from mixtral_recipes.executors.again import again
 
-    folder = resolve(str(recipe.resume.restore_config.path).removeprefix("hf://"))
-    return folder if (folder / "config.json").is_file() else None
+    model_ranks = trained.tensor_model_parallel_size * trained.pipeline_model_parallel_size
+    experts = math.gcd(trained.expert_model_parallel_size, trained.world_size // model_ranks)
+    layout = {
+        "--devices": trained.world_size,
+        "--tp": trained.tensor_model_parallel_size,
+        "--pp": trained.pipeline_model_parallel_size,
+        "--ep": experts,
+        "--questions": questions,
+        "--batch-size": _BATCH,
+    }
+    words = [word for name, value in layout.items() for word in (name, str(value))]
+    again(["evaluate", str(checkpoint), "--no-loss", "--compare", *words], trained.world_size)
 
 
-def refuse_another_start(checkpoint: Path, folder: Path) -> None:
-    """Refuse to call a model folder the one a run started from when it holds other weights by now.
+def finish(run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a run's whole result, its report anew, and say in four lines how to go on.
 
-    Raises:
-        CheckpointError: names both identities.
+    Args:
+        run_dir: The run's folder.
+        result: What the command found.
+
+    Returns:
+        The result, as RUN/result.json holds it.
     """
-    from mixtral_recipes.checkpoints.lineage import record
-    from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors
-    from mixtral_recipes.errors import CheckpointError
-    from mixtral_recipes.importers.convert import kept
-    from mixtral_recipes.importers.convert.tensor_hashes import tensors_of
-    from mixtral_recipes.importers.open import open_model
+    from mixtral_recipes.reports.page import write_report
 
-    own = record.read(checkpoint)
-    parent = own.parent("base") or own.parent("start")
-    if parent is None or parent.record.kind != "model" or not (Path(parent.path or "") / "manifest.json").is_file():
-        return
-    if not kept.is_of(Path(parent.path or ""), open_model(folder), {}):
-        found = Identity(hash_of_tensors(tensors_of(folder, True)))
-        raise CheckpointError(
-            f"{folder} is not what {checkpoint} was trained from any more: it holds {found.told('weights')}, recorded "
-            f"was {parent.record.identity.told('weights')}; put it back, or give --evaluate 0."
-        )
+    if (run_dir / "result.json").is_file():
+        write_json(run_dir / "result.json", result)
+        write_report(run_dir)
+    for line in closing_lines(run_dir, result):
+        print(line)
+    return result
 
 
-def scores_table(outcome: dict[str, Any]) -> Any:
-    """Exact match and F1, before and after, side by side."""
-    rows: list[tuple[str, ...]] = []
-    for key, label in (("em", "exact match"), ("f1", "F1"), ("em_first_line", "exact match of the first line")):
-        values = [outcome.get(f"{key}_{when}") for when in ("before", "after")]
-        rows.append((label, *("-" if value is None else f"{value:.1f} %" for value in values)))
-    return table((f"{outcome['questions']} held-out questions", "before", "after"), rows)
+def closing_lines(run_dir: Path, result: dict[str, Any]) -> list[str]:
+    """Where model, adapter and report are, and how to talk to the model, serve it and ship it."""
+    checkpoint = Path(result["checkpoint"])
+    here = Path.cwd()
+    run = run_dir.relative_to(here) if run_dir.is_relative_to(here) else run_dir
+    adapted = (read_json(checkpoint / "manifest.json") or {}).get("kind") == "adapter"
+    exported = result.get("exported")
+    where = [f"{exported} (Hugging Face form)"] if exported else [] if adapted else [str(checkpoint)]
+    where += [f"adapter {checkpoint}"] if adapted else []
+    talk = f"chat {run}" if _has_template(checkpoint) else f'generate {run} "..."'
+    return [
+        f"Model:   {'; '.join(where)}",
+        f"Report:  {run_dir / 'report.html'}",
+        f"Use it:  mixtral-recipes {talk};  mixtral-recipes serve {run}",
+        f"Ship it: mixtral-recipes export {run} FOLDER;  mixtral-recipes export {run} OUT.gguf --format gguf",
+    ]
+
+
+def _has_template(checkpoint: Path) -> bool:
+    context = checkpoint / "context"
+    settings = read_json(context / "tokenizer_config.json") or {}
+    return bool(settings.get("chat_template")) or (context / "chat_template.jinja").is_file()

@@ -18,14 +18,38 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
     job = prepare(options)
     if options.result.to_yaml is not None:
         result = save_yaml(job, options.result.to_yaml)
+    elif (done := finished(job)) is not None:
+        result = done if options.result.dry_run else say_finished(job, done)
     else:
         result = launch(job, dry_run=options.result.dry_run)
-        if after is not None and job.task == "finetune" and result.get("checkpoint"):
-            from mixtral_recipes.cli.jobs.after_training import follow_up
+        if result.get("checkpoint"):
+            from mixtral_recipes.cli.jobs.after_training import finish, follow_up
 
-            result |= follow_up(job, result["checkpoint"], after)
+            if after is not None and job.task == "finetune":
+                result |= follow_up(job, Path(result["checkpoint"]), after)
+            finish(job.run_dir, result)
     if options.result.json:
         print_json(result)
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The result of a run that made all its steps before; None where there is something to do."""
+    from mixtral_recipes.executors.runs.records import finished as find
+
+    return find(job.run_dir, job.recipe.trainer.max_steps, job.recipe.resume)
+
+
+def say_finished(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """Say of a run that was asked for again that nothing is left to do, and how to go on."""
+    from mixtral_recipes.cli.jobs.after_training import closing_lines
+
+    note(
+        f"{job.name} has finished: {result['steps']} steps. Nothing was done; for more steps set trainer.max_steps, "
+        "for another run give another --name."
+    )
+    for line in closing_lines(job.run_dir, result):
+        print(line)
+    return result
 
 
 def save_yaml(job: Job, path: Path) -> dict[str, Any]:

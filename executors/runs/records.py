@@ -192,6 +192,25 @@ def result(run_dir: str | Path, since: float = 0.0) -> dict[str, Any] | None:
     return read_json(path)
 
 
+def finished(run_dir: str | Path, max_steps: int, resume: Any) -> dict[str, Any] | None:
+    """RUN/result.json of a run that made all its steps, and whose last checkpoint is whole; None of any other.
+
+    Args:
+        run_dir: The run's folder.
+        max_steps: How many steps it is asked for.
+        resume: An AutoResume, or a config of one; a run that shall begin anew is not looked at.
+    """
+    from mixtral_recipes.checkpoints.format.integrity import damage_of
+
+    if not resume.resume_if_exists or resume.resume_from_path is not None:
+        return None
+    found = result(run_dir) or {}
+    steps, checkpoint = found.get("steps"), found.get("checkpoint")
+    if not isinstance(steps, int) or not isinstance(checkpoint, str) or steps < max_steps:
+        return None
+    return found if damage_of(Path(checkpoint), hashes=False) is None else None
+
+
 def locked(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
     """Hold RUN/.lock, so that two runs never write into one folder.
 

@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import COLUMNS, hub_origin, rows, settings
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
@@ -61,6 +62,7 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 
 {lineage}
 """
+_SCORES, _LINEAGE = "\n## Scores\n", "\n## Lineage\n"
 _VLLM = """```bash
 vllm serve {name} --enable-lora --max-lora-rank {rank} --lora-modules adapter=THIS_FOLDER
 ```"""
@@ -121,6 +123,21 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )
+
+
+def with_scores(card: str, found: scores.Scores) -> str:
+    """A model card of ours with a table of scores before its lineage, in place of one it has.
+
+    Args:
+        card: Its text; one without that section is left as it is.
+        found: What the model scored, and what it was trained from.
+    """
+    before, mark, lineage = card.partition(_LINEAGE)
+    if not mark or not found:
+        return card
+    columns, rows = scores.table(found)
+    table = _table(("", *columns), [tuple(row) for row in rows])
+    return f"{before.partition(_SCORES)[0].rstrip()}\n{_SCORES}\n{table}{mark}{lineage}"
 
 
 def _provenance(record: Lineage, hub: dict[str, Any]) -> dict[str, Any]:

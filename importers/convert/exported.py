@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.stream import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.card import with_scores
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.convert.quantized_base import ORIGINAL, as_trained_over, kept_dtype, merged_into
 from mixtral_recipes.importers.mapping import Weight, canonical_shapes
@@ -191,3 +193,19 @@ def export_lineage(
         files=files,
         parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
     )
+
+
+def describe(staging: Path, checkpoint: Path, record: Lineage, card: str) -> None:
+    """Write what readers look at: the model card, what the checkpoint scored, and the lineage, which lists all files.
+
+    Args:
+        staging: The export, its weights written.
+        checkpoint: What it was made from.
+        record: Its lineage.
+        card: Text of its model card.
+    """
+    found = scores.read(checkpoint, identity_of(checkpoint).weights)
+    (staging / "README.md").write_text(with_scores(card, found.get("scores", {})))
+    if found:
+        scores.write(staging, record.identity.weights, found)
+    lineage.write(staging, record)

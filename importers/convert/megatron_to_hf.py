@@ -10,7 +10,6 @@ from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out, stretches
-from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
@@ -20,6 +19,7 @@ from mixtral_recipes.importers.convert.exported import (
     base_to_merge,
     changed_base,
     check_digests,
+    describe,
     export_lineage,
     exported_rows,
     into_of,
@@ -204,8 +204,8 @@ class _Export:
             change = changed_base(self.checkpoint, self.into)
             found = check_merge(self.checkpoint, self.base, self.staging, change=change, progress=progress)
         record = self._lineage(tensors, digests, found)
-        (self.staging / "README.md").write_text(model_card(record, self.config, self.layout, tensors[0].dtype, found))
-        lineage.write(self.staging, record)
+        card = model_card(record, self.config, self.layout, tensors[0].dtype, found)
+        describe(self.staging, self.checkpoint, record, card)
 
     def _lineage(self, tensors: list[_Tensor], digests: dict[str, str], checked: MergeCheck | None) -> Lineage:
         """What was written, and what it was made from."""

@@ -19,6 +19,7 @@ from mixtral_recipes.checkpoints.lineage.told import hub_origin
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import adapter_card
+from mixtral_recipes.importers.convert.exported import describe
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
@@ -87,8 +88,7 @@ def export_adapter(
             origin={"layout": f"peft {layout}"},
             parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
         )
-        (staging / "README.md").write_text(adapter_card(record, settings, layout))
-        lineage.write(staging, record)
+        describe(staging, checkpoint, record, adapter_card(record, settings, layout))
     return final
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format import manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError
@@ -111,7 +112,7 @@ def _listed(final: Path, kind: Written) -> set[str]:
     if final.is_dir() and (final / manifest.NAME).is_file():
         found = manifest.read_manifest(final)
         if found["kind"] == kind:
-            return {manifest.NAME, *found["files"]}
+            return {manifest.NAME, scores.NAME, *found["files"]}
         what = {"model": "an imported model", "training": "a run's checkpoint", "adapter": "an adapter checkpoint"}
         raise CheckpointError(
             f"{final} is {what.get(found['kind'], 'a checkpoint of another kind')}, not {what.get(kind, 'an export')}; "
@@ -120,7 +121,7 @@ def _listed(final: Path, kind: Written) -> set[str]:
     if final.is_dir() and kind == "export":
         record = lineage.read_or_none(final)
         if record is not None and record.kind == "export" and record.files:
-            return set(record.files)
+            return {scores.NAME, *record.files}
     has = f"; it has {_some(sorted(path.name for path in final.iterdir()))}" if final.is_dir() else ""
     raise CheckpointError(
         f"{final} is not a checkpoint folder of mixtral-recipes, nor an export that lists its files{has}: "

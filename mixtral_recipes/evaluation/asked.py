@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.embedded import resolve
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import DataError, RecipeError
-from mixtral_recipes.evaluation import generation
-from mixtral_recipes.evaluation.scores import evaluate_squad
-from mixtral_recipes.importers import locations
+from mixtral_recipes.evaluation.asked_for import Asked
+from mixtral_recipes.evaluation.evaluate import evaluate as evaluate_model
+from mixtral_recipes.evaluation.recorded import keep
+from mixtral_recipes.evaluation.recorded_data import trained_by
+from mixtral_recipes.evaluation.samples import AFTER
 from mixtral_recipes.importers.resolve import resolve as resolve_model
 from mixtral_recipes.inference.generate import generate as continuations
 from mixtral_recipes.inference.model import InferenceModel, every_process, join
@@ -18,6 +20,7 @@ from mixtral_recipes.inference.prompts import tokens as as_tokens
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.training import distributed
 
 _MEGATRONS_DEFAULT = 30  # tokens, where SamplingParams says nothing
@@ -105,36 +108,43 @@ def generate(
 
 
 def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) -> dict[str, Any]:
-    """Ask a model held-out questions.
+    """Ask a model held-out questions, or run tasks of lm-evaluation-harness; all ranks of a job call it together.
 
     Raises:
-        RecipeError: another kind of evaluation, or no model is named.
+        RecipeError: no model is named, or there is no task of that name.
     """
-    if config.type != "squad":
-        raise RecipeError(
-            f"EvaluationConfig.type={config.type!r}: must be 'squad'; for others export the checkpoint and run "
-            f"`lm_eval --model hf --model_args pretrained=FOLDER --tasks {config.type}`."
-        )
     path = target.api_endpoint.nemo_checkpoint_path if isinstance(target, EvaluationTarget) else target
     if path is None:
         raise RecipeError("evaluate: name the checkpoint: EvaluationTarget(ApiEndpoint(nemo_checkpoint_path=...)).")
-    params = config.params
-    with generation.hugging_face_form(_model(str(path))) as folder:
-        found = evaluate_squad(
-            folder,
-            params.extra.get("data"),
-            limit=params.limit_samples,
-            batch_size=params.batch_size,
-            max_new_tokens=params.max_new_tokens or 24,
-        )
-    if config.output_dir is not None:
-        output = Path(config.output_dir)
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / "results.json", {"config": asdict(config)} | found)
+    checkpoint, params = resolve_model(str(path)), config.params
+    on_squad = config.type == "squad"
+    asked = Asked(
+        data=params.extra.get("data") or _held_out_by(checkpoint) if on_squad else None,
+        loss=False,
+        questions=params.limit_samples,
+        tasks=() if on_squad else tuple(config.type.split(",")),
+        include_path=Path(params.extra["include_path"]) if "include_path" in params.extra else None,
+        few_shot=params.extra.get("num_fewshot"),
+        limit=params.limit_samples,
+        batch_size=params.batch_size,
+        max_new_tokens=params.max_new_tokens or 24,
+    )
+    try:
+        evaluation = evaluate_model(checkpoint, asked, join(every_process()))
+    finally:
+        distributed.shut_down()
+    scores = evaluation.scores[AFTER]
+    found = {**scores["squad"], "predictions": evaluation.predictions} if on_squad else scores["tasks"]
+    if launched_rank() == 0:
+        keep(checkpoint, None, evaluation, lambda text: None)
+        if config.output_dir is not None:
+            output = Path(config.output_dir)
+            output.mkdir(parents=True, exist_ok=True)
+            write_json(output / "results.json", {"config": asdict(config)} | found)
     return found
 
 
-def _model(named: str) -> Path:
-    """A model's folder: Hugging Face's, or a checkpoint's, by path or as ``nemo://ID`` or ``embedded://NAME``."""
-    folder = resolve(named)
-    return folder if (folder / "config.json").is_file() else locations.checkpoint(named)
+def _held_out_by(checkpoint: Path) -> str | None:
+    """The Hub's SQuAD, unless the model's run trained on a SQuAD of its own."""
+    run = trained_by(lineage.of_checkpoint(checkpoint))
+    return None if run is not None and run.recipe.get("data.class") == "SquadDataModule" else "squad"

@@ -1,50 +1,51 @@
 """Held-out questions, answered by a model and scored as SQuAD scores them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
 from mixtral_recipes.data.records.squad import Question
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.evaluation.generation import generate
 from mixtral_recipes.evaluation.squad_scores import normalized, squad_scores
+from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.sampling import Sampling
 
 
-def held_out_questions(data: str | Path | None, limit: int | None = None) -> list[Question]:
+def held_out_questions(data: SquadDataModule, limit: int | None = None) -> list[Question]:
     """The validation questions of a SQuAD source, spread evenly over its passages when there are more than ``limit``.
 
     Args:
-        data: As `SquadDataModule.dataset_root`.
+        data: Where they are.
         limit: The maximum number of questions; None takes all.
 
     Raises:
         DataError: the source has no validation questions.
     """
-    questions = list(SquadDataModule(dataset_root=data).questions("validation"))
+    questions = list(data.questions("validation"))
     if not questions:
-        raise DataError(f"{data}: no held-out questions: the file has a single passage.")
+        raise DataError(f"{data.dataset_root}: no held-out questions: the file has a single passage.")
     if limit is None or len(questions) <= limit:
         return questions
     return [questions[i * len(questions) // limit] for i in range(limit)]
 
 
 def evaluate_squad(
-    model_folder: Path,
-    data: str | Path | None,
+    model: InferenceModel,
+    questions: Sequence[Question],
     *,
-    limit: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
     no_answer: str = NO_ANSWER,
 ) -> dict[str, Any]:
-    """Exact match and F1 of greedily generated answers to held-out questions.
+    """Exact match and F1 of greedily generated answers to held-out questions; all ranks call it together.
+
+    Of a question that the model has no room for, the end of the passage is read.
 
     Args:
-        model_folder: A Hugging Face model with its tokenizer.
-        data: As `SquadDataModule.dataset_root`; its validation questions are asked.
-        limit: The maximum number of questions.
-        batch_size: Questions generated together.
+        model: The model.
+        questions: What is asked.
+        batch_size: Questions a data-parallel rank answers at once.
         max_new_tokens: Longest answer.
         no_answer: The answer that says there is none (SQuAD 2.0).
 
@@ -53,13 +54,11 @@ def evaluate_squad(
         were cut off at its first line break: a base model may find the answer and not stop), ``count``, and
         ``predictions`` by question id. Where questions are unanswerable, also the scores `squad_scores` gives of either
         kind.
-
-    Raises:
-        CheckpointError: the folder cannot be loaded.
-        DataError: there are no held-out questions.
     """
-    questions = held_out_questions(data, limit)
-    answers = list(generate(model_folder, [q.prompt() for q in questions], batch_size, max_new_tokens))
+    room = model.config.max_position_embeddings - max_new_tokens
+    prompts = [list(model.tokenizer(question.prompt())["input_ids"])[-room:] for question in questions]
+    found = generate(model, prompts, Sampling(max_new_tokens), batch_size=batch_size)
+    answers = [one.text.strip() for one in found]
     whole = _scores(questions, answers, no_answer)
     first_lines = _scores(questions, [answer.split("\n")[0] for answer in answers], no_answer)
     return {

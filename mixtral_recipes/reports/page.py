@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.reports.charts import CHARTS, PAGE_WIDTH
 from mixtral_recipes.reports.record import RunRecord, read_run
 from mixtral_recipes.system.drawing import PALETTE, render
@@ -54,12 +55,39 @@ def page(run: RunRecord) -> str:
         run=run,
         last=last,
         palette=PALETTE,
+        head=head(run),
+        scores=scores.table(evaluation(run).get("scores", {})),
+        samples=evaluation(run).get("samples", []),
         tiles=tiles(run),
         charts=_charts(run),
         saves=run.saves[-_SAVES_SHOWN:],
         planned=run.against_plan(),
         details={"Configuration": last.get("recipe", {}), "Environment": last.get("environment", {})},
     )
+
+
+def head(run: RunRecord) -> list[tuple[str, str]]:
+    """What was trained, from what, on what."""
+    last = run.starts[-1] if run.starts else {}
+    recipe = last.get("recipe", {})
+    data = recipe.get("data.dataset_root") or recipe.get("data.paths") or recipe.get("data.sources")
+    kind = str(recipe.get("data.class", "")).removesuffix("DataModule")
+    scheme = recipe.get("peft.class")
+    trained = f"{scheme} adapters, dim {recipe.get('peft.dim')}" if scheme else "all weights" if recipe else ""
+    first = run.starts[0] if run.starts else {}
+    found = [
+        ("Recipe", ", ".join(filter(None, (str(run.result.get("recipe") or ""), trained)))),
+        ("Model", str(first.get("restored_from") or "")),
+        ("Data", f"{data} ({kind})" if data else "rajpurkar/squad" if kind == "Squad" else kind),
+        ("Checkpoint", str(run.result.get("checkpoint") or "")),
+        ("Exported", str(run.result.get("exported") or "")),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def evaluation(run: RunRecord) -> dict[str, Any]:
+    """What was measured of the model after training: ``scores`` and ``samples``."""
+    return scores.usable(run.result.get("evaluation"))
 
 
 def tiles(run: RunRecord) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.system.files import lines_of
+from mixtral_recipes.system.files import lines_of, read_json
 from mixtral_recipes.system.json_files import parse_object
 from mixtral_recipes.system.schema import Count, Moment, fits
 
@@ -98,6 +98,7 @@ class RunRecord:
         end: How it ended last; empty while it runs, or when it was killed.
         plan: What the planner expected of its steps and memory; empty where it knew no such card.
         skipped: How many lines could not be used: one that a kill cut off, or that somebody else wrote.
+        result: What result.json says; empty before the run's end.
     """
 
     folder: Path
@@ -108,6 +109,7 @@ class RunRecord:
     end: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    result: dict[str, Any] = field(default_factory=dict)
 
     def against_plan(self) -> dict[str, dict[str, float]]:
         """``step_seconds`` and ``memory_gb``, each ``predicted`` and ``measured``; empty without a plan or steps.
@@ -162,7 +164,7 @@ def read_run(folder: Path) -> RunRecord:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise RecipeError(f"{folder} is no run folder: it has no metrics.jsonl; name the folder RUN (log_dir/name).")
-    record = RunRecord(folder)
+    record = RunRecord(folder, result=read_json(folder / "result.json") or {})
     with path.open("rb") as file:
         for line in lines_of(file, _LONGEST_LINE):
             entry = _entry(line)

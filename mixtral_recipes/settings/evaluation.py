@@ -38,7 +38,8 @@ class ConfigParams:
         limit_samples: Most questions; None asks all.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Questions answered together.
-        extra: Other arguments of the task; ``data`` names SQuAD's file, folder or Hub id.
+        extra: Other arguments of the task: ``data`` names SQuAD's file, folder or Hub id; ``include_path`` a folder of
+            further task files, ``num_fewshot`` how many examples stand before each question.
     """
 
     limit_samples: int | None = None
@@ -53,7 +54,7 @@ class EvaluationConfig:
     """What is asked.
 
     Attributes:
-        type: ``squad``: exact match and F1 on held-out questions.
+        type: ``squad``: exact match and F1 on held-out questions; else tasks of lm-evaluation-harness (``a,b``).
         output_dir: Folder that gets ``results.json``; None writes none.
         params: How.
     """

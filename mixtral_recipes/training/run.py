@@ -54,8 +54,8 @@ class TrainingRun:
         config: The model's configuration with parallel sizes and precision filled in.
         model: Model chunks as built (no DDP).
         ddp: The same chunks wrapped by Megatron's DDP.
-        optimizer: Megatron's optimizer.
-        scheduler: Megatron's schedule.
+        optimizer: Megatron's optimizer; None where nothing is trained.
+        scheduler: Megatron's schedule; likewise.
         data: The data module, set up.
         device: Where tensors live.
         forward_backward: Megatron's schedule for this layout.
@@ -82,7 +82,7 @@ class TrainingRun:
         With ``ddp.overlap_param_gather`` a rank holds what it updated itself, and gets the rest in its next forward
         pass.
         """
-        if not self.ddp[0].ddp_config.overlap_param_gather:
+        if self.optimizer is None or not self.ddp[0].ddp_config.overlap_param_gather:
             return
         with torch.no_grad():
             self.optimizer.prepare_model_params_for_param_sync()

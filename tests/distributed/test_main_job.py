@@ -26,9 +26,18 @@ def finetune(folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def evaluated(run: Path, *arguments: str) -> dict[str, Any]:
+    """The result of `mixtral-recipes evaluate --json`."""
+    command = [str(Path(sys.executable).with_name("mixtral-recipes")), "evaluate", str(run), "--json", *arguments]
+    environment = os.environ | {"MIXTRAL_RECIPES_HOME": str(run.parent / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_a_short_job_ends_in_one_line_of_json_and_does_not_depend_on_where_experts_live(tmp_path: Path) -> None:
-    steps = ["trainer.max_steps=20", "trainer.log_every_n_steps=1"]
-    result = finetune(tmp_path, "--evaluate", "8", *steps)
+    steps = ["--name", "ep2", "trainer.max_steps=20", "trainer.log_every_n_steps=1"]
+    result, run = finetune(tmp_path, "--evaluate", "8", *steps), tmp_path / "ep2"
     assert result.keys() >= PROMISED
     assert (result["recipe"], result["steps"], result["world_size"]) == ("mixtral_tiny", 20, 2)
     assert result["expert_model_parallel_size"] == 2
@@ -37,8 +46,23 @@ def test_a_short_job_ends_in_one_line_of_json_and_does_not_depend_on_where_exper
     saved = list(Path(result["checkpoint"]).rglob("*.distcp"))
     assert 0 < sum(file.stat().st_size for file in saved) < 20e6  # adapters and their moments, not the model's 30 MB
 
+    assert json.loads((run / "result.json").read_text()) == result
+    assert "## Scores" in (run / "exported" / "README.md").read_text()
+    samples = result["evaluation"]["samples"]
+    assert len(samples) == 3
+    assert all({"question", "expected", "before", "after"} == sample.keys() for sample in samples)
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert finetune(tmp_path, "--evaluate", "8", *steps) == result  # finished: nothing was done
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+    scored = evaluated(run, "--devices", "2", "--questions", "4")
+    assert scored["scores"]["after"]["loss"]["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
+    kept = json.loads((run / "result.json").read_text())["evaluation"]["scores"]
+    assert kept["after"] == scored["scores"]["after"]
+    assert kept["before"] == result["evaluation"]["scores"]["before"]
+
     everywhere = "trainer.strategy.expert_model_parallel_size=1"
-    other = finetune(tmp_path, "--evaluate", "0", "--no-export", "--name", "ep1", everywhere, *steps)
+    other = finetune(tmp_path, "--evaluate", "0", "--no-export", everywhere, *steps, "--name", "ep1")
     assert other["expert_model_parallel_size"] == 1
     assert losses(other) == pytest.approx(losses(result), rel=1e-4)
 

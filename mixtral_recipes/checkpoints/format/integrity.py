@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.manifest import NAME, pieces_of, read_manifest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
@@ -50,7 +51,7 @@ def _stray(folder: Path, files: dict[str, Any]) -> str | None:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             return f"{path}: is a link; a checkpoint has none."
-        if path.is_file() and name != NAME and name not in files:
+        if path.is_file() and name not in (NAME, scores.NAME) and name not in files:
             return f"{path}: is not in the manifest."
     return None
 

@@ -200,6 +200,10 @@ class DataModule:
                     f"{whose}: sample 0 of {name} must be a dict with tokens (n + 1 numbers) and loss_mask (n numbers)."
                 )
 
+    def samples(self, split: str) -> Any:
+        """A split's samples one by one, packed or not; None where there is no such split."""
+        return self._sets.get(split)
+
     def rows(self, split: str, sequence_multiple: int = 1) -> Any:
         """What the rows of microbatches are taken from: a split's samples, or packs of them."""
         samples = self._sets[split]

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,17 +11,20 @@ from mixtral_recipes import embedded
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.evaluation import scores as evaluation
+from mixtral_recipes.inference.generate import Continuation
+
+SQUAD = SquadDataModule(dataset_root="embedded://squad")
 
 
 def test_held_out_questions_are_about_passages_training_never_sees() -> None:
-    train = SquadDataModule(dataset_root="embedded://squad").questions("train")
-    asked = evaluation.held_out_questions("embedded://squad")
+    train = SQUAD.questions("train")
+    asked = evaluation.held_out_questions(SQUAD)
     assert asked
     assert not {q.context for q in asked} & {q.context for q in train}
 
 
 def test_limit_spreads_over_the_passages() -> None:
-    asked = evaluation.held_out_questions("embedded://squad", 40)
+    asked = evaluation.held_out_questions(SQUAD, 40)
     assert len(asked) == 40
     assert len({q.context for q in asked}) > 20
 
@@ -27,15 +32,19 @@ def test_limit_spreads_over_the_passages() -> None:
 def test_pretraining_text_has_no_held_out_passage() -> None:
     text = (embedded.resolve("embedded://squad") / "pretraining.jsonl").read_text(encoding="utf-8")
     documents = [json.loads(line)["text"] for line in text.splitlines()]
-    for question in evaluation.held_out_questions("embedded://squad"):
+    for question in evaluation.held_out_questions(SQUAD):
         assert not any(question.context in document for document in documents)
 
 
-def test_scores_are_squads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = evaluation.held_out_questions("embedded://squad", 4)
+def test_scores_are_squads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = evaluation.held_out_questions(SQUAD, 4)
     given = [asked[0].answers[0], f"the {asked[1].answers[0].upper()}.", asked[2].answers[0] + " extra", "nothing"]
-    monkeypatch.setattr(evaluation, "generate", lambda *args: iter(given))
-    scores = evaluation.evaluate_squad(tmp_path, "embedded://squad", limit=4)
+    said = [Continuation(f" {text}") for text in given]
+    monkeypatch.setattr(evaluation, "generate", lambda *args, **options: said)
+    model: Any = SimpleNamespace(
+        tokenizer=lambda text: {"input_ids": [1] * 40}, config=SimpleNamespace(max_position_embeddings=64)
+    )
+    scores = evaluation.evaluate_squad(model, asked)
     assert scores["count"] == 4
     assert scores["exact_match"] == 50.0  # case, articles and punctuation do not count
     assert 50.0 < scores["f1"] < 75.0
@@ -46,4 +55,4 @@ def test_a_file_with_one_passage_has_nothing_to_ask(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match="no held-out questions"):
-        evaluation.held_out_questions(path)
+        evaluation.held_out_questions(SquadDataModule(dataset_root=path))

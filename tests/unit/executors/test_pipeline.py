@@ -1,4 +1,4 @@
-"""Pipeline files that are clumsy end in one line that names the stage and the rule."""
+"""Pipeline files that are clumsy, and stages that are commands of this program."""
 
 from pathlib import Path
 
@@ -43,3 +43,23 @@ def test_a_file_that_is_read(tmp_path: Path) -> None:
     assert (read.name, [stage.name for stage in read.stages]) == ("p", ["a", "b"])
     assert read.stages[0].command == ("import", "x")
     assert read.stages[1].after == ("a",)
+
+
+def stages(folder: Path, *commands: str) -> pipeline.Pipeline:
+    text = "".join(f'[[stage]]\nname = "s{n}"\ncommand = {command}\n' for n, command in enumerate(commands))
+    (folder / "file.toml").write_text(text)
+    return pipeline.read(folder / "file.toml")
+
+
+def test_a_commands_result_is_the_stages(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = pipeline.run_local(
+        stages(tmp_path, '["recipes", "list", "--json"]', '["recipes", "list"]'), lambda *given: None
+    )
+    assert "mixtral_8x7b" in str(found["s0"])
+    assert found["s1"] == {}
+    assert "mixtral_8x7b" in capfd.readouterr().out
+
+
+def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` ended with exit code 2.*s1"):
+        pipeline.run_local(stages(tmp_path, '["evaluate", "nothing"]', '["recipes", "list"]'), lambda *given: None)

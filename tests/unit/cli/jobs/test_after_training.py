@@ -1,35 +1,71 @@
-"""Answers before training are those of the model that training started from."""
+"""The end of a run: how to go on from it, and that a finished one is left alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixtral_recipes.checkpoints.lineage import record
-from mixtral_recipes.checkpoints.lineage.identity import Identity
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
-from mixtral_recipes.cli.jobs.after_training import refuse_another_start
-from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from tests.mixtral_folder import make_model  # noqa: F401  # a fixture
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.cli.jobs.after_training import closing_lines, finish
+from mixtral_recipes.executors.runs.records import finished
+from mixtral_recipes.settings.resume import AutoResume
 
 
-def test_a_start_that_holds_other_weights_by_now(
-    make_model: Any,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def run(folder: Path, kind: str, *, template: bool = False) -> dict[str, Any]:
+    """A run's folder with a checkpoint of a kind; its result."""
+    checkpoint = folder / "checkpoints" / "last"
+    (checkpoint / "context").mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text(json.dumps({"format": "mixtral-recipes/1", "kind": kind, "files": {}}))
+    (checkpoint / "context" / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "x"} if template else {})
+    )
+    (folder / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n')
+    result = {"steps": 20, "checkpoint": str(checkpoint), "run_dir": str(folder)}
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
+
+
+@pytest.mark.parametrize(("kind", "template"), [("adapter", False), ("training", True)])
+def test_four_lines_say_how_to_go_on(
+    tmp_path: Path, kind: str, template: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
-    folder, _, _ = make_model()
-    base = import_checkpoint(str(folder), progress=False)
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    parent = Parent("base", record.read(base), str(base))
-    record.write(checkpoint, Lineage("adapter", Identity(), parents=(parent,)))
-    refuse_another_start(checkpoint, folder)
-    make_model(seed=1)
-    other = import_checkpoint(str(folder), progress=False)
-    with pytest.raises(CheckpointError, match=r"not what .* was trained from any more") as error:
-        refuse_another_start(checkpoint, folder)
-    for place in (base, other):
-        assert (record.read(place).identity.weights or "")[:12] in str(error.value)
+    monkeypatch.chdir(tmp_path)
+    result = run(tmp_path / "runs" / "tune", kind, template=template)
+    model, report, use, ship = closing_lines(tmp_path / "runs" / "tune", result)
+    assert ("adapter " in model, result["checkpoint"] in model) == (kind == "adapter", True)
+    assert str(tmp_path / "runs" / "tune" / "report.html") in report
+    assert ("mixtral-recipes chat runs/tune;" in use, "generate" in use) == (template, not template)
+    assert "mixtral-recipes serve runs/tune" in use
+    assert "export runs/tune FOLDER" in ship
+    assert "--format gguf" in ship
+    exported = closing_lines(tmp_path / "runs" / "tune", result | {"exported": "/there"})[0]
+    assert "/there (Hugging Face form)" in exported
+
+
+def test_result_json_is_what_the_command_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path / "tune", "adapter") | {"recipe": "mixtral_tiny", "em_after": 90.0}
+    result["evaluation"] = {
+        "scores": {"before": {"squad": {"exact_match": 10.0}}, "after": {"squad": {"exact_match": 90.0}}},
+        "samples": [{"question": "Who<b>?", "expected": "He", "before": "She", "after": "He"}],
+    }
+    assert finish(tmp_path / "tune", result) == json.loads((tmp_path / "tune" / "result.json").read_text()) == result
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    page = (tmp_path / "tune" / "report.html").read_text()
+    head = page[: page.index('class="tiles"')]
+    for text in ("mixtral_tiny", "exact match", "10.0 %", "90.0 %", "Who&lt;b&gt;?", "She"):
+        assert text in head, text
+
+
+def test_a_finished_run_is_told_from_one_with_steps_left(tmp_path: Path) -> None:
+    resume = AutoResume()
+    assert finished(tmp_path / "tune", 20, resume) is None
+    result = run(tmp_path / "tune", "adapter")
+    write_manifest(Path(result["checkpoint"]), "adapter")
+    assert finished(tmp_path / "tune", 20, resume) == result
+    assert finished(tmp_path / "tune", 10, resume) == result
+    assert finished(tmp_path / "tune", 21, resume) is None
+    assert finished(tmp_path / "tune", 20, AutoResume(resume_if_exists=False)) is None
+    assert finished(tmp_path / "tune", 20, AutoResume(resume_from_path="x")) is None
+    (Path(result["checkpoint"]) / "context" / "tokenizer_config.json").unlink()
+    assert finished(tmp_path / "tune", 20, resume) is None

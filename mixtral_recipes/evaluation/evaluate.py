@@ -1,0 +1,205 @@
+"""What a model is worth: its scores, beside those of what its training started from, in one table."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.checkpoints.lineage.identity import identity_of
+from mixtral_recipes.checkpoints.lineage.links import mismatch
+from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.evaluation import samples
+from mixtral_recipes.evaluation.asked_for import Asked
+from mixtral_recipes.evaluation.loss import loss_on
+from mixtral_recipes.evaluation.perplexity import perplexity
+from mixtral_recipes.evaluation.recorded_data import data_of, place_of, trained_by
+from mixtral_recipes.evaluation.samples import AFTER, BASE, BEFORE, COLUMNS
+from mixtral_recipes.evaluation.scores import evaluate_squad, held_out_questions
+from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.layout.topology import Topology
+
+
+@dataclass
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        scores: Model (``after`` is the one that was named, ``before`` what its training started from, ``base`` what
+            that came from) -> what was measured (``squad``, ``loss``, ``perplexity``, ``tasks``) -> numbers.
+        samples: Held-out questions, each with ``question``, ``expected`` and what each model said.
+        predictions: The named model's answers to SQuAD's questions, by id.
+    """
+
+    scores: dict[str, dict[str, Any]]
+    samples: list[dict[str, Any]]
+    predictions: dict[str, str]
+
+
+def evaluate(
+    checkpoint: Path,
+    asked: Asked,
+    topology: Topology,
+    *,
+    dtype: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Measure a model, and what it was trained from; all ranks call it together.
+
+    Args:
+        checkpoint: A checkpoint of ours.
+        asked: What is measured.
+        topology: As `inference.model.join` returned it.
+        dtype: As `InferenceModel.load`.
+        say: Called with what the reader should know.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, or what a run started from is another model by now.
+        DataError: a data set cannot be read.
+        RecipeError: what is asked does not fit the model.
+    """
+    record = lineage.of_checkpoint(checkpoint)
+    work: _Measuring | None = None
+    for name, model, as_it_was in _models(checkpoint, record, topology, dtype, asked.compare, say):
+        if work is None:
+            work = _Measuring.of(asked, record, model)
+        say(f"measuring: {name}")
+        with as_it_was:
+            work.measure(name, model)
+    assert work is not None
+    scores = {name: work.scores[name] for name in COLUMNS if name in work.scores}
+    return Evaluation(scores, [one.record() for one in work.samples], work.predictions)
+
+
+def _models(
+    checkpoint: Path,
+    record: Lineage,
+    topology: Topology,
+    dtype: str | None,
+    compare: bool,
+    say: Callable[[str], None],
+) -> Iterator[tuple[str, InferenceModel, AbstractContextManager[None]]]:
+    """The models to measure, one after the other in memory; an adapter's base is the same one without adapters."""
+    model = InferenceModel.load(checkpoint, topology, dtype=dtype)
+    yield AFTER, model, nullcontext()
+    if not compare:
+        return
+    rest = _starts(record, say)
+    if model.adapted and rest:
+        _, *rest = rest
+        yield BEFORE, model, model.without_adapters()
+        names = [BASE]
+    else:
+        names = [BEFORE, BASE]
+    del model
+    found = [*rest[:1], *rest[1:][-1:]]  # the nearest, and the first of all
+    for name, folder in zip(names, found, strict=False):
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        yield name, InferenceModel.load(folder, topology, dtype=dtype), nullcontext()
+
+
+def _starts(record: Lineage, say: Callable[[str], None]) -> list[Path]:
+    """The models a model was trained from, nearest first, as far as they are on this machine.
+
+    Raises:
+        CheckpointError: another model is where one was.
+    """
+    found: list[Path] = []
+    for parent in (parent for one in record.ancestors() for parent in one.parents):
+        if parent.role not in ("base", "start") or parent.record.kind not in ("model", "training"):
+            continue
+        place = Path(parent.path or "")
+        if not (place / "manifest.json").is_file():
+            say(f"What training started from is not at {parent.path or 'a known place'} any more; it is left out.")
+            continue
+        problem = mismatch(parent.record.identity, identity_of(place))
+        if problem:
+            raise CheckpointError(
+                f"{place} is not what this model was trained from: {problem}; put it back, or leave --compare out."
+            )
+        found.append(place)
+    return list(dict.fromkeys(found))
+
+
+@dataclass
+class _Measuring:
+    """What is asked of each model in turn, read once."""
+
+    asked: Asked
+    data: DataModule | None
+    limit_batches: int | None
+    samples: list[samples.HeldOut]
+    scores: dict[str, dict[str, Any]]
+    predictions: dict[str, str]
+
+    @classmethod
+    def of(cls, asked: Asked, record: Lineage, model: InferenceModel) -> "_Measuring":
+        """Read what is asked about."""
+        if not asked.wants_data:
+            return cls(asked, None, None, [], {}, {})
+        run = trained_by(record)
+        data = data_of(run, asked.data, model.config.max_position_embeddings)
+        data.setup(model.tokenizer)
+        own = run is not None and asked.data is None
+        limit = run.recipe.get("trainer.limit_val_batches") if own and run is not None else None
+        return cls(asked, data, limit, samples.held_out(data, model.tokenizer), {}, {})
+
+    def measure(self, name: str, model: InferenceModel) -> None:
+        """Measure one model."""
+        asked, found = self.asked, self.scores.setdefault(name, {})
+        if self.data is not None:
+            if asked.loss:
+                losses = loss_on(model, self.data, self.limit_batches)
+                found["loss"] = {"data": place_of(self.data), "val_loss": losses.loss} | (
+                    {"val_loss_by_source": losses.by_source} if losses.by_source else {}
+                )
+            self._answer(name, model)
+            if isinstance(self.data, SquadDataModule) and asked.questions != 0:
+                found["squad"] = self._squad(name, model, self.data)
+        if asked.text is not None:
+            found["perplexity"] = perplexity(
+                model, asked.text, window=asked.window, stride=asked.stride, batch_size=asked.batch_size
+            )
+        if asked.tasks:
+            from mixtral_recipes.evaluation.tasks import run_tasks
+
+            found["tasks"] = run_tasks(
+                model,
+                asked.tasks,
+                include_path=asked.include_path,
+                few_shot=asked.few_shot,
+                limit=asked.limit,
+                batch_size=asked.batch_size,
+            )
+
+    def _squad(self, name: str, model: InferenceModel, data: SquadDataModule) -> dict[str, Any]:
+        questions = held_out_questions(data, self.asked.questions)
+        scores = evaluate_squad(
+            model,
+            questions,
+            batch_size=self.asked.batch_size,
+            max_new_tokens=self.asked.max_new_tokens,
+            no_answer=data.no_answer,
+        )
+        predictions = scores.pop("predictions")
+        if name == AFTER:
+            self.predictions = predictions
+        return {"data": place_of(data)} | scores
+
+    def _answer(self, name: str, model: InferenceModel) -> None:
+        """Let a model answer the questions that are shown."""
+        room = model.config.max_position_embeddings - self.asked.max_new_tokens
+        prompts = [one.prompt[-room:] for one in self.samples]
+        for one, said in zip(self.samples, generate(model, prompts, Sampling(self.asked.max_new_tokens)), strict=True):
+            one.answers[name] = said.text.strip()

@@ -1,0 +1,211 @@
+"""lm-evaluation-harness on our engine: its tasks, its prompts and its metrics; the model under any layout.
+
+Every rank runs the harness alike and asks the same questions in the same order; the engine shares them out.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from lm_eval import evaluator
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from mixtral_recipes.errors import DataError, RecipeError, in_short, nearest
+from mixtral_recipes.evaluation.likelihood import Ending, likelihoods
+from mixtral_recipes.inference.chat import refuse_without_template
+from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.system.ranks import gathered
+
+_NEW_TOKENS = 256  # as lm_eval's `hf`, where a task does not say
+_RESAMPLES = 1000  # for the error of metrics that have no formula; lm_eval's own 100,000 start processes of their own
+
+
+def run_tasks(
+    model: InferenceModel,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    few_shot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, dict[str, float]]:
+    """Scores of a model on tasks of lm-evaluation-harness; all ranks call it together.
+
+    Args:
+        model: The model.
+        tasks: Names of tasks or groups; ``*`` stands for anything.
+        include_path: A folder with task files (YAML) besides the harness's own.
+        few_shot: Examples before each question; None takes the task's number.
+        limit: Most documents of each task.
+        batch_size: Sequences a data-parallel rank takes at once.
+
+    Returns:
+        Task -> metric -> value. Metrics of a filter have its name in brackets; ``..._stderr`` is the standard error.
+
+    Raises:
+        RecipeError: a task is not known.
+        DataError: a task's data cannot be read.
+    """
+    manager, names = _named(tasks, include_path)
+    # A rank must not fork; and the commit of the folder one happens to be in says nothing here.
+    alone = mock.patch.dict(os.environ, DISABLE_MULTIPROC="1")
+    try:
+        with alone, mock.patch.object(evaluator, "get_git_commit_hash", return_value=None):
+            found: Any = evaluator.simple_evaluate(
+                model=MegatronLM(model, batch_size),
+                tasks=[*names],
+                num_fewshot=few_shot,
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=_RESAMPLES,
+                log_samples=False,
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--tasks {','.join(tasks)}: lm-evaluation-harness cannot run them ({in_short(error)})."
+        ) from error
+    results = gathered(found)[0]["results"]  # the harness gives them to the first process of a machine
+    return {task: _numbers(values) for task, values in results.items()}
+
+
+def _named(tasks: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[str]]:
+    """The harness's index of tasks, and the names asked for; its own thousands are read where they are needed."""
+    if include_path is not None and not include_path.is_dir():
+        raise RecipeError(f"--include-path {include_path}: no such folder.")
+    manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
+    if manager is None or not all(manager.match_tasks([task]) for task in tasks):
+        manager = TaskManager(include_path=include_path)
+    for task in tasks:
+        if not manager.match_tasks([task]):
+            raise RecipeError(f"--tasks: {task!r} is not known.{nearest(task, manager.all_tasks)}")
+    return manager, manager.match_tasks(list(tasks))
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+            continue
+        name, _, chosen = key.partition(",")
+        found[name if chosen in ("", "none") else f"{name} ({chosen})"] = float(value)
+    return found
+
+
+class MegatronLM(TemplateLM):
+    """A model on Megatron as lm-evaluation-harness sees it; tokens and windows as its ``hf`` makes them."""
+
+    def __init__(self, model: InferenceModel, batch_size: int = 8) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model; all ranks make one each, and call its methods together.
+            batch_size: Sequences a data-parallel rank takes at once.
+        """
+        super().__init__()
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.batch_size = batch_size
+        self.max_length = model.config.max_position_embeddings
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before a text that has nothing before it."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What prepared requests are kept under."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+        """
+        refuse_without_template(self.tokenizer)
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text, as the tokenizer has it: with its first token, unless the text begins with it."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self.tokenizer.decode([self.prefix_token_id]))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether each is what would have been said."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        endings = [
+            Ending((context + continuation)[-(self.max_length + 1) :], min(len(continuation), self.max_length))
+            for _, context, continuation in requests
+        ]
+        return [(found.total, found.greedy) for found in likelihoods(self.model, endings, self.batch_size)]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows that do not overlap."""
+        endings: list[Ending] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for context, judged in map(make_disjoint_window, windows):
+                endings.append(Ending(context + judged, len(judged)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, found in zip(owners, likelihoods(self.model, endings, self.batch_size), strict=True):
+            totals[owner] += found.total
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a stop text; requests that are alike in how they sample go together."""
+        answers: dict[int, str] = {}
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(number)
+        for numbers in alike.values():
+            given: dict[str, Any] = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], _NEW_TOKENS))
+            ends = handle_stop_sequences(given["until"], eos=self.tokenizer.decode([self.eot_token_id]))
+            new = given["max_gen_toks"]
+            if new >= self.max_length:
+                raise RecipeError(
+                    f"max_gen_toks={new}: the model has {self.max_length} positions in all; ask for less."
+                )
+            prompts = [self.tok_encode(requests[number].args[0])[-(self.max_length - new) :] for number in numbers]
+            sampling = Sampling(
+                new,
+                temperature=given["temperature"] if given["do_sample"] else 0.0,
+                top_k=given.get("top_k", 0),
+                top_p=given.get("top_p", 1.0),
+                stop=tuple(filter(None, ends)),
+            )
+            found = generate(self.model, prompts, sampling, batch_size=self.batch_size)
+            texts = [postprocess_generated_text(one.text, list(sampling.stop), None) for one in found]
+            answers |= dict(zip(numbers, texts, strict=True))
+        return [answers[number] for number in range(len(requests))]

@@ -1,0 +1,60 @@
+"""A run's data set, made again from what its lineage says of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mixtral_recipes.checkpoints.lineage.identity import Identity
+from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.data.modules.base import DataModule
+from mixtral_recipes.data.modules.chat import ChatDataModule
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+from mixtral_recipes.data.modules.mixed import MixedDataModule
+from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.evaluation.recorded_data import data_of
+from mixtral_recipes.settings.changes import describe
+from mixtral_recipes.settings.data import PackedSequenceSpecs
+
+PACKED = PackedSequenceSpecs(packed_sequence_size=128)
+
+
+def run(data: DataModule) -> Lineage:
+    return Lineage("adapter", Identity(), recipe=describe(data=data), code="x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SquadDataModule(dataset_root="embedded://squad", seq_length=64, no_answer="none", val_proportion=0.1),
+        SquadDataModule(packed_sequence_specs=PACKED, prompt_floor=7),
+        FineTuningDataModule(dataset_root="x.jsonl", columns={"input": "q"}, dataset_kwargs={"add_bos": False}),
+        ChatDataModule(dataset_root="x.jsonl", chat_template="chatml", learn="last", truncation="drop"),
+        PreTrainingDataModule(paths=[30.0, "a", 70.0, "b"], num_val_samples=4),
+        PreTrainingDataModule(paths={"train": ["a"], "validation": ["b"]}),
+    ],
+)  # fmt: skip
+def test_the_runs_own_data_is_made_again(data: DataModule) -> None:
+    data.seq_length = 96
+    assert data_of(run(data), None, 512) == data
+
+
+def test_other_data_is_read_with_the_runs_settings_and_no_longer_than_the_model(tmp_path: Path) -> None:
+    own = SquadDataModule(dataset_root="embedded://squad", seq_length=900, no_answer="none", micro_batch_size=4)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"input": "a", "output": "b"}) + "\n")
+    found = data_of(run(own), "embedded://squad", 512)
+    assert found == replace(own, seq_length=512)
+    other = data_of(run(own), str(pairs), 512)
+    assert isinstance(other, FineTuningDataModule)
+    assert (other.dataset_root, other.micro_batch_size, other.seq_length) == (str(pairs), 4, 512)
+    assert data_of(None, "embedded://squad", 512) == SquadDataModule(dataset_root="embedded://squad", seq_length=512)
+
+
+@pytest.mark.parametrize(("lineage", "why"), [(None, "no run trained it"), (run(MixedDataModule()), "MixedDataModule")])
+def test_what_cannot_be_told_is_asked_for(lineage: Lineage | None, why: str) -> None:
+    with pytest.raises(RecipeError, match=f"{why}.*--data"):
+        data_of(lineage, None, 512)
