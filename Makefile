@@ -1,6 +1,7 @@
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
 # make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
 # make slow         the tests that take more than about twenty seconds each
+# make fuzz         damaged files and command lines, the same few every time; FUZZ_SECONDS=60 make fuzz for longer, and others
 # make lint         ruff, pyright, import-linter, hadolint
 # make bench        the benchmarks, as JSON
 # make docs         the documentation site, strict
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart install test slow lint bench docs clean
+.PHONY: quickstart install test slow fuzz lint bench docs clean
 
 quickstart: install
 	$(BIN)/mixtral-recipes finetune --peft lora
@@ -30,6 +31,9 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+fuzz: install
+	$(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

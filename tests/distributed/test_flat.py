@@ -1,0 +1,85 @@
+"""A run takes no more memory, files or threads at its end than after its first steps."""
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes import api
+from mixtral_recipes.data.modules.mock import MockDataModule
+from mixtral_recipes.models.config import MixtralModel
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
+from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import Trainer
+from tests.distributed.harness import launch
+from tests.distributed.tiny_job import keep_world, silent, tiny_config
+
+# torch keeps a record of the last 2,000 collectives, which is full, at ten a step, before the first.
+FIRST, LAST = 220, 300
+# Between the two, for each step: fewer than two of Python's objects (some of a step are there when it ends), and less
+# than a kibibyte.
+MOST_OBJECTS, MOST_BYTES = 2 * (LAST - FIRST), (LAST - FIRST) << 10
+
+
+class Gauge:
+    """Reads what the process has in use after some steps."""
+
+    def __init__(self) -> None:
+        self.read: list[dict[str, int]] = []
+
+    def on_step_end(self, run: Any, metrics: dict[str, Any]) -> None:
+        if metrics["step"] in (FIRST, LAST):
+            gc.collect()
+            self.read.append(
+                {
+                    "objects": sys.getallocatedblocks(),
+                    "bytes": allocated_bytes(),
+                    "files": len(os.listdir("/proc/self/fd")),
+                    "threads": len(os.listdir("/proc/self/task")),
+                }
+            )
+
+
+_FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]
+
+
+def allocated_bytes() -> int:
+    """What C's allocator has given out and not got back; resident memory also has what it keeps for later."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Mallinfo
+    found = mallinfo2()
+    return found.uordblks + found.hblkhd
+
+
+def gauged(folder: str) -> list[dict[str, int]]:
+    keep_world()
+    gauge = Gauge()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=LAST,
+        val_check_interval=70,
+        limit_val_batches=1,
+        log_every_n_steps=10,
+        plugins=MegatronMixedPrecision(precision="32"),
+        callbacks=[gauge],
+    )
+    data = MockDataModule(vocab_size=2000, seq_length=32, micro_batch_size=1, global_batch_size=2)
+    ckpt = ModelCheckpoint(every_n_train_steps=70)
+    with silent():
+        api.pretrain(MixtralModel(tiny_config()), data, trainer, NeMoLogger(log_dir=folder, ckpt=ckpt))
+    return gauge.read
+
+
+def test_nothing_grows_with_the_steps(tmp_path: Path) -> None:
+    ((early, late),) = launch(1, gauged, str(tmp_path))
+    assert late["files"] == early["files"]
+    assert late["threads"] == early["threads"]
+    assert late["objects"] - early["objects"] < MOST_OBJECTS
+    assert late["bytes"] - early["bytes"] < MOST_BYTES
