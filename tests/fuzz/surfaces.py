@@ -129,7 +129,7 @@ SURFACES = [
     Surface(
         "data/tools.jsonl",
         "lines",
-        tuple(f"{line.replace('128', '400')} data.chat_template=mixtral-v3" for line in _DATA),
+        tuple(f"{line.replace('128', '400')} data.chat_template=mistral-v3" for line in _DATA),
     ),
     Surface("data/pairs.jsonl", "lines", _DATA),
     Surface("data/text.jsonl", "lines", (*_TEXT, _PREPARED)),
