@@ -76,9 +76,8 @@ class _Watch:
             if isinstance(path, (str, bytes)) and isinstance(flags, int) and flags & _WRITING:
                 self._written(event, path)
         elif event in _CHANGES:
-            if (
-                args[-1] in (-1, None) or not isinstance(args[-1], int) or event == "os.chmod"
-            ):  # by its path, not in an open folder
+            in_open_folder = isinstance(args[-1], int) and args[-1] != -1 and event != "os.chmod"
+            if not in_open_folder:  # which is one that was opened by its path
                 self._written(event, args[0])
         elif event in _NEVER and not (event == "subprocess.Popen" and _harmless(args[1])):
             self.seen.setdefault(f"{event} was called", str(args)[:300])
