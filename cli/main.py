@@ -185,12 +185,12 @@ def _call(argv: list[str], debug: bool) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    from mixtral_recipes.system.escapes import in_a_line
+    from mixtral_recipes.system.escapes import in_a_line, shortened
     from mixtral_recipes.system.private import without_passwords
 
     if text:  # a group of commands that was called without one has printed its help
         with contextlib.suppress(OSError):  # nobody hears it; the exit code is there still
-            print(f"error: {in_a_line(without_passwords(text))}", file=sys.stderr, flush=True)
+            print(f"error: {shortened(in_a_line(without_passwords(text)))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -24,6 +24,14 @@ def in_a_line(text: object) -> str:
     return printable(_LINE_ENDS.sub(_spelled, str(text)))
 
 
+def shortened(line: str, most: int = 2000) -> str:
+    """A line with its middle left out where it is longer than ``most`` characters: what it repeats of a file can be."""
+    head, tail = 2 * most // 3, most // 3
+    if len(line) <= most:
+        return line
+    return f"{line[:head]} [{len(line) - head - tail} characters] {line[-tail:]}"
+
+
 def _spelled(found: re.Match[str]) -> str:
     return {"\n": "\\n", "\r": "\\r", "\x1b": "\\x1b"}.get(
         found[0], f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}"

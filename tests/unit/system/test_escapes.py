@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from mixtral_recipes.system.escapes import code_for_markdown, for_markdown, for_yaml, in_a_line, printable
+from mixtral_recipes.system.escapes import code_for_markdown, for_markdown, for_yaml, in_a_line, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,12 @@ def test_markdown() -> None:
 )
 def test_yaml(text: str) -> None:
     assert yaml.safe_load(f"base: {for_yaml(text)}\nnext: 1\n") == {"base": text, "next": 1}
+
+
+def test_a_long_line_keeps_its_ends() -> None:
+    text = "path=" + "x" * 5000 + " is not known; choose another."
+    found = shortened(text)
+    assert len(found) < 2100
+    assert found.startswith("path=xx")
+    assert found.endswith("xx is not known; choose another.")
+    assert shortened("a" * 2000) == "a" * 2000
