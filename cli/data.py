@@ -270,9 +270,11 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
         print_table(table(("level", "what", "records"), counts))
     for split, tally in report.tallies.items():
         if report.unit == "tokens":
-            out.print(f"{split}: {'; '.join(tally.sentences(seq_length))}", markup=False, soft_wrap=True)
+            told = "; ".join(tally.sentences(seq_length))
+            out.print(in_a_line(f"{split}: {told}"), markup=False, soft_wrap=True)
         elif tally.unused:
-            out.print(f"{split}: {list(tally.sentences(seq_length))[-1]}", markup=False, soft_wrap=True)
+            told = list(tally.sentences(seq_length))[-1]
+            out.print(in_a_line(f"{split}: {told}"), markup=False, soft_wrap=True)
     titles = ("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
     rows: list[tuple[str, ...]] = []
     for split, lengths in report.lengths.items():
