@@ -222,7 +222,7 @@ def _check_tokenizer(prefix: Path, tokenizer: Any) -> None:
     bin_file = prefix.with_name(prefix.name + ".bin")
     record = read_json(record_of(prefix)) or {}
     recorded = record.get("tokenizer")
-    if recorded is not None and record.get("bytes") == bin_file.stat().st_size:  # else it is of an earlier corpus
+    if isinstance(recorded, str) and record.get("bytes") == bin_file.stat().st_size:  # else it is of an earlier corpus
         own = text_identity(tokenizer)
         if recorded != own:
             raise DataError(

@@ -20,8 +20,8 @@ from tests.distributed.tiny_job import keep_world, silent, tiny_config
 # torch keeps a record of the last 2,000 collectives, which is full, at ten a step, before the first.
 FIRST, LAST = 220, 300
 # Between the two, for each step: fewer than two of Python's objects (some of a step are there when it ends), and less
-# than a kibibyte.
-MOST_OBJECTS, MOST_BYTES = 2 * (LAST - FIRST), (LAST - FIRST) << 10
+# than four kibibytes.
+MOST_OBJECTS, MOST_BYTES = 2 * (LAST - FIRST), (LAST - FIRST) << 12
 
 
 class Gauge:

@@ -6,8 +6,9 @@ import gzip
 import io
 import lzma
 import os
+import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
 from mixtral_recipes.errors import DataError
 
@@ -57,12 +58,12 @@ def open_bytes(path: Path) -> BinaryIO:
     """A file's bytes, unpacked: gzip, Zstandard, bzip2 and xz are told by their first bytes, whatever the name.
 
     Raises:
-        DataError: the text is UTF-16 or UTF-32.
-        OSError: it cannot be opened. Reading raises OSError, EOFError or LZMAError where the packing is broken.
+        DataError: the text is UTF-16 or UTF-32. Reading raises it where the packing is broken.
+        OSError: it cannot be opened.
     """
     with path.open("rb") as file:
         packer = _packer(file.read(6))
-    stream = io.BufferedReader(cast(io.RawIOBase, _unpacked(path, packer)), 1 << 20)
+    stream = io.BufferedReader(_Unpacked(path, packer) if packer else path.open("rb", buffering=0), 1 << 20)
     encoding = _other_encoding(stream.peek(_SNIFFED)[:_SNIFFED])
     if encoding:
         stream.close()
@@ -77,12 +78,38 @@ def _packer(start: bytes) -> str | None:
     return next((name for first, name in magic.items() if start.startswith(first)), None)
 
 
-def _unpacked(path: Path, packer: str | None) -> object:
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds; each library tells of broken packing in its own way, and this in one."""
+
+    def __init__(self, path: Path, packer: str) -> None:
+        self._path = path
+        self._stream = _unpacking(path, packer)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As Python's."""
+        try:
+            content = self._stream.read(len(buffer))
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise DataError(f"{self._path}: cannot be read ({error}).") from error
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._stream.close()
+        super().close()
+
+
+def _unpacking(path: Path, packer: str) -> Any:
     if packer == "zst":
         import pyarrow as pa
 
         return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-    return {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, None: open}[packer](path, "rb")
+    return {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[packer](path, "rb")
 
 
 def _other_encoding(start: bytes) -> str | None:

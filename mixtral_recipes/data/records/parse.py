@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import lzma
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -46,7 +45,7 @@ def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
             yield from json_records(path, bad, split)
         else:
             yield from _jsonl(path, bad)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
