@@ -65,7 +65,7 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint: Hugging Face, GGUF for llama.cpp and Ollama, NeMo 2.0, or an adapter alone."""
+    """Export a checkpoint: Hugging Face, NeMo 2.0, GGUF, or an adapter."""
     import time
 
     from mixtral_recipes.checkpoints.lineage import record

@@ -125,6 +125,10 @@ def _print_overview(about: dict[str, Any]) -> None:
         f"in {model['num_query_groups']} groups, {model['num_moe_experts']} experts, {words} parameters"
     )
     print(f"layout  {layout['num_nodes']} x {layout['num_gpus_per_node']} processes: {layout['topology']}")
+    if about["trained"]:
+        from mixtral_recipes.peft.count import told
+
+        print(f"trains  {told(about['trained'])}")
     print(f"why     {about['why'] or 'not one of the default layouts of this recipe'}\n")
 
 

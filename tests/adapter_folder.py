@@ -9,6 +9,7 @@ from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, instances, shape_of
 from mixtral_recipes.peft.names import tensor_key
+from mixtral_recipes.peft.whole import WEIGHTS as WHOLE
 from mixtral_recipes.settings.peft import DoRA, LoRA
 
 
@@ -32,7 +33,7 @@ def make_adapter(
         for layer, expert in instances(weight, dims) if weight.adapted else ():
             name = str(weight.adapted).format(layer=layer, expert=expert)
             kind = name.rsplit(".", 1)[-1]
-            if kind not in scheme.targets():
+            if not scheme.adapts(name):
                 continue
             shapes = [shape_of(shape, dims) for shape in weight.shapes]
             rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
@@ -42,4 +43,8 @@ def make_adapter(
                 tensors[tensor_key(name, factor)] = (size * torch.randn(shape, generator=generator)).to(dtype)
             if isinstance(scheme, DoRA):
                 tensors[tensor_key(name, "magnitude")] = (torch.rand(halves, generator=generator) + 0.5).to(dtype)
-    return write_adapter_checkpoint(output, scheme, tensors, base=base, source=base, layout="test", weights=None)
+    for weight in WEIGHTS:
+        if weight.disk in {WHOLE[module] for module in scheme.modules_to_save}:
+            shape = shape_of(weight.shapes[0], dims)
+            tensors[weight.disk] = (size * torch.randn(shape, generator=generator)).to(dtype)
+    return write_adapter_checkpoint(output, scheme, tensors, base=base, sources=[], origin={"layout": "test"})

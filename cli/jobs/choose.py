@@ -44,7 +44,7 @@ class JobOptions:
         """Arguments of the recipe function that were given, e.g. ``{"num_nodes": 2}``."""
         given = {
             "precision": self.chosen.precision,
-            "hardware": self.chosen.hardware,
+            "hardware": self.chosen.hardware or self._own_card,
             "peft_scheme": self.tuning.peft and self.tuning.peft.value,
             "packed_sequence": self.tuning.packed,
             "instruct": self.tuning.instruct or None,
@@ -55,8 +55,12 @@ class JobOptions:
     @property
     def hardware(self) -> str:
         """The card it must fit: the one named, else this machine's where it runs here, else an H100."""
-        mine = cards.named(machine.gpu_name()) if self.place.executor is not ExecutorName.slurm else None
-        return self.chosen.hardware or mine or "h100"
+        return self.chosen.hardware or self._own_card or "h100"
+
+    @property
+    def _own_card(self) -> str | None:
+        """This machine's card, where the job runs on it and the planner knows it."""
+        return cards.named(machine.gpu_name()) if self.place.executor is not ExecutorName.slurm else None
 
     @property
     def here(self) -> bool:
@@ -95,6 +99,7 @@ def prepare(options: JobOptions) -> Job:
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
+        notes += _layout_of_few_cards(options, recipe_name, task)
     if options.chosen.data:
         recipe.data, taken_for = _data(options.chosen.data, recipe.data)
         notes += [f"Data: {line}." for line in taken_for]
@@ -141,6 +146,25 @@ def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
         if _gpus(options):
             arguments.setdefault("precision", "bf16")
     return load(recipe_name, task, **arguments)
+
+
+def _layout_of_few_cards(options: JobOptions, recipe_name: str, task: str) -> list[str]:
+    """What to say of a layout that the planner chose, since the recipe's own is for other GPUs."""
+    entry = catalog.entry(recipe_name)
+    if not entry.needs_gpu:
+        return []
+    layout = _default_layout(options, recipe_name, task)
+    if layout in entry.layouts.values() or not (options.place.sizes or options.chosen.hardware):
+        return []
+    again = ", every layer recomputed" if layout.recompute else ""
+    return [f"Layout: {layout.topology.describe()}{again}. {layout.why}"]
+
+
+def _default_layout(options: JobOptions, recipe_name: str, task: str) -> Any:
+    from mixtral_recipes.recipes.outline import Question, default_layout
+
+    known = {field.name for field in dataclasses.fields(Question)}
+    return default_layout(Question(recipe_name, task, **{k: v for k, v in options.arguments.items() if k in known}))
 
 
 def _processes(options: JobOptions) -> int:
@@ -254,18 +278,16 @@ def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> No
     entry = catalog.entry(recipe_name)
     if not entry.needs_gpu or machine.gpu_count():
         return
-    from mixtral_recipes.recipes.outline import Question, default_layout
-
-    known = {field.name for field in dataclasses.fields(Question)}
-    given = {name: value for name, value in options.arguments.items() if name in known}
-    layout = default_layout(Question(entry.name, task, **given))
+    layout = _default_layout(options, entry.name, task)
     nodes, gpus = layout.num_nodes, layout.num_gpus_per_node
     raise EnvironmentProblem(_needs_gpus(recipe_name, nodes, gpus, f", {layout.topology.describe()}"))
 
 
 def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
     asked = f"{nodes} node{'s' if nodes > 1 else ''} x {gpus}{layout}"
+    here = machine.gpu_count()
+    fewer = f"--num-gpus-per-node {here} for a layout of the {here} here, " if here else ""
     return (
-        f"{recipe_name} needs {nodes * gpus} GPUs ({asked}); this machine has {machine.gpu_count() or 'none'}. Use "
+        f"{recipe_name} needs {nodes * gpus} GPUs ({asked}); this machine has {here or 'none'}. Use {fewer}"
         "--executor slurm for a cluster, --dry-run to check it here, or --recipe mixtral_tiny, which runs on a CPU."
     )

@@ -1,8 +1,9 @@
 """Write the adapters of another form as an adapter checkpoint of ours."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_confi
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.importers.hf import sidecars
+from mixtral_recipes.importers.mapping import WEIGHTS, instances
+from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.locks import held
@@ -25,9 +28,8 @@ def write_adapter_checkpoint(
     tensors: Mapping[str, Tensor],
     *,
     base: Path,
-    source: Path,
-    layout: str,
-    weights: str | None,
+    sources: Sequence[Parent],
+    origin: dict[str, Any],
     overwrite: bool = False,
 ) -> Path:
     """Write an adapter checkpoint.
@@ -37,9 +39,8 @@ def write_adapter_checkpoint(
         scheme: What was trained.
         tensors: Every tensor by its key (`peft.names.tensor_key`).
         base: The checkpoint of the model it adapts; its context is copied.
-        source: The folder it was read from.
-        layout: The form of that.
-        weights: A hash of its weights, for the lineage.
+        sources: What it was made from, for the lineage.
+        origin: How, likewise; the manifest has it too.
         overwrite: Replace an existing checkpoint.
 
     Returns:
@@ -49,7 +50,8 @@ def write_adapter_checkpoint(
         CheckpointError: ``output`` is there already.
     """
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "adapter", overwrite=overwrite, sources=(base, source)) as staging:
+    read = (base, *(Path(source.path) for source in sources if source.path))
+    with held(final), publish(final, "adapter", overwrite=overwrite, sources=read) as staging:
         folder, context = staging / "weights", staging / "context"
         folder.mkdir()
         shards = [Shard(key, t, (0,) * t.dim(), tuple(t.shape), tuple(t.shape)) for key, t in tensors.items()]
@@ -57,20 +59,71 @@ def write_adapter_checkpoint(
         write_metadata(folder, [written])
         context.mkdir()
         sidecars.copy(sidecars.of(base / "context"), base / "context", context)
-        facts = {"run": source.name, "step": 0, "consumed_samples": 0, "skipped_steps": 0, "world_size": 1}
+        facts = {"run": read[-1].name, "step": 0, "consumed_samples": 0, "skipped_steps": 0, "world_size": 1}
         write_json(context / "run.json", facts | {"metrics": {}, "kind": "adapter", "peft": recorded(scheme)})
         known = {f"weights/{written.name}": written.pieces}
         identity = Identity(
             hash_of_files(file_entries(staging, known)), hash_of_config(context), hash_of_tokenizer(context)
         )
-        parents = (
-            Parent("base", lineage.of_checkpoint(base), os.path.abspath(base)),
-            Parent(
-                "source",
-                Lineage("source", Identity(weights), origin={"folder": source.name}),
-                os.path.abspath(source),
-            ),
-        )
-        lineage.write(staging, Lineage("adapter", identity, parents=parents))
-        write_manifest(staging, "adapter", source={"path": str(source), "layout": layout}, known=known)
+        parents = (Parent("base", lineage.of_checkpoint(base), os.path.abspath(base)), *sources)
+        lineage.write(staging, Lineage("adapter", identity, origin=origin, parents=parents))
+        write_manifest(staging, "adapter", source=origin | {"path": str(read[-1])}, known=known)
     return final
+
+
+def folder_source(folder: Path, weights: str | None) -> Parent:
+    """The parent of what was read from a folder of another form.
+
+    Args:
+        folder: The folder.
+        weights: A hash of its weights.
+    """
+    return Parent(
+        "source", Lineage("source", Identity(weights), origin={"folder": folder.name}), os.path.abspath(folder)
+    )
+
+
+def layer_names(dims: ModelShape) -> list[str]:
+    """Every layer that adapters can be on, as a checkpoint names them, in the order of the mapping's table."""
+    return [
+        weight.adapted.format(layer=layer, expert=expert)
+        for weight in WEIGHTS
+        if weight.adapted
+        for layer, expert in instances(weight, dims)
+    ]
+
+
+def chosen(present: set[str], names: Sequence[str]) -> dict[str, Any] | None:
+    """``peft.layers`` and ``peft.experts`` that say which layers have an adapter; None where none can.
+
+    Args:
+        present: The names of those that have one.
+        names: Those of the same kinds in the whole model.
+    """
+    places = {name: _place(name) for name in names}
+    dense = {layer for name, (layer, expert) in places.items() if expert is None and name in present}
+    experts: dict[int, set[int]] = {}
+    for name in present:
+        layer, expert = places[name]
+        if expert is not None:
+            experts.setdefault(layer, set()).add(expert)
+    layers = dense or set(experts)
+    by_layer = {str(layer): sorted(experts.get(layer, ())) for layer in sorted(layers)} if experts else {}
+    alike = by_layer[str(min(layers))] if len({tuple(numbers) for numbers in by_layer.values()}) == 1 else by_layer
+    every_layer = {layer for layer, _ in places.values()}
+    every_expert = {expert for _, expert in places.values() if expert is not None}
+    found = {
+        "layers": None if layers == every_layer else sorted(layers),
+        "experts": None if not by_layer or alike == sorted(every_expert) else alike,
+    }
+    kinds = {name.rsplit(".", 1)[-1] for name in names}
+    scheme = LoRA(target_modules=sorted(kinds), **found)
+    if {name for name in names if scheme.adapts(name)} != present:
+        return None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _place(name: str) -> tuple[int, int | None]:
+    """A layer's number, and its expert's."""
+    parts = name.split(".")
+    return int(parts[2]), int(parts[parts.index("experts") + 1]) if "experts" in parts else None

@@ -90,6 +90,11 @@ def transform_settings(checkpoint: Path, scheme: LoRA) -> dict[str, Any]:
         CheckpointError: layers have ranks or scales of their own, which NeMo does not know.
     """
     layers = sorted(scheme.targets())
+    if scheme.modules_to_save:
+        raise CheckpointError(
+            f"{checkpoint}: {' and '.join(scheme.modules_to_save)} trained whole beside the adapters, which "
+            "NeMo has no form for; --format nemo merges the adapter into the model."
+        )
     dims = {scheme.dim_of(layer) for layer in layers}
     scales = {scheme.scale_of(layer) for layer in layers}
     if len(dims) > 1 or len(scales) > 1:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, too_large
+from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Rows, read_rows, too_large
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
@@ -71,6 +71,31 @@ class MergedRows:
         target[:] = rounded.contiguous().view(torch.uint8).flatten().numpy()
 
 
+@dataclass(frozen=True)
+class CastRows:
+    """A matrix that was trained whole, in the type its base has.
+
+    Attributes:
+        trained: The matrix.
+        dtype: The base's type, as safetensors spells it.
+    """
+
+    trained: Rows
+    dtype: str
+
+    @property
+    def rows(self) -> int:
+        return self.trained.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return self.trained.row_bytes * ITEM_BYTES[self.dtype] // ITEM_BYTES[self.trained.dtype]
+
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Fill ``out`` with rows, rounded to the base's type; what is too large for it, the writer refuses."""
+        read_rows(self.trained, start, count, out[: count * self.row_bytes], self.dtype)
+
+
 class SavedAdapters:
     """The adapters of a checkpoint on their way into its base."""
 
@@ -87,6 +112,9 @@ class SavedAdapters:
 
     def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
         """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
+        whole = self._stored.whole(weight.disk)
+        if whole is not None:
+            return CastRows(whole, base.dtype)
         if not weight.adapted:
             return base
         layer_name = weight.adapted.format(layer=layer, expert=expert)

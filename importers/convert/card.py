@@ -66,7 +66,7 @@ _SCORES, _LINEAGE = "\n## Scores\n", "\n## Lineage\n"
 _VLLM = """```bash
 vllm serve {name} --enable-lora --max-lora-rank {rank} --lora-modules adapter=THIS_FOLDER
 ```"""
-_NO_VLLM = "vLLM does not load this form: it takes LoRA (no DoRA) in the v4 layout."
+_NO_VLLM = "vLLM does not load this form: it takes LoRA (no DoRA, no modules_to_save) in the v4 layout."
 
 
 def model_card(
@@ -109,7 +109,7 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
     hub = hub_origin(record)
     name = str(hub["id"]).removeprefix("hf://") if hub else "BASE_MODEL"
     rank = max([settings["r"], *settings["rank_pattern"].values()])
-    loads = layout == "v4" and not settings["use_dora"]
+    loads = layout == "v4" and not settings["use_dora"] and not settings.get("modules_to_save")
     return _ADAPTER_TEMPLATE.format(
         base=f"base_model: {for_yaml(name)}\n" if hub else "",
         name=for_markdown(name),
@@ -117,7 +117,7 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
         kind="DoRA" if settings["use_dora"] else "LoRA",
         rank=settings["r"],
         alpha=settings["lora_alpha"],
-        targets=for_markdown(", ".join([*settings["target_modules"], *(settings["target_parameters"] or [])])),
+        targets=for_markdown(", ".join(_targets(settings))),
         layout=layout,
         use=_VLLM.format(name=shlex.quote(in_a_line(name)), rank=rank) if loads else _NO_VLLM,
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
@@ -138,6 +138,13 @@ def with_scores(card: str, found: scores.Scores) -> str:
     columns, rows = scores.table(found)
     table = _table(("", *columns), [tuple(row) for row in rows])
     return f"{before.partition(_SCORES)[0].rstrip()}\n{_SCORES}\n{table}{mark}{lineage}"
+
+
+def _targets(settings: dict[str, Any]) -> list[str]:
+    """What is adapted, once for all layers; and what is trained whole."""
+    names = [*settings["target_modules"], *(settings["target_parameters"] or [])]
+    whole = [f"{name} (whole)" for name in settings.get("modules_to_save") or []]
+    return [*dict.fromkeys(name.rsplit(".", 1)[-1] for name in names), *whole]
 
 
 def _provenance(record: Lineage, hub: dict[str, Any]) -> dict[str, Any]:

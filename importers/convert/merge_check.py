@@ -148,8 +148,12 @@ class _Models:
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         name = "model.embed_tokens.weight"
-        rows = [torch.cat([_read(source[name], int(t), 1) for t in tokens.flatten()]) for source in self._weights()]
-        return torch.stack([rows[0], rows[0], rows[1]])
+        sources = (self._base[name], self._whole(name) or self._base[name], self._merged[name])
+        return torch.stack([torch.cat([_read(rows, int(t), 1) for t in tokens.flatten()]) for rows in sources])
+
+    def _whole(self, name: str) -> Rows | None:
+        """What was trained in the place of a weight."""
+        return self._adapters.whole(self._sources[name][0].disk)
 
     def _weights(self) -> tuple[Mapping[str, Rows], Mapping[str, Rows]]:
         return self._base, self._merged
@@ -187,9 +191,9 @@ class _Models:
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         """x [3, t, in] -> [3, t, out]."""
-        adapter = self._adapter(name)
+        adapter, whole = self._adapter(name), self._whole(name)
         together = _product(self._base[name], x[:_MERGED].flatten(0, 1)).view(2, x.shape[1], -1)
-        apart = together[_APART]
+        apart = together[_APART] if whole is None else _product(whole, x[_APART])[:, : self._base[name].rows]
         if adapter is not None:
             apart = apart + adapter.scale * (x[_APART] @ adapter.a.t() @ adapter.b.t())
             if adapter.magnitude is not None:

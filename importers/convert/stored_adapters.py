@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.stream import Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.peft import names
+from mixtral_recipes.peft import whole as whole_modules
 from mixtral_recipes.settings.peft import scheme_of
 from mixtral_recipes.system.files import read_json
 
@@ -49,7 +51,9 @@ class StoredAdapters:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
         self._stored = StoredWeights(checkpoint / "weights")
-        self._unused = {key for key in self._stored.tensors if names.is_adapters(key)}
+        whole = {whole_modules.WEIGHTS[name] for name in self.scheme.modules_to_save}
+        self._whole = whole & self._stored.tensors.keys()
+        self._unused = {key for key in self._stored.tensors if names.is_adapters(key)} | whole
         self.read = functools.lru_cache(maxsize=64)(self._read)
 
     def _read(self, layer: str, dtype: torch.dtype | None = torch.float32) -> LowRank | None:
@@ -72,6 +76,18 @@ class StoredAdapters:
             self.scheme.scale_of(layer),
             None if magnitude is None else magnitude.flatten(),
         )
+
+    def whole(self, key: str) -> Rows | None:
+        """A weight that was trained whole beside the adapters, by its key in a checkpoint; None where it was not."""
+        if key not in self._whole:
+            return None
+        self._unused.discard(key)
+        return self._stored.matrix(key, None, None)
+
+    def read_whole(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A weight that was trained whole, in memory; ``dtype`` as for adapters."""
+        self._unused.discard(key)
+        return self._stored.read_tensor(key, dtype)
 
     def check_all_read(self) -> None:
         """Refuse to finish while an adapter has found no layer.

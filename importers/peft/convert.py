@@ -13,14 +13,19 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.lineage.identity import hash_of_adapter
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.adapter_checkpoint import write_adapter_checkpoint
+from mixtral_recipes.importers.convert.adapter_checkpoint import (
+    chosen,
+    folder_source,
+    layer_names,
+    write_adapter_checkpoint,
+)
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
-from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, instances, shape_of
+from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, shape_of
 from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
-from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.settings.peft import HF_WHOLE, DoRA, LoRA
 
 
 def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Path, *, overwrite: bool = False) -> Path:
@@ -41,16 +46,17 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
     """
     dims = hf_config.dims(read_config(base / "context"))
     opened = open_adapter(folder, settings, dims)
-    layers = _megatron_layers(opened, dims)
-    scheme, tensors = _even(opened, layers)
+    layers, chosen_layers = _megatron_layers(opened, dims)
+    scheme, tensors = _even(opened, layers, chosen_layers)
+    keys = {weight.hf[0]: weight.disk for weight in WEIGHTS}
+    tensors |= {keys[name]: tensor.contiguous() for name, tensor in opened.whole.items()}
     return write_adapter_checkpoint(
         output,
         scheme,
         tensors,
         base=base,
-        source=opened.folder,
-        layout="peft",
-        weights=hash_of_adapter(opened.folder),
+        sources=[folder_source(opened.folder, hash_of_adapter(opened.folder))],
+        origin={"layout": "peft"},
         overwrite=overwrite,
     )
 
@@ -67,6 +73,11 @@ class _Layer:
     @property
     def scale(self) -> float:
         return self.parts[0][0].scale
+
+    @property
+    def empty(self) -> bool:
+        """Whether it changes nothing and cannot learn to: zeros stand in for what is not adapted."""
+        return not any(part.a.any() or part.b.any() for part, _ in self.parts)
 
     def factors(self, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """A [r, in], B [rows, r] and magnitude, for a product multiplied by ``scale``."""
@@ -97,8 +108,8 @@ class _Layer:
         return a, b, magnitude
 
 
-def _megatron_layers(opened: PeftFolder, dims: ModelShape) -> list[_Layer]:
-    """Every adapted Megatron layer with the projections it consists of."""
+def _megatron_layers(opened: PeftFolder, dims: ModelShape) -> tuple[list[_Layer], dict[str, Any]]:
+    """Every adapted Megatron layer with the projections it consists of, and the settings that say which they are."""
     sources = canonical_sources(dims)
     layers: dict[str, _Layer] = {}
     for projection in opened.projections:
@@ -116,17 +127,32 @@ def _megatron_layers(opened: PeftFolder, dims: ModelShape) -> list[_Layer]:
                     f"{opened.folder}: DoRA adapts only a part of {found.name}, whose rows are trained together here; "
                     "merge it with peft's merge_and_unload and import the model."
                 )
-    wanted = {found.module for found in layers.values()}
-    every = [
-        weight.adapted.format(layer=layer, expert=expert)
-        for weight in WEIGHTS
-        if weight.adapted and weight.adapted.rsplit(".", 1)[-1] in wanted
-        for layer, expert in instances(weight, dims)
-    ]
-    missing = [name for name in every if name not in layers]
+    return _complete(opened, {name: found for name, found in layers.items() if not found.empty}, layers, dims)
+
+
+def _complete(
+    opened: PeftFolder, present: dict[str, _Layer], every: dict[str, _Layer], dims: ModelShape
+) -> tuple[list[_Layer], dict[str, Any]]:
+    """The layers in the model's order, and the settings that say which they are.
+
+    Where no setting can say it, the missing ones get adapters of zeros.
+
+    Args:
+        opened: The source.
+        present: Those with an adapter that is not all zeros.
+        every: Those that the source has.
+        dims: The model's sizes.
+    """
+    found = present or every
+    kinds = {one.module for one in found.values()}
+    names = [name for name in layer_names(dims) if name.rsplit(".", 1)[-1] in kinds]
+    said = chosen(set(found), names)
+    if said is not None:
+        return [found[name] for name in names if name in found], said
+    missing = [name for name in names if name not in every]
     if missing and opened.dora:
         raise CheckpointError(f"{opened.folder}: DoRA adapts some layers and not {missing[0]}, which has no form here.")
-    return [layers[name] for name in every if name in layers] + [_absent(name, layers) for name in missing]
+    return [every[name] if name in every else _absent(name, every) for name in names], {}
 
 
 def _absent(name: str, layers: dict[str, _Layer]) -> _Layer:
@@ -139,7 +165,7 @@ def _absent(name: str, layers: dict[str, _Layer]) -> _Layer:
     return found
 
 
-def _even(opened: PeftFolder, layers: list[_Layer]) -> tuple[LoRA, dict[str, Tensor]]:
+def _even(opened: PeftFolder, layers: list[_Layer], choice: dict[str, Any]) -> tuple[LoRA, dict[str, Tensor]]:
     """One rank and scale for each kind of layer, the smaller ones filled up with zeros; and every tensor by its key."""
     tensors: dict[str, Tensor] = {}
     scales: dict[str, float] = {}
@@ -170,6 +196,8 @@ def _even(opened: PeftFolder, layers: list[_Layer]) -> tuple[LoRA, dict[str, Ten
         dropout=float(opened.settings.get("lora_dropout") or 0.0),
         rank_pattern={module: rank for module, rank in ranks.items() if rank != dim},
         alpha_pattern={module: value for module, value in alphas.items() if value != alpha},
+        modules_to_save=[ours for ours, theirs in HF_WHOLE.items() if any(theirs in name for name in opened.whole)],
+        **choice,
     )
     scheme.targets()  # refuses what no run would take
     return scheme, tensors

@@ -1,5 +1,6 @@
 """An adapter checkpoint -> a peft folder: small, beside its base, and loaded by peft and vLLM."""
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -25,7 +26,8 @@ from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAda
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peft import layouts
-from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.settings.peft import HF_WHOLE, DoRA, LoRA
 from mixtral_recipes.system.locks import held
 
 CONFIG, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -71,12 +73,13 @@ def export_adapter(
         return stored.read(layer, None)
 
     write = layouts.fused if layout == "v5" else layouts.per_projection
-    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in write(read, dims)}
+    found = itertools.chain(write(read, dims), layouts.whole(stored, dims))
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found}
     stored.check_all_read()
     parent = lineage.of_checkpoint(checkpoint)
     if base is not None:
         parent = parent.at("base", base_of(checkpoint, base))
-    settings = peft_config(stored.scheme, layout, base=_base_name(parent))
+    settings = peft_config(stored.scheme, layout, dims, base=_base_name(parent))
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
@@ -92,16 +95,21 @@ def export_adapter(
     return final
 
 
-def peft_config(scheme: LoRA, layout: layouts.Layout, *, base: str) -> dict[str, Any]:
+def peft_config(scheme: LoRA, layout: layouts.Layout, dims: ModelShape, *, base: str) -> dict[str, Any]:
     """adapter_config.json.
 
     Args:
         scheme: What was trained.
         layout: "v4" or "v5".
+        dims: The base's sizes.
         base: The base model's name or path.
     """
     targets = layouts.targets(scheme, layout)
     parameters = [name for name in targets if "." in name]
+
+    def named(name: str) -> list[str]:
+        return layouts.exact(name, targets[name], scheme, dims)
+
     ranks: dict[str, int] = {name: scheme.dim_of(layer) for name, layer in targets.items()}
     # As a plain alpha / r, rsLoRA's scale too: peft's conversion of w1 and w3 into one parameter of twice the rank
     # keeps that ratio and no other.
@@ -122,9 +130,11 @@ def peft_config(scheme: LoRA, layout: layouts.Layout, *, base: str) -> dict[str,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "target_modules": sorted(targets.keys() - parameters),
-        "target_parameters": parameters or None,
-        "lora_dropout": 0.0 if parameters else scheme.dropout,  # for training only, and peft has none on parameters
+        "target_modules": [one for name in sorted(targets.keys() - parameters) for one in named(name)],
+        "target_parameters": [one for name in parameters for one in named(name)] or None,
+        "modules_to_save": [HF_WHOLE[name] for name in scheme.modules_to_save] or None,
+        # For training only, and peft has none on parameters, which experts are under transformers 5 in either layout.
+        "lora_dropout": 0.0 if scheme.targets() & {"linear_fc1", "linear_fc2"} else scheme.dropout,
         "use_rslora": False,
         "use_dora": isinstance(scheme, DoRA),
         "bias": "none",

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixtral_recipes.importers.convert.stored_adapters import LowRank
+from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.mapping import FUSED, WEIGHTS, Weight, canonical_sources, instances
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import LoRA
@@ -40,8 +40,11 @@ def per_projection(read: Read, dims: ModelShape, *, experts: bool = True) -> Ite
     for weight in _adaptable():
         if weight.per_expert and not experts:
             continue
-        for layer, expert in instances(weight, dims):
-            adapter = read(_layer_name(weight, layer, expert))
+        adapters = {place: read(_layer_name(weight, *place)) for place in instances(weight, dims)}
+        like = next((adapter for adapter in adapters.values() if adapter is not None), None)
+        for (layer, expert), adapter in adapters.items():
+            if adapter is None and weight.per_expert and like is not None:
+                adapter = _nothing(like)  # peft and vLLM stack a layer's experts, and want all of them
             if adapter is None:
                 continue
             for template in weight.hf:
@@ -52,6 +55,19 @@ def per_projection(read: Read, dims: ModelShape, *, experts: bool = True) -> Ite
                 yield key + B, torch.cat([adapter.b[start:stop] for start, stop in rows])
                 if adapter.magnitude is not None:
                     yield key + MAGNITUDE, torch.cat([adapter.magnitude[start:stop] for start, stop in rows])
+
+
+def _nothing(like: LowRank) -> LowRank:
+    """An adapter of zeros, of another's shapes."""
+    return LowRank(torch.zeros_like(like.a), torch.zeros_like(like.b), like.scale)
+
+
+def whole(stored: StoredAdapters, dims: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what was trained whole, without the rows that pad the vocabulary."""
+    for weight in WEIGHTS:
+        rows = stored.whole(weight.disk)
+        if rows is not None:
+            yield PREFIX + weight.hf[0], stored.read_whole(weight.disk)[: dims.vocab_size]
 
 
 def fused(read: Read, dims: ModelShape) -> Iterator[tuple[str, Tensor]]:
@@ -81,9 +97,8 @@ def unstack(a: Tensor, b: Tensor, experts: int) -> list[tuple[Tensor, Tensor]]:
 
 def _stack(adapters: list[LowRank | None]) -> tuple[Tensor, Tensor]:
     like = next(adapter for adapter in adapters if adapter is not None)
-    a = [adapter.a if adapter else torch.zeros_like(like.a) for adapter in adapters]
-    b = [adapter.b if adapter else torch.zeros_like(like.b) for adapter in adapters]
-    return torch.cat(a), torch.stack(b, dim=-1).flatten(1)
+    whole = [adapter or _nothing(like) for adapter in adapters]
+    return torch.cat([one.a for one in whole]), torch.stack([one.b for one in whole], dim=-1).flatten(1)
 
 
 def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
@@ -102,6 +117,28 @@ def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
             names = [named_by[weight.hf]] if weight.hf in named_by else [_last(name) for name in weight.hf]
             found |= dict.fromkeys(names, layer)
     return found
+
+
+def exact(name: str, kind: str, scheme: LoRA, dims: ModelShape) -> list[str]:
+    """A target of `targets` as peft is to find it: layer by layer, where only some layers are adapted.
+
+    Of the experts' projections (v4) all layers are named and written, since under transformers 5 peft stacks them
+    whatever ``layers_to_transform`` says; what is not adapted has zeros.
+
+    Args:
+        name: What peft knows it by.
+        kind: The Megatron layer it belongs to.
+        scheme: What was trained.
+        dims: The model's sizes.
+    """
+    weight = next(weight for weight in _adaptable() if _layer_name(weight, 0, 0).endswith(kind))
+    if weight.per_expert and "." not in name:
+        return [name]
+    places = instances(weight, dims)
+    layers = sorted({int(layer or 0) for layer, expert in places if scheme.adapts(_layer_name(weight, layer, expert))})
+    if len(layers) == dims.num_layers:
+        return [name]
+    return [f"layers.{layer}.{name if '.' in name else f'self_attn.{name}'}" for layer in layers]
 
 
 def _last(name: str) -> str:

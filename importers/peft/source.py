@@ -19,12 +19,14 @@ from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
 from mixtral_recipes.importers.peft.layouts import unstack
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.settings.peft import HF_WHOLE
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.schema import typed
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<kind>A|B|magnitude_vector)(?:\.default)?(?:\.weight)?$"
 )
+_WHOLE = re.compile(r"(?:base_model\.model\.)?(?P<name>(?:model\.)?(?P<module>embed_tokens|lm_head)\.weight)$")
 _EXPERTS = re.compile(r"(?P<layer>model\.layers\.\d+\.)mlp\.experts(?P<inside>\.base_layer)?$")
 # Settings that change what is computed, and the values that leave it as plain LoRA or DoRA.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -32,7 +34,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "task_type": ("CAUSAL_LM", None),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
     "lora_bias": (False, None),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
@@ -98,11 +99,13 @@ class PeftFolder:
         folder: Where it is.
         settings: adapter_config.json.
         projections: Its adapters.
+        whole: Weights that were trained whole (``modules_to_save``), by their canonical names.
     """
 
     folder: Path
     settings: dict[str, Any]
     projections: list[Projection]
+    whole: dict[str, Tensor]
 
     @property
     def dora(self) -> bool:
@@ -130,6 +133,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: {name}={value!r} cannot be taken; merge the adapter with peft's merge_and_unload and import "
                 "the model."
+            )
+    for name in settings.get("modules_to_save") or []:
+        if str(name).rsplit(".", 1)[-1] not in HF_WHOLE.values():
+            raise CheckpointError(
+                f"{path}: modules_to_save names {name}, and only {' and '.join(HF_WHOLE.values())} can be taken; merge "
+                "the adapter with peft's merge_and_unload and import the model."
             )
     start = str(settings.get("init_lora_weights"))
     if _CHANGES_THE_BASE.search(start):
@@ -166,18 +175,27 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             adapted here.
     """
     by_module: dict[str, dict[str, Tensor]] = {}
+    shapes = canonical_shapes(dims)
+    saved = {str(name).rsplit(".", 1)[-1] for name in settings.get("modules_to_save") or []}
+    whole: dict[str, Tensor] = {}
     for key, tensor in _tensors(folder).items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{folder}: {key} has values that are not finite.")
+        found = _WHOLE.match(key)
+        if found is not None and found["module"] in saved:
+            saved.discard(found["module"])
+            whole[found["name"]] = _of_shape(folder, key, tensor, shapes[found["name"]])
+            continue
         found = _KEY.match(key)
         if found is None:
             raise CheckpointError(
                 f"{folder}: {key} is no LoRA factor; merge the adapter with peft and import the model."
             )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder}: {key} has values that are not finite.")
         by_module.setdefault(found["module"], {})[found["kind"]] = tensor
     if not by_module:
         raise CheckpointError(f"{folder}: the adapter holds no tensor.")
-    shapes = canonical_shapes(dims)
+    if saved:
+        raise CheckpointError(f"{folder}: modules_to_save names {min(saved)}, whose weights are not there.")
     experts = _parameters_by_module(by_module)
     projections: list[Projection] = []
     for module, factors in by_module.items():
@@ -187,7 +205,16 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             projections += _fused(folder, settings, experts[module], factors, dims, shapes)
         else:
             projections.append(_single(folder, settings, module, factors, shapes))
-    return PeftFolder(folder, dict(settings), projections)
+    return PeftFolder(folder, dict(settings), projections, whole)
+
+
+def _of_shape(folder: Path, key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{folder}: {key} has shape {list(tensor.shape)}, the base has {list(shape)}: its vocabulary was "
+            "resized, or it is of another base model. Merge it with peft's merge_and_unload and import the model."
+        )
+    return tensor
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.fp8 import StandIn
+from mixtral_recipes.peft import whole
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.peft.names import is_adapters
 
@@ -29,11 +30,14 @@ def model_state(model: list[Any], *, adapters_only: bool) -> dict[str, Any]:
 
     Args:
         model: This rank's chunks, without DDP.
-        adapters_only: Whether only the adapters' tensors are wanted (or only the base's, without them).
+        adapters_only: Whether only the adapters' tensors are wanted, and what is trained whole beside them (or only
+            the base's, without adapters).
     """
-    if adapters_only:
-        return {key: value for a in adapters_of(model) for key, value in a.sharded_state_dict().items()}
     state: dict[str, Any] = {}
+    if adapters_only:
+        for chunk in model:
+            state |= whole.sharded_state(chunk)
+        return state | {key: value for a in adapters_of(model) for key, value in a.sharded_state_dict().items()}
     for number, chunk in enumerate(model):
         for name, value in chunk.sharded_state_dict(prefix="").items():
             # Transformer Engine's states are empty but for delayed scaling's, which `fp8_state` saves; adapters are

@@ -143,7 +143,8 @@ SETTINGS = {
     "optim.lr_scheduler": "max_steps warmup_steps constant_steps min_lr",
     "peft": (
         "target_modules exclude_modules dim alpha dropout dropout_position lora_A_init_method lora_B_init_method "
-        "lora_dtype use_rslora rank_pattern alpha_pattern"
+        "lora_dtype use_rslora rank_pattern alpha_pattern layers experts router_load modules_to_save "
+        "loraplus_lr_ratio"
     ),
     "log.ckpt.train_time_interval": "days hours minutes seconds milliseconds microseconds weeks",
 }

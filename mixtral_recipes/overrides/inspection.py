@@ -11,6 +11,8 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
+from mixtral_recipes.peft.busiest import with_experts_named
+from mixtral_recipes.peft.count import trained_parameters
 from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings.nemo.calls import not_ours
@@ -60,7 +62,11 @@ def overview(recipe: Any, name: str) -> dict[str, Any]:
         name: Its name, as far as one is known.
 
     Returns:
-        ``model``, ``layout`` and ``why``; ``why`` is None where the layout is not one of the recipe's own.
+        ``model``, ``layout``, ``why`` and ``trained``: parameters by kind of module, empty where all weights are
+        trained. ``why`` is None where the layout is not one of the recipe's own.
+
+    Raises:
+        RecipeError: its adapters name a layer or an expert that the model has not.
     """
     shape, topology = ModelShape.of(recipe.model.config), Topology.of(recipe.trainer)
     sizes = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "num_moe_experts")
@@ -72,7 +78,17 @@ def overview(recipe: Any, name: str) -> dict[str, Any]:
         "model": model,
         "layout": nodes | {"topology": topology.describe(), **topology.settings()},
         "why": why[0] if why else None,
+        "trained": _trained(recipe, shape),
     }
+
+
+def _trained(recipe: Any, shape: ModelShape) -> dict[str, int]:
+    if getattr(recipe, "peft", None) is None:
+        return {}
+    scheme: Any = fdl.build(recipe.peft)
+    scheme = with_experts_named(scheme, shape.num_layers, shape.num_moe_experts)
+    scheme.check_against(shape.num_layers, shape.num_moe_experts)
+    return trained_parameters(scheme, shape)
 
 
 def _tasks(recipe: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from torch import Tensor, nn
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.peft import whole
 from mixtral_recipes.peft.adapter import Adapter, GroupedAdapter, adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.peft.names import global_name
@@ -26,18 +27,20 @@ def apply(scheme: LoRA, model: Sequence[nn.Module]) -> list[Adapter]:
         The adapters, in module order.
 
     Raises:
-        RecipeError: an unknown layer name, or no layer that matches.
+        RecipeError: an unknown layer name, or a layer or expert that the model does not have.
     """
     for chunk in model:
+        config: Any = chunk.config
+        scheme.check_against(config.num_layers, config.num_moe_experts)
         chunk.requires_grad_(False)
-        if chunk.config.recompute_granularity and chunk.pre_process:  # pyright: ignore[reportAttributeAccessIssue]
-            chunk.embedding.register_forward_hook(_want_gradient)  # pyright: ignore[reportAttributeAccessIssue]
+        whole.unfreeze(scheme, chunk)
     for chunk, name, layer in _matching_layers(scheme, model):
         _attach(scheme, chunk, name, layer)
-    adapters = adapters_of(model)
-    if not adapters and not any(len(chunk.decoder.layers) == 0 for chunk in model):  # pyright: ignore
-        raise RecipeError(f"peft.target_modules={scheme.target_modules!r} matches no layer of this model.")
-    return adapters
+    for chunk in model:
+        # A first pipeline stage without an adapter still gets gradients from the next one.
+        if chunk.pre_process and (chunk.config.recompute_granularity or not adapters_of([chunk])):  # pyright: ignore
+            chunk.embedding.register_forward_hook(_want_gradient)  # pyright: ignore[reportAttributeAccessIssue]
+    return adapters_of(model)
 
 
 def _matching_layers(scheme: LoRA, model: Sequence[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
@@ -55,15 +58,18 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
     make = functools.partial(adapter_class(scheme), scheme, column=kind == "column", config=layer.config)
     count = getattr(layer, "num_gemms", None)
     if count is None:
-        # A quantised layer's weight has no memory, so that it does not say where the adapter belongs.
-        layer.adapter = make(global_name(chunk, name), layer.weight, device=getattr(layer, "device", None))
-        layer.register_forward_hook(_add_adapter)
+        own = global_name(chunk, name)
+        if scheme.adapts(own):
+            # A quantised layer's weight has no memory, so that it does not say where the adapter belongs.
+            layer.adapter = make(own, layer.weight, device=getattr(layer, "device", None))
+            layer.register_forward_hook(_add_adapter)
     else:
-        weights = [getattr(layer, f"weight{number}") for number in range(count)]
         names = [global_name(chunk, name, expert) for expert in range(count)]
-        made = [make(own, weight) for own, weight in zip(names, weights, strict=True)]
-        layer.adapter = GroupedAdapter(dict(enumerate(made)))
-        layer.register_forward_hook(_add_grouped_adapter)
+        chosen = {expert: own for expert, own in enumerate(names) if scheme.adapts(own)}
+        if chosen:
+            adapters = {expert: make(own, getattr(layer, f"weight{expert}")) for expert, own in chosen.items()}
+            layer.adapter = GroupedAdapter(adapters)
+            layer.register_forward_hook(_add_grouped_adapter)
 
 
 def adapter_class(scheme: LoRA) -> type[Adapter]:

@@ -33,7 +33,7 @@ class Weight:
         layer: ``embedding``, ``output``, ``norm``, ``router``, or one of Megatron's four linear layers.
         shape: Of this rank's part.
         expert: Whether it is one expert's, so that its copies are the expert-data-parallel ranks.
-        adapter: Whether an adapter added it.
+        adapter: Whether an adapter added it, or it is trained whole beside adapters.
     """
 
     layer: str
@@ -149,7 +149,9 @@ def chunks(part: Part) -> list[Chunk]:
     """A pipeline stage's chunks; one without interleaving."""
     h, layer = part.shape.hidden_size, tuple(_layer(part))
     rows = part.shape.padded_vocab_size(part.tp) // part.tp
-    first, last = (Weight("embedding", (rows, h)),), (Weight("norm", (h,)), Weight("output", (rows, h)))
+    trained = part.adapters.whole if part.adapters else ()
+    first = (Weight("embedding", (rows, h), adapter="word_embeddings" in trained),)
+    last = (Weight("norm", (h,)), Weight("output", (rows, h), adapter="output_layer" in trained))
     starts, ends = part.stage == 0, part.stage == part.pp - 1
     return [
         Chunk(

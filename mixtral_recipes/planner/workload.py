@@ -22,6 +22,9 @@ class Adapters:
         quantized: Whether the frozen base is kept in 4 or 8 bits (QLoRA).
         ranks: Ranks of single layers, by name.
         bits: Of a quantized base's weight: 4 (NF4) or 8 (int8 by row).
+        whole: Modules trained whole beside the adapters, by Megatron's names.
+
+    Layers and experts that a scheme leaves out count as if they were adapted.
     """
 
     dim: int = 32
@@ -30,6 +33,7 @@ class Adapters:
     quantized: bool = False
     ranks: tuple[tuple[str, int], ...] = ()
     bits: int = 4
+    whole: tuple[str, ...] = ()
 
     @property
     def can_be_quantized(self) -> bool:
@@ -201,7 +205,8 @@ def adapters_of(peft: Any) -> Adapters | None:
     targets = tuple(t for t in LINEARS if t in wanted and t not in left_out)
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
     bits = int(_setting(peft, "bits", 4))
-    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks, bits)
+    whole = tuple(_setting(peft, "modules_to_save", ()))
+    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks, bits, whole)
 
 
 def _recompute(config: Any) -> Recompute:

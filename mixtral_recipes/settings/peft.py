@@ -10,11 +10,14 @@ import torch
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings import adapted
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bitsandbytes'
+_OF_EXPERTS = ALL_LINEAR[2:]
+HF_WHOLE = {"word_embeddings": "embed_tokens", "output_layer": "lm_head"}  # what modules_to_save may name, and peft's
 PRESETS = {"all-linear": ALL_LINEAR, "attention": ("linear_qkv", "linear_proj")}
 
 
@@ -38,6 +41,12 @@ class LoRA:
             arXiv 2312.03732).
         rank_pattern: ``dim`` of single layer names, e.g. ``{"linear_fc1": 8}``.
         alpha_pattern: ``alpha`` of single layer names.
+        layers: The layers that are adapted, counted from 0: ``"8-31"``, ``"0,4-7"`` or a list; None is all.
+        experts: The experts that are adapted, likewise, in every layer; ``"busiest:4"`` is the four of each layer that
+            got most tokens in the run that ``router_load`` names. By layer, if it is a dict.
+        router_load: A run whose metrics.jsonl says how many tokens each expert got.
+        modules_to_save: Modules trained whole beside the adapters: ``"word_embeddings"``, ``"output_layer"``.
+        loraplus_lr_ratio: B's learning rate over that of everything else (LoRA+); None is 1.
     """
 
     target_modules: list[str] | str = field(default_factory=lambda: list(ALL_LINEAR))
@@ -52,6 +61,11 @@ class LoRA:
     use_rslora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    layers: list[int] | str | None = None
+    experts: list[int] | dict[str, list[int]] | str | None = None
+    router_load: str | None = None
+    modules_to_save: list[str] = field(default_factory=list)
+    loraplus_lr_ratio: float | None = None
 
     def dim_of(self, layer: str) -> int:
         """The rank of a layer's adapter; ``layer`` is its name, with or without what it stands in."""
@@ -85,7 +99,55 @@ class LoRA:
             raise RecipeError(f"peft.dropout_position={self.dropout_position!r}; use 'pre' or 'post'.")
         if self.lora_B_init_method != "zero":
             raise RecipeError(f"peft.lora_B_init_method={self.lora_B_init_method!r}; only 'zero' starts at the base.")
-        return set(wanted) - set(self.exclude_modules)
+        targets = set(wanted) - set(self.exclude_modules)
+        if not targets:
+            raise RecipeError("peft.target_modules and peft.exclude_modules leave no layer to adapt.")
+        self._check_more(targets)
+        return targets
+
+    def _check_more(self, targets: set[str]) -> None:
+        for name in self.modules_to_save:
+            if name not in HF_WHOLE:
+                ours = [own for own, theirs in HF_WHOLE.items() if theirs == name]
+                better = f" Megatron calls it {ours[0]}." if ours else nearest(name, list(HF_WHOLE))
+                raise RecipeError(f"peft.modules_to_save names {name!r}.{better}")
+        if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
+            raise RecipeError(f"peft.loraplus_lr_ratio={self.loraplus_lr_ratio}; it must be positive.")
+        if self.experts is not None and not targets & set(_OF_EXPERTS):
+            raise RecipeError(
+                f"peft.experts={self.experts!r} chooses experts, and none of their layers is adapted; add "
+                f"{' or '.join(_OF_EXPERTS)} to peft.target_modules."
+            )
+
+    def adapts(self, name: str) -> bool:
+        """Whether a layer is adapted; ``name`` as a checkpoint has it, layers and experts counted over all ranks."""
+        parts = name.split(".")
+        if parts[-1] not in self.targets() or not adapted.names(self.layers, int(parts[2]), "peft.layers"):
+            return False
+        if "experts" not in parts:
+            return True
+        experts = self.experts.get(parts[2], []) if isinstance(self.experts, dict) else self.experts
+        return adapted.names(experts, int(parts[parts.index("experts") + 1]), "peft.experts")
+
+    def check_against(self, num_layers: int, num_experts: int) -> None:
+        """Refuse a scheme that names what a model of these sizes does not have.
+
+        Raises:
+            RecipeError: names the layer or expert.
+        """
+        self.targets()
+        adapted.check(self.layers, num_layers, "peft.layers", "layer")
+        if not isinstance(self.experts, dict):
+            adapted.check(self.experts, num_experts, "peft.experts", "expert")
+            return
+        for layer, experts in self.experts.items():
+            if not layer.isdecimal() or int(layer) >= num_layers:
+                raise RecipeError(f"peft.experts names layer {layer}, but the model has {num_layers} layers, from 0.")
+            adapted.check(experts or None, num_experts, f"peft.experts.{layer}", "expert")
+        if not any(
+            experts and adapted.names(self.layers, int(n), "peft.layers") for n, experts in self.experts.items()
+        ):
+            raise RecipeError("peft.experts names no expert of the layers that are adapted.")
 
 
 @takes_nemos_arguments

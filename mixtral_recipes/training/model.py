@@ -21,6 +21,7 @@ from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peek import peek
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
+from mixtral_recipes.peft.busiest import with_experts_named
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
@@ -79,6 +80,9 @@ def seen_model(
     Raises:
         RecipeError: recipe, checkpoint and tokenizer do not fit together.
     """
+    if peft is not None:
+        layers, experts = model.config.num_layers, model.config.num_moe_experts or 1
+        with_experts_named(peft, layers, experts).check_against(layers, experts)
     source = resume.restore_config.path if resume.restore_config else None
     base = peek(source) if source else None
     if source and base is None:

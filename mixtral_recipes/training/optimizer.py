@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
@@ -14,8 +14,10 @@ from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.peft import learning_rates
 from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.training.precision import optimizer_fields
 
@@ -68,8 +70,10 @@ def connect(config: Any, ddp: list[Any], optimizer: Any) -> None:
         config.param_sync_func = ddp[0].start_param_sync if single else [c.start_param_sync for c in ddp]
 
 
-def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision) -> Any:
-    """Megatron's (distributed) optimizer over DDP-wrapped model chunks.
+def build_optimizer(
+    optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision, peft: LoRA | None = None
+) -> Any:
+    """Megatron's (distributed) optimizer over DDP-wrapped model chunks; ``peft`` may have learning rates of its own.
 
     Raises:
         RecipeError: no learning rate is set.
@@ -81,7 +85,8 @@ def build_optimizer(optim: MegatronOptimizerModule, model: list[Any], precision:
     min_lr = min(schedule.min_lr, lr) if schedule else lr
     config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision))
     with cpu_device.cuda_type_names():
-        optimizer = get_megatron_optimizer(config, model)
+        own = get_standard_config_overrides(config) | learning_rates.overrides(peft, config)
+        optimizer = get_megatron_optimizer(config, model, config_overrides=own)
     if cpu_device.active():
         prepare_adam(optimizer)
     return optimizer

@@ -113,6 +113,9 @@ _DECIDES = (
     "alpha_pattern",
     "bits",
     "block_size",
+    "layers",
+    "experts",
+    "modules_to_save",
 )
 
 

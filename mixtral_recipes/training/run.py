@@ -29,7 +29,8 @@ from mixtral_recipes.models.acceleration import accelerated, refuse_without
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
 from mixtral_recipes.models.kernels import Kernels
-from mixtral_recipes.peft import attach
+from mixtral_recipes.peft import attach, count
+from mixtral_recipes.peft.busiest import with_experts_named
 from mixtral_recipes.peft.quantized.layers import base_format
 from mixtral_recipes.settings import changes as recipe_changes
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
@@ -150,6 +151,7 @@ class Ready:
         lineage: What the run's checkpoints record of where they come from.
         recipe: Every setting by its path.
         changed: What differs from the settings ``found`` was written with.
+        trained: With adapters, how many parameters are trained, by kind of module.
     """
 
     run: TrainingRun
@@ -160,6 +162,7 @@ class Ready:
     lineage: Lineage
     recipe: dict[str, recipe_changes.Plain]
     changed: list[recipe_changes.Change]
+    trained: dict[str, int]
 
     @property
     def restored_from(self) -> str:
@@ -169,9 +172,10 @@ class Ready:
     @property
     def opening(self) -> str:
         """How the run starts, in words."""
+        where = f"starting from {self.restored_from}"
         if self.found:
-            return f"resuming from {self.found} at step {self.position.step}"
-        return f"starting from {self.restored_from}"
+            where = f"resuming from {self.found} at step {self.position.step}"
+        return where + (f"; training {count.told(self.trained)}" if self.trained else "")
 
     def facts(self) -> dict[str, Any]:
         """What a run's log says at its start."""
@@ -182,6 +186,7 @@ class Ready:
             "changed": [str(change) for change in self.changed],
             "topology": topology.describe(),
             "world_size": topology.world_size,
+            "trained_parameters": self.trained,
             "recipe": self.recipe,
             "lineage": told.rows(self.lineage),
         }
@@ -202,6 +207,9 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     """
     origin = Origin.of(parts.resume, parts.peft)
     base, parts.peft = origin.base, origin.scheme
+    if parts.peft is not None:
+        config = parts.model.config
+        parts.peft = with_experts_named(parts.peft, config.num_layers, config.num_moe_experts or 1)
     named = parts.tokenizer or parts.model.tokenizer
     from_where = named or base or parts.model.config.default_tokenizer
     loaded = chosen_tokenizer(from_where, error=CheckpointError)
@@ -263,7 +271,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
     lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})
-    return Ready(run, checkpointer, position, found, origin, lineage, recipe, changed)
+    trained = count.trained_parameters(parts.peft, ModelShape.of(agreed.config)) if parts.peft is not None else {}
+    return Ready(run, checkpointer, position, found, origin, lineage, recipe, changed, trained)
 
 
 def _compare_with(
@@ -349,7 +358,7 @@ def build_run(
     ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))
     settings["optimizer"]["overlap_param_gather"] = ddp[0].ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
-    optimizer = build_optimizer(optim, ddp, trainer.plugins)
+    optimizer = build_optimizer(optim, ddp, trainer.plugins, peft)
     connect(config, ddp, optimizer)
     return TrainingRun(
         trainer=trainer,

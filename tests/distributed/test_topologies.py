@@ -25,7 +25,17 @@ from tests.distributed.small_run import (
 
 TOLERANCE = 1e-5  # fp32: the same sums in another order
 SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-SCHEMES = {"full": None, "lora": LoRA(dim=4, alpha=8), "dora": DoRA(dim=4, alpha=8)}
+SCHEMES = {
+    "full": None,
+    "lora": LoRA(dim=4, alpha=8),
+    "dora": DoRA(dim=4, alpha=8),
+    # Ranks without an adapter: the first pipeline stage, and those with other experts.
+    "chosen": LoRA(dim=4, alpha=8, layers="2-", experts="1,6"),
+    "whole": LoRA(
+        dim=4, alpha=8, target_modules="attention", modules_to_save=["word_embeddings", "output_layer"],
+        loraplus_lr_ratio=4,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,11 @@ def check_equal(
         distance = relative_error(value[rows], start_weight(key, tuple(value.shape))[rows])
         assert distance > 1e-3, f"{key} was not trained"
         assert relative_error(found[key][rows], value[rows]) < moved, key
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("pp2", "chosen"), ("ep4", "chosen"), ("tp2pp2", "whole")])
+def test_a_part_of_the_model_trains_as_in_one_process(name: str, scheme: str) -> None:
+    check_equal(LAYOUTS[name], scheme, run(LAYOUTS[name], scheme))
 
 
 @pytest.mark.parametrize("scheme", ["full", "lora"])

@@ -28,6 +28,11 @@ SCHEMES = {
     "uneven ranks": LoRA(
         dim=4, alpha=8, rank_pattern={"linear_fc1": 2, "linear_qkv": 6}, alpha_pattern={"linear_fc2": 3}
     ),
+    "some layers": LoRA(dim=4, alpha=8, layers="1,3-"),
+    "some experts": LoRA(dim=4, alpha=8, experts={"0": [1, 5], "1": [], "2": [2, 3], "3": [0, 7]}),
+    "whole modules": LoRA(
+        dim=4, alpha=8, target_modules=ATTENTION, modules_to_save=["word_embeddings", "output_layer"]
+    ),
 }
 LAYOUTS = {
     "ep2": {"expert_model_parallel_size": 2},

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
         "layers_to_transform": [1, 3], "layers_pattern": "layers",
     },
+    "whole": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
     "dora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "use_dora": True},
 }  # fmt: skip
 
@@ -144,7 +145,11 @@ def damaged(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] cannot be taken; merge"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, whose weights are not there"),
+        (
+            {"modules_to_save": ["classifier"]},
+            "classifier, and only embed_tokens and lm_head can be taken; merge",
+        ),
         ({"bias": "all"}, "bias='all' cannot be taken"),
         ({"peft_type": "IA3"}, "peft_type='IA3' cannot be taken"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),

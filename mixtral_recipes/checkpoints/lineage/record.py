@@ -54,7 +54,7 @@ class Parent:
 
     Attributes:
         role: ``source`` (files that were imported), ``base`` (what adapters adapt), ``start`` (weights a run began
-            with) or ``checkpoint`` (what was exported).
+            with), ``merged`` (adapters that were added up) or ``checkpoint`` (what was exported).
         record: What it recorded of itself.
         path: Where it was; None where that says nothing to a reader.
     """

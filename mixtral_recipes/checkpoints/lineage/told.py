@@ -46,6 +46,8 @@ def what(record: Lineage) -> str:
         return source_name(record)
     if record.run:
         return f"run {record.run.get('name')}, step {record.run.get('step')}"
+    if "merged" in record.origin:
+        return str(record.origin["merged"])
     layout = record.origin.get("layout", "")
     exported = layout if layout.startswith("GGUF") else f"{layout} layout"
     return {"model": "imported", "export": exported}.get(record.kind, record.kind)

@@ -122,6 +122,16 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.usefixtures("without_gpu")
+def test_a_layout_for_few_cards_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    job = "finetune --recipe mixtral_8x7b --dry-run --num-gpus-per-node"
+    code, _, err = call([*job.split(), "2", "--hardware", "a100"], capsys)
+    assert code == 0
+    assert "Layout: TP1 PP1 CP1 EP2 ETP1 DP2. The fastest of 9 that fit 2 A100 SXM 80 GB, by the planner." in err
+    code, _, err = call([*job.split(), "8"], capsys)
+    assert code == 0
+    assert "Layout:" not in err  # the recipe's own
+
+
 def test_a_newcomer_gets_the_tiny_model_on_two_processes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(["finetune", "--dry-run", "--json", "trainer.max_steps=20"], capsys)
     result = json.loads(out.splitlines()[-1])

@@ -32,6 +32,11 @@ def test_targets(kind: type[LoRA], settings: dict[str, object], expected: set[st
         ({"exclude_modules": ["router"]}, "'router'"),
         ({"dropout_position": "middle"}, "dropout_position='middle'"),
         ({"lora_B_init_method": "xavier"}, "only 'zero'"),
+        ({"exclude_modules": list(ALL_LINEAR)}, "leave no layer to adapt"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save names 'lm_head'\. Megatron calls it output_layer"),
+        ({"modules_to_save": ["output_lager"]}, "'output_lager'.*output_layer"),
+        ({"loraplus_lr_ratio": 0.0}, "loraplus_lr_ratio=0.0; it must be positive"),
+        ({"experts": "0", "target_modules": "attention"}, "chooses experts, and none of their layers is adapted"),
     ],
 )
 def test_refusals(settings: dict[str, object], message: str) -> None:
@@ -59,6 +64,53 @@ def test_a_pattern_for_a_layer_that_is_not_adapted_is_refused() -> None:
         LoRA(rank_pattern={"linear_fc1": 0}).targets()
 
 
-@pytest.mark.parametrize("scheme", [LoRA(dim=4, rank_pattern={"linear_fc1": 2}), DoRA(alpha=3, use_rslora=True)])
+ATTENTION, EXPERT = "decoder.layers.{}.self_attention.linear_qkv", "decoder.layers.{}.mlp.experts.{}.linear_fc1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "adapted", "left"),
+    [
+        ({"layers": "2-3"}, [ATTENTION.format(2), EXPERT.format(3, 7)], [ATTENTION.format(1), ATTENTION.format(4)]),
+        ({"layers": "0,2-"}, [ATTENTION.format(0), EXPERT.format(9, 7)], [ATTENTION.format(1)]),
+        ({"layers": [5]}, [ATTENTION.format(5)], [EXPERT.format(4, 0)]),
+        ({"experts": "0,3"}, [ATTENTION.format(1), EXPERT.format(2, 3)], [EXPERT.format(2, 1)]),
+        ({"experts": [12]}, [EXPERT.format(2, 12)], [EXPERT.format(2, 1), EXPERT.format(12, 2)]),
+        ({"experts": {"1": [2]}}, [EXPERT.format(1, 2), ATTENTION.format(0)], [EXPERT.format(0, 2)]),
+        ({"layers": "1", "experts": "2"}, [EXPERT.format(1, 2)], [EXPERT.format(2, 1), ATTENTION.format(2)]),
+    ],
+)  # fmt: skip
+def test_layers_and_experts(settings: dict[str, object], adapted: list[str], left: list[str]) -> None:
+    scheme = LoRA(**settings)
+    assert all(scheme.adapts(name) for name in adapted)
+    assert not any(scheme.adapts(name) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": "2-8"}, r"peft\.layers='2-8' names layer 8, but the model has 8 \(0 to 7\)"),
+        ({"layers": "4-2"}, "'4-2' is no number or range"),
+        ({"layers": "all"}, "'all' is no number or range; write 0,3 or 8-31 or 24-"),
+        ({"layers": []}, r"peft\.layers=\[\] names no layer"),
+        ({"layers": [-1]}, "names layer -1"),
+        ({"experts": "0,4"}, r"peft\.experts='0,4' names expert 4, but the model has 4"),
+        ({"experts": {"8": [0]}}, "peft.experts names layer 8, but the model has 8"),
+        ({"experts": {"1": [], "2": [0]}, "layers": "0-1"}, "names no expert of the layers that are adapted"),
+        ({"experts": {"1": [4]}}, r"peft\.experts\.1=\[4\] names expert 4"),
+    ],
+)
+def test_what_matches_nothing_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        LoRA(**settings).check_against(8, 4)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        LoRA(dim=4, rank_pattern={"linear_fc1": 2}),
+        DoRA(alpha=3, use_rslora=True),
+        LoRA(layers="1-", experts={"1": [0, 2]}, modules_to_save=["output_layer"], loraplus_lr_ratio=16),
+    ],
+)
 def test_what_is_recorded_is_read_back(scheme: LoRA) -> None:
     assert scheme_of(json.loads(json.dumps(recorded(scheme)))) == scheme

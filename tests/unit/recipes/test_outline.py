@@ -67,6 +67,17 @@ def test_other_numbers_of_gpus_get_a_layout_that_fits() -> None:
     assert "planner" in layout.why
 
 
+@pytest.mark.parametrize("card", ["h100", "h200", "a100"])
+@pytest.mark.parametrize(("name", "gpus"), [("mixtral_8x7b", 1), ("mixtral_8x7b", 2), ("mixtral_8x22b", 4)])
+def test_adapters_on_few_cards(name: str, gpus: int, card: str) -> None:
+    asked = Question(name, "finetune", card, 1, gpus)
+    fits = memory.of_job(job_of(asked), cards.card(card)).fits
+    assert fits == (gpus > 1 or card == "h200")  # 93 GB of weights on one card
+    layout = default_layout(asked)
+    assert (layout.num_nodes, layout.num_gpus_per_node, layout.topology.world_size) == (1, gpus, gpus)
+    assert ("by the planner" in layout.why) == fits
+
+
 def test_more_gpus_are_more_copies_of_the_same_layout() -> None:
     sizes = catalog.entry("mixtral_8x7b").layout("pretrain").topology.settings()
     layout = default_layout(Question("mixtral_8x7b", "pretrain", num_nodes=16))

@@ -38,7 +38,15 @@ def base(make_model, tmp_path: Path) -> Path:
     return import_checkpoint(str(folder), tmp_path / "base", progress=False)
 
 
-@pytest.mark.parametrize("scheme", [LoRA(dim=4, alpha=8), DoRA(dim=4, alpha=8), LoRA(target_modules=["linear_fc1"])])
+SCHEMES = [
+    LoRA(dim=4, alpha=8),
+    DoRA(dim=4, alpha=8),
+    LoRA(target_modules=["linear_fc1"], layers="1-", experts="2,5"),
+    LoRA(dim=4, alpha=8, modules_to_save=["word_embeddings", "output_layer"]),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_right_merge_is_within_rounding_in_every_form(base: Path, tmp_path: Path, scheme: LoRA) -> None:
     checkpoint = make_adapter(base, scheme, tmp_path / "adapter")
     forms = {

@@ -208,9 +208,7 @@ def test_a_link_in_a_checkpoint_takes_nothing_along(make_model, tmp_path: Path) 
     tensors = {"decoder.final_layernorm.adapter": torch.zeros(2)}
 
     def write_adapter() -> None:
-        write_adapter_checkpoint(
-            tmp_path / "out", LoRA(), tensors, base=base, source=folder, layout="peft", weights="0" * 64
-        )
+        write_adapter_checkpoint(tmp_path / "out", LoRA(), tensors, base=base, sources=[], origin={})
 
     for make in (
         write_adapter,

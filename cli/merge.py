@@ -1,0 +1,55 @@
+"""``mixtral-recipes merge``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtral_recipes.cli.options.checkpoint import Base, Overwrite, base_folder, checkpoint_folder
+from mixtral_recipes.cli.options.result import Json
+from mixtral_recipes.cli.options.runs import complete_run
+from mixtral_recipes.cli.output import note, print_json
+
+
+def command(
+    *,
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER:WEIGHT...",
+            help="Adapter checkpoints or runs, each with what it is multiplied by (1 where none is given).",
+            autocompletion=complete_run,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Adapter checkpoint to write.")],
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="R", help="Cut each sum to this rank by SVD; default: exact, the ranks add up."),
+    ] = None,
+    base: Base = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Add up adapters of one base, with weights.
+
+    The sum is an adapter checkpoint: it exports, generates and trains on as any.
+    """
+    from mixtral_recipes.importers.convert.merge_adapters import Part, merge_adapters
+
+    named = [_weighted(text) for text in adapters]
+    parts = [Part(checkpoint_folder(name), weight) for name, weight in named]
+    made = merge_adapters(parts, output, rank=rank, base=base_folder(base), overwrite=overwrite)
+    note(f"rank {made.rank}" + (f"; the cut leaves out {made.lost:.1e} of the sum" if rank else ", exact"))
+    if json:
+        print_json({"adapter": str(made.folder), "rank": made.rank, "lost": made.lost})
+    else:
+        print(made.folder)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """An adapter and its weight: what follows the last colon, if that is a number."""
+    name, colon, number = text.rpartition(":")
+    try:
+        return (name, float(number)) if colon and name else (text, 1.0)
+    except ValueError:
+        return text, 1.0

@@ -1,0 +1,82 @@
+"""Which layers and experts a scheme adapts: numbers and ranges, as ``peft.layers`` and ``peft.experts`` name them.
+
+Both count from 0, as the names of weights do: ``8-31``, ``0,4-7``, ``24-`` (to the last one), or a list of numbers.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from mixtral_recipes.errors import RecipeError
+
+Numbers = Sequence[int] | str
+Ranges = tuple[tuple[int, int | None], ...]
+BUSIEST = "busiest:"
+
+
+def names(numbers: Numbers | None, number: int, setting: str) -> bool:
+    """Whether a setting names a number; None names all.
+
+    Raises:
+        RecipeError: the setting is not numbers and ranges.
+    """
+    if numbers is None:
+        return True
+    if not isinstance(numbers, str):
+        return number in numbers
+    return any(first <= number and (last is None or number <= last) for first, last in ranges(numbers, setting))
+
+
+@functools.lru_cache(maxsize=64)
+def ranges(text: str, setting: str) -> Ranges:
+    """Text as (first, last) of each range; last None is open.
+
+    Raises:
+        RecipeError: it is not numbers and ranges.
+    """
+    found: list[tuple[int, int | None]] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+            raise RecipeError(f"{setting}={text!r}: {part.strip()!r} is no number or range; write 0,3 or 8-31 or 24-.")
+        found.append((int(first), int(last) if last else None if dash else int(first)))
+    return tuple(found)
+
+
+def check(numbers: Numbers | None, count: int, setting: str, what: str) -> None:
+    """Refuse numbers that a model does not have, or none at all.
+
+    Args:
+        numbers: What the setting says.
+        count: How many there are.
+        setting: Its path, for errors.
+        what: What is counted.
+
+    Raises:
+        RecipeError: names the number and what there is.
+    """
+    if numbers is None:
+        return
+    parts = ranges(numbers, setting) if isinstance(numbers, str) else [(n, n) for n in numbers]
+    if not parts:
+        raise RecipeError(f"{setting}={numbers!r} names no {what}; leave it out for all of them.")
+    worst = max(first if last is None else last for first, last in parts)
+    least = min(first for first, _ in parts)
+    if worst >= count or least < 0:
+        raise RecipeError(
+            f"{setting}={numbers!r} names {what} {worst if worst >= count else least}, but the model has "
+            f"{count} (0 to {count - 1})."
+        )
+
+
+def busiest_of(text: str) -> int | None:
+    """N of ``busiest:N``; None where it is something else.
+
+    Raises:
+        RecipeError: N is no number from 1.
+    """
+    if not text.startswith(BUSIEST):
+        return None
+    number = text.removeprefix(BUSIEST)
+    if not number.isdecimal() or int(number) < 1:
+        raise RecipeError(f"peft.experts={text!r}: write how many of each layer, e.g. busiest:4.")
+    return int(number)
