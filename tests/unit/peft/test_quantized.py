@@ -19,7 +19,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture(scope="module")
 def bitsandbytes() -> Any:
-    return pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from bitsandbytes import functional
+
+    return functional
 
 
 def matrix(rows: int, columns: int, kind: str = "normal") -> Tensor:
