@@ -69,15 +69,14 @@ def test_a_short_job_ends_in_one_line_of_json_and_does_not_depend_on_where_exper
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_base_in_four_or_eight_bits_learns_as_one_in_thirty_two_does(tmp_path: Path) -> None:
-    """100 steps each: the mean distance of the curves, seen 1.2 % and 0.2 %."""
-    quick = ["--evaluate", "0", "--no-export", "trainer.max_steps=100", "trainer.log_every_n_steps=1"]
-    quick += ["--nproc-per-node", "1", "data.global_batch_size=16", "trainer.limit_val_batches=1"]
-    expected = losses(finetune(tmp_path, "--name", "lora", *quick))
-    for bits in ("4", "8"):
-        found = losses(finetune(tmp_path, "--peft", "qlora", "--bits", bits, "--name", f"bits{bits}", *quick))
-        distance = sum(abs(a - b) for a, b in zip(found, expected, strict=True))
-        assert 0 < distance / sum(expected) < 0.02
+def test_a_base_in_four_bits_learns_as_one_in_thirty_two_does(tmp_path: Path) -> None:
+    """100 steps of the recipe: the curves' mean distance, seen 1.2 % (of a batch half as large, noise makes it 2.1 %)."""
+    steps = ["--evaluate", "0", "--no-export", "--nproc-per-node", "1"]
+    steps += ["trainer.max_steps=100", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=1"]
+    expected = losses(finetune(tmp_path, "--name", "lora", *steps))
+    found = losses(finetune(tmp_path, "--peft", "qlora", "--name", "qlora", *steps))
+    distance = sum(abs(a - b) for a, b in zip(found, expected, strict=True))
+    assert 0 < distance / sum(expected) < 0.02
 
 
 def losses(result: dict[str, Any]) -> list[float]:
