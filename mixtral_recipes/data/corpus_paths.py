@@ -242,8 +242,9 @@ def _largest_token(prefix: Path, bin_file: Path) -> int:
     """The largest token of a corpus; -1 where it is empty."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-    if not bin_file.stat().st_size:
+    dtype = np.dtype(IndexedDataset(str(prefix)).index.dtype)
+    if not (count := bin_file.stat().st_size // dtype.itemsize):
         return -1
-    tokens = np.memmap(bin_file, mode="r", dtype=IndexedDataset(str(prefix)).index.dtype)
+    tokens = np.memmap(bin_file, mode="r", dtype=dtype, shape=(count,))
     step = 1 << 26
     return max(int(tokens[start : start + step].max()) for start in range(0, len(tokens), step))

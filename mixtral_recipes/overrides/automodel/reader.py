@@ -3,6 +3,7 @@
 import fnmatch
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class AutoModelFile:
         name, path, instruct = self.name, self._path, self._instruct
         nodes, gpus = self._processes(num_nodes, num_gpus_per_node)
         arguments = {"num_nodes": nodes, "num_gpus_per_node": gpus, "hardware": hardware, "instruct": instruct}
-        packed = int(self.take("packed_sequence.packed_sequence_size") or 0)
+        packed = self.whole("packed_sequence.packed_sequence_size", 0, least=0)
         recipe = loading.load(
             name,
             "finetune",
@@ -112,6 +113,32 @@ class AutoModelFile:
         value = self._given.get(key)
         return default if value is None else value
 
+    def whole(self, key: str, default: int, *, least: int = 1) -> int:
+        """A key's value, a whole number.
+
+        Raises:
+            RecipeError: it is something else, less than ``least``, or has more digits than anything that is counted.
+        """
+        found = self.take(key, default)
+        if not re.fullmatch(r"[0-9]{1,15}", str(found)) or int(found) < least:
+            raise RecipeError(f"{key}={found!r} is not allowed; use a whole number, {least} or more.")
+        return int(found)
+
+    def number(self, key: str, default: float) -> float:
+        """A key's value, a finite number, which YAML may have taken for text (``2.0e-5`` without a sign).
+
+        Raises:
+            RecipeError: it is something else.
+        """
+        found = self.take(key, default)
+        try:
+            number = math.nan if isinstance(found, bool) else float(found)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RecipeError(f"{key}={found!r} is not allowed; use a number.")
+        return number
+
     def _model(self) -> tuple[str, str, bool]:
         target = str(self.take("model._target_", ""))
         if not target.endswith(".from_pretrained"):
@@ -133,14 +160,13 @@ class AutoModelFile:
         return _recipe_of_folder(folder), str(folder), False
 
     def _processes(self, num_nodes: int | None, gpus: int | None) -> tuple[int | None, int | None]:
-        dp = self.take("distributed.dp_size")
-        if dp is None or num_nodes or gpus:
+        if self.take("distributed.dp_size") is None or num_nodes or gpus:
             return num_nodes, gpus
-        world = int(dp) * self._size("tp") * self._size("pp") * self._size("cp")
+        world = self._size("dp") * self._size("tp") * self._size("pp") * self._size("cp")
         return (1, world) if world <= 8 else (-(-world // 8), 8)
 
     def _size(self, letter: str) -> int:
-        return int(self.take(f"distributed.{letter}_size", 1))
+        return self.whole(f"distributed.{letter}_size", 1)
 
     def _scheme(self) -> str:
         if self.take("peft._target_") is None:
@@ -163,7 +189,7 @@ class AutoModelFile:
             template = self.take("dataset.chat_template")
             config = run.Config(_class("ChatDataModule"), dataset_root=root, chat_template=template)
         elif target.startswith("Mock") or target.startswith("build_unpacked"):
-            samples = int(self.take("dataset.num_samples", 10_000_000))
+            samples = self.whole("dataset.num_samples", 10_000_000)
             vocab = self.take("dataset.vocab_size")
             config = run.Config(_class("MockDataModule"), num_train_samples=samples, vocab_size=vocab)
         else:
@@ -172,9 +198,9 @@ class AutoModelFile:
         if packed:
             specs = run.Config(_class("PackedSequenceSpecs"), packed_sequence_size=packed)
             config.packed_sequence_specs, config.seq_length = specs, packed
-        length = self.take("dataset.seq_length") or self.take("dataset.seq_len")
+        length = self.whole("dataset.seq_length", 0, least=0) or self.whole("dataset.seq_len", 0, least=0)
         if length and not packed:
-            config.seq_length = int(length)
+            config.seq_length = length
         if target == "make_squad_dataset" and self.take("dataset.chat_template"):
             raise RecipeError("dataset.chat_template: SQuAD is asked as plain text; use a data set of messages.")
         return overrides.with_batch_of(replaced, config)
@@ -222,9 +248,9 @@ class AutoModelFile:
             recipe.trainer.val_check_interval = 0
         if not self.take("checkpoint.enabled", True):
             recipe.log.ckpt.every_n_train_steps, recipe.log.ckpt.save_last, recipe.log.ckpt.save_top_k = None, False, 0
-        interval = self.take("step_scheduler.gc_every_steps")
-        if interval is not None:
-            callback = run.Config(_class("GarbageCollectionCallback"), gc_interval_train=int(interval))
+        if self.take("step_scheduler.gc_every_steps") is not None:
+            interval = self.whole("step_scheduler.gc_every_steps", 0, least=0)
+            callback = run.Config(_class("GarbageCollectionCallback"), gc_interval_train=interval)
             recipe.trainer.callbacks = [*(recipe.trainer.callbacks or []), callback]
         precision = _short_name(self.take("model.torch_dtype", "bf16"))
         if precision in ("float32", "fp32"):
@@ -239,9 +265,12 @@ class AutoModelFile:
             raise RecipeError(f"optimizer._target_={target}: use torch.optim.Adam or torch.optim.AdamW.")
         if not loss.endswith("CrossEntropy"):
             raise RecipeError(f"loss_fn._target_={loss}: the loss is cross-entropy; leave it out.")
-        beta1, beta2 = self.take("optimizer.betas", [0.9, 0.999])
-        lr = float(self.take("optimizer.lr", 1e-3))  # torch's default, as the next ones
-        steps = int(self.take("step_scheduler.max_steps"))
+        betas = self.take("optimizer.betas", [0.9, 0.999])
+        if not isinstance(betas, list) or len(betas) != 2:
+            raise RecipeError(f"optimizer.betas={betas!r} is not allowed; use two numbers, such as [0.9, 0.999].")
+        beta1, beta2 = betas
+        lr = self.number("optimizer.lr", 1e-3)  # torch's default, as the next ones
+        steps = self.whole("step_scheduler.max_steps", 0)
         config = {
             "lr": lr,
             "adam_beta1": beta1,
@@ -264,8 +293,8 @@ class AutoModelFile:
             raise RecipeError(f"lr_scheduler.lr_decay_style={style!r}: use {', '.join(names)}.")
         recipe.optim.lr_scheduler = run.Config(
             _class(names[style]),
-            warmup_steps=int(self.take("lr_scheduler.lr_warmup_steps", min(1000, steps // 10) if schedule else 0)),
-            min_lr=float(self.take("lr_scheduler.min_lr", 0.01 * lr)),
+            warmup_steps=self.whole("lr_scheduler.lr_warmup_steps", min(1000, steps // 10) if schedule else 0, least=0),
+            min_lr=self.number("lr_scheduler.min_lr", 0.01 * lr),
             max_steps=self.take("lr_scheduler.lr_decay_steps"),
         )
 
@@ -317,8 +346,8 @@ class AutoModelFile:
         if self.take("distributed.activation_checkpointing"):
             config = recipe.model.config
             config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
-        local = int(self.take("step_scheduler.local_batch_size", 1))
-        micro = int(self.take("distributed.pipeline.pp_microbatch_size", 1))
+        local = self.whole("step_scheduler.local_batch_size", 1)
+        micro = self.whole("distributed.pipeline.pp_microbatch_size", 1)
         recipe.data.micro_batch_size = 1 if packed else micro if pp > 1 else local
         if packed and (local > 1 or micro > 1):
             self.notes.append("Packs go through one by one, whatever step_scheduler.local_batch_size says.")
@@ -327,19 +356,19 @@ class AutoModelFile:
     def _chunks(self, num_layers: int, pp: int) -> int | None:
         """Interleaved chunks per pipeline rank."""
         schedule = str(self.take("distributed.pipeline.pp_schedule", "1f1b")).lower()
-        stage = self.take("distributed.pipeline.layers_per_stage")
+        stage = self.whole("distributed.pipeline.layers_per_stage", 0, least=0)
         if pp == 1 or schedule == "1f1b":
             return None
         if schedule != "interleaved1f1b":
             raise RecipeError(f"distributed.pipeline.pp_schedule={schedule}: use 1f1b or interleaved1f1b.")
-        return num_layers // (pp * int(stage)) if stage else 2  # AutoModel's default: two stages a rank
+        return num_layers // (pp * stage) if stage else 2  # AutoModel's default: two stages a rank
 
     def _experts(self, trainer: Any) -> None:
         """Spread the experts as the file says, else over as many ranks as there are: FSDP would have sharded them."""
-        asked = self.take("distributed.ep_size")
+        asked = self.whole("distributed.ep_size", 0, least=0)
         world = trainer.num_nodes * trainer.devices
         most = world // trainer.strategy.pipeline_model_parallel_size
-        trainer.strategy.expert_model_parallel_size = int(asked) if asked else math.gcd(8, max(most, 1))
+        trainer.strategy.expert_model_parallel_size = asked or math.gcd(8, max(most, 1))
 
     def _make_it_fit(self, recipe: Any, hardware: str, nodes: int | None) -> None:
         """What the file leaves open: the fewest nodes on which the layout divides and fits, and with them microbatches.

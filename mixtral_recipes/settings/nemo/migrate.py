@@ -85,6 +85,8 @@ def migrate(path: Path) -> Migrated:
         raise RecipeError(f"{path}: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
         raise RecipeError(f"{path}:{getattr(error, 'lineno', 1)}: is no Python ({error}).") from error
+    except (MemoryError, RecursionError) as error:  # what Python's parser says of too many brackets
+        raise RecipeError(f"{path}: is nested deeper than Python reads.") from error
     reader = _Reader(source)
     reader.read(tree)
     findings = sorted(set(reader.findings), key=lambda finding: (finding.line, finding.kind, finding.text))
