@@ -154,7 +154,7 @@ def damaged(folder: Path, **settings: Any) -> Path:
         ({"peft_type": "IA3"}, "peft_type='IA3' cannot be taken"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),
         ({"r": 8}, "has rank 4, adapter_config.json says 8"),
-        ({"r": True}, "must be positive numbers"),
+        ({"r": True}, "r=True is not allowed; a whole number is needed"),
         ({"lora_alpha": float("nan")}, r"adapter_config\.json: .*NaN is not a finite number"),
         ({"use_dora": True}, "use_dora=True and the tensors of .* disagree"),
     ],
