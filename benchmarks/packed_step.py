@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batches.batch import Sample
+from mixtral_recipes.data.batches.batch import Sample, Samples
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
@@ -53,7 +53,7 @@ class SquadLikeData(DataModule):
     vocab_size: int = 2000
     fixed_length = False
 
-    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Enough samples for any benchmark."""
         return {"train": RandomSamples(squad_lengths(20_000), self.vocab_size)}
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, Sample
+from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, Sample, Samples
 from mixtral_recipes.data.modules.base import DataModule
 
 SIZES = {
@@ -64,7 +64,7 @@ class RandomData(DataModule):
 
     vocab_size: int = 2000
 
-    def datasets(self, tokenizer: Any) -> dict[str, Dataset[Any]]:
+    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """One endless training set."""
         return {"train": RandomTokens(self.seq_length, self.vocab_size)}
 

@@ -1,5 +1,6 @@
 """Megatron -> GGUF: a checkpoint folder as llama.cpp and Ollama load it, streamed, adapters merged on the way."""
 
+import logging
 import math
 import os
 import re
@@ -226,6 +227,7 @@ class _Export:
     def _header(self, path: Path, kind: Quantization, types: dict[str, str]) -> bytes:
         """Everything before the first tensor, by gguf's own writer."""
         gguf = package("gguf")
+        logging.getLogger("gguf").setLevel(logging.WARNING)  # what it writes, and where, is told by us
         writer = gguf.GGUFWriter(None, "llama")
         self._describe(writer, kind)
         self.vocabulary.write(writer)

@@ -248,7 +248,7 @@ class GroupedAdapter(nn.Module):
 
 def _grouped_product(x: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
     """Rows of x [t, in], expert after expert up to ``offs``, by their expert's matrix of [experts, in, out]."""
-    product = getattr(F, "grouped_mm", None) or torch._grouped_mm  # torch below 2.10
+    product = getattr(F, "grouped_mm", None) or torch._grouped_mm  # pyright: ignore[reportPrivateImportUsage]  # torch below 2.10
     return product(x, weights, offs=offs)
 
 

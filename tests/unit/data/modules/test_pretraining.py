@@ -125,11 +125,11 @@ def test_tokenizing_goes_on_where_it_was_stopped(
     folder = folder_of_text(tmp_path / "shards", "a.jsonl b.jsonl c.jsonl")
     encode, done = corpus._encode_part, []
 
-    def stopped(part: Any, target: Path, encoder: Any) -> None:
+    def stopped(part: Any, target: Path, *more: Any) -> None:
         if part.path.name == "c.jsonl" and len(done) == 2:
             raise KeyboardInterrupt
         done.append(part.path.name)
-        encode(part, target, encoder)
+        encode(part, target, *more)
 
     monkeypatch.setattr(corpus, "_encode_part", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def test_neither_pickles_nor_tags_are_opened(checkpoints, tmp_path: Path, nemo: 
         import_checkpoint(str(folder), tmp_path / "ours", progress=False)
     io_json.unlink()
     (folder / "context" / "model.yaml").write_text(f"!!python/object/apply:os.system ['touch {marker}']\n")
-    with pytest.raises(CheckpointError, match="is not plain YAML"):
+    with pytest.raises(CheckpointError, match=r"tag !!python/object/apply:os\.system is not read"):
         import_checkpoint(str(folder), tmp_path / "ours", progress=False)
     assert not marker.exists()
 
@@ -274,4 +275,4 @@ def test_broken_contexts_are_one_line(
     assert run(["import", str(folder), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "io.json: is not what NeMo writes" in message
+    assert re.search(r"io\.json: (is not what NeMo writes|not valid JSON|not a JSON object)", message)
