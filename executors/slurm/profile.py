@@ -21,7 +21,6 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:+@=%/&|*()\[\]-]{0,255}"
 _GRES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/()-]{0,255}")
 _COUNTS = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+(,([A-Za-z][A-Za-z0-9_.-]*:)?\d+)*")  # 8, h100:8, a100:4,h100:4
 _TIME = re.compile(r"\d+(-\d{1,2}(:\d{1,2}){0,2})?|\d+:\d{1,2}(:\d{1,2})?|UNLIMITED|INFINITE", re.IGNORECASE)
-_SSH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?")
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: What the script relies on: where it writes, who may read its environment, how it is stopped and comes back.
@@ -87,7 +86,7 @@ class Cluster:
         self._match("constraint", _CONSTRAINT, "use features, and Slurm's '& | , * ( ) [ ]' between them")
         self._match("gres", _GRES, "use NAME[:TYPE]:NUMBER, e.g. gpu:h100:8")
         self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
-        self._match("ssh", _SSH, "use user@host")
+        self._match("ssh", slurm_status.LOGIN, "use user@host")
         for field in ("venv", "job_dir", "ssh_key"):
             if getattr(self, field) is not None:
                 check_path(getattr(self, field), field)

@@ -16,6 +16,9 @@ from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.system.json_files import parse_object
 from mixtral_recipes.system.schema import fits
 
+#: How a login node is named: user@host[:port].
+LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?")
+
 #: Slurm's long state names to ours.
 STATES = {
     "PENDING": "pending", "CONFIGURING": "pending", "REQUEUED": "pending", "REQUEUE_HOLD": "pending",
@@ -115,8 +118,17 @@ def ssh_address(address: str, key: str | None) -> str:
 
 
 def login(ssh: str) -> list[str]:
-    """The ssh command for a login node, without what it should run there."""
+    """The ssh command for a login node, without what it should run there.
+
+    Args:
+        ssh: As `ssh_address` gives it.
+
+    Raises:
+        LaunchError: it names no login node.
+    """
     address, _, key = ssh.partition("#")
+    if not LOGIN.fullmatch(address):
+        raise LaunchError(f"{ssh!r} is no login node; a record names one as user@host.")
     host, _, port = address.partition(":")
     return ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data import tokenizer_files
+from mixtral_recipes.data.records.chat_templates import named_template
 from mixtral_recipes.data.tokenizers import load_tokenizer, vocabulary_size
 from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError
 from mixtral_recipes.settings.tokenizer import AutoTokenizer, NullTokenizer
@@ -68,5 +69,5 @@ def _by_settings(settings: AutoTokenizer, error: type[MixtralRecipesError]) -> A
         tokenizer = load_tokenizer(settings.pretrained_model_name, error=error)
     template = settings.chat_template
     if template is not None:
-        tokenizer.chat_template = template if "{" in template else Path(template).read_text(encoding="utf-8")
+        tokenizer.chat_template = named_template(template)
     return tokenizer

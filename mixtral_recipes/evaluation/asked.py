@@ -72,8 +72,8 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
     found: list[str] = []
     try:
         lines = Path(input_dataset).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{input_dataset}: {error.strerror or error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{input_dataset}: {getattr(error, 'strerror', None) or error}.") from error
     for number, line in enumerate(lines, 1):
         try:
             found.append(str(json.loads(line)["input"]))

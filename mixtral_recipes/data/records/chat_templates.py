@@ -102,7 +102,10 @@ def named_template(name: str) -> str:
     if not path.is_file():
         close = nearest(name, tuple(NAMED))
         raise DataError(f"chat_template={name!r}: no such file, and no template of that name.{close}")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a chat template ({error}).") from error
 
 
 def template_of(tokenizer: Any, name: str = "default") -> str | None:
