@@ -29,8 +29,10 @@ def command(
     """
     from mixtral_recipes.errors import RecipeError
     from mixtral_recipes.settings.nemo import migrate
+    from mixtral_recipes.system.files import sibling
 
-    target = (output or script.with_name(f"{script.stem}_mixtral{script.suffix}")) if write or output else None
+    script = script if script.name else script.absolute()
+    target = (output or sibling(script, f"{script.stem}_mixtral{script.suffix}")) if write or output else None
     if target is not None and target.exists() and not overwrite:
         raise RecipeError(f"{target} exists; choose another --output, or give --overwrite.")
     read = [migrate.migrate(path) for path in migrate.scripts_in(script)]

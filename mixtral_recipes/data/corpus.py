@@ -27,7 +27,7 @@ from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError, is_panic, of_the_machine
-from mixtral_recipes.system.files import replacing, sync_file, sync_folder, write_json
+from mixtral_recipes.system.files import replacing, sibling, sync_file, sync_folder, write_json
 from mixtral_recipes.system.remembered import state_of
 
 # Megatron-Core `datasets/indexed_dataset.py`: the codes of the token types used here.
@@ -282,7 +282,7 @@ def record_of(prefix: Path) -> Path:
 
 
 def _named(prefix: Path, ending: str) -> Path:
-    return prefix.with_name(prefix.name + ending)
+    return sibling(prefix, prefix.name + ending)
 
 
 def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:

@@ -98,6 +98,8 @@ def own_splits(name: str) -> list[str]:
 def corpus_at(path: Path) -> Path | None:
     """The prefix of the corpus at a path (with or without ``.bin`` or ``.idx``); None if there is none."""
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    if not prefix.name:  # this folder, or the root
+        return None
     files = [prefix.with_name(prefix.name + ending) for ending in (".bin", ".idx")]
     for file in files:
         refuse_pointer(file, DataError)

@@ -31,7 +31,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
         OSError: names ``path``, not the temporary file.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = sibling(path, f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
         yield temporary
@@ -131,7 +131,18 @@ def clear_all_leftovers(folder: Path) -> None:
 
 
 def _beside(final: Path, ending: str) -> Path:
-    return final.with_name(f".{final.name}.{ending}")
+    return sibling(final, f".{final.name}.{ending}")
+
+
+def sibling(path: Path, name: str) -> Path:
+    """Another name in the folder that a path is in.
+
+    Raises:
+        IsADirectoryError: the path is ``.`` or ``/``, which have no name that could be given to something.
+    """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, "Has no name that something could get", str(path))
+    return path.with_name(name)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mixtral_recipes.errors import EnvironmentProblem, LaunchError
+from mixtral_recipes.system.files import sibling
 
 
 class _Removed(Exception):
@@ -22,7 +23,7 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         EnvironmentProblem: the folder cannot be written to, or its file system has no locks.
     """
-    file = path.with_name(f".{path.name}.lock")
+    file = sibling(path, f".{path.name}.lock")
     with _locked(file, wait=True):
         try:
             yield

@@ -210,7 +210,7 @@ def damaged_lines(draw: Draw, content: bytes) -> bytes:
         if how == "value":
             try:
                 lines[at] = draw(damaged_json(lines[at]))
-            except ValueError:  # it was damaged before
+            except (ValueError, RecursionError):  # it was damaged before
                 lines[at] = draw(damaged_bytes(lines[at]))
         elif how == "bytes":
             lines[at] = draw(damaged_bytes(lines[at]))

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from tests.fuzz import arguments, search
 from tests.fuzz.surfaces import Bench
+
+# nemo_run's shell, invoke, leaves the pipes of what it ran to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def test_whole(bench: Bench) -> None:

@@ -9,6 +9,9 @@ from tests.fuzz.surfaces import BY_TITLE, Bench
 
 CORPUS = sorted(Path(__file__).parent.glob("corpus/*.json"))
 
+# nemo_run's shell, invoke, leaves the pipes of what it ran to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_found_before(bench: Bench, path: Path) -> None:

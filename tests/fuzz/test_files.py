@@ -9,6 +9,9 @@ import pytest
 from tests.fuzz import search
 from tests.fuzz.surfaces import BY_TITLE, Bench
 
+# nemo_run's shell, invoke, leaves the pipes of what it ran to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def test_whole(bench: Bench) -> None:
     """As long as nothing is damaged every command succeeds: what is damaged is looked at."""

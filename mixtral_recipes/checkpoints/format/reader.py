@@ -234,7 +234,7 @@ class StoredWeights:
         entry = self._tensor(key)
         info = self._storage.get(MetadataIndex(key, torch.Size(offsets)))
         whole = tuple(entry.size)
-        if info is None or getattr(info, "transform_descriptors", None) or len(offsets) != len(whole):
+        if info is None or getattr(info, "transform_descriptors", None) or not len(offsets) == len(sizes) == len(whole):
             raise CheckpointError(f"{self.folder}: .metadata does not say where {key} at {list(offsets)} is.")
         if any(o < 0 or n < 0 or o + n > w for o, n, w in zip(offsets, sizes, whole, strict=True)):
             raise CheckpointError(f"{self.folder}: {key} at {list(offsets)} does not lie in {list(whole)}.")

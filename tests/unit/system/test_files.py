@@ -174,3 +174,11 @@ def test_what_killed_processes_left(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".lock", "back", "kept"]
     assert (tmp_path / "kept" / "file").read_text() == "kept"
     assert (tmp_path / "back" / "file").read_text() == ".back.replaced"
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_without_a_name_is_no_place_for_something(path: str) -> None:
+    with pytest.raises(IsADirectoryError, match="Has no name"), replacing(Path(path)):
+        pass
+    with pytest.raises(IsADirectoryError, match="Has no name"), replacing_folder(Path(path)):
+        pass
