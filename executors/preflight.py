@@ -19,6 +19,7 @@ from mixtral_recipes.errors import (
     RecipeError,
     in_short,
 )
+from mixtral_recipes.importers.resolve import check_source
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
@@ -43,6 +44,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
             ssh): what is missing here is then a warning.
 
     Raises:
+        CheckpointError: what it starts from is not there, or cannot be taken.
         RecipeError: every setting of a wrong type; a model, checkpoint and tokenizer that do not fit together, or that
             Megatron-Core refuses; every broken rule of the layout and a layout that breaks none and fits; what takes
             more memory than there is; or a setting that no machine runs (precision, overlap).
@@ -58,6 +60,8 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     with refusals_told():
         model: Any = fdl.build(recipe.model)
     trainer, resume, peft, tokenizer = (_built(recipe, name) for name in ("trainer", "resume", "peft", "tokenizer"))
+    if not elsewhere and resume is not None and resume.restore_config is not None and resume.restore_config.path:
+        check_source(resume.restore_config.path)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"
     seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data), recipe.data)

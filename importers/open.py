@@ -5,7 +5,7 @@ from pathlib import Path
 from mixtral_recipes.importers.hf.source import Source, open_source
 from mixtral_recipes.importers.recognise import Form, required
 
-_WANTED = "a Hugging Face model, one in Mistral's own format, or a NeMo 2.0 checkpoint"
+WANTED = "a Hugging Face model, one in Mistral's own format, or a NeMo 2.0 checkpoint"
 
 
 def open_model(folder: Path, *, by_library: bool = False) -> Source:
@@ -19,7 +19,7 @@ def open_model(folder: Path, *, by_library: bool = False) -> Source:
     Raises:
         CheckpointError: the folder is of another form, or a file, tensor or field in it is missing or wrong.
     """
-    found = required(folder, Form.HF, Form.MISTRAL, Form.NEMO, wanted=_WANTED)
+    found = required(folder, Form.HF, Form.MISTRAL, Form.NEMO, wanted=WANTED)
     if found.form is Form.MISTRAL:
         from mixtral_recipes.importers.hf.mistral import open_mistral
 

@@ -57,8 +57,8 @@ _ADVICE: dict[Form, str] = {
     Form.NEMO_1: "convert it with NeMo's scripts/checkpoint_converters/convert_nemo1_to_nemo2.py and import the result",
     Form.PEFT: "import it first: `mixtral-recipes import {folder} --base MODEL`",
     Form.MISTRAL_LORA: "an adapter is no model: merge it into its base with mistral-finetune and import the result",
-    Form.GGUF: "its weights are quantized or reordered for llama.cpp; give the model it was made from, which "
-    "`mixtral-recipes lineage` names of one exported here",
+    Form.GGUF: "its weights are rounded or reordered for llama.cpp; give the model it was made from (of one exported "
+    "here, `mixtral-recipes lineage FILE` names the checkpoint)",
     Form.MEGATRON_LEGACY: "convert it to Hugging Face's form with Megatron-LM's tools/checkpoint and import that",
     Form.MEGATRON: _NO_MODEL_KNOWN,
     Form.ZARR: "save it again with NeMo's or Megatron's torch_dist format",

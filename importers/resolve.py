@@ -10,8 +10,9 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.locations import finished, is_path
-from mixtral_recipes.importers.recognise import Form, Found, recognise
+from mixtral_recipes.importers.locations import finished, is_path, parse_source
+from mixtral_recipes.importers.open import WANTED
+from mixtral_recipes.importers.recognise import Form, Found, recognise, required
 from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.ranks import first, joined
@@ -37,6 +38,27 @@ def resolve(source: str) -> Path:
         if found.form is Form.CHECKPOINT:
             return found.folder
     return import_any(source)
+
+
+def check_source(source: str) -> None:
+    """Refuse what `resolve` would, as far as names and small files say it: nothing is fetched or imported.
+
+    An import that is not there may be made before the job runs, so ``nemo://ID`` is left to the run as a Hub id is.
+
+    Args:
+        source: As `resolve` takes it.
+
+    Raises:
+        CheckpointError: nothing is there, or something that cannot be taken.
+    """
+    if source.startswith("nemo://") and not is_path(source):
+        return
+    place = parse_source(source)
+    form = recognise(place).form if isinstance(place, Path) else None
+    if isinstance(place, Path) and form is Form.PEFT:
+        _peft_base(place)
+    elif isinstance(place, Path) and form not in (Form.CHECKPOINT, Form.NEMO_ADAPTER):
+        required(place, Form.HF, Form.MISTRAL, Form.NEMO, wanted=WANTED)
 
 
 def import_any(

@@ -123,6 +123,7 @@ def compare(
     *,
     checkpoint: Path,
     base: Path | None,
+    into: str | None,
     tokenizer: Any,
     quantization: Quantization,
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -134,6 +135,7 @@ def compare(
         sources: The rows each of its tensors was made from, in the file's order.
         checkpoint: The checkpoint, for its logits.
         base: The base of its adapters; None for a model.
+        into: What they were merged into (`quantized_base.merged_into`).
         tokenizer: The transformers tokenizer.
         quantization: What the file should be.
         on_bytes: Called with the number of bytes each time some are read.
@@ -143,7 +145,8 @@ def compare(
     """
     errors, counts = _compare_tensors(StoredFile(file), sources, on_bytes)
     with tempfile.TemporaryDirectory() as name:
-        next_tokens = _compare_tokens(file, checkpoint, base, tokenizer, Path(name))
+        merged = reference.Model(checkpoint, base, into)
+        next_tokens = _compare_tokens(file, merged, tokenizer, Path(name))
     found = Measured(errors, counts, next_tokens)
     _refuse(found.next_tokens, quantization)
     return found
@@ -200,7 +203,7 @@ def _error(stored: StoredFile, name: str, rows: Rows, on_bytes: Callable[[int], 
     return (off.sum() / norms.sum()) ** 0.5 if norms.any() else float(off.any())
 
 
-def _compare_tokens(file: Path, checkpoint: Path, base: Path | None, tokenizer: Any, folder: Path) -> NextTokens:
+def _compare_tokens(file: Path, model: reference.Model, tokenizer: Any, folder: Path) -> NextTokens:
     texts = [*PROBES, *TEXTS]
     wanted = [list(tokenizer(text)["input_ids"]) for text in texts]
     longest = min(_LONGEST, StoredFile(file).field("llama.context_length"))
@@ -212,7 +215,7 @@ def _compare_tokens(file: Path, checkpoint: Path, base: Path | None, tokenizer: 
                 f"llama.cpp splits {text!r} into {theirs}, the checkpoint's tokenizer into {ours}; it has no way to "
                 "split as this tokenizer does. Pass --no-check to write the file all the same."
             )
-    expected = reference.logits(checkpoint, base, sequences, folder)
+    expected = reference.logits(model, sequences, folder)
     return NextTokens.of(np.concatenate(expected), np.concatenate(ran.logits))
 
 

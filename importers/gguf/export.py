@@ -17,7 +17,13 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tenso
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
 from mixtral_recipes.checkpoints.publish import publish_file
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.exported import base_to_merge, check_digests, export_lineage, exported_rows
+from mixtral_recipes.importers.convert.exported import (
+    base_to_merge,
+    check_digests,
+    export_lineage,
+    exported_rows,
+    into_of,
+)
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.gguf import check as checks
@@ -49,6 +55,7 @@ def export_gguf(
     progress: bool = True,
     threads: int | None = None,
     base: Path | None = None,
+    merge_into: str | None = None,
     told: dict[str, Any] | None = None,
 ) -> Path:
     """Convert a Megatron checkpoint folder into a GGUF file, with a Modelfile for Ollama and its lineage beside it.
@@ -64,6 +71,7 @@ def export_gguf(
         progress: Show progress bars on a terminal.
         threads: How many stretches of the file are written at once; None decides by the cores there are.
         base: Where the checkpoint that adapters adapt is now; None takes the place it was at.
+        merge_into: As `export_checkpoint` takes it.
         told: Filled with what there is to say besides: ``quantization``, ``check`` (the numbers), ``commands`` (for
             Ollama) and ``notes``.
 
@@ -81,7 +89,7 @@ def export_gguf(
     kind = quantization_of(quantization)
     checks.required_packages(check=not no_check, quantization=kind)
     manifest, config = open_checkpoint(checkpoint)
-    job = _Export(checkpoint, manifest, config, base, kind, threads or io_threads(), progress)
+    job = _Export(checkpoint, manifest, config, base, merge_into, kind, threads or io_threads(), progress)
     if not no_check:
         checks.refuse_without_memory(job.dims)
     stem = final.name.removesuffix(ENDING)
@@ -99,6 +107,7 @@ def export_gguf(
             tensors,
             f"GGUF {kind.name}",
             files=(*beside, final.name),
+            into=job.into,
         )
         lineage.write(written, record)
     if told is not None:
@@ -122,6 +131,7 @@ class _Export:
     manifest: dict[str, Any]
     config: dict[str, Any]
     base: Path | None  # where adapters' base is now
+    into: str | None  # what adapters are merged into
     kind: Quantization
     threads: int
     progress: bool
@@ -140,10 +150,11 @@ class _Export:
         )
         self.vocabulary = vocabulary_of(self.checkpoint / "context", self.dims.vocab_size)
         self.base = base_to_merge(self.checkpoint, self.manifest, self.base)
+        self.into, _ = into_of(self.checkpoint, self.base, self.into, None)
 
     def write(self, path: Path) -> dict[str, dict[str, Any]]:
         """Write the file; returns what lineage records of it: name -> dtype, shape and hash."""
-        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, cast=False)
+        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, cast=False, into=self.into)
         self._rows = rows
         if not self.kind.by_llama_cpp:
             return self._stream(path, self.kind, rows)
@@ -173,6 +184,7 @@ class _Export:
                 sources,
                 checkpoint=self.checkpoint,
                 base=self.base,
+                into=self.into,
                 tokenizer=self.vocabulary.tokenizer,
                 quantization=self.kind,
                 on_bytes=on_bytes,

@@ -1,6 +1,6 @@
 """A checkpoint's logits by transformers, one layer in memory at a time, in a process of its own.
 
-    python -m mixtral_recipes.importers.gguf.reference CHECKPOINT BASE|- QUESTION.json ANSWER.npz
+    python -m mixtral_recipes.importers.gguf.reference QUESTION.json ANSWER.npz
 
 The model is built without weights; each layer gets its own when its turn comes and gives them back behind it. So the
 model that an export is compared with never is in memory as a whole.
@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def logits(checkpoint: Path, base: Path | None, sequences: Sequence[Sequence[int]], folder: Path) -> "list[np.ndarray]":
+@dataclass(frozen=True)
+class Model:
+    """What is compared with.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        base: The base of its adapters; None for a model.
+        into: What they are merged into (`quantized_base.merged_into`).
+    """
+
+    checkpoint: Path
+    base: Path | None = None
+    into: str | None = None
+
+
+def logits(model: Model, sequences: Sequence[Sequence[int]], folder: Path) -> "list[np.ndarray]":
     """Logits in fp32, [tokens, vocabulary] for each sequence; adapters merged.
 
     Args:
-        checkpoint: The checkpoint.
-        base: The base of its adapters; None for a model.
+        model: The model.
         sequences: Token ids.
         folder: For files in between.
 
@@ -36,9 +51,9 @@ def logits(checkpoint: Path, base: Path | None, sequences: Sequence[Sequence[int
     import numpy as np
 
     question, answer = folder / "sequences.json", folder / "transformers.npz"
-    question.write_text(json.dumps([list(ids) for ids in sequences]))
-    arguments = [str(checkpoint), str(base or "-"), str(question), str(answer)]
-    in_own_process("transformers cannot run the checkpoint", __name__, arguments)
+    asked = {"checkpoint": str(model.checkpoint), "base": model.base and str(model.base), "into": model.into}
+    question.write_text(json.dumps(asked | {"sequences": [list(ids) for ids in sequences]}))
+    in_own_process("transformers cannot run the checkpoint", __name__, [str(question), str(answer)])
     with np.load(answer) as found:
         return [found[f"logits{number}"] for number in range(len(sequences))]
 
@@ -49,7 +64,7 @@ def bytes_needed(dims: ModelShape) -> int:
     return 4 * max(layer, math.prod(shape_of("V H", dims)))
 
 
-def _main(checkpoint: str, base: str, question: str, answer: str) -> None:
+def _main(question: str, answer: str) -> None:
     import numpy as np
     import torch
     from transformers import MixtralConfig, MixtralForCausalLM
@@ -59,9 +74,11 @@ def _main(checkpoint: str, base: str, question: str, answer: str) -> None:
     from mixtral_recipes.importers.hf import config as hf_config
     from mixtral_recipes.importers.hf.source import read_config
 
-    plain = read_config(Path(checkpoint) / "context")
+    asked = json.loads(Path(question).read_text())
+    checkpoint, sequences = Path(asked["checkpoint"]), asked["sequences"]
+    plain = read_config(checkpoint / "context")
     dims = hf_config.dims(plain)
-    rows = rows_of(Path(checkpoint), dims, None if base == "-" else Path(base))
+    rows = rows_of(checkpoint, dims, Path(asked["base"]) if asked["base"] else None, asked["into"])
     config: Any = MixtralConfig(**plain)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -85,7 +102,6 @@ def _main(checkpoint: str, base: str, question: str, answer: str) -> None:
 
         module.register_forward_pre_hook(fill)
         module.register_forward_hook(lambda module, _, __: module.to("meta") and None)
-    sequences = json.loads(Path(question).read_text())
     longest = max(map(len, sequences))
     # Padding stands behind, where a causal model does not see it.
     ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences])

@@ -27,6 +27,7 @@ _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<kind>A|B|magnitude_vector)(?:\.default)?(?:\.weight)?$"
 )
 _WHOLE = re.compile(r"(?:base_model\.model\.)?(?P<name>(?:model\.)?(?P<module>embed_tokens|lm_head)\.weight)$")
+_OF_WHOLE = re.compile(r"\b(embed_tokens|lm_head)\.(?:base_layer|lora_)")
 _EXPERTS = re.compile(r"(?P<layer>model\.layers\.\d+\.)mlp\.experts(?P<inside>\.base_layer)?$")
 # Settings that change what is computed, and the values that leave it as plain LoRA or DoRA.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -45,6 +46,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "velora_config": (None,),
     "monteclora_config": (None,),
 }
+# What the files' shapes and names say by themselves, what is for training only, and who wrote it.
+_WITHOUT_EFFECT = frozenset({
+    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "merge_weights", "parent_library", "peft_version", "qalora_group_size",
+    "revision", "runtime_config", "unsloth_fixed",
+})  # fmt: skip
 # Starts that subtract something from the base, so that the adapter fits no released weights.
 _CHANGES_THE_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
 
@@ -134,6 +142,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 f"{path}: {name}={value!r} cannot be taken; merge the adapter with peft's merge_and_unload and import "
                 "the model."
             )
+    for name in unknown(settings):
+        if settings[name]:
+            raise CheckpointError(
+                f"{path}: {name}={str(settings[name])[:80]!r} is no setting of LoRA that is known here; if it does not "
+                "change what the adapter computes, take it out of the file, else merge the adapter with peft's "
+                "merge_and_unload and import the model."
+            )
     for name in settings.get("modules_to_save") or []:
         if str(name).rsplit(".", 1)[-1] not in HF_WHOLE.values():
             raise CheckpointError(
@@ -147,6 +162,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "save_pretrained(path_initial_model_for_weight_conversion=...), or merge it and import the model."
         )
     return settings
+
+
+def unknown(settings: Mapping[str, Any]) -> list[str]:
+    """The names in an adapter_config.json of which it is not known whether they change what is computed."""
+    known = (*_Settings.__annotations__, *_Needed.__annotations__, *_PLAIN)
+    return [name for name in settings if name not in known and name not in _WITHOUT_EFFECT]
 
 
 def _check_pattern(where: str, pattern: str) -> None:
@@ -187,6 +208,9 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             whole[found["name"]] = _of_shape(folder, key, tensor, shapes[found["name"]])
             continue
         found = _KEY.match(key)
+        whole_module = _OF_WHOLE.search(key)
+        if whole_module is not None:
+            raise _no_adapter(folder, whole_module[1])
         if found is None:
             raise CheckpointError(
                 f"{folder}: {key} is no LoRA factor; merge the adapter with peft and import the model."
@@ -306,8 +330,12 @@ def _single(
 def _check_known(folder: Path, module: str, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
     if all(name in shapes for name in names) and not module.endswith((".gate", "embed_tokens", "lm_head", "norm")):
         return
-    what = "the router" if module.endswith(".gate") else module
-    raise CheckpointError(
+    raise _no_adapter(folder, module)
+
+
+def _no_adapter(folder: Path, module: str) -> CheckpointError:
+    what = "the router" if module.endswith(".gate") else "a layer"
+    return CheckpointError(
         f"{folder}: it adapts {what} ({module}), which has no adapter here; merge it with peft's merge_and_unload and "
         "import the model."
     )

@@ -6,6 +6,7 @@ Text is read by nemo_run's own type parser, extended by what it lacks: ``X | Non
 import ast
 import collections.abc
 import enum
+import re
 import typing
 from typing import Any
 
@@ -73,11 +74,19 @@ def _parse_as(text: str, option: Any, where: str) -> Any:
         return enum_member(text, option)
     origin = typing.get_origin(option) or option
     if origin in (list, tuple, dict, collections.abc.Sequence):
-        return check(ast.literal_eval(text), option, where)
+        return check(_names(text) or ast.literal_eval(text), option, where)
     if origin is typing.Literal:
         same = [value for value in typing.get_args(option) if str(value) == text.strip("'\"")]
         return same[0] if same else text
     return type_parser.parse(text, option)
+
+
+def _names(text: str) -> list[str] | None:
+    """``[a, b]`` as a shell leaves it of ``['a', 'b']``; None for any other text."""
+    if not re.fullmatch(r"\[\s*[A-Za-z_]\w*(\s*,\s*[A-Za-z_]\w*)*\s*\]", text):
+        return None
+    names = re.findall(r"\w+", text)
+    return None if {*names} & {"None", "True", "False"} else names
 
 
 def enum_member(text: str, kind: type[enum.Enum]) -> enum.Enum:

@@ -68,7 +68,7 @@ def divergence(file: Path, sequences: list[list[int]], expected: list[np.ndarray
 def test_layer_by_layer_is_the_whole_model(
     folders: Folders, sequences: list[list[int]], expected: list[np.ndarray], tmp_path: Path
 ) -> None:
-    found = reference.logits(folders.megatron, None, sequences, tmp_path)
+    found = reference.logits(reference.Model(folders.megatron), sequences, tmp_path)
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 

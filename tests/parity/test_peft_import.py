@@ -1,6 +1,7 @@
 """Adapters that peft trained are taken exactly: merged, they compute what peft computes with them, fp32."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
+from mixtral_recipes.importers.peft.source import unknown
 from mixtral_recipes.importers.resolve import import_any
 from mixtral_recipes.system.files import sha256
 from tests.distributed.harness import launch
@@ -74,6 +76,7 @@ def test_what_peft_trained(folders: Folders, tmp_path: Path, case: str) -> None:
     expected = launch(1, trained_by_peft, folders, CASES[case], tmp_path / "peft")[0]
     base = launch(1, merged_logits, folders.hf)[0]
     assert relative_error(base, expected) > 1e-2  # it learned something
+    assert not unknown(json.loads((tmp_path / "peft" / "adapter_config.json").read_text()))  # of this peft's settings
     checkpoint = import_any(str(tmp_path / "peft"), tmp_path / "adapter", base=str(folders.megatron))
     merged = export_checkpoint(checkpoint, tmp_path / "merged")
     assert relative_error(launch(1, merged_logits, merged)[0], expected) < TOLERANCE
@@ -156,6 +159,7 @@ def damaged(folder: Path, **settings: Any) -> Path:
         ({"r": 8}, "has rank 4, adapter_config.json says 8"),
         ({"r": True}, "r=True is not allowed; a whole number is needed"),
         ({"lora_alpha": float("nan")}, r"adapter_config\.json: .*NaN is not a finite number"),
+        ({"use_newest_thing": 2}, "use_newest_thing='2' is no setting of LoRA that is known here"),
         ({"use_dora": True}, "use_dora=True and the tensors of .* disagree"),
     ],
 )
@@ -177,6 +181,8 @@ def test_tensors_that_cannot_be_taken(folders: Folders, tmp_path: Path) -> None:
     router = {f"{gate}.lora_A.weight": torch.zeros(4, 32), f"{gate}.lora_B.weight": torch.zeros(8, 4)}
     wrong = {
         "adapts the router": whole | router,
+        "adapts a layer (lm_head)": whole | {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)},
+        "adapts a layer (embed_tokens)": whole | {f"{at[:-9]}embed_tokens.lora_embedding_A": torch.zeros(4, 101)},
         "is no LoRA factor": whole | {"base_model.model.lm_head.weight": torch.zeros(101, 32)},
         "has only one of": {k: v for k, v in whole.items() if k != f"{at}self_attn.q_proj.lora_B.weight"},
         "not finite": whole | {f"{at}self_attn.q_proj.lora_A.weight": torch.full((4, 32), torch.nan)},
@@ -185,5 +191,5 @@ def test_tensors_that_cannot_be_taken(folders: Folders, tmp_path: Path) -> None:
     }  # fmt: skip
     for message, tensors in wrong.items():
         save_file(tensors, file)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
             import_any(str(tmp_path / "peft"), tmp_path / "adapter", base=str(folders.megatron))

@@ -13,7 +13,14 @@ import torch
 import mixtral_recipes as llm
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError, EnvironmentProblem, MixtralRecipesWarning, RecipeError, asked_by_command
+from mixtral_recipes.errors import (
+    CheckpointError,
+    DataError,
+    EnvironmentProblem,
+    MixtralRecipesWarning,
+    RecipeError,
+    asked_by_command,
+)
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides import loading, paths
 
@@ -80,7 +87,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def starting_from(model: Path, *overrides: str, peft: str = "none") -> run.Partial:
+def starting_from(model: Path | str, *overrides: str, peft: str = "none") -> run.Partial:
     recipe = loading.load("mixtral_tiny", "finetune", num_gpus_per_node=1, peft_scheme=peft)
     paths.apply(recipe, [f"resume.restore_config.path={model}", *overrides])
     return recipe
@@ -176,8 +183,18 @@ def test_one_expert_per_token_is_taken_from_the_checkpoint(model: Path) -> None:
 
 
 def test_a_model_that_is_not_here_is_left_to_the_run() -> None:
-    preflight(starting_from(Path("hf://nobody/nothing")))
-    preflight(starting_from(Path("/no/such/folder"), "data.seq_length=512"))
+    preflight(starting_from("hf://nobody/nothing"))
+    preflight(starting_from("/no/such/folder", "data.seq_length=512"), elsewhere=True)
+
+
+def test_a_start_that_cannot_be_taken_starts_no_job(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    for start, message in (
+        ("/no/such/folder", "/no/such/folder does not exist"),
+        (tmp_path / "m.gguf", r"m\.gguf is a GGUF model .* give the model it was made from"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            preflight(starting_from(start))
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

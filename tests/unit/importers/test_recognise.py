@@ -11,7 +11,8 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.recognise import Form, recognise, required
-from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.importers.resolve import check_source, resolve
+from mixtral_recipes.system.home import models_home
 
 # Form -> the files that make a folder one.
 FOLDERS: dict[Form, tuple[str, ...]] = {
@@ -87,8 +88,32 @@ def test_export_and_verify_name_what_they_refuse(
 def test_restore_from_names_what_it_refuses(tmp_path: Path) -> None:
     for form in (Form.GGUF, Form.MEGATRON_LEGACY, Form.DCP):
         folder = make(tmp_path / form.name, FOLDERS[form])
-        with pytest.raises(CheckpointError, match=f"is {form} "):
-            resolve(str(folder))
+        for taken in (resolve, check_source):
+            with pytest.raises(CheckpointError, match=f"is {form} "):
+                taken(str(folder))
+
+
+def test_a_start_is_refused_before_a_job_is(make_model, tmp_path: Path) -> None:
+    """And nothing is imported for it."""
+    folder, _, _ = make_model()
+    for fine in (str(folder), f"hf://{folder}", "hf://org/name", "nemo://org/name", "embedded://mixtral_tiny"):
+        check_source(fine)
+    (tmp_path / "adapter").mkdir()
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    for found, message in (
+        (
+            {"peft_type": "IA3", "r": 8, "lora_alpha": 8, "base_model_name_or_path": "org/name"},
+            "peft_type='IA3' cannot",
+        ),
+        ({"peft_type": "LORA", "r": 8, "lora_alpha": 8}, "names no base model"),
+    ):
+        settings.write_text(json.dumps(found))
+        with pytest.raises(CheckpointError, match=message):
+            check_source(str(settings.parent))
+    for missing in (str(tmp_path / "nowhere"), "s3://bucket/x"):
+        with pytest.raises(CheckpointError):
+            check_source(missing)
+    assert not list(models_home().glob("*/*"))
 
 
 def test_our_own_checkpoint_and_the_folders_in_it(make_model, tmp_path: Path) -> None:

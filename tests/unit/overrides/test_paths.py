@@ -24,6 +24,13 @@ PATHS: list[tuple[str, str, str, Any, Any]] = [
     ("finetune", "model.config.moe_aux_loss_coeff", "0.02", 0.02, 0.02),
     ("finetune", "model.config.recompute_granularity", "full", "full", "full"),
     ("finetune", "model.config.recompute_modules", "['moe']", ["moe"], ["moe"]),
+    (
+        "finetune",
+        "model.config.recompute_modules",
+        "[moe, mla_up_proj]",
+        ["moe", "mla_up_proj"],
+        ["moe", "mla_up_proj"],
+    ),
     ("finetune", "model.config.num_query_groups", "4", 4, 4),
     ("finetune", "model.config.activation_func", "gelu", "gelu", torch.nn.functional.gelu),
     ("finetune", "trainer.accelerator", "cpu", "cpu", "cpu"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mixtral_recipes import embedded
+from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.lineage.chain import Follower
 from mixtral_recipes.cli.lineage import _tensors as tensors_of
 from mixtral_recipes.cli.main import run
@@ -21,6 +22,8 @@ from mixtral_recipes.importers.gguf import export as exporting
 from mixtral_recipes.importers.gguf import extra, llama
 from mixtral_recipes.importers.gguf.export import export_gguf
 from mixtral_recipes.importers.gguf.reader import StoredFile
+from mixtral_recipes.settings.peft import LoRA, QLoRA
+from tests.adapter_folder import make_adapter
 from tests.gguf_by_hand import by_hand
 from tests.mixtral_folder import mixtral_config, mixtral_tensors, write_model
 
@@ -112,6 +115,21 @@ def test_files_that_come_with_it(checkpoint: Path, tmp_path: Path, capsys: pytes
         changed[place] ^= 1
         file.write_bytes(changed)
         assert next(iter(Follower(tensors_of).follow(file))).state == "wrong", place
+
+
+def test_what_qlora_adapters_are_merged_into_is_recorded(checkpoint: Path, tmp_path: Path) -> None:
+    """And done: into the original weights as any adapter, or into those they were trained over."""
+    lora, qlora = (make_adapter(checkpoint, kind(dim=2, alpha=4), tmp_path / kind.__name__) for kind in (LoRA, QLoRA))
+    plain, original = written(lora, tmp_path / "plain.gguf"), written(qlora, tmp_path / "original.gguf")
+    trained = written(qlora, tmp_path / "4bit.gguf", merge_into="4bit")
+    said = [record.read(file).origin.get("merged_into") for file in (plain, original, trained)]
+    assert said == [None, "original", "4bit"]
+    assert original.read_bytes() == plain.read_bytes()
+    name = "blk.0.ffn_down_exps.weight"
+    values = [StoredFile(file).values(name, 0, 64) for file in (original, trained)]
+    assert 0.02 < np.linalg.norm(values[0] - values[1]) / np.linalg.norm(values[0]) < 0.2  # NF4's rounding
+    with pytest.raises(CheckpointError, match=r"--merge-into 8bit: .* use original or 4bit"):
+        written(qlora, tmp_path / "8bit.gguf", merge_into="8bit")
 
 
 def test_what_may_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
