@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from mixtral_recipes.settings.ranges import RANGES
+
+MOST_NODES, MOST_PER_NODE = int(RANGES["num_nodes"].high), int(RANGES["devices"].high)
 option = functools.partial(typer.Option, rich_help_panel="Where it runs")
 slurm_option = functools.partial(typer.Option, rich_help_panel="Slurm")
 
@@ -32,7 +35,7 @@ class PlaceOptions:
         option("--executor", metavar="WHERE", help="direct (this process), local (torchrun) or slurm (a cluster)."),
     ] = ExecutorName.local
     num_nodes: Annotated[
-        int | None, option("--num-nodes", metavar="N", min=1, help="Nodes; default: the recipe's.")
+        int | None, option("--num-nodes", metavar="N", min=1, max=MOST_NODES, help="Nodes; default: the recipe's.")
     ] = None
     num_gpus_per_node: Annotated[
         int | None,
@@ -40,10 +43,11 @@ class PlaceOptions:
             "--num-gpus-per-node",
             metavar="N",
             min=1,
+            max=MOST_PER_NODE,
             help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
         ),
     ] = None
-    nproc_per_node: Annotated[int | None, option("--nproc-per-node", min=1, hidden=True)] = None
+    nproc_per_node: Annotated[int | None, option("--nproc-per-node", min=1, max=MOST_PER_NODE, hidden=True)] = None
     dir: Annotated[Path | None, option("--dir", metavar="DIR", help="Folder of runs; default: runs.")] = None
     name: Annotated[
         str | None, option("--name", metavar="NAME", help="Run name; default: the recipe and the time.")

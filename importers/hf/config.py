@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import rope
-from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.layout.shapes import LARGEST, ModelShape
 from mixtral_recipes.system.schema import Count, typed
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
@@ -63,18 +63,18 @@ WITHOUT_EFFECT = (
     "moe_aux_loss_coeff",
 )
 
-# Whole numbers from 1, and the most each may be: far above every model there is, and low enough that a list of it fits.
+# Whole numbers from 1, and the most each may be.
 _POSITIVE = {
-    "num_hidden_layers": 1_000,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "num_local_experts": 4_096,
-    "num_experts_per_tok": 4_096,
-    "vocab_size": 1 << 24,
-    "max_position_embeddings": 1 << 31,
+    "num_hidden_layers": LARGEST["num_layers"],
+    "hidden_size": LARGEST["hidden_size"],
+    "intermediate_size": LARGEST["ffn_hidden_size"],
+    "num_attention_heads": LARGEST["num_attention_heads"],
+    "num_key_value_heads": LARGEST["num_query_groups"],
+    "head_dim": LARGEST["kv_channels"],
+    "num_local_experts": LARGEST["num_moe_experts"],
+    "num_experts_per_tok": LARGEST["num_moe_experts"],
+    "vocab_size": LARGEST["vocab_size"],
+    "max_position_embeddings": LARGEST["max_position_embeddings"],
 }
 
 # Numbers of any kind, and the most each may be. The norms divide by what rms_norm_eps keeps from zero.

@@ -46,6 +46,19 @@ class ModelShape:
         return -(-self.vocab_size // unit) * unit
 
 
+# The most that a size may be: far above every model there is, and low enough that a list of it fits.
+LARGEST = {
+    "num_layers": 1_000,
+    "hidden_size": 1 << 20,
+    "ffn_hidden_size": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_query_groups": 1 << 16,
+    "kv_channels": 1 << 16,
+    "num_moe_experts": 4_096,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 31,
+}
+
 # The models' sizes, stated here only: `models/config.py` and the recipes' catalog read them.
 # Source: mistralai/Mixtral-8x7B-v0.1 config.json.
 MIXTRAL_8X7B = ModelShape(

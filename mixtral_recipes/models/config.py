@@ -7,7 +7,7 @@ once, in ``trainer.strategy``, and put into the config when the model is built (
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ with compiling_later():
 
     from mixtral_recipes.settings.optim import MegatronOptimizerModule
     from mixtral_recipes.settings.peft import LoRA
+
+_Balancing = Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none"]
 
 
 @takes_nemos_arguments
@@ -40,7 +42,7 @@ class MixtralConfig(TransformerConfig):
 
     default_tokenizer: ClassVar[str | None] = None
 
-    normalization: Any = "RMSNorm"
+    normalization: Literal["LayerNorm", "RMSNorm"] = "RMSNorm"
     activation_func: Callable[..., Any] = F.silu
     gated_linear_unit: bool = True
     add_bias_linear: bool = False
@@ -67,9 +69,9 @@ class MixtralConfig(TransformerConfig):
     num_moe_experts: int | None = MIXTRAL_8X7B.num_moe_experts
     moe_router_topk: int = 2
     moe_router_pre_softmax: bool = False  # True would not renormalise over the chosen experts
-    moe_router_load_balancing_type: Any = "aux_loss"
-    moe_aux_loss_coeff: Any = 0.01  # NeMo's recipes; config.json's router_aux_loss_coef is 0.02
-    moe_token_dispatcher_type: Any = "alltoall"
+    moe_router_load_balancing_type: _Balancing | list[_Balancing] = "aux_loss"  # pyright: ignore[reportIncompatibleVariableOverride]  # Megatron says str
+    moe_aux_loss_coeff: float | list[float] = 0.01  # NeMo's recipes; config.json's router_aux_loss_coef is 0.02
+    moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] = "alltoall"
     freeze_router: bool = False  # full fine-tuning may keep the pretrained routing
 
     bf16: bool = True

@@ -5,6 +5,7 @@ A setting that memory and time do not depend on is known by its path and then le
 """
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides.completion import PATHS
+from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
 _WHOLE_PARTS = ("data", "model", "trainer", "optim", "log", "resume", "peft", "trainer.callbacks", "trainer.plugins")
@@ -41,7 +43,17 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
             raise NeedsRecipe
         if path not in PATHS:
             raise NeedsRecipe if path.startswith("data.") else _unknown(text, path)
+        if wrong := out_of_range(path, path.rpartition(".")[2], _number(value)):
+            raise RecipeError(wrong)
         _set(outline, path, value, text)
+
+
+def _number(text: str) -> Any:
+    """A text as the number or the list that a whole recipe would read in it; None where it is neither."""
+    for read in (int, float, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return None
 
 
 def _unknown(text: str, path: str) -> RecipeError:

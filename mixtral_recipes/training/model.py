@@ -104,8 +104,11 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
         trainer: The recipe's.
 
     Raises:
-        RecipeError: Megatron-Core refuses it.
+        RecipeError: Megatron-Core refuses it, or would only when it routes.
     """
+    topk, experts = config.moe_router_topk, config.num_moe_experts or 1
+    if topk > experts:
+        raise RecipeError(f"model.config.moe_router_topk={topk} is more than num_moe_experts={experts}.")
     topology = Topology.of(trainer)
     fields = megatron_settings(trainer, topology, _device(trainer))["model"]
     with refusals_told():

@@ -1,6 +1,7 @@
 """Pretraining on Megatron's indexed corpora: documents run together and cut into full sequences."""
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.home import data_home
+from mixtral_recipes.system.json_files import finite_number
 from mixtral_recipes.system.locks import held
 
 Blend = tuple[list[str], list[float] | None]
@@ -96,7 +98,8 @@ class PreTrainingDataModule(DataModule):
         return self.num_train_samples is None
 
     def check_places(self) -> None:
-        """As the base says."""
+        """As the base says, and what the shares of the splits are."""
+        _check_split(self.split)
         if not self.paths:
             raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
         for given in self.paths.values() if isinstance(self.paths, dict) else [self.paths]:
@@ -110,6 +113,7 @@ class PreTrainingDataModule(DataModule):
             raise DataError("packed_sequence_specs is not for PreTrainingDataModule: its sequences are full already.")
         if tokenizer is None:
             raise DataError("PreTrainingDataModule needs a tokenizer (model.tokenizer, or the checkpoint's).")
+        _check_split(self.split)
         if self.reset_attention_mask and self.micro_batch_size != 1:
             raise DataError(f"reset_attention_mask needs micro_batch_size=1, not {self.micro_batch_size}.")
         with warnings.catch_warnings():
@@ -197,6 +201,19 @@ class PreTrainingDataModule(DataModule):
             share = config.split_matrix[number] if whole else (0.0, 1.0)
             sizes[number] = max(1, _tokens(blend[0], share) // self.seq_length) if share else 0
         return sizes
+
+
+def _check_split(text: str) -> None:
+    """Megatron takes any numbers, and one that is none for all of them."""
+    try:
+        shares = [finite_number(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= len(SPLITS) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
+        raise DataError(
+            f"data.split={text!r}: needs the shares of {', '.join(SPLITS)} with commas between, e.g. 900,50,50; "
+            "none is negative, and one is more than 0."
+        )
 
 
 def _index_hash(blends: dict[str, Any]) -> str:

@@ -288,3 +288,9 @@ def test_what_an_earlier_corpus_said_is_not_believed(prepared_corpus: Path, tmp_
     np.zeros(7, np.uint16).tofile(prepared_corpus.with_suffix(".bin"))  # by Megatron's own tools, at the same place
     write_index(prepared_corpus.with_suffix(".idx"), np.array([7], np.int32), np.dtype(np.uint16))
     assert corpora(str(prepared_corpus), other) == [str(prepared_corpus)]
+
+
+@pytest.mark.parametrize("split", ["nan,1,1", "0,0,0", "1,-1", "1e400", "", "1,1,1,1", "1:2", "x"])
+def test_shares_that_are_none(split: str) -> None:
+    with pytest.raises(DataError, match=r"^data.split="):
+        PreTrainingDataModule("embedded://squad/pretraining.jsonl", split=split).check_places()
