@@ -24,8 +24,11 @@ class Card:
         link_gbps: To the other GPUs of a node, 10^9 bytes per second and direction.
         network_gbps: To other nodes, for each GPU, likewise.
         per_node: GPUs of a node.
+        linked: GPUs that reach each other over the node's links: those of a node, or of a rack that NVLink spans.
         product_share: Of the peak, what large bf16 products reach for minutes.
         fp8_share: Of the FP8 peak, likewise, with what scaling costs.
+        attention_share: Of what attention's kernels reach on Hopper, as a share of the peak.
+        multiprocessors: Each computes a tile of a product's result.
         launch_us: Time of the host for one kernel, 10^-6 s.
     """
 
@@ -38,8 +41,11 @@ class Card:
     link_gbps: float
     network_gbps: float
     per_node: int
-    product_share: float = 0.73
-    fp8_share: float = 0.47
+    linked: int = 8
+    product_share: float = 0.74
+    fp8_share: float = 0.54
+    attention_share: float = 1.0
+    multiprocessors: int = 132
     launch_us: float = 7.0
 
     def corrected(self, **fields: float) -> "Card":
@@ -49,19 +55,28 @@ class Card:
 
 _GIB = 1.073741824
 
+# Blackwell's exponentials are as many as Hopper's, for over twice the products: attention reaches less of the peak.
+# Fitted on NeMo's rows of B200, as its share in FP8.
+_BLACKWELL = {"fp8_share": 0.48, "attention_share": 0.75, "multiprocessors": 148}
+_AMPERE = {"product_share": 0.66, "multiprocessors": 108}
+_L40S = {"product_share": 0.60, "multiprocessors": 142}
+_ADA = {"product_share": 0.85, "multiprocessors": 128}
+_RTX5090 = {"product_share": 0.85, "multiprocessors": 170}
+_CPU = {"product_share": 0.7, "multiprocessors": 0, "launch_us": 10.0}
+
 CARDS = {
     card.name: card
     for card in (
         Card("h100", "H100 SXM 80 GB", 79.2 * _GIB, 989, 1979, 3.35, 450, 50, 8),
         Card("h200", "H200 SXM 141 GB", 139.8 * _GIB, 989, 1979, 4.8, 450, 50, 8),
-        Card("b200", "B200 180 GB", 178.3 * _GIB, 2250, 4500, 8.0, 900, 50, 8),
-        Card("gb200", "GB200 186 GB", 184.0 * _GIB, 2500, 5000, 8.0, 900, 50, 4),
-        Card("a100", "A100 SXM 80 GB", 79.2 * _GIB, 312, None, 2.0, 300, 25, 8, product_share=0.65),
-        Card("a100-40", "A100 SXM 40 GB", 39.4 * _GIB, 312, None, 1.55, 300, 25, 8, product_share=0.65),
-        Card("l40s", "L40S 48 GB", 44.4 * _GIB, 362, 733, 0.864, 32, 12.5, 8, product_share=0.60),
-        Card("rtx4090", "GeForce RTX 4090 24 GB", 23.5 * _GIB, 165, 330, 1.01, 25, 3, 8, product_share=0.85),
-        Card("rtx5090", "GeForce RTX 5090 32 GB", 31.4 * _GIB, 210, 419, 1.79, 50, 3, 8, product_share=0.85),
-        Card("cpu", "CPU", 16.0, 0.1, None, 0.02, 2, 0.5, 1, product_share=0.7, launch_us=10.0),
+        Card("b200", "B200 180 GB", 178.3 * _GIB, 2250, 4500, 8.0, 900, 50, 8, **_BLACKWELL),
+        Card("gb200", "GB200 186 GB", 184.0 * _GIB, 2500, 5000, 8.0, 900, 50, 4, linked=72, **_BLACKWELL),
+        Card("a100", "A100 SXM 80 GB", 79.2 * _GIB, 312, None, 2.0, 300, 25, 8, **_AMPERE),
+        Card("a100-40", "A100 SXM 40 GB", 39.4 * _GIB, 312, None, 1.55, 300, 25, 8, **_AMPERE),
+        Card("l40s", "L40S 48 GB", 44.4 * _GIB, 362, 733, 0.864, 32, 12.5, 8, **_L40S),
+        Card("rtx4090", "GeForce RTX 4090 24 GB", 23.5 * _GIB, 165, 330, 1.01, 25, 3, 8, **_ADA),
+        Card("rtx5090", "GeForce RTX 5090 32 GB", 31.4 * _GIB, 210, 419, 1.79, 50, 3, 8, **_RTX5090),
+        Card("cpu", "CPU", 16.0, 0.1, None, 0.02, 2, 0.5, 1, linked=1, **_CPU),
     )
 }
 

@@ -16,31 +16,35 @@ from mixtral_recipes.planner.workload import Workload
 
 # Work beyond an even share of the busiest expert without token drop. Fitted on ModelZoo's pair of rows with and
 # without drop.
-_IMBALANCE = 1.08
+_IMBALANCE = 1.06
 # Of the peak, what fused attention reaches forward and backward (its backward pass does 2.5 times the products).
 # FlashAttention 3's paper (arXiv 2407.08608, figures 5 and 6, causal, head dim 128): 0.55 and 0.45 of 989.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD = 0.55, 0.45
 # Of the memory's bandwidth, what elementwise kernels and Adam reach.
-STREAM = 0.75
+STREAM = 0.72
 # Of the links' bandwidth, what collectives reach: all-to-all among uneven shares, and the rings of the others.
-_ALL_TO_ALL, _RING = 0.60, 0.75
-# Rows that a product's efficiency lacks: with m rows it reaches m / (m + this) of its best, through tiles that are not
-# full and kernels that start and end. Fitted on our rows of one card, where each expert has 1024 rows.
-_FEW_ROWS = 480
+_ALL_TO_ALL, _RING = 0.65, 0.75
+# Elements of a result that one multiprocessor computes at once. All of them work on as many tiles; the last round is
+# half empty on average.
+_TILE = 128 * 256
+# Of the shorter of a product's two times, computing and moving its matrices, what the other does not hide. Fitted on
+# our full fine-tuning rows, whose experts have 1,024 rows each.
+_UNHIDDEN = 0.6
 # Bytes for each trained weight and microbatch: its gradient is added to the fp32 buffer (4 read, 4 written), by the
-# product itself or by kernels of their own. The latter fitted on our rows with and without.
-_FUSED_GRADIENT, _GRADIENT = 8, 18
+# product itself; or it is written in 16 bits, read, and added by a kernel of its own.
+_FUSED_GRADIENT, _GRADIENT = 8, 12
 # Bytes for each quantized weight and use, beside those read: written in 16 bits, and little else.
 _DEQUANTIZED = 2.1
 # Elementwise work without fused kernels, over that with them.
-_UNFUSED = 2.5
+_UNFUSED = 2.75
 # Starting a collective, and starting and ending a product.
 _LATENCY_S = 12e-6
-_TILE_S = 4e-6
+_PRODUCT_S = 4e-6
 # Of the sends between interleaved stages, what is not hidden.
 _OVERLAPPED_SENDS = 0.3
-# Passes over input and output that an adapter's thin products cost, forward and backward.
-_THIN = 10
+# Passes over input and output that an adapter's thin products cost, forward and backward, and its small kernels, which
+# take as long as a launch whatever their size. Fitted on our LoRA rows of 4,096 and 16,384 tokens.
+_THIN, _ADAPTER_KERNELS = 8, 28
 # Kernels of one layer, forward and backward.
 _KERNELS = 300
 # Of gradient reduction and weight gathering, what cannot be hidden behind computation.
@@ -48,10 +52,10 @@ _EXPOSED = 0.15
 # Of the computation, what hides the gathering of fully sharded weights. Fitted on arXiv 2504.14960, table 3.
 _HIDDEN_SHARDS = 0.5
 # Lost to whatever waits for the slowest rank, for each doubling of the nodes.
-_STRAGGLER = 0.008
-# How far off the sum of all parts may be: all but one of the published rows, on which the constants were tuned,
-# are nearer, and releases of identical jobs differ by as much.
-ERROR = 0.12
+_STRAGGLER = 0.005
+# How far off the sum of all parts may be: four in five of the rows that no constant was fitted on are nearer, and
+# releases of identical jobs differ by as much.
+ERROR = 0.15
 
 
 @dataclass(frozen=True)
@@ -149,17 +153,38 @@ def of_job(job: Workload, card: Card) -> Time:
         data_links=data,
         optimizer=optimizer,
         host=microbatches * host,
-        waiting=busy * _STRAGGLER * math.log2(max(t.world_size / card.per_node, 1.0)),
+        waiting=busy * _STRAGGLER * math.log2(max(t.world_size / card.linked, 1.0)),
     )
 
 
-def _product(card: Card, m: float, n: float, k: float, *, fp8: bool = False) -> float:
-    """Seconds of one matrix product [m, k] x [k, n]: by its operations, or by the bytes it moves where it is thin."""
+def _product(card: Card, m: float, n: float, k: float, *, fp8: bool = False, result: int = 2) -> float:
+    """Seconds of one matrix product [m, k] x [k, n]: its operations, and what of its traffic they do not hide.
+
+    Args:
+        card: The card.
+        m: Rows.
+        n: Columns.
+        k: Depth.
+        fp8: Whether both matrices are in FP8.
+        result: Bytes moved for each element of the result.
+    """
     peak = card.fp8_tflops * card.fp8_share if fp8 and card.fp8_tflops else card.bf16_tflops * card.product_share
-    size = 1 if fp8 else 2
-    moved = (m * k + k * n) * size + m * n * 2
-    computing = 2 * (m + _FEW_ROWS) * n * k / (peak * 1e12)
-    return max(computing, moved / (card.memory_tbps * 1e12 * STREAM)) + _TILE_S
+    rounded = m * n + card.multiprocessors * _TILE / 2
+    computing = 2 * rounded * k / (peak * 1e12)
+    moving = _stream(card, (m * k + k * n) * (1 if fp8 else 2) + m * n * result)
+    return max(computing, moving) + _UNHIDDEN * min(computing, moving) + _PRODUCT_S
+
+
+def _linear(job: Workload, card: Card, rows: float, width: float, depth: float, again: float) -> float:
+    """Seconds of a linear layer [rows, depth] -> [rows, width] in one microbatch, forward and backward."""
+    fp8 = bool(job.fp8_recipe)
+    seconds = (1 + again) * _product(card, rows, width, depth, fp8=fp8) + _product(card, rows, depth, width, fp8=fp8)
+    if job.trains_all:
+        gradient = _FUSED_GRADIENT if job.wgrad_fusion else 2
+        seconds += _product(card, width, depth, rows, fp8=fp8, result=gradient)
+        if not job.wgrad_fusion:
+            seconds += _stream(card, (_GRADIENT - 2) * width * depth)
+    return seconds
 
 
 def _stream(card: Card, moved: float) -> float:
@@ -169,36 +194,30 @@ def _stream(card: Card, moved: float) -> float:
 
 @functools.lru_cache(maxsize=8192)
 def _layer(job: Workload, card: Card) -> _Layer:
-    n, fp8, again = Sizes.of(job), bool(job.fp8_recipe), _again(job)
+    n, again = Sizes.of(job), _again(job)
     busy = 1.0 if job.capacity_factor else _IMBALANCE if job.topology.expert_ranks > 1 else 1.0
     experts = job.shape.num_moe_experts // job.topology.expert_model_parallel_size
     rows = n.R * busy / experts
-
-    def dense(width: float, depth: float) -> float:
-        return _product(card, n.T, width, depth, fp8=fp8)
-
-    attention_products = dense(n.q + 2 * n.kv, n.h) + dense(n.h, n.q)
-    expert_products = experts * (_product(card, rows, 2 * n.f, n.h, fp8=fp8) + _product(card, rows, n.h, n.f, fp8=fp8))
-    passes = 3 if job.trains_all else 2
-    products = attention_products * (passes + again.dense) + expert_products * (passes + again.experts)
-    core = 2 * n.T * n.q * job.mean_length * 2 / 2 / (card.bf16_tflops * 1e12)
+    products = sum(
+        _linear(job, card, n.T, width, depth, again.dense) for width, depth in ((n.q + 2 * n.kv, n.h), (n.h, n.q))
+    ) + experts * sum(
+        _linear(job, card, rows, width, depth, again.experts) for width, depth in ((2 * n.f, n.h), (n.h, n.f))
+    )
+    core = 2 * n.T * n.q * job.mean_length * 2 / 2 / (card.bf16_tflops * card.attention_share * 1e12)
     attention = core * ((1 + again.attention) / _ATTENTION_FORWARD + 2.5 / _ATTENTION_BACKWARD)
     forward = _stream(card, _streamed(job, n, busy))
     streaming = forward * (3 + again.dense * 0.4 + again.experts * 0.6)
     weights = n.h * (2 * n.q + 2 * n.kv) + experts * 3 * n.h * n.f
-    if job.trains_all:
-        streaming += _stream(card, (_FUSED_GRADIENT if job.wgrad_fusion else _GRADIENT) * weights)
-    streaming += _stream(card, _adapter_bytes(job, n))
+    streaming += _adapters(job, card, n, experts)
     if job.adapters and job.adapters.quantized:
         streaming += _stream(card, (job.adapters.bits / 8 + _DEQUANTIZED) * weights) * (2 + again.experts)
-    context = _context_links(job, card, n)
     return _Layer(
         products=products,
         attention=attention,
         streaming=streaming,
         expert_links=_expert_links(job, card, n) * (2 + again.experts),
         tensor_links=_tensor_links(job, card, n) * (2 + again.dense),
-        context_links=max(context - attention, 0.1 * context),
+        context_links=_context_links(job, card, n, attention),
         kernels=_KERNELS * (1 + 0.4 * again.dense),
     )
 
@@ -230,7 +249,9 @@ def _head(job: Workload, card: Card) -> _Layer:
     n, t = Sizes.of(job), job.topology
     rows = job.shape.padded_vocab_size(t.tensor_model_parallel_size) / t.tensor_model_parallel_size
     return _Layer(
-        products=_product(card, n.T, rows, n.h) * (3 if job.trains_all else 2),
+        products=_product(card, n.T, rows, n.h)
+        + _product(card, n.T, n.h, rows)
+        + (_product(card, rows, n.h, n.T, result=_FUSED_GRADIENT) if job.trains_all else 0.0),
         streaming=_stream(card, n.T * rows * 24),
         tensor_links=_ring(card, n.T * n.h * job.dtype_bytes, t.tensor_model_parallel_size, 1) * 3,
         kernels=100,
@@ -252,22 +273,25 @@ def _streamed(job: Workload, n: Sizes, busy: float) -> float:
     return moved
 
 
-def _adapter_bytes(job: Workload, n: Sizes) -> float:
-    """Bytes that low-rank products read and write, forward and backward: they are too thin to be bound otherwise."""
+def _adapters(job: Workload, card: Card, n: Sizes, experts: int) -> float:
+    """Seconds of low-rank products, forward and backward: they are too thin to be bound by anything but memory."""
     if job.adapters is None:
         return 0.0
     sides = {
-        "linear_qkv": n.T * (n.h + 2 * (n.q + 2 * n.kv)),
-        "linear_proj": n.T * (n.q + 2 * n.h),
-        "linear_fc1": n.R * (n.h + 4 * n.f),
-        "linear_fc2": n.R * (n.f + 2 * n.h),
+        "linear_qkv": n.T * (n.h + n.q + 2 * n.kv),
+        "linear_proj": n.T * (n.q + n.h),
+        "linear_fc1": n.R * (n.h + 2 * n.f),
+        "linear_fc2": n.R * (n.f + n.h),
     }
-    return _THIN * job.dtype_bytes * sum(sides[target] for target in job.adapters.targets)
+    numbers = {"linear_fc1": experts, "linear_fc2": experts}
+    moved = _THIN * job.dtype_bytes * sum(sides[target] for target in job.adapters.targets)
+    kernels = _ADAPTER_KERNELS * sum(numbers.get(target, 1) for target in job.adapters.targets)
+    return _stream(card, moved) + kernels * card.launch_us * 1e-6
 
 
 def _reach(card: Card, inner: int, size: int) -> float:
     """Bandwidth between ranks of a group that are ``inner`` apart: a node's links, or the network's."""
-    return card.link_gbps * 1e9 if inner * size <= card.per_node else card.network_gbps * 1e9
+    return card.link_gbps * 1e9 if inner * size <= card.linked else card.network_gbps * 1e9
 
 
 def _ring(card: Card, whole: float, size: int, inner: int) -> float:
@@ -284,7 +308,7 @@ def _expert_links(job: Workload, card: Card, n: Sizes) -> float:
     rows = n.t * job.topk * n.h * b * (job.capacity_factor or 1.0)
     seconds = 0.0
     if ep > 1:
-        near = max(min(card.per_node // etp, ep), 1)  # peers in the same node, itself included
+        near = max(min(card.linked // etp, ep), 1)  # peers in the same node, itself included
         inside = rows * (near - 1) / ep / (card.link_gbps * 1e9)
         outside = rows * (ep - near) / ep / (card.network_gbps * 1e9)
         seconds += 2 * (max(inside, outside) / _ALL_TO_ALL + _LATENCY_S)
@@ -296,11 +320,14 @@ def _tensor_links(job: Workload, card: Card, n: Sizes) -> float:
     return 2 * _ring(card, n.T * n.h * job.dtype_bytes, job.topology.tensor_model_parallel_size, 1)
 
 
-def _context_links(job: Workload, card: Card, n: Sizes) -> float:
-    """Forward and backward: keys and values of the other ranks, and their gradients back."""
+def _context_links(job: Workload, card: Card, n: Sizes, attention: float) -> float:
+    """Of keys and values of the other ranks, and their gradients back, what attention does not hide."""
     t = job.topology
     cp = t.context_parallel_size
-    return 3 * _ring(card, n.T * 2 * n.kv * job.dtype_bytes * cp, cp, t.tensor_model_parallel_size)
+    if cp == 1:
+        return 0.0
+    whole = 3 * _ring(card, n.T * 2 * n.kv * job.dtype_bytes * cp, cp, t.tensor_model_parallel_size)
+    return max(whole - attention, whole / cp)  # the first part that arrives hides behind nothing
 
 
 def _sends(job: Workload, card: Card, vpp: int) -> float:
@@ -333,5 +360,11 @@ def _data_links(job: Workload, card: Card, computing: float, stage: float, bubbl
 
 
 def _optimizer(job: Workload, card: Card) -> float:
-    """Adam reads the gradient, reads and writes weight and moments in fp32, and writes the weight in 16 bits."""
-    return _stream(card, 30 * sum(b.shard for b in buffers(job, 0))) + 200 * card.launch_us * 1e-6
+    """What a step does with gradients and weights once the microbatches are through.
+
+    Adam reads the gradient, reads and writes weight and moments in fp32, and writes the weight in 16 bits; the norm
+    reads the gradient. The whole buffer is divided by the number of tokens, and emptied for the next step.
+    """
+    found = buffers(job, 0)
+    moved = 34 * sum(b.shard for b in found) + 3 * job.grad_bytes * sum(b.numel for b in found)
+    return _stream(card, moved) + 200 * card.launch_us * 1e-6
