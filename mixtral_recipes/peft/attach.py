@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.peft import whole
-from mixtral_recipes.peft.adapter import Adapter, GroupedAdapter, adapters_of
+from mixtral_recipes.peft.adapter import Adapter, adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.peft.grouped import GroupedAdapter
 from mixtral_recipes.peft.names import global_name
 from mixtral_recipes.settings.peft import DoRA, LoRA
 
@@ -62,7 +63,7 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
         if scheme.adapts(own):
             # A quantised layer's weight has no memory, so that it does not say where the adapter belongs.
             layer.adapter = make(own, layer.weight, device=getattr(layer, "device", None))
-            layer.register_forward_hook(_add_adapter)
+            layer.register_forward_hook(add_adapter)
     else:
         names = [global_name(chunk, name, expert) for expert in range(count)]
         chosen = {expert: own for expert, own in enumerate(names) if scheme.adapts(own)}
@@ -82,7 +83,8 @@ def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
     return output.requires_grad_(torch.is_grad_enabled())
 
 
-def _add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+def add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """The hook of an adapted layer; whoever computes the layer without calling it adds ``layer.adapter`` himself."""
     return layer.adapter.add_to(output[0], args[0]), output[1]
 
 

@@ -74,6 +74,19 @@ def test_the_comparison_sees_ranks_that_scale_by_their_own_part() -> None:
         check_equal(launch(2, train_without_gathering, case(LAYOUTS["etp2"][1], SCHEMES["4"])), *one_process("4"))
 
 
+def train_by_calling_layers(job: Case) -> Outcome:
+    """As `train`, each expert's layers called with the hooks of their adapters, as Megatron does it."""
+    from mixtral_recipes.models import experts
+
+    experts._has_to_be_called = lambda layer: True
+    return train(job)
+
+
+def test_adapters_of_all_experts_together_train_as_one_by_one() -> None:
+    outcomes = launch(1, train_by_calling_layers, case({}, SCHEMES["4"]))
+    check_equal(outcomes, *one_process("4"))
+
+
 def test_frozen_experts_without_adapters_are_multiplied_together() -> None:
     both = [launch(n, train, case(sizes, ATTENTION)) for n, sizes in ((1, {}), LAYOUTS["ep2"])]
     check_equal(both[1], both[0][0], assemble(both[0]))

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.peft.adapter import Adapter, GroupedAdapter
+from mixtral_recipes.peft import grouped as module
+from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.peft.grouped import GroupedAdapter
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.fake_world import one_of
 
@@ -107,10 +109,20 @@ COUNTS = [3, 0, 5, 1]
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [0, 2]], ids=["all", "some"])
 @pytest.mark.parametrize("counts", [COUNTS, torch.tensor(COUNTS)], ids=["numbers", "tensor"])
 @pytest.mark.parametrize(
-    ("kind", "scheme"), [(Adapter, LoRA(dim=4, alpha=12)), (DoRAAdapter, DoRA(dim=8, alpha=12))], ids=["lora", "dora"]
+    ("kind", "scheme"),
+    [
+        (Adapter, LoRA(dim=4, alpha=12)),
+        (DoRAAdapter, DoRA(dim=8, alpha=12)),
+        (Adapter, LoRA(dim=2, dropout_position="post")),
+    ],
+    ids=["lora", "dora", "post"],
 )
 def test_experts_together_are_the_experts_one_by_one(
-    kind: type[Adapter], scheme: LoRA, counts: list[int] | Tensor, chosen: list[int]
+    kind: type[Adapter],
+    scheme: LoRA,
+    counts: list[int] | Tensor,
+    chosen: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc1"
@@ -120,12 +132,22 @@ def test_experts_together_are_the_experts_one_by_one(
     def results(add: Callable[..., Tensor]) -> list[Tensor | None]:
         grouped.zero_grad()
         leaves = [x.clone().requires_grad_(), output.clone().requires_grad_()]
-        added = add(leaves[1], leaves[0], counts)
+        added = add(1 * leaves[1], leaves[0], counts)
         added.backward(upstream)
         return [added, *(leaf.grad for leaf in leaves), *(p.grad for p in grouped.parameters())]
 
-    together, alone = results(grouped.add_to), results(grouped._one_by_one)
-    assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
-    assert not torch.equal(cast(Tensor, together[0]), output)
-    for mine, theirs in zip(together, alone, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    def one_by_one(output: Tensor, x: Tensor, counts: Any) -> Tensor:
+        parts: list[Tensor] = []
+        for number, (result, rows) in enumerate(zip(output.split(COUNTS), x.split(COUNTS), strict=True)):
+            adapter: Any = grouped.experts[str(number)] if number in chosen else None
+            parts.append(adapter.add_to(result, rows) if adapter else result)
+        return torch.cat(parts)
+
+    alone = results(one_by_one)
+    in_place = results(grouped.add_to)
+    monkeypatch.setattr(module, "_in_place", module._by_grouped_products)  # as on a GPU
+    for together in (in_place, results(grouped.add_to)):
+        assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
+        assert not torch.equal(cast(Tensor, together[0]), output)
+        for mine, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(mine, theirs)
