@@ -16,7 +16,7 @@ JOBS = [
     place
     for place in LINES
     if arguments(place.text)[0] in ("finetune", "pretrain", "run")
-    and not any(word in place.text for word in ("slurm", "my", "FILE", "hf://", "..."))
+    and not any(word in place.text for word in ("slurm", "my", "FILE", "FOLDER", "hf://", "..."))
 ]
 
 
