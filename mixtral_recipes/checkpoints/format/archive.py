@@ -5,6 +5,7 @@ pickle that describes the tensors, a record of each one's bytes, and a few short
 the bytes, the reader the place of the bytes; neither needs torch to load or save anything.
 """
 
+import bisect
 import contextlib
 import functools
 import io
@@ -109,6 +110,7 @@ class _Records:
         self._records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
         if len(self._records) != len(archive.infolist()):
             raise CheckpointError("two of its records have one name")
+        self._starts = [*sorted(record.header_offset for record in archive.infolist()), archive.start_dir]
         order = self._read("byteorder", 16) if "byteorder" in self._records else b"little"
         if order != b"little":
             raise CheckpointError("its bytes are in big-endian order" if order == b"big" else "its byteorder is none")
@@ -150,8 +152,9 @@ class _Records:
         if header[:4] != b"PK\3\4" or compression != zipfile.ZIP_STORED or self._window.read(name) != spelled:
             raise CheckpointError(f"its directory and the header of its record {record.filename} differ")
         start = record.header_offset + _LOCAL_HEADER + name + extra
-        if start + record.file_size > self._length:
-            raise CheckpointError("it reaches beyond its end")
+        following = bisect.bisect_right(self._starts, record.header_offset)
+        if start + record.file_size > (*self._starts, self._length)[following]:
+            raise CheckpointError(f"its record {record.filename} reaches into what follows it")
         return start
 
 
