@@ -63,10 +63,15 @@ def publish_file(
         _refuse_file(final, beside, overwrite, read)
 
 
-def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: list[Path]) -> None:
+def _refuse_inside(final: Path, sources: list[Path]) -> None:
+    """A checkpoint with a file too many is a damaged one."""
     for source in sources:
-        if final.parent.resolve().is_relative_to(source):
+        if final.parent.resolve().is_relative_to(source) and (source / manifest.NAME).is_file():
             raise CheckpointError(f"{final} would lie in {source}, which is read; choose another place for the result.")
+
+
+def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: list[Path]) -> None:
+    _refuse_inside(final, sources)
     there = [path for name in (final.name, *beside) if os.path.lexists(path := final.with_name(name))]
     for path in there:
         if path.is_symlink() or not path.is_file():
@@ -89,6 +94,7 @@ def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) ->
         raise CheckpointError(
             f"{final} is a link to {os.readlink(final)}; name another folder, or the one it leads to, by its own path."
         )
+    _refuse_inside(final, sources)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     for source in sources:

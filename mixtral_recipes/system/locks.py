@@ -73,6 +73,7 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
     while not lock.is_locked:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))  # filelock tries for ever where none can be made
             lock.acquire()
         except _Removed:
             continue

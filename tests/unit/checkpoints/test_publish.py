@@ -107,6 +107,15 @@ def test_a_source_is_not_replaced(tmp_path: Path, inside: str) -> None:
     assert content(final) == before
 
 
+@pytest.mark.parametrize("deeper", ["", "context"])
+def test_nothing_is_put_into_a_source(tmp_path: Path, deeper: str) -> None:
+    source = checkpoint(tmp_path / "source")
+    before = content(source)
+    with pytest.raises(CheckpointError, match=r"would lie in .*, which is read; choose another place"):
+        replace(source / deeper / "new", "export", source)
+    assert content(source) == before
+
+
 def test_a_link_is_not_replaced(tmp_path: Path) -> None:
     target = checkpoint(tmp_path / "target")
     (tmp_path / "final").symlink_to(target)

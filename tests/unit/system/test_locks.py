@@ -125,6 +125,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(EnvironmentProblem, match=rf"^{tmp_path}/file/run cannot be locked \(Not a directory\); "), lock:
         pass
 
+    for lock in (
+        held(Path("/proc/new/final")),
+        held(Path("/proc/final")),
+    ):  # which takes no file, nor says that it is so
+        with (
+            pytest.raises(EnvironmentProblem, match=r"^/proc(/new)? cannot be locked \(No such file or directory\)"),
+            lock,
+        ):
+            pass
+
     def without_locks(descriptor: int, operation: int) -> None:
         raise OSError(38, "Function not implemented")
 
