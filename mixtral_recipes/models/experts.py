@@ -12,7 +12,6 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixtral_recipes.cpu.grouped_linear import GroupedLinear
 from mixtral_recipes.peft.attach import add_adapter
 from mixtral_recipes.peft.grouped import add_of_experts
 from mixtral_recipes.peft.quantized.layers import GroupedProduct, QuantizedLinear
@@ -22,9 +21,9 @@ class GroupedExperts(SequentialMLP):
     """Megatron's SequentialMLP (same parameters, names and checkpoints), computed over all experts at once.
 
     One expert's tokens are a slice of the input and its results are written in place into a slice of the output, so
-    that nothing is split and concatenated; adapters are added for all experts together. A linear layer with other hooks
-    (parameter gathering during the forward pass) has to be called, so then Megatron's own forward runs, as it does for
-    experts unlike Mixtral's.
+    that nothing is split and concatenated. A linear layer with hooks (adapters, parameter gathering during
+    the forward pass) has to be called, so then Megatron's own forward runs, as it does for experts unlike Mixtral's.
+    On a GPU adapters are added for all experts together instead.
     """
 
     @functools.cached_property
@@ -53,16 +52,19 @@ class GroupedExperts(SequentialMLP):
             used = [place for place, count in enumerate(counts) if count] or [0]
             experts, counts = [experts[place] for place in used], [counts[place] for place in used]
         linears = [(expert.linear_fc1, expert.linear_fc2) for expert in experts]
-        if not self._are_mixtrals or any(_has_to_be_called(layer) for pair in linears for layer in pair):
+        if not self._are_mixtrals or any(
+            _has_to_be_called(layer, permuted_local_hidden_states) for pair in linears for layer in pair
+        ):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         gate_up = _grouped(permuted_local_hidden_states, counts, [fc1 for fc1, _ in linears])
         hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
         return _grouped(hidden, counts, [fc2 for _, fc2 in linears]), None
 
 
-def _has_to_be_called(layer: Any) -> bool:
-    """Whether a layer has hooks besides its adapter's."""
-    return bool(layer._forward_pre_hooks) or any(hook is not add_adapter for hook in layer._forward_hooks.values())
+def _has_to_be_called(layer: Any, x: Tensor) -> bool:
+    """Whether a layer has hooks. An adapter's counts on a CPU only, where one expert's activations stay in the cache."""
+    apart = (add_adapter,) if x.is_cuda else ()
+    return bool(layer._forward_pre_hooks) or any(hook not in apart for hook in layer._forward_hooks.values())
 
 
 def _grouped(x: Tensor, counts: list[int], layers: list[Any]) -> Tensor:
@@ -70,9 +72,38 @@ def _grouped(x: Tensor, counts: list[int], layers: list[Any]) -> Tensor:
     if isinstance(layers[0], QuantizedLinear):
         out = GroupedProduct.apply(x, counts, [layer.quantized for layer in layers])
     else:
-        out = GroupedLinear.apply(x, counts, *(layer.weight for layer in layers))
+        out = _GroupedLinear.apply(x, counts, *(layer.weight for layer in layers))
     adapters = [getattr(layer, "adapter", None) for layer in layers]
     return add_of_experts(adapters, out, x, counts) if any(adapters) else out
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Rows of x by the expert they belong to: [t, in] x experts of [out, in] -> [t, out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weights[0].shape[0])
+        for rows, result, weight in zip(x.split(counts), out.split(counts), weights, strict=True):
+            torch.mm(rows, weight.t(), out=result)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *weights = ctx.saved_tensors
+        for_x, _, *for_weights = ctx.needs_input_grad
+        grads, grad_x = grad.contiguous().split(ctx.counts), None
+        if for_x:
+            grad_x = torch.empty_like(x)
+            for rows, result, weight in zip(grads, grad_x.split(ctx.counts), weights, strict=True):
+                torch.mm(rows, weight, out=result)
+        of_weights = [
+            torch.mm(rows.t(), inputs) if wanted else None
+            for rows, inputs, wanted in zip(grads, x.split(ctx.counts), for_weights, strict=True)
+        ]
+        return grad_x, None, *of_weights
 
 
 class _GatedActivation(torch.autograd.Function):

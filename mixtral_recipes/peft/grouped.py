@@ -1,9 +1,7 @@
-"""The adapters of a rank's experts, computed together.
+"""The adapters of a rank's experts, computed together where experts are: on a GPU.
 
-On a GPU two grouped products do it, so that the host launches as many kernels for eight experts as for one and waits
-for none of them. On a CPU, where a product of its own for each expert is faster, they are written in place.
-
-Shape suffixes in comments: t tokens of all experts (sorted by expert), r the adapters' dim.
+Two grouped products do it, so that the host launches as many kernels for eight experts as for one and waits for none
+of them.
 """
 
 from collections.abc import Sequence
@@ -12,9 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from mixtral_recipes.cpu.grouped_linear import GroupedLinear
 from mixtral_recipes.peft.adapter import Adapter
 
 
@@ -40,58 +36,47 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
 
     Args:
         adapters: Each expert's; None for one without.
-        output: [t, out], expert after expert; may be written over.
+        output: [t, out], expert after expert.
         x: [t, in].
         tokens_per_expert: Rows of each expert.
     """
     first = next(adapter for adapter in adapters if adapter is not None)
+    dtype = first.lora_a.dtype
+    if x.is_cuda and dtype != torch.bfloat16:  # the only kernel there is
+        return add_one_by_one(adapters, output, x, tokens_per_expert)
+    rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
+    ends = rows.cumsum(0, dtype=torch.int32)
+    a, b = _stacked(adapters, first)
     if first.dropout_position == "pre":
         x = first.dropout(x)
-    # bf16 has the only kernel there is.
-    add = _by_grouped_products if x.is_cuda and first.lora_a.dtype == torch.bfloat16 else _in_place
-    output = add(adapters, first, output, x.to(first.lora_a.dtype), tokens_per_expert)
+    low = _grouped_product(x.to(dtype), a.transpose(1, 2), offs=ends)  # [t, r]
+    added = _grouped_product(low, b.transpose(1, 2), offs=ends)
+    if first.dropout_position == "post":
+        added = first.dropout(added)
+    output = torch.add(output, added.to(output.dtype), alpha=first.scale)
     factors = _factors(adapters)
     if factors is None:
         return output
-    rows = torch.as_tensor(tokens_per_expert).to(x.device, non_blocking=True)
     return output * factors.to(output.dtype).repeat_interleave(rows, dim=0, output_size=len(output))
 
 
-def _by_grouped_products(
-    adapters: Sequence[Adapter | None], first: Adapter, output: Tensor, x: Tensor, tokens_per_expert: Any
-) -> Tensor:
-    rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
-    ends = rows.cumsum(0, dtype=torch.int32)
-    a, b = (torch.stack(factors) for factors in _factors_of(adapters, first))
-    missing = -a.shape[1] % 8  # the kernel wants whole 16 bytes
-    if missing:
-        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
-    low = _grouped_product(x, a.transpose(1, 2), offs=ends)  # [t, r]
-    return _sum(first, output, _grouped_product(low, b.transpose(1, 2), offs=ends))
-
-
-def _in_place(
-    adapters: Sequence[Adapter | None], first: Adapter, output: Tensor, x: Tensor, tokens_per_expert: Any
-) -> Tensor:
+def add_one_by_one(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
+    """As `add_of_experts`, without grouped products."""
     counts = tokens_per_expert.tolist() if isinstance(tokens_per_expert, Tensor) else list(tokens_per_expert)
-    a, b = _factors_of(adapters, first)
-    low = GroupedLinear.apply(x, counts, *a)  # [t, r]
-    if output.dtype == low.dtype and (first.dropout_position == "pre" or not first.dropout.p):
-        return _AddProducts.apply(output, low, counts, first.scale, *b)
-    return _sum(first, output, GroupedLinear.apply(low, counts, *b))
+    parts = zip(adapters, output.split(counts), x.split(counts), strict=True)
+    return torch.cat([result if adapter is None else adapter.add_to(result, rows) for adapter, result, rows in parts])
 
 
-def _sum(first: Adapter, output: Tensor, added: Tensor) -> Tensor:
-    if first.dropout_position == "post":
-        added = first.dropout(added)
-    return torch.add(output, added.to(output.dtype), alpha=first.scale)
+def _stacked(adapters: Sequence[Adapter | None], first: Adapter) -> tuple[Tensor, Tensor]:
+    """A [experts, r, in] and B [experts, out, r]; zeros, which add nothing, for an expert without.
 
-
-def _factors_of(adapters: Sequence[Adapter | None], first: Adapter) -> tuple[list[Tensor], list[Tensor]]:
-    """Each expert's A [r, in] and B [out, r]; zeros, which add nothing, for one without."""
+    Zeros also fill r up to whole 16 bytes, as the kernel wants it.
+    """
+    missing = -first.lora_a.shape[0] % 8
     none = torch.zeros_like(first.lora_a), torch.zeros_like(first.lora_b)
     pairs = [(one.lora_a, one.lora_b) if one else none for one in adapters]
-    return [a for a, _ in pairs], [b.flatten(0, -2) for _, b in pairs]
+    a, b = torch.stack([a for a, _ in pairs]), torch.stack([b.flatten(0, -2) for _, b in pairs])
+    return (F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))) if missing else (a, b)
 
 
 def _factors(adapters: Sequence[Adapter | None]) -> Tensor | None:
@@ -107,30 +92,3 @@ def _grouped_product(x: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
     """Rows of x [t, in], expert after expert up to ``offs``, by their expert's matrix of [experts, in, out]."""
     product = getattr(F, "grouped_mm", None) or torch._grouped_mm  # pyright: ignore[reportPrivateImportUsage]  # torch below 2.10
     return product(x, weights, offs=offs)
-
-
-class _AddProducts(torch.autograd.Function):
-    """output [t, out] + scale * low [t, r] B^T, B [out, r] of each row's expert; written into ``output``."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, low: Tensor, counts: list[int], scale: float, *b: Tensor) -> Tensor:
-        ctx.save_for_backward(low, *b)
-        ctx.counts, ctx.scale = counts, scale
-        ctx.mark_dirty(output)
-        for result, rows, weight in zip(output.split(counts), low.split(counts), b, strict=True):
-            result.addmm_(rows, weight.t(), alpha=scale)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        low, *b = ctx.saved_tensors
-        grads, of_low = grad.split(ctx.counts), torch.empty_like(low)
-        for rows, result, weight in zip(grads, of_low.split(ctx.counts), b, strict=True):
-            torch.addmm(result, rows, weight, beta=0, alpha=ctx.scale, out=result)
-        wanted = ctx.needs_input_grad[4:]
-        of_b = [
-            torch.addmm(weight, rows.t(), inputs, beta=0, alpha=ctx.scale) if one else None
-            for rows, inputs, weight, one in zip(grads, low.split(ctx.counts), b, wanted, strict=True)
-        ]
-        return grad, of_low, None, None, *of_b

@@ -74,17 +74,18 @@ def test_the_comparison_sees_ranks_that_scale_by_their_own_part() -> None:
         check_equal(launch(2, train_without_gathering, case(LAYOUTS["etp2"][1], SCHEMES["4"])), *one_process("4"))
 
 
-def train_by_calling_layers(job: Case) -> Outcome:
-    """As `train`, each expert's layers called with the hooks of their adapters, as Megatron does it."""
+def train_as_on_a_gpu(job: Case) -> Outcome:
+    """As `train`, the adapters of a rank's experts added together, and no expert's layers called."""
     from mixtral_recipes.models import experts
 
-    experts._has_to_be_called = lambda layer: True
+    experts._has_to_be_called = lambda layer, x: False
     return train(job)
 
 
-def test_adapters_of_all_experts_together_train_as_one_by_one() -> None:
-    outcomes = launch(1, train_by_calling_layers, case({}, SCHEMES["4"]))
-    check_equal(outcomes, *one_process("4"))
+@pytest.mark.parametrize("name", ["ep2", "etp2"])
+def test_adapters_of_all_experts_together_train_as_one_by_one(name: str) -> None:
+    ranks, sizes = LAYOUTS[name]
+    check_equal(launch(ranks, train_as_on_a_gpu, case(sizes, SCHEMES["4"])), *one_process("4"))
 
 
 def test_frozen_experts_without_adapters_are_multiplied_together() -> None:

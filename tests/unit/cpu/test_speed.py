@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from mixtral_recipes.cpu import speed as cpu_speed
-from mixtral_recipes.cpu.grouped_linear import GroupedLinear
 from mixtral_recipes.models import experts
 
 
@@ -87,8 +86,10 @@ def test_grouped_experts_compute_what_experts_one_by_one_do(dtype: torch.dtype) 
         return torch.cat(parts)
 
     def grouped(x: torch.Tensor, probs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        hidden = experts._GatedActivation.apply(GroupedLinear.apply(x, counts, *weights[:3]), probs.unsqueeze(-1))
-        return GroupedLinear.apply(hidden, counts, *weights[3:])
+        hidden = experts._GatedActivation.apply(
+            experts._GroupedLinear.apply(x, counts, *weights[:3]), probs.unsqueeze(-1)
+        )
+        return experts._GroupedLinear.apply(hidden, counts, *weights[3:])
 
     found = []
     for compute in (one_by_one, grouped):
@@ -103,7 +104,7 @@ def test_grouped_experts_compute_what_experts_one_by_one_do(dtype: torch.dtype) 
 def test_only_the_wanted_gradients_are_computed() -> None:
     x, frozen = torch.randn(3, 4), torch.randn(2, 4)
     trained = torch.randn(2, 4, requires_grad=True)
-    GroupedLinear.apply(x, [1, 2], frozen, trained).sum().backward()
+    experts._GroupedLinear.apply(x, [1, 2], frozen, trained).sum().backward()
     assert trained.grad is not None
     assert x.grad is None
     assert frozen.grad is None

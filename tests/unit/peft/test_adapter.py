@@ -1,5 +1,6 @@
 """One adapter's arithmetic, against the formulas of the papers."""
 
+import functools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.peft import grouped as module
 from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.dora import DoRAAdapter
-from mixtral_recipes.peft.grouped import GroupedAdapter
+from mixtral_recipes.peft.grouped import GroupedAdapter, add_one_by_one
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.fake_world import one_of
 
@@ -122,7 +122,6 @@ def test_experts_together_are_the_experts_one_by_one(
     scheme: LoRA,
     counts: list[int] | Tensor,
     chosen: list[int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc1"
@@ -132,22 +131,13 @@ def test_experts_together_are_the_experts_one_by_one(
     def results(add: Callable[..., Tensor]) -> list[Tensor | None]:
         grouped.zero_grad()
         leaves = [x.clone().requires_grad_(), output.clone().requires_grad_()]
-        added = add(1 * leaves[1], leaves[0], counts)
+        added = add(leaves[1], leaves[0], counts)
         added.backward(upstream)
         return [added, *(leaf.grad for leaf in leaves), *(p.grad for p in grouped.parameters())]
 
-    def one_by_one(output: Tensor, x: Tensor, counts: Any) -> Tensor:
-        parts: list[Tensor] = []
-        for number, (result, rows) in enumerate(zip(output.split(COUNTS), x.split(COUNTS), strict=True)):
-            adapter: Any = grouped.experts[str(number)] if number in chosen else None
-            parts.append(adapter.add_to(result, rows) if adapter else result)
-        return torch.cat(parts)
-
-    alone = results(one_by_one)
-    in_place = results(grouped.add_to)
-    monkeypatch.setattr(module, "_in_place", module._by_grouped_products)  # as on a GPU
-    for together in (in_place, results(grouped.add_to)):
-        assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
-        assert not torch.equal(cast(Tensor, together[0]), output)
-        for mine, theirs in zip(together, alone, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    adapters: list[Any] = [grouped.experts[str(n)] if n in chosen else None for n in range(len(COUNTS))]
+    together, alone = results(grouped.add_to), results(functools.partial(add_one_by_one, adapters))
+    assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
+    assert not torch.equal(cast(Tensor, together[0]), output)
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, theirs)
