@@ -52,18 +52,17 @@ class GroupedExperts(SequentialMLP):
             used = [place for place, count in enumerate(counts) if count] or [0]
             experts, counts = [experts[place] for place in used], [counts[place] for place in used]
         linears = [(expert.linear_fc1, expert.linear_fc2) for expert in experts]
-        if not self._are_mixtrals or any(
-            _has_to_be_called(layer, permuted_local_hidden_states) for pair in linears for layer in pair
-        ):
+        on_gpu = permuted_local_hidden_states.is_cuda
+        if not self._are_mixtrals or any(_has_to_be_called(layer, on_gpu) for pair in linears for layer in pair):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         gate_up = _grouped(permuted_local_hidden_states, counts, [fc1 for fc1, _ in linears])
         hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
         return _grouped(hidden, counts, [fc2 for _, fc2 in linears]), None
 
 
-def _has_to_be_called(layer: Any, x: Tensor) -> bool:
-    """Whether a layer has hooks. An adapter's counts on a CPU only, where one expert's activations stay in the cache."""
-    apart = (add_adapter,) if x.is_cuda else ()
+def _has_to_be_called(layer: Any, on_gpu: bool) -> bool:
+    """Whether a layer has hooks; an adapter's counts on a CPU only, where one expert's rows stay in the cache."""
+    apart = (add_adapter,) if on_gpu else ()
     return bool(layer._forward_pre_hooks) or any(hook not in apart for hook in layer._forward_hooks.values())
 
 
