@@ -130,7 +130,8 @@ def check(
     if json:
         print_json(_as_json(report, recognized))
     if report.errors and not (wanted.get("on_bad_record") == "skip" and report.usable):
-        raise DataError(f"{data}: {report.errors} record(s) cannot be used; they are named above.")
+        what = f"{report.unusable:,} record(s) cannot be used" if report.unusable else f"{report.errors:,} error(s)"
+        raise DataError(f"{data}: {what}; they are named above.")
 
 
 @app.command()

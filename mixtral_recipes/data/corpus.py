@@ -177,7 +177,7 @@ def prepare_corpus(
     for part in _encode_all(waiting, encoder, on_bad_record, num_workers):
         progress(part.size)
     made = [staging / f"{number:06d}" for number in range(len(parts))]
-    documents, tokens = _join(made, prefix, encoder)
+    documents, tokens = _join(made, prefix, encoder, inputs)
     counts = [json.loads(part.with_suffix(".json").read_text()) for part in made]
     empty, skipped = (sum(count[what] for count in counts) for what in ("empty", "skipped"))
     if skipped:
@@ -285,7 +285,7 @@ def _named(prefix: Path, ending: str) -> Path:
     return sibling(prefix, prefix.name + ending)
 
 
-def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:
+def _join(parts: list[Path], prefix: Path, encoder: Encoder, inputs: list[Path]) -> tuple[int, int]:
     """Append the parts' tokens to one file, and write the index last: a corpus with an index is whole.
 
     A corpus that is there keeps its files until the new ones are on disk; then it loses its index first, so that no
@@ -293,7 +293,7 @@ def _join(parts: list[Path], prefix: Path, encoder: Encoder) -> tuple[int, int]:
     """
     lengths = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts]) if parts else np.empty(0, np.int32)
     if not len(lengths):
-        raise DataError(f"{prefix}: the input holds no documents.")
+        raise DataError(f"{', '.join(map(str, inputs[:3]))}: holds no documents.")
     index, tokens, record = _named(prefix, ".idx"), _named(prefix, ".bin"), record_of(prefix)
     staged = {file: file.with_name(f".{file.name}.partial") for file in (tokens, record, index)}
     try:

@@ -15,10 +15,11 @@ import numpy as np
 from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
 from mixtral_recipes.data.corpus_index import check_index
 from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.folders import by_split, files_in
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.parse import is_json_lines
-from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, is_of_split
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS
 from mixtral_recipes.data.records.text_parts import TEXT_SUFFIXES
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
@@ -114,22 +115,16 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     Raises:
         DataError: there are neither.
     """
-    inside = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    files = [p for p in inside if p.suffix == ".idx" and corpus_at(p)] or [
-        p for p in inside if suffix_of(p) in TEXT_SUFFIXES
-    ]
+    files = [p for p in files_in(folder, (".idx",)) if corpus_at(p)] or files_in(folder, TEXT_SUFFIXES)
     if not files:
         raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name)), "")
-        found.setdefault(split, []).append(file)
-    if "" in found and len(found) == 1:
+    found = by_split(folder, files)
+    if list(found) == [""]:
         return {"train": files}
     if "train" not in found:
-        raise DataError(f"{folder}: no file of a training split ({' or '.join(SPLITS['train'])}) among {len(files)}.")
-    return {name: found[name] for name in SPLITS if name in found}
+        names = ", ".join(file.name for file in files[:5])
+        raise DataError(f"{folder}: no file of a training split ({' or '.join(SPLITS['train'])}); found {names}.")
+    return {name: some for name, some in found.items() if name}
 
 
 def _tokenized_files(

@@ -3,14 +3,15 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
 from mixtral_recipes.data.records.files import suffix_of
-from mixtral_recipes.data.records.forms import Form, form_of, pair_names
+from mixtral_recipes.data.records.folders import told_apart
+from mixtral_recipes.data.records.forms import Form, column_of_turns, form_of, pair_names
 from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.parse import SUFFIXES
 from mixtral_recipes.data.records.record import Record
@@ -24,7 +25,7 @@ _SHARE = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
 _PREFERENCE = (
     "preference pairs (an answer that was chosen and one that was rejected, or answers with a label); learning from "
     "them takes a preference loss (DPO, KTO), which these recipes do not have. To fine-tune on the chosen answers, "
-    "write them to a file with `messages`, or with `input` and `output`."
+    "write them to a file with `messages`, or with `input` and `output`, and nothing of the others."
 )
 
 
@@ -38,7 +39,7 @@ class Recognized:
         description: One line for the user.
         kind: ``squad``, ``chat``, ``pairs``, ``text`` or ``corpus``.
         source: Its splits, where it is made of records.
-        files: Its files, where it is plain text.
+        files: Its files by split, where it is plain text.
     """
 
     module_class: type
@@ -46,7 +47,7 @@ class Recognized:
     description: str
     kind: str
     source: Source | None = field(default=None, repr=False)
-    files: Sequence[Path] = field(default=(), repr=False)
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict, repr=False)
 
     def module(self, **settings: Any) -> Any:
         """Its data module, with further settings."""
@@ -71,7 +72,7 @@ def recognize(spec: str | Path) -> Recognized:
     if corpus_at(path) is not None:
         return _pretraining(spec, "an indexed corpus (.bin and .idx)", "corpus", None)
     if path.is_file() and suffix_of(path) in PLAIN_TEXT:
-        return _pretraining(spec, "plain text, documents between blank lines", "text", None, [path])
+        return _pretraining(spec, "plain text, documents between blank lines", "text", None, {"train": [path]})
     return _in_folder(spec, path) if path.is_dir() else _by_records(spec, open_source(spec))
 
 
@@ -105,7 +106,7 @@ def _in_folder(spec: str | Path, folder: Path) -> Recognized:
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
     if all(suffix_of(file) in PLAIN_TEXT for file in every):
-        return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None, every)
+        return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None, files)
     try:
         return _by_records(spec, open_source(spec))
     except DataError:
@@ -127,10 +128,16 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
         raise errors[0] if errors else DataError(f"{spec}: no records.")
     root = _stable(spec)
     size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
+    if unread := told_apart(source.unread):
+        size += f" (not read, as of no split: {unread})"
     # A few records of another form, or bad ones, change nothing.
     form, count = Counter(map(form_of, records)).most_common(1)[0]
+    renamed: str | None = None
     if form is None or 2 * count < len(records):
-        raise DataError(f"{spec}: {_unknown(records)}")
+        renamed = column_of_turns(records)
+        if renamed is None:
+            raise DataError(f"{spec}: {_unknown(records)}")
+        form = Form.messages
     if form is Form.preference:
         raise DataError(f"{spec}: {_PREFERENCE}")
     if form is Form.squad:
@@ -155,8 +162,9 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     from mixtral_recipes.data.modules.chat import ChatDataModule
 
     learned = "the completion only" if form is Form.prompt_completion else "all of the assistant's turns"
-    told = f"{spec}: conversations ({form}), {size}, loss on {learned} (data.learn)"
-    return Recognized(ChatDataModule, {"dataset_root": root}, told, "chat", source)
+    told = f"{spec}: conversations ({renamed or form}), {size}, loss on {learned} (data.learn)"
+    kwargs = {"dataset_root": root} | ({"columns": {"messages": renamed}} if renamed else {})
+    return Recognized(ChatDataModule, kwargs, told, "chat", source)
 
 
 def _unknown(records: list[dict[str, Any]]) -> str:
@@ -172,13 +180,17 @@ def _unknown(records: list[dict[str, Any]]) -> str:
 
 
 def _pretraining(
-    spec: str | Path, what: str, kind: str, source: Source | None, files: Sequence[Path] = ()
+    spec: str | Path,
+    what: str,
+    kind: str,
+    source: Source | None,
+    files: Mapping[str, Sequence[Path]] | None = None,
 ) -> Recognized:
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 
     on_hub = source is not None and bool(source.hub) and not str(spec).startswith(HUB)
     kwargs = {"paths": [f"{HUB}{spec}" if on_hub else _stable(spec)], "split": "95,5,0"}
-    return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source, files)
+    return Recognized(PreTrainingDataModule, kwargs, f"{spec}: {what}", kind, source, files or {})
 
 
 def _stable(spec: str | Path) -> str:

@@ -152,28 +152,46 @@ def _begins(tokens: list[int], at: int, inner: Any) -> bool:
 
 
 @EXAMPLES
-@given(messages=conversations())
-def test_mask_is_transformers_assistant_mask(tokenizer: Any, messages: list[Message]) -> None:
-    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    for message in messages:  # spelled out, they are tokens to transformers and text to us
-        for token in control:
-            message["content"] = message["content"].replace(token, "x")
+@given(data=st.data())
+def test_mask_is_transformers_assistant_mask(tokenizer: Any, name: str, data: st.DataObject) -> None:
+    """Of transformers' mask, which is of all the assistant's turns, those of weight 0 are taken out turn by turn."""
+    text = json.dumps(data.draw(weighted(calls="22b" in name)))
+    for token in tokenizer.added_tokens_decoder.values():  # spelled out, they are tokens to transformers and text to us
+        text = text.replace(token.content, "x")
+    talk = conversation(Record(json.loads(text), "x:1"))
     expected = tokenizer.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+        talk.messages,
+        tools=talk.tools or None,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenize=True,
     )
-    encoded = ChatEncoder(tokenizer).encode(messages)
+    encoded = ChatEncoder(tokenizer).encode(talk)
     assert encoded.tokens == expected["input_ids"]
-    assert encoded.learned == [bool(x) for x in expected["assistant_masks"]]
+    weights = iter(
+        [w for message, w in zip(talk.messages, talk.learned, strict=True) if message["role"] == "assistant"]
+    )
+    mask: list[bool] = []
+    weight: Any = False
+    for of_assistant, follows in zip(expected["assistant_masks"], [0, *expected["assistant_masks"]], strict=False):
+        if of_assistant and not follows:
+            weight = next(weights)
+        mask.append(bool(of_assistant and weight))
+    assert encoded.learned == mask
 
 
 @EXAMPLES
-@given(messages=conversations())
-def test_mask_is_the_same_without_marks_in_the_template(tokenizer: Any, messages: list[Message]) -> None:
+@given(data=st.data())
+def test_mask_is_the_same_without_marks_in_the_template(tokenizer: Any, name: str, data: st.DataObject) -> None:
+    """Tool calls are found where the template puts tools and the system prompt at the last message of the user."""
     marked = ChatEncoder(tokenizer)
     bare = marked.template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    for message in messages:  # the space a template puts before an answer belongs to the answer's first word
-        message["content"] = message["content"].strip()
-    assert ChatEncoder(tokenizer, bare).encode(messages) == marked.encode(messages)
+    record = data.draw(weighted(calls="22b" in name))
+    for message in record["messages"]:  # the space a template puts before an answer belongs to the answer's first word
+        if "content" in message:
+            message["content"] = message["content"].strip()
+    talk = conversation(Record(record, "x:1"))
+    assert ChatEncoder(tokenizer, bare).encode(talk) == marked.encode(talk)
 
 
 @EXAMPLES

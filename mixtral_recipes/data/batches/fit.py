@@ -181,4 +181,6 @@ class Tally:
         for why, count in self.left_alone.items():
             yield f"{count:,} answer(s) not learned: {why}"
         if self.unused:
-            yield "not used: " + ", ".join(f"{name} ({count:,})" for name, count in sorted(self.unused.items()))
+            yield "not used: " + ", ".join(
+                f"{name or 'a column without a name'} ({count:,})" for name, count in sorted(self.unused.items())
+            )

@@ -16,7 +16,7 @@ from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
 from mixtral_recipes.data.cache import prepared
 
-_FORMAT = 2  # raise when the same records would give other samples
+_FORMAT = 3  # raise when the same records would give other samples
 
 
 class SampleStore:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixtral_recipes.data.batches.fit import Encoded, Fitted, Tally
+from mixtral_recipes.data.corpus import Encoder
 from mixtral_recipes.data.modules.pipeline import Example, Outcome, RecordPipeline, count_fields
 from mixtral_recipes.data.recognise import Recognized
 from mixtral_recipes.data.records.pairs import text_of
@@ -142,6 +143,8 @@ def check(
         report.lengths[split] = np.frombuffer(sizes, np.int32) if len(sizes) else np.empty(0, np.int32)
         if not report.tallies[split].records:
             report.add("error", "no usable record", f"{split} split")
+        elif split == "train" and not report.tallies[split].samples:
+            report.add("error", "nothing to learn", f"{split} split", "all of its records are left out")
     seen.report(report)
     return report
 
@@ -185,9 +188,9 @@ class _Documents:
 
     def __init__(self, recognized: Recognized, tokenizer: Any, report: Report) -> None:
         self.recognized = recognized
-        self.tokenizer = tokenizer
+        self.encoder = Encoder.of(tokenizer) if tokenizer is not None else None
         self.report = report
-        self.splits = recognized.source.splits if recognized.source else ["train"]
+        self.splits = recognized.source.splits if recognized.source else list(recognized.files)
 
     def items(self, split: str) -> Iterator[Item]:
         """The documents of a split."""
@@ -198,12 +201,13 @@ class _Documents:
                 encoded = Encoded(tokens, [True] * len(tokens), turns=(0,))
                 fitted = Fitted(encoded, turns=1) if text.strip() else Fitted(None, why="empty")
                 tally.add(encoded, fitted)
+                tally.learned += fitted.sample is not None  # its first token too: another document stands before it
                 yield Item([], [text], where, len(tokens), fitted)
 
     def _texts(self, split: str) -> Iterator[tuple[str, str]]:
         source = self.recognized.source
         if source is None:
-            for path in self.recognized.files:
+            for path in self.recognized.files[split]:
                 for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0), self.report.bad)):
                     yield text, f"{path}:[{number}]"
             return
@@ -214,9 +218,11 @@ class _Documents:
                 self.report.bad(error)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        if self.tokenizer is None:
+        """The tokens of each, with those that a corpus has around it."""
+        if self.encoder is None:
             return [[0] * len(text) for text in texts]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens, lengths = self.encoder(texts)
+        return [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])]
 
 
 @dataclass(frozen=True)

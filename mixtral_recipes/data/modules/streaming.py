@@ -30,7 +30,7 @@ WINDOW = 4096  # records
 WINDOW_CHARACTERS = 16 << 20  # or fewer records, once their texts are so long
 VALIDATION_ROWS = 8192
 VALIDATION_TOKENS = 1 << 23  # or fewer rows, once they hold so many
-_FORMAT = 1  # raise when the same records would give other packs
+_FORMAT = 2  # raise when the same records would give other packs
 
 
 class InMemory:

@@ -43,7 +43,8 @@ class ChatEncoder:
 
     A template that marks what the assistant says (``{% generation %}``) is trusted. With any other the conversation is
     rendered a second time with marks around each message's text: what lies between an assistant's marks is learned, and
-    what the template puts after an answer (the end of the turn).
+    what the template puts after an answer (the end of the turn). Of a turn that calls tools all is learned that it adds
+    to the conversation before it.
 
     A control token spelled out inside a message, a tool or a call is encoded as the text it is.
     """
@@ -112,6 +113,10 @@ class ChatEncoder:
         if len(answers) == len(numbers):
             marked = {n: (moved(a), moved(b)) for n, (a, b) in zip(numbers, answers, strict=True)}
         wanted = [number for number, learned in enumerate(talk.learned) if learned]
+        for number in wanted:
+            if number not in marked and "tool_calls" in talk.messages[number]:
+                first, last = self._calls_span(replaced, text, number, where)
+                marked[number] = (moved(first), moved(last))
         if all(talk.learned[number] is True and number in marked for number in wanted):
             turns = [[marked[number]] for number in wanted]
         else:
@@ -130,11 +135,6 @@ class ChatEncoder:
                     "8x7B's, know none); use --chat-template mistral-v3 with Mixtral 8x22B's tokenizer, or leave them "
                     "out with data.columns={'tools': None}."
                 )
-        if called and not self._marks_answers:
-            raise DataError(
-                f"{where}: has tool calls, and this chat template does not mark what the assistant says; mark it with "
-                "{% generation %}, or use --chat-template mistral-v3."
-            )
 
     def _with_placeholders(self, talk: Conversation) -> tuple[Conversation, list[str]]:
         """The conversation with each control token that is spelled out replaced by its number."""
@@ -189,6 +189,34 @@ class ChatEncoder:
                 "mark it in the template with {% generation %}."
             )
         return spans
+
+    def _calls_span(self, talk: Conversation, text: str, number: int, where: object) -> Span:
+        """Where a turn that calls tools is in the rendered conversation: what it adds to the conversation before it.
+
+        It is looked for behind the message before it, since what stands further ahead (tools, a system prompt) may
+        move as a conversation grows.
+        """
+        before = talk.messages[:number]
+        prompt, _ = self._apply(before, where, talk.tools, prompt=True)
+        grown, _ = self._apply(talk.messages[: number + 1], where, talk.tools)
+        added = grown[len(prompt) :].rstrip() if grown.startswith(prompt) else ""
+        if all(call["function"]["name"] in added for call in talk.messages[number]["tool_calls"]):
+            earlier, _ = self._apply(before, where, talk.tools)
+            ends = [
+                self._message_spans(some, whole, where).get(number - 1, (0, 0))[1]
+                for some, whole in (
+                    (Conversation(before, [False] * number, talk.tools), earlier),
+                    (Conversation(talk.messages, [False] * len(talk.messages), talk.tools), text),
+                )
+            ]
+            behind = prompt[ends[0] :] + added
+            if all(ends) and prompt[: ends[0]] == earlier[: ends[0]] and text.startswith(behind, ends[1]):
+                end = ends[1] + len(behind)
+                return end - len(added), end
+        raise DataError(
+            f"{where}: has tool calls, and of this chat template it cannot be told where they begin and end; mark what "
+            "the assistant says with {% generation %}, or use --chat-template mistral-v3."
+        )
 
     def _turn(self, text: str, talk: Conversation, number: int, span: Span | None, marked: Span | None) -> list[Span]:
         """The learned stretches of one turn."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixtral_recipes.data.records.forms import Form, form_of, pair_names
+from mixtral_recipes.data.records.forms import Form, form_of, holds_turns, is_preference, pair_names
 from mixtral_recipes.data.records.learning import FIELDS, Learned, said, stretches
 from mixtral_recipes.data.records.pairs import text_of
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.record import Record, is_filled
 from mixtral_recipes.data.records.tools import calls_of, identify, result_of, tools_of
 from mixtral_recipes.errors import DataError
 
@@ -36,9 +36,9 @@ ROLES = {
     "tool_call": "assistant",
 }
 _CALLS = ("function_call", "tool_call")  # sharegpt's roles of a turn that is a call
-# What a turn may hold that is read; everything else is named.
-_READ = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *FIELDS)
+_SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
+_TEXT_PARTS = ("text", "input_text", "output_text")  # OpenAI's kinds of them
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,14 @@ class _Turn:
     text: str
     at: str
     calls: list[dict[str, Any]] = field(default_factory=list)
-    rest: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    read: tuple[str, ...] = ()  # those of them that were
     completion: bool = False
+
+    @property
+    def unused(self) -> Iterator[str]:
+        """Names of the fields that say nothing here."""
+        return (name for name, value in self.fields.items() if name not in (*self.read, *FIELDS) and is_filled(value))
 
 
 def conversation(
@@ -92,8 +98,9 @@ def conversation(
 
     It reads ``messages`` (``role``, ``content``), sharegpt's ``conversations`` (``from``, ``value``), alpaca's
     ``instruction``, ``input``, ``output`` and Dolly's ``context`` and ``response``, TRL's ``prompt`` and
-    ``completion`` lists, and pairs of texts, each with ``system`` and ``tools`` beside it. Neighbours of one role are
-    joined by a blank line, as mistral-common joins them, where both are learned or neither is.
+    ``completion`` (either may be a list of turns), and pairs of texts, each with ``system`` and ``tools`` beside it.
+    Neighbours of one role are joined by a blank line, as mistral-common joins them, where both are learned or neither
+    is.
 
     Args:
         record: The record.
@@ -105,17 +112,18 @@ def conversation(
     """
     where = record.where
     value, names = _renamed(record.value, columns or {})
+    if not columns and is_preference(value):
+        raise DataError(f"{where}: is a preference pair, or an answer with a label, and not to be learned as it is.")
     turns, used = _turns_of(value, names, where)
-    system = value.get("system") or value.get("system_prompt")
-    if system is not None:
-        turns.insert(0, _Turn("system", text_of(system, names["system"], where, empty=True), names["system"]))
-    tools_name = next((name for name in _TOOLS if value.get(name)), "tools")
+    system_name, tools_name = (_first_filled(value, some) for some in (_SYSTEM, _TOOLS))
+    if is_filled(system := value.get(system_name)):
+        name = names[system_name]
+        turns.insert(0, _Turn("system", text_of(_joined_parts(system, name, where), name, where), name))
     tools = tools_of(value.get(tools_name), names[tools_name], where)
-    used |= {"system", "system_prompt", tools_name, *FIELDS}
-    unused = Counter(names[name] for name, found in value.items() if name not in used and found is not None)
+    used |= {system_name, tools_name, *FIELDS}
+    unused = Counter(names[name] for name, found in value.items() if name not in used and is_filled(found))
     for turn in turns:
-        rest = (key for key, found in turn.rest.items() if key not in _READ and found is not None)
-        unused.update(f"{key!r} of a turn" for key in rest)
+        unused.update(f"{name!r} of a turn" for name in turn.unused)
     learned, left_alone = _what_is_learned(turns, learn, where)
     if said(value, "", where) is False:
         learned, left_alone = [False] * len(turns), Counter({"its record says so": sum(map(bool, learned))})
@@ -125,10 +133,14 @@ def conversation(
     return Conversation(messages, learned, tools, left_alone, unused)
 
 
+def _first_filled(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    return next((name for name in names if is_filled(fields.get(name))), names[0])
+
+
 def _renamed(value: Mapping[str, Any], columns: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
     """The record under the names used here, and the record's own name for each."""
     taken = {theirs: ours for ours, theirs in columns.items()}
-    found, names = {}, {name: name for name in ("system", *_TOOLS)}
+    found, names = {}, {name: name for name in (*_SYSTEM, *_TOOLS)}
     for name, content in value.items():
         ours = taken.get(name, name)
         if name in columns and name not in taken:
@@ -144,16 +156,17 @@ def _turns_of(value: dict[str, Any], names: dict[str, str], where: str) -> tuple
         name = "messages" if form is Form.messages else "conversations"
         return list(_turns(value[name], names[name], where)), {name}
     if form is Form.prompt_completion:
-        prompt = list(_turns(value["prompt"], names["prompt"], where))
-        completion = list(_turns(value["completion"], names["completion"], where, role="assistant"))
+        first, second = pair_names(value) or ("prompt", "completion")
+        prompt = list(_turns(value[first], names[first], where, role="user"))
+        completion = list(_turns(value[second], names[second], where, role="assistant"))
         for turn in completion:
             turn.completion = True
-        return prompt + completion, {"prompt", "completion"}
+        return prompt + completion, {first, second}
     if form in (Form.alpaca, Form.dolly):
         return _alpaca(value, names, where, ("input", "output") if form is Form.alpaca else ("context", "response"))
     pair = pair_names(value)
     if pair is None:
-        there = ", ".join(names.get(name, name) for name in value) or "nothing"
+        there = ", ".join(names.get(name, name) for name, found in value.items() if found is not None) or "nothing"
         raise DataError(f"{where}: no conversation: needs 'messages', 'conversations' or 'instruction', has {there}.")
     prompt, answer = pair
     return [
@@ -182,14 +195,20 @@ def _alpaca(
 
 
 def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Iterator[_Turn]:
-    """The turns of a list, of JSON text of one (as tables hold it), or, with a role, of a plain text."""
-    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
+    """The turns of a list, of JSON text of one or of columns (as tables hold it); with a role, also of a text."""
+    if role is not None and isinstance(turns, str) and not holds_turns(turns):
+        turns = [{"role": role, "content": turns}]
+    elif isinstance(turns, str) and turns.lstrip()[:1] in ("[", "{"):
         try:
             turns = json.loads(turns)
         except ValueError as error:
             raise DataError(f"{where}: {name!r} is text that is not JSON ({error}).") from error
-    elif isinstance(turns, str) and role is not None:
-        turns = [{"role": role, "content": turns}]
+    if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
+        lengths = {len(column) for column in turns.values()}
+        if len(lengths) == 1:  # a sequence of structs, as some tables hold it
+            turns = [dict(zip(turns, row, strict=True)) for row in zip(*turns.values(), strict=True)]
+    elif role is not None and isinstance(turns, dict):
+        turns = [turns]
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"{where}: {name!r} must be a list of messages, and is {'empty' if turns == [] else 'not one'}."
@@ -206,29 +225,37 @@ def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Ite
 
 
 def _turn(turn: dict[str, Any], role_name: str, at: str, where: str) -> _Turn:
-    text_name = "value" if "value" in turn and "content" not in turn else "content"
+    text_name = "value" if "value" in turn and not is_filled(turn.get("content")) else "content"
     role, text = ROLES[role_name], turn.get(text_name)
-    if isinstance(text, list) and all(isinstance(part, dict) and "type" in part for part in text):  # OpenAI's parts
-        text = _joined_parts(text, at, where)
+    read = ("role" if "role" in turn else "from", text_name)
     if role_name in _CALLS:
-        return _Turn(role, "", at, calls_of(text, at, where), turn)
+        return _Turn(role, "", at, calls_of(text, at, where), turn, read)
+    text = _joined_parts(text, at, where)
     if role == "tool":
         if text is not None and not isinstance(text, str):
             text = json.dumps(text, ensure_ascii=False)
-        known = {key: value for key, value in turn.items() if key != "name"}
-        return _Turn(role, text_of(text or "", f"{at}.{text_name}", where, empty=True), at, rest=known)
-    called = turn.get("tool_calls") or turn.get("function_call")
-    calls = calls_of(called, f"{at}.tool_calls", where) if called else []
-    if calls and text is None:
-        text = ""
+        text = text_of(text or "", f"{at}.{text_name}", where, empty=True)
+        return _Turn(role, text, at, [], turn, (*read, "tool_call_id", "name"))
+    calls_name = _first_filled(turn, ("tool_calls", "function_call"))
+    called = turn.get(calls_name)
+    if is_filled(called) and role != "assistant":
+        raise DataError(f"{where}: {at} is the {role}'s and holds tool calls; only the assistant calls tools.")
+    calls = calls_of(called, f"{at}.{calls_name}", where) if is_filled(called) else []
     empty = role == "system" or bool(calls)
-    return _Turn(role, text_of(text, f"{at}.{text_name}", where, empty=empty), at, calls, turn)
+    text = text_of("" if empty and text is None else text, f"{at}.{text_name}", where, empty=empty)
+    return _Turn(role, text, at, calls, turn, (*read, calls_name))
 
 
-def _joined_parts(parts: list[Any], at: str, where: str) -> str:
+def _joined_parts(parts: Any, at: str, where: str) -> Any:
+    """OpenAI's parts of a content as one text; anything else as it is."""
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        return parts
+    if not all("type" in part or "text" in part for part in parts):
+        return parts
     for part in parts:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise DataError(f"{where}: {at} holds something else than text.")
+        kind = part.get("type") or "text"
+        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise DataError(f"{where}: {at} holds a part of type {kind!r}, and only text can be learned from.")
     return "".join(part["text"] for part in parts)
 
 
@@ -245,9 +272,9 @@ def _what_is_learned(turns: list[_Turn], learn: str | None, where: str) -> tuple
     left_alone: Counter[str] = Counter()
     for number, turn in enumerate(turns):
         at = f"{turn.at}: "
-        answer = said(turn.rest, at, where)
+        answer = said(turn.fields, at, where)
         wanted: Learned = answer if answer is not None else number in chosen
-        details = turn.rest.get("train_detail")
+        details = turn.fields.get("train_detail")
         if details is not None and answer is not False:
             wanted = stretches(details, len(turn.text), at, where)
         learned.append(wanted)
@@ -274,7 +301,7 @@ def _joined(turns: Iterable[_Turn], learned: Iterable[Learned]) -> tuple[list[Me
             if turn.calls:
                 message["tool_calls"] = turn.calls
             if turn.role == "tool":
-                message |= {"result": result_of(turn.text), "tool_call_id": turn.rest.get("tool_call_id") or ""}
+                message |= {"result": result_of(turn.text), "tool_call_id": turn.fields.get("tool_call_id") or ""}
             messages.append(message)
             kept.append(wanted)
     return messages, kept

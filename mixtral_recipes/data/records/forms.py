@@ -1,8 +1,12 @@
 """The forms records come in, told by the fields one record has."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
+
+from mixtral_recipes.data.records.learning import yes_or_no
 
 # Names people give to prompts and answers, most telling first.
 PAIR_COLUMNS = (
@@ -17,6 +21,11 @@ PAIR_COLUMNS = (
     ("query", "answer"),
     ("source", "target"),
 )
+
+# What people call the answer that lost, and answers of which one is to win.
+_LOST = re.compile(r"(rejected|reject|dispreferred|non_preferred)(_\w+)?", re.IGNORECASE)
+_RIVAL = re.compile(r"(response|output|answer|completion|conversation)_?(0|1|2|a|b|j|k)", re.IGNORECASE)
+_VERDICTS = ("label", "kto_tag")
 
 
 class Form(StrEnum):
@@ -36,11 +45,11 @@ class Form(StrEnum):
 def form_of(record: Mapping[str, Any]) -> Form | None:
     """A record's form; None where its fields are of no known one. A field that is null counts as absent."""
     there = {name for name, value in record.items() if value is not None}
-    if {"context", "question", "answers"} <= there or "paragraphs" in there:
+    if {"context", "question"} <= there and ("answers" in there or yes_or_no(record.get("is_impossible"))):
         return Form.squad
-    if {"chosen", "rejected"} <= there or {"response_0", "response_1"} <= there:
-        return Form.preference
-    if {"prompt", "completion", "label"} <= there and isinstance(record["label"], bool):
+    if "paragraphs" in there:
+        return Form.squad
+    if is_preference(record):
         return Form.preference
     if "messages" in there:
         return Form.messages
@@ -50,13 +59,47 @@ def form_of(record: Mapping[str, Any]) -> Form | None:
         return Form.alpaca
     if {"instruction", "context", "response"} <= there:
         return Form.dolly
-    if {"prompt", "completion"} <= there and isinstance(record["prompt"], list):
-        return Form.prompt_completion
-    if pair_names(record):
-        return Form.pairs
+    pair = pair_names(record)
+    if pair:
+        return Form.prompt_completion if any(holds_turns(record[name]) for name in pair) else Form.pairs
     if isinstance(record.get("text"), str):
         return Form.text
-    return None
+    stems = [match[1].lower() for name in there if (match := _RIVAL.fullmatch(str(name)))]
+    return Form.preference if len(set(stems)) < len(stems) else None
+
+
+def is_preference(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds an answer that lost, or says of its answer whether it is a good one."""
+    if any(_LOST.fullmatch(str(name)) and value is not None for name, value in record.items()):
+        return True
+    if {"prompt", "completion"} <= record.keys() and yes_or_no(record.get("label")) is not None:
+        return True
+    judged = any(isinstance(record.get(name), bool) for name in _VERDICTS)
+    return judged and ("messages" in record or "conversations" in record or pair_names(record) is not None)
+
+
+def holds_turns(value: Any) -> bool:
+    """Whether a field holds turns of a conversation: a list of them, one, or JSON text of either."""
+    if isinstance(value, str):
+        if value.lstrip()[:1] not in ("[", "{") or not ('"role"' in value or '"from"' in value):
+            return False
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    if isinstance(value, Mapping):
+        value = [value]
+    return (
+        isinstance(value, Sequence)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
+    )
+
+
+def column_of_turns(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The only field that holds conversations, whatever its name; None where there is none, or there are several."""
+    found = {str(name) for record in records for name, value in record.items() if holds_turns(value)}
+    return found.pop() if len(found) == 1 else None
 
 
 def pair_names(record: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -35,7 +35,12 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}).") from error
     except ValueError as error:
-        raise DataError(f"{where}: {error}.") from error
+        raise DataError(f"{where}: {_in_json_words(error)}.") from error
+
+
+def _in_json_words(error: ValueError) -> str:
+    """Python's limit of digits, without what it advises programmers to do."""
+    return str(error).partition("; use sys.")[0]
 
 
 def object_of(value: Any, where: str) -> dict[str, Any]:
@@ -159,7 +164,7 @@ class _Cursor:
             except RecursionError as error:
                 raise DataError(f"{where}: nested too deeply.") from error
             except ValueError as error:
-                raise DataError(f"{where}: {error}.") from error
+                raise DataError(f"{where}: {_in_json_words(error)}.") from error
             if isinstance(value, int | float) and not self._text[end:].lstrip(_IN_NUMBERS) and self._more():
                 continue  # perhaps half a number
             text = self._text[self._position : end]
@@ -208,7 +213,7 @@ class _Cursor:
 
 def may_hold(name: str) -> bool:
     """Whether a list of that name in an object would hold the records."""
-    return name in HOLDERS or name.lower() in SPLIT_NAMES
+    return name.lower() in HOLDERS or name.lower() in SPLIT_NAMES
 
 
 def _records(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:

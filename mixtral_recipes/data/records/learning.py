@@ -7,6 +7,7 @@ mistral-finetune) and `mask` only take an assistant's turn out.
 from collections.abc import Mapping
 from typing import Any
 
+from mixtral_recipes.data.records.record import is_filled
 from mixtral_recipes.errors import DataError, nearest
 
 Span = tuple[int, int]
@@ -33,6 +34,16 @@ def check_learn(learn: str | None) -> None:
         raise DataError(f"data.learn={learn!r} is not known; use {', '.join(LEARN)}.{nearest(learn, tuple(LEARN))}")
 
 
+_WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # as tables write them
+
+
+def yes_or_no(value: Any) -> bool | None:
+    """What true, false, 0, 1, or a table's text of one of them says; None where it is something else."""
+    if isinstance(value, str):
+        return _WORDS.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
 def said(fields: Mapping[str, Any], at: str, where: object) -> bool | None:
     """What a turn's or record's fields say about learning it: True, False, or None where they say nothing.
 
@@ -44,11 +55,12 @@ def said(fields: Mapping[str, Any], at: str, where: object) -> bool | None:
     answers: dict[str, bool] = {}
     for name in (*DECIDING, *EXCLUDING):
         value = fields.get(name)
-        if value is None:
+        if not is_filled(value):
             continue
-        if value not in (0, 1) or not isinstance(value, bool | int | float):
+        answer = yes_or_no(value)
+        if answer is None:
             raise DataError(f"{where}: {at}{name!r} is {value!r}; it must be 0 or 1, true or false.")
-        answers[name] = bool(value) != (name == "mask")
+        answers[name] = answer != (name == "mask")
     if len(set(answers.values())) > 1:
         told = ", ".join(f"{name}={fields[name]!r}" for name in answers)
         raise DataError(f"{where}: {at}says both that it is learned and that it is not ({told}).")

@@ -9,9 +9,11 @@ from typing import Any
 from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.folders import are_one_set, by_split, files_in
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.parse import SUFFIXES, read_records
-from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record, is_of_split
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
+from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -29,6 +31,7 @@ class Source:
         hub: Splits of a Hub data set, as `datasets` gave them.
         names_inside: The splits' own names, where one JSON file holds several.
         streaming: Whether it is read as it comes, and never all of it before a run starts.
+        unread: Data files of its folder that are of no split.
     """
 
     spec: str
@@ -36,6 +39,7 @@ class Source:
     hub: dict[str, Any] = field(default_factory=dict)
     names_inside: dict[str, str] = field(default_factory=dict)
     streaming: bool = False
+    unread: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for path in (path for paths in self.files.values() for path in paths):
@@ -101,7 +105,7 @@ def check_place(spec: str | Path | None) -> Source | None:
     if path is not None and path.is_file():
         return _file_splits(str(spec), path)
     if path is not None and path.is_dir():
-        return Source(str(spec), _folder_splits(path))
+        return _folder_splits(str(spec), path)
     named = _HUB_ID.fullmatch(str(spec))
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
@@ -120,23 +124,19 @@ def _file_splits(spec: str, path: Path) -> Source:
     return Source(spec, {name: [path] for name in inside}, names_inside=inside)
 
 
-def _folder_splits(folder: Path) -> dict[str, list[Path]]:
-    """``train.jsonl``, ``train-00000-of-00002.parquet``, ``train/*.parquet``, in the folder or its ``data/``."""
-    found: dict[str, list[Path]] = {}
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and suffix_of(p) in SUFFIXES]
-    files = [p for p in files if len(p.relative_to(folder).parts) <= 3 and not p.name.startswith(".")]
-    for name in SPLITS:
-        named = [path for path in files if is_of_split(path.relative_to(folder), name)]
-        if named:
-            found[name] = named
-    if "train" not in found and len(files) == 1:
-        return {"train": files}
+def _folder_splits(spec: str, folder: Path) -> Source:
+    """``train.jsonl``, ``train-00000-of-00002.parquet``, ``train/*.parquet``; or a single set, whatever its name."""
+    found = by_split(folder, files_in(folder, SUFFIXES))
+    unnamed = found.pop("", [])
+    if "train" not in found and not found and are_one_set(unnamed):
+        found, unnamed = {"train": unnamed}, []
     if "train" not in found:
+        files = [file for some in (*found.values(), unnamed) for file in some]
         what = f"found {', '.join(p.name for p in files[:5])}" if files else f"no file ends in {', '.join(SUFFIXES)}"
         raise DataError(
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
-    return found
+    return Source(spec, found, unread=(*unnamed, *files_in(folder, PLAIN_TEXT)))
 
 
 def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> dict[str, Any]:

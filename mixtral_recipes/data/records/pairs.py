@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mixtral_recipes.data.batches.fit import Encoded
 from mixtral_recipes.data.records.learning import FIELDS, said
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.record import Record, is_filled
 from mixtral_recipes.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -90,7 +90,7 @@ class PairTemplate:
         prompt = before.rstrip()
         filled = _FIELD.sub(lambda match: texts[match[1]], prompt)
         read = {self.columns.get(name, name) for name in texts}
-        unused = tuple(name for name, found in value.items() if name not in read and found is not None)
+        unused = tuple(name for name, found in value.items() if name not in read and is_filled(found))
         unused = tuple(name for name in unused if name not in FIELDS)
         left_out = "its record says so" if said(value, "", where) is False else ""
         return Pair(filled, before[len(prompt) :] + texts[self.answer], left_out, unused)

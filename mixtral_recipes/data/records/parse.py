@@ -148,12 +148,20 @@ def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterat
     number = 0
     try:
         for batch in batches():
+            if not number:
+                _refuse_twice(path, batch.schema.names)
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 for value in batch.slice(start, _ROWS_AT_ONCE).to_pylist(maps_as_pydicts="lossy"):
                     number += 1
                     yield Record(value, f"{path}: row {number}")
     except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a time before all years
         raise DataError(f"{path}: not a readable {kind} ({error}).") from error
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the column {twice!r} stands there twice; give one of them another name.")
 
 
 def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
@@ -177,6 +185,7 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
                 return
             if names is None:
                 names = row
+                _refuse_twice(path, names)
             elif len(row) == len(names):
                 yield Record(dict(zip(names, row, strict=True)), where)
             elif row:

@@ -26,6 +26,11 @@ def is_of_split(path: Path, split: str) -> bool:
     return in_folder or _IN_NAMES[split].fullmatch(path.name) is not None
 
 
+def is_filled(value: Any) -> bool:
+    """Whether a field says anything: null and what is empty are how tables write that it is not there."""
+    return value is not None and value not in ("", [], {})
+
+
 class Record(NamedTuple):
     """A record and its place.
 

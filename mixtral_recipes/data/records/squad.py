@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.records.learning import yes_or_no
 from mixtral_recipes.data.records.pairs import text_of
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.record import Record, is_filled
 from mixtral_recipes.errors import DataError
 
 _READ = {"id", "context", "question", "answers", "is_impossible", "plausible_answers", "title", "paragraphs", "qas"}
@@ -93,25 +94,28 @@ def _question(record: Any, where: object) -> Question:
     for name in ("context", "question"):
         text_of(record.get(name), name, where)
     answers = _answers(record, where)
-    unused = tuple(name for name, found in record.items() if name not in _READ and found is not None)
+    unused = tuple(name for name, found in record.items() if name not in _READ and is_filled(found))
     return Question(str(record.get("id", where)), record["context"], record["question"], answers, unused)
 
 
 def _answers(record: dict[str, Any], where: object) -> list[str]:
     """The texts of the answers: a list of objects or texts, or the Hub's columns; none where it says so."""
-    if record.get("is_impossible") is True:
+    impossible = yes_or_no(record.get("is_impossible"))
+    if impossible is None and is_filled(record.get("is_impossible")):
+        raise DataError(f"{where}: 'is_impossible' is {record['is_impossible']!r}; it must be true or false.")
+    if impossible:
         return []
     answers = record.get("answers")
-    if isinstance(answers, str):  # as tables hold it
+    if isinstance(answers, str) and answers.lstrip()[:1] in ("[", "{"):  # as tables hold it
         try:
             answers = json.loads(answers)
-        except ValueError:
-            answers = [answers]
+        except ValueError as error:
+            raise DataError(f"{where}: 'answers' is text that is not JSON ({error}).") from error
     texts = answers.get("text") if isinstance(answers, dict) else answers
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, list):
         raise DataError(f"{where}: 'answers' must hold a list of texts, empty where there is no answer.")
-    if not texts and record.get("is_impossible") is False:
+    if not texts and impossible is False:
         raise DataError(f"{where}: 'answers' must hold at least one text, or is_impossible be true.")
     return [text_of(text.get("text") if isinstance(text, dict) else text, "answers", where) for text in texts]

@@ -9,6 +9,7 @@ import pytest
 from mixtral_recipes.data import recognize
 from mixtral_recipes.data.check.check import Report, check
 from mixtral_recipes.data.check.histogram import bars, save_png
+from mixtral_recipes.data.corpus import Encoder, prepare_corpus
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.errors import DataError
 
@@ -145,6 +146,26 @@ def test_columns_of_csv(tmp_path: Path) -> None:
         (f"{path}:3", "has 1 columns, and the head 2"),
         (f"{path}:6", "has 3 columns, and the head 2"),
     ]
+
+
+def test_documents_are_counted_as_a_corpus_has_them(tmp_path: Path, tokenizer: Any) -> None:
+    """By split, with the tokens around each document, and without empty ones."""
+    for name, text in (("train/a.txt", "One two.\n\nThree."), ("train/b.md", ""), ("val/c.txt", "Four")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    report = check(recognize(tmp_path), tokenizer)
+    assert list(report.tallies) == ["train", "validation"]
+    for split, tally in report.tallies.items():
+        files = sorted((tmp_path / {"train": "train", "validation": "val"}[split]).iterdir())
+        made = prepare_corpus(files, tmp_path / split, Encoder.of(tokenizer))
+        assert (tally.samples, tally.tokens, tally.learned) == (made.documents, made.tokens, made.tokens)
+
+
+def test_a_set_nothing_is_learned_from_is_an_error(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(json.loads(good(n)) | {"weight": 0}) for n in range(4)))
+    report = check(recognize(tmp_path / "x.jsonl"), tokenizer)
+    assert [(f.kind, f.where) for f in report.findings if f.level == "error"] == [("nothing to learn", "train split")]
+    assert report.unusable == 0
 
 
 def test_histograms(tmp_path: Path, tokenizer: Any) -> None:

@@ -85,7 +85,10 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
         ({"messages": messages((A, "a"))}, "must start with the user, not assistant"),
         ({"messages": messages((U, "a"))}, "has no assistant message to learn"),
         ({"messages": messages((U, "a"), (S, "s"), (A, "b"))}, "a system message stands behind the first user message"),
-        ({"messages": [{"role": U, "content": [{"type": "image"}]}]}, "messages[0] holds something else than text"),
+        (
+            {"messages": [{"role": U, "content": [{"type": "image"}]}]},
+            "messages[0] holds a part of type 'image', and only text",
+        ),
         ({"instruction": "a", "output": ""}, "'output' is empty"),
         ({"text": "a"}, "no conversation: needs 'messages'"),
     ],

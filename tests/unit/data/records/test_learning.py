@@ -43,6 +43,10 @@ def learned(tokenizer: Any, talk: Any, template: str | None = None) -> list[str]
         (({"weight": 0}, {"weight": 1}), ["second</s>"]),
         (({"weight": 0.0}, {}), ["second</s>"]),
         (({"weight": None}, {}), ["first</s>", "second</s>"]),
+        (({"weight": "0"}, {"weight": "1"}), ["second</s>"]),  # as tables write them
+        (({"weight": False}, {"weight": True}), ["second</s>"]),
+        (({"train": "False"}, {"train": "true"}), ["second</s>"]),
+        (({"weight": ""}, {}), ["first</s>", "second</s>"]),
         (({"train": False}, {}), ["second</s>"]),
         (({"training": False}, {"training": True}), ["second</s>"]),
         (({"mask": True}, {"mask": False}), ["second</s>"]),

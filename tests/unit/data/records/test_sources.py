@@ -65,12 +65,49 @@ def test_records_of_a_json_list_have_lines(tmp_path: Path) -> None:
         (("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"), {"train": 2}),
         (("train/a.jsonl", "val/b.jsonl"), {"train": 1, "validation": 1}),
         (("pretraining.jsonl",), {"train": 1}),
+        (("data-00000-of-00002.jsonl", "data-00001-of-00002.jsonl", "state.json", "dataset_info.json"), {"train": 2}),
+        (("train/data-0.jsonl", "train/state.json", "dataset_dict.json"), {"train": 1}),
+        (("train.jsonl", ".ipynb_checkpoints/train.jsonl"), {"train": 1}),
+        (
+            ("snapshots/ab/data/train.jsonl", "snapshots/ab/data/validation.jsonl", "refs/x"),
+            {"train": 1, "validation": 1},
+        ),
     ],
 )
 def test_folder_splits(tmp_path: Path, names: tuple[str, ...], splits: dict[str, int]) -> None:
     for name in names:
         write_jsonl(tmp_path / name, ROWS)
     assert {split: len(paths) for split, paths in open_source(tmp_path).files.items()} == splits
+
+
+def test_files_of_no_split_are_named(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "more.jsonl"):
+        write_jsonl(tmp_path / name, ROWS)
+    for name in ("notes.txt", "README.md"):
+        (tmp_path / name).write_text("x")
+    assert "one split (not read, as of no split: more.jsonl, notes.txt)," in recognize(tmp_path).description
+
+
+def test_a_hubs_cache_is_read_at_its_current_revision(tmp_path: Path) -> None:
+    for revision in ("ab", "cd"):
+        write_jsonl(tmp_path / "snapshots" / revision / "train.jsonl", ROWS)
+    with pytest.raises(DataError, match="holds 2 revisions; give one of them"):
+        open_source(tmp_path)
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("cd")
+    assert open_source(tmp_path).files == {"train": [tmp_path / "snapshots" / "cd" / "train.jsonl"]}
+
+
+def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "x.csv").write_text("input,input,output\na,b,c\n")
+    columns = [pa.array(["a"])] * 3
+    pq.write_table(pa.Table.from_arrays(columns, names=["input", "input", "output"]), tmp_path / "x.parquet")
+    for path in (tmp_path / "x.csv", tmp_path / "x.parquet"):
+        with pytest.raises(DataError, match="the column 'input' stands there twice"):
+            list(read_records(path))
 
 
 def test_missing_sources_say_what_is_missing(tmp_path: Path) -> None:
@@ -185,11 +222,91 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         {"prompt": "a", "chosen": "b", "rejected": "c"},
         {"chosen": [], "rejected": []},
         {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "b", "label": 0},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": False},
+        {
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "rejected_response": "c",
+        },
+        {"input": "a", "output": "b", "rejected": "c"},
+        {"question": "a", "response_j": "b", "response_k": "c"},
+        {"input": "a", "preferred_output": [], "non_preferred_output": []},
     ],
 )
 def test_preference_pairs_are_refused_by_name(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"x.jsonl: preference pairs .* takes a preference loss \(DPO, KTO\)"):
         recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 3))
+
+
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [U], "completion": "a"},
+        {"prompt": "q", "completion": [A]},
+        {"prompt": U, "completion": A},
+        {"prompt": json.dumps([U]), "completion": json.dumps([A])},  # as tables hold it
+        {"prompt": json.dumps([U]), "response": json.dumps(A)},
+        {"input": [U], "output": "a"},
+        {"dialogue": [U, A]},
+        {"Messages": json.dumps([U, A])},
+        {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}},
+        {"conversation": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "id": 1},
+        {"messages": [{**U, "content": [{"type": "text", "text": "q"}]}, A], "system": "", "tools": None},
+        {"messages": [{"role": "system", "content": None}, U, A]},
+    ],
+)
+def test_turns_are_found_in_whatever_field_and_form(tmp_path: Path, row: dict[str, Any]) -> None:
+    (example,) = recognize(write_jsonl(tmp_path / "x.jsonl", [row])).module().pipeline().examples("train")
+    messages = [message for message in example.content.messages if message["content"]]
+    assert [message["content"] for message in messages] == ["q", "a"]
+    assert example.content.learned[-2:] == [False, True]
+    assert set(example.content.unused) <= {"id"}
+
+
+def test_text_in_brackets_is_no_conversation(tmp_path: Path) -> None:
+    for row in ({"prompt": "[1] q", "completion": '["role"]'}, {"prompt": '{"role": 1', "completion": "[]"}):
+        found = recognize(write_jsonl(tmp_path / "x.jsonl", [row]))
+        (example,) = found.module().pipeline().examples("train")
+        assert (found.kind, example.content.prompt) == ("pairs", row["prompt"])
+
+
+def test_a_preference_pair_among_conversations_is_not_learned(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"messages": [U, A]}] * 30 + [{"messages": [U, A], "rejected": "b"}])
+    with pytest.raises(DataError, match=r"x.jsonl:31: is a preference pair"):
+        list(recognize(path).module().pipeline().examples("train"))
+
+
+@pytest.mark.parametrize(("name", "table"), [("x.csv", True), ("x.jsonl", False)])
+def test_unanswerable_in_every_spelling(tmp_path: Path, name: str, table: bool) -> None:
+    """A question that says it has no answer is learned so, whatever stands in its answers."""
+    said = ["True", "1", "false", "0", "maybe"] if table else [True, 1, False, 0, "maybe"]
+    answers = ['{"text": ["x"]}', "x", "x", "1998", "x"]
+    rows = [
+        {"context": f"c{n}", "question": "q", "answers": answer, "is_impossible": value}
+        for n, (value, answer) in enumerate(zip(said, answers, strict=True))
+    ]
+    path = tmp_path / name
+    if table:
+        import csv
+
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_jsonl(path, rows)
+    pipeline = recognize(path).module(val_proportion=0).pipeline()
+    errors: list[str] = []
+    found = [e.content.answer for e in pipeline.examples("train", lambda error, record=None: errors.append(str(error)))]
+    assert found == [" unanswerable", " unanswerable", " x", " 1998"]
+    assert len(errors) == 1
+    assert "'is_impossible' is 'maybe'" in errors[0]
+    write_jsonl(tmp_path / "repr.jsonl", [rows[2] | {"answers": "{'text': array(['x'])}"}])
+    with pytest.raises(DataError, match="'answers' is text that is not JSON"):
+        list(recognize(tmp_path / "repr.jsonl").module().pipeline().examples("train"))
 
 
 def test_no_record_needs_all_fields(tmp_path: Path) -> None:

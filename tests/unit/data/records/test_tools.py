@@ -92,6 +92,7 @@ def test_several_calls_and_results_without_identifiers() -> None:
         ({"tools": [{"name": "x", "parameters": "?"}]}, r"tools\[0\].parameters is str"),
         ({"messages": OPENAI["messages"][:1] + OPENAI["messages"][2:]}, "a tool's result stands there that no call"),
         ({"messages": [OPENAI["messages"][0], {"role": "assistant", "tool_calls": ["?"]}]}, "is no tool call"),
+        ({"messages": [{"role": "user", "content": "?", "tool_calls": [CALL]}]}, "only the assistant calls tools"),
     ],
 )
 def test_what_is_no_tool_is_refused(change: dict[str, Any], says: str) -> None:
@@ -116,6 +117,57 @@ def test_text_beside_a_call_is_refused_by_name(tokenizer: Any) -> None:
     record["messages"][1]["content"] = "Let me look."
     with pytest.raises(DataError, match="a turn holds text and tool calls, of which Mixtral knows one at a time"):
         ChatEncoder(tokenizer, MIXTRAL_V3).encode(conversation(Record(record, "x:1")), "x:1")
+
+
+# ChatML as many have it: calls as JSON between markers of their own, and no word on what the assistant says.
+CHATML_TOOLS = """
+{%- if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def test_calls_of_a_template_that_marks_nothing(tokenizer: Any) -> None:
+    record = json.loads(json.dumps(OPENAI))
+    record["messages"][1]["content"] = "Let me look."
+    rendered = ChatEncoder(tokenizer, CHATML_TOOLS)._render(conversation(Record(record, "x:1")), "x:1")
+    assert [[rendered.text[a:b] for a, b in turn] for turn in rendered.turns] == [
+        ['Let me look.<tool_call>{"name": "get", "arguments": {"city": "x"}}</tool_call><|im_end|>'],
+        ["21.<|im_end|>"],
+    ]
+    record["messages"][1]["weight"] = 0
+    rendered = ChatEncoder(tokenizer, CHATML_TOOLS)._render(conversation(Record(record, "x:1")), "x:1")
+    assert len(rendered.turns) == 1
+
+
+def test_calls_that_cannot_be_found_are_refused(tokenizer: Any) -> None:
+    """A template that writes a turn differently once another one follows, and one that leaves calls out."""
+    talk = conversation(Record(OPENAI, "x:1"))
+    later = (
+        CHATML_TOOLS.replace("'<tool_call>'", "('<later>' if not loop.last else '<last>')")
+        .replace("{%- for call", "{%- set loop_of = loop %}{%- for call")
+        .replace("not loop.last", "not loop_of.last")
+    )
+    silent = CHATML_TOOLS.replace("'<tool_call>' + (call.function | tojson) + '</tool_call>'", "''")
+    for template in (later, silent):
+        with pytest.raises(DataError, match="it cannot be told where they begin and end; mark what the assistant says"):
+            ChatEncoder(tokenizer, template).encode(talk, "x:1")
+
+
+def test_fields_of_turns_that_are_not_read_are_named() -> None:
+    turns = [
+        {"from": "human", "value": "a", "content": "b", "tool_call_id": "1"},
+        {"from": "gpt", "value": "c", "tool_calls": [], "function_call": None},
+    ]
+    value = {"conversations": turns, "system": "s", "system_prompt": "t", "tools": [TOOL], "functions": [TOOL]}
+    talk = conversation(Record(value, "x:1"))
+    assert [message["content"] for message in talk.messages] == ["s", "b", "c"]
+    assert set(talk.unused) == {"'value' of a turn", "'tool_call_id' of a turn", "system_prompt", "functions"}
 
 
 def test_empty_entries_of_tables_are_no_parameters(tokenizer: Any) -> None:

@@ -1,0 +1,58 @@
+"""The data files of a folder, and which split each is of: the one way a folder is looked through."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixtral_recipes.data.records.files import suffix_of
+from mixtral_recipes.data.records.record import SPLITS, is_of_split
+from mixtral_recipes.errors import DataError
+
+# What `datasets` writes beside the records.
+_ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+_SHARD = re.compile(r"(.*?)-?\d+-of-\d+(\..*)")
+_ABOUT_THE_FOLDER = ("readme", "license", "licence")
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Its files with one of these endings, at any depth; nothing hidden, and of a Hub's cache the current revision.
+
+    Raises:
+        DataError: it is a Hub's cache with several revisions, none of which is the current one.
+    """
+    root = _revision(folder) if (folder / "snapshots").is_dir() else folder
+    inside = [p for p in sorted(root.rglob("*")) if suffix_of(p) in suffixes and p.name not in _ABOUT and p.is_file()]
+    return [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
+def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of each split, told by the name of the file or of the folder it is in; of none under an empty name."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name)), "")
+        found.setdefault(split, []).append(file)
+    return {name: found[name] for name in (*SPLITS, "") if name in found}
+
+
+def are_one_set(files: Sequence[Path]) -> bool:
+    """Whether they are a single file, or the shards of one set (``data-00000-of-00002.arrow``)."""
+    names = {match.groups() if (match := _SHARD.fullmatch(file.name)) else file.name for file in files}
+    return len(files) == 1 or (len(names) == 1 and len({file.parent for file in files}) == 1)
+
+
+def told_apart(files: Sequence[Path]) -> str:
+    """Names of files nothing was read from, for the user; those about the folder are not data."""
+    names = [file.name for file in files if not file.name.lower().startswith(_ABOUT_THE_FOLDER)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _revision(folder: Path) -> Path:
+    main = folder / "refs" / "main"
+    there = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    current = folder / "snapshots" / main.read_text().strip() if main.is_file() else None
+    if current in there:
+        return current
+    if len(there) != 1:
+        raise DataError(f"{folder}: holds {len(there)} revisions; give one of them, {folder}/snapshots/REVISION.")
+    return there[0]
