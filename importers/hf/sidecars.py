@@ -9,12 +9,32 @@ import shutil
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.system.json_files import MOST_BYTES, parse_object
 from mixtral_recipes.system.pointers import refuse_pointer
+from mixtral_recipes.system.schema import Count, typed
+
+_Ids = Count | list[Count] | None
+
+
+class Generation(TypedDict, total=False):
+    """What is read of generation_config.json, here or by whoever takes the export."""
+
+    bos_token_id: _Ids
+    eos_token_id: _Ids
+    pad_token_id: _Ids
+    do_sample: bool | None
+    temperature: Annotated[float, Meta(ge=0)] | None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None
+    top_k: Count | None
+    max_length: Count | None
+    max_new_tokens: Count | None
+
 
 _ALWAYS = ("config.json", "generation_config.json", *TOKENIZER_FILES, "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 _NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.json")
@@ -69,7 +89,9 @@ def of(folder: Path) -> list[Path]:
         if path.suffix in (".json", ".jinja", ".py"):
             text = _text(folder, path)
             if path.suffix == ".json":
-                _object(str(path), text)
+                content = _object(str(path), text)
+                if path.name == "generation_config.json":
+                    typed(content, Generation, path, CheckpointError)
         else:
             refuse_foreign(folder, path)
             refuse_pointer(path, CheckpointError)

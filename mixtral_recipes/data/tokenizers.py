@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.records.chat_templates import default_template
+from mixtral_recipes.data.tokenizer_bounds import refuse_endless
 from mixtral_recipes.data.tokenizer_conversion import PROBES, Converted, convert
 from mixtral_recipes.data.tokenizer_files import (
     MISTRAL,
@@ -33,6 +34,7 @@ from mixtral_recipes.errors import (
     is_panic,
     nearest,
 )
+from mixtral_recipes.layout.shapes import LARGEST
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.json_files import MOST_BYTES
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -139,6 +141,8 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
             loaded = _with_settings(convert(original), path)
         else:
             loaded = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        if getattr(loaded, "backend_tokenizer", None) is not None:
+            refuse_endless(loaded.backend_tokenizer, source, error)
     except MixtralRecipesError:
         raise
     except BaseException as failure:  # the tokenizers library raises bare Exceptions for a file it cannot parse
@@ -199,12 +203,19 @@ def _put_around(tokenizer: Any, config: dict[str, Any]) -> None:
 
 
 def _check_added_tokens(tokenizer: Any, folder: Path) -> None:
-    """Refuse files that give a token another id than the tokenizer made of all of them does.
+    """Refuse files that give a token another id than the tokenizer made of all of them does, or one beyond every model.
+
+    The library counts up to the last id when it writes a tokenizer down.
 
     Raises:
         DataError: names the file, the token and both ids.
     """
     vocabulary = tokenizer.get_vocab()
+    last = max(vocabulary, key=vocabulary.__getitem__, default="")
+    if vocabulary.get(last, 0) >= LARGEST["vocab_size"]:
+        raise DataError(
+            f"{folder}: token {last!r} has id {vocabulary[last]}; no tokenizer has more than {LARGEST['vocab_size']}."
+        )
     for file, tokens in declared_tokens(folder).items():
         for text, number in tokens.items():
             if vocabulary.get(text) != number:

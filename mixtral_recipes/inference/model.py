@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from megatron.core import parallel_state
@@ -30,9 +30,16 @@ from mixtral_recipes.peft import attach
 from mixtral_recipes.peft.quantized.layers import base_format
 from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.ranks import launched_size
+from mixtral_recipes.system.schema import Count, typed
 from mixtral_recipes.training import distributed
 
 EXPERTS = 8  # of every Mixtral
+
+
+class _Ending(TypedDict, total=False):
+    eos_token_id: Count | list[Count] | None
+
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -277,7 +284,7 @@ class InferenceModel:
 def _end_tokens(context: Path) -> frozenset[int]:
     """What generation_config.json names, else config.json: one number or a list of them."""
     for name in ("generation_config.json", "config.json"):
-        named = (read_json(context / name) or {}).get("eos_token_id")
+        named = typed(read_json(context / name) or {}, _Ending, context / name, CheckpointError).get("eos_token_id")
         if named is not None:
             return frozenset(named if isinstance(named, list) else [named])
     return frozenset()

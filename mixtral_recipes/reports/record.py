@@ -11,6 +11,7 @@ from msgspec import Meta
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.system.files import lines_of, read_json
 from mixtral_recipes.system.json_files import parse_object
+from mixtral_recipes.system.pointers import refuse_pointer
 from mixtral_recipes.system.schema import Count, Moment, fits
 
 _LONGEST_LINE = 16 << 20  # bytes; a step of the largest Mixtral has some ten thousand
@@ -162,6 +163,7 @@ def read_run(folder: Path) -> RunRecord:
         RecipeError: it is not a run folder.
     """
     path = folder / "metrics.jsonl"
+    refuse_pointer(path, RecipeError)
     if not path.is_file():
         raise RecipeError(f"{folder} is no run folder: it has no metrics.jsonl; name the folder RUN (log_dir/name).")
     record = RunRecord(folder, result=read_json(folder / "result.json") or {})

@@ -159,7 +159,7 @@ def write_json(path: Path, value: Any, *, private: bool = False) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object that we wrote, or None when it is missing, half-written, or none that we would write."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
             return None
         return parse_object(path.read_bytes(), finite=False)
     except (OSError, ValueError, TypeError):

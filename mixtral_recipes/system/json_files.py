@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, in_short
+from mixtral_recipes.system.pointers import refuse_pointer
 
 MOST_BYTES = 64 << 20  # a tokenizer's file has 4, an index of the largest Mixtral half of one
 _MOST_VALUES = 3_000_000  # a tokenizer's file has 0.3 million
@@ -29,6 +30,7 @@ def read_object(
         MixtralRecipesError: it holds no such object; the message says why.
         OSError: it cannot be read.
     """
+    refuse_pointer(path, error)
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise error(f"{path}: has {size} bytes; {MOST_BYTES} are the most such a file may have.")

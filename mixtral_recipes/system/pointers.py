@@ -1,4 +1,4 @@
-"""Pointers that stand in a file's place where large files are kept elsewhere and were not fetched."""
+"""What stands in a file's place: a pointer to one that was not fetched, a pipe, a device."""
 
 import os
 from pathlib import Path
@@ -10,18 +10,25 @@ _LONGEST = 1024  # bytes; git-lfs takes nothing longer for a pointer
 
 
 def refuse_pointer(path: Path, error: type[MixtralRecipesError]) -> None:
-    """Refuse a file whose content was not fetched. Does nothing for any other file, or where there is none.
+    """Refuse what is no file, or one whose content was not fetched. Does nothing where there is nothing, or a folder.
+
+    A pipe may never say anything, and a device never end.
 
     Args:
         path: The file.
         error: What to raise.
 
     Raises:
-        MixtralRecipesError: it is a pointer of Git LFS or git-annex; the message says how to get the file.
+        MixtralRecipesError: it is a pipe or a device, or a pointer of Git LFS or git-annex; the message says how to get
+            the file.
     """
     if path.is_symlink() and not path.exists() and "annex/objects" in os.readlink(path):
         raise error(f"{path} is a link of git-annex to content that is not here; run `git annex get {path.name}`.")
-    if not path.is_file() or path.stat().st_size > _LONGEST:
+    if not path.is_file():
+        if path.exists() and not path.is_dir():
+            raise error(f"{path} is a pipe or a device, not a file; write what it gives into one.")
+        return
+    if path.stat().st_size > _LONGEST:
         return
     with path.open("rb") as file:
         start = file.read(_LONGEST)

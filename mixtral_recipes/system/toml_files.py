@@ -8,6 +8,7 @@ from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, in_short
 from mixtral_recipes.system.json_files import LONGEST_NUMBER, finite_number, is_deeper
+from mixtral_recipes.system.pointers import refuse_pointer
 
 _MOST_BYTES = 1 << 20
 _DEEPEST = 20
@@ -25,6 +26,7 @@ def read_table(path: Path, error: type[MixtralRecipesError]) -> dict[str, Any]:
         MixtralRecipesError: there is none, or one that is not plain data of a sane size; the message says what.
         OSError: it cannot be read.
     """
+    refuse_pointer(path, error)
     try:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)

@@ -235,3 +235,45 @@ def test_a_template_in_the_processors_file(tmp_path: Path) -> None:
     folder = shutil.copytree(resolve("embedded://mixtral_tiny"), tmp_path / "old")
     (folder / "chat_template.json").write_text('{"chat_template": "from the processor"}')
     assert load_tokenizer(folder).chat_template == "from the processor"
+
+
+def _replacing(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"normalizer": {"type": "Replace", "pattern": pattern, "content": content}}
+
+
+ENDLESS: dict[str, dict[str, Any]] = {
+    "an expression": _replacing({"Regex": "(.*)*(.*)*(.*)*x"}, "y"),
+    "a long replacement": _replacing({"String": "a"}, "a" * 10_000_000),
+    "padding": {
+        "padding": {
+            "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x",
+        }
+    },
+}  # fmt: skip
+
+
+def _tokenizer_with(folder: Path, **parts: Any) -> Path:
+    shutil.copytree(resolve("embedded://mixtral_tiny"), folder)
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(plain | parts))
+    return folder
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_tokenizer_that_does_not_end_is_refused(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixtral_recipes.data.tokenizer_bounds._SECONDS", 1)
+    monkeypatch.setattr("mixtral_recipes.data.tokenizer_bounds._BYTES", 1 << 28)
+    with pytest.raises(DataError, match=r"its tokenizer (panics|takes more than 1 seconds)"):
+        load_tokenizer(_tokenizer_with(tmp_path / "t", **ENDLESS[what]))
+
+
+def test_an_expression_that_ends_is_taken(tmp_path: Path) -> None:
+    assert load_tokenizer(_tokenizer_with(tmp_path / "t", **_replacing({"Regex": r"\s+"}, " "))).encode("a  b")
+
+
+def test_an_id_beyond_every_vocabulary(tmp_path: Path) -> None:
+    model = json.loads((resolve("embedded://mixtral_tiny") / "tokenizer.json").read_text())["model"]
+    model["vocab"]["zzz"] = 2**32 - 2
+    with pytest.raises(DataError, match="token 'zzz' has id 4294967294; no tokenizer has more than"):
+        load_tokenizer(_tokenizer_with(tmp_path / "t", model=model))

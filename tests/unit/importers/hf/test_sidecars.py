@@ -1,6 +1,7 @@
 """What travels beside the weights: all the model refers to, nothing else, and nothing from outside its folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_a_pointer_in_place_of_weights(make_model, tmp_path: Path, shards: int, 
 def test_a_file_that_is_not_what_its_name_says(model: Path, tmp_path: Path, name: str, text: str) -> None:
     (model / name).write_text(text)
     with pytest.raises(CheckpointError, match=f"{name}: not"):
+        import_checkpoint(str(model), tmp_path / "megatron")
+
+
+@pytest.mark.parametrize("value", ["2", [True], {"a": 1}, -1, 1.5])
+def test_a_generation_config_of_other_kinds(model: Path, tmp_path: Path, value: Any) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id.* is needed"):
+        import_checkpoint(str(model), tmp_path / "megatron")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "LICENSE", "config.json"])
+def test_a_pipe_in_place_of_a_file(model: Path, tmp_path: Path, name: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(CheckpointError, match=rf"{name}( is a pipe or a device, not a file| beside them)"):
         import_checkpoint(str(model), tmp_path / "megatron")
 
 
