@@ -17,7 +17,7 @@ from mixtral_recipes.system.files import lines_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 _ROWS_AT_ONCE = 64  # a row may be a whole conversation
-_MAPPED_AT_ONCE = 32 << 20  # bytes of a mapped file that count as this process's memory
+_MAPPED_AT_ONCE = 4 << 20  # bytes of a mapped file that count as this process's memory
 
 
 def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) -> Iterator[Record]:
@@ -99,7 +99,10 @@ def _jsonl(path: Path, bad: BadRecord) -> Iterator[Record]:
 
 
 def _parquet(path: Path, bad: BadRecord) -> Iterator[Record]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    pa.set_memory_pool(pa.system_memory_pool())  # mimalloc keeps 20 MB of what a few rows once needed
 
     def batches() -> Iterable[Any]:
         # Buffered: a row group, which may be the whole file, is not read at once.
