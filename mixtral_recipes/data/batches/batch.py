@@ -70,6 +70,12 @@ class DataParallelPlace:
         """This rank's rows of a microbatch of all ranks."""
         return slice(self.rank * micro_batch_size, (self.rank + 1) * micro_batch_size)
 
+    def microbatches(self, rows: Iterator[Any], micro_batch_size: int) -> Iterator[list[Any]]:
+        """This rank's rows of each microbatch, from the rows of all ranks."""
+        mine = self.share(micro_batch_size)
+        while some := list(itertools.islice(rows, micro_batch_size * self.size)):
+            yield some[mine]
+
 
 class EpochOrder(Protocol):
     """The order of one epoch's samples: a function of the seed and the epoch, never of ranks or of what was read."""
@@ -158,12 +164,9 @@ class MicrobatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         stream = sample_stream(self.order, self.num_samples, self.consumed_samples)
-        row = self.micro_batch_size * self.place.size
-        mine = self.place.share(self.micro_batch_size)
-        given = 0
-        while self.limit_samples is None or given < self.limit_samples:
-            yield list(itertools.islice(stream, row))[mine]
-            given += row
+        of_all = self.micro_batch_size * self.place.size
+        limit = -(-self.limit_samples // of_all) if self.limit_samples is not None else None
+        return itertools.islice(self.place.microbatches(stream, self.micro_batch_size), limit)
 
 
 @dataclass(frozen=True)

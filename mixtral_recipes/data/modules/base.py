@@ -21,7 +21,8 @@ from mixtral_recipes.data.batches.batch import (
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
-from mixtral_recipes.data.modules.streaming import InMemory, PackedRows, PaddedRows, StreamedBatches, TrainingStream
+from mixtral_recipes.data.modules.streamed_rows import PackedRows, PaddedRows
+from mixtral_recipes.data.modules.streaming import InMemory, StreamedBatches, TrainingStream
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape

@@ -205,12 +205,9 @@ class LightningAdapter(DataModule):
         fixed: bool = False,
     ) -> Iterator[Batch]:
         """This rank's rows of a stream that all ranks read."""
-        mine = place.share(self.micro_batch_size)
         length = self.row_length if fixed else None
-        while block := list(itertools.islice(rows, self.micro_batch_size * place.size)):
-            yield joined(
-                block[mine], length=length, multiple=multiple, sequence_multiple=sequence_multiple, whose=whose
-            )
+        for mine in place.microbatches(rows, self.micro_batch_size):
+            yield joined(mine, length=length, multiple=multiple, sequence_multiple=sequence_multiple, whose=whose)
 
 
 class _Positions(Dataset[Any]):
