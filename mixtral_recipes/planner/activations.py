@@ -163,9 +163,10 @@ def _adapters(job: Workload, n: Sizes) -> Iterator[Saved]:
     rows = {"linear_qkv": n.T, "linear_proj": n.t, "linear_fc1": n.R, "linear_fc2": n.R}
     widths = {"linear_qkv": n.q + 2 * n.kv, "linear_proj": n.h, "linear_fc1": 2 * n.f, "linear_fc2": n.h}
     for target in job.adapters.targets:
-        yield Saved("adapters", target, rows[target] * job.adapters.rank_of(target) * job.dtype_bytes)
+        each = rows[target] * job.adapters.share_of(target, job.shape) * job.dtype_bytes
+        yield Saved("adapters", target, each * job.adapters.rank_of(target))
         if job.adapters.magnitudes:
-            yield Saved("adapters", f"{target} unstretched", rows[target] * widths[target] * job.dtype_bytes)
+            yield Saved("adapters", f"{target} unstretched", each * widths[target])
 
 
 @functools.lru_cache(maxsize=8192)

@@ -284,8 +284,9 @@ def _adapters(job: Workload, card: Card, n: Sizes, experts: int) -> float:
         "linear_fc2": n.R * (n.f + n.h),
     }
     numbers = {"linear_fc1": experts, "linear_fc2": experts}
-    moved = _THIN * job.dtype_bytes * sum(sides[target] for target in job.adapters.targets)
-    kernels = _ADAPTER_KERNELS * sum(numbers.get(target, 1) for target in job.adapters.targets)
+    shares = {target: job.adapters.share_of(target, job.shape) for target in job.adapters.targets}
+    moved = _THIN * job.dtype_bytes * sum(sides[target] * share for target, share in shares.items())
+    kernels = _ADAPTER_KERNELS * sum(numbers.get(target, 1) * share for target, share in shares.items())
     return _stream(card, moved) + kernels * card.launch_us * 1e-6
 
 

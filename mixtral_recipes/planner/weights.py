@@ -128,19 +128,25 @@ class Held:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The tensors of one model chunk: what comes before its layers, one layer, and what comes after them."""
+    """The tensors of one model chunk: what comes before its layers, one adapted layer, and what comes after them.
+
+    Attributes:
+        layers: How many layers it has.
+        trained: How many of them have trained tensors: all, or those with adapters.
+    """
 
     before: tuple[Weight, ...]
     layer: tuple[Weight, ...]
     layers: int
+    trained: int
     after: tuple[Weight, ...]
 
     def sizes(self, wanted: Callable[[Weight], bool]) -> list[int]:
-        """Elements of each tensor that is wanted, in the order Megatron has them."""
+        """Elements of each trained tensor that is wanted, in the order Megatron has them."""
         one = [w.numel for w in self.layer if wanted(w)]
         return [
             *(w.numel for w in self.before if wanted(w)),
-            *one * self.layers,
+            *one * self.trained,
             *(w.numel for w in self.after if wanted(w)),
         ]
 
@@ -153,11 +159,19 @@ def chunks(part: Part) -> list[Chunk]:
     first = (Weight("embedding", (rows, h), adapter="word_embeddings" in trained),)
     last = (Weight("norm", (h,)), Weight("output", (rows, h), adapter="output_layer" in trained))
     starts, ends = part.stage == 0, part.stage == part.pp - 1
+    each = part.shape.num_layers // (part.pp * part.vpp)
+    chosen = part.adapters.layers if part.adapters else None
+
+    def trained_layers(number: int) -> int:
+        first = (number * part.pp + part.stage) * each
+        return each if chosen is None else sum(first <= layer < first + each for layer in chosen)
+
     return [
         Chunk(
             first if starts and number == 0 else (),
             layer,
-            part.shape.num_layers // (part.pp * part.vpp),
+            each,
+            trained_layers(number),
             last if ends and number == part.vpp - 1 else (),
         )
         for number in range(part.vpp)
@@ -168,8 +182,8 @@ def chunks(part: Part) -> list[Chunk]:
 def held(part: Part) -> Held:
     """A stage's tensors in sums."""
     found = chunks(part)
-    layers = sum(chunk.layers for chunk in found)
-    numbers = {w: layers * number for w, number in Counter(found[0].layer).items()}
+    layers, trained = sum(chunk.layers for chunk in found), sum(chunk.trained for chunk in found)
+    numbers = {w: (trained if w.adapter else layers) * number for w, number in Counter(found[0].layer).items()}
     numbers = Counter(numbers) + Counter(w for chunk in found for w in (*chunk.before, *chunk.after))
     matrices = {w for w in found[0].layer if w.quantizable}
 
@@ -191,17 +205,19 @@ def _layer(part: Part) -> Iterator[Weight]:
     h, tp, etp = s.hidden_size, part.tp, part.etp
     q, kv, f = s.num_attention_heads * s.head_dim, s.num_query_groups * s.head_dim, s.ffn_hidden_size
     norm, router = Weight("norm", (h,)), Weight("router", (s.num_moe_experts, h))
-    fc1 = list(_adapted(Weight("linear_fc1", (2 * f // etp, h), expert=True), adapters))
-    fc2 = list(_adapted(Weight("linear_fc2", (h, f // etp), expert=True), adapters))
     local = s.num_moe_experts // part.ep
+    with_adapters = local if adapters is None or adapters.experts is None else min(local, adapters.experts)
+    plain = [Weight("linear_fc1", (2 * f // etp, h), expert=True), Weight("linear_fc2", (h, f // etp), expert=True)]
+    fc1, fc2 = (list(_adapted(weight, adapters)) for weight in plain)
+    left_out = local - with_adapters
     yield norm
     yield from _adapted(Weight("linear_proj", (h, q // tp)), adapters)
     yield from _adapted(Weight("linear_qkv", ((q + 2 * kv) // tp, h)), adapters)
     yield from (norm, router)
     if part.grouped:
-        yield from fc1 * local + fc2 * local
+        yield from fc1 * with_adapters + fc2 * with_adapters + plain * left_out
     else:
-        yield from (fc1 + fc2) * local
+        yield from (fc1 + fc2) * with_adapters + plain * left_out
 
 
 def _adapted(weight: Weight, adapters: Adapters | None) -> Iterator[Weight]:

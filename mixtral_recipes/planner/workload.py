@@ -6,6 +6,7 @@ from typing import Any
 
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings import adapted
 
 LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 _PRESETS = {"all-linear": LINEARS, "attention": LINEARS[:2]}
@@ -23,8 +24,8 @@ class Adapters:
         ranks: Ranks of single layers, by name.
         bits: Of a quantized base's weight: 4 (NF4) or 8 (int8 by row).
         whole: Modules trained whole beside the adapters, by Megatron's names.
-
-    Layers and experts that a scheme leaves out count as if they were adapted.
+        layers: The layers that are adapted, from 0; None is all.
+        experts: How many of a layer's experts are adapted, all of them on one rank if they can be; None is all.
     """
 
     dim: int = 32
@@ -34,6 +35,8 @@ class Adapters:
     ranks: tuple[tuple[str, int], ...] = ()
     bits: int = 4
     whole: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    experts: int | None = None
 
     @property
     def can_be_quantized(self) -> bool:
@@ -43,6 +46,13 @@ class Adapters:
     def rank_of(self, layer: str) -> int:
         """The rank of one layer's adapter."""
         return dict(self.ranks).get(layer, self.dim)
+
+    def share_of(self, layer: str, shape: ModelShape) -> float:
+        """Of a kind of layer's work in the whole model, the part that is adapted."""
+        share = 1.0 if self.layers is None else len(self.layers) / shape.num_layers
+        if self.experts is not None and layer in LINEARS[2:]:
+            share *= self.experts / shape.num_moe_experts
+        return share
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ class Workload:
             shape=ModelShape.of(config),
             topology=topology,
             batch=BatchShape.of(recipe.data, fp8=fp8),
-            adapters=adapters_of(getattr(recipe, "peft", None)),
+            adapters=adapters_of(getattr(recipe, "peft", None), ModelShape.of(config)),
             recompute=_recompute(config),
             dtype_bytes=dtype_bytes,
             fp8_recipe=plugins.fp8_recipe if fp8 else "",
@@ -192,7 +202,7 @@ def _setting(part: Any, name: str, default: Any) -> Any:
         return default
 
 
-def adapters_of(peft: Any) -> Adapters | None:
+def adapters_of(peft: Any, shape: ModelShape) -> Adapters | None:
     """What a scheme trains, whether already built or still a `run.Config` of one; None trains all weights."""
     if peft is None:
         return None
@@ -206,7 +216,22 @@ def adapters_of(peft: Any) -> Adapters | None:
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
     bits = int(_setting(peft, "bits", 4))
     whole = tuple(_setting(peft, "modules_to_save", ()))
-    return Adapters(peft.dim, targets, name.lower() == "dora", name.lower() == "qlora", ranks, bits, whole)
+    layers = _setting(peft, "layers", None)
+    if layers is not None:
+        layers = tuple(n for n in range(shape.num_layers) if adapted.names(layers, n, "peft.layers"))
+    experts = _number_of_experts(_setting(peft, "experts", None), shape)
+    quantized = name.lower() == "qlora"
+    return Adapters(peft.dim, targets, name.lower() == "dora", quantized, ranks, bits, whole, layers, experts)
+
+
+def _number_of_experts(chosen: Any, shape: ModelShape) -> int | None:
+    """How many experts of a layer ``peft.experts`` names; of several numbers the largest."""
+    if chosen is None:
+        return None
+    if isinstance(chosen, dict):
+        return max(map(len, chosen.values()), default=0)
+    busiest = adapted.busiest_of(chosen) if isinstance(chosen, str) else None
+    return busiest or sum(adapted.names(chosen, n, "peft.experts") for n in range(shape.num_moe_experts))
 
 
 def _recompute(config: Any) -> Recompute:

@@ -68,6 +68,9 @@ CASES: list[tuple[Topology, LoRA | None, dict[str, bool]]] = [
     (T(8, 4, 1, None, 2, 8, 1), LoRA(dim=2, target_modules=["linear_fc1"]), {}),
     (T(4, 2, 1, None, 1, 2, 1), DoRA(dim=3), {}),
     (T(2, 1, 1, None, 1, 2), LoRA(dim=3, rank_pattern={"linear_fc1": 2}), {}),
+    (T(3), LoRA(dim=3, layers="1,4-6"), {}),
+    (T(2, 1, 2), DoRA(dim=2, layers="3-", experts=[0, 5, 7]), {}),
+    (T(4, 1, 2, 2), LoRA(dim=3, layers=[0, 7], experts={"0": [2], "7": [3]}), {}),
 ]
 
 
@@ -127,7 +130,7 @@ def test_it_is_what_megatron_allocates(topology: Topology, peft: LoRA | None, se
         SHAPE,
         topology,
         BatchShape(4 * topology.data_parallel_size, 1, 32),
-        adapters=adapters_of(peft),
+        adapters=adapters_of(peft, SHAPE),
         dtype_bytes=width,
         transformer_engine=False,
         overlap_grad_reduce=chosen["overlap"],
