@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.matrix import Matrix
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight, canonical_sources, disk_shape
 from mixtral_recipes.importers.views import RowRanges

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, LikeSource, Rows
 
 _BAND_BYTES = 64 << 20  # of a transposed matrix held in memory per thread
 _PIECE_BYTES = 4 << 20
@@ -83,7 +83,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class TurnedHeads:
+class TurnedHeads(LikeSource):
     """A query or key weight with the rows of its heads in the other of two orders.
 
     transformers and Megatron turn rows i and i + D/2 of a head by the i-th angle (a head's halves), Mistral's own code
@@ -101,18 +101,6 @@ class TurnedHeads:
     source: Rows
     head_dim: int
     stored: Literal["pairs", "halves"] = "pairs"
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def rows(self) -> int:
-        return self.source.rows
-
-    @property
-    def row_bytes(self) -> int:
-        return self.source.row_bytes
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``; whole heads are read for it."""

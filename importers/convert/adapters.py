@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Rows, read_rows, too_large
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows, read_rows, too_large
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
@@ -29,6 +29,7 @@ class MergedRows:
         scale: alpha / dim.
         magnitude: [rows], float32, the length of each row under DoRA; None for LoRA.
         name: The adapted layer, for errors.
+        to: What the sum is rounded to, once; None is the base's type.
     """
 
     base: Rows
@@ -37,10 +38,11 @@ class MergedRows:
     scale: float
     magnitude: Tensor | None = None
     name: str = ""
+    to: str | None = None
 
     @property
     def dtype(self) -> str:
-        return self.base.dtype
+        return self.to or self.base.dtype
 
     @property
     def rows(self) -> int:
@@ -48,18 +50,18 @@ class MergedRows:
 
     @property
     def row_bytes(self) -> int:
-        return self.base.row_bytes
+        return self.base.row_bytes * ITEM_BYTES[self.dtype] // ITEM_BYTES[self.base.dtype]
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with merged rows, added in float32 and rounded once.
 
         Raises:
-            CheckpointError: one is finite, and too large for the base's type.
+            CheckpointError: one is finite, and too large for the type.
         """
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
-        scratch = bytearray(count * self.row_bytes)
-        self.base.read(start, count, memoryview(scratch))
-        rows = torch.frombuffer(scratch, dtype=dtype).view(count, -1).float()
+        wide = bytearray(count * self.base.row_bytes * ITEM_BYTES["F32"] // ITEM_BYTES[self.base.dtype])
+        read_rows(self.base, start, count, memoryview(wide), "F32")
+        rows = torch.frombuffer(wide, dtype=torch.float32).view(count, -1)
         mine = slice(start, start + count)
         rows = torch.addmm(rows, self.lora_b[mine], self.lora_a, alpha=self.scale)
         if self.magnitude is not None:
@@ -73,11 +75,11 @@ class MergedRows:
 
 @dataclass(frozen=True)
 class CastRows:
-    """A matrix that was trained whole, in the type its base has.
+    """A matrix that was trained whole, in the type its base has or another that is wanted.
 
     Attributes:
         trained: The matrix.
-        dtype: The base's type, as safetensors spells it.
+        dtype: That type, as safetensors spells it.
     """
 
     trained: Rows
@@ -92,36 +94,37 @@ class CastRows:
         return self.trained.row_bytes * ITEM_BYTES[self.dtype] // ITEM_BYTES[self.trained.dtype]
 
     def read(self, start: int, count: int, out: memoryview) -> None:
-        """Fill ``out`` with rows, rounded to the base's type; what is too large for it, the writer refuses."""
+        """Fill ``out`` with rows, rounded to the type; what is too large for it, the writer refuses."""
         read_rows(self.trained, start, count, out[: count * self.row_bytes], self.dtype)
 
 
 class SavedAdapters:
     """The adapters of a checkpoint on their way into its base."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: str | None = None) -> None:
         """Open an adapter checkpoint.
 
         Args:
             checkpoint: Its folder; ``context/run.json`` names the scheme.
+            dtype: What merged matrices are rounded to, as safetensors spells it; None is what the base has.
 
         Raises:
             CheckpointError: the record of the scheme is missing.
         """
-        self._stored = StoredAdapters(checkpoint)
+        self._stored, self._dtype = StoredAdapters(checkpoint), dtype
 
     def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
         """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
         whole = self._stored.whole(weight.disk)
         if whole is not None:
-            return CastRows(whole, base.dtype)
+            return CastRows(whole, self._dtype or base.dtype)
         if not weight.adapted:
             return base
         layer_name = weight.adapted.format(layer=layer, expert=expert)
         adapter = self._stored.read(layer_name)
         if adapter is None:
             return base
-        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude, layer_name)
+        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude, layer_name, self._dtype)
 
     def check_all_merged(self) -> None:
         """Refuse to finish while an adapter has found no layer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of
@@ -69,7 +69,7 @@ def exported_rows(
     dims: ModelShape,
     *,
     base: Path | None,
-    cast: bool,
+    dtype: str | None,
     into: str | None = None,
 ) -> dict[str, Rows]:
     """Every canonical tensor of a checkpoint, adapters merged.
@@ -79,20 +79,23 @@ def exported_rows(
         manifest: Its manifest.
         dims: The model's sizes.
         base: Where the base of its adapters is; None for a model.
-        cast: Whether the rows are cast on the way, so that their hashes cannot be compared with the manifest's.
+        dtype: What the rows will be cast to, so that their hashes cannot be compared with the manifest's, and what
+            adapters are merged in; None leaves all as the base has it.
         into: What adapters are merged into, as `quantized_base.merged_into` says.
 
     Raises:
         CheckpointError: a file is damaged, or a tensor missing or unknown.
     """
-    if not manifest["tensors"] or cast:
+    if not manifest["tensors"] or dtype:
         verify(checkpoint)
     if base:
         verify(base)
-    return rows_of(checkpoint, dims, base, into)
+    return rows_of(checkpoint, dims, base, into, dtype)
 
 
-def rows_of(checkpoint: Path, dims: ModelShape, base: Path | None, into: str | None = None) -> dict[str, Rows]:
+def rows_of(
+    checkpoint: Path, dims: ModelShape, base: Path | None, into: str | None = None, dtype: str | None = None
+) -> dict[str, Rows]:
     """`exported_rows` of files that were compared before.
 
     Args:
@@ -100,11 +103,12 @@ def rows_of(checkpoint: Path, dims: ModelShape, base: Path | None, into: str | N
         dims: The model's sizes.
         base: Where the base of its adapters is; None for a model.
         into: As for `exported_rows`.
+        dtype: What adapters are merged in; None is the base's type.
     """
     from mixtral_recipes.importers.convert.adapters import SavedAdapters
     from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 
-    adapters = SavedAdapters(checkpoint) if base else None
+    adapters = SavedAdapters(checkpoint, dtype) if base else None
     saved = ModelWeights((base or checkpoint) / "weights", dims)
     if adapters is None:
         return canonical_rows(saved, dims)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Stream
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.stream import Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.links import source_parent

@@ -14,7 +14,7 @@ from typing import Any
 from mixtral_recipes.checkpoints.format.integrity import damage_of
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.importers.convert.tensor_hashes import holds
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.system.home import models_home

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Run, Stream, lay_out, stretches
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES
+from mixtral_recipes.checkpoints.format.stream import Part, Record, Run, Stream, lay_out, stretches
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
@@ -157,7 +158,7 @@ class _Export:
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
         rows = exported_rows(
-            self.checkpoint, self.manifest, self.dims, base=self.base, cast=self.dtype is not None, into=self.into
+            self.checkpoint, self.manifest, self.dims, base=self.base, dtype=self.dtype, into=self.into
         )
         if self.layout == "v5":
             wanted = fused_blocks(self.dims)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows, Stream
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.stream import Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import (
     Identity,
@@ -92,7 +93,7 @@ def export_nemo(
     into, cast = into_of(checkpoint, base, merge_into, cast)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        rows = exported_rows(checkpoint, manifest, dims, base=base, cast=cast is not None, into=into)
+        rows = exported_rows(checkpoint, manifest, dims, base=base, dtype=cast, into=into)
         dtypes = {name: cast or tensor.dtype for name, tensor in rows.items()}
         digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)
         check_digests(checkpoint, manifest, digests, cast)

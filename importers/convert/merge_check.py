@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reading import close_inputs
-from mixtral_recipes.checkpoints.format.stream import Rows, read_rows
+from mixtral_recipes.checkpoints.format.rows import Rows, read_rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config

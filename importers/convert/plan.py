@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Part, Record, Rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows
+from mixtral_recipes.checkpoints.format.stream import Part, Record
 from mixtral_recipes.checkpoints.format.writer import Item, object_item, rows_item
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight

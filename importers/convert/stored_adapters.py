@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.peft import names
 from mixtral_recipes.peft import whole as whole_modules

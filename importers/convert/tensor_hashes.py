@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import canonical_shapes
 from mixtral_recipes.importers.open import open_model

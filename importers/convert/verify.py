@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mixtral_recipes.checkpoints.format.reading import close_inputs
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.data.tokenizer_conversion import PROBES
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers.gguf import llama, reference

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Rows, is_finite
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, LikeSource, Rows, is_finite
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
 
 
 @dataclass
-class Hashed:
+class Hashed(LikeSource):
     """Rows whose hash is taken while they are read, front to back by one thread; some may be read again.
 
     Attributes:
@@ -24,18 +24,6 @@ class Hashed:
     source: Rows
     digest: Any = field(default_factory=hashlib.sha256)
     _next: int = 0
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def rows(self) -> int:
-        return self.source.rows
-
-    @property
-    def row_bytes(self) -> int:
-        return self.source.row_bytes
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.checkpoints.format.stream import Part, Record, Rows, Stream, lay_out, stretches
+from mixtral_recipes.checkpoints.format.rows import Rows
+from mixtral_recipes.checkpoints.format.stream import Part, Record, Stream, lay_out, stretches
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
@@ -154,7 +155,8 @@ class _Export:
 
     def write(self, path: Path) -> dict[str, dict[str, Any]]:
         """Write the file; returns what lineage records of it: name -> dtype, shape and hash."""
-        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, cast=False, into=self.into)
+        merged_in = "F32" if self.base else None  # each value is rounded once, to the file's type
+        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, dtype=merged_in, into=self.into)
         self._rows = rows
         if not self.kind.by_llama_cpp:
             return self._stream(path, self.kind, rows)

@@ -78,7 +78,7 @@ def _main(question: str, answer: str) -> None:
     checkpoint, sequences = Path(asked["checkpoint"]), asked["sequences"]
     plain = read_config(checkpoint / "context")
     dims = hf_config.dims(plain)
-    rows = rows_of(checkpoint, dims, Path(asked["base"]) if asked["base"] else None, asked["into"])
+    rows = rows_of(checkpoint, dims, Path(asked["base"]) if asked["base"] else None, asked["into"], "F32")
     config: Any = MixtralConfig(**plain)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -115,7 +115,7 @@ def _tensor(shape: tuple[int, ...], blocks: Sequence[Any], rows: Any) -> Any:
     """A tensor in fp32 from the rows it consists of."""
     import torch
 
-    from mixtral_recipes.checkpoints.format.stream import read_rows
+    from mixtral_recipes.checkpoints.format.rows import read_rows
 
     whole = torch.empty(shape, dtype=torch.float32)
     out = memoryview(whole.view(-1).view(torch.uint8).numpy()).cast("B")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
 

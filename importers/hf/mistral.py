@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io

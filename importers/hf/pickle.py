@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf.safetensors import StoredTensor, stored
 from mixtral_recipes.system.pointers import refuse_pointer

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent, Rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Extent, Rows
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.system.json_files import parse_object, read_object
 from mixtral_recipes.system.pointers import refuse_pointer

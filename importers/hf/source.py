@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io

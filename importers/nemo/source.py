@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source

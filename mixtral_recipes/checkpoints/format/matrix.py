@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, Extent
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Extent
 
 
 @dataclass(frozen=True)

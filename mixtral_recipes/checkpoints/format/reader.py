@@ -23,8 +23,8 @@ from mixtral_recipes.checkpoints.format.archive import find_tensor
 from mixtral_recipes.checkpoints.format.matrix import Matrix, Tile
 from mixtral_recipes.checkpoints.format.reading import read_through_cache
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
-from mixtral_recipes.checkpoints.format.stream import ITEM_BYTES, TORCH_NAMES, Extent
 from mixtral_recipes.errors import CheckpointError
 
 _SPELLED = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}

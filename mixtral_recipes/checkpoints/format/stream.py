@@ -6,84 +6,22 @@ Python's lock. Output bypasses the page cache where the file system allows it (O
 memory neither evicts other files from the cache nor waits for write-back at the end.
 """
 
-import contextlib
-import ctypes
-import errno
 import hashlib
-import mmap
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from mixtral_recipes.checkpoints.format.reading import BLOCK, BUFFER_BYTES, close_inputs, read_exactly
-from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.checkpoints.format.output import Output, disk_problem, reserve
+from mixtral_recipes.checkpoints.format.reading import BLOCK, close_inputs
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows, is_finite, read_rows, too_large
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sync_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
 
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _PIECE_BYTES = 256 << 20  # so that several threads can check one file
-# Largest magnitude pattern that is finite, plus one: Inf and NaN have every exponent bit set.
-_NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
-
-
-class Rows(Protocol):
-    """A two-dimensional tensor that can be read a few rows at a time."""
-
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def row_bytes(self) -> int: ...
-    def read(self, start: int, count: int, out: memoryview) -> None:
-        """Fill ``out`` with rows ``start`` to ``start + count``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Extent:
-    """A tensor stored row after row at one place in a file."""
-
-    path: str
-    offset: int
-    dtype: str
-    rows: int
-    row_bytes: int
-
-    def read(self, start: int, count: int, out: memoryview) -> None:
-        read_exactly(self.path, self.offset + start * self.row_bytes, out[: count * self.row_bytes])
-
-    def slice(self, start: int, rows: int) -> "Extent":
-        """``rows`` rows from row ``start`` on, as a tensor of their own."""
-        return Extent(self.path, self.offset + start * self.row_bytes, self.dtype, rows, self.row_bytes)
-
-
-class TensorRows:
-    """A tensor's elements in order, one a row; on any device."""
-
-    def __init__(self, tensor: "Tensor") -> None:
-        self._flat = tensor.detach().reshape(-1)
-        self.dtype = str(self._flat.dtype)
-        self.rows = self._flat.numel()
-        self.row_bytes = self._flat.element_size()
-
-    def read(self, start: int, count: int, out: memoryview) -> None:
-        """Fill ``out`` with elements ``start`` to ``start + count``."""
-        import torch
-
-        target = torch.frombuffer(out, dtype=self._flat.dtype, count=count)
-        target.copy_(self._flat[start : start + count])
 
 
 @dataclass(frozen=True)
@@ -188,114 +126,6 @@ def stretches(path: Path, records: Sequence[Record], longest: int) -> list[Run]:
     return runs
 
 
-class _Output:
-    """A buffered, block-aligned writer over one stretch of a file."""
-
-    def __init__(self, run: Run, widest_row: int) -> None:
-        self._plain = os.open(run.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._direct = _open_direct(run.path)
-        capacity = -(-(BUFFER_BYTES + widest_row) // BLOCK) * BLOCK
-        self._memory = mmap.mmap(-1, capacity)  # page-aligned, as O_DIRECT wants
-        self._view = memoryview(self._memory)
-        self._base = run.start // BLOCK * BLOCK
-        self._first = self._fill = run.start - self._base  # a neighbour writes what comes before _first
-
-    @property
-    def position(self) -> int:
-        return self._base + self._fill
-
-    def room(self, at_least: int) -> memoryview:
-        """Free buffer space, at least ``at_least`` bytes of it (no more than the widest row)."""
-        if len(self._view) - self._fill < at_least:
-            self._flush(self._fill // BLOCK * BLOCK)
-        return self._view[self._fill :]
-
-    def advance(self, count: int) -> None:
-        """Take the first ``count`` bytes of `room` as written."""
-        self._fill += count
-
-    def append(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            room = self.room(1)
-            count = min(len(room), len(view))
-            room[:count] = view[:count]
-            self.advance(count)
-            view = view[count:]
-
-    def _flush(self, stop: int) -> None:
-        start, self._first = self._first, 0
-        aligned = -(-start // BLOCK) * BLOCK
-        if start < aligned:
-            _write(self._plain, self._view[start : min(aligned, stop)], self._base + start)
-        whole = stop // BLOCK * BLOCK
-        if aligned < whole:
-            self._write_blocks(self._view[aligned:whole], self._base + aligned)
-        if max(aligned, whole) < stop:
-            _write(self._plain, self._view[max(aligned, whole) : stop], self._base + max(aligned, whole))
-        rest = self._fill - stop
-        self._view[:rest] = bytes(self._view[stop : self._fill])
-        self._base += stop
-        self._fill = rest
-
-    def _write_blocks(self, view: memoryview, offset: int) -> None:
-        if self._direct is None:
-            _write(self._plain, view, offset)
-            return
-        try:
-            _write(self._direct, view, offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            os.close(self._direct)  # the file system took O_DIRECT at open and refuses it now
-            self._direct = None
-            _write(self._plain, view, offset)
-
-    def finish(self) -> None:
-        """Write what is left; through the page cache, also see to it that write-back does not wait for the end."""
-        self._flush(self._fill)
-        if self._direct is None:
-            os.fsync(self._plain)
-
-    def close(self) -> None:
-        os.close(self._plain)
-        if self._direct is not None:
-            os.close(self._direct)
-        self._view.release()
-        with contextlib.suppress(BufferError):  # an exception's traceback may still hold a slice
-            self._memory.close()
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Give a file its room on the disk.
-
-    Where a block has none yet, ext4 and others let one O_DIRECT write at a time into a file: several threads would wait
-    for each other. And a disk too full is found out at once.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if size and libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
-            error = ctypes.get_errno()
-            if error in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # any other: blocks get their room when written
-                raise OSError(error, os.strerror(error), str(path))
-    finally:
-        os.close(descriptor)
-
-
-def _open_direct(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:
-        return None  # tmpfs and some network file systems
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
 @dataclass
 class Stream:
     """What a streaming job shares: threads, progress, and the hashes it gathers.
@@ -325,7 +155,7 @@ class Stream:
             stops[run.path] = max(run.stop, stops.get(run.path, 0))
         try:
             for path, size in stops.items():
-                _reserve(path, size)
+                reserve(path, size)
             if len(runs) == 1:  # in this thread, which may be one that writes while the interpreter comes to its end
                 self._write_run(runs[0])
             else:
@@ -353,7 +183,7 @@ class Stream:
 
     def _write_run(self, run: Run) -> None:
         widest = max((part.source.row_bytes for record in run.records for part in record.parts), default=BLOCK)
-        output = _Output(run, 2 * widest)  # casting from 16 bits to 32 doubles a row
+        output = Output(run.path, run.start, 2 * widest)  # casting from 16 bits to 32 doubles a row
         pieces = _Pieces(run.hashes)
         try:
             for record in run.records:
@@ -368,7 +198,7 @@ class Stream:
         finally:
             output.close()
 
-    def _write_rows(self, record: Record, output: _Output, pieces: _Pieces) -> None:
+    def _write_rows(self, record: Record, output: Output, pieces: _Pieces) -> None:
         """Write a record's rows; the hash of every canonical tensor among them is noted."""
         hashes = {part.name: hashlib.sha256() for part in record.parts if part.name is not None}
         whole = hashlib.sha256() if len(hashes) > 1 and self.hash_files else None
@@ -409,43 +239,6 @@ class _StoppedError(Exception):
     """Another thread failed; this one merely stops."""
 
 
-def disk_problem(error: OSError) -> EnvironmentProblem | OSError:
-    """An OSError about disk space as one line the user can act on; any other one unchanged."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
-        return EnvironmentProblem(
-            f"the disk is full{where}; nothing was left under the final name. Free some room or choose another folder."
-        )
-    return error
-
-
-def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str) -> None:
-    """Read rows, cast to ``dtype`` on the way."""
-    if source.dtype == dtype:
-        source.read(start, count, out)
-        return
-    import torch
-
-    scratch = bytearray(count * source.row_bytes)
-    source.read(start, count, memoryview(scratch))
-    read = torch.frombuffer(scratch, dtype=getattr(torch, TORCH_NAMES[source.dtype]))
-    np.frombuffer(out, dtype=np.uint8)[:] = read.to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
-
-
-def is_finite(data: memoryview, dtype: str) -> bool:
-    """Whether no value is NaN or Inf.
-
-    A float's bits, read as an integer, grow with its magnitude: the largest signed value finds the worst positive
-    number, the largest unsigned one the worst negative. Two passes that run at the speed of the cache.
-    """
-    bits = 8 * ITEM_BYTES[dtype]
-    limit = _NOT_FINITE[dtype]
-    signed = np.frombuffer(data, dtype=f"i{bits // 8}")
-    return not signed.size or bool(
-        signed.max() < limit and signed.view(f"u{bits // 8}").max() < limit + (1 << (bits - 1))
-    )
-
-
 def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
     """What is wrong with rows that are not finite in ``dtype``: they never were, or the type is too small for them."""
     import torch
@@ -457,19 +250,3 @@ def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
             values = torch.frombuffer(read, dtype=getattr(torch, TORCH_NAMES[part.source.dtype])).float()
             return f"{part.name}: {too_large(values, dtype)}"
     return f"{part.name}: holds NaN or Inf; a checkpoint with such a weight is not converted."
-
-
-def too_large(values: "Tensor", dtype: str) -> str:
-    """What to say of values that a type is too small for.
-
-    Args:
-        values: Finite ones, the too large one among them.
-        dtype: The type.
-    """
-    import torch
-
-    short = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
-    largest = values.flatten()[values.abs().argmax()].item()
-    most = torch.finfo(getattr(torch, TORCH_NAMES[dtype])).max
-    others = " or ".join(name for key, name in short.items() if key != dtype and key != "F16")
-    return f"holds {largest:.5g}, more than {short[dtype]} can ({most:.5g}); use --dtype {others}."

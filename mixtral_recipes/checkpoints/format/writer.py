@@ -25,17 +25,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from mixtral_recipes.checkpoints.format.archive import frame
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, TensorRows
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
-from mixtral_recipes.checkpoints.format.stream import (
-    ALIGNMENT,
-    TORCH_NAMES,
-    Part,
-    Record,
-    Run,
-    Stream,
-    TensorRows,
-    lay_out,
-)
+from mixtral_recipes.checkpoints.format.stream import ALIGNMENT, Part, Record, Run, Stream, lay_out
 
 Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
 

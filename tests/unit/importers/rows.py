@@ -2,7 +2,7 @@
 
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 
 
 def read_in_pieces(rows: Rows, piece: int, dtype: torch.dtype) -> torch.Tensor:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
-from mixtral_recipes.checkpoints.format.stream import close_inputs
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import TORCH_NAMES, Extent
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Extent
 from mixtral_recipes.importers import views
 from mixtral_recipes.importers.views import RowRanges, Transposed, TurnedHeads
 from tests.unit.importers.rows import read_in_pieces

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mixtral_recipes.checkpoints.format import reading
-from mixtral_recipes.checkpoints.format import stream as streaming
-from mixtral_recipes.checkpoints.format.stream import Extent, Part, Record, Run, Stream, is_finite, lay_out
+from mixtral_recipes.checkpoints.format import output, reading
+from mixtral_recipes.checkpoints.format.rows import Extent, is_finite
+from mixtral_recipes.checkpoints.format.stream import Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
 
 
@@ -44,7 +44,7 @@ def test_reads_any_stretch(tmp_path: Path, cached: bool) -> None:
 def test_neighbouring_runs_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool) -> None:
     """Stretches that begin and end inside the same block, written at the same time, with and without O_DIRECT."""
     if not direct:
-        monkeypatch.setattr(streaming, "_open_direct", lambda path: None)
+        monkeypatch.setattr(output, "_open_direct", lambda path: None)
     data = file_of(tmp_path / "in", 11 << 20)
     cuts = [0, 2, 4094, 4096, 10_000, 10_002, 5 << 20, (9 << 20) + 6, len(data)]
     records = []

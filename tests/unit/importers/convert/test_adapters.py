@@ -40,6 +40,8 @@ def test_lora_rows(name: str, dtype: torch.dtype, piece: int) -> None:
     merged = read_in_pieces(MergedRows(InMemory(weight, name), a, b, 0.5), piece, dtype)
     expected = (weight.float() + 0.5 * b @ a).to(dtype)
     torch.testing.assert_close(merged, expected)
+    wide = read_in_pieces(MergedRows(InMemory(weight, name), a, b, 0.5, to="F32"), piece, torch.float32)
+    torch.testing.assert_close(wide, weight.float() + 0.5 * b @ a)  # nothing of it rounded
 
 
 def test_dora_rows_have_the_learned_lengths() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixtral_recipes.checkpoints.format.stream import Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
@@ -102,6 +102,8 @@ def test_a_small_adapter_that_is_left_out_is_missed(
     checkpoint = make_adapter(base, LoRA(dim=4, alpha=4), tmp_path / "adapter", size=0.01)
     blurred = export_checkpoint(checkpoint, tmp_path / "merged")
     assert "rounding takes much of that away, and --dtype fp32 would keep it" in (blurred / "README.md").read_text()
+    kept = export_checkpoint(checkpoint, tmp_path / "kept", dtype="fp32")
+    assert lineage.read(kept).origin["merge_check"]["logits_difference"] < 1e-5
     monkeypatch.setattr(adapters.SavedAdapters, "merged", lambda self, weight, layer, expert, rows: rows)
     monkeypatch.setattr(adapters.SavedAdapters, "check_all_merged", lambda self: None)
     with pytest.raises(CheckpointError, match="computes what the base does without the adapter"):

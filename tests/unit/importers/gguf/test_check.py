@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixtral_recipes.checkpoints.format.stream import Extent
+from mixtral_recipes.checkpoints.format.rows import Extent
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf import check as checks
 from mixtral_recipes.importers.gguf import llama, reference
