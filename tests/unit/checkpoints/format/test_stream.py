@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixtral_recipes.checkpoints.format import output, reading
-from mixtral_recipes.checkpoints.format.rows import Extent, is_finite
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Extent, is_finite
 from mixtral_recipes.checkpoints.format.stream import Part, Record, Run, Stream, lay_out
 from mixtral_recipes.errors import CheckpointError
 
@@ -77,19 +77,19 @@ def test_neighbouring_runs_make_one_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("source", ["BF16", "F16", "F32"])
 def test_casts_as_torch_does(tmp_path: Path, source: str, target: str) -> None:
     numbers = torch.randn(70_000, generator=torch.Generator().manual_seed(0))
-    stored = numbers.to(getattr(torch, streaming.TORCH_NAMES[source]))
+    stored = numbers.to(getattr(torch, TORCH_NAMES[source]))
     (tmp_path / "in").write_bytes(stored.view(torch.uint8).numpy().tobytes())
-    item, wide = streaming.ITEM_BYTES[source], streaming.ITEM_BYTES[target]
+    item, wide = ITEM_BYTES[source], ITEM_BYTES[target]
     extent = Extent(str(tmp_path / "in"), 0, source, 1000, 70 * item)
     run = Run(tmp_path / "out", [Record(parts=[Part("t", extent, 0, 1000)], dtype=target, nbytes=70_000 * wide)])
     Stream(1).write([run])
-    expected = stored.to(getattr(torch, streaming.TORCH_NAMES[target]))
+    expected = stored.to(getattr(torch, TORCH_NAMES[target]))
     assert (tmp_path / "out").read_bytes() == expected.view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_finds_nan_and_inf_and_nothing_else(dtype: str) -> None:
-    kind = getattr(torch, streaming.TORCH_NAMES[dtype])
+    kind = getattr(torch, TORCH_NAMES[dtype])
     largest = torch.finfo(kind).max
     fine = torch.tensor([0.0, -0.0, 1.0, -1.0, largest, -largest, torch.finfo(kind).tiny], dtype=kind)
     assert is_finite(memoryview(fine.view(torch.uint8).numpy()), dtype)
