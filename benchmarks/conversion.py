@@ -101,7 +101,12 @@ def set_cache(folder: Path, *, cached: bool) -> None:
 
 def convert(kind: str, source: Path, target: Path, *, sampled: bool = False) -> dict[str, float]:
     """Run one conversion in a fresh process: its seconds (imports of Python modules apart), its peak memory."""
-    command = [sys.executable, __file__, "--convert", kind, str(source), str(target)]
+    return in_own_process(__file__, ["--convert", kind, str(source), str(target)], sampled=sampled)
+
+
+def in_own_process(script: str, arguments: list[str], *, sampled: bool) -> dict[str, float]:
+    """Run a script, which prints JSON last; what it printed, and the peak of its anonymous memory if it is sampled."""
+    command = [sys.executable, script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
         while sampled and process.poll() is None:
@@ -109,7 +114,7 @@ def convert(kind: str, source: Path, target: Path, *, sampled: bool = False) -> 
             time.sleep(0.005)
         output, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{kind} failed")
+        raise SystemExit(f"{' '.join(arguments)} failed")
     return json.loads(output.splitlines()[-1]) | {"peak_anonymous_gib": peak / 2**30}
 
 

@@ -15,7 +15,6 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -45,16 +44,7 @@ def make_checkpoint(folder: Path, shape: str, layers: int, *, holes: bool) -> tu
 
 def export(checkpoint: Path, target: Path, kind: str, *, sampled: bool = False) -> dict[str, float]:
     """One export in a fresh process: its seconds (imports of Python modules apart), its peak memory."""
-    command = [sys.executable, __file__, "--export", str(checkpoint), str(target), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        peak = 0
-        while sampled and process.poll() is None:
-            peak = max(peak, conversion._anonymous(process.pid))
-            time.sleep(0.005)
-        output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"export to {kind} failed")
-    return json.loads(output.splitlines()[-1]) | {"peak_anonymous_gib": peak / 2**30}
+    return conversion.in_own_process(__file__, ["--export", str(checkpoint), str(target), kind], sampled=sampled)
 
 
 def export_here(checkpoint: Path, target: Path, kind: str) -> None:

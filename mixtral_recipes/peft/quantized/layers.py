@@ -57,17 +57,33 @@ def base_format(scheme: LoRA | None) -> Format | None:
     return Format(scheme.bits, scheme.block_size) if isinstance(scheme, QLoRA) else None
 
 
-class QuantizedColumnParallelLinear(ColumnParallelLinear):
+class QuantizedLinear:
+    """What makes a linear layer of Megatron's one over a quantised weight.
+
+    Attributes:
+        weight: A place without memory.
+        format: What the weight is kept in.
+        split: Which part of it this rank has.
+        device: Where it is.
+        quantized: The weight; None until it is read.
+    """
+
+    weight: nn.Parameter
+    format: Format
+    split: Split
+    device: torch.device
+    quantized: Quantized | None
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **settings: Any) -> Tensor:
+        return _product(self, input, **settings)
+
+
+class QuantizedColumnParallelLinear(QuantizedLinear, ColumnParallelLinear):
     """Megatron's, over a quantised weight; a random one is quantised at once, another when it is read.
 
     Args:
         format: What the weight is kept in.
     """
-
-    format: Format
-    split: Split
-    device: torch.device
-    quantized: Quantized | None
 
     def __init__(self, *sizes: int, config: Any, format: Format, **settings: Any) -> None:
         super().__init__(*sizes, config=config, **settings)
@@ -75,27 +91,13 @@ class QuantizedColumnParallelLinear(ColumnParallelLinear):
         gated = config.gated_linear_unit and settings.get("tp_comm_buffer_name") == "fc1"
         _give_up_memory(self, format, axis=0, halves=2 if gated else 1)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, **settings: Any) -> Tensor:
-        return _product(self, input, **settings)
 
-
-class QuantizedRowParallelLinear(RowParallelLinear):
+class QuantizedRowParallelLinear(QuantizedLinear, RowParallelLinear):
     """As `QuantizedColumnParallelLinear`."""
-
-    format: Format
-    split: Split
-    device: torch.device
-    quantized: Quantized | None
 
     def __init__(self, *sizes: int, config: Any, format: Format, **settings: Any) -> None:
         super().__init__(*sizes, config=config, **settings)
         _give_up_memory(self, format, axis=1, halves=1)
-
-    def _forward_impl(self, input: Tensor, weight: Tensor, **settings: Any) -> Tensor:
-        return _product(self, input, **settings)
-
-
-QuantizedLinear = QuantizedColumnParallelLinear | QuantizedRowParallelLinear
 
 
 def linears(format: Format) -> tuple[Any, Any]:
