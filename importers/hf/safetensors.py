@@ -15,6 +15,7 @@ from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Extent, Rows
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.system.json_files import parse_object, read_object
 from mixtral_recipes.system.pointers import refuse_pointer
+from mixtral_recipes.system.schema import typed
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -66,19 +67,23 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{path}: its safetensors header is not JSON ({in_short(error)}); get the file again."
             ) from error
-    header.pop("__metadata__", None)
+    typed(header.pop("__metadata__", {}), dict[str, str], f"{path}: __metadata__", CheckpointError)
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    _check_apart(path, {name: header[name]["data_offsets"] for name in tensors})
+    _check_covered(path, {name: header[name]["data_offsets"] for name in tensors}, size - 8 - length)
     return tensors
 
 
-def _check_apart(path: Path, places: dict[str, list[int]]) -> None:
-    """Refuse tensors that lie over one another, which the format forbids: a copy would take the place of a weight."""
+def _check_covered(path: Path, places: dict[str, list[int]], size: int) -> None:
+    """Refuse tensors that lie over one another, and bytes that are no tensor's, as safetensors itself does."""
     end, before = 0, ""
     for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
             raise CheckpointError(f"{path}: {before} and {name} overlap in the file; get the file again.")
+        if start > end:
+            raise CheckpointError(f"{path}: {start - end} bytes before {name} are no tensor's; get the file again.")
         end, before = stop, name
+    if end < size:
+        raise CheckpointError(f"{path}: its last {size - end} bytes are no tensor's; get the file again.")
 
 
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:

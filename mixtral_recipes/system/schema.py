@@ -68,6 +68,8 @@ def _refuse(value: Any, shape: Any, where: object, error: type[MixtralRecipesErr
     needed = re.sub(r"`([\w |]+)`", lambda found: " or ".join(_WORDS.get(w, w) for w in found[1].split(" | ")), rule)
     if of_a_name:
         at, found = f"a name in {at}" if at else "a name", list(found)
+    if rule.startswith("Invalid enum value"):
+        rule = "another of the names that are known"
     shown = repr(found)
     shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
     raise error(f"{where}: {at + '=' if at else ''}{shown} is not allowed; {needed} is needed.")

@@ -259,6 +259,27 @@ def test_two_tensors_in_one_place(make_model, tmp_path: Path) -> None:
     refused(folder, tmp_path / "out", EXPERT, "overlap")
 
 
+@pytest.mark.parametrize("change", ["tail", "hole", "metadata"])
+def test_what_safetensors_refuses_is_refused_here(make_model, tmp_path: Path, change: str) -> None:
+    """What the import takes, `verify --against` must be able to read, and that asks the library."""
+    folder, _, _ = make_model()
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    if change == "tail":
+        data += b"more"
+    elif change == "hole":
+        data = bytes(8) + data
+        for name in header.keys() - {"__metadata__"}:
+            header[name]["data_offsets"] = [place + 8 for place in header[name]["data_offsets"]]
+    else:
+        header["__metadata__"] = {"format": 5}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    refused(folder, tmp_path / "out", "__metadata__: format=5" if change == "metadata" else "are no tensor's")
+
+
 class Payload:
     """What a hostile pickle looks like."""
 
