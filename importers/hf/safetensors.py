@@ -75,15 +75,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _check_covered(path: Path, places: dict[str, list[int]], size: int) -> None:
     """Refuse tensors that lie over one another, and bytes that are no tensor's, as safetensors itself does."""
-    end, before = 0, ""
+    end, before, unclaimed = 0, "", 0
     for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
             raise CheckpointError(f"{path}: {before} and {name} overlap in the file; get the file again.")
-        if start > end:
-            raise CheckpointError(f"{path}: {start - end} bytes before {name} are no tensor's; get the file again.")
+        unclaimed += start - end
         end, before = stop, name
-    if end < size:
-        raise CheckpointError(f"{path}: its last {size - end} bytes are no tensor's; get the file again.")
+    unclaimed += size - end
+    if unclaimed:
+        raise CheckpointError(f"{path}: {unclaimed} of its bytes are no tensor's; get the file again.")
 
 
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
