@@ -7,7 +7,8 @@ import functools
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -99,13 +100,16 @@ class RecordPipeline:
         What only a chat template refuses (an order of roles) shows when it is applied.
 
         Raises:
-            DataError: the first that cannot be used, or that a split has none that can.
+            DataError: the first that cannot be used, that a split has none, or that nothing of training is learned.
         """
         for split in self.source.splits:
             bad = self._policy()
-            if not sum(1 for _ in self._of_source(split, bad)):
+            reasons = Counter(example.content.left_out for example in self._of_source(split, bad))
+            if not reasons:
                 first = f": {bad.first}" if isinstance(bad, Skipped) and bad.first else "."
                 raise DataError(f"{self.source.spec}: no usable record in its {split} split{first}")
+            if split == "train" and "" not in reasons:
+                raise DataError(f"{self.source.spec}: no training samples ({_told(reasons)}).")
 
     def examples(self, split: str, bad: BadRecord = stop) -> Iterator[Example]:
         """The examples of a split; those that are held out are in ``validation`` and not in ``train``."""
@@ -149,8 +153,7 @@ class RecordPipeline:
         stores = {name: stores[name] for name in SPLITS if name in stores}
         self._tell(stores)
         if not len(stores["train"]):
-            reasons = "; ".join(f"{count:,}: {why}" for why, count in stores["train"].tally.dropped.items())
-            raise DataError(f"{self.source.spec}: no training samples ({reasons or 'no records'}).")
+            raise DataError(f"{self.source.spec}: no training samples ({_told(stores['train'].tally.dropped)}).")
         return {name: store for name, store in stores.items() if len(store)}
 
     def identity(self, tokenizer: Any) -> dict[str, Any]:
@@ -222,6 +225,10 @@ class RecordPipeline:
 
     def _share(self, count: int) -> int:
         return min(max(1, round(count * self.val_proportion)), count - 1) if count > 1 else 0
+
+
+def _told(reasons: Mapping[str, int]) -> str:
+    return "; ".join(f"{count:,}: {why}" for why, count in reasons.items()) or "no records"
 
 
 def count_fields(example: Example, tally: Tally) -> None:
