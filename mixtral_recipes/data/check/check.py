@@ -141,7 +141,7 @@ def check(
             sizes.append(item.tokens)
             progress(1)
         report.lengths[split] = np.frombuffer(sizes, np.int32) if len(sizes) else np.empty(0, np.int32)
-        if not report.tallies[split].records:
+        if not report.tallies[split].records and split in reader.own_splits:
             report.add("error", "no usable record", f"{split} split")
         elif split == "train" and not report.tallies[split].samples:
             report.add("error", "nothing to learn", f"{split} split", "all of its records are left out")
@@ -157,7 +157,7 @@ class _Records:
         self.pipeline = replace(pipeline, on_bad_record="skip")
         self.tokenizer = tokenizer
         self.report = report
-        self.splits = self.pipeline.splits
+        self.splits, self.own_splits = self.pipeline.splits, self.pipeline.source.splits
 
     def items(self, split: str) -> Iterator[Item]:
         """The usable records of a split."""
@@ -190,7 +190,7 @@ class _Documents:
         self.recognized = recognized
         self.encoder = Encoder.of(tokenizer) if tokenizer is not None else None
         self.report = report
-        self.splits = recognized.source.splits if recognized.source else list(recognized.files)
+        self.splits = self.own_splits = recognized.source.splits if recognized.source else list(recognized.files)
 
     def items(self, split: str) -> Iterator[Item]:
         """The documents of a split."""

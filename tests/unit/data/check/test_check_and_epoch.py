@@ -44,6 +44,27 @@ def squad() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("rows", [chats, pairs, squad])
+@pytest.mark.parametrize("packed", [False, True])
+def test_they_are_the_same_of_a_stream(tmp_path: Path, tokenizer: Any, rows: Any, packed: bool) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    found = recognize(path)
+    settings = {"on_bad_record": "skip", "streaming": True, "val_proportion": 0.1}
+    report = check(found, tokenizer, seq_length=48, settings=settings)
+    assert not any(finding.where == "validation split" for finding in report.findings)
+    specs = PackedSequenceSpecs(96) if packed else None
+    module = found.module(seq_length=48, global_batch_size=1, packed_sequence_specs=specs, **settings)
+    module.setup(tokenizer)
+    stream = module._stream(1)
+    count = sum(stream.how.count(window) for window in stream._windows(0, lambda error, record=None: None))
+    batches = module.train_batches(DataParallelPlace())
+    assert sum(int(next(batches)["loss_mask"].sum()) for _ in range(count)) == report.tallies["train"].learned > 0
+    validation = module.validation_batches(DataParallelPlace(), limit_batches=None)
+    learned = sum(int(batch["loss_mask"].sum()) for batch in (() if validation is None else validation))
+    assert learned == report.tallies["validation"].learned
+
+
+@pytest.mark.parametrize("rows", [chats, pairs, squad])
 @pytest.mark.parametrize("truncation", ["prompt", "end", "drop"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_numbers_are_the_same(tmp_path: Path, tokenizer: Any, rows: Any, truncation: str, packed: bool) -> None:
