@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.local import environment, torchrun
 from mixtral_recipes.executors.runs.logs import of_rank
+from mixtral_recipes.system.files import temporary_folder
 from mixtral_recipes.system.machine import children
 
 _ERROR = "error: "
@@ -32,9 +31,9 @@ def again(words: Sequence[str], processes: int, *, to_ranks: bool = False) -> No
     """
     command = [*torchrun(processes), "--tee=2", "-m", "mixtral_recipes.cli.main", *words]
     errors: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="mixtral-recipes-") as logs:
+    with temporary_folder() as logs:
         ranks = subprocess.Popen(
-            command, env=environment(processes, Path(logs)), stderr=subprocess.PIPE, text=True,
+            command, env=environment(processes, logs), stderr=subprocess.PIPE, text=True,
             start_new_session=to_ranks,
         )  # fmt: skip
         assert ranks.stderr is not None

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 from mixtral_recipes.executors.stored import RANK_MODULE, store
+from mixtral_recipes.system.files import temporary_folder
 from mixtral_recipes.system.home import jobs_home
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
 
 def _rehearse(tasks: list[Task], title: str) -> list[str]:
     """The scripts of jobs that are not submitted. They are written to a folder that goes again, and without secrets."""
-    with tempfile.TemporaryDirectory(prefix="mixtral-recipes-") as folder:
-        home = use_jobs_home(Path(folder))
+    with temporary_folder() as folder:
+        home = use_jobs_home(folder)
         prepared = [_prepare(task, home / task.record.id) for task in tasks]
         experiment = _experiment(title, prepared[0][0], home)
         with experiment:

@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.files import temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
     Raises:
         CheckpointError: the largest difference exceeds `TOLERANCE` of the largest logit, or a model cannot run.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if source is None:
             from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 

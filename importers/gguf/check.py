@@ -1,7 +1,6 @@
 """A written GGUF file compared with the checkpoint: every tensor, how text is split, and the next tokens."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mixtral_recipes.importers.gguf.extra import package
 from mixtral_recipes.importers.gguf.reader import StoredFile
 from mixtral_recipes.importers.gguf.types import LARGEST_ERROR, Quantization
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.system.files import temporary_folder
 from mixtral_recipes.system.machine import available_memory, io_threads
 
 # What both models go on from; plain English, of which every Mixtral has seen some.
@@ -144,7 +144,7 @@ def compare(
         CheckpointError: a tensor, the tokens of a text, or the next tokens differ by more than the type explains.
     """
     errors, counts = _compare_tensors(StoredFile(file), sources, on_bytes)
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as name:
         merged = reference.Model(checkpoint, base, into)
         next_tokens = _compare_tokens(file, merged, tokenizer, Path(name))
     found = Measured(errors, counts, next_tokens)

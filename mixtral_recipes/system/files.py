@@ -7,6 +7,8 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,6 +145,21 @@ def sibling(path: Path, name: str) -> Path:
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, "Has no name that something could get", str(path))
     return path.with_name(name)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes again, also where this process is killed: a shell removes it once its input ends."""
+    name = tempfile.mkdtemp(prefix="mixtral-recipes-")
+    remover = subprocess.Popen(
+        ["/bin/sh", "-c", 'read _; rm -rf -- "$0"', name], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield Path(name)
+    finally:
+        remover.communicate()
+        shutil.rmtree(name, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

@@ -95,7 +95,9 @@ class _Watch:
 
 
 def _harmless(words: Any) -> bool:
-    """What packaging and matplotlib ask, and what nemo_run asks a shell, without anything a shell reads."""
+    """What packaging, matplotlib and nemo_run ask, without anything a shell reads; and what removes our own folders."""
+    if words[:2] == ["/bin/sh", "-c"] and len(words) == 4:
+        return words[2] == 'read _; rm -rf -- "$0"' and "/mixtral-recipes-" in words[3]
     return words[0] in ("git", "fc-list") or re.fullmatch(r"(mkdir|tar|rm|cp) [\w./ =-]+", words[-1]) is not None
 
 

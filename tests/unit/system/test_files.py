@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mixtral_recipes.system.files import (
     replacing,
     replacing_folder,
     staging_path,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -182,3 +184,24 @@ def test_a_folder_without_a_name_is_no_place_for_something(path: str) -> None:
         pass
     with pytest.raises(IsADirectoryError, match="Has no name"), replacing_folder(Path(path)):
         pass
+
+
+def test_a_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
+    with temporary_folder() as folder:
+        (folder / "a").write_text("a")
+    assert not folder.exists()
+    ends, begins = os.pipe()
+    child = os.fork()
+    if not child:
+        with temporary_folder() as folder:
+            os.write(begins, os.fsencode(folder))
+            signal.pause()
+    folder = Path(os.fsdecode(os.read(ends, 4096)))
+    assert folder.is_dir()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for _ in range(1000):
+        if not folder.exists():
+            break
+        time.sleep(0.01)
+    assert not folder.exists()
