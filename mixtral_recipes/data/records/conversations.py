@@ -10,7 +10,7 @@ from mixtral_recipes.data.records.forms import Form, form_of, holds_turns, is_pr
 from mixtral_recipes.data.records.learning import FIELDS, Learned, said, stretches
 from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.record import Record, is_filled
-from mixtral_recipes.data.records.tools import calls_of, identify, result_of, tools_of
+from mixtral_recipes.data.records.tools import calls_of, identify, result_of, tools_of, without_absent
 from mixtral_recipes.errors import DataError
 
 # What chat templates take: role and content; of an assistant's call also tool_calls; of a tool's result also
@@ -111,7 +111,9 @@ def conversation(
         DataError: names the place and what is wrong.
     """
     where = record.where
-    value, names = _renamed(record.value, columns or {})
+    # A table's row has all entries of its structs: arguments that a call does not have would be encoded as null.
+    value = without_absent(record.value) if record.text is None else record.value
+    value, names = _renamed(value, columns or {})
     if not columns and is_preference(value):
         raise DataError(f"{where}: is a preference pair, or an answer with a label, and not to be learned as it is.")
     turns, used = _turns_of(value, names, where)

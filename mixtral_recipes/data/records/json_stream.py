@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import LIMIT, longest_line, open_bytes
+from mixtral_recipes.data.records.forms import Form, form_of
 from mixtral_recipes.data.records.record import SPLIT_NAMES, Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.json_files import once
@@ -303,6 +304,10 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
         return
     if not held:
         yield "", Record(value, where)
+    elif form_of(value) not in (None, Form.text):
+        raise DataError(
+            f"{where}: is a record, and holds others in {held[0]!r}; which are meant? Write one a line (.jsonl)."
+        )
     for name, other in value.items():
         if held and isinstance(other, list) and other and all(isinstance(element, dict) for element in other):
             raise DataError(f"{where}: {name!r} is a list of objects beside {held[0]!r}; which one holds the records?")

@@ -39,7 +39,7 @@ def tools_of(value: Any, name: str, where: object) -> list[dict[str, Any]]:
         described = {
             "name": function["name"],
             "description": function.get("description") or "",
-            "parameters": _without_absent(parameters),
+            "parameters": without_absent(parameters),
         }
         found.append({"type": "function", "function": described})
     return found
@@ -129,9 +129,9 @@ def _json(value: Any) -> Any:
         return value
 
 
-def _without_absent(value: Any) -> Any:
-    """A schema without the empty entries that parquet's structs give to every row."""
+def without_absent(value: Any) -> Any:
+    """A value without the empty entries that the structs of tables give to every row."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if v is not None or k in ("default", "const")}
-        return {k: _without_absent(v) for k, v in kept.items()}
-    return [_without_absent(element) for element in value] if isinstance(value, list) else value
+        return {k: without_absent(v) for k, v in kept.items()}
+    return [without_absent(element) for element in value] if isinstance(value, list) else value

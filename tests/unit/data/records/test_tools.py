@@ -174,4 +174,8 @@ def test_empty_entries_of_tables_are_no_parameters(tokenizer: Any) -> None:
     """Parquet gives every row all fields of a struct."""
     record = json.loads(json.dumps(OPENAI))
     record["tools"][0]["function"]["parameters"]["properties"]["other"] = None
+    record["messages"][1]["tool_calls"][0]["function"]["arguments"] = {**CALL["arguments"], "other": None}
+    record["messages"][0]["tool_calls"] = None
     assert text_of(record, tokenizer) == text_of(OPENAI, tokenizer)
+    talk = conversation(Record(record, "x:1", json.dumps(record)))  # JSON says what it means
+    assert talk.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "x", "other": None}
