@@ -72,7 +72,10 @@ def test_splits_in_one_file(tmp_path: Path) -> None:
         ('[\n{"a": "1}]', ":2: not JSON \\(Unterminated string"),
         ('{"data": [{"a": 1}],\n"rows": [{"a": 1}]}', ":2: several lists of objects \\('data', 'rows'\\)"),
         ('{"data": [{"a": 1}], "more": [{"a": 1}]}', ":1: 'more' is a list of objects beside 'data'"),
-        ('{"input": "q", "output": "a",\n"examples": [{"input": "b", "output": "c"}]}', ":1: is a record, and holds others"),
+        (
+            '{"input": "q", "output": "a",\n"examples": [{"input": "b", "output": "c"}]}',
+            ":1: is a record, and holds others",
+        ),
         ('[{"a": 1},\n\n7]', ":3: is a number, not an object"),
         ('{"a": 1, "a": 2}', ":1: field 'a' stands there twice"),
         ('[{"a": NaN}]', ":1: NaN is not JSON"),
