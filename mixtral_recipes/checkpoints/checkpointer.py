@@ -35,7 +35,7 @@ from mixtral_recipes.checkpoints.state import (
     set_steps,
     torch_bytes,
 )
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.system.files import remove_folder, size_of
 from mixtral_recipes.system.ranks import gathered, rank_and_size
@@ -269,8 +269,17 @@ class Checkpointer:
         return Position(facts["step"], facts["consumed_samples"], facts.get("skipped_steps", 0))
 
     def load_optimizer(self, checkpoint: Path) -> None:
-        """Take only the optimizer's moments and step count from another run's checkpoint."""
+        """Take only the optimizer's moments and step count from another run's checkpoint.
+
+        Raises:
+            CheckpointError: it has none, as what was imported or merged.
+        """
         stored = StoredWeights(checkpoint / "weights")
+        if _COMMON not in stored:
+            raise CheckpointError(
+                f"{checkpoint} holds no optimizer state, as no import and no sum of adapters does; leave out "
+                "resume.restore_config.load_optim_state."
+            )
         allocate_state(self._optimizer)
         shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
         stored.read_into(shards)

@@ -1,13 +1,16 @@
 """New tokens' rows start from the mean of the checkpoint's, wherever a rank's share of the vocabulary lies."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.checkpointer import Checkpointer
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.load import _fill_new_rows
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from tests.mixtral_folder import mixtral_config, mixtral_tensors, write_model
 
@@ -38,3 +41,10 @@ def test_other_weights_are_left_alone(tmp_path: Path) -> None:
     norm = torch.zeros(32)
     _fill_new_rows(stored, [Shard("decoder.final_layernorm.weight", norm, (0,), (32,), (32,))], range(3, 9))
     assert not norm.any()
+
+
+def test_an_import_has_no_optimizer_state_to_go_on_with(tmp_path: Path) -> None:
+    tensors = mixtral_tensors(mixtral_config(), torch.bfloat16)
+    checkpoint = import_checkpoint(str(write_model(tmp_path / "hf", mixtral_config(), tensors)), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"out holds no optimizer state.*leave out resume\.restore_config\.load"):
+        Checkpointer.load_optimizer(cast(Any, None), checkpoint)
