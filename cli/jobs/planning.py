@@ -211,10 +211,13 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
         outline_paths.apply(found, overrides)
     except outline_paths.NeedsRecipe:
         return question, _whole(question, overrides)
+    found.trainer.plugins.check()
     return question, found
 
 
 def _whole(question: Question, overrides: list[str]) -> Any:
+    import fiddle as fdl
+
     from mixtral_recipes.overrides import loading, paths
 
     arguments = {
@@ -230,15 +233,19 @@ def _whole(question: Question, overrides: list[str]) -> Any:
         arguments["performance_mode"] = question.performance_mode
     recipe = loading.load(question.recipe, question.task, **arguments)
     paths.apply(recipe, overrides)
+    fdl.build(recipe.trainer.plugins).check()
     return recipe
 
 
 def _whole_from_file(file: Path, overrides: list[str]) -> Any:
+    import fiddle as fdl
+
     from mixtral_recipes.overrides import paths
     from mixtral_recipes.overrides.yaml_file import read_recipe
 
     recipe = read_recipe(file)
     paths.apply(recipe, overrides)
+    fdl.build(recipe.trainer.plugins).check()
     return recipe
 
 

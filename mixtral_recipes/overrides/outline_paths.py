@@ -16,6 +16,7 @@ from mixtral_recipes.overrides.completion import PATHS
 from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
+_WORD = re.compile(r"[\w.:/+-]*")  # anything else the whole recipe's parser reads: `[a, b]` of bare names
 _WHOLE_PARTS = ("data", "model", "trainer", "optim", "log", "resume", "peft", "trainer.callbacks", "trainer.plugins")
 
 
@@ -84,6 +85,8 @@ def _value(value: str, old: Any, text: str) -> Any:
         try:
             read = ast.literal_eval(value)
         except (ValueError, SyntaxError):
+            if not _WORD.fullmatch(value):
+                raise NeedsRecipe from None
             read = value
     if isinstance(old, SimpleNamespace):
         raise NeedsRecipe

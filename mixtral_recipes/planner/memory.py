@@ -211,6 +211,8 @@ def _passing(job: Workload, base: Held) -> float:
     """What one layer's backward pass holds beside what was kept: the experts' gradients, the largest at once."""
     n, b = Sizes.of(job), job.dtype_bytes
     of_experts = n.R * (3 * n.f + n.h) * b
+    if job.adapters and job.adapters.magnitudes:
+        return max(of_experts, base.largest * 8)  # forward, the rows' lengths are taken of an fp32 copy and its squares
     if job.adapters and job.adapters.quantized:
         return of_experts + base.largest * b  # one matrix in 16 bits
     return of_experts + (0 if job.wgrad_fusion or not job.trains_all else base.largest * b)

@@ -163,7 +163,7 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
     if job.adapters and job.adapters.can_be_quantized and not job.fp8_recipe:
         smaller = dataclasses.replace(job.adapters, quantized=True)
         found.append(("QLoRA (4-bit base)", dataclasses.replace(job, adapters=smaller)))
-    if job.trains_all:
+    if job.trains_all and not job.pretrains:
         found.append(("LoRA", dataclasses.replace(job, adapters=Adapters())))
     return found
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout.repair import check_layout, distance, repair
+from mixtral_recipes.layout.repair import distance, repair
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.cards import Card
@@ -62,22 +62,26 @@ def check_layout_of(job: Workload, card: Card) -> None:
     if not broken:
         return
     fix = repair(job.topology, job.shape, job.batch)
-    repaired = fix and dataclasses.replace(job, topology=fix.topology, shape=fix.model, batch=fix.batch)
-    if fix is None or repaired is None or memory.of_job(repaired, card).fits:
-        check_layout(job.topology, job.shape, job.batch)
-        return
-    # What is nearest by its sizes does not fit: the nearest that does, on more GPUs if it takes them.
-    whole = dataclasses.replace(repaired, topology=job.topology)
-    fitting = nearest(whole, card) or _more_gpus(whole, card, 1024)
-    if fitting is None:
-        check_layout(job.topology, job.shape, job.batch)
-        return
-    more, taken = fitting.job.topology.world_size > job.topology.world_size, fitting.memory
-    settings = " ".join(dict.fromkeys((*changes(job, fitting.job, card), *_unlike(fix.settings))))
+    if fix is None:
+        raise RecipeError(" ".join(broken))
+    repaired = dataclasses.replace(job, topology=fix.topology, shape=fix.model, batch=fix.batch)
+    settings, taken, more = fix.settings, memory.of_job(repaired, card), False
+    if not taken.fits:  # what is nearest by its sizes; the nearest that fits, on more GPUs if it takes them
+        # Of more GPUs the batch as it was may be a multiple.
+        batch = dataclasses.replace(fix.batch, global_batch_size=job.batch.global_batch_size)
+        fitting = (
+            nearest(dataclasses.replace(repaired, topology=job.topology), card)
+            or _more_gpus(dataclasses.replace(repaired, topology=job.topology, batch=batch), card, 1024)
+            or _more_gpus(dataclasses.replace(repaired, topology=job.topology), card, 1024)
+        )
+        if fitting is None:
+            raise RecipeError(f"{' '.join(broken)} No layout of up to 1,024 {card.title} has the memory.")
+        more, taken = fitting.job.topology.world_size > job.topology.world_size, fitting.memory
+        settings = tuple(dict.fromkeys((*changes(job, fitting.job, card), *_unlike(fix.settings))))
     raise RecipeError(
         " ".join(broken)
         + (f" No layout of {job.topology.world_size} {card.title} has the memory." if more else "")
-        + f" To repair: {settings} ({taken.total:.0f} of {taken.capacity:.0f} GB on {card.title})"
+        + f" To repair: {' '.join(settings)} ({taken.total:.0f} of {taken.capacity:.0f} GB on {card.title})"
     )
 
 
@@ -123,6 +127,8 @@ def repairs(job: Workload, card: Card, *, most: int = 1024) -> list[Repair]:
 
 def _lighter(job: Workload) -> list[tuple[str, str, Adapters]]:
     """What takes less memory than a job's way to train, the nearest first: words, option, adapters."""
+    if job.pretrains:
+        return []
     found = [("LoRA", "--peft lora", Adapters())] if job.trains_all else []
     base = job.adapters or Adapters()
     if base.can_be_quantized and not job.fp8_recipe:

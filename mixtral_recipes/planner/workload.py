@@ -4,12 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings import adapted
 
-LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-_PRESETS = {"all-linear": LINEARS, "attention": LINEARS[:2]}
+LINEARS = adapted.ALL_LINEAR
+# What `model.config.recompute_modules` may name, and a Mixtral has.
+_RECOMPUTED = ("core_attn", "layernorm", "moe_act", "moe", "mlp")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Workload:
         fused: Whether permutation, rotation, gate and loss are fused kernels (likewise).
         frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
         lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
+        pretrains: Whether it is pretraining, for which adapters are no choice.
     """
 
     shape: ModelShape
@@ -121,6 +124,7 @@ class Workload:
     fused: bool = True
     frees_outputs: bool = False
     lengths: float | None = None
+    pretrains: bool = False
 
     @property
     def mean_length(self) -> float:
@@ -182,6 +186,7 @@ class Workload:
             wgrad_fusion=gpu and bool(getattr(config, "accelerate", True)),
             frees_outputs=bool(getattr(config, "deallocate_pipeline_outputs", False)),
             fused=gpu and bool(getattr(config, "accelerate", True)),
+            pretrains=getattr(getattr(recipe, "__fn_or_cls__", recipe), "__name__", "") == "pretrain",
         )
 
 
@@ -206,13 +211,9 @@ def adapters_of(peft: Any, shape: ModelShape) -> Adapters | None:
     """What a scheme trains, whether already built or still a `run.Config` of one; None trains all weights."""
     if peft is None:
         return None
-    wanted = _setting(peft, "target_modules", LINEARS)
-    if isinstance(wanted, str):
-        wanted = _PRESETS.get(wanted, (wanted,))
     name = getattr(getattr(peft, "__fn_or_cls__", type(peft)), "__name__", "")
     name = getattr(peft, "scheme", name)
-    left_out = _setting(peft, "exclude_modules", ())
-    targets = tuple(t for t in LINEARS if t in wanted and t not in left_out)
+    targets = adapted.modules(_setting(peft, "target_modules", LINEARS), _setting(peft, "exclude_modules", ()))
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
     bits = int(_setting(peft, "bits", 4))
     whole = tuple(_setting(peft, "modules_to_save", ()))
@@ -237,8 +238,17 @@ def _number_of_experts(chosen: Any, shape: ModelShape) -> int | None:
 def _recompute(config: Any) -> Recompute:
     granularity = config.recompute_granularity or ""
     if granularity == "full":
-        return Recompute("full", config.recompute_method or "uniform", config.recompute_num_layers or 1)
-    return Recompute(granularity, modules=tuple(config.recompute_modules or ("core_attn",)))
+        method = config.recompute_method or "uniform"
+        if method not in ("uniform", "block"):
+            raise RecipeError(f"model.config.recompute_method={method!r}; use 'uniform' or 'block'.")
+        return Recompute("full", method, config.recompute_num_layers or 1)
+    if granularity not in ("", "selective"):
+        raise RecipeError(f"model.config.recompute_granularity={granularity!r}; use 'full', 'selective' or null.")
+    modules = tuple(config.recompute_modules or ("core_attn",))
+    for name in modules:
+        if granularity and name not in _RECOMPUTED:
+            raise RecipeError(f"model.config.recompute_modules names {name!r}.{nearest(name, _RECOMPUTED)}")
+    return Recompute(granularity, modules=modules)
 
 
 def _capacity(config: Any, trainer: Any) -> float | None:

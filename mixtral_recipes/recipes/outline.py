@@ -18,6 +18,7 @@ from mixtral_recipes.planner.verdict import leanest
 from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 SCHEMES = catalog.PEFT_SCHEMES
 
@@ -121,6 +122,7 @@ def _in_layout(asked: Question, layout: Layout) -> Any:
         log=SimpleNamespace(ckpt=SimpleNamespace(save_top_k=2 if tunes else 10)),
         optim=SimpleNamespace(config=SimpleNamespace(use_distributed_optimizer=True)),
         peft=_peft(asked) if tunes else None,
+        __name__=asked.task,
     )
 
 
@@ -158,7 +160,7 @@ def _trainer(asked: Question, entry: RecipeEntry, layout: Layout) -> SimpleNames
         devices=layout.num_gpus_per_node,
         max_steps=entry.finetune_steps if tunes else entry.pretrain_steps,
         callbacks=[drop] if fast else [],
-        plugins=SimpleNamespace(
+        plugins=MegatronMixedPrecision(
             precision="32" if precision == "fp32" else "bf16-mixed",
             grad_reduce_in_fp32=False if fast else None,
             fp8="hybrid" if fp8 else None,

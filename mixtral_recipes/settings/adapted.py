@@ -1,16 +1,36 @@
-"""Which layers and experts a scheme adapts: numbers and ranges, as ``peft.layers`` and ``peft.experts`` name them.
+"""Which modules, layers and experts a scheme adapts.
 
-Both count from 0, as the names of weights do: ``8-31``, ``0,4-7``, ``24-`` (to the last one), or a list of numbers.
+Modules by Megatron's names; layers and experts as numbers and ranges, as ``peft.layers`` and ``peft.experts`` name
+them. Both count from 0, as the names of weights do: ``8-31``, ``0,4-7``, ``24-`` (to the last one), or a list of
+numbers.
 """
 
 import functools
 from collections.abc import Sequence
 
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import RecipeError, nearest
 
 Numbers = Sequence[int] | str
 Ranges = tuple[tuple[int, int | None], ...]
 BUSIEST = "busiest:"
+ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+PRESETS = {"all-linear": ALL_LINEAR, "attention": ALL_LINEAR[:2]}
+
+
+def modules(wanted: Sequence[str] | str, left_out: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of layer that ``peft.target_modules`` and ``peft.exclude_modules`` leave, in Megatron's order.
+
+    Raises:
+        RecipeError: an unknown name, or none left.
+    """
+    names = PRESETS.get(wanted, (wanted,)) if isinstance(wanted, str) else tuple(wanted)
+    for name in (*names, *left_out):
+        if name not in ALL_LINEAR:
+            raise RecipeError(f"peft.target_modules names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
+    found = tuple(name for name in ALL_LINEAR if name in names and name not in left_out)
+    if not found:
+        raise RecipeError("peft.target_modules and peft.exclude_modules leave no layer to adapt.")
+    return found
 
 
 def names(numbers: Numbers | None, number: int, setting: str) -> bool:

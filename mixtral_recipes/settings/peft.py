@@ -11,14 +11,13 @@ from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings import adapted
+from mixtral_recipes.settings.adapted import ALL_LINEAR
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
-ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # bitsandbytes'
 _OF_EXPERTS = ALL_LINEAR[2:]
 HF_WHOLE = {"word_embeddings": "embed_tokens", "output_layer": "lm_head"}  # what modules_to_save may name, and peft's
-PRESETS = {"all-linear": ALL_LINEAR, "attention": ("linear_qkv", "linear_proj")}
 
 
 @takes_nemos_arguments
@@ -83,15 +82,10 @@ class LoRA:
         Raises:
             RecipeError: an unknown name, or another unknown word.
         """
-        wanted = self.target_modules
-        if isinstance(wanted, str):
-            wanted = PRESETS.get(wanted, (wanted,))
-        for name in (*wanted, *self.exclude_modules):
-            if name not in ALL_LINEAR:
-                raise RecipeError(f"peft.target_modules names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
+        wanted = adapted.modules(self.target_modules, self.exclude_modules)
         for setting, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             for name, value in pattern.items():
-                if name not in set(wanted) - set(self.exclude_modules):
+                if name not in wanted:
                     raise RecipeError(f"peft.{setting} names {name!r}, which is not adapted.{nearest(name, wanted)}")
                 if not value > 0:
                     raise RecipeError(f"peft.{setting}.{name}={value}; it must be positive.")
@@ -99,9 +93,7 @@ class LoRA:
             raise RecipeError(f"peft.dropout_position={self.dropout_position!r}; use 'pre' or 'post'.")
         if self.lora_B_init_method != "zero":
             raise RecipeError(f"peft.lora_B_init_method={self.lora_B_init_method!r}; only 'zero' starts at the base.")
-        targets = set(wanted) - set(self.exclude_modules)
-        if not targets:
-            raise RecipeError("peft.target_modules and peft.exclude_modules leave no layer to adapt.")
+        targets = set(wanted)
         self._check_more(targets)
         return targets
 

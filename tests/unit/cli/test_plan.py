@@ -79,6 +79,11 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'trainer.max_steps'"),
         ("--recipe mixtral_8x7b trainer.max_steps=many", "needs a value such as 1000"),
         ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
+        ("--recipe mixtral_8x7b peft.target_modules=[]", "leave no layer to adapt"),
+        ("--recipe mixtral_8x7b peft.target_modules=linear_fc9", "Did you mean 'linear_fc2'"),
+        ("--recipe mixtral_8x7b model.config.recompute_granularity=ful", "use 'full', 'selective' or null"),
+        ("--recipe mixtral_8x7b trainer.plugins.fp8=yes", "use 'hybrid' or 'e4m3'"),
+        ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not known; use '32'"),
         ("--recipe mixtral_8x7b --deadline soon", "write hours"),
         ("--recipe mixtral_8x7b --epochs 2", "--epochs counts passes over --data"),
         ("--recipe mixtral_8x7b --task pretrain --peft lora", "--peft is of fine-tuning"),
@@ -124,7 +129,13 @@ def test_an_override_changes_an_outline_as_it_changes_the_recipe() -> None:
 
 
 def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
-    for override in ("peft=DoRA(dim=16)", "trainer.max_steps*=2", "trainer.callbacks[0].x=1", "peft=null"):
+    for override in (
+        "peft=DoRA(dim=16)",
+        "peft.target_modules=[linear_fc1,linear_fc2]",
+        "trainer.max_steps*=2",
+        "trainer.callbacks[0].x=1",
+        "peft=null",
+    ):
         with pytest.raises(outline_paths.NeedsRecipe):
             outline_paths.apply(outline(Question("mixtral_8x7b")), [override])
 

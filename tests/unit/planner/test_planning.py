@@ -117,6 +117,33 @@ def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
     assert memory.of_job(repaired, H100).fits
 
 
+def test_a_repair_on_other_gpus_keeps_the_batch() -> None:
+    """Seven processes would need a batch of 133; eight do not."""
+    job = job_of(Question("mixtral_8x7b"))
+    with pytest.raises(RecipeError, match=r"No layout of 7 .* trainer.devices=8 \(") as refused:
+        verdict.check_layout_of(job.on(dataclasses.replace(job.topology, world_size=7)), H100)
+    assert "global_batch_size=133" not in str(refused.value)
+
+
+def test_what_fits_nowhere_is_offered_no_repair() -> None:
+    job = job_of(Question("mixtral_8x7b"))
+    long = dataclasses.replace(job, batch=dataclasses.replace(job.batch, seq_length=10**8))
+    with pytest.raises(RecipeError, match=r"No layout of up to 1,024 H100 SXM 80 GB has the memory\.$"):
+        verdict.check_layout_of(long, H100)
+
+
+def test_adapters_are_no_choice_for_pretraining() -> None:
+    job = job_of(Question("mixtral_8x22b", "pretrain"))
+    assert job.pretrains
+    few = dataclasses.replace(job.topology, world_size=16, pipeline_model_parallel_size=1, context_parallel_size=1)
+    text = verdict.refusal(job.on(dataclasses.replace(few, virtual_pipeline_model_parallel_size=None)), H100)
+    assert text is not None
+    assert "To fit: " in text
+    assert "LoRA" not in text
+    assert "LoRA" not in dict(plan.variants(job, H100))
+    assert "LoRA" in dict(plan.variants(job_of(Question("mixtral_8x22b", peft_scheme="none")), H100))
+
+
 def test_little_room_is_warned_of() -> None:
     job = job_of(Question("mixtral_8x7b", "pretrain"))
     taken = memory.of_job(job, H100).total
