@@ -148,11 +148,13 @@ def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:
         on_gpu: Whether memory is a GPU's.
 
     Raises:
-        RecipeError: all broken rules at once, or what takes too much memory; with settings that run and fit.
+        RecipeError: a number format the GPU lacks; all broken rules at once, or what takes too much memory, with
+            settings that run and fit.
     """
     if not on_gpu:
         check_layout(job.topology, job.shape, job.batch)
         return
+    verdict.check_formats(job, card)
     verdict.check_layout_of(job, card)
     refused = verdict.refusal(job, card)
     if refused:

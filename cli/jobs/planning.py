@@ -68,12 +68,12 @@ class Answer:
             ("tokens/s per GPU", f"{one.tokens_per_second:,.0f}"),
             ("TFLOP/s per GPU", f"{plan.tflops(one):.3g}"),
             ("steps", f"{self.plan.steps:,}"),
-            ("hours", f"{self.plan.hours:,.1f}"),
-            ("GPU-hours", f"{self.plan.gpu_hours:,.0f}"),
+            ("hours", _amount(self.plan.hours)),
+            ("GPU-hours", _amount(self.plan.gpu_hours)),
             ("disk per checkpoint", f"{plan.checkpoint_gb(one.job):,.1f} GB, {self.plan.kept_checkpoints} kept"),
         ]
         if self.plan.price is not None:
-            rows.append(("price", f"{self.plan.gpu_hours * self.plan.price:,.0f}"))
+            rows.append(("price", f"{self.plan.gpu_hours * self.plan.price:,.2f}"))
         print_table(table(("time", ""), rows))
         if self.plan.alternatives:
             out.print("\nthe best layouts by search", markup=False)
@@ -86,6 +86,11 @@ class Answer:
 
 
 _COLUMNS = ("layout", "GB", "fits", "s/step", "tokens/s per GPU")
+
+
+def _amount(number: float) -> str:
+    """Tenths, and of less than ten three digits."""
+    return f"{number:,.1f}" if number >= 10 else f"{number:.3g}"
 
 
 def _row(name: str, one: Candidate) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     learned = [*([_calibrate()] if goal.calibrate else ()), *([_learn(goal.from_run)] if goal.from_run else ())]
     for text in learned:
         note(text)
-    card = calibration.corrected(cards.card(ask.hardware or _card_here(ask)))
+    card = calibration.corrected(cards.card(_card_here(ask) if ask.hardware is None else ask.hardware))
     question, recipe = _recipe(ask, card, overrides)
     job = Workload.of(recipe)
     if card.name == "cpu":
@@ -118,6 +123,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         job, steps, data_notes, more = _through_data(job, work.data, work.epochs or 1.0)
         notes += data_notes
     job = _reach(job, card, goal, steps)
+    verdict.check_formats(job, card)
     verdict.check_layout_of(job, card)
     kept = int(getattr(recipe.log.ckpt, "save_top_k", 1) or 0) + 1
     made = plan.plan(job, card, steps, kept_checkpoints=kept, price=work.price)

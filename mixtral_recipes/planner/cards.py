@@ -29,6 +29,7 @@ class Card:
         fp8_share: Of the FP8 peak, likewise, with what scaling costs.
         attention_share: Of what attention's kernels reach on Hopper, as a share of the peak.
         multiprocessors: Each computes a tile of a product's result.
+        mxfp8: Whether it multiplies FP8 with a scale for each 32 numbers.
         launch_us: Time of the host for one kernel, 10^-6 s.
     """
 
@@ -46,6 +47,7 @@ class Card:
     fp8_share: float = 0.54
     attention_share: float = 1.0
     multiprocessors: int = 132
+    mxfp8: bool = False
     launch_us: float = 7.0
 
     def corrected(self, **fields: float) -> "Card":
@@ -57,11 +59,11 @@ _GIB = 1.073741824
 
 # Blackwell's exponentials are as many as Hopper's, for over twice the products: attention reaches less of the peak.
 # Fitted on NeMo's rows of B200, as its share in FP8.
-_BLACKWELL = {"fp8_share": 0.48, "attention_share": 0.75, "multiprocessors": 148}
+_BLACKWELL = {"fp8_share": 0.48, "attention_share": 0.75, "multiprocessors": 148, "mxfp8": True}
 _AMPERE = {"product_share": 0.66, "multiprocessors": 108}
 _L40S = {"product_share": 0.60, "multiprocessors": 142}
 _ADA = {"product_share": 0.85, "multiprocessors": 128}
-_RTX5090 = {"product_share": 0.85, "multiprocessors": 170}
+_RTX5090 = {"product_share": 0.85, "multiprocessors": 170, "mxfp8": True}
 _CPU = {"product_share": 0.7, "multiprocessors": 0, "launch_us": 10.0}
 
 CARDS = {

@@ -154,7 +154,7 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
         selective = Recompute("selective", modules=("moe_act", "layernorm"))
         found.append(("recompute activations and norms", dataclasses.replace(job, recompute=selective)))
     if card.fp8_tflops and not job.fp8_recipe and job.dtype_bytes == 2:
-        recipe = "mxfp8" if card.name in ("b200", "gb200", "rtx5090") else "delayed"
+        recipe = "mxfp8" if card.mxfp8 else "delayed"
         found.append(("FP8", dataclasses.replace(job, fp8_recipe=recipe, fp8_weights=True, batch=_fp8(batch))))
     if not batch.packed:
         double = dataclasses.replace(batch, micro_batch_size=2 * batch.micro_batch_size)

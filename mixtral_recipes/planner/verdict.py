@@ -52,6 +52,23 @@ def refusal(job: Workload, card: Card) -> str | None:
     return text + (f" To fit: {'; or '.join(found)}." if found else "")
 
 
+def check_formats(job: Workload, card: Card) -> None:
+    """Refuse FP8 on a card that has none, or not of that kind.
+
+    Raises:
+        RecipeError: names the card and what it takes.
+    """
+    if not job.fp8_recipe:
+        return
+    if card.fp8_tflops is None:
+        raise RecipeError(f"FP8 on {card.title}: it has none; take --precision bf16.")
+    if job.fp8_recipe == "mxfp8" and not card.mxfp8:
+        raise RecipeError(
+            f"trainer.plugins.fp8_recipe='mxfp8' on {card.title}: it takes a Blackwell GPU; "
+            "use delayed, tensorwise or blockwise."
+        )
+
+
 def check_layout_of(job: Workload, card: Card) -> None:
     """Refuse a layout that cannot run, with settings that run and fit.
 
