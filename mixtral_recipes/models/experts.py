@@ -81,7 +81,8 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int], *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
+        of_weights = any(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(x if of_weights else None, *weights)  # frozen ones need no input
         ctx.counts = counts
         out = x.new_empty(x.shape[0], weights[0].shape[0])
         for rows, result, weight in zip(x.split(counts), out.split(counts), weights, strict=True):
@@ -95,9 +96,11 @@ class _GroupedLinear(torch.autograd.Function):
         for_x, _, *for_weights = ctx.needs_input_grad
         grads, grad_x = grad.contiguous().split(ctx.counts), None
         if for_x:
-            grad_x = torch.empty_like(x)
+            grad_x = grad.new_empty(len(grad), weights[0].shape[1])
             for rows, result, weight in zip(grads, grad_x.split(ctx.counts), weights, strict=True):
                 torch.mm(rows, weight, out=result)
+        if x is None:
+            return grad_x, None, *(None for _ in weights)
         of_weights = [
             torch.mm(rows.t(), inputs) if wanted else None
             for rows, inputs, wanted in zip(grads, x.split(ctx.counts), for_weights, strict=True)

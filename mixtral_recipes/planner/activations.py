@@ -121,12 +121,11 @@ def _attention(job: Workload, n: Sizes) -> Iterator[Saved]:
         yield Saved("attention", "values", n.T * (n.q + 2 * n.kv) * b)
         yield Saved("attention", "output", n.T * n.q * b)
     else:
-        # Queries, keys, values and output by head; the output once more by token, for the projection. Sines and
-        # cosines for both. Context-parallel ranks hold the keys of all ranks up to their own tokens' places.
+        # Queries, keys, values and output by head. Sines and cosines for both. Context-parallel ranks hold the keys of all ranks up to their own tokens' places.
         keys = n.T * (2 * ranks + 1) / 2 if ranks > 1 else n.T
         yield Saved("attention", "queries", n.T * n.q * b)
         yield Saved("attention", "keys and values", 2 * keys * n.kv * b)
-        yield Saved("attention", "output", 2 * n.T * n.q * b)
+        yield Saved("attention", "output", n.T * n.q * b)
         if b == 2:
             yield Saved("attention", "rotation", 4 * n.T * job.shape.head_dim * b)
         if ranks > 1:
@@ -135,6 +134,9 @@ def _attention(job: Workload, n: Sizes) -> Iterator[Saved]:
     if not job.fused_attention:
         length = job.batch.seq_length / ranks
         yield Saved("attention", "scores", 2 * n.T * n.heads * length * b)
+    adapted = job.adapters and "linear_proj" in job.adapters.targets
+    if not job.transformer_engine and (trains or adapted):
+        yield Saved("proj", "input", n.T * n.q * b)  # once more, by token
     if fp8 and trains:
         yield Saved("proj", "input", n.T * n.q)
 
@@ -193,6 +195,29 @@ def of_layers(job: Workload, layers: int) -> float:
             return again * one + (layers - again) * whole
         return -(-layers // chosen.num_layers) * one
     return layers * one
+
+
+@functools.lru_cache(maxsize=8192)
+def before_adapters(job: Workload) -> float:
+    """Bytes that one layer keeps before its first adapter: in the very first layer there is no gradient to take there.
+
+    The router's probabilities have none either, so the product they weigh is not kept.
+    """
+    n, targets = Sizes.of(job), job.adapters.targets if job.adapters else ()
+    inputs = {
+        "linear_qkv": ("qkv", "input"),
+        "linear_proj": ("attention", "output") if job.transformer_engine else ("proj", "input"),
+        "linear_fc1": ("experts", "fc1 input"),
+        "linear_fc2": ("experts", "fc2 input"),
+    }
+    modules = job.recompute.modules if job.recompute.granularity == "selective" else ()
+    total = 0.0
+    for saved in _layer(job):
+        if any((saved.module, saved.name) == inputs[target] for target in targets):
+            break
+        total += 0.0 if _dropped(saved, modules) else saved.size
+    weighed = targets and targets[0] == "linear_fc1" and not job.transformer_engine
+    return total + (n.R * n.f * job.dtype_bytes if weighed else 0.0)
 
 
 def again(job: Workload) -> float:

@@ -182,7 +182,7 @@ def kept_activations(job: Workload, stage: int) -> float:
     t = job.topology
     layers = job.shape.num_layers // (t.pipeline_model_parallel_size * (t.virtual_pipeline_model_parallel_size or 1))
     n, flying = Sizes.of(job), in_flight(job, stage)
-    kept = flying * activations.of_layers(job, layers)
+    kept = flying * activations.of_layers(job, layers) - _without_gradient(job, stage, flying)
     one = n.t * n.h * job.dtype_bytes
     last = stage == t.pipeline_model_parallel_size - 1
     if t.pipeline_model_parallel_size > 1:
@@ -197,6 +197,16 @@ def kept_activations(job: Workload, stage: int) -> float:
         norm = 1 if job.transformer_engine or job.dtype_bytes == 4 else 4 if job.trains_all else 2
         kept += one * (norm + job.trains_all)
     return kept
+
+
+def _without_gradient(job: Workload, stage: int, flying: int) -> float:
+    """Bytes that the model's first layer does not keep since nothing before its first adapter is trained."""
+    adapters, t = job.adapters, job.topology
+    if stage or adapters is None or job.recompute.granularity == "full" or "word_embeddings" in adapters.whole:
+        return 0.0
+    pp, vpp = t.pipeline_model_parallel_size, t.virtual_pipeline_model_parallel_size or 1
+    passes = sum(number // pp % vpp == 0 for number in range(flying))
+    return passes * activations.before_adapters(job)
 
 
 def _logits(job: Workload, stage: int) -> float:

@@ -135,8 +135,15 @@ def simulate(job: Workload, stage: int) -> dict[str, float]:
 
 
 def plain(job: Workload) -> Workload:
-    """The same job on our plain layers in 16 or 32 bits: what can be built without a GPU."""
+    """The same job on our plain layers in 16 or 32 bits: what can be built without a GPU.
+
+    They recompute neither activations nor norms alone.
+    """
     adapters = job.adapters and dataclasses.replace(job.adapters, quantized=False)
+    recompute = job.recompute
+    if recompute.granularity == "selective":
+        left = tuple(name for name in recompute.modules if name not in ("moe_act", "layernorm"))
+        recompute = dataclasses.replace(recompute, granularity="selective" if left else "", modules=left)
     return dataclasses.replace(
         job,
         transformer_engine=False,
@@ -145,6 +152,7 @@ def plain(job: Workload) -> Workload:
         fp8_recipe="",
         fp8_weights=False,
         adapters=adapters,
+        recompute=recompute,
         batch=dataclasses.replace(job.batch, packed=False, fp8=False),
     )
 

@@ -117,6 +117,20 @@ def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
     assert memory.of_job(repaired, H100).fits
 
 
+@pytest.mark.parametrize(
+    ("recipe", "hardware", "says"),
+    [
+        ("delayed", "a100", "it has none; take --precision bf16"),
+        ("mxfp8", "h100", "it takes a Blackwell GPU"),
+    ],
+)
+def test_a_format_that_a_card_lacks_is_refused(recipe: str, hardware: str, says: str) -> None:
+    job = dataclasses.replace(job_of(Question("mixtral_8x7b")), fp8_recipe=recipe)
+    with pytest.raises(RecipeError, match=says):
+        verdict.check_formats(job, cards.card(hardware))
+    verdict.check_formats(job, cards.card("b200"))
+
+
 def test_a_repair_on_other_gpus_keeps_the_batch() -> None:
     """Seven processes would need a batch of 133; eight do not."""
     job = job_of(Question("mixtral_8x7b"))

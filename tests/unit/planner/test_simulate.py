@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.planner import cards, simulate
-from mixtral_recipes.planner.workload import Recompute
+from mixtral_recipes.planner.workload import LINEARS, Adapters, Recompute
 from mixtral_recipes.recipes.outline import Question, job_of
 
 pytestmark = [
@@ -17,10 +17,12 @@ pytestmark = [
 QUICK: dict[str, tuple[Question, dict[str, Any]]] = {
     "pretraining, interleaved": (Question("mixtral_8x7b", "pretrain"), {}),
     "tiny LoRA": (Question("mixtral_tiny"), {}),
+    "tiny LoRA on attention": (Question("mixtral_tiny"), {"adapters": Adapters(8, LINEARS[:2])}),
+    "tiny LoRA on experts": (Question("mixtral_tiny"), {"adapters": Adapters(8, LINEARS[2:])}),
 }
 ALL: dict[str, tuple[Question, dict[str, Any]]] = {
     "LoRA": (Question("mixtral_8x7b"), {}),
-    "LoRA on attention, micro batch 2": (Question("mixtral_8x3b"), {}),
+    "LoRA on attention, micro batch 2": (Question("mixtral_8x3b"), {"adapters": Adapters(32, LINEARS[:2])}),
     "full": (Question("mixtral_8x7b", peft_scheme="none"), {}),
     "16k, tensor and context parallel": (Question("mixtral_8x7b_16k", "pretrain"), {}),
     "16k LoRA": (Question("mixtral_8x7b_16k"), {}),
@@ -32,6 +34,10 @@ ALL: dict[str, tuple[Question, dict[str, Any]]] = {
     "performance mode": (Question("mixtral_8x7b", "pretrain", performance_mode=True), {}),
     "DoRA": (Question("mixtral_8x3b", peft_scheme="dora"), {}),
     "recomputed": (Question("mixtral_8x3b", "pretrain"), {"recompute": Recompute("full")}),
+    "activations recomputed": (
+        Question("mixtral_8x3b", peft_scheme="none"),
+        {"recompute": Recompute("selective", modules=("moe_act", "layernorm"))},
+    ),
     "first layers recomputed": (Question("mixtral_8x3b", "pretrain"), {"recompute": Recompute("full", "block", 8)}),
     "tiny full": (Question("mixtral_tiny", peft_scheme="none"), {}),
 }
