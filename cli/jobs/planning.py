@@ -239,7 +239,8 @@ def _whole(question: Question, overrides: list[str]) -> Any:
         arguments["performance_mode"] = question.performance_mode
     recipe = loading.load(question.recipe, question.task, **arguments)
     paths.apply(recipe, overrides)
-    fdl.build(recipe.trainer.plugins).check()
+    plugins: Any = fdl.build(recipe.trainer.plugins)
+    plugins.check()
     return recipe
 
 
@@ -251,7 +252,8 @@ def _whole_from_file(file: Path, overrides: list[str]) -> Any:
 
     recipe = read_recipe(file)
     paths.apply(recipe, overrides)
-    fdl.build(recipe.trainer.plugins).check()
+    plugins: Any = fdl.build(recipe.trainer.plugins)
+    plugins.check()
     return recipe
 
 

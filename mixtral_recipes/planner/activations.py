@@ -121,7 +121,8 @@ def _attention(job: Workload, n: Sizes) -> Iterator[Saved]:
         yield Saved("attention", "values", n.T * (n.q + 2 * n.kv) * b)
         yield Saved("attention", "output", n.T * n.q * b)
     else:
-        # Queries, keys, values and output by head. Sines and cosines for both. Context-parallel ranks hold the keys of all ranks up to their own tokens' places.
+        # Queries, keys, values and output by head. Sines and cosines for both. Context-parallel ranks hold the keys of
+        # all ranks up to their own tokens' places.
         keys = n.T * (2 * ranks + 1) / 2 if ranks > 1 else n.T
         yield Saved("attention", "queries", n.T * n.q * b)
         yield Saved("attention", "keys and values", 2 * keys * n.kv * b)
