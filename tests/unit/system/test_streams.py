@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from mixtral_recipes.system.machine import process_start
 
 COMMAND = f"{sys.executable} -m mixtral_recipes.cli.main"
 SHOWS = f"{sys.executable} -c"
@@ -80,6 +83,16 @@ def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
         assert done.stderr.count(b"\n") == 1
 
 
+def with_a_log(folder: Path, text: str, **more: Any) -> dict[str, str]:
+    """A home with the record of a run named ``long`` that has this log, as a process's environment names it."""
+    log = folder / "stdout.log"
+    log.write_text(text)
+    record = {"id": "long", "name": "long", "executor": "local", "run_dir": "/", "created": 1.0, "logs": [str(log)]}
+    (folder / "runs" / "long").mkdir(parents=True)
+    (folder / "runs" / "long" / "run.json").write_text(json.dumps(record | more))
+    return {"MIXTRAL_RECIPES_HOME": str(folder)}
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -93,12 +106,8 @@ def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
     ],
 )
 def test_whatever_prints(line: str, code: int, tmp_path: Path) -> None:
-    log = tmp_path / "stdout.log"
-    log.write_text("a line\n" * 100_000)
-    record = {"id": "long", "name": "long", "executor": "local", "run_dir": "/", "created": 1.0, "logs": [str(log)]}
-    (tmp_path / "runs" / "long").mkdir(parents=True)
-    (tmp_path / "runs" / "long" / "run.json").write_text(json.dumps(record | {"state": "succeeded"}))
-    done = shell(f"set -o pipefail; {COMMAND} {line}", MIXTRAL_RECIPES_HOME=str(tmp_path))
+    home = with_a_log(tmp_path, "a line\n" * 100_000, state="succeeded")
+    done = shell(f"set -o pipefail; {COMMAND} {line}", **home)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     assert done.stderr.count(b"\n") <= 1
@@ -106,14 +115,13 @@ def test_whatever_prints(line: str, code: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_a_command_that_is_asked_to_end_says_so(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    waits = tmp_path / "pipeline.toml"
-    os.mkfifo(waits)
-    command = [sys.executable, "-m", "mixtral_recipes.cli.main", "pipeline", str(waits)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        writer = os.open(waits, os.O_WRONLY)  # returns when the command reads
+    home = with_a_log(tmp_path, "a line\n", state="running", pid=os.getpid(), pid_start=process_start(os.getpid()))
+    command = [sys.executable, "-m", "mixtral_recipes.cli.main", "runs", "logs", "long", "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | home) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"a line\n"  # it follows now
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
-        os.close(writer)
     assert (process.returncode, said) == (code, f"error: stopped by {number.name}.\n".encode())
 
 
