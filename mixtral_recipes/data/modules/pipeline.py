@@ -87,6 +87,10 @@ class RecordPipeline:
 
     def __post_init__(self) -> None:
         check_policy(self.on_bad_record)
+        if not 0 <= self.val_proportion < 1:
+            raise DataError(
+                f"data.val_proportion={self.val_proportion} must be a share of the records: at least 0 and less than 1."
+            )
 
     @functools.cached_property
     def splits(self) -> list[str]:

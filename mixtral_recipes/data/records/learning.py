@@ -31,7 +31,7 @@ def check_learn(learn: str | None) -> None:
         DataError: it is another.
     """
     if learn is not None and learn not in LEARN:
-        raise DataError(f"data.learn={learn!r} is not known; use {', '.join(LEARN)}.{nearest(learn, tuple(LEARN))}")
+        raise DataError(f"data.learn={learn!r} is not known.{nearest(learn, tuple(LEARN))}")
 
 
 _WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # as tables write them

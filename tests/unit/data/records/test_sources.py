@@ -309,6 +309,19 @@ def test_unanswerable_in_every_spelling(tmp_path: Path, name: str, table: bool) 
         list(recognize(tmp_path / "repr.jsonl").module().pipeline().examples("train"))
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2])
+def test_what_is_held_out_is_a_share(tmp_path: Path, share: float) -> None:
+    found = recognize(write_jsonl(tmp_path / "x.jsonl", ROWS))
+    with pytest.raises(DataError, match=f"data.val_proportion={share} must be a share of the records"):
+        found.module(val_proportion=share).pipeline()
+
+
+def test_a_dry_run_refuses_a_set_nothing_is_learned_from(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [{"messages": [U, A | {"weight": 0}]}] * 3)
+    with pytest.raises(DataError, match=r"no training samples \(3: none of its turns is to be learned\)"):
+        recognize(path).module().pipeline().check()
+
+
 def test_no_record_needs_all_fields(tmp_path: Path) -> None:
     """Each field stands in two records of three, and in none all of them; null is as good as absent."""
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
