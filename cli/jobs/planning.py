@@ -261,6 +261,8 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
     """The job in the layout that reaches a goal; as it is without one."""
     if not (goal.smallest or goal.max_gpus or goal.deadline):
         return job
+    if goal.smallest and goal.deadline:
+        raise RecipeError("--smallest does not go with --deadline, which takes the fewest GPUs that are done by then.")
     most = goal.max_gpus or 1024
     if goal.smallest:
         found = smallest(job, card, most=most)

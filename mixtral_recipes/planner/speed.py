@@ -93,7 +93,7 @@ class Time:
     @property
     def step(self) -> float:
         """Seconds of a step."""
-        return sum(dataclasses.astuple(self))
+        return sum(vars(self).values())
 
     @property
     def low(self) -> float:

@@ -84,6 +84,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b model.config.recompute_granularity=ful", "use 'full', 'selective' or null"),
         ("--recipe mixtral_8x7b trainer.plugins.fp8=yes", "use 'hybrid' or 'e4m3'"),
         ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not known; use '32'"),
+        ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest does not go with --deadline"),
         ("--recipe mixtral_8x7b --deadline soon", "write hours"),
         ("--recipe mixtral_8x7b --epochs 2", "--epochs counts passes over --data"),
         ("--recipe mixtral_8x7b --task pretrain --peft lora", "--peft is of fine-tuning"),
