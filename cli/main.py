@@ -182,7 +182,10 @@ def _call(argv: list[str], debug: bool) -> int:
             raise
         if problem := of_the_machine(error):
             return _say(str(problem), problem.exit_code)
-        return _say(f"{type(error).__name__}: {error} (a defect; --debug shows where)", 1)
+        return _say(
+            f"{type(error).__name__}: {error} (a defect: please report it, with the command line and what --debug shows)",
+            1,
+        )
 
 
 def _say(text: str, code: int) -> int:
