@@ -183,7 +183,7 @@ def _call(argv: list[str], debug: bool) -> int:
         if problem := of_the_machine(error):
             return _say(str(problem), problem.exit_code)
         return _say(
-            f"{type(error).__name__}: {error} (a defect: please report it, with the command line and what --debug shows)",
+            f"{type(error).__name__}: {error} (a defect: please report it, with what --debug shows)",
             1,
         )
 
