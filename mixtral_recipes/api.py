@@ -5,6 +5,7 @@ Arguments and their order are NeMo's; `settings/nemo/arguments.py` says of each 
 
 import dataclasses
 import functools
+import inspect
 import json
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.planner.prediction import predict
 from mixtral_recipes.reports.page import write_report_of
+from mixtral_recipes.settings.changes import refuse_other_settings
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.settings.log import NeMoLogger
@@ -283,6 +285,30 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     return asked.evaluate(target_cfg, eval_cfg)
 
 
+def refuse_another(recipe: functools.partial[Any], done: dict[str, Any]) -> None:
+    """Refuse a recipe that asks a finished run for something else.
+
+    Args:
+        recipe: A call of `train`, `pretrain` or `finetune`, not made.
+        done: The run's result.json.
+
+    Raises:
+        RecipeError: names what differs.
+    """
+    call = inspect.signature(recipe.func).bind(*recipe.args, **recipe.keywords)
+    call.apply_defaults()
+    given = call.arguments
+    data = as_data_module(given["data"], given["trainer"])
+    scheme = given.get("peft", given.get("model_transform"))
+    tokenizer = of_recipe(given["tokenizer"], data)
+    parts = Parts(
+        given["model"], data, given["trainer"], given["log"], given["optim"], given["resume"], scheme, tokenizer
+    )
+    before = records.asked(parts.log.run_dir)
+    if before:
+        refuse_other_settings(parts.log.name, done["steps"], before, parts.asked)
+
+
 def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:
     """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any.
 
@@ -307,6 +333,7 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         trainer, log = parts.trainer, parts.log
         done = records.finished(run_dir, trainer.max_steps, parts.resume) if task is not validate else None
         if done is not None:
+            refuse_other_settings(log.name, done["steps"], records.asked(run_dir) or parts.asked, parts.asked)
             if launched_rank() == 0:
                 print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
             return run_dir
@@ -325,12 +352,13 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
 
 def _train(task: str, parts: Parts) -> dict[str, Any]:
     """Train in a run folder that no other run writes to, and write a report however it ends."""
-    run_log = None
+    run_log, asked = None, parts.asked
     try:
         with ranks_from_here.recorded(name=parts.log.name, run_dir=parts.log.run_dir, recipe=task):
             device = _join(parts.trainer)
             with sole_writer(parts.checkpoints):
                 first(lambda: clear_all_leftovers(parts.checkpoints))
+                first(lambda: write_json(records.asked_file(parts.log.run_dir), asked))
                 run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
                 ready = prepare(parts, device, run_log.say)
                 run_log.event("plan", _expected(parts, device))

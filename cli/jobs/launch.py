@@ -33,10 +33,23 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The result of a run that made all its steps before; None where there is something to do."""
+    """The result of a run that made all its steps before; None where there is something to do.
+
+    Raises:
+        RecipeError: it made them with other settings.
+    """
+    from mixtral_recipes.executors.runs.records import asked
     from mixtral_recipes.executors.runs.records import finished as find
 
-    return find(job.run_dir, job.recipe.trainer.max_steps, job.recipe.resume)
+    done = find(job.run_dir, job.recipe.trainer.max_steps, job.recipe.resume)
+    if done is not None and asked(job.run_dir):
+        import fiddle as fdl
+
+        from mixtral_recipes.api import refuse_another
+
+        call: Any = fdl.build(job.recipe)
+        refuse_another(call, done)
+    return done
 
 
 def say_finished(job: Job, result: dict[str, Any]) -> dict[str, Any]:

@@ -211,6 +211,17 @@ def finished(run_dir: str | Path, max_steps: int, resume: Any) -> dict[str, Any]
     return found if damage_of(Path(checkpoint), hashes=False) is None else None
 
 
+def asked_file(run_dir: str | Path) -> Path:
+    """RUN/asked.json: the settings a run was last started with."""
+    return Path(run_dir) / "asked.json"
+
+
+def asked(run_dir: str | Path) -> dict[str, Any] | None:
+    """What RUN/asked.json holds; None where there is none, as in a run of an earlier release."""
+    found = read_json(asked_file(run_dir))
+    return found if isinstance(found, dict) else None
+
+
 def locked(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
     """Hold RUN/.lock, so that two runs never write into one folder.
 

@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mixtral_recipes.errors import DataError, RecipeError, in_short, nearest
 from mixtral_recipes.evaluation.likelihood import Ending, likelihoods
-from mixtral_recipes.inference.chat import refuse_without_template
+from mixtral_recipes.inference.chat import text_of
 from mixtral_recipes.inference.generate import generate
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
@@ -137,13 +137,7 @@ class MegatronLM(TemplateLM):
         Raises:
             DataError: the tokenizer has no chat template.
         """
-        refuse_without_template(self.tokenizer)
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        return text_of(self.tokenizer, chat_history, answer=add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text, as the tokenizer has it: with its first token, unless the text begins with it."""

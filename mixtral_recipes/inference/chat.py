@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_recipes.data.records.chat_templates import template_of
 from mixtral_recipes.data.records.template_sandbox import render
-from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.errors import DataError
 
 Message = dict[str, str]
 
@@ -95,11 +95,30 @@ def refuse_without_template(tokenizer: Any) -> None:
         raise DataError("this model's tokenizer has no chat template; use `mixtral-recipes generate` with plain text.")
 
 
+def text_of(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+    """Messages as the tokenizer's chat template has them.
+
+    transformers' `apply_chat_template` does the same, with nothing that bounds what a template does.
+
+    Args:
+        tokenizer: Has the template.
+        messages: The conversation.
+        answer: Whether the beginning of an answer follows; otherwise the last message is left open, to be gone on with.
+
+    Raises:
+        DataError: there is no template, or it refuses these messages or takes too long.
+    """
+    refuse_without_template(tokenizer)
+    special = tokenizer.special_tokens_map
+    text, _ = render(template_of(tokenizer) or "", special, messages, "chat", prompt=answer)
+    if answer:
+        return text
+    last = messages[-1]["content"].strip()
+    before, found, _ = text.rpartition(last)
+    if not found:
+        raise DataError("chat: the chat template leaves out the last message, which cannot be gone on with.")
+    return before + found
+
+
 def _rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    # First where it can neither loop nor grow without end; transformers knows no such bounds.
-    render(template_of(tokenizer) or "", tokenizer.special_tokens_map, messages, "chat", prompt=True)
-    try:
-        found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-    except Exception as error:  # a template is a program of the model's author, and raises what it likes
-        raise DataError(f"the chat template refuses this conversation ({in_short(error)}).") from error
-    return list(found)
+    return list(tokenizer(text_of(tokenizer, messages), add_special_tokens=False)["input_ids"])

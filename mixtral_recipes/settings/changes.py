@@ -76,6 +76,25 @@ def changes(before: dict[str, Plain], after: dict[str, Plain]) -> list[Change]:
     ]
 
 
+def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after: dict[str, Plain]) -> None:
+    """Refuse to take a finished run for one that is asked for with other settings.
+
+    Raises:
+        RecipeError: names every setting that differs, with both values.
+    """
+    found = changes(before, after)
+    if "peft.class" in before.keys() ^ after.keys():  # none of the scheme's settings says more than that
+        words = ("adapters: this run trains all weights", "adapters: this run trains some")["peft.class" in after]
+        told = [words, *(str(change) for change in found if not change.path.startswith("peft."))]
+    else:
+        told = [str(change) for change in found]
+    if told:
+        raise RecipeError(
+            f"{name} has finished, {steps} steps, with other settings ({'; '.join(told)}): set them back, start a run "
+            f"of another --name, or train on with trainer.max_steps above {steps}."
+        )
+
+
 def refuse_fixed(found: list[Change]) -> None:
     """Refuse to continue if something changed that a checkpoint depends on.
 

@@ -137,6 +137,19 @@ class Parts:
         """The run's folder of checkpoints."""
         return self.log.run_dir / "checkpoints"
 
+    @property
+    def asked(self) -> dict[str, recipe_changes.Plain]:
+        """Every setting as it was asked for: nothing is read to fill any in, unlike `Ready.recipe`'s."""
+        return recipe_changes.describe(
+            model=self.model,
+            trainer=self.trainer,
+            data=self.data,
+            optim=self.optim,
+            peft=self.peft,
+            start=self.resume.restore_config,
+            tokenizer=self.tokenizer,
+        )
+
 
 @dataclass
 class Ready:

@@ -68,7 +68,7 @@ def make(folder: Path) -> Chain:
         further = Job(str(folder / "runs"), "further", steps=1, base=str(adapter), lora=True, model=HEADS)
         more = Path(start(further).result["checkpoint"])
         with pytest.raises(RecipeError, match="this run trains all weights"):
-            start(dataclasses.replace(further, name="whole", lora=False))
+            start(dataclasses.replace(further, lora=False))
     export = export_checkpoint(adapter, folder / "export", progress=False)
     return Chain(export, adapter, training, model, given, more)
 

@@ -1,26 +1,25 @@
 """Conversations, in the form the tokenizer's template gives them."""
 
-from typing import Any
-
 import pytest
 
+from mixtral_recipes.data.records import template_sandbox
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.inference.chat import Conversation, ends_of_turns
 
+_TURNS = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
+_NO_SYSTEM = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+
 
 class Tokenizer:
-    """Renders messages as transformers' tokenizers do, one character a token; ``system`` says whether it takes one."""
+    """One character a token; ``system`` says whether its template takes one."""
 
-    def __init__(self, *, system: bool = True, template: str | None = "there") -> None:
-        self.chat_template = template
+    def __init__(self, *, system: bool = True, template: str | None = _TURNS) -> None:
+        self.chat_template = template if system else _NO_SYSTEM + _TURNS
         self.special_tokens_map: dict[str, str] = {}
-        self._system = system
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> list[int]:
-        assert settings == {"add_generation_prompt": True, "return_dict": False}
-        if not self._system and messages[0]["role"] != "user":
-            raise ValueError("Conversation roles must alternate user/assistant")
-        return [ord(c) for m in messages for c in f"[{m['role'][0]}]{m['content']}"]
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(c) for c in text]}
 
 
 def text(tokens: list[int]) -> str:
@@ -47,6 +46,21 @@ def test_what_the_template_refuses_is_said() -> None:
     talk.messages = [{"role": "assistant", "content": "I."}]
     with pytest.raises(DataError, match=r"the chat template refuses this conversation .*must alternate"):
         talk.asked("Who?")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["lipsum is defined", "strftime_now('%f') is defined", "[true, true]|random"],  # what tells one run from another
+)
+def test_a_template_without_end_is_refused(condition: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_STEPS", 10_000)
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}"
+    evil = f"{{% if {condition} %}}{endless}{{% endif %}}a"
+    if condition == "lipsum is defined":  # it is not where templates run here, and nothing else runs them
+        assert text(Conversation(Tokenizer(template=evil)).asked("Who?")) == "a"
+    else:
+        with pytest.raises(DataError, match=r"takes more than 10,000 steps"):
+            Conversation(Tokenizer(template=evil)).asked("Who?")
 
 
 def test_a_tokenizer_without_a_template() -> None:

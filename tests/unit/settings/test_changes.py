@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.settings.changes import changes, describe, refuse_fixed
+from mixtral_recipes.settings.changes import changes, describe, refuse_fixed, refuse_other_settings
 
 
 def _function() -> None: ...
@@ -52,3 +52,15 @@ def test_changes_name_both_values() -> None:
 def test_what_a_checkpoint_depends_on_is_refused_by_name(path: str) -> None:
     with pytest.raises(RecipeError, match=rf"{path}: 1 -> 2"):
         refuse_fixed(changes({path: 1, "other": 1}, {path: 2, "other": 2}))
+
+
+def test_a_finished_run_is_not_one_with_other_settings() -> None:
+    before = {"optim.lr": 1e-3, "peft.class": "LoRA", "peft.dim": 8, "trainer.max_steps": 20}
+    refuse_other_settings("tune", 20, before, dict(before))
+    with pytest.raises(RecipeError) as refused:
+        refuse_other_settings("tune", 20, before, {"optim.lr": 2e-3, "trainer.max_steps": 10})
+    for part in ("optim.lr: 0.001 -> 0.002", "trainer.max_steps: 20 -> 10", "this run trains all weights", "above 20"):
+        assert part in str(refused.value)
+    assert "peft.dim" not in str(refused.value)
+    with pytest.raises(RecipeError, match=r"peft\.dim: 8 -> 16"):
+        refuse_other_settings("tune", 20, before, before | {"peft.dim": 16})
