@@ -85,7 +85,7 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
     found = changes(before, after)
     if "peft.class" in before.keys() ^ after.keys():  # none of the scheme's settings says more than that
         words = ("adapters: this run trains all weights", "adapters: this run trains some")["peft.class" in after]
-        told = [words, *(str(change) for change in found if not change.path.startswith("peft."))]
+        told = [words, *(str(change) for change in found if change.path.split(".")[0] != "peft")]
     else:
         told = [str(change) for change in found]
     if told:
