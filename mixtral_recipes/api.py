@@ -5,7 +5,6 @@ Arguments and their order are NeMo's; `settings/nemo/arguments.py` says of each 
 
 import dataclasses
 import functools
-import inspect
 import json
 import warnings
 from collections.abc import Callable
@@ -283,30 +282,6 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     from mixtral_recipes.evaluation import asked
 
     return asked.evaluate(target_cfg, eval_cfg)
-
-
-def refuse_another(recipe: functools.partial[Any], done: dict[str, Any]) -> None:
-    """Refuse a recipe that asks a finished run for something else.
-
-    Args:
-        recipe: A call of `train`, `pretrain` or `finetune`, not made.
-        done: The run's result.json.
-
-    Raises:
-        RecipeError: names what differs.
-    """
-    call = inspect.signature(recipe.func).bind(*recipe.args, **recipe.keywords)
-    call.apply_defaults()
-    given = call.arguments
-    data = as_data_module(given["data"], given["trainer"])
-    scheme = given.get("peft", given.get("model_transform"))
-    tokenizer = of_recipe(given["tokenizer"], data)
-    parts = Parts(
-        given["model"], data, given["trainer"], given["log"], given["optim"], given["resume"], scheme, tokenizer
-    )
-    before = records.asked(parts.log.run_dir)
-    if before:
-        refuse_other_settings(parts.log.name, done["steps"], before, parts.asked)
 
 
 def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:

@@ -38,18 +38,35 @@ def finished(job: Job) -> dict[str, Any] | None:
     Raises:
         RecipeError: it made them with other settings.
     """
-    from mixtral_recipes.executors.runs.records import asked
-    from mixtral_recipes.executors.runs.records import finished as find
+    from mixtral_recipes.executors.runs import records
 
-    done = find(job.run_dir, job.recipe.trainer.max_steps, job.recipe.resume)
-    if done is not None and asked(job.run_dir):
-        import fiddle as fdl
+    done = records.finished(job.run_dir, job.recipe.trainer.max_steps, job.recipe.resume)
+    before = records.asked(job.run_dir)
+    if done is not None and before:
+        from mixtral_recipes.settings.changes import refuse_other_settings
 
-        from mixtral_recipes.api import refuse_another
-
-        call: Any = fdl.build(job.recipe)
-        refuse_another(call, done)
+        refuse_other_settings(job.name, done["steps"], before, _asked(job.recipe))
     return done
+
+
+def _asked(recipe: Any) -> dict[str, Any]:
+    """A recipe's settings as the job that it is a call of records them."""
+    import fiddle as fdl
+
+    from mixtral_recipes.data.modules.lightning import as_data_module
+    from mixtral_recipes.settings import changes
+    from mixtral_recipes.settings.tokenizer import of_recipe
+
+    arguments = fdl.ordered_arguments(recipe, include_defaults=True)
+    given: dict[str, Any] = {
+        name: fdl.build(part) if isinstance(part, fdl.Buildable) else part for name, part in arguments.items()
+    }
+    data = as_data_module(given["data"], given["trainer"])
+    scheme = given.get("peft") or given.get("model_transform")
+    return changes.asked(
+        given["model"], given["trainer"], data, given["optim"], scheme, given["resume"],
+        of_recipe(given["tokenizer"], data),
+    )  # fmt: skip
 
 
 def say_finished(job: Job, result: dict[str, Any]) -> dict[str, Any]:

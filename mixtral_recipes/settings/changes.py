@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
 
 # What a checkpoint's tensors or its optimizer's state depend on.
 _FIXED_MODEL = (
@@ -37,6 +38,19 @@ def describe(**parts: Any) -> dict[str, Plain]:
     for name, part in parts.items():
         _flatten(name, part, table)
     return {path: value for path, value in table.items() if not path.startswith(_PASSING)}
+
+
+def asked(model: Any, trainer: Any, data: Any, optim: Any, peft: Any, resume: Any, tokenizer: Any) -> dict[str, Plain]:
+    """`describe` of `api.finetune`'s arguments as they were given; nothing is read to fill any in."""
+    return describe(
+        model=model,
+        trainer=trainer,
+        data=data,
+        optim=optim or model.optim or MegatronOptimizerModule(),
+        peft=peft or model.model_transform,
+        start=resume and resume.restore_config,
+        tokenizer=tokenizer,
+    )
 
 
 def _flatten(path: str, value: Any, into: dict[str, Plain]) -> None:
@@ -82,7 +96,7 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
     Raises:
         RecipeError: names every setting that differs, with both values.
     """
-    found = changes(before, after)
+    found = [change for change in changes(before, after) if not _is_place(change.path)]
     if "peft.class" in before.keys() ^ after.keys():  # none of the scheme's settings says more than that
         words = ("adapters: this run trains all weights", "adapters: this run trains some")["peft.class" in after]
         told = [words, *(str(change) for change in found if change.path.split(".")[0] != "peft")]
@@ -93,6 +107,11 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
             f"{name} has finished, {steps} steps, with other settings ({'; '.join(told)}): set them back, start a run "
             f"of another --name, or train on with trainer.max_steps above {steps}."
         )
+
+
+def _is_place(path: str) -> bool:
+    """Whether a setting says on how many processes a run runs: what it made does not depend on it, its default does."""
+    return path in ("trainer.devices", "trainer.num_nodes") or path.endswith("_parallel_size")
 
 
 def refuse_fixed(found: list[Change]) -> None:

@@ -140,14 +140,8 @@ class Parts:
     @property
     def asked(self) -> dict[str, recipe_changes.Plain]:
         """Every setting as it was asked for: nothing is read to fill any in, unlike `Ready.recipe`'s."""
-        return recipe_changes.describe(
-            model=self.model,
-            trainer=self.trainer,
-            data=self.data,
-            optim=self.optim,
-            peft=self.peft,
-            start=self.resume.restore_config,
-            tokenizer=self.tokenizer,
+        return recipe_changes.asked(
+            self.model, self.trainer, self.data, self.optim, self.peft, self.resume, self.tokenizer
         )
 
 
