@@ -58,7 +58,7 @@ def _asked(recipe: Any) -> dict[str, Any]:
     from mixtral_recipes.settings.tokenizer import of_recipe
 
     arguments = fdl.ordered_arguments(recipe, include_defaults=True)
-    given: dict[str, Any] = {
+    given: dict[Any, Any] = {
         name: fdl.build(part) if isinstance(part, fdl.Buildable) else part for name, part in arguments.items()
     }
     data = as_data_module(given["data"], given["trainer"])

@@ -56,7 +56,8 @@ def test_what_a_checkpoint_depends_on_is_refused_by_name(path: str) -> None:
 
 def test_a_finished_run_is_not_one_with_other_settings() -> None:
     before = {"optim.lr": 1e-3, "peft.class": "LoRA", "peft.dim": 8, "trainer.max_steps": 20}
-    refuse_other_settings("tune", 20, before, dict(before))
+    elsewhere = {"trainer.devices": 2, "trainer.strategy.expert_model_parallel_size": 2}
+    refuse_other_settings("tune", 20, before, before | elsewhere)
     with pytest.raises(RecipeError) as refused:
         refuse_other_settings("tune", 20, before, {"optim.lr": 2e-3, "trainer.max_steps": 10, "peft": None})
     for part in ("optim.lr: 0.001 -> 0.002", "trainer.max_steps: 20 -> 10", "this run trains all weights", "above 20"):
