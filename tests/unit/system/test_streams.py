@@ -117,11 +117,16 @@ def test_whatever_prints(line: str, code: int, tmp_path: Path) -> None:
 def test_a_command_that_is_asked_to_end_says_so(tmp_path: Path, number: signal.Signals, code: int) -> None:
     home = with_a_log(tmp_path, "a line\n", state="running", pid=os.getpid(), pid_start=process_start(os.getpid()))
     command = [sys.executable, "-m", "mixtral_recipes.cli.main", "runs", "logs", "long", "--follow"]
+    before = signal.signal(number, signal.SIG_DFL)  # tests run under nohup ignore it, and so would the command
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | home) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"a line\n"  # it follows now
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        signal.signal(number, before)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"a line\n"  # it follows now
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (code, f"error: stopped by {number.name}.\n".encode())
 
 
