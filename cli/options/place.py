@@ -2,6 +2,7 @@
 
 import enum
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,19 @@ import typer
 
 from mixtral_recipes.settings.ranges import RANGES
 
-MOST_NODES, MOST_PER_NODE = int(RANGES["num_nodes"].high), int(RANGES["devices"].high)
+
+def at_most(most: float) -> Callable[[float | None], float | None]:
+    """A check of an option's value; Typer's own `max` writes it into the help, whose column it widens."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not value <= most:
+            raise typer.BadParameter(f"{value:,} is more than {most:,}.")
+        return value
+
+    return check
+
+
+up_to_most_nodes, up_to_most_per_node = (at_most(RANGES[name].high) for name in ("num_nodes", "devices"))
 option = functools.partial(typer.Option, rich_help_panel="Where it runs")
 slurm_option = functools.partial(typer.Option, rich_help_panel="Slurm")
 
@@ -35,7 +48,8 @@ class PlaceOptions:
         option("--executor", metavar="WHERE", help="direct (this process), local (torchrun) or slurm (a cluster)."),
     ] = ExecutorName.local
     num_nodes: Annotated[
-        int | None, option("--num-nodes", metavar="N", min=1, max=MOST_NODES, help="Nodes; default: the recipe's.")
+        int | None,
+        option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
     ] = None
     num_gpus_per_node: Annotated[
         int | None,
@@ -43,11 +57,13 @@ class PlaceOptions:
             "--num-gpus-per-node",
             metavar="N",
             min=1,
-            max=MOST_PER_NODE,
+            callback=up_to_most_per_node,
             help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
         ),
     ] = None
-    nproc_per_node: Annotated[int | None, option("--nproc-per-node", min=1, max=MOST_PER_NODE, hidden=True)] = None
+    nproc_per_node: Annotated[
+        int | None, option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)
+    ] = None
     dir: Annotated[Path | None, option("--dir", metavar="DIR", help="Folder of runs; default: runs.")] = None
     name: Annotated[
         str | None, option("--name", metavar="NAME", help="Run name; default: the recipe and the time.")

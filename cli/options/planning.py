@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.place import MOST_NODES, MOST_PER_NODE
+from mixtral_recipes.cli.options.place import at_most, up_to_most_nodes, up_to_most_per_node
 from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
 
 job_option = functools.partial(typer.Option, rich_help_panel="Job")
@@ -58,7 +58,8 @@ class AskOptions:
         ),
     ] = None
     num_nodes: Annotated[
-        int | None, job_option("--num-nodes", metavar="N", min=1, max=MOST_NODES, help="Nodes; default: the recipe's.")
+        int | None,
+        job_option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
     ] = None
     num_gpus_per_node: Annotated[
         int | None,
@@ -66,11 +67,13 @@ class AskOptions:
             "--num-gpus-per-node",
             metavar="N",
             min=1,
-            max=MOST_PER_NODE,
+            callback=up_to_most_per_node,
             help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
         ),
     ] = None
-    nproc_per_node: Annotated[int | None, job_option("--nproc-per-node", min=1, max=MOST_PER_NODE, hidden=True)] = None
+    nproc_per_node: Annotated[
+        int | None, job_option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)
+    ] = None
 
 
 @dataclass
@@ -86,10 +89,12 @@ class WorkOptions:
         ),
     ] = None
     epochs: Annotated[
-        float | None, work_option("--epochs", metavar="N", min=0.01, max=1e6, help="Passes over --data; default: 1.")
+        float | None,
+        work_option("--epochs", metavar="N", min=0.01, callback=at_most(1e6), help="Passes over --data; default: 1."),
     ] = None
     price: Annotated[
-        float | None, work_option("--price", metavar="MONEY", min=0.0, max=1e9, help="Of a GPU-hour, in any currency.")
+        float | None,
+        work_option("--price", metavar="MONEY", min=0.0, callback=at_most(1e9), help="Of a GPU-hour, in any currency."),
     ] = None
     advice: Annotated[
         bool, work_option("--advice", help="Rank, targets, learning rate and batch that suit the data.")
@@ -103,7 +108,13 @@ class GoalOptions:
     smallest: Annotated[bool, goal_option("--smallest", help="The fewest GPUs it fits on.")] = False
     max_gpus: Annotated[
         int | None,
-        goal_option("--max-gpus", metavar="N", min=1, max=100_000, help="The fastest layout on at most so many GPUs."),
+        goal_option(
+            "--max-gpus",
+            metavar="N",
+            min=1,
+            callback=at_most(100_000),
+            help="The fastest layout on at most so many GPUs.",
+        ),
     ] = None
     deadline: Annotated[
         str | None, goal_option("--deadline", metavar="TIME", help="The fewest GPUs that are done in e.g. 36h or 5d.")

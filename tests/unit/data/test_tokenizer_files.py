@@ -63,7 +63,7 @@ def test_a_name(source: str, size: int | None) -> None:
 
 def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(DataError, match=r"tokenizer\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"tokenizer\.json is a Git LFS pointer of 43 bytes"):
         size_on_disk(tmp_path)
 
 
