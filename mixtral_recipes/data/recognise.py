@@ -85,7 +85,7 @@ def shares(specs: Sequence[str]) -> tuple[list[str], list[float] | None]:
     found: list[tuple[str, float | None]] = []
     for spec in specs:
         named = _SHARE.fullmatch(spec)
-        if named is None or resolve(spec).exists():
+        if named is None or ("://" not in spec and resolve(spec).exists()):  # a file may be called so
             found.append((spec, None))
         elif float(named[2]) > 0:
             found.append((named[1], float(named[2])))

@@ -11,7 +11,7 @@ from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation.asked_for import Asked
 from mixtral_recipes.evaluation.evaluate import evaluate as evaluate_model
 from mixtral_recipes.evaluation.recorded import keep
-from mixtral_recipes.evaluation.recorded_data import trained_by
+from mixtral_recipes.evaluation.recorded_data import trained_by, trained_on
 from mixtral_recipes.evaluation.samples import AFTER
 from mixtral_recipes.importers.resolve import resolve as resolve_model
 from mixtral_recipes.inference.generate import generate as continuations
@@ -147,4 +147,4 @@ def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) ->
 def _held_out_by(checkpoint: Path) -> str | None:
     """The Hub's SQuAD, unless the model's run trained on a SQuAD of its own."""
     run = trained_by(lineage.of_checkpoint(checkpoint))
-    return None if run is not None and run.recipe.get("data.class") == "SquadDataModule" else "squad"
+    return None if trained_on(run, "SquadDataModule") else "squad"

@@ -165,8 +165,9 @@ class _Measuring:
                     {"val_loss_by_source": losses.by_source} if losses.by_source else {}
                 )
             self._answer(name, model)
-            if isinstance(self.data, SquadDataModule) and asked.questions != 0:
-                found["squad"] = self._squad(name, model, self.data)
+            squad = next((one for one in self.data.sources_set_up if isinstance(one, SquadDataModule)), None)
+            if squad is not None and asked.questions != 0:
+                found["squad"] = self._squad(name, model, squad)
         if asked.text is not None:
             found["perplexity"] = perplexity(
                 model, asked.text, window=asked.window, stride=asked.stride, batch_size=asked.batch_size

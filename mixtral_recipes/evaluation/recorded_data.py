@@ -10,11 +10,13 @@ from mixtral_recipes.data.recognise import recognize
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
+_MIXTURE = "MixedDataModule"
 _MODULES = {
     "SquadDataModule": "squad",
     "FineTuningDataModule": "finetuning",
     "ChatDataModule": "chat",
     "PreTrainingDataModule": "pretraining",
+    _MIXTURE: "mixed",
 }
 _NOT_KEPT = ("class", "made_from", "tokenizer")  # said otherwise, or of the process that trained
 
@@ -36,43 +38,74 @@ def data_of(run: Lineage | None, named: str | None, longest: int) -> DataModule:
         RecipeError: no data set is named, and the run's own cannot be told from its record.
         DataError: the data set cannot be recognised.
     """
-    settings = _settings(run.recipe) if run else {}
-    name = run.recipe.get("data.class") if run else None
-    if named is not None:
-        found = recognize(named)
-        module_class, given = found.module_class, found.kwargs
-        if module_class.__name__ != name:  # of another kind of data, only lengths and batches mean the same here
-            general = {field.name for field in dataclasses.fields(DataModule)}
-            settings = {key: value for key, value in settings.items() if key in general}
+    recorded = _recorded(run.recipe) if run else {}
+    if named is None:
+        module = _module(recorded)
     else:
-        if name not in _MODULES:
-            why = f"how its run read its data ({name}) cannot be told from its record" if name else "no run trained it"
-            raise RecipeError(f"{why}: name a data set with --data.")
-        module_class = getattr(importlib.import_module(f"mixtral_recipes.data.modules.{_MODULES[name]}"), name)
-        given = {}
-    known = {field.name for field in dataclasses.fields(module_class)}
-    module = module_class(**({key: value for key, value in settings.items() if key in known} | given))
+        found = recognize(named)
+        module = found.module_class(**(_settings_for(found.module_class, recorded) | found.kwargs))
     module.seq_length = min(module.seq_length, longest)
     return module
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe's table says of the data, as arguments of the module."""
+def trained_on(run: Lineage | None, module: str) -> bool:
+    """Whether a run's data, or a source of it, was of a module of this name."""
+    recorded = _recorded(run.recipe) if run else {}
+    return module in (one.get("class") for one in (recorded, *_sources(recorded)))
+
+
+def _recorded(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe's flat table says of the data, as nested tables."""
     found: dict[str, Any] = {}
     for path, value in recipe.items():
-        top, _, rest = path.partition(".")
-        name, _, inner = rest.partition(".")
-        if top != "data" or name in _NOT_KEPT:
-            continue
-        if inner:
-            found.setdefault(name, {})[inner] = value
-        else:
-            found[name] = value
+        if path.startswith("data."):
+            *between, last = path.split(".")[1:]
+            table = found
+            for name in between:
+                table = table.setdefault(name, {})
+            table[last] = value
+    return found
+
+
+def _sources(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    sources = recorded.get("sources")
+    return [sources[number] for number in sorted(sources, key=int)] if isinstance(sources, dict) else []
+
+
+def _module(recorded: dict[str, Any]) -> DataModule:
+    """A module as it was, its sources' too.
+
+    Raises:
+        RecipeError: it cannot be told how it was.
+    """
+    name = recorded.get("class")
+    if name not in _MODULES or (name == _MIXTURE and not _sources(recorded)):
+        why = f"how its run read its data ({name}) cannot be told from its record" if name else "no run trained it"
+        raise RecipeError(f"{why}: name a data set with --data.")
+    module_class = getattr(importlib.import_module(f"mixtral_recipes.data.modules.{_MODULES[name]}"), name)
+    return module_class(**_arguments(module_class, recorded))
+
+
+def _settings_for(module_class: type, recorded: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings for data of a class: those of such a source; else what means the same of all, lengths and batches."""
+    like = [one for one in (recorded, *_sources(recorded)) if one.get("class") == module_class.__name__]
+    general = _arguments(DataModule, recorded)
+    return _arguments(module_class, like[0]) | general if like else general
+
+
+def _arguments(module_class: type, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What a table says, as arguments of a module."""
+    known = {field.name for field in dataclasses.fields(module_class)} - set(_NOT_KEPT)
+    found = {name: value for name, value in recorded.items() if name in known}
     specs = found.get("packed_sequence_specs")
     if specs:
         found["packed_sequence_specs"] = PackedSequenceSpecs(**{k: v for k, v in specs.items() if k != "class"})
     if "paths" in found:
         found["paths"] = _paths(found["paths"])
+    if found.get("weights") is not None:
+        found["weights"] = [float(share) for share in str(found["weights"]).split(", ")]
+    if "sources" in found:
+        found["sources"] = [_module(source) for source in _sources(recorded)]
     return found
 
 
@@ -86,5 +119,8 @@ def _paths(value: Any) -> Any:
 
 def place_of(data: DataModule) -> str:
     """Where a data set is, for a reader."""
+    sources = getattr(data, "sources", None)
+    if sources:
+        return ", ".join(map(place_of, sources))
     named = getattr(data, "dataset_root", None) or getattr(data, "paths", None)
     return ", ".join(map(str, named)) if isinstance(named, list) else str(named or "rajpurkar/squad")

@@ -38,11 +38,18 @@ def held_out(data: DataModule, tokenizer: Any, count: int = 3) -> list[HeldOut]:
     Args:
         data: The data set.
         tokenizer: What it was set up with.
-        count: The most questions.
+        count: The most questions; of a mixture each source has one at least.
     """
-    samples: Any = data.samples("validation")
-    if samples is None or not hasattr(tokenizer, "decode"):
+    if not hasattr(tokenizer, "decode"):
         return []
+    splits = [split for source in data.sources_set_up if (split := source.samples("validation")) is not None]
+    shares = [count // len(splits) + (number < count % len(splits)) for number in range(len(splits))]
+    return [
+        one for split, share in zip(splits, shares, strict=True) for one in _spread(split, tokenizer, max(share, 1))
+    ]
+
+
+def _spread(samples: Any, tokenizer: Any, count: int) -> list[HeldOut]:
     found = []
     wanted = min(count, len(samples))
     for number in (place * len(samples) // wanted for place in range(wanted)):

@@ -1,6 +1,7 @@
 """RUN/report.html: one self-contained page about a run. What it says is gathered here; how it looks is templates/."""
 
 import datetime
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mixtral_recipes.system.drawing import PALETTE, render
 from mixtral_recipes.system.files import write_text
 
 _SAVES_SHOWN = 12
+_DATA_PLACE = re.compile(r"data\.(sources\.\d+\.)?(dataset_root|paths)(\.\w+)?")
 _LONGEST_S = 1e12  # what a timedelta holds
 
 
@@ -70,7 +72,8 @@ def head(run: RunRecord) -> list[tuple[str, str]]:
     """What was trained, from what, on what."""
     last = run.starts[-1] if run.starts else {}
     recipe = last.get("recipe", {})
-    data = recipe.get("data.dataset_root") or recipe.get("data.paths") or recipe.get("data.sources")
+    places = [value for path, value in recipe.items() if value and _DATA_PLACE.fullmatch(path)]
+    data = ", ".join(map(str, places))
     kind = str(recipe.get("data.class", "")).removesuffix("DataModule")
     scheme = recipe.get("peft.class")
     trained = f"{scheme} adapters, dim {recipe.get('peft.dim')}" if scheme else "all weights" if recipe else ""

@@ -61,6 +61,9 @@ def _flatten(path: str, value: Any, into: dict[str, Plain]) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             _flatten(f"{path}.{key}", item, into)
+    elif isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):  # the sources of a mixture
+        for number, item in enumerate(value):
+            _flatten(f"{path}.{number}", item, into)
     elif value is None or isinstance(value, bool | int | float | str):
         into[path] = value.name if isinstance(value, enum.Enum) else value
     elif isinstance(value, list | tuple | set):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,11 @@ class DataModule:
     form = "unknown"
     # What the samples depend on besides the tokenizer and the length: content of files, template, columns.
     made_from: Mapping[str, Any] | None = None
+
+    @property
+    def sources_set_up(self) -> "Sequence[DataModule]":
+        """Its sources, once `setup` has run: itself where there is one."""
+        return [self]
 
     @property
     def source_names(self) -> list[str]:

@@ -38,6 +38,11 @@ class MixedDataModule(DataModule):
         names = [name.partition(".")[0] or name for name in names]
         return [f"{name}_{n}" if names.count(name) > 1 else name for n, name in enumerate(names)]
 
+    @property
+    def sources_set_up(self) -> Sequence[DataModule]:
+        """The sources, with the mixture's lengths, batches and packing."""
+        return self._parts
+
     def pipelines(self) -> list[RecordPipeline]:
         """Those of all sources."""
         return [pipeline for source in self._modules() for pipeline in source.pipelines()]

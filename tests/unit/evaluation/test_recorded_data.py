@@ -15,7 +15,7 @@ from mixtral_recipes.data.modules.mixed import MixedDataModule
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.evaluation.recorded_data import data_of
+from mixtral_recipes.evaluation.recorded_data import data_of, trained_on
 from mixtral_recipes.settings.changes import describe
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
@@ -23,7 +23,7 @@ PACKED = PackedSequenceSpecs(packed_sequence_size=128)
 
 
 def run(data: DataModule) -> Lineage:
-    return Lineage("adapter", Identity(), recipe=describe(data=data), code="x")
+    return Lineage("adapter", Identity(), recipe=describe(data=data, base="a model"), code="x")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,15 @@ def run(data: DataModule) -> Lineage:
         ChatDataModule(dataset_root="x.jsonl", chat_template="chatml", learn="last", truncation="drop"),
         PreTrainingDataModule(paths=[30.0, "a", 70.0, "b"], num_val_samples=4),
         PreTrainingDataModule(paths={"train": ["a"], "validation": ["b"]}),
+        MixedDataModule(
+            sources=[
+                FineTuningDataModule(dataset_root="a, b.jsonl", columns={"input": "q"}),
+                SquadDataModule(dataset_root="embedded://squad", no_answer="none"),
+            ],
+            weights=[0.7, 1e-5],
+            packed_sequence_specs=PACKED,
+        ),
+        MixedDataModule(sources=[ChatDataModule(dataset_root=f"{n}.jsonl") for n in range(11)]),
     ],
 )  # fmt: skip
 def test_the_runs_own_data_is_made_again(data: DataModule) -> None:
@@ -51,6 +60,9 @@ def test_other_data_is_read_with_the_runs_settings_and_no_longer_than_the_model(
     other = data_of(run(own), str(pairs), 512)
     assert isinstance(other, FineTuningDataModule)
     assert (other.dataset_root, other.micro_batch_size, other.seq_length) == (str(pairs), 4, 512)
+    mixture = MixedDataModule(sources=[FineTuningDataModule(dataset_root="x"), own], seq_length=96)
+    assert data_of(run(mixture), "embedded://squad", 512) == replace(own, seq_length=96, micro_batch_size=1)
+    assert [trained_on(one, "SquadDataModule") for one in (run(own), run(mixture), None)] == [True, True, False]
     assert data_of(None, "embedded://squad", 512) == SquadDataModule(dataset_root="embedded://squad", seq_length=512)
 
 

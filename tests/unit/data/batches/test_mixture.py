@@ -18,6 +18,7 @@ from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.recognise import shares
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.evaluation.samples import held_out
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 GLOBAL = 8
@@ -121,9 +122,17 @@ def test_what_cannot_be_mixed(tmp_path: Path, tokenizer: Any) -> None:
 def test_shares_are_written_behind_the_name(tmp_path: Path) -> None:
     assert shares(["a.jsonl:0.7", "org/name:config:3"]) == (["a.jsonl", "org/name:config"], [0.7, 3.0])
     assert shares(["a.jsonl", "org/name:config"]) == (["a.jsonl", "org/name:config"], None)
+    assert shares(["embedded://squad:1", "hf://org/name:3"]) == (["embedded://squad", "hf://org/name"], [1.0, 3.0])
     (tmp_path / "a:1").touch()
     assert shares([f"{tmp_path}/a:1"]) == ([f"{tmp_path}/a:1"], None)
     with pytest.raises(DataError, match="b: has no share, and others have"):
         shares(["a:1", "b"])
     with pytest.raises(DataError, match="a share must be more than 0"):
         shares(["a:0", "b:1"])
+
+
+def test_each_source_has_a_held_out_question(tmp_path: Path, tokenizer: Any) -> None:
+    module = mixed(tmp_path)
+    module.setup(tokenizer)
+    found = held_out(module, tokenizer)
+    assert [one.question.split()[0] for one in found] == ["question", "[INST]", "Context:"]
