@@ -87,7 +87,7 @@ def _module(recorded: dict[str, Any]) -> DataModule:
 
 
 def _settings_for(module_class: type, recorded: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings for data of a class: those of such a source; else what means the same of all, lengths and batches."""
+    """A run's settings for data of a class: those of such a source; else lengths and batches, which mean the same."""
     like = [one for one in (recorded, *_sources(recorded)) if one.get("class") == module_class.__name__]
     general = _arguments(DataModule, recorded)
     return _arguments(module_class, like[0]) | general if like else general
