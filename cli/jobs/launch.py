@@ -19,7 +19,7 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
     if options.result.to_yaml is not None:
         result = save_yaml(job, options.result.to_yaml)
     elif (done := finished(job)) is not None:
-        result = done if options.result.dry_run else say_finished(job, done)
+        result = say_finished(job, done)
     else:
         result = launch(job, dry_run=options.result.dry_run)
         if result.get("checkpoint"):

@@ -53,6 +53,7 @@ def test_a_short_job_ends_in_one_line_of_json_and_does_not_depend_on_where_exper
     assert all({"question", "expected", "before", "after"} == sample.keys() for sample in samples)
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
     assert finetune(tmp_path, "--evaluate", "8", *steps) == result  # finished: nothing was done
+    assert finetune(tmp_path, "--evaluate", "8", *steps, "--dry-run") == result
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
     scored = evaluated(run, "--devices", "2", "--questions", "4")

@@ -49,6 +49,9 @@ class Service:
         self._vocabulary = vocabulary
         self._born = int(time.time())
         self._tokenizing = asyncio.Lock()  # one at a time: a tokenizer keeps settings of the call before
+        # A token stands for no more characters than its name has: of a longer text it is known unread, and without
+        # keeping others from the tokenizer, that it has no room.
+        self._most_characters = worker.context * max(map(len, tokenizer.get_vocab()))
         self._seen = worker.metrics
 
     def app(self) -> Starlette:
@@ -159,8 +162,10 @@ class Service:
     def _encoded(self, body: Body) -> list[list[int]]:
         try:
             if isinstance(body, Chat):
+                self._refuse_longer(sum(len(turn["content"]) for turn in body.turns), "messages")
                 return [tokens_of(self._tokenizer, body.turns)]
             assert isinstance(body, Completion)
+            self._refuse_longer(max((len(one) for one in body.prompts if isinstance(one, str)), default=0), "prompt")
             found = [
                 prompts.tokens(self._tokenizer, one, chat=False) if isinstance(one, str) else one
                 for one in body.prompts
@@ -172,6 +177,15 @@ class Service:
         if max(map(max, found)) >= self._vocabulary:
             raise Refused(f"A prompt's tokens must be below {self._vocabulary}.", param="prompt")
         return found
+
+    def _refuse_longer(self, characters: int, param: str) -> None:
+        if characters > self._most_characters:
+            raise Refused(
+                f"This model's maximum context length is {self._worker.context} tokens; of {characters:,} characters "
+                f"{self._most_characters:,} are the most that are read.",
+                code="context_length_exceeded",
+                param=param,
+            )
 
     async def _events(self, reply: "_Reply", shape: answers.Shape, prompt_tokens: int | None) -> AsyncIterator[str]:
         """Server-sent events; `prompt_tokens` None leaves out how many tokens there were."""

@@ -152,11 +152,12 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
     try:
         found = kind.model_validate_json(body)
     except ValidationError as error:
-        # of a union pydantic lists every branch; the shortest place says which field
-        first = min(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-        parts = itertools.takewhile(lambda part: isinstance(part, int) or part in _FIELDS, first["loc"])
-        place = ".".join(map(str, parts))  # without pydantic's names of a union's branches
-        message = first["msg"].removeprefix("Value error, ")
+        # of a union pydantic lists every branch: the shortest place says which field, the longest what is wrong there
+        found = [(_place(one["loc"]), one) for one in error.errors(include_url=False, include_input=False)]
+        place, _ = min(found, key=lambda one: len(one[1]["loc"]))
+        here = [one for where, one in found if where == place]
+        worst = max(here, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))  # of the right kind
+        message = worst["msg"].removeprefix("Value error, ")
         raise Refused(f"{place}: {message}." if place else f"{message}.", param=place or None) from None
     for name, value in (found.model_extra or {}).items():
         if value is None or name in _NOTHING_TO_DO:
@@ -165,6 +166,11 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
             why = "is not supported by this server" if name in _NOT_DONE else "is not known"
             raise Refused(f"{name[:100]}: {why}; leave it out.", param=name[:100])
     return found
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Where an error is, without pydantic's names of a union's branches."""
+    return ".".join(map(str, itertools.takewhile(lambda part: isinstance(part, int) or part in _FIELDS, loc)))
 
 
 def new_tokens(asked: int | None, prompt: int, context: int, *, otherwise: int | None = None) -> int:

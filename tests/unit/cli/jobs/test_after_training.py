@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.cli import main
+from mixtral_recipes.cli.jobs import launch
 from mixtral_recipes.cli.jobs.after_training import closing_lines, finish
-from mixtral_recipes.executors.runs.records import finished
+from mixtral_recipes.executors.runs.records import asked_file, finished
 from mixtral_recipes.settings.resume import AutoResume
 
 
@@ -69,3 +71,22 @@ def test_a_finished_run_is_told_from_one_with_steps_left(tmp_path: Path) -> None
     assert finished(tmp_path / "tune", 20, AutoResume(resume_from_path="x")) is None
     (Path(result["checkpoint"]) / "context" / "tokenizer_config.json").unlink()
     assert finished(tmp_path / "tune", 20, resume) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
+    line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "--dry-run", "trainer.max_steps=20"]
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "_asked", lambda recipe, asked=launch._asked: seen.update(asked(recipe)) or seen)
+    asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
+    assert main.run(line) == 2
+    assert "with other settings" in capsys.readouterr().err
+    asked_file(tmp_path / "tune").write_text(json.dumps(seen))
+    assert main.run(line) == 0
+    said = capsys.readouterr()
+    assert "tune has finished: 20 steps. Nothing was done" in said.err
+    assert said.out.startswith("Model: ")
