@@ -104,7 +104,7 @@ def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) ->
     if not overwrite:
         raise CheckpointError(f"{final} exists; choose another folder, remove it, or pass --overwrite.")
     listed = _listed(final, kind)
-    here = (path for path in final.rglob("*") if path.is_symlink() or not path.is_dir())
+    here = (path for path in final.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
     stray = sorted(name for path in here if (name := path.relative_to(final).as_posix()) not in listed)
     if stray:
         raise CheckpointError(

@@ -65,11 +65,18 @@ def _changed(folder: Path) -> Path:
     return folder
 
 
+def _with_folder(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    return folder
+
+
 STANDING: dict[str, tuple[Written, Callable[[Path], Path], str]] = {
     "a project": ("model", project, "not a checkpoint folder.* it has config.json, train.py"),
     "a project, for an export": ("export", project, "not a checkpoint folder.* it has config.json, train.py"),
     "an empty manifest": ("model", lambda f: _with(project(f), "manifest.json"), "not valid JSON"),
     "a manifest changed by hand": ("model", lambda f: _changed(checkpoint(f)), "its seal"),
+    "an empty folder beside": ("model", lambda f: _with_folder(checkpoint(f), "notes"), "also has notes,"),
+    "empty folders in an export": ("export", lambda f: _with_folder(export(f), "a/b/.cache"), "also has a/b/.cache,"),
     "a run's checkpoint": (
         "model",
         lambda f: checkpoint(f, "training"),
