@@ -1,5 +1,6 @@
 """A checkpoint as a model that generates: this rank's part of it, under any layout but interleaved pipelines."""
 
+import atexit
 import contextlib
 import dataclasses
 import json
@@ -66,6 +67,7 @@ def join(topology: Topology) -> Topology:
     topology = dataclasses.replace(topology, sequence_parallel=False)
     place = distributed.ProcessPlace.from_environment()
     distributed.initialize(topology, place, distributed.choose_device("auto", place), seed=0)
+    atexit.register(distributed.shut_down)  # a group that outlives the interpreter now and then aborts the process
     return topology
 
 
