@@ -182,10 +182,7 @@ def _call(argv: list[str], debug: bool) -> int:
             raise
         if problem := of_the_machine(error):
             return _say(str(problem), problem.exit_code)
-        return _say(
-            f"{type(error).__name__}: {error} (a defect: please report it, with what --debug shows)",
-            1,
-        )
+        return _say(f"{type(error).__name__}: {error} (a defect: please report it, with what --debug shows)", 1)
 
 
 def _say(text: str, code: int) -> int:

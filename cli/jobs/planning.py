@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
@@ -192,7 +191,9 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
     from mixtral_recipes.overrides import outline_paths
 
     if ask.yaml is not None:
-        return None, _whole_from_file(ask.yaml, overrides)
+        from mixtral_recipes.overrides.yaml_file import read_recipe
+
+        return None, _whole(read_recipe(ask.yaml), overrides)
     if ask.recipe is None:
         from mixtral_recipes.recipes import catalog
 
@@ -216,15 +217,13 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
     try:
         outline_paths.apply(found, overrides)
     except outline_paths.NeedsRecipe:
-        return question, _whole(question, overrides)
+        return question, _whole(_loaded(question), overrides)
     found.trainer.plugins.check()
     return question, found
 
 
-def _whole(question: Question, overrides: list[str]) -> Any:
-    import fiddle as fdl
-
-    from mixtral_recipes.overrides import loading, paths
+def _loaded(question: Question) -> Any:
+    from mixtral_recipes.overrides import loading
 
     arguments = {
         "hardware": question.hardware,
@@ -237,20 +236,14 @@ def _whole(question: Question, overrides: list[str]) -> Any:
         arguments |= {"peft_scheme": question.peft_scheme, "packed_sequence": question.packed_sequence}
     else:
         arguments["performance_mode"] = question.performance_mode
-    recipe = loading.load(question.recipe, question.task, **arguments)
-    paths.apply(recipe, overrides)
-    plugins: Any = fdl.build(recipe.trainer.plugins)
-    plugins.check()
-    return recipe
+    return loading.load(question.recipe, question.task, **arguments)
 
 
-def _whole_from_file(file: Path, overrides: list[str]) -> Any:
+def _whole(recipe: Any, overrides: list[str]) -> Any:
     import fiddle as fdl
 
     from mixtral_recipes.overrides import paths
-    from mixtral_recipes.overrides.yaml_file import read_recipe
 
-    recipe = read_recipe(file)
     paths.apply(recipe, overrides)
     plugins: Any = fdl.build(recipe.trainer.plugins)
     plugins.check()

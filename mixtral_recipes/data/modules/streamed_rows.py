@@ -57,31 +57,29 @@ class PaddedRows:
         return [sample_of(encoded or empty) for encoded in _encoded(self.pipeline, self.tokenizer, rows, bad)]
 
 
+@dataclass
 class PackedRows:
     """A row is a pack of samples of one window; every rank tokenizes all of it, since their lengths make the packs.
 
     How many packs a window gives is kept on disk. Where that is not found, it is tokenized once more.
+
+    Attributes:
+        pipeline: The way of the records.
+        tokenizer: What tokenizes.
+        seed: Seed of the order.
+        capacity: Tokens of a pack.
+        multiple: What each sample is rounded up to.
+        global_batch_size: Packs of a step, whose costs are balanced.
     """
 
-    def __init__(
-        self, pipeline: RecordPipeline, tokenizer: Any, seed: int, capacity: int, multiple: int, global_batch_size: int
-    ) -> None:
-        """Pack what is streamed.
+    pipeline: RecordPipeline
+    tokenizer: Any
+    seed: int
+    capacity: int
+    multiple: int
+    global_batch_size: int
 
-        Args:
-            pipeline: The way of the records.
-            tokenizer: What tokenizes.
-            seed: Seed of the order.
-            capacity: Tokens of a pack.
-            multiple: What each sample is rounded up to.
-            global_batch_size: Packs of a step, whose costs are balanced.
-        """
-        self.pipeline = pipeline
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.capacity = capacity
-        self.multiple = multiple
-        self.global_batch_size = global_batch_size
+    def __post_init__(self) -> None:
         self._counts = _Counts(self._kept_in())
         self._last: tuple[int, list[list[Sample]]] = (-1, [])
 

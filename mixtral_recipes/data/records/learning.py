@@ -22,6 +22,7 @@ LEARN = {
 DECIDING = ("train", "training", "loss")
 EXCLUDING = ("weight", "mask")
 FIELDS = (*DECIDING, *EXCLUDING, "train_detail")
+_WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # as tables write them
 
 
 def check_learn(learn: str | None) -> None:
@@ -32,9 +33,6 @@ def check_learn(learn: str | None) -> None:
     """
     if learn is not None and learn not in LEARN:
         raise DataError(f"data.learn={learn!r} is not known.{nearest(learn, tuple(LEARN))}")
-
-
-_WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # as tables write them
 
 
 def yes_or_no(value: Any) -> bool | None:
