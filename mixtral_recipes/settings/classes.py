@@ -154,6 +154,11 @@ def find(spelling: Any, table: str, where: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def class_named(name: str) -> Any:
+    """The class of that name, which code asks for rather than a file."""
+    return find(name, "classes", name)
+
+
 def spelling_of(value: Any) -> str:
     """A class's or function's full path, as files write it.
 

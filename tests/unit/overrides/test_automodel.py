@@ -224,9 +224,9 @@ def test_every_key_that_counts_as_used_is_used() -> None:
     for data in variants:
         given = AutoModelFile(data)
         given.recipe()
-        used = {key for key in given._given if isinstance(KEYS[row_of(key) or key], Used)}
-        assert used - given._taken - {"seed"} == set(), "counts as used, and was not looked at"
-        taken |= {row_of(key) or "" for key in given._given}
+        used = {key for key in given.values.given if isinstance(KEYS[row_of(key) or key], Used)}
+        assert used - given.values.taken - {"seed"} == set(), "counts as used, and was not looked at"
+        taken |= {row_of(key) or "" for key in given.values.given}
     assert {key for key, rule in KEYS.items() if isinstance(rule, Used)} - taken == set()
     found = flat(AutoModelFile(variants[0]).recipe(), defaults=True)
     assert (found["trainer.seed"], found["peft"], found["trainer.devices"]) == (4, "DoRA", 8)
