@@ -14,6 +14,7 @@ from mixtral_recipes.system.files import write_text
 
 _SAVES_SHOWN = 12
 _DATA_PLACE = re.compile(r"data\.(sources\.\d+\.)?(dataset_root|paths)(\.\w+)?")
+_WORTH_SAYING = 0.02  # of a run that was spent waiting for data
 _LONGEST_S = 1e12  # what a timedelta holds
 
 
@@ -110,6 +111,9 @@ def tiles(run: RunRecord) -> list[tuple[str, str]]:
         (f"{max(memory):.2f} GB" if memory else "-", "memory, most"),
         (str(datetime.timedelta(seconds=round(max(0.0, min(seconds, _LONGEST_S))))), "spent in steps"),
     ]
+    waited = sum(value for _, value in run.series("data_wait_seconds"))
+    if seconds and waited >= _WORTH_SAYING * seconds:
+        found.append((f"{waited / seconds:.0%}", "of it, waiting for data"))
     if skipped and skipped[-1]:
         found.append((f"{skipped[-1]:.0f}", "steps skipped (not finite)"))
     return found

@@ -48,6 +48,7 @@ class _Metrics(_Line, total=False):
     grad_norm: Number
     lr: Number
     seconds: Number
+    data_wait_seconds: Number
     tokens_per_second: Number
     tflops_per_process: Number
     memory_gb: Number

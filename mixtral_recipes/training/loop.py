@@ -26,7 +26,7 @@ from mixtral_recipes.training.run import Ready, TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
 from mixtral_recipes.training.watch import callbacks, throughput
 from mixtral_recipes.training.watch.environment import describe_environment
-from mixtral_recipes.training.watch.log import RunLog
+from mixtral_recipes.training.watch.log import RunLog, speed_line
 from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, read_aux_losses
 
 
@@ -34,8 +34,8 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     """Train from where a run starts to ``trainer.max_steps``, validating and saving on the way.
 
     Returns:
-        steps, first_loss, last_loss, val_loss, tokens_per_second, tokens_per_second_with_warmup, train_seconds,
-        skipped_steps, checkpoint, world_size, expert_model_parallel_size, topology, run_dir; also in RUN/result.json.
+        steps, first_loss, last_loss, val_loss, what `Speed.result` gives, skipped_steps, checkpoint, world_size,
+        expert_model_parallel_size, topology, run_dir; also in RUN/result.json.
 
     Raises:
         Preempted: a stop signal arrived; the run saved first.
@@ -130,11 +130,12 @@ class _Loop:
             self._skip_or_stop(result.trouble)
         position.step += 1
         position.consumed_samples += run.batch.global_batch_size
-        self.speed.add(result.tokens, elapsed)
+        spent = self._spent(result, elapsed)
+        self.speed.add(spent)
         if result.trouble is None:
             self.first_loss = result.loss if self.first_loss is None else self.first_loss
             self.last_loss = result.loss
-        self._report(result, lr, elapsed)
+        self._report(result, lr, spent)
         if self._due(run.trainer.val_check_interval) and position.step < run.trainer.max_steps:
             self._validate()
         self._save_or_stop()
@@ -161,7 +162,7 @@ class _Loop:
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.position.step % interval == 0  # pyright: ignore[reportOperatorIssue]
 
-    def _report(self, result: StepResult, lr: float, elapsed: float) -> None:
+    def _report(self, result: StepResult, lr: float, spent: throughput.Spent) -> None:
         run, step = self.run, self.position.step
         show = self._due(run.trainer.log_every_n_steps) or step == run.trainer.max_steps or self._steps_here() == 1
         metrics: dict[str, Any] = {
@@ -171,15 +172,17 @@ class _Loop:
             "lr": lr,
             "label_tokens": result.label_tokens,
             "tokens": result.tokens,
-            "seconds": elapsed,
-            "tokens_per_second": result.tokens / elapsed,
+            "seconds": spent.seconds,
+            "data_wait_seconds": spent.data_wait,
+            "host_wait_seconds": spent.host_wait,
+            "tokens_per_second": result.tokens / spent.seconds,
             "eta_seconds": (run.trainer.max_steps - step) * self.speed.seconds_per_step,
             "updated": result.updated,
             "skipped_steps": self.position.skipped_steps,
-            "memory_gb": throughput.memory_gb(run.device),
         }
+        metrics |= throughput.memory(run.device)
         metrics |= {f"loss/{name}": loss for name, loss in result.by_source.items()}
-        metrics |= self._speed(result, elapsed)
+        metrics |= self._tflops(spent)
         metrics |= self._routing(show)
         if result.trouble is None and self.spikes.is_spike(result.loss):
             metrics["loss_spike"] = True
@@ -187,10 +190,13 @@ class _Loop:
         callbacks.call(run.trainer.callbacks, "on_step_end", run, metrics)
         self.log.training(metrics, show=show)
 
-    def _speed(self, result: StepResult, elapsed: float) -> dict[str, float]:
+    def _spent(self, result: StepResult, seconds: float) -> throughput.Spent:
         sequence = result.tokens / self.run.batch.global_batch_size
         flops = throughput.flops_per_token(self.run.config, sequence, adapters_only=self.adapters_only) * result.tokens
-        tflops = flops / elapsed / self.run.topology.world_size / 1e12
+        return throughput.Spent(result.tokens, flops, seconds, result.data_wait, result.host_wait)
+
+    def _tflops(self, spent: throughput.Spent) -> dict[str, float]:
+        tflops = spent.flops / spent.seconds / self.run.topology.world_size / 1e12
         return {"tflops_per_process": tflops} | ({"share_of_peak": tflops / self.peak} if self.peak else {})
 
     def _routing(self, show: bool) -> dict[str, Any]:
@@ -297,14 +303,15 @@ class _Loop:
             if self.checkpointer.policy.save_last:
                 self._save()
         self._finish_save()
+        speed = self.speed.result(self.run.topology.world_size, self.peak)
+        if self._steps_here():
+            self.log.say(speed_line(speed, throughput.memory(self.run.device)))
         return {
             "steps": self.position.step,
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
             "val_loss": self.val_loss,
-            "tokens_per_second": self.speed.steady,
-            "tokens_per_second_with_warmup": self.speed.overall,
-            "train_seconds": round(self.speed.seconds, 2),
+            **speed,
             "skipped_steps": self.position.skipped_steps,
             "checkpoint": self.checkpoint,
         }

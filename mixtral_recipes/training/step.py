@@ -5,6 +5,7 @@ Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +37,8 @@ class StepResult:
         updated: False when the weights stayed as they were (fp16 overflow, or ``trouble``).
         trouble: What was not finite, and on which rank; None when all was.
         by_source: The loss of each source of a mixture that had a label token in the batch.
+        data_wait: Seconds until the batches were there.
+        host_wait: Seconds the host waited for the device, and for other ranks, once all was asked of them.
     """
 
     loss: float
@@ -45,6 +48,8 @@ class StepResult:
     updated: bool
     trouble: str | None = None
     by_source: dict[str, float] = field(default_factory=dict)
+    data_wait: float = 0.0
+    host_wait: float = 0.0
 
 
 class Losses(NamedTuple):
@@ -74,11 +79,15 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     run.optimizer.prepare_model_params_for_param_sync()
 
     # Forward and backward of all microbatches; gradients end as sums over ranks, divided by all label tokens.
+    started = time.perf_counter()
     microbatches = _next_microbatches(batches, run)
+    given = time.perf_counter()
     sums = _forward(run, microbatches, backward=True)
 
-    # Look before updating: a loss or a gradient that is not finite must not reach the weights.
+    # Look before updating: a loss or a gradient that is not finite must not reach the weights. To look is to wait.
+    launched = time.perf_counter()
     totals = reduce_sums(sums, run.device, len(run.data.source_names))
+    host_wait = time.perf_counter() - launched
     loss, by_source = Losses.of(totals, run.data.source_names)
 
     # Clips over all parallel groups, updates this rank's shard, gathers the parameters.
@@ -94,6 +103,8 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
         grad_norm=grad_norm,
         updated=updated,
         by_source=by_source,
+        data_wait=given - started,
+        host_wait=host_wait,
         trouble=None
         if finite
         else where_not_finite(run.model, sums, loss, grad_norm, partial(_forward, run, microbatches, backward=False)),
@@ -129,6 +140,7 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
     batch = this_ranks_share(
         next(batches), parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     )
+    packed = _packed(batch.get("cu_seqlens"))
     device = next(model.parameters()).device
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # pyright: ignore[reportAttributeAccessIssue]
     output = model(
@@ -136,7 +148,7 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         on_device["position_ids"],
         None,  # the attention mask: causal, made inside the attention kernel
         labels=on_device["labels"],
-        packed_seq_params=_packed(on_device.get("cu_seqlens")),
+        packed_seq_params=None if packed is None else packed(on_device["cu_seqlens"]),
         padding_mask=on_device.get("padding_mask"),
     )
     masks = on_device["loss_mask"], on_device.get("padding_mask"), on_device.get("sources")
@@ -184,14 +196,15 @@ def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int = 0) 
     return total.tolist()
 
 
-def _packed(cu_seqlens: Tensor | None) -> PackedSeqParams | None:
+def _packed(cu_seqlens: Tensor | None) -> Callable[[Tensor], PackedSeqParams] | None:
+    """What describes a pack by its borders on the device; its longest sample is found before they go there."""
     if cu_seqlens is None:
         return None
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-    return PackedSeqParams(
+    return lambda borders: PackedSeqParams(
         qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
+        cu_seqlens_q=borders,
+        cu_seqlens_kv=borders,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )

@@ -15,6 +15,8 @@ from mixtral_recipes.training.watch.writers import scalar_writers
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_WORTH_SAYING = 0.02  # of a step that was spent waiting for data
+
 
 class RunLog:
     """Writes one run's metrics; silent on every rank but 0.
@@ -110,13 +112,30 @@ def _by_source(m: dict[str, Any], start: str) -> str:
 
 def summary(m: dict[str, Any]) -> str:
     """One step's metrics in a line."""
-    peak = f" ({m['share_of_peak']:.0%} of peak)" if "share_of_peak" in m else ""
     dropped = f"  dropped {m['dropped_share']:.1%}" if m.get("dropped_share") else ""
+    waited = m.get("data_wait_seconds", 0.0) / m.get("seconds", 1.0)
+    data = f"  waited {waited:.0%} for data" if waited >= _WORTH_SAYING else ""
     return (
         f"loss {m['loss']:.4f}{_by_source(m, 'loss/')}  grad norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
-        f"{m['tokens_per_second']:,.0f} tokens/s  {m['tflops_per_process']:.3g} TFLOP/s{peak}  "
-        f"{m['memory_gb']:.2f} GB  busiest expert {m['expert_imbalance']:.2f}x{dropped}"
+        f"{_speed(m)}  {_memory(m)}  busiest expert {m['expert_imbalance']:.2f}x{dropped}{data}"
     )
+
+
+def speed_line(speed: dict[str, Any], memory: dict[str, float]) -> str:
+    """How fast a run was, in a line: `Speed.result`, and `throughput.memory`."""
+    waits = f"waited {speed['data_wait_share']:.1%} for data, {speed['host_wait_share']:.0%} for the step's end"
+    warmup = f"{speed['tokens_per_second_with_warmup']:,.0f} tokens/s with the first steps"
+    return f"speed: {_speed(speed)} ({warmup}); {waits}; {_memory(memory)}"
+
+
+def _speed(m: dict[str, Any]) -> str:
+    peak = f" ({m['share_of_peak']:.0%} of peak)" if m.get("share_of_peak") is not None else ""
+    return f"{m['tokens_per_second']:,.0f} tokens/s  {m['tflops_per_process']:.3g} TFLOP/s{peak}"
+
+
+def _memory(m: dict[str, float]) -> str:
+    card = f" ({m['memory_card_gb']:.2f} of the card)" if "memory_card_gb" in m else ""
+    return f"{m['memory_gb']:.2f} GB{card}"
 
 
 def _clock(metrics: dict[str, Any]) -> str:

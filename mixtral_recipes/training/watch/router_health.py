@@ -86,6 +86,7 @@ class RouterHealth:
         counts = self._counts.clone()
         self._counts.zero_()
         torch.distributed.all_reduce(counts)
+        counts = counts.cpu()  # once: everything that looks at them would wait for the device
         return Routing(counts[:, :-1], counts[:, -1])
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.settings.log import MLFlowLogger, NeMoLogger, TensorBoardLogger, WandbLogger
-from mixtral_recipes.training.watch.log import RunLog, summary
+from mixtral_recipes.training.watch.log import RunLog, speed_line, summary
 
 STEP: dict[str, Any] = {
     "step": 3, "loss": 1.25, "grad_norm": float("inf"), "lr": 1e-4, "tokens_per_second": 12345.6, "updated": True,
@@ -53,6 +53,24 @@ def test_share_of_peak_and_drops_are_said_where_they_are_known() -> None:
     assert "dropped 2.5%" in summary(STEP | {"dropped_share": 0.025})
     assert "peak" not in summary(STEP)
     assert "dropped" not in summary(STEP)
+
+
+def test_waits_and_the_cards_memory_are_said_where_they_matter() -> None:
+    assert "for data" not in summary(STEP | {"seconds": 2.0, "data_wait_seconds": 0.01})
+    assert "waited 25% for data" in summary(STEP | {"seconds": 2.0, "data_wait_seconds": 0.5})
+    assert "2.00 GB (3.50 of the card)" in summary(STEP | {"memory_card_gb": 3.5})
+
+
+def test_the_last_line_tells_both_speeds() -> None:
+    speed = {
+        "tokens_per_second": 2110.4, "tokens_per_second_with_warmup": 543.2, "tflops_per_process": 410.0,
+        "share_of_peak": 0.414, "data_wait_share": 0.012, "host_wait_share": 0.6,
+    }  # fmt: skip
+    assert speed_line(speed, {"memory_gb": 18.2, "memory_card_gb": 20.0}) == (
+        "speed: 2,110 tokens/s  410 TFLOP/s (41% of peak) (543 tokens/s with the first steps); "
+        "waited 1.2% for data, 60% for the step's end; 18.20 GB (20.00 of the card)"
+    )
+    assert "peak" not in speed_line(speed | {"share_of_peak": None}, {"memory_gb": 1.0})
 
 
 def test_tensorboard(tmp_path: Path) -> None:

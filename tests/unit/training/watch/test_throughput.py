@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixtral_recipes.models.config import MixtralConfig8x7B, MixtralConfigTiny
-from mixtral_recipes.training.watch.throughput import Speed, flops_per_token, memory_gb, peak_tflops
+from mixtral_recipes.training.watch.throughput import Speed, Spent, flops_per_token, memory, peak_tflops
 
 
 def test_flops_are_six_per_active_parameter_and_token() -> None:
@@ -34,16 +34,30 @@ def test_peaks_are_the_datasheets(monkeypatch: pytest.MonkeyPatch, name: str, bf
 
 def test_what_is_not_known_is_not_said() -> None:
     assert peak_tflops(torch.device("cpu"), fp8=False) is None
-    assert 0.01 < memory_gb(torch.device("cpu")) < 100
+    assert 0.01 < memory(torch.device("cpu"))["memory_gb"] < 100
     assert flops_per_token(MixtralConfigTiny(), 100) > 0
 
 
 def test_speed_is_that_of_warm_steps() -> None:
     speed = Speed()
-    assert (speed.steady, speed.overall, speed.seconds_per_step) == (None, None, 0.0)
-    speed.add(100, 20.0)
-    assert (speed.steady, speed.overall, speed.seconds_per_step) == (5.0, 5.0, 20.0)
+    assert speed.seconds_per_step == 0.0
+    assert set(speed.result(1, None).values()) == {None, 0.0}
+    speed.add(Spent(100, 1e13, 20.0))
+    first = speed.result(1, None)
+    assert (first["tokens_per_second"], first["tokens_per_second_with_warmup"], speed.seconds_per_step) == (5, 5, 20)
     for seconds in (2.0, 2.0, 0.5, 1.5):
-        speed.add(100, seconds)
-    assert (speed.steady, speed.overall) == (100.0, 500 / 26)
-    assert (speed.seconds_per_step, speed.seconds) == (1.0, 26.0)
+        speed.add(Spent(100, 1e13, seconds, data_wait=0.1, host_wait=0.3))
+    assert speed.seconds_per_step == 1.0
+    assert speed.result(world_size=2, peak=20.0) == pytest.approx(
+        {
+            "tokens_per_second": 100.0, "tokens_per_second_with_warmup": 500 / 26, "tflops_per_process": 5.0,
+            "share_of_peak": 0.25, "data_wait_share": 0.1, "host_wait_share": 0.3, "train_seconds": 26.0,
+        }
+    )  # fmt: skip
+
+
+def test_a_gpus_memory_is_what_torch_and_the_driver_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60e9, 140e9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 50e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 70e9)
+    assert memory(torch.device("cuda")) == {"memory_gb": 50, "memory_reserved_gb": 70, "memory_card_gb": 80}
