@@ -21,16 +21,23 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Dataset
+from step_contenders import (
+    CLIP,
+    LEARNING_RATE,
+    RANK,
+    RandomData,
+    Step,
+    furthest,
+    our_step,
+    transformers_step,
+    with_adapters,
+)
 
-from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, Sample, Samples
+from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
 
 SIZES = {
@@ -40,33 +47,6 @@ SIZES = {
 }
 WAYS = ("eager", "grouped_mm")
 MODES = ("lora", "qlora", "full")
-LEARNING_RATE, CLIP, RANK = 1e-4, 1.0, 16
-Step = Callable[[], float]
-
-
-class RandomTokens(Dataset[Sample]):
-    """Full sequences of random tokens, all learned."""
-
-    def __init__(self, length: int, vocab_size: int) -> None:
-        self.length, self.vocab_size = length, vocab_size
-
-    def __len__(self) -> int:
-        return 100_000
-
-    def __getitem__(self, index: int) -> Sample:
-        tokens = np.random.default_rng(index).integers(0, self.vocab_size, self.length + 1)
-        return Sample(tokens=tokens, loss_mask=np.ones(self.length))
-
-
-@dataclass
-class RandomData(DataModule):
-    """Random full sequences."""
-
-    vocab_size: int = 2000
-
-    def datasets(self, tokenizer: Any) -> dict[str, Samples]:
-        """One endless training set."""
-        return {"train": RandomTokens(self.seq_length, self.vocab_size)}
 
 
 def make_model(folder: Path, size: str) -> None:
@@ -83,8 +63,8 @@ def make_model(folder: Path, size: str) -> None:
     MixtralForCausalLM(config).save_pretrained(folder)
 
 
-def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
-    """One `train_step` of ours."""
+def ours(folder: Path, size: str, mode: str, data: DataModule) -> Step:
+    """One `train_step` of ours, from the model's weights."""
     from megatron.core.optimizer import OptimizerConfig
 
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -94,8 +74,6 @@ def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
     from mixtral_recipes.settings.precision import MegatronMixedPrecision
     from mixtral_recipes.settings.trainer import Trainer
     from mixtral_recipes.training import distributed
-    from mixtral_recipes.training.run import build_run
-    from mixtral_recipes.training.step import train_step
 
     weights = folder.with_name(folder.name + "-megatron")
     if not weights.exists():
@@ -107,28 +85,16 @@ def our_step(folder: Path, size: str, mode: str, data: DataModule) -> Step:
         moe_aux_loss_coeff=0.0,
     )  # fmt: skip
     trainer = Trainer(accelerator="cpu", max_steps=10_000, plugins=MegatronMixedPrecision(precision="32"))
-    place = distributed.ProcessPlace.from_environment()
-    device = distributed.choose_device("cpu", place)
-    if not torch.distributed.is_initialized():
-        distributed.initialize(trainer.topology(), place, device, seed=1)
+    device = distributed.choose_device("cpu", distributed.ProcessPlace.from_environment())
     optim = MegatronOptimizerModule(
         OptimizerConfig(lr=LEARNING_RATE, clip_grad=CLIP, weight_decay=0.0, use_distributed_optimizer=True)
     )
     peft = {"lora": LoRA, "qlora": QLoRA}[mode](dim=RANK, alpha=RANK) if mode != "full" else None
-    run = build_run(MixtralModel(config), trainer, data, optim, device=device, peft=peft, weights=weights)
-    batches = data.train_batches(run.data_place, **run.loader_shape)
-    return lambda: train_step(run, batches).loss
+    return our_step(MixtralModel(config), trainer, data, optim, device=device, peft=peft, weights=weights)
 
 
-def their_step(folder: Path, mode: str, way: str, batches: Iterator[Batch]) -> Step:
-    """The same step with transformers, and peft for LoRA, and bitsandbytes for QLoRA.
-
-    Args:
-        folder: The model.
-        mode: "lora", "qlora" or "full".
-        way: How transformers computes experts.
-        batches: Its batches.
-    """
+def theirs(folder: Path, mode: str, way: str, data: DataModule) -> Step:
+    """The same step with transformers, and peft for LoRA, and bitsandbytes for QLoRA; ``way`` computes experts."""
     from transformers import MixtralForCausalLM
 
     settings: dict[str, Any] = {"experts_implementation": way, "dtype": torch.float32}
@@ -143,29 +109,8 @@ def their_step(folder: Path, mode: str, way: str, batches: Iterator[Batch]) -> S
         )
     model: Any = MixtralForCausalLM.from_pretrained(folder, **settings)
     if mode != "full":
-        from peft import LoraConfig, get_peft_model
-
-        attention, experts = (
-            ["q_proj", "k_proj", "v_proj", "o_proj"],
-            ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-        )
-        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=attention, target_parameters=experts)
-        model = get_peft_model(model, lora)
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-
-    def step() -> float:
-        batch = next(batches)
-        logits = model(input_ids=batch["tokens"], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    return step
+        model = with_adapters(model, experts=True)
+    return transformers_step(model, data.train_batches(DataParallelPlace()))
 
 
 def measure(size: str, mode: str, folder: Path, repeats: int, profile: bool) -> dict[str, Any]:
@@ -178,23 +123,22 @@ def measure(size: str, mode: str, folder: Path, repeats: int, profile: bool) -> 
     *_, vocab, batch, length = SIZES[size]
     data = RandomData(seq_length=length, micro_batch_size=batch, global_batch_size=batch, vocab_size=vocab)
     data.setup(None)
-    ours = our_step(folder, size, mode, data)
-    steps: dict[str, Step] = {"mixtral-recipes": ours}
+    own = ours(folder, size, mode, data)
+    steps: dict[str, Step] = {"mixtral-recipes": own}
     result: dict[str, Any] = {"size": size, "mode": mode, "tokens_per_step": batch * length}
     if mode == "qlora":
         result["quantized"] = {"mixtral-recipes": "attention and experts", "transformers": "attention"}
-    first = {"mixtral-recipes": ours()}
+    first = {"mixtral-recipes": own()}
     for way in WAYS:
         try:
-            theirs = their_step(folder, mode, way, data.train_batches(DataParallelPlace()))
-            first[way] = theirs()
-            steps[way] = theirs
+            rival = theirs(folder, mode, way, data)
+            first[way] = rival()
+            steps[way] = rival
         except (ImportError, RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             result[way] = {"failed": str(error).splitlines()[0][:200]}
     tolerance = 2e-2 if mode == "qlora" else 1e-4  # other weights are quantised
-    for loss in first.values():
-        if abs(loss - first["mixtral-recipes"]) > tolerance * loss:
-            raise SystemExit(f"{size} {mode}: first losses differ, so this compares nothing: {first}")
+    if furthest(first) > tolerance:
+        raise SystemExit(f"{size} {mode}: first losses differ, so this compares nothing: {first}")
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():

@@ -61,7 +61,7 @@ def imported(*folders: str) -> dict[str, str]:
         *(ROOT / "scripts").glob("*.py"),
         *(ROOT / "benchmarks").glob("*.py"),
     ]  # imported by bare names
-    ours = {"mixtral_recipes", "tests", *(path.stem for path in beside)}
+    ours = {"mixtral_recipes", "tests", "benchmarks", *(path.stem for path in beside)}
     return {top: file for top, file in found.items() if top not in sys.stdlib_module_names and top not in ours}
 
 

@@ -1,0 +1,122 @@
+"""The benchmark of a GPU's step on a CPU at a tiny size, and what it asks of our recipes at 8x7B's."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_step.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_both_sides_take_the_same_steps() -> None:
+    done = run("--size", "tiny", "--mode", "lora", "full", "--contenders", "ours", "grouped_mm", "deepgemm",
+               "--layers", "1", "--microbatches", "2", "--steps", "2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["device"] == "cpu"
+    assert [result["mode"] for result in report["results"]] == ["lora", "full"]
+    for result in report["results"]:
+        assert result["first_losses_agree"], result
+        assert result["measured"] == "in turn"
+        assert result["best_other"] == "transformers grouped_mm"
+        own, other = (result["contenders"][name] for name in ("ours fp32", "transformers grouped_mm"))
+        assert own["first_loss"] != own["last_loss"]
+        assert own["first_loss"] == pytest.approx(other["first_loss"], rel=1e-4)
+        assert own["tflops"] == pytest.approx(own["share_of_products"] * result["product_tflops"], rel=0.2)
+        assert set(result["to_best_other"]) == {"ours fp32"}
+        assert "no backward pass" in result["contenders"]["transformers deepgemm"]["failed"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_it_says_so_and_goes_on() -> None:
+    done = run()
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"skipped": "no GPU"}
+    assert "has none" in done.stderr
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One of the benchmark's modules, which import each other by bare names as scripts do."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module(name)
+
+
+def options(**given: Any) -> argparse.Namespace:
+    usual: dict[str, Any] = {
+        "size": "8x7b", "contenders": ["ours"], "precisions": None, "layers": None, "sequence": None,
+        "micro_batch": 1, "microbatches": 4, "recompute": ["none"], "same_weights": False, "settings": [],
+    }  # fmt: skip
+    return argparse.Namespace(**(usual | given))
+
+
+@pytest.mark.parametrize("mode", ["lora", "lora-attention", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "delayed", "tensorwise", "blockwise"])
+@pytest.mark.parametrize("recompute", ["none", "full", "full:2", "moe_act,layernorm"])
+def test_a_recipe_for_every_contender(
+    mode: str, precision: str, recompute: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mixtral_recipes.planner.workload import Workload
+    from mixtral_recipes.training.model import check_megatron_config
+
+    gpu_contenders = module("gpu_contenders", monkeypatch)
+    bench = gpu_contenders.Bench(options(layers=3, sequence=2048), mode, torch.device("cpu"), tmp_path)
+    recipe = bench.recipe(precision, recompute)
+    parts = bench.parts(precision, recompute)
+    config, trainer, peft = parts["model"].config, parts["trainer"], parts["peft"]
+    check_megatron_config(config, trainer)
+    job = Workload.of(recipe)
+    assert bench.folder is None  # three layers are too large for both sides to start from the same files
+    assert (config.num_layers, config.seq_length, config.hidden_size, config.num_moe_experts) == (3, 2048, 4096, 8)
+    assert trainer.world_size == trainer.topology().world_size == 1
+    assert bool(trainer.plugins.fp8) == (precision != "bf16")
+    assert precision in ("bf16", "fp8") or job.fp8_recipe == precision
+    granularity = {"none": "", "full": "full", "full:2": "full", "moe_act,layernorm": "selective"}[recompute]
+    assert job.recompute.granularity == granularity
+    assert (peft is None) == (mode == "full")
+    if peft is not None:
+        assert peft.dim == peft.alpha == 16
+        assert len(peft.targets()) == (2 if mode == "lora-attention" else 4)
+
+
+def test_settings_change_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = options(settings=["model.config.accelerate=false", "optim.config.weight_decay=0.5"])
+    bench = module("gpu_contenders", monkeypatch).Bench(given, "full", torch.device("cpu"), tmp_path)
+    parts = bench.parts("bf16", "none")
+    assert not parts["model"].config.accelerate
+    assert parts["optim"].config.weight_decay == 0.5
+
+
+def test_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_step = module("gpu_step", monkeypatch)
+    contender = module("gpu_contenders", monkeypatch).Contender
+    able = [
+        contender("ours bf16", float, ours=True),
+        contender("ours fp8", float, ours=True),
+        contender("transformers a", float),
+        contender("transformers b", float),
+    ]
+    seconds = {
+        "ours bf16": [2.0, 2.0, 8.0],  # the third turn was slow for everyone
+        "ours fp8": [1.0, 1.0, 4.0],
+        "transformers a": [9.0, 9.0, 9.0],
+        "transformers b": [4.0, 6.0, 24.0],
+    }
+    found = gpu_step._ratios(seconds, able, in_turn=True)
+    assert found["best_other"] == "transformers b"
+    assert found["to_best_other"] == {"ours bf16": 3.0, "ours fp8": 6.0}
+    assert found["to_ours"]["ours fp8"] == {"ours bf16": 2.0}
+    apart = gpu_step._ratios(seconds, able, in_turn=False)
+    assert apart["to_best_other"]["ours bf16"] == 3.0  # 6 / 2
+    alone = gpu_step._ratios({"ours bf16": [1.0]}, able[:1], in_turn=False)
+    assert (alone["best_other"], alone["to_best_other"]) == (None, {})
