@@ -4,6 +4,7 @@
 # make fuzz         damaged files and command lines, the same few every time; FUZZ_SECONDS=60 make fuzz for longer, and others
 # make lint         ruff, pyright, import-linter, hadolint
 # make bench        the benchmarks, as JSON
+# make gpu          on a machine with a GPU: quickstart, tests/gpu, doctor and the benchmarks of a step; PARTS="tests" for some
 # make docs         the documentation site, strict
 
 VENV   := .venv
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart install test slow fuzz lint bench docs clean
+.PHONY: quickstart install test slow fuzz lint bench gpu docs clean
 
 quickstart: install
 	$(BIN)/mixtral-recipes finetune --peft lora
@@ -44,6 +45,9 @@ lint: install
 
 bench: install
 	for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
+
+gpu: install
+	$(BIN)/python scripts/gpu_session.py $(PARTS)
 
 docs: install
 	$(BIN)/mkdocs build --strict

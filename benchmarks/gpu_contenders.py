@@ -186,7 +186,7 @@ class Bench:
         return transformers_step(model, batches, microbatches=self.options.microbatches)
 
     def contenders(self) -> list[Contender]:
-        """Everyone asked for."""
+        """Everyone asked for: our first, the other side, the rest of ours, since time may run out."""
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
         asked, several = self.options.contenders, len(self.options.recompute) > 1
@@ -206,13 +206,18 @@ class Bench:
             ways = sorted({*ways, *ALL_EXPERTS_FUNCTIONS.keys()})
         # peft keeps adapters of a bf16 model in fp32 unless it is told not to; the faster counts.
         adapters = ["fp32"] if self.mode == "full" or self.dtype is torch.float32 else ["fp32", "bf16"]
-        return found + [
-            Contender(
-                f"transformers {way}" + (", bf16 adapters" if kind == "bf16" else ""), partial(self.theirs, way, kind)
-            )
-            for way in ways
-            for kind in adapters
-        ]
+        return (
+            found[:1]
+            + [
+                Contender(
+                    f"transformers {way}" + (", bf16 adapters" if kind == "bf16" else ""),
+                    partial(self.theirs, way, kind),
+                )
+                for way in ways
+                for kind in adapters
+            ]
+            + found[1:]
+        )
 
 
 def _recomputed(text: str) -> dict[str, Any]:

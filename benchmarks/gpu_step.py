@@ -11,10 +11,10 @@ Theirs is transformers with each way it has to compute experts, sdpa attention a
 where ours keeps fp32 ones, and no auxiliary loss, where ours computes the recipe's. Random full sequences, every token
 learned; what cannot run is listed with its reason.
 
-Each contender is first built and stepped alone, which gives its memory. If all fit into the card together they are
-then stepped in turn, so that a slow moment strikes all; otherwise, or with ``--apart``, one after another, the memory
-released between. ``measured`` in the result says which. Up to two layers both sides start from the same weights and
-their first losses are compared; beyond, weights are random on either side (``--same-weights`` insists).
+Each contender is first built and stepped alone, which gives its memory. If all fit into the card together, and half of
+``--limit`` is left, they are then stepped in turn, so that a slow moment strikes all; otherwise, or with ``--apart``,
+each counts as it was alone. ``measured`` in the result says which. Up to two layers both sides start from the same
+weights and their first losses are compared; beyond, weights are random on either side (``--same-weights`` insists).
 
 Prints JSON on the last line of stdout. Without a GPU it says so and ends well, unless asked for ``--size tiny``.
 """
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,18 @@ def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 * products / statistics.median(rounds) / 1e12
 
 
-def measure(bench: Bench) -> dict[str, Any]:
-    """All contenders of one mode."""
+def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
+    """All contenders of one mode; ``until`` gives the seconds that are left."""
     options, device = bench.options, bench.device
+    start = time.monotonic()
     before = product_tflops(device, bench.dtype)
     found: dict[str, Alone] = {}
     failed: dict[str, str] = {}
     contenders = bench.contenders()
     for contender in contenders:
+        if until() <= 0:
+            failed[contender.name] = "not begun: --limit was reached"
+            continue
         try:
             one = alone(contender, device, options.steps, profiled=options.profile)
         except Exception as error:  # whoever cannot run is told of, and the others go on
@@ -160,7 +165,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         release(device)
     able = [each for each in contenders if each.name in found]
     together = None
-    if not options.apart and len(able) > 1 and _fit_together(found, device):
+    in_time = time.monotonic() - start <= until()  # the same again, with what is compiled by now
+    if not options.apart and len(able) > 1 and in_time and _fit_together(found, device):
         together = stepped_in_turn(able, device, options.steps)
         release(device)
     seconds = together or {name: one.seconds for name, one in found.items()}
@@ -281,6 +287,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, default=4, help="in a step")
     parser.add_argument("--recompute", nargs="+", default=["none"], metavar="WHAT", help=recompute)
     parser.add_argument("--steps", type=int, default=8, help=f"measured, after {WARMUP} that warm up")
+    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="begin nothing after it")
     parser.add_argument("--apart", action="store_true", help="one after another, even if all fit into the card")
     parser.add_argument("--same-weights", action="store_true", help="whatever the size, through files")
     parser.add_argument("--profile", action="store_true", help="where a step's GPU time goes, and the GPU's idle share")
@@ -301,10 +308,13 @@ def main() -> int:
         print(json.dumps({"skipped": "no GPU"}))
         return 0
     warnings.filterwarnings("ignore")
+    begun = time.monotonic()
     from mixtral_recipes.training import distributed
 
     device = distributed.choose_device("auto", distributed.ProcessPlace.from_environment())
-    asked = {name: value for name, value in vars(options).items() if name not in ("mode", "layers", "sequence")}
+    asked = {
+        name: value for name, value in vars(options).items() if name not in ("mode", "layers", "sequence", "limit")
+    }
     report: dict[str, Any] = {"device": _device(device), "versions": _versions(), "asked": asked}
     results = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -315,7 +325,7 @@ def main() -> int:
                 say(f"error: {error}")
                 return 2
             report |= {"layers": bench.layers, "sequence": bench.sequence, "tokens_per_step": bench.tokens}
-            results.append(measure(bench))
+            results.append(measure(bench, lambda: begun + options.limit - time.monotonic()))
             say(json.dumps(results[-1], indent=1))
     distributed.shut_down()
     print(json.dumps(report | {"results": results}))

@@ -5,7 +5,9 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,3 +122,61 @@ def test_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert apart["to_best_other"]["ours bf16"] == 3.0  # 6 / 2
     alone = gpu_step._ratios({"ours bf16": [1.0]}, able[:1], in_turn=False)
     assert (alone["best_other"], alone["to_best_other"]) == (None, {})
+
+
+def stand_in(contenders: list[Any], **given: Any) -> Any:
+    """A bench whose contenders are functions."""
+    from mixtral_recipes.models.config import MixtralConfigTiny
+
+    asked = options(steps=2, profile=False, **({"apart": False} | given))
+    return SimpleNamespace(
+        options=asked, mode="lora", device=torch.device("cpu"), dtype=torch.float32, tokens=100, sequence=64,
+        config=MixtralConfigTiny(), folder=Path("same"), contenders=lambda: contenders,
+    )  # fmt: skip
+
+
+def test_one_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_step, contender = module("gpu_step", monkeypatch), module("gpu_contenders", monkeypatch).Contender
+
+    def built(loss: float) -> Callable[[], Callable[[], float]]:
+        return lambda: lambda: loss
+
+    def broken() -> Any:
+        raise ImportError("needs a library\nand more words")
+
+    able = [
+        contender("ours bf16", built(7.0), ours=True),
+        contender("transformers a", built(7.0001)),
+        contender("transformers b", broken),
+        contender("ours fp8", built(7.5), ours=True, exact=False),
+    ]
+    result = gpu_step.measure(stand_in(able), lambda: 1e9)
+    assert result["measured"] == "in turn"
+    assert result["contenders"]["transformers b"] == {"failed": "ImportError: needs a library"}
+    assert result["contenders"]["ours fp8"]["first_loss"] == 7.5
+    assert result["first_losses_agree"]
+    assert not gpu_step.measure(stand_in([able[0], contender("t", built(7.1))]), lambda: 1e9)["first_losses_agree"]
+
+    assert gpu_step.measure(stand_in(able, apart=True), lambda: 1e9)["measured"] == "one after another"
+
+    left = iter([10.0, 10.0, 0.0, 0.0, 0.0])
+    late = gpu_step.measure(stand_in(able), lambda: next(left))
+    assert late["measured"] == "one after another"
+    assert [name for name, row in late["contenders"].items() if "--limit" in row.get("failed", "")] == [
+        "transformers b", "ours fp8",
+    ]  # fmt: skip
+
+
+def test_memory_that_runs_out_in_turn_leaves_what_was_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_step, contender = module("gpu_step", monkeypatch), module("gpu_contenders", monkeypatch).Contender
+    times = iter(range(3))
+
+    def third_time_too_many() -> Any:
+        if next(times) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return lambda: 1.0
+
+    able = [contender("ours bf16", third_time_too_many, ours=True), contender("transformers a", third_time_too_many)]
+    result = gpu_step.measure(stand_in(able), lambda: 1e9)
+    assert result["measured"] == "one after another"
+    assert set(result["to_best_other"]) == {"ours bf16"}

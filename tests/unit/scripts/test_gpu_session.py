@@ -1,0 +1,187 @@
+"""A session on a GPU, with commands that stand in for its parts: how they end, and what is made of their results."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def _script() -> Any:
+    spec = importlib.util.spec_from_file_location("gpu_session", ROOT / "scripts" / "gpu_session.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+session = _script()
+
+
+def row(tokens: int, share: float = 0.5, idle: float = 0.01) -> dict[str, Any]:
+    return {"tokens_per_second": tokens, "share_of_products": share, "profile": {"idle": idle}}
+
+
+REPORT = {
+    "results": [
+        {
+            "contenders": {
+                "ours bf16": row(40_000, share=0.6, idle=0.02),
+                "ours delayed": row(52_000, idle=0.04),
+                "ours blockwise": {"failed": "RecipeError: no such card"},
+                "transformers grouped_mm": row(20_000),
+            },
+            "first_losses_agree": True,
+            "to_best_other": {"ours bf16": 2.0, "ours delayed": 2.6},
+            "to_ours": {"ours bf16": {"ours delayed": 0.77}, "ours delayed": {"ours bf16": 1.3}},
+        }
+    ]
+}
+
+
+def test_numbers_are_taken_from_a_benchmark() -> None:
+    assert session.bf16_to_best_other(REPORT) == 2.0
+    assert session.fp8_to_best_other(REPORT) == 2.6
+    assert session.fp8_to_bf16(REPORT) == 1.3
+    assert session.share_of_products(REPORT) == 0.6
+    assert session.idle(REPORT) == 0.04
+    assert session.tokens_per_second(REPORT) == 52_000
+    assert session.first_losses_agree(REPORT) == 1
+    assert session.gained({"em_before": 2.5, "em_after": 95.0}) == 92.5
+
+
+def ended(result: Any, how: str = "done") -> dict[str, Any]:
+    return {"ended": how, "seconds": 1.0, "result": result}
+
+
+def by_text(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["target"]: row for row in rows}
+
+
+def test_verdicts() -> None:
+    tests = {"tests": {"a::test_learns": "passed", "b::test_resumes[delayed]": "failed", "c::test_x": "skipped"}}
+    rows = by_text(
+        session.verdicts(
+            {
+                "bench-lora": ended(REPORT, "exit 1"),  # one of ours failed; the others count
+                "bench-full": ended(REPORT),
+                "tests": ended(tests),
+                "bench-32": ended(None, "not done after 560 s"),
+                "bench-attention": ended({"skipped": "no GPU"}),
+            }
+        )
+    )
+    assert len(rows) == len(session.TARGETS)
+    assert rows["LoRA, all linear layers, bf16: times transformers + peft"]["verdict"] == "met"  # 2.0 of >= 2.0
+    assert rows["full, FP8: times our bf16"]["verdict"] == "missed"
+    assert rows["full, FP8: times our bf16"]["found"] == 1.3
+    assert rows["full: idle share of a step"]["verdict"] == "met"
+    assert rows["tests/gpu: failures"]["found"] == 1
+    assert rows["tests/gpu: failures"]["verdict"] == "missed"
+    assert rows["stopped, resumed, and bit for bit as without: failures"]["verdict"] == "missed"
+    late = rows["LoRA, 32 layers on one card, 4096 tokens: tokens/s"]
+    assert (late["verdict"], late["why"]) == ("not measured", "bench-32: not done after 560 s")
+    assert rows["LoRA, attention, bf16: times transformers + peft"]["verdict"] == "not measured"
+    assert rows["quickstart: exact answers gained, points"]["why"] == "quickstart was not run"
+
+
+def test_tests_that_were_all_skipped_show_nothing() -> None:
+    (one,) = (t for t in session.TARGETS if t.text.startswith("stopped, resumed"))
+    tests = {"tests": {"a::test_resumes": "skipped", "a::test_learns": "passed"}}
+    (found,) = session.verdicts({"tests": ended(tests)}, (one,))
+    assert found["verdict"] == "not measured"
+    assert "'resum'" in found["why"]
+
+
+def test_idle_is_of_the_worst_and_must_stay_below() -> None:
+    (one,) = (t for t in session.TARGETS if t.text == "full: idle share of a step")
+    assert one.met_by(0.0499)
+    assert not one.met_by(0.05)
+
+
+def test_parts_end_as_they_do_and_leave_what_they_printed(tmp_path: Path) -> None:
+    def part(name: str, code: str, limit: int = 60) -> dict[str, Any]:
+        file = tmp_path / f"{name}.py"
+        file.write_text(code)
+        return session.run(session.Part(name, "", limit), f"{file} --out {{out}} --limit {{soon}}", tmp_path)
+
+    good = part("good", "import sys; print('text'); print('{\"ok\": \"%s\"}' % ' '.join(sys.argv[1:]))")
+    assert (good["ended"], good["result"]) == ("done", {"ok": f"--out {tmp_path} --limit 45"})
+    bad = part("bad", "import sys; sys.stderr.write('what went wrong'); print('no JSON'); sys.exit(3)")
+    assert (bad["ended"], bad["result"]) == ("exit 3", None)
+    assert (tmp_path / "bad.err").read_text() == "what went wrong"
+    slow = part("slow", "import time; print('begun', flush=True); time.sleep(100)", limit=1)
+    assert (slow["ended"], slow["result"]) == ("not done after 1 s", None)
+    assert slow["seconds"] < 50
+    assert json.loads((tmp_path / "slow.json").read_text()) == slow
+
+
+def test_outcomes_of_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert False\n"
+        "def test_not_here(): pytest.skip('no card')\n"
+    )
+    command = (
+        f"-m pytest -q -p no:cacheprovider --rootdir {tmp_path} -c /dev/null {tmp_path} --junitxml {{out}}/tests.xml"
+    )
+    found = session.run(session.Part("tests", "", 100), command, tmp_path)
+    assert found["ended"] == "exit 1"
+    outcomes = {name.rpartition("::")[2]: outcome for name, outcome in found["result"]["tests"].items()}
+    assert outcomes == {"test_good": "passed", "test_bad": "failed", "test_not_here": "skipped"}
+
+
+def test_a_summary_of_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "bench-lora.json").write_text(json.dumps(ended(REPORT)))
+    text = session.summarise(tmp_path)
+    assert "bench-lora           1.0 s  done" in text
+    assert "met           LoRA, all linear layers, FP8: times transformers + peft: 2.6 (wanted >= 2.4)" in text
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["parts"]["bench-lora"]["result"] == REPORT
+    assert len(summary["targets"]) == len(session.TARGETS)
+
+
+@pytest.mark.parametrize("part", session.PARTS, ids=lambda part: part.name)
+def test_parts_are_commands_that_exist(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for memory in (85, 150):
+        words = part.on(memory).format(out="OUT", soon=1).split()
+        if words and words[0] != "-m":
+            assert (ROOT / words[0]).is_file()
+            monkeypatch.setattr(sys, "argv", words)
+            assert importlib.import_module(Path(words[0]).stem).arguments().limit == 1
+    assert part.limit < 600
+    assert part.name in {target.part for target in session.TARGETS}
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(session, "card_gb", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--out", str(tmp_path), "tests"])
+    assert session.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_small_card_leaves_out_what_it_cannot_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(part: Any, command: str, out: Path) -> dict[str, Any]:
+        ran.append(command)
+        return ended(None) | {"part": part.name}
+
+    monkeypatch.setattr(session, "card_gb", lambda: 85.0)
+    monkeypatch.setattr(session, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--out", str(tmp_path), "bench-full", "bench-32"])
+    assert session.main() == 0
+    (command,) = ran
+    assert command.endswith("--layers 2")
+    assert "bench-32: needs a card of 130 GB" in capsys.readouterr().out
