@@ -4,12 +4,16 @@ All are off in the configurations, so that a model builds anywhere. Where Transf
 switches them on, unless ``model.config.accelerate=False`` leaves every field as the recipe has it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
+
+APEX = "fused_weight_gradient_mlp_cuda"  # the extension of it that adds weight gradients to their buffer
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,84 @@ KNOBS = (
 )
 
 
-def refuse_without(config: MixtralConfig) -> None:
+@dataclass(frozen=True)
+class OnlyThere:
+    """What only Transformer Engine carries out, and Megatron does not refuse by itself, or not in words.
+
+    Attributes:
+        wanted: Whether a configuration asks for it.
+        setting: How that is spelled.
+        why: What does it.
+        instead: What to do where it does not run.
+        grouped: Whether its grouped experts do it, which do not run over a quantised base either.
+    """
+
+    wanted: Callable[[MixtralConfig], bool]
+    setting: str
+    why: str
+    instead: str
+    grouped: bool = False
+
+
+def _recomputes(config: MixtralConfig, module: str) -> bool:
+    return config.recompute_granularity == "selective" and module in (config.recompute_modules or ())
+
+
+_LEAVE_OUT = "leave it out: it is switched on where it runs"
+_ONLY_THERE = (
+    OnlyThere(
+        lambda config: "moe_act" in (config.recompute_modules or ()),
+        "recompute_modules=['moe_act']",
+        "Transformer Engine's grouped experts",
+        "use ['moe'], which recomputes experts whole, on PyTorch's own layers",
+        grouped=True,
+    ),
+    OnlyThere(
+        lambda config: _recomputes(config, "layernorm"),
+        "recompute_modules=['layernorm']",
+        "Transformer Engine's layers",
+        "use ['moe'], whose recomputation keeps less still",
+    ),
+    OnlyThere(lambda c: c.moe_router_fusion, "moe_router_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
+    OnlyThere(lambda c: c.moe_permute_fusion, "moe_permute_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
+    OnlyThere(lambda c: c.apply_rope_fusion, "apply_rope_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
+    OnlyThere(
+        lambda c: c.cross_entropy_loss_fusion and c.cross_entropy_fusion_impl == "te",
+        "cross_entropy_fusion_impl='te'",
+        "Transformer Engine's kernels",
+        "use 'native'",
+    ),
+    OnlyThere(
+        lambda config: config.gradient_accumulation_fusion and find_spec(APEX) is None,
+        "gradient_accumulation_fusion=True",
+        "the kernels of Transformer Engine or Apex",
+        _LEAVE_OUT,
+    ),
+    OnlyThere(
+        lambda c: c.cpu_offloading, "cpu_offloading=True", "Transformer Engine's layers", "recompute layers instead"
+    ),
+    OnlyThere(
+        lambda config: config.attention_dropout > 0,
+        "attention_dropout",
+        "Transformer Engine's layers",
+        "set it to 0",
+    ),
+)
+
+
+def refuse_without(config: MixtralConfig, *, grouped_only: bool = False) -> None:
     """Refuse what only Transformer Engine's layers do, where they do not run.
 
+    Args:
+        config: The model's configuration.
+        grouped_only: Whether it is only its grouped experts that do not run, the rest does.
+
     Raises:
-        RecipeError: the activations of experts are to be recomputed.
+        RecipeError: names the setting, and what to do instead.
     """
-    if "moe_act" in (config.recompute_modules or ()):
-        raise RecipeError(
-            "recompute_modules=['moe_act'] is done by Transformer Engine's grouped experts, which do not run "
-            "here; use ['moe'], which recomputes experts whole, on PyTorch's own layers."
-        )
+    for row in _ONLY_THERE:
+        if row.wanted(config) and (row.grouped or not grouped_only):
+            raise RecipeError(f"model.config.{row.setting} is for {row.why}, which are not used here; {row.instead}.")
 
 
 # Losses whose counts are means over sequences or steps: the fused kernel takes whole numbers only.

@@ -15,12 +15,11 @@ from megatron.core.tensor_parallel import layers
 from torch import Tensor
 
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.models.acceleration import APEX
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
 from mixtral_recipes.peft.quantized.layers import Format
-
-_APEX = "fused_weight_gradient_mlp_cuda"
 
 
 def build_model(
@@ -114,7 +113,7 @@ def _build_chunk(
             rotary_base=config.rotary_base,  # pyright: ignore[reportArgumentType]
             vp_stage=vp_stage,
         )
-    if chunk.post_process and find_spec(_APEX) is None:
+    if chunk.post_process and find_spec(APEX) is None:
         chunk.output_layer.gradient_accumulation_fusion = False  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     return chunk
 

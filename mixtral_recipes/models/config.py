@@ -5,6 +5,7 @@ once, in ``trainer.strategy``, and put into the config when the model is built (
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -111,7 +112,11 @@ class MixtralConfig(TransformerConfig):
         single = self.moe_router_topk == 1 and not self.moe_router_pre_softmax
         self.moe_router_pre_softmax |= single
         self.moe_ffn_hidden_size = self.moe_ffn_hidden_size or self.ffn_hidden_size  # Megatron does so with a warning
-        super().__post_init__()
+        with compiling_later():
+            if self.moe_permute_fusion or self.apply_rope_fusion:  # Megatron looks for the kernels: in this order
+                for name in ("torch._meta_registrations", "megatron.core.tensor_parallel"):
+                    importlib.import_module(name)
+            super().__post_init__()
         self.moe_router_pre_softmax &= not single
         self.moe_grouped_gemm &= not grouped_later
 

@@ -20,6 +20,7 @@ from mixtral_recipes.importers.hf.config import from_megatron
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peek import peek
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.models.acceleration import refuse_without
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
 from mixtral_recipes.peft.busiest import with_experts_named
 from mixtral_recipes.settings.peft import LoRA
@@ -109,10 +110,34 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     topk, experts = config.moe_router_topk, config.num_moe_experts or 1
     if topk > experts:
         raise RecipeError(f"model.config.moe_router_topk={topk} is more than num_moe_experts={experts}.")
-    topology = Topology.of(trainer)
-    fields = megatron_settings(trainer, topology, _device(trainer))["model"]
+    if config.moe_router_load_balancing_type == "sinkhorn" and config.moe_aux_loss_coeff:
+        raise RecipeError(
+            "model.config.moe_router_load_balancing_type='sinkhorn' balances without a loss, but moe_aux_loss_coeff="
+            f"{config.moe_aux_loss_coeff}; set model.config.moe_aux_loss_coeff=0."
+        )
+    topology, device = Topology.of(trainer), _device(trainer)
+    if config.moe_token_dispatcher_type == "flex":
+        _check_flex(config, topology)
+    if device.type == "cpu":
+        refuse_without(config)
+    fields = megatron_settings(trainer, topology, device)["model"]
     with refusals_told():
         with_topology(config, topology, **{name: fields[name] for name in fields if not name.startswith("fp8")})
+
+
+def _check_flex(config: MixtralConfig, topology: Topology) -> None:
+    """Refuse a dispatcher between the ranks of the experts where there is one rank.
+
+    Raises:
+        RecipeError: names both.
+    """
+    ranks = topology.tensor_model_parallel_size * topology.expert_model_parallel_size
+    if ranks == 1 and config.moe_flex_dispatcher_backend != "hybridep":
+        raise RecipeError(
+            f"model.config.moe_token_dispatcher_type='flex' by {config.moe_flex_dispatcher_backend} is between "
+            "the ranks of the experts, and there is one; use 'alltoall', or set "
+            "trainer.strategy.expert_model_parallel_size."
+        )
 
 
 @contextlib.contextmanager

@@ -346,7 +346,7 @@ def build_run(
     if on_transformer_engine:
         fast = accelerated(model.config, adapters=peft is not None, quantized=base is not None)
     if not on_transformer_engine or base is not None:  # quantised experts are not Transformer Engine's
-        refuse_without(model.config)
+        refuse_without(model.config, grouped_only=on_transformer_engine)
     config = with_topology(model.config, topology, **(settings["model"] | fast))
     if isinstance(peft, QLoRA):
         peft.check_base(trainer.plugins, ModelShape.of(config), topology)

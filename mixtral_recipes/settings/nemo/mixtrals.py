@@ -8,6 +8,7 @@ MIXTRALS: dict[str, Any] = {
     **dict.fromkeys(
         (
             "activation_func_clamp_value", "experimental_attention_variant", "linear_attention_freq", "moe_latent_size",
+            "moe_mlp_glu_interleave_size", "moe_router_force_biased",
             "moe_router_group_topk", "moe_router_num_groups", "moe_router_topk_limited_devices",
             "moe_router_topk_scaling_factor", "moe_shared_expert_intermediate_size", "mrope_section",
             "mtp_num_layers", "no_rope_freq", "softmax_scale", "window_attn_skip_freq", "window_size",

@@ -1,0 +1,82 @@
+"""What only Transformer Engine's layers do is refused where a model is not built of them, before anything starts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.models.acceleration import refuse_without
+from mixtral_recipes.models.config import MixtralConfigTiny
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
+from mixtral_recipes.training.model import check_megatron_config
+
+SELECTIVE = {"recompute_granularity": "selective"}
+REFUSED = {
+    "moe_act": (
+        SELECTIVE | {"recompute_modules": ["moe_act"], "moe_grouped_gemm": True},
+        r"\['moe_act'\] .* \['moe'\]",
+    ),
+    "layernorm": (SELECTIVE | {"recompute_modules": ["layernorm"]}, r"\['layernorm'\] .* \['moe'\]"),
+    "router kernel": ({"moe_router_fusion": True}, "moe_router_fusion=True .* leave it out"),
+    "cross entropy": ({"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "use 'native'"),
+    "gradients": ({"gradient_accumulation_fusion": True}, "Transformer Engine or Apex"),
+    "offloading": ({"cpu_offloading": True, "cpu_offloading_num_layers": 1}, "cpu_offloading=True"),
+    "attention dropout": ({"attention_dropout": 0.1}, "attention_dropout .* set it to 0"),
+    "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "moe_aux_loss_coeff=0$|moe_aux_loss_coeff=0\\."),
+    "flex": ({"moe_token_dispatcher_type": "flex"}, "expert_model_parallel_size"),
+}
+RUN = {
+    "nothing": {},
+    "attention": SELECTIVE | {"recompute_modules": ["core_attn", "moe"]},
+    "norms without granularity": {"recompute_modules": ["layernorm"]},
+    "every layer": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "native cross entropy": {"cross_entropy_loss_fusion": True},
+    "sinkhorn": {"moe_router_load_balancing_type": "sinkhorn", "moe_aux_loss_coeff": 0.0},
+}
+
+
+def check(fields: dict[str, Any], **layout: Any) -> None:
+    plugins = MegatronMixedPrecision(precision="32")
+    trainer = Trainer(
+        accelerator="cpu", plugins=plugins, strategy=MegatronStrategy(**layout), devices=2 if layout else 1
+    )
+    check_megatron_config(MixtralConfigTiny(**fields), trainer)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_with_what_to_do(case: str) -> None:
+    fields, said = REFUSED[case]
+    with pytest.raises(RecipeError, match=said):
+        check(fields)
+
+
+@pytest.mark.parametrize("case", RUN)
+def test_what_the_plain_layers_do_is_not(case: str) -> None:
+    check(RUN[case])
+
+
+def test_flex_is_for_several_ranks() -> None:
+    check({"moe_token_dispatcher_type": "flex"}, expert_model_parallel_size=2)
+
+
+def test_over_a_quantised_base_only_grouped_experts_are_missing() -> None:
+    refuse_without(MixtralConfigTiny(**SELECTIVE, recompute_modules=["layernorm"]), grouped_only=True)
+    with pytest.raises(RecipeError, match="moe_act"):
+        refuse_without(MixtralConfigTiny(**SELECTIVE, recompute_modules=["moe_act"]), grouped_only=True)
+
+
+@pytest.mark.parametrize("field", ["moe_permute_fusion", "apply_rope_fusion"])
+def test_a_kernel_that_is_not_installed_is_said_so_by_the_command_line(field: str, tmp_path: Path) -> None:
+    """There Megatron is imported late, and in the order of what asks for it."""
+    command = [
+        sys.executable, "-m", "mixtral_recipes.cli.main", "pretrain", "--recipe", "mixtral_tiny", "--dir",
+        str(tmp_path), "--dry-run", f"model.config.{field}=true",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*(not available|leave it out).*\n", done.stderr), done.stderr
