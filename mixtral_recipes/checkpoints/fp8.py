@@ -9,6 +9,8 @@ it builds up again within the first steps. Transformer Engine's own ``_extra_sta
 load unless told that the file is trusted.
 """
 
+import math
+import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch
 from megatron.core.fp8_utils import copy_tensor_to_quantized_param, dequantize_fp8_tensor, is_float8tensor
 from torch import Tensor
 
+_LARGEST_E4M3 = 448.0
 _MODES = {"scaling_fwd": "forward", "scaling_bwd": "backward"}
 _BUFFERS = ("scale", "amax_history")
 
@@ -29,32 +32,63 @@ class StandIn:
     Attributes:
         parameter: The weight, in FP8.
         tensor: Its values as a checkpoint stores them: in its shape and nominal dtype, on the CPU.
+        memory: What ``tensor`` lies in: its pages can be given back while others look at it.
     """
 
     parameter: Any
     tensor: Tensor
+    memory: mmap.mmap
 
     @classmethod
     def of(cls, parameter: Any) -> "StandIn | None":
         """The stand-in of a parameter, its values not yet taken; None if the parameter needs none."""
         if not is_float8tensor(parameter):
             return None
-        return cls(parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu"))
+        memory = mmap.mmap(-1, parameter.numel() * parameter.dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return cls(parameter, torch.frombuffer(memory, dtype=parameter.dtype).view(parameter.shape), memory)
 
     def take(self) -> None:
         """Take the parameter's values, before they are written."""
         self.tensor.copy_(dequantize_fp8_tensor(self.parameter.detach()))
 
     def put_back(self) -> None:
-        """Quantize what was read into the parameter.
+        """Quantize what was read into the parameter, and give its memory back.
+
+        Delayed scaling would scale by what it last saw of the weight, which for one just made is nothing (a factor of
+        1, at which a Mixtral's weights are close to the smallest numbers of the format), and a frozen weight is
+        never quantized again. So it is scaled by what it is.
 
         The optimizer takes its fp32 weights from the values a parameter had before it was quantized, which Transformer
         Engine keeps until then: they are set to what was read, too.
         """
-        copy_tensor_to_quantized_param(self.parameter, self.tensor.to(self.parameter.device))
+        values = self.tensor.to(self.parameter.device)
+        _scale_by(values, self.parameter._quantizer)
+        copy_tensor_to_quantized_param(self.parameter, values)
         kept = getattr(self.parameter, "get_high_precision_init_val", lambda: None)()
         if kept is not None:
             kept.copy_(self.tensor)
+        self.memory.madvise(mmap.MADV_DONTNEED)
+
+
+def _scale_by(values: Tensor, quantizer: Any) -> None:
+    """Give delayed scaling's factor for one tensor the value it has for these; the other recipes find it themselves."""
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8Quantizer  # pyright: ignore[reportMissingImports]
+
+    largest = values.abs().max().float()
+    if isinstance(quantizer, Float8Quantizer) and 0 < float(largest) < math.inf:
+        quantizer.scale.copy_(_LARGEST_E4M3 / largest)  # weights are e4m3 in either format
+
+
+def forget_first_values(model: list[Any]) -> None:
+    """Free the copies that Transformer Engine keeps of frozen weights for an optimizer to begin from.
+
+    Args:
+        model: This rank's chunks.
+    """
+    for chunk in model:
+        for parameter in chunk.parameters():
+            if not parameter.requires_grad and hasattr(parameter, "clear_high_precision_init_val"):
+                parameter.clear_high_precision_init_val()
 
 
 def take_all(stand_ins: Iterable[StandIn | None]) -> None:

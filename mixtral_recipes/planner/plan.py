@@ -155,7 +155,9 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
         found.append(("recompute activations and norms", dataclasses.replace(job, recompute=selective)))
     if card.fp8_tflops and not job.fp8_recipe and job.dtype_bytes == 2:
         recipe = "mxfp8" if card.mxfp8 else "delayed"
-        found.append(("FP8", dataclasses.replace(job, fp8_recipe=recipe, fp8_weights=True, batch=_fp8(batch))))
+        gathered = True if card.mxfp8 else None  # as the recipes have it
+        in_fp8 = dataclasses.replace(job, fp8_recipe=recipe, fp8_param_gather=gathered, batch=_fp8(batch))
+        found.append(("FP8", in_fp8))
     if not batch.packed:
         double = dataclasses.replace(batch, micro_batch_size=2 * batch.micro_batch_size)
         if job.topology.num_microbatches(double) >= 1:

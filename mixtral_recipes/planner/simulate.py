@@ -150,7 +150,7 @@ def plain(job: Workload) -> Workload:
         wgrad_fusion=False,
         fused=False,
         fp8_recipe="",
-        fp8_weights=False,
+        fp8_param_gather=False,
         adapters=adapters,
         recompute=recompute,
         batch=dataclasses.replace(job.batch, packed=False, fp8=False),

@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
-from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.layout.topology import Topology, fp8_weights_pay
 from mixtral_recipes.settings import adapted
 
 LINEARS = adapted.ALL_LINEAR
@@ -86,7 +86,7 @@ class Workload:
         recompute: What is recomputed.
         dtype_bytes: Bytes of a weight and of an activation: 2 (bf16, fp16) or 4 (fp32).
         fp8_recipe: Scaling recipe of FP8 products; empty without FP8.
-        fp8_weights: Whether weights are kept and gathered in FP8 (``fp8_param_gather``).
+        fp8_param_gather: Whether weights are kept and gathered in FP8; None where that pays (`fp8_weights_pay`).
         grad_bytes: Bytes of a gradient in the buffer: 4, or 2 where it is reduced in 16 bits.
         distributed_optimizer: Whether the copies of a parameter share its optimizer state.
         sharded_weights: Whether they share weights and gradients too (fully sharded data parallelism).
@@ -110,7 +110,7 @@ class Workload:
     recompute: Recompute = Recompute()
     dtype_bytes: int = 2
     fp8_recipe: str = ""
-    fp8_weights: bool = False
+    fp8_param_gather: bool | None = None
     grad_bytes: int = 4
     distributed_optimizer: bool = True
     sharded_weights: bool = False
@@ -135,6 +135,14 @@ class Workload:
     def trains_all(self) -> bool:
         """Whether every weight is trained."""
         return self.adapters is None
+
+    @property
+    def fp8_weights(self) -> bool:
+        """Whether linear layers keep their weights in FP8."""
+        if not self.fp8_recipe:
+            return False
+        asked = self.fp8_param_gather
+        return fp8_weights_pay(self.topology, frozen=not self.trains_all) if asked is None else asked
 
     @property
     def tokens_per_step(self) -> int:
@@ -173,7 +181,7 @@ class Workload:
             recompute=_recompute(config),
             dtype_bytes=dtype_bytes,
             fp8_recipe=plugins.fp8_recipe if fp8 else "",
-            fp8_weights=fp8 and bool(plugins.fp8_param_gather),
+            fp8_param_gather=plugins.fp8_param_gather,
             grad_bytes=4 if grad_in_fp32 else dtype_bytes,
             distributed_optimizer=bool(_of(recipe, "optim.config.use_distributed_optimizer", True)),
             sharded_weights=sharding != "no_shard",

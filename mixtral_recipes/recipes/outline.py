@@ -165,7 +165,7 @@ def _trainer(asked: Question, entry: RecipeEntry, layout: Layout) -> SimpleNames
             grad_reduce_in_fp32=False if fast else None,
             fp8="hybrid" if fp8 else None,
             fp8_recipe="mxfp8" if fp8 and blackwell else "delayed",
-            fp8_param_gather=fp8,
+            fp8_param_gather=(True if blackwell else None) if fp8 else False,
         ),
         strategy=SimpleNamespace(
             **topology.settings(),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.topology import Topology, fp8_weights_pay
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
@@ -21,7 +22,8 @@ class MegatronMixedPrecision:
         grad_reduce_in_fp32: Whether gradients are added up in fp32; None keeps the DDP config's own setting.
         fp8: None, ``"hybrid"`` (e4m3 forward, e5m2 backward) or ``"e4m3"``; needs Transformer Engine and such a GPU.
         fp8_recipe: ``"delayed"``, ``"tensorwise"``, ``"blockwise"`` or ``"mxfp8"``.
-        fp8_param_gather: Whether parameters are gathered in FP8.
+        fp8_param_gather: Whether linear layers keep their weights in FP8, and ranks gather them so, rather than cast
+            bf16 ones for their products; None keeps those that gain by it (`keeps_fp8_weights`).
         first_last_layers_bf16: Whether the first and last layers stay in bf16.
         num_layers_at_start_in_bf16: How many at the start.
         num_layers_at_end_in_bf16: How many at the end.
@@ -39,7 +41,7 @@ class MegatronMixedPrecision:
     grad_reduce_in_fp32: bool | None = None
     fp8: str | None = None
     fp8_recipe: str = "delayed"  # NeMo's default
-    fp8_param_gather: bool = False
+    fp8_param_gather: bool | None = False
     first_last_layers_bf16: bool = False
     num_layers_at_start_in_bf16: int = 1
     num_layers_at_end_in_bf16: int = 1
@@ -58,6 +60,17 @@ class MegatronMixedPrecision:
         if not self.fp8:
             return 1
         return 32 if self.fp8_recipe == "mxfp8" else 16
+
+    def keeps_fp8_weights(self, topology: Topology, *, frozen: bool) -> bool:
+        """Whether linear layers keep their weights in FP8, where ``fp8_param_gather`` leaves it open too.
+
+        Args:
+            topology: The run's layout.
+            frozen: Whether only adapters are trained.
+        """
+        if not self.fp8:
+            return False
+        return fp8_weights_pay(topology, frozen=frozen) if self.fp8_param_gather is None else self.fp8_param_gather
 
     def check(self) -> None:
         """Refuse words and combinations that no machine runs.

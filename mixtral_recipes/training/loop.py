@@ -22,6 +22,7 @@ from mixtral_recipes.system.ranks import rank_and_size
 from mixtral_recipes.training.guards.anomalies import SpikeWatch
 from mixtral_recipes.training.guards.signals import StopRequest, watching
 from mixtral_recipes.training.guards.watchdog import Watchdog
+from mixtral_recipes.training.precision import in_words
 from mixtral_recipes.training.run import Ready, TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
 from mixtral_recipes.training.watch import callbacks, throughput
@@ -44,6 +45,8 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     """
     run, position, topology = ready.run, ready.position, ready.run.topology
     log.say(f"{topology.world_size} process(es), {topology.describe()}; {ready.opening}")
+    if in_fp8 := in_words(run.trainer.plugins):
+        log.say(in_fp8)
     if run.computed_by is not None:
         log.say(str(run.computed_by))
         for note in run.computed_by.notes:

@@ -1,10 +1,12 @@
 """Number formats of a run: what the recipe's words mean for Megatron's model, optimizer and gradient reduction."""
 
+import dataclasses
 from typing import Any
 
 import torch
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 _DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -12,6 +14,21 @@ _DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.
 # (check_fp8_support, check_fp8_block_scaling_support, check_mxfp8_support).
 _CAPABILITY = {"delayed": (9, 0), "tensorwise": (9, 0), "blockwise": (9, 0), "mxfp8": (10, 0)}
 _GENERATION = {(9, 0): "Hopper (H100, H200) or later", (10, 0): "Blackwell (B200, GB200)"}
+
+
+def decided(precision: MegatronMixedPrecision, topology: Topology, *, frozen: bool) -> MegatronMixedPrecision:
+    """The same with what it leaves open decided for a run: `MegatronMixedPrecision.keeps_fp8_weights`."""
+    return dataclasses.replace(precision, fp8_param_gather=precision.keeps_fp8_weights(topology, frozen=frozen))
+
+
+def in_words(precision: MegatronMixedPrecision) -> str | None:
+    """How a run computes in FP8, in a line; None where it does not."""
+    if not precision.fp8:
+        return None
+    return (
+        f"FP8: {precision.fp8_recipe} scaling, {precision.fp8}; linear layers keep their weights in "
+        f"{'FP8' if precision.fp8_param_gather else 'bf16, cast for their products'} (trainer.plugins.fp8_param_gather)"
+    )
 
 
 def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
@@ -31,7 +48,7 @@ def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
             "fp8_amax_compute_algo",
         )
         fields |= {name: getattr(precision, name) for name in same_name}
-        fields["fp8_param"] = precision.fp8_param_gather
+        fields["fp8_param"] = _gathers_fp8(precision)
     return fields
 
 

@@ -12,10 +12,12 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
+from mixtral_recipes.checkpoints.fp8 import forget_first_values
 from mixtral_recipes.checkpoints.lineage import record, told
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.load import find_checkpoint, load_model
 from mixtral_recipes.checkpoints.quantized_cache import cache_folder
+from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described
@@ -87,6 +89,23 @@ class TrainingRun:
             return
         with torch.no_grad():
             self.optimizer.prepare_model_params_for_param_sync()
+            for chunk in self.ddp:
+                chunk.start_param_sync(force_sync=True)
+
+    def take_up_main_weights(self) -> None:
+        """Quantize weights kept in FP8 from the optimizer's fp32 ones, as the step before a checkpoint did.
+
+        A checkpoint has such weights in bf16, which quantized again need not give the same bits.
+        """
+        how = self.ddp[0].ddp_config
+        if self.optimizer is None or not how.fp8_param_gather:
+            return
+        with torch.no_grad():
+            for part in parts_of(self.optimizer):
+                if how.reuse_grad_buf_for_mxfp8_param_ag:
+                    part._copy_main_params_to_param_buffer()
+                else:
+                    part._copy_main_params_to_model_params()
             for chunk in self.ddp:
                 chunk.start_param_sync(force_sync=True)
 
@@ -275,6 +294,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         asynchronous=parts.trainer.strategy.ckpt_async_save,
     )
     position = checkpointer.load(found) if found else Position()
+    if found:
+        run.take_up_main_weights()
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
     lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})
@@ -338,6 +359,9 @@ def build_run(
         adapters: Adapter checkpoint to take the adapters from, likewise.
     """
     topology = trainer.topology()
+    trainer = dataclasses.replace(
+        trainer, plugins=precision.decided(trainer.plugins, topology, frozen=peft is not None)
+    )
     settings = megatron_settings(trainer, topology, device)
     precision.check_device(trainer.plugins)
     base = base_format(peft)
@@ -360,6 +384,7 @@ def build_run(
         load_model(chunks, weights, new_rows=new_rows, cache=cache)
     if peft is not None:
         attach.apply(peft, chunks)
+        forget_first_values(chunks)
     if adapters is not None:
         load_model(chunks, adapters, adapters_only=True)
     ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))

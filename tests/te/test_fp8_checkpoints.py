@@ -11,7 +11,14 @@ from megatron.core.fp8_utils import is_float8tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
-from mixtral_recipes.checkpoints.fp8 import fp8_state, set_fp8_state, take_all, unmoved_fp8_state
+from mixtral_recipes.checkpoints.fp8 import (
+    StandIn,
+    forget_first_values,
+    fp8_state,
+    set_fp8_state,
+    take_all,
+    unmoved_fp8_state,
+)
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.overrides import loading
 from tests.te.conftest import BuildRank, OnMeta
@@ -87,6 +94,29 @@ def test_weights_are_read_as_they_were_written(with_model: Callable[..., Any], t
                 assert torch.equal(parameter, plain[name]), name
 
     with_model(write_and_read)
+
+
+@pytest.mark.parametrize("delayed", [False, True], ids=["tensorwise", "delayed"])
+def test_a_weight_is_scaled_by_what_it_is(delayed: bool) -> None:
+    """Delayed scaling's factor is 1 at first, and frozen weights are quantized once: a Mixtral's are far below 1."""
+    values = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16() * 5e-3
+    parameter = in_fp8(torch.ones(64, 64, dtype=torch.bfloat16), delayed=delayed)
+    stand_in = StandIn.of(parameter)
+    assert stand_in is not None
+    stand_in.tensor.copy_(values)
+    stand_in.put_back()
+    error = (parameter.dequantize() - values).float().norm() / values.float().norm()
+    assert error < 0.03  # three bits behind the point
+    assert not stand_in.tensor.any(), "its memory was not given back"
+
+
+def test_first_values_are_kept_for_an_optimizer_only() -> None:
+    trained, frozen = (in_fp8(torch.randn(8, 8).bfloat16()) for _ in range(2))
+    frozen.requires_grad_(False)
+    model = torch.nn.ParameterList([trained, frozen])
+    forget_first_values([model])
+    assert trained.get_high_precision_init_val() is not None
+    assert frozen.get_high_precision_init_val() is None
 
 
 def test_an_optimizers_state_is_cut_like_the_weights(with_model: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,7 @@ class StoredWeights:
             by_key.setdefault(shard.key, []).append(shard)
         wanted = [each for key, local in by_key.items() for each in self._wanted(key, local)]
         wanted.sort(key=lambda each: (each[0].path, each[0].at))
+        open_parts = Counter(shard.stand_in for _, takers in wanted for shard, _ in takers)
         with torch.no_grad():
             for shard in shards:
                 if shard.padded:  # what the checkpoint may not have
@@ -166,8 +168,10 @@ class StoredWeights:
                 with open(path, "rb", buffering=0) as file:
                     for box, takers in group:
                         _fill(file, box, takers)
-            for stand_in in {shard.stand_in for shard in shards if shard.stand_in is not None}:
-                stand_in.put_back()
+                        for shard, _ in takers:
+                            open_parts[shard.stand_in] -= 1
+                            if shard.stand_in is not None and not open_parts[shard.stand_in]:
+                                shard.stand_in.put_back()  # at once: all of them together are the model once more
 
     def _wanted(self, key: str, local: list[Shard]) -> list[tuple[Box, list[tuple[Shard, _Overlap]]]]:
         """The boxes of one tensor that shards touch, with what each shard takes of it."""

@@ -46,12 +46,13 @@ def bf16_with_mxfp8_mixed() -> Precision:
 
     A recipe then also sets ``reuse_grad_buf_for_mxfp8_param_ag`` in ``trainer.strategy.ddp`` and ``optim.config``.
     """
-    return _fp8("mxfp8")
+    return _fp8("mxfp8", fp8_param_gather=True)  # those are gathered through the gradients' memory
 
 
 def _fp8(recipe: str, **settings: object) -> Precision:
     config = bf16_mixed()
-    config.fp8, config.fp8_recipe, config.fp8_param_gather = "hybrid", recipe, True
+    # NeMo: True everywhere. What does not gain by it keeps bf16 weights here.
+    config.fp8, config.fp8_recipe, config.fp8_param_gather = "hybrid", recipe, None
     for name, value in settings.items():
         setattr(config, name, value)
     return config

@@ -41,7 +41,7 @@ def one_card(layers: int, batch: tuple[int, int, int], **settings: Any) -> Workl
 
 
 DROP = {"capacity_factor": 1.0}  # the paper's runs, and NeMo's performance recipes
-FP8 = {"fp8_recipe": "delayed", "fp8_weights": True, "grad_bytes": 2}
+FP8 = {"fp8_recipe": "delayed", "fp8_param_gather": True, "grad_bytes": 2}
 R16 = Adapters(16)
 MEGATRONS = {"fused": False, "frees_outputs": True}  # its golden runs: no fused rotation and permutation
 GOLDEN_8X7B = job(B7, 64, (2, 4, 1, 8, 1, 8), **MEGATRONS)

@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
-from mixtral_recipes.training.precision import check_device, ddp_fields, model_fields, optimizer_fields
+from mixtral_recipes.training.precision import (
+    check_device,
+    ddp_fields,
+    decided,
+    in_words,
+    model_fields,
+    optimizer_fields,
+)
 
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
@@ -100,3 +108,26 @@ def test_only_mxfp8_weights_are_gathered_through_the_gradient_buffer(recipe: str
 )
 def test_how_many_tokens_a_product_wants(fields: dict[str, str], multiple: int) -> None:
     assert MegatronMixedPrecision(**fields).token_multiple == multiple  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("asked", "frozen", "ranks", "kept"),
+    [
+        (None, True, 1, True),  # cast once
+        (None, False, 1, False),  # nothing is gathered
+        (None, False, 16, True),  # two ranks have the same experts
+        (None, False, 8, False),  # each has its own
+        (True, False, 1, True),
+        (False, True, 16, False),
+    ],
+)
+def test_weights_are_kept_in_fp8_where_that_pays(asked: bool | None, frozen: bool, ranks: int, kept: bool) -> None:
+    plugin = MegatronMixedPrecision(fp8="hybrid", fp8_param_gather=asked)
+    topology = Topology(world_size=ranks, expert_model_parallel_size=min(ranks, 8))
+    found = decided(plugin, topology, frozen=frozen)
+    assert found.fp8_param_gather is kept
+    assert model_fields(found)["fp8_param"] is kept
+    assert ddp_fields(found)["fp8_param_gather"] is kept
+    assert f"their weights in {'FP8' if kept else 'bf16'}" in str(in_words(found))
+    assert in_words(MegatronMixedPrecision()) is None
+    assert not decided(MegatronMixedPrecision(fp8_param_gather=None), topology, frozen=frozen).fp8_param_gather
