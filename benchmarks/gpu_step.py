@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ from mixtral_recipes.system.machine import package_version
 WARMUP = 3  # kernels are compiled and chosen, memory is reserved
 # Of a mean loss over thousands of tokens in bf16. Two different random models differ by a few times as much.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-3}
+
+_GRADIENT_HOOK = "DistributedDataParallel._make_backward_post_hook.<locals>"  # Megatron's
 
 
 def synchronize(device: torch.device) -> None:
@@ -61,7 +64,12 @@ def seconds_of(step: Step, device: torch.device) -> float:
 
 
 def release(device: torch.device) -> None:
-    """Give the memory of what nobody holds any more back to the card."""
+    """Give the memory of every contender back to the card."""
+    for each in gc.get_objects():
+        # The garbage collector does not look into autograd's nodes: they hold Megatron's hooks, which hold the run.
+        if isinstance(each, FunctionType) and each.__qualname__.startswith(_GRADIENT_HOOK):
+            for cell in each.__closure__ or ():
+                cell.cell_contents = None
     gc.collect()
     if "transformer_engine.pytorch" in sys.modules:  # its FP8 state lists the amaxes of every layer ever made
         from transformer_engine.pytorch.quantization import (  # pyright: ignore[reportMissingImports]

@@ -68,11 +68,13 @@ def our_step(
         peft: Adapters to train instead of the weights.
         weights: Imported checkpoint to start from; None keeps random weights, the same ones each time.
     """
+    from megatron.core import parallel_state
+
     from mixtral_recipes.training import distributed
     from mixtral_recipes.training.run import build_run
     from mixtral_recipes.training.step import train_step
 
-    if not torch.distributed.is_initialized():
+    if not parallel_state.model_parallel_is_initialized():
         distributed.initialize(trainer.topology(), distributed.ProcessPlace.from_environment(), device, seed=1)
     distributed.seed_everything(1)
     run = build_run(model, trainer, data, optim, device=device, peft=peft, weights=weights)

@@ -1,6 +1,7 @@
 """The benchmark of a GPU's step on a CPU at a tiny size, and what it asks of our recipes at 8x7B's."""
 
 import argparse
+import gc
 import importlib
 import json
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.distributed.harness import launch
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,6 +92,27 @@ def test_a_recipe_for_every_contender(
     if peft is not None:
         assert peft.dim == peft.alpha == 16
         assert len(peft.targets()) == (2 if mode == "lora-attention" else 4)
+
+
+def left_behind(scratch: str) -> list[int]:
+    """Bytes of tensors that are still there after one build of ours, and after two more."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    gpu_step, gpu_contenders = importlib.import_module("gpu_step"), importlib.import_module("gpu_contenders")
+    given = options(size="tiny", precisions=["bf16"], layers=1, microbatches=1)
+    bench = gpu_contenders.Bench(given, "full", torch.device("cpu"), Path(scratch))
+    (ours,) = bench.contenders()
+    sizes = []
+    for builds in (1, 2):
+        for _ in range(builds):
+            gpu_step.alone(ours, bench.device, 1, profiled=False)
+            gpu_step.release(bench.device)
+        sizes.append(sum(each.nbytes for each in gc.get_objects() if isinstance(each, torch.Tensor)))
+    return sizes
+
+
+def test_memory_is_released_before_the_next(tmp_path: Path) -> None:
+    ((once, thrice),) = launch(1, left_behind, str(tmp_path))
+    assert thrice - once < 2e5  # one build's weights, masters, gradients and moments are 4e7 bytes
 
 
 def test_settings_change_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
