@@ -1,3 +1,4 @@
+# make install      install into .venv; where a GPU is, say how to add Transformer Engine
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
 # make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
 # make slow         the tests that take more than about twenty seconds each
@@ -25,6 +26,7 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[dev]'
 	touch $(STAMP)
+	@scripts/mention_te.sh $(BIN)/python
 
 test: install
 	if [ -x $(VENV)-te/bin/python ]; then $(VENV)-te/bin/python -m pytest -q tests/te; fi

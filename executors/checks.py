@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -32,6 +33,15 @@ _ON_TORCH = {
         "with compiling_later():\n    import megatron.core"
     ),
     "Transformer Engine": "import transformer_engine.pytorch as _, transformer_engine as te\nanswer = te.__version__",
+    # What a Mixtral 8x7B on this machine's GPU would be computed by, and why not by something better.
+    "kernels": (
+        "import json, torch\n"
+        "if torch.cuda.is_available():\n"
+        "    from mixtral_recipes.models.config import MixtralConfig8x7B\n"
+        "    from mixtral_recipes.models.kernels import in_use\n"
+        "    found = in_use(MixtralConfig8x7B(), length=4096, packed=False)\n"
+        "    answer = json.dumps([str(found), found.notes])"
+    ),
 }
 _ALONE = {"nemo_run": "import sys\nsys.modules['torch'] = None\nimport nemo_run"}
 
@@ -61,13 +71,14 @@ def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
     return [
         _python(), _package("torch", answers), _cuda(answers.get("CUDA")), _nccl(answers.get("NCCL")),
         _package("megatron-core", answers), _transformer_engine(answers.get("Transformer Engine")),
-        _package("nemo_run", answers), *others,
+        *_kernels(answers.get("kernels")), _package("nemo_run", answers), *others,
     ]  # fmt: skip
 
 
 def _imports() -> dict[str, Answer]:
     """Which of the installed packages can be imported; packages that are not installed are skipped."""
-    needs = {"CUDA": "torch", "NCCL": "torch", "Transformer Engine": "transformer-engine-torch"}
+    needs = {"CUDA": "torch", "NCCL": "torch", "kernels": "megatron-core"}
+    needs |= {"Transformer Engine": "transformer-engine-torch"}
     groups = [
         {name: code for name, code in group.items() if package_version(needs.get(name, name))}
         for group in (_ON_TORCH, _ALONE)
@@ -174,7 +185,7 @@ def _transformer_engine(answer: Answer | None) -> Check:
             "Transformer Engine",
             "note",
             "not installed; needed for fp8 and for speed on GPUs",
-            "pip install 'mixtral-recipes[gpu]'",
+            "in a checkout scripts/install_te.sh .venv, else pip install --no-build-isolation 'mixtral-recipes[gpu]'",
         )
     if "transformer-engine-torch" not in parts:
         return Check(
@@ -187,6 +198,16 @@ def _transformer_engine(answer: Answer | None) -> Check:
         return Check("Transformer Engine", "good", answer.text)
     mend = "reinstall it for this torch and CUDA"
     return Check("Transformer Engine", "bad", f"installed but does not import: {answer.text}", mend)
+
+
+def _kernels(answer: Answer | None) -> list[Check]:
+    """Whose layers, which attention, which cuDNN; nothing without a GPU."""
+    if answer is None or (answer.good and not answer.text):
+        return []
+    if not answer.good:
+        return [Check("kernels", "bad", answer.text, "mend what is BAD above, or set NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2")]
+    found, notes = json.loads(answer.text)
+    return [Check("kernels", "note" if notes else "good", found, " ".join(notes))]
 
 
 def _slurm(insist: bool) -> list[Check]:

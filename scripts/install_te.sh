@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Install Transformer Engine beside this project, on a machine with or without a GPU driver.
+# Install Transformer Engine, into this project's environment or beside it, on a machine with or without a GPU driver.
 #
-#   scripts/install_te.sh [VENV]      default: .venv-te
+#   scripts/install_te.sh .venv       to train on this machine's GPUs
+#   scripts/install_te.sh [VENV]      default: .venv-te, for the tests
 #
-# VENV is a second environment that sees the project's own (PYTHON, default .venv/bin/python) through a .pth file, so
+# Any other VENV than the project's own is a second environment that sees the project's own (PYTHON, default .venv/bin/python) through a .pth file, so
 # nothing is downloaded twice and the first environment stays without Transformer Engine. Its torch extension is built
 # from source (about ten minutes on two cores); pip keeps the wheel in its cache and takes it from there next time.
 # Needs: nvcc of the CUDA version torch was built for, a C++ compiler.
@@ -20,7 +21,7 @@ command -v nvcc >/dev/null || { echo "install_te.sh: nvcc is not on PATH; instal
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # addsitedir also reads that folder's .pth files: the editable installation of the project is one.
-echo "import site; site.addsitedir('$site')" > "$own/project.pth"
+[ "$own" = "$site" ] || echo "import site; site.addsitedir('$site')" > "$own/project.pth"
 # Transformer Engine looks for cuDNN and its like in the environment's own folder only.
 link_libraries() { [ -e "$own/nvidia" ] || ln -s "$site/nvidia" "$own/nvidia"; }
 [ ! -d "$own/transformer_engine" ] || link_libraries

@@ -17,7 +17,7 @@ from mixtral_recipes.system.machine import package_version
 
 # Unfused attention keeps a score for every pair of tokens: at this length 4 GiB a layer with 32 heads in bf16.
 LONGEST_UNFUSED = 8192
-INSTALL = "pip install 'mixtral-recipes[gpu]'"
+INSTALL = "pip install --no-build-isolation 'mixtral-recipes[gpu]'"  # it is built for the torch that is installed
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.models.kernels import INSTALL, transformer_engine_usable
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 _DTYPES = {"32": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -91,7 +92,8 @@ def check_device(precision: MegatronMixedPrecision) -> None:
     """Refuse a format this machine's GPU does not have.
 
     Raises:
-        RecipeError: names the GPU generation that is needed.
+        RecipeError: names the GPU generation that is needed, or says that Transformer Engine is.
+        EnvironmentProblem: Transformer Engine is installed, and does not load.
     """
     precision.check()
     if not precision.fp8:
@@ -99,6 +101,10 @@ def check_device(precision: MegatronMixedPrecision) -> None:
     needed = _CAPABILITY[precision.fp8_recipe]
     present = torch.cuda.is_available()
     if present and torch.cuda.get_device_capability() >= needed:
+        if not transformer_engine_usable():
+            raise RecipeError(
+                f"trainer.plugins.fp8={precision.fp8!r} needs Transformer Engine, which is not installed: {INSTALL}"
+            )
         return
     found = f"this machine has {torch.cuda.get_device_name()}" if present else "there is no GPU"
     raise RecipeError(

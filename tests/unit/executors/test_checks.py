@@ -65,3 +65,36 @@ def test_doctor_asks_about_nothing_that_is_not_installed(monkeypatch: pytest.Mon
     found = {check.name: check for check in checks.check_machine()}
     assert found["torch"].finding == found["nemo_run"].finding == found["megatron-core"].finding == "not installed"
     assert found["Transformer Engine"].verdict == "note"
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "finding", "mend"),
+    [
+        (
+            Answer(True, '["layers: PyTorch; attention: sdpa", ["pip it"]]'),
+            "note",
+            "layers: PyTorch; attention: sdpa",
+            "pip it",
+        ),
+        (Answer(True, '["attention: fused (cuDNN 9.24.0)", []]'), "good", "attention: fused (cuDNN 9.24.0)", ""),
+        (Answer(False, "EnvironmentProblem: does not load"), "bad", "EnvironmentProblem: does not load", "BAD above"),
+    ],
+)
+def test_doctor_says_what_a_gpu_computes_with(answer: Answer, verdict: str, finding: str, mend: str) -> None:
+    (check,) = checks._kernels(answer)
+    assert check.verdict == verdict
+    assert check.finding.startswith(finding)
+    assert mend in check.mend
+
+
+def test_without_a_gpu_there_are_no_kernels_to_name() -> None:
+    assert checks._kernels(Answer(True, "")) == checks._kernels(None) == []
+
+
+def test_a_gpu_without_transformer_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, with a driver that is stood in for."""
+    (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.cuda.is_available = lambda: True\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
+    (check,) = checks._kernels(probes.ask([{"kernels": checks._ON_TORCH["kernels"]}])["kernels"])
+    assert (check.verdict, check.finding) == ("note", "layers: PyTorch; attention: sdpa")
+    assert "Transformer Engine is not installed: no FP8" in check.mend

@@ -64,7 +64,7 @@ def test_plain_layers_on_a_gpu_are_told(gpu: None, monkeypatch: pytest.MonkeyPat
     seen = found()
     assert seen is not None
     assert str(seen) == "layers: PyTorch; attention: sdpa"
-    assert "pip install 'mixtral-recipes[gpu]'" in seen.notes[0]
+    assert kernels.INSTALL in seen.notes[0]
 
 
 @pytest.mark.parametrize("error", [OSError("libcudnn_heuristic.so.9: undefined symbol: x"), ImportError("no cublas")])

@@ -6,6 +6,7 @@ import torch
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.training import precision
 from mixtral_recipes.training.precision import (
     check_device,
     ddp_fields,
@@ -57,7 +58,11 @@ def test_fp8_needs_the_right_generation(
     plugin = MegatronMixedPrecision(fp8="hybrid", fp8_recipe=recipe)
     needed, words = ((10, 0), "Blackwell") if recipe == "mxfp8" else ((9, 0), "Hopper")
     if capability >= needed:
+        monkeypatch.setattr(precision, "transformer_engine_usable", lambda: True)
         check_device(plugin)
+        monkeypatch.setattr(precision, "transformer_engine_usable", lambda: False)
+        with pytest.raises(RecipeError, match="needs Transformer Engine, which is not installed: pip install"):
+            check_device(plugin)
     else:
         with pytest.raises(RecipeError, match=f"needs {words}.*this machine has {name}"):
             check_device(plugin)
