@@ -117,6 +117,8 @@ class MixtralConfig(TransformerConfig):
                 for name in ("torch._meta_registrations", "megatron.core.tensor_parallel"):
                     importlib.import_module(name)
             super().__post_init__()
+        # Said by cuda_graph_impl from here on; a copy of the configuration would be refused for both.
+        self.enable_cuda_graph = self.external_cuda_graph = False
         self.moe_router_pre_softmax &= not single
         self.moe_grouped_gemm &= not grouped_later
 

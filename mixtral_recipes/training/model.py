@@ -115,6 +115,11 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
             "model.config.moe_router_load_balancing_type='sinkhorn' balances without a loss, but moe_aux_loss_coeff="
             f"{config.moe_aux_loss_coeff}; set model.config.moe_aux_loss_coeff=0."
         )
+    if config.cuda_graph_impl != "none" or config.cuda_graph_modules:
+        raise RecipeError(
+            f"model.config.cuda_graph_impl={config.cuda_graph_impl!r}: CUDA graphs are not captured here; leave "
+            "cuda_graph_impl, cuda_graph_modules and their older names out."
+        )
     topology, device = Topology.of(trainer), _device(trainer)
     if config.moe_token_dispatcher_type == "flex":
         _check_flex(config, topology)
