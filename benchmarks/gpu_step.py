@@ -67,7 +67,7 @@ def release(device: torch.device) -> None:
     """Give the memory of every contender back to the card."""
     for each in gc.get_objects():
         # The garbage collector does not look into autograd's nodes: they hold Megatron's hooks, which hold the run.
-        if isinstance(each, FunctionType) and each.__qualname__.startswith(_GRADIENT_HOOK):
+        if type(each) is FunctionType and each.__qualname__.startswith(_GRADIENT_HOOK):
             for cell in each.__closure__ or ():
                 cell.cell_contents = None
     gc.collect()

@@ -73,6 +73,7 @@ def test_verdicts() -> None:
                 "bench-lora": ended(REPORT, "exit 1"),  # one of ours failed; the others count
                 "bench-full": ended(REPORT),
                 "tests": ended(tests),
+                "doctor": ended({"formats": [{"verdict": "good"}, {"verdict": "note"}, {"verdict": "bad"}]}, "exit 2"),
                 "bench-32": ended(None, "not done after 560 s"),
                 "bench-attention": ended({"skipped": "no GPU"}),
             }
@@ -85,6 +86,8 @@ def test_verdicts() -> None:
     assert rows["full: idle share of a step"]["verdict"] == "met"
     assert rows["tests/gpu: failures"]["found"] == 1
     assert rows["tests/gpu: failures"]["verdict"] == "missed"
+    assert rows["number formats of this card that do not train"]["found"] == 1
+    assert rows["number formats of this card that do not train"]["verdict"] == "missed"
     assert rows["stopped, resumed, and bit for bit as without: failures"]["verdict"] == "missed"
     late = rows["LoRA, 32 layers on one card, 4096 tokens: tokens/s"]
     assert (late["verdict"], late["why"]) == ("not measured", "bench-32: not done after 560 s")
