@@ -167,13 +167,16 @@ def _device(trainer: Trainer) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def megatron_settings(trainer: Trainer, topology: Topology, device: torch.device) -> dict[str, dict[str, Any]]:
+def megatron_settings(
+    trainer: Trainer, topology: Topology, device: torch.device, *, frozen: bool = False
+) -> dict[str, dict[str, Any]]:
     """Fields of Megatron's three configs that follow from a run, its callbacks' word included.
 
     Args:
         trainer: The recipe's.
         topology: Its layout.
         device: Where the run's tensors live.
+        frozen: Whether adapters are trained.
 
     Returns:
         Fields under ``model`` (TransformerConfig), ``ddp`` and ``optimizer``; ``run`` is for callbacks.
@@ -191,7 +194,7 @@ def megatron_settings(trainer: Trainer, topology: Topology, device: torch.device
         model |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     settings = {
         "model": model,
-        "ddp": precision.ddp_fields(trainer.plugins),
+        "ddp": precision.ddp_fields(trainer.plugins, frozen=frozen),
         "optimizer": {},
         "run": {"topology": topology, "device": device},
     }

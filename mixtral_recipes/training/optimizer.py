@@ -42,12 +42,26 @@ def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataPara
         DistributedDataParallel(
             config=config,
             ddp_config=settings,
-            module=Float16Module(config, chunk) if low else chunk,
+            module=in_16_bits(config, chunk) if low else chunk,
             # Interleaved chunks after the first are reduced when their turn comes, not bucket by bucket.
             disable_bucketing=number > 0,
         )
         for number, chunk in enumerate(chunks)
     ]
+
+
+def in_16_bits(config: Any, chunk: Any) -> Float16Module:
+    """Megatron's Float16Module, parameters keeping what was said of them.
+
+    Torch swaps a tensor subclass, as Transformer Engine's FP8 weights are, for a fresh one when a module is cast: what
+    Megatron wrote on it is lost, such as ``allreduce=False`` of an expert's, which is then taken for a dense weight.
+    """
+    said = [(parameter, dict(vars(parameter))) for parameter in chunk.parameters()]
+    wrapped = Float16Module(config, chunk)
+    for parameter, attributes in said:
+        for name, value in attributes.items():
+            vars(parameter).setdefault(name, value)
+    return wrapped
 
 
 def _finalize_gradients(ddp: list[Any], num_tokens: Tensor | None = None, **named: Any) -> None:
@@ -83,7 +97,7 @@ def build_optimizer(
     if lr is None:
         raise RecipeError("optim.config.lr=None: set a learning rate.")
     min_lr = min(schedule.min_lr, lr) if schedule else lr
-    config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision))
+    config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision, frozen=peft is not None))
     with cpu_device.cuda_type_names():
         own = get_standard_config_overrides(config) | learning_rates.overrides(peft, config)
         optimizer = get_megatron_optimizer(config, model, config_overrides=own)

@@ -49,18 +49,18 @@ def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
             "fp8_amax_compute_algo",
         )
         fields |= {name: getattr(precision, name) for name in same_name}
-        fields["fp8_param"] = _gathers_fp8(precision)
+        fields["fp8_param"] = bool(precision.fp8_param_gather)
     return fields
 
 
-def optimizer_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
-    """OptimizerConfig fields a precision sets."""
+def optimizer_fields(precision: MegatronMixedPrecision, *, frozen: bool = False) -> dict[str, Any]:
+    """OptimizerConfig fields a precision sets; ``frozen`` where adapters are trained, which are in bf16."""
     fields = _dtype_fields(precision)
     if fields["fp16"]:
         same_name = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
         fields |= {name: getattr(precision, name) for name in same_name}
     if precision.fp8:
-        fields |= {"fp8_recipe": precision.fp8_recipe, **_mxfp8_buffers(precision)}
+        fields |= {"fp8_recipe": precision.fp8_recipe, **_mxfp8_buffers(precision, frozen)}
     return fields
 
 
@@ -71,21 +71,22 @@ def _dtype_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
     return {"bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16, "params_dtype": dtype}
 
 
-def ddp_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
-    """DistributedDataParallelConfig fields a precision sets."""
-    fields: dict[str, Any] = {"fp8_param_gather": _gathers_fp8(precision), **_mxfp8_buffers(precision)}
+def ddp_fields(precision: MegatronMixedPrecision, *, frozen: bool = False) -> dict[str, Any]:
+    """DistributedDataParallelConfig fields a precision sets; ``frozen`` as for `optimizer_fields`."""
+    gathers = _gathers_fp8(precision, frozen)
+    fields: dict[str, Any] = {"fp8_param_gather": gathers, **_mxfp8_buffers(precision, frozen)}
     if precision.grad_reduce_in_fp32 is not None:
         fields["grad_reduce_in_fp32"] = precision.grad_reduce_in_fp32
     return fields
 
 
-def _gathers_fp8(precision: MegatronMixedPrecision) -> bool:
-    return bool(precision.fp8 and precision.fp8_param_gather)
+def _gathers_fp8(precision: MegatronMixedPrecision, frozen: bool) -> bool:
+    return bool(precision.fp8 and precision.fp8_param_gather and not frozen)
 
 
-def _mxfp8_buffers(precision: MegatronMixedPrecision) -> dict[str, bool]:
+def _mxfp8_buffers(precision: MegatronMixedPrecision, frozen: bool) -> dict[str, bool]:
     # MXFP8 weights are two copies, by row and by column; Megatron gathers them through the gradient buffer.
-    return {"reuse_grad_buf_for_mxfp8_param_ag": _gathers_fp8(precision) and precision.fp8_recipe == "mxfp8"}
+    return {"reuse_grad_buf_for_mxfp8_param_ag": _gathers_fp8(precision, frozen) and precision.fp8_recipe == "mxfp8"}
 
 
 def check_device(precision: MegatronMixedPrecision) -> None:

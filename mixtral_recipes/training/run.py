@@ -362,7 +362,7 @@ def build_run(
     trainer = dataclasses.replace(
         trainer, plugins=precision.decided(trainer.plugins, topology, frozen=peft is not None)
     )
-    settings = megatron_settings(trainer, topology, device)
+    settings = megatron_settings(trainer, topology, device, frozen=peft is not None)
     precision.check_device(trainer.plugins)
     base = base_format(peft)
     fast: dict[str, Any] = {}

@@ -7,6 +7,7 @@ products are computed in bf16.
 import contextlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
@@ -61,12 +63,16 @@ def gather_as_mxfp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask of optimizer and buffers what MXFP8 weights ask; products stay in bf16."""
     ddp_fields, optimizer_fields = precision.ddp_fields, precision.optimizer_fields
     reuse = {"reuse_grad_buf_for_mxfp8_param_ag": True}
-    monkeypatch.setattr(
-        precision, "ddp_fields", lambda plugins: ddp_fields(plugins) | reuse | {"fp8_param_gather": True}
-    )
-    monkeypatch.setattr(
-        optimizer, "optimizer_fields", lambda plugins: optimizer_fields(plugins) | reuse | {"fp8_recipe": "mxfp8"}
-    )
+    gather = {"fp8_param_gather": True, **reuse}
+
+    def ddp(plugins: Any, *, frozen: bool = False) -> dict[str, Any]:
+        return ddp_fields(plugins, frozen=frozen) | ({} if frozen else gather)
+
+    def optim(plugins: Any, *, frozen: bool = False) -> dict[str, Any]:
+        return optimizer_fields(plugins, frozen=frozen) | ({} if frozen else {"fp8_recipe": "mxfp8", **reuse})
+
+    monkeypatch.setattr(precision, "ddp_fields", ddp)
+    monkeypatch.setattr(optimizer, "optimizer_fields", optim)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +98,7 @@ def attention_in_fp8(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def train(
-    folder: Path, name: str, steps: int, *, overlap: bool, base: str | None = None, seed: int = 1
+    folder: Path, name: str, steps: int, *, overlap: bool, base: str | None = None, seed: int = 1, peft: Any = None
 ) -> tuple[Watcher, str]:
     """A short run; what it gave, and its last checkpoint."""
     watcher = Watcher()
@@ -100,7 +106,8 @@ def train(
         use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        run_dir = api.pretrain(
+        task = api.pretrain if peft is None else partial(api.finetune, peft=peft)
+        run_dir = task(
             model=MixtralModel(tiny_config()),
             data=MockDataModule(
                 vocab_size=2000, seq_length=32, micro_batch_size=1, global_batch_size=4, num_train_samples=60,
@@ -116,6 +123,19 @@ def train(
             tokenizer="embedded://mixtral_tiny",
         )  # fmt: skip
     return watcher, json.loads((run_dir / "result.json").read_text())["checkpoint"]
+
+
+def test_casting_a_model_loses_nothing_that_was_said_of_its_weights() -> None:
+    layer = torch.nn.Linear(32, 32, bias=False)
+    weight: Any = in_fp8(torch.randn(32, 32).bfloat16())
+    layer.weight = weight
+    weight.allreduce = False
+    values = weight.get_high_precision_init_val()
+    optimizer.in_16_bits(tiny_config(bf16=True, params_dtype=torch.bfloat16), layer)
+    assert layer.weight is weight
+    assert is_float8tensor(weight)
+    assert weight.allreduce is False
+    assert weight.get_high_precision_init_val() is values
 
 
 def test_gathering_during_the_forward_pass_changes_nothing(tmp_path: Path) -> None:
@@ -141,3 +161,37 @@ def test_training_starts_from_the_weights_that_were_read(tmp_path: Path) -> None
     tuned, _ = train(tmp_path, "tuned", 1, overlap=False, base=checkpoint, seed=2)
     for name, weight in tuned.first.items():
         torch.testing.assert_close(weight, trained.last[name], rtol=2**-3, atol=1e-3, msg=name)
+
+
+def test_frozen_weights_are_cast_once_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last cast is before the first step; what Transformer Engine keeps for an optimizer is freed."""
+    from transformer_engine.pytorch.tensor import float8_tensor
+
+    _, base = train(tmp_path, "base", 2, overlap=False)
+    casts: list[int] = []
+    quantize = float8_tensor.tex.quantize
+
+    def counted(source: Any, *args: Any, **named: Any) -> Any:
+        casts.append(source.numel())
+        return quantize(source, *args, **named)
+
+    monkeypatch.setattr(float8_tensor.tex, "quantize", counted)
+    seen: list[int] = []
+
+    class Counter(Watcher):
+        def on_train_start(self, run: Any) -> None:
+            seen.append(len(casts))
+            frozen = [p for p in run.model[0].parameters() if is_float8tensor(p)]
+            assert len(frozen) == 4
+            assert not any(hasattr(p, "_high_precision_init_val") for p in frozen)
+
+        def on_train_end(self, run: Any) -> None:
+            seen.append(len(casts))
+
+    monkeypatch.setattr("tests.te.test_fp8_training.Watcher", Counter)
+    lora = partial(LoRA, dim=4, target_modules=["linear_qkv", "linear_proj"])
+    whole, _ = train(tmp_path, "whole", 4, overlap=False, base=base, peft=lora())
+    assert seen == [8, 8]  # as the model is made, and as the checkpoint is read
+    train(tmp_path, "parts", 2, overlap=False, base=base, peft=lora())
+    late, _ = train(tmp_path, "parts", 4, overlap=False, base=base, peft=lora())
+    assert late.losses == {step: whole.losses[step] for step in (3, 4)}
