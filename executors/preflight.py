@@ -31,6 +31,7 @@ from mixtral_recipes.settings.peft import QLoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.training.model import check_megatron_config, refusals_told, seen_model
+from mixtral_recipes.training.states import check_states
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -73,6 +74,8 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     check_job(job, cards.card(hardware or "h100"), on_gpu=on_gpu)
     check_megatron_config(seen, trainer)
     plugins.check()
+    if (optim := _built(recipe, "optim")) is not None:
+        check_states(optim, plugins, frozen=peft is not None)
     if isinstance(peft, QLoRA):
         peft.check_base(plugins, job.shape, job.topology)
     checked = [fdl.build(c) for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]

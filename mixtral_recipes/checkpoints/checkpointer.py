@@ -35,7 +35,7 @@ from mixtral_recipes.checkpoints.state import (
     set_steps,
     torch_bytes,
 )
-from mixtral_recipes.errors import CheckpointError, RecipeError
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.system.files import remove_folder, size_of
 from mixtral_recipes.system.ranks import gathered, rank_and_size
@@ -112,10 +112,6 @@ class Checkpointer:
         self._host: HostCopy | None = None
         self._total = (0, 0)  # bytes and items of a checkpoint, over all ranks
         self._pending: Save | None = None
-        if any(getattr(part.config, "use_precision_aware_optimizer", False) for part in parts_of(optimizer)):
-            raise RecipeError(
-                "optim.config.use_precision_aware_optimizer=True cannot be checkpointed; set it to False."
-            )
 
     @property
     def nbytes(self) -> int:
@@ -252,7 +248,10 @@ class Checkpointer:
         """
         facts = read_run_facts(checkpoint)
         stored = StoredWeights(checkpoint / "weights")
-        stored.read_into(self._shards())
+        allocate_state(self._optimizer)
+        stored.read_into(model_shards(self._model, adapters_only=self._adapters_only))
+        # After the weights: the optimizer may keep its own as what theirs leave over (`remainders`).
+        stored.read_into(optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only))
         (common,) = stored.read_object(_COMMON)
         set_steps(self._optimizer, common["optimizer"]["step"])
         for part in parts_of(self._optimizer):

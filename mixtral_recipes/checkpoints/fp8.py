@@ -20,6 +20,8 @@ import torch
 from megatron.core.fp8_utils import copy_tensor_to_quantized_param, dequantize_fp8_tensor, is_float8tensor
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.format import shard
+
 _LARGEST_E4M3 = 448.0
 _MODES = {"scaling_fwd": "forward", "scaling_bwd": "backward"}
 _BUFFERS = ("scale", "amax_history")
@@ -91,8 +93,8 @@ def forget_first_values(model: list[Any]) -> None:
                 parameter.clear_high_precision_init_val()
 
 
-def take_all(stand_ins: Iterable[StandIn | None]) -> None:
-    """Take the values of all parameters stood in for, each once."""
+def take_all(stand_ins: Iterable[shard.StandIn | None]) -> None:
+    """Take the values of all tensors stood in for, each once."""
     with torch.no_grad():
         for stand_in in {each for each in stand_ins if each is not None}:
             stand_in.take()

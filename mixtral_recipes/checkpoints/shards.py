@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.fp8 import StandIn
+from mixtral_recipes.checkpoints.remainders import Remainder
 from mixtral_recipes.peft import whole
 from mixtral_recipes.peft.adapter import adapters_of
 from mixtral_recipes.peft.names import is_adapters
@@ -77,9 +78,11 @@ def optimizer_shards(optimizer: Any, model: list[Any], *, adapters_only: bool) -
     for part in parts_of(optimizer):
         for weight in weights:
             state, start = _state_of(part, weight.parameter)
-            for piece in weight.pieces:
-                for name, flat in state.items():
-                    found += _cut(piece, weight.memory, name, flat, start)
+            for name, held in state.items():
+                stand_in = held if isinstance(held, Remainder) else None
+                flat = held.tensor if isinstance(held, Remainder) else held
+                for piece in weight.pieces:
+                    found += _cut(piece, weight.memory, name, flat, start, stand_in)
     return found
 
 
@@ -170,12 +173,12 @@ def _data(piece: ShardedTensor) -> Tensor:
     return piece.data.detach()
 
 
-def _state_of(part: Any, parameter: Any) -> tuple[dict[str, Tensor], int]:
+def _state_of(part: Any, parameter: Any) -> tuple[dict[str, Tensor | Remainder], int]:
     """A parameter's tensors in one optimizer, and where in the flat parameter they start; empty where it has none."""
     if isinstance(part, DistributedOptimizer):
         if parameter not in part.model_param_group_index_map:
             return {}, 0
-        tensors = part._get_main_param_and_optimizer_states(parameter)
+        tensors = _distributed_state(part, parameter)
         start = part._get_model_param_range_map(parameter)["param"].start
     else:
         main = getattr(parameter, "main_param", None)
@@ -184,10 +187,27 @@ def _state_of(part: Any, parameter: Any) -> tuple[dict[str, Tensor], int]:
             return {}, 0
         tensors, start = {"param": main, **part.optimizer.state[main]}, 0
     # torch's AdamW counts its steps in a tensor per parameter; the count is saved once, with the schedule.
-    return {k: v.detach().view(-1) for k, v in tensors.items() if isinstance(v, Tensor) and k != "step"}, start
+    state = {k: v for k, v in tensors.items() if isinstance(v, Tensor | Remainder) and k != "step"}
+    return {k: v if isinstance(v, Remainder) else v.detach().view(-1) for k, v in state.items()}, start
 
 
-def _cut(piece: ShardedTensor, memory: Tensor, name: str, flat: Tensor, start: int) -> Iterator[Shard]:
+def _distributed_state(part: Any, parameter: Any) -> dict[str, Any]:
+    """The fp32 weights and moments of this rank's share: the memory itself, which Megatron's own call gives copies of.
+
+    Moments are written in the dtype they have, and read into whatever dtype they have then.
+    """
+    if not part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+        return part._get_main_param_and_optimizer_states(parameter)
+    group, number = part.model_param_group_index_map[parameter]
+    share = part.optimizer.param_groups[group]["params"][number]
+    state = dict(part.optimizer.state[share])
+    main = state.pop("master_param")
+    return {"param": Remainder.of(share, main) if main.dtype == torch.int16 else main, **state}
+
+
+def _cut(
+    piece: ShardedTensor, memory: Tensor, name: str, flat: Tensor, start: int, stand_in: Remainder | None
+) -> Iterator[Shard]:
     """The boxes of one piece that a contiguous part of its parameter's state covers."""
     data = _data(piece)
     begin = int(data.storage_offset()) - int(memory.storage_offset())
@@ -205,6 +225,7 @@ def _cut(piece: ShardedTensor, memory: Tensor, name: str, flat: Tensor, start: i
             sizes=ones + sizes,
             whole=tuple(piece.global_shape),
             padded=piece.allow_shape_mismatch,
+            stand_in=stand_in,
         )
 
 

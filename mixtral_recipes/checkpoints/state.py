@@ -14,7 +14,14 @@ from mixtral_recipes.checkpoints.shards import parts_of
 def allocate_state(optimizer: Any) -> None:
     """Make the moments that a fused Adam makes at its first step, so that they can be read or written before it."""
     for part in parts_of(optimizer):
-        if not part.optimizer.state and part.init_state_fn:
+        if part.optimizer.state or not part.init_state_fn:
+            continue
+        if part.config.use_precision_aware_optimizer:  # Megatron's leaves out Transformer Engine's second argument
+            adam = part.optimizer
+            for parameter in (each for group in adam.param_groups for each in group["params"]):
+                halves = adam.store_param_remainders and parameter.dtype == torch.bfloat16
+                adam.initialize_state(parameter, halves)
+        else:
             part.init_state_fn(part.optimizer, part.config)
 
 

@@ -105,7 +105,7 @@ def of_stage(job: Workload, card: Card, stage: int) -> Memory:
     base, trained = held(Part.of(job, stage)), buffers(job, stage)
     elements = sum(b.numel for b in trained)
     gradients = elements * job.grad_bytes
-    states = sum(b.shard for b in trained) * (12 if job.dtype_bytes == 2 else 8)
+    states = sum(b.shard for b in trained) * (job.state_bytes if job.dtype_bytes == 2 else 8)
     weights = weight_bytes(job, stage)
     if job.trains_all:
         adapters = 0.0

@@ -88,6 +88,8 @@ class Workload:
         fp8_recipe: Scaling recipe of FP8 products; empty without FP8.
         fp8_param_gather: Whether weights are kept and gathered in FP8; None where that pays (`fp8_weights_pay`).
         grad_bytes: Bytes of a gradient in the buffer: 4, or 2 where it is reduced in 16 bits.
+        state_bytes: Bytes of a trained 16-bit weight's optimizer state: its fp32 value, or what bf16 leaves of it, and
+            two moments.
         distributed_optimizer: Whether the copies of a parameter share its optimizer state.
         sharded_weights: Whether they share weights and gradients too (fully sharded data parallelism).
         overlap_grad_reduce: Whether gradients are reduced while others are computed (and lie in buckets).
@@ -112,6 +114,7 @@ class Workload:
     fp8_recipe: str = ""
     fp8_param_gather: bool | None = None
     grad_bytes: int = 4
+    state_bytes: int = 12
     distributed_optimizer: bool = True
     sharded_weights: bool = False
     overlap_grad_reduce: bool = True
@@ -182,7 +185,8 @@ class Workload:
             dtype_bytes=dtype_bytes,
             fp8_recipe=plugins.fp8_recipe if fp8 else "",
             fp8_param_gather=plugins.fp8_param_gather,
-            grad_bytes=4 if grad_in_fp32 else dtype_bytes,
+            grad_bytes=4 if grad_in_fp32 and not _in_16_bits(recipe, "main_grads_dtype") else dtype_bytes,
+            state_bytes=_state_bytes(recipe),
             distributed_optimizer=bool(_of(recipe, "optim.config.use_distributed_optimizer", True)),
             sharded_weights=sharding != "no_shard",
             overlap_grad_reduce=bool(getattr(ddp, "overlap_grad_reduce", False)),
@@ -205,6 +209,21 @@ def _of(recipe: Any, path: str, default: Any) -> Any:
         if value is None:
             return default
     return value
+
+
+def _in_16_bits(recipe: Any, name: str) -> bool:
+    return "16" in str(_of(recipe, f"optim.config.{name}", ""))
+
+
+def _state_bytes(recipe: Any) -> int:
+    """Source: Megatron-Core `optimizer/optimizer_config.py`; in most FP8 recipes it keeps fp32 weights itself."""
+    if not _of(recipe, "optim.config.use_precision_aware_optimizer", False):
+        return 12
+    plugins = recipe.trainer.plugins
+    halves = _of(recipe, "optim.config.store_param_remainders", True)
+    halves = halves and (not plugins.fp8 or plugins.fp8_recipe == "delayed")
+    moments = sum(2 if _in_16_bits(recipe, name) else 4 for name in ("exp_avg_dtype", "exp_avg_sq_dtype"))
+    return (2 if halves else 4) + moments
 
 
 def _setting(part: Any, name: str, default: Any) -> Any:

@@ -26,6 +26,8 @@ def ddp_config(
     given: DistributedDataParallelConfig, optim: MegatronOptimizerModule, fields: dict[str, Any]
 ) -> DistributedDataParallelConfig:
     """The recipe's DDP settings with those that follow from the run."""
+    if optim.config.main_grads_dtype is torch.bfloat16:  # that of the buffers, which the optimizer reads as they are
+        fields = fields | {"grad_reduce_in_fp32": False}
     return dataclasses.replace(
         given,
         **fields,
@@ -114,6 +116,8 @@ def prepare_adam(optimizer: Any) -> None:
     """
     for part in parts_of(optimizer):
         adam = part.optimizer
+        if not isinstance(adam, torch.optim.AdamW):
+            continue
         for group in adam.param_groups:
             group["fused"] = True
             for parameter in group["params"]:

@@ -45,6 +45,7 @@ from mixtral_recipes.training import precision
 from mixtral_recipes.training.model import agreed_model, megatron_settings
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
 from mixtral_recipes.training.origin import Origin, context_folder
+from mixtral_recipes.training.states import check_states
 
 
 @dataclass
@@ -95,10 +96,14 @@ class TrainingRun:
     def take_up_main_weights(self) -> None:
         """Quantize weights kept in FP8 from the optimizer's fp32 ones, as the step before a checkpoint did.
 
-        A checkpoint has such weights in bf16, which quantized again need not give the same bits.
+        A checkpoint has such weights in bf16, which quantized again need not give the same bits. An optimizer that
+        keeps its weights in two halves has set its share of the model's; the ranks gather the others'.
         """
+        if self.optimizer is None:
+            return
         how = self.ddp[0].ddp_config
-        if self.optimizer is None or not how.fp8_param_gather:
+        halves = any(part.config.use_precision_aware_optimizer for part in parts_of(self.optimizer))
+        if not (how.fp8_param_gather or halves):
             return
         with torch.no_grad():
             for part in parts_of(self.optimizer):
@@ -298,6 +303,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
         run.take_up_main_weights()
     if origin.named is not None and not found and restore and restore.load_optim_state:
         checkpointer.load_optimizer(origin.named)
+        run.take_up_main_weights()
     lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})
     trained = count.trained_parameters(parts.peft, ModelShape.of(agreed.config)) if parts.peft is not None else {}
     return Ready(run, checkpointer, position, found, origin, lineage, recipe, changed, trained)
@@ -387,6 +393,7 @@ def build_run(
         forget_first_values(chunks)
     if adapters is not None:
         load_model(chunks, adapters, adapters_only=True)
+    check_states(optim, trainer.plugins, frozen=peft is not None)
     ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))
     settings["optimizer"]["overlap_param_gather"] = ddp[0].ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))

@@ -1,14 +1,21 @@
 """A rank's part of a tensor, as checkpoints know it: a box of the whole, and the memory that holds it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mixtral_recipes.checkpoints.fp8 import StandIn
-
 Shape = tuple[int, ...]
+
+
+class StandIn(Protocol):
+    """What has a shard's memory in place of a tensor that cannot be cut or filled box by box."""
+
+    def take(self) -> None:
+        """Take the values, before they are written."""
+
+    def put_back(self) -> None:
+        """Give the values on, once they are read."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Shard:
     sizes: Shape
     whole: Shape
     padded: bool = False
-    stand_in: "StandIn | None" = None
+    stand_in: StandIn | None = None
 
     @property
     def place(self) -> tuple[str, Shape, Shape]:

@@ -7,6 +7,7 @@ import pytest
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.overrides import loading
 from mixtral_recipes.planner import advice, calibration, cards, memory, plan, search, speed, verdict
 from mixtral_recipes.planner.cards import card
 from mixtral_recipes.planner.workload import LINEARS, Workload
@@ -258,3 +259,23 @@ def test_a_workload_is_hashable_and_compares() -> None:
     one = job_of(Question("mixtral_8x7b"))
     assert hash(one) == hash(job_of(Question("mixtral_8x7b")))
     assert isinstance(one, Workload)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (12, 4)),
+        ({"use_precision_aware_optimizer": True}, (10, 4)),
+        ({"use_precision_aware_optimizer": True, "store_param_remainders": False}, (12, 4)),
+        (dict.fromkeys(("use_precision_aware_optimizer", "exp_avg_dtype", "exp_avg_sq_dtype"), True), (6, 4)),
+        (dict.fromkeys(("use_precision_aware_optimizer", "main_grads_dtype"), True), (10, 2)),
+    ],
+)
+def test_bytes_of_optimizer_states(settings: dict[str, bool], expected: tuple[int, int]) -> None:
+    import torch
+
+    recipe = loading.load("mixtral_8x7b", "pretrain")
+    for name, value in settings.items():
+        setattr(recipe.optim.config, name, torch.bfloat16 if name.endswith("dtype") else value)
+    job = Workload.of(recipe)
+    assert (job.state_bytes, job.grad_bytes) == expected
