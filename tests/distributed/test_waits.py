@@ -1,8 +1,8 @@
-"""`train_step` reads values of the device twice, whatever the number of layers and microbatches, and says what it waited for.
+"""How often `train_step` waits for the device, whatever the number of layers and microbatches, and for what it says so.
 
-On a GPU each read waits until all that was asked of it is done. Of the reads below, those of `cpu/` do not happen there;
-the experts' token counts are on the host by then, where the dispatcher of tokens has put them; Megatron measures norms
-with Transformer Engine's kernel.
+On a GPU each read waits until all that was asked of it is done. Of the reads below, those of `cpu/` do not happen
+there; the experts' token counts are on the host by then, where the dispatcher of tokens has put them; Megatron measures
+norms with Transformer Engine's kernel.
 """
 
 import pytest
