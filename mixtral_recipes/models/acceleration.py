@@ -157,12 +157,21 @@ def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = Fals
         fields["moe_grouped_gemm"] = False
     if config.moe_router_topk == 1:
         fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
-    if _losses(config) & _FRACTIONAL:
+    if _losses(config) & _FRACTIONAL or not _fused_router_takes(config):
         fields["moe_router_fusion"] = False
     if config.moe_expert_capacity_factor is not None:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity
     return fields
+
+
+def _fused_router_takes(config: MixtralConfig) -> bool:
+    """Megatron asserts that quantile balancing is not fused, and Transformer Engine that logits are not fp64.
+
+    The fused kernel would not look at a replay.
+    """
+    balanced = config.moe_router_load_balancing_type == "quantile_balancing"
+    return not (balanced or config.moe_router_dtype == "fp64" or config.moe_enable_routing_replay)
 
 
 def _losses(config: MixtralConfig) -> set[str]:

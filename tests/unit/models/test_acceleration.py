@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.models.acceleration import refuse_without
+from mixtral_recipes.models import acceleration
+from mixtral_recipes.models.acceleration import accelerated, refuse_without
 from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
@@ -80,3 +81,22 @@ def test_a_kernel_that_is_not_installed_is_said_so_by_the_command_line(field: st
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*(not available|leave it out).*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "fused"),
+    [
+        ({}, True),
+        ({"moe_router_dtype": "fp32"}, True),
+        ({"moe_router_dtype": "fp64"}, False),
+        ({"moe_router_load_balancing_type": "quantile_balancing"}, False),
+        ({"moe_router_load_balancing_type": "seq_aux_loss"}, False),
+        ({"moe_enable_routing_replay": True}, False),
+        ({"moe_router_topk": 1}, False),
+    ],
+)
+def test_the_router_is_fused_where_its_kernel_takes_it(
+    fields: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    assert accelerated(MixtralConfigTiny(**fields), adapters=False)["moe_router_fusion"] is fused
