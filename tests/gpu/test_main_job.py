@@ -1,4 +1,4 @@
-"""The main job on a GPU, in every precision the tiny recipe has. Written without one: not yet run."""
+"""The main job on a GPU as a command, in every precision the tiny recipe has."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A quantised base on a GPU: kernels against the plain ways, bitsandbytes' bytes, memory. Not yet run."""
+"""A quantised base on a GPU: kernels against the plain ways, bitsandbytes' bytes, memory."""
 
 import gc
 from typing import Any

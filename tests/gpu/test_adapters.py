@@ -1,0 +1,73 @@
+"""Adapters of a rank's experts, computed together on a GPU, give what they give one by one, forwards and backwards."""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.dora import DoRAAdapter
+from mixtral_recipes.peft.grouped import GroupedAdapter, add_one_by_one
+from mixtral_recipes.settings.peft import DoRA, LoRA
+from tests.fake_world import one_of
+
+COUNTS = [40, 0, 129, 7]  # one expert has nothing to do
+IN, OUT = 256, 512
+NAME = "decoder.layers.0.mlp.experts.local_experts.{}.{}"
+CONFIG = SimpleNamespace(sequence_parallel=False, gated_linear_unit=True)
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    with one_of(Topology(world_size=1), 0):
+        yield
+
+
+def adapters_of(kind: type[Adapter], scheme: LoRA, layer: str, device: torch.device) -> list[Adapter]:
+    """One for each expert, in bf16, trained a little."""
+    torch.manual_seed(0)
+    found = []
+    for expert in range(len(COUNTS)):
+        weight = (torch.randn(OUT, IN) * 0.02).to(device, torch.bfloat16)
+        adapter = kind(scheme, NAME.format(expert, layer), weight, column=layer == "linear_fc1", config=CONFIG)
+        with torch.no_grad():
+            adapter.lora_b.copy_((torch.randn(adapter.lora_b.shape) * 0.02).to(adapter.lora_b))
+        found.append(adapter)
+    return found
+
+
+def results(add: Callable[..., Tensor], adapters: list[Adapter], device: torch.device) -> list[Tensor]:
+    """The output, and the gradients of output, input and every parameter."""
+    torch.manual_seed(1)
+    rows = sum(COUNTS)
+    output, x, upstream = (
+        torch.randn(rows, width).to(device, torch.bfloat16) for width in (OUT, IN, OUT)
+    )  # fmt: skip
+    output.requires_grad_()
+    x.requires_grad_()
+    for adapter in adapters:
+        adapter.zero_grad()
+    added = add(output, x, torch.tensor(COUNTS))
+    added.backward(upstream)
+    leaves = [output, x, *(weight for adapter in adapters for weight in adapter.parameters())]
+    return [added.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves)]
+
+
+@pytest.mark.parametrize("layer", ["linear_fc1", "linear_fc2"])
+@pytest.mark.parametrize(("kind", "scheme"), [(Adapter, LoRA), (DoRAAdapter, DoRA)], ids=["lora", "dora"])
+@pytest.mark.parametrize("dim", [16, 12])
+def test_together_is_one_by_one(
+    kind: type[Adapter], scheme: type[LoRA], layer: str, dim: int, cuda: torch.device
+) -> None:
+    adapters = adapters_of(kind, scheme(dim=dim, alpha=32, dropout=0.0), layer, cuda)
+    grouped = GroupedAdapter(dict(enumerate(adapters)))
+    together = results(grouped.add_to, adapters, cuda)
+    alone = results(lambda *inputs: add_one_by_one(adapters, *inputs), adapters, cuda)
+    assert len(together) == 3 + len(COUNTS) * len(list(adapters[0].parameters()))
+    for mine, theirs in zip(together, alone, strict=True):  # bf16's rounding, of sums in another order
+        apart = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-6)
+        assert apart < 3e-2
+    assert any(grad.abs().max() > 0 for grad in together[3:])

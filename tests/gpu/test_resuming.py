@@ -1,0 +1,38 @@
+"""Ten steps, a restart and ten more are twenty, bit for bit, validations in between."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
+from mixtral_recipes.settings.peft import LoRA
+from tests.distributed.tiny_job import hash_of
+from tests.gpu.small_runs import FP8, train
+
+SCHEMES = {"pretraining": None, "lora": LoRA(dim=8, alpha=16, dropout=0.1)}
+
+
+def state(run: Any) -> dict[str, str]:
+    """A hash of each weight and optimizer state of a run."""
+    adapters = any(".adapter." in name for name, _ in run.model[0].named_parameters())
+    shards = model_shards(run.model, adapters_only=adapters)
+    shards += optimizer_shards(run.optimizer, run.model, adapters_only=adapters)
+    return {str(shard.place): hash_of([shard.tensor.detach().cpu()]) for shard in shards}
+
+
+@pytest.mark.parametrize("precision", ["bf16", *(pytest.param(name, marks=pytest.mark.gpu) for name in FP8)])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ten_and_ten_are_twenty(tmp_path: Path, base: str, scheme: str, precision: str) -> None:
+    peft = SCHEMES[scheme]
+    how: dict[str, Any] = {
+        "precision": precision, "peft": peft, "base": base if peft else None, "validate_every": 4, "save": True,
+        "look": state,
+    }  # fmt: skip
+    whole = train(tmp_path, "whole", steps=20, **how)
+    train(tmp_path, "parts", steps=10, **how)
+    late = train(tmp_path, "parts", steps=20, **how)
+    assert list(late.losses) == list(range(11, 21))
+    assert late.numbers == {step: numbers for step, numbers in whole.numbers.items() if step > 10}
+    assert late.validations == {step: loss for step, loss in whole.validations.items() if step > 10}
+    assert late.looked == whole.looked
