@@ -5,6 +5,7 @@ CPU, if the tests are asked to be rehearsed (`tests/gpu/conftest.py`).
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -162,7 +163,7 @@ def train(
         "resume": AutoResume(RestoreConfig(base) if base else None),
         "tokenizer": "embedded://mixtral_tiny",
     }  # fmt: skip
-    forget_fp8()
+    forget()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         seen.run_dir = api.train(**arguments, model_transform=peft)
     seen.result = json.loads((seen.run_dir / "result.json").read_text())
@@ -179,8 +180,11 @@ def _data(length: int, batch: int, *, questions: bool, packed: bool, same_batch:
     return PreTrainingDataModule(paths="embedded://squad/pretraining.jsonl", split="90,10,0", **sizes)
 
 
-def forget_fp8() -> None:
-    """Let Transformer Engine forget the modules of earlier runs: a real run has a process of its own."""
+def forget() -> None:
+    """Leave nothing of earlier runs, on the card or in Transformer Engine: a real run has a process of its own."""
+    gc.collect()
+    if ON_CARD:
+        torch.cuda.empty_cache()
     if transformer_engine_usable():
         from transformer_engine.pytorch.quantization import (  # pyright: ignore[reportMissingImports]
             FP8GlobalStateManager,

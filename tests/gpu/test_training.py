@@ -85,4 +85,4 @@ def test_a_pair_of_real_layers(tmp_path: Path, scheme: str) -> None:
         length=4096 if ON_CARD else LENGTH, peft=SCHEMES[scheme][0], lr=1e-4 if scheme == "full" else 1e-3,
     )  # fmt: skip
     assert falls(found.losses)
-    assert found.losses[1] == pytest.approx(10.37, abs=0.8)  # ln 32000: nothing is known yet
+    assert 10 < found.losses[1] < 12  # ln 32000 is 10.37: nothing is known yet; logits of such widths add up to 0.8
