@@ -140,7 +140,6 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
     batch = this_ranks_share(
         next(batches), parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     )
-    packed = _packed(batch.get("cu_seqlens"))
     device = next(model.parameters()).device
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}  # pyright: ignore[reportAttributeAccessIssue]
     output = model(
@@ -148,7 +147,7 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         on_device["position_ids"],
         None,  # the attention mask: causal, made inside the attention kernel
         labels=on_device["labels"],
-        packed_seq_params=None if packed is None else packed(on_device["cu_seqlens"]),
+        packed_seq_params=_packed(batch.get("cu_seqlens"), device),
         padding_mask=on_device.get("padding_mask"),
     )
     masks = on_device["loss_mask"], on_device.get("padding_mask"), on_device.get("sources")
@@ -196,12 +195,13 @@ def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int = 0) 
     return total.tolist()
 
 
-def _packed(cu_seqlens: Tensor | None) -> Callable[[Tensor], PackedSeqParams] | None:
-    """What describes a pack by its borders on the device; its longest sample is found before they go there."""
+def _packed(cu_seqlens: Tensor | None, device: torch.device) -> PackedSeqParams | None:
+    """A pack's borders, described on the device; its longest sample is found on the host, where they come from."""
     if cu_seqlens is None:
         return None
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-    return lambda borders: PackedSeqParams(
+    borders = cu_seqlens.to(device, non_blocking=True)
+    return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=borders,
         cu_seqlens_kv=borders,

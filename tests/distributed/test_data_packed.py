@@ -158,7 +158,7 @@ def logits_of_pack(changed: bool) -> tuple[list[torch.Tensor], int]:
             batch["tokens"],
             batch["position_ids"],
             None,
-            packed_seq_params=step._packed(batch["cu_seqlens"]),
+            packed_seq_params=step._packed(batch["cu_seqlens"], torch.device("cpu")),
             padding_mask=batch.get("padding_mask"),
         )
     parts = [logits[0, a:b].clone() for a, b in itertools.pairwise(batch["cu_seqlens"].tolist())]
@@ -184,7 +184,7 @@ def influence() -> list[list[float]]:
         batch["position_ids"],
         None,
         decoder_input=embedded,
-        packed_seq_params=step._packed(batch["cu_seqlens"]),
+        packed_seq_params=step._packed(batch["cu_seqlens"], torch.device("cpu")),
         padding_mask=batch.get("padding_mask"),
     )
     spans = list(itertools.pairwise(batch["cu_seqlens"].tolist()))
