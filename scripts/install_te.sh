@@ -4,9 +4,10 @@
 #   scripts/install_te.sh .venv       to train on this machine's GPUs
 #   scripts/install_te.sh [VENV]      default: .venv-te, for the tests
 #
-# Any other VENV than the project's own is a second environment that sees the project's own (PYTHON, default .venv/bin/python) through a .pth file, so
-# nothing is downloaded twice and the first environment stays without Transformer Engine. Its torch extension is built
-# from source (about ten minutes on two cores); pip keeps the wheel in its cache and takes it from there next time.
+# Any other VENV than the project's own is a second environment that sees the project's own (PYTHON, default
+# .venv/bin/python) through a .pth file, so nothing is downloaded twice and the first environment stays without Transformer
+# Engine. Its torch extension is built from source (about ten minutes on two cores); pip keeps the wheel in its cache and
+# takes it from there next time.
 # Needs: nvcc of the CUDA version torch was built for, a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -76,9 +76,11 @@ def _scale_by(values: Tensor, quantizer: Any) -> None:
     """Give delayed scaling's factor for one tensor the value it has for these; the other recipes find it themselves."""
     from transformer_engine.pytorch.tensor.float8_tensor import Float8Quantizer  # pyright: ignore[reportMissingImports]
 
-    largest = values.abs().max().float()
-    if isinstance(quantizer, Float8Quantizer) and 0 < float(largest) < math.inf:
-        quantizer.scale.copy_(_LARGEST_E4M3 / largest)  # weights are e4m3 in either format
+    if not isinstance(quantizer, Float8Quantizer):
+        return
+    largest = float(values.abs().max())
+    if 0 < largest < math.inf:
+        quantizer.scale.fill_(_LARGEST_E4M3 / largest)  # weights are e4m3 in either format
 
 
 def forget_first_values(model: list[Any]) -> None:

@@ -1,9 +1,10 @@
 """docs/architecture.md says what is there: its paths exist, its layers are those import-linter checks."""
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
+
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -11,13 +12,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 
 def writer() -> Any:
     """scripts/write_architecture.py."""
-    path = ROOT / "scripts" / "write_architecture.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("write_architecture")
 
 
 def test_every_path_exists() -> None:

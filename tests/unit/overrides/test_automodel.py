@@ -1,6 +1,5 @@
 """NeMo AutoModel's YAML files: what becomes of every key."""
 
-import importlib.util
 import json
 import sys
 import warnings
@@ -17,6 +16,7 @@ from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used,
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile
 from mixtral_recipes.overrides.inspection import flat
 from mixtral_recipes.overrides.yaml_file import header, read_recipe
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[3]
 
@@ -303,11 +303,6 @@ def test_one_runs_from_the_command_line(
 
 
 def test_the_page_is_made_from_the_table() -> None:
-    path = ROOT / "scripts" / "write_automodel_keys.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("write_automodel_keys")
     text = module.PAGE.read_text()
     assert module.page(text) == text, "run python scripts/write_automodel_keys.py"

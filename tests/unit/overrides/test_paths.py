@@ -14,6 +14,7 @@ from mixtral_recipes.overrides import completion as override_paths
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.yaml_file import read_recipe
+from tests.scripts import script
 
 # Every path of NeMo's recipes that users override: (task, path, text on the command line, value in YAML, in Python).
 PATHS: list[tuple[str, str, str, Any, Any]] = [
@@ -264,12 +265,5 @@ def test_adapter_settings_without_adapters_say_so() -> None:
 
 
 def test_completion_knows_every_setting() -> None:
-    import importlib.util
-
-    script = Path(__file__).parents[3] / "scripts" / "write_override_paths.py"
-    spec = importlib.util.spec_from_file_location("write_override_paths", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("write_override_paths")
     assert module.TARGET.read_text() == module.text(), "run python scripts/write_override_paths.py"

@@ -1,20 +1,7 @@
 """What scripts write from the recipes is what they would write now: tables in docs/reference/recipes/, golden files."""
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
 from mixtral_recipes.recipes import catalog
-
-
-def script(name: str) -> Any:
-    path = Path(__file__).parents[3] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.scripts import script
 
 
 def test_the_tables_are_generated() -> None:

@@ -9,20 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.scripts import script
+
 ROOT = Path(__file__).parents[3]
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_session", ROOT / "scripts" / "gpu_session.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-session = _script()
+session = script("gpu_session")
 
 
 def row(tokens: int, share: float = 0.5, idle: float = 0.01) -> dict[str, Any]:

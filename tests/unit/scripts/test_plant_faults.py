@@ -1,26 +1,16 @@
 """The list of faults that `scripts/plant_faults.py` plants: each one still applies, and names tests that exist."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.scripts import script
+
 ROOT = Path(__file__).parents[3]
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("plant_faults", ROOT / "scripts" / "plant_faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-plant_faults = _script()
+plant_faults = script("plant_faults")
 FAULTS = plant_faults.read_faults()
 
 
