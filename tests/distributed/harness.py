@@ -1,7 +1,7 @@
-"""Runs a function on several gloo processes that are forked from one parent which has imported torch and Megatron.
+"""Runs a function on several gloo processes that are forked from one parent which has imported what they need.
 
-Importing them takes seconds per process; forking takes milliseconds. The parent is Python's fork server, not pytest
-itself: a process in which autograd has run must not be forked.
+Importing it (`preload.py`) takes seconds per process; forking takes milliseconds. The parent is Python's fork server, not
+pytest itself: a process in which autograd has run must not be forked.
 """
 
 import functools
@@ -21,11 +21,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# The package of recipes first: it keeps what Megatron says at import out of the tests' output.
-_PRELOAD = (
-    "mixtral_recipes.recipes", "mixtral_recipes.api", "mixtral_recipes.training.distributed",
-    "mixtral_recipes.training.step", "pytest",
-)  # fmt: skip
 
 
 class RankFailed(AssertionError):
@@ -91,7 +86,7 @@ def _context() -> ForkServerContext:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
+    context.set_forkserver_preload(["tests.distributed.preload"])
     # The fork server is a fresh interpreter: only it shall see these.
     before = dict(os.environ)
     os.environ |= {

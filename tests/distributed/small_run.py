@@ -4,6 +4,7 @@ Every layout starts from the same weights and sees the same sequences. Its weigh
 Megatron's own sharded state dict gives them.
 """
 
+import functools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -252,8 +253,9 @@ def assemble(outcomes: list[Outcome]) -> dict[str, Tensor]:
     return whole
 
 
+@functools.cache
 def start_weight(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The value every layout starts from. Vocabulary rows do not depend on how many pad them."""
+    """The value every layout starts from, to be read only. Vocabulary rows do not depend on how many pad them."""
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     rows = 256 if is_vocabulary(key) else shape[0]
     whole = torch.randn(rows, *shape[1:], generator=generator)[: shape[0]] * 0.1
