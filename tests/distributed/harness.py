@@ -1,7 +1,7 @@
 """Runs a function on several gloo processes that are forked from one parent which has imported what they need.
 
-Importing it (`preload.py`) takes seconds per process; forking takes milliseconds. The parent is Python's fork server, not
-pytest itself: a process in which autograd has run must not be forked.
+Importing it (`preload.py`) takes seconds per process; forking takes milliseconds. The parent is Python's fork server,
+not pytest itself: a process in which autograd has run must not be forked.
 """
 
 import functools
