@@ -3,22 +3,18 @@
 megatron-core announces GPTModel as deprecated; only this file names it, and the dependency is pinned below 0.20.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import layers
 from torch import Tensor
 
 from mixtral_recipes.layout.shapes import ModelShape
-from mixtral_recipes.models.acceleration import APEX
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
+from mixtral_recipes.models.weight_gradients import add_in_products
 from mixtral_recipes.peft.quantized.layers import Format
 
 
@@ -45,6 +41,8 @@ def build_model(
     """
     if transformer_engine is None:
         transformer_engine = transformer_engine_usable()
+    if transformer_engine:
+        add_in_products()
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(
@@ -98,36 +96,17 @@ def _build_chunk(
     config: MixtralConfig, *, transformer_engine: bool, adapters: bool, base: Format | None, vp_stage: int | None
 ) -> MixtralGPT:
     spec = block_spec(config, transformer_engine=transformer_engine, adapters=adapters, base=base, vp_stage=vp_stage)
-    with _gradient_fusion_without_apex():
-        chunk = MixtralGPT(
-            config=config,
-            transformer_layer_spec=spec,
-            vocab_size=ModelShape.of(config).padded_vocab_size(config.tensor_model_parallel_size),
-            max_sequence_length=config.max_position_embeddings,
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-            parallel_output=True,
-            share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
-            position_embedding_type="rope",
-            rotary_percent=config.rotary_percent,
-            rotary_base=config.rotary_base,  # pyright: ignore[reportArgumentType]
-            vp_stage=vp_stage,
-        )
-    if chunk.post_process and find_spec(APEX) is None:
-        chunk.output_layer.gradient_accumulation_fusion = False  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-    return chunk
-
-
-@contextmanager
-def _gradient_fusion_without_apex() -> Iterator[None]:
-    """Let Megatron's output layer be built where Transformer Engine's layers add gradients to their buffers.
-
-    It refuses ``gradient_accumulation_fusion`` without Apex, though the other layers do not need Apex for it; here it
-    alone goes without.
-    """
-    before = layers._grad_accum_fusion_available
-    layers._grad_accum_fusion_available = True
-    try:
-        yield
-    finally:
-        layers._grad_accum_fusion_available = before
+    return MixtralGPT(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=ModelShape.of(config).padded_vocab_size(config.tensor_model_parallel_size),
+        max_sequence_length=config.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=config.share_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_percent=config.rotary_percent,
+        rotary_base=config.rotary_base,  # pyright: ignore[reportArgumentType]
+        vp_stage=vp_stage,
+    )

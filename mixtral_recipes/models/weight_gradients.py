@@ -1,0 +1,56 @@
+"""Weight gradients of Megatron's own layers, added to their buffer by the product that computes them.
+
+Megatron asks Apex for that. Transformer Engine's product can do it too, as it does for Transformer Engine's layers.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+from megatron.core.tensor_parallel import layers
+from torch import Tensor
+
+from mixtral_recipes.models.acceleration import APEX
+
+
+class ByTransformerEngine:
+    """What Megatron calls of Apex's ``fused_weight_gradient_mlp_cuda``, one function for each dtype of the buffer."""
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(inputs: Tensor, gradient: Tensor, buffer: Tensor) -> None:
+        """Add the gradient of a weight to its buffer, in the buffer's own precision.
+
+        Args:
+            inputs: The layer's inputs, [tokens, in features].
+            gradient: Of its outputs, [tokens, out features].
+            buffer: ``weight.main_grad``, [out features, in features], contiguous.
+        """
+        from transformer_engine.pytorch.cpp_extensions import general_gemm  # pyright: ignore[reportMissingImports]
+
+        general_gemm(
+            inputs,
+            gradient,
+            out_dtype=buffer.dtype,
+            layout="NT",
+            out=buffer,
+            grad=True,
+            accumulate=True,
+            **_workspace(),
+        )
+
+    wgrad_gemm_accum_fp16 = wgrad_gemm_accum_fp32
+
+
+def _workspace() -> dict[str, Any]:
+    """Memory for the product, which versions before 2.10 or so do not find for themselves."""
+    try:
+        from transformer_engine.pytorch.module.base import get_workspace  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {}
+    return {"workspace": get_workspace()}
+
+
+def add_in_products() -> None:
+    """Let Megatron's layers add gradients by Transformer Engine, where Apex is not installed."""
+    if find_spec(APEX) is None:
+        layers.fused_weight_gradient_mlp_cuda = ByTransformerEngine  # pyright: ignore[reportAttributeAccessIssue]
+        layers._grad_accum_fusion_available = True
