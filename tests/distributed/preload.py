@@ -5,6 +5,8 @@ A rank that imports transformers, Dynamo and matplotlib for itself takes longer 
 and so does one whose garbage collector looks through them.
 """
 
+import contextlib
+
 from mixtral_recipes.system.garbage import seldom_collected
 
 with seldom_collected():
@@ -22,3 +24,6 @@ with seldom_collected():
     import mixtral_recipes.api
     import mixtral_recipes.training.distributed
     import mixtral_recipes.training.step
+
+    with contextlib.suppress(ImportError):
+        import transformer_engine.pytorch

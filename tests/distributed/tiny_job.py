@@ -53,6 +53,8 @@ class Job:
         trainer: Fields of Trainer.
         ckpt: Fields of ModelCheckpoint.
         lr: Learning rate.
+        optimizer: Further fields of OptimizerConfig.
+        precision: What is computed in (MegatronMixedPrecision).
         tokenizer: What data is tokenized with, in fine-tuning.
         bits: Of the base under adapters: 4 or 8 where it is quantised.
         adapters: Adapter checkpoint to train on; ``base`` is then where its base is.
@@ -72,6 +74,8 @@ class Job:
     trainer: dict[str, Any] = field(default_factory=dict)
     ckpt: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-2
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    precision: str = "32"
     tokenizer: str = "embedded://mixtral_tiny"
     bits: int | None = None
     adapters: str | None = None
@@ -178,7 +182,7 @@ def start(job: Job, *more: Any) -> Seen:
             devices=world,
             max_steps=job.steps,
             log_every_n_steps=1,
-            plugins=MegatronMixedPrecision(precision="32"),
+            plugins=MegatronMixedPrecision(precision=job.precision),
             strategy=MegatronStrategy(**{"ckpt_async_save": job.asynchronous, **job.layout}),
             callbacks=[watcher, *more],
             **{"limit_val_batches": 1, **job.trainer},
@@ -187,7 +191,7 @@ def start(job: Job, *more: Any) -> Seen:
             name=job.name, log_dir=job.folder, ckpt=ModelCheckpoint(every_n_train_steps=job.every, **job.ckpt)
         ),
         "optim": MegatronOptimizerModule(
-            OptimizerConfig(lr=job.lr, use_distributed_optimizer=True),
+            OptimizerConfig(**{"lr": job.lr, "use_distributed_optimizer": True, **job.optimizer}),
             CosineAnnealingScheduler(warmup_steps=2, max_steps=30, min_lr=1e-4),
         ),
         "resume": AutoResume(

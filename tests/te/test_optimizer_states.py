@@ -3,33 +3,21 @@
 Only the kernels are stood in for; what they are given, and what is kept between two steps, is the real thing's.
 """
 
-import contextlib
-import io
-import json
-from collections.abc import Iterator
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from megatron.core.distributed import DistributedDataParallelConfig
-from megatron.core.optimizer import OptimizerConfig
 from torch import Tensor
 
-from mixtral_recipes import api
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
+from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.remainders import joined, split
-from mixtral_recipes.checkpoints.shards import optimizer_shards, parts_of
-from mixtral_recipes.cpu import device as cpu_device
-from mixtral_recipes.data.modules.mock import MockDataModule
+from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards, parts_of
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.models.config import MixtralModel
-from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.settings.log import NeMoLogger
-from mixtral_recipes.settings.optim import MegatronOptimizerModule
-from mixtral_recipes.settings.precision import MegatronMixedPrecision
-from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
-from tests.distributed.tiny_job import tiny_config
+from tests.distributed.harness import launch
+from tests.distributed.tiny_job import Job, silent, start
 
 BF16 = torch.bfloat16
 MOMENTS = {"exp_avg_dtype": BF16, "exp_avg_sq_dtype": BF16}
@@ -74,37 +62,28 @@ def halves_of_weights(
             into.copy_(half)
 
 
-@pytest.fixture(autouse=True)
-def fused_adam(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Transformer Engine's Adam on the CPU, where Megatron is otherwise given torch's."""
+def stand_in_for_the_kernels() -> None:
+    """For the rest of this process, Transformer Engine's Adam on the CPU, where Megatron is otherwise given torch's."""
     import megatron.core.optimizer as megatron
     from transformer_engine.pytorch.optimizers import fused_adam as engine
 
-    cpu_device.activate()
-    monkeypatch.setattr(megatron, "Adam", engine.FusedAdam)
-    monkeypatch.setattr(megatron, "USING_PYTORCH_OPTIMIZER", False)
-    monkeypatch.setattr(engine.tex, "multi_tensor_adam", whole_weights)
-    monkeypatch.setattr(engine.tex, "multi_tensor_adam_param_remainder", halves_of_weights)
-    yield
-    monkeypatch.undo()
-    cpu_device.deactivate()
+    megatron.Adam = engine.FusedAdam
+    megatron.USING_PYTORCH_OPTIMIZER = False
+    engine.tex.multi_tensor_adam = whole_weights
+    engine.tex.multi_tensor_adam_param_remainder = halves_of_weights
 
 
 class Watcher:
-    """Losses by step; state and weights of the last step, and of the first before it was made."""
+    """State and weights after the last step, and before the first if a checkpoint was read; dtypes of a state."""
 
     def __init__(self) -> None:
-        self.losses: dict[int, float] = {}
         self.kept: dict[str, torch.dtype] = {}
-        self.first: dict[str, Tensor] = {}
-        self.last: dict[str, Tensor] = {}
+        self.first: list[Shard] = []
+        self.last: list[Shard] = []
 
     def on_train_start(self, run: Any) -> None:
-        if run.optimizer.chained_optimizers[0].optimizer.state:  # as a checkpoint was read
+        if run.optimizer.chained_optimizers[0].optimizer.state:
             self.first = state_of(run)
-
-    def on_step_end(self, run: Any, metrics: dict[str, Any]) -> None:
-        self.losses[metrics["step"]] = metrics["loss"]
 
     def on_train_end(self, run: Any) -> None:
         self.last = state_of(run)
@@ -112,82 +91,123 @@ class Watcher:
         self.kept = {name: value.dtype for name, value in next(iter(part.optimizer.state.values())).items()}
 
 
-def state_of(run: Any) -> dict[str, Tensor]:
-    """What a checkpoint would hold, by name and place."""
-    shards = optimizer_shards(run.optimizer, run.model, adapters_only=False)
+def state_of(run: Any) -> list[Shard]:
+    """This rank's part of what a checkpoint would hold, copied."""
+    shards = model_shards(run.model, adapters_only=False)
+    shards += optimizer_shards(run.optimizer, run.model, adapters_only=False)
     for stand_in in {shard.stand_in for shard in shards if shard.stand_in is not None}:
         stand_in.take()
-    found = {f"{shard.key} {shard.offsets}": shard.tensor.clone() for shard in shards}
-    return found | {name: p.detach().clone() for name, p in run.model[0].named_parameters()}
+    return [dataclasses.replace(shard, tensor=shard.tensor.clone(), stand_in=None) for shard in shards]
 
 
-def train(folder: Path, name: str, steps: int, states: str, *, overlap: bool = False) -> tuple[Watcher, Path]:
-    """A short run, or the rest of one; what it gave, and its last checkpoint."""
+@dataclasses.dataclass
+class Outcome:
+    """What one rank saw of a start."""
+
+    losses: dict[int, float]
+    checkpoint: Path
+    seen: Watcher
+
+
+def train(folder: str, name: str, steps: int, states: str, **layout: Any) -> Outcome:
+    """A short run, or the rest of one."""
+    job = Job(
+        folder, name, steps, layout, every=2, optimizer={"bf16": True, **STATES[states]}, precision="bf16-mixed",
+        trainer={"val_check_interval": 2},
+    )  # fmt: skip
     watcher = Watcher()
-    ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        run_dir = api.pretrain(
-            model=MixtralModel(tiny_config()),
-            data=MockDataModule(
-                vocab_size=2000, seq_length=32, micro_batch_size=1, global_batch_size=4, num_train_samples=60,
-                num_val_samples=8,
-            ),
-            trainer=Trainer(
-                accelerator="cpu", max_steps=steps, val_check_interval=2, limit_val_batches=1, callbacks=[watcher],
-                plugins=MegatronMixedPrecision(precision="bf16-mixed"), strategy=MegatronStrategy(ddp=ddp), seed=1,
-            ),
-            log=NeMoLogger(name=name, log_dir=str(folder), ckpt=ModelCheckpoint(every_n_train_steps=2)),
-            optim=MegatronOptimizerModule(
-                OptimizerConfig(lr=1e-2, bf16=True, use_distributed_optimizer=True, **STATES[states])
-            ),
-            tokenizer="embedded://mixtral_tiny",
-        )  # fmt: skip
-    return watcher, Path(json.loads((run_dir / "result.json").read_text())["checkpoint"])
+    with silent():
+        seen = start(job, watcher)
+    return Outcome(seen.losses, Path(seen.result["checkpoint"]), watcher)
+
+
+def starts(folder: str, *each: tuple[str, int, str, dict[str, Any]]) -> list[Outcome]:
+    """One start after the other, of a name, to a step, with such states, in a layout."""
+    stand_in_for_the_kernels()
+    return [train(folder, name, steps, states, **layout) for name, steps, states, layout in each]
+
+
+EP2 = {"expert_model_parallel_size": 2}
+TP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+KEPT: dict[str, dict[str, torch.dtype]] = {
+    "halves": {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "master_param": torch.int16},
+    "whole": {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "master_param": torch.float32},
+    "moments": {"exp_avg": BF16, "exp_avg_sq": BF16, "master_param": torch.int16},
+    "gradients": {"exp_avg": BF16, "exp_avg_sq": BF16, "master_param": torch.int16},
+}
 
 
 @pytest.mark.parametrize(
-    ("states", "kept"),
+    ("states", "world", "layout"),
     [
-        ("halves", {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "master_param": torch.int16}),
-        ("whole", {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "master_param": torch.float32}),
-        ("moments", {"exp_avg": BF16, "exp_avg_sq": BF16, "master_param": torch.int16}),
-        ("gradients", {"exp_avg": BF16, "exp_avg_sq": BF16, "master_param": torch.int16}),
+        ("halves", 1, {}), ("whole", 1, {}), ("moments", 1, {}), ("gradients", 1, {}),
+        ("halves", 2, EP2), ("moments", 2, {}), ("gradients", 2, TP2),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, states: str, world: int, layout: dict[str, Any]) -> None:
+    each = [("whole", 4, states, layout), ("parts", 2, states, layout), ("parts", 4, states, layout)]
+    for whole, early, late in launch(world, starts, str(tmp_path), *each):
+        assert whole.seen.kept == KEPT[states]
+        assert late.losses == {step: whole.losses[step] for step in (3, 4)}
+        for found, expected in zip(late.seen.last, whole.seen.last, strict=True):
+            assert found.place == expected.place
+            assert torch.equal(found.tensor, expected.tensor), found.key
+        stored = StoredWeights(early.checkpoint / "weights")
+        key = "optimizer.state.{}.embedding.word_embeddings.weight"
+        assert stored.dtype(key.format("param")) is torch.float32
+        assert stored.dtype(key.format("exp_avg")) is KEPT[states]["exp_avg"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "layouts"),
+    [
+        ("plain", "moments", ({}, {})),
+        ("moments", "plain", ({}, {})),
+        ("halves", "whole", ({}, {})),
+        ("halves", "halves", (EP2, TP2)),
+        ("moments", "moments", (TP2, {})),
     ],
 )
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path, states: str, kept: dict[str, torch.dtype]) -> None:
-    whole, _ = train(tmp_path, "whole", 4, states)
-    _, checkpoint = train(tmp_path, "parts", 2, states)
-    late, _ = train(tmp_path, "parts", 4, states)
-    assert whole.kept == kept
-    assert late.losses == {step: whole.losses[step] for step in (3, 4)}
-    assert late.last.keys() == whole.last.keys()
-    for name, tensor in whole.last.items():
-        assert torch.equal(late.last[name], tensor), name
-    stored = StoredWeights(checkpoint / "weights")
-    key = "optimizer.state.{}.embedding.word_embeddings.weight"
-    assert stored.dtype(key.format("param")) is torch.float32
-    assert stored.dtype(key.format("exp_avg")) is kept["exp_avg"]
+def test_what_was_written_is_read(
+    tmp_path: Path, before: str, after: str, layouts: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    """Into states of another format, and in another layout."""
+    each = [("run", 2, before, layouts[0]), ("run", 3, after, layouts[1])]
+    ranks = launch(2 if any(layouts) else 1, starts, str(tmp_path), *each)
+    whole: dict[str, Tensor] = {}
+    for written, _ in ranks:
+        for shard in written.seen.last:
+            place = whole.setdefault(shard.key, torch.full(shard.whole, torch.nan))
+            place[_window(shard)] = shard.tensor.view(shard.sizes).float()
+    for _, read in ranks:
+        assert {shard.key for shard in read.seen.first} <= whole.keys()
+        assert any("exp_avg" in shard.key for shard in read.seen.first)
+        for shard in read.seen.first:
+            moment = shard.key.startswith("optimizer.state.exp")  # rounded to bf16, if the format changes
+            found, expected = shard.tensor.view(shard.sizes).float(), whole[shard.key][_window(shard)]
+            torch.testing.assert_close(found, expected, rtol=2**-7 if moment else 0, atol=0, msg=shard.key)
 
 
-@pytest.mark.parametrize(("before", "after"), [("plain", "moments"), ("moments", "plain"), ("halves", "whole")])
-def test_states_change_their_format_at_a_resume(tmp_path: Path, before: str, after: str) -> None:
-    written, _ = train(tmp_path, "run", 2, before)
-    read, _ = train(tmp_path, "run", 3, after)
-    assert read.first.keys() == written.last.keys()
-    for name, tensor in written.last.items():
-        if name.startswith("optimizer.state.param"):
-            assert torch.equal(read.first[name], tensor), name
-        else:  # moments are rounded to bf16
-            torch.testing.assert_close(read.first[name].float(), tensor.float(), rtol=2**-7, atol=0, msg=name)
+def _window(shard: Shard) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(shard.offsets, shard.sizes, strict=True))
 
 
 def test_weights_in_halves_are_trained_as_whole_ones(tmp_path: Path) -> None:
-    plain, halves = (train(tmp_path, states, 4, states)[0] for states in ("plain", "halves"))
+    each = [(states, 4, states, {}) for states in ("plain", "halves", "gradients")]
+    ((plain, halves, gradients),) = launch(1, starts, str(tmp_path), *each)
     assert plain.losses == pytest.approx(halves.losses, rel=1e-3)
-    bf16, _ = train(tmp_path, "gradients", 4, "gradients")
-    assert plain.losses == pytest.approx(bf16.losses, rel=1e-2)
+    assert plain.losses == pytest.approx(gradients.losses, rel=1e-2)
+
+
+def refusal(folder: str, states: dict[str, Any]) -> str:
+    """What is said of states that are not offered."""
+    stand_in_for_the_kernels()
+    STATES["refused"] = {"use_precision_aware_optimizer": True, **states}
+    try:
+        train(folder, "refused", 1, "refused")
+    except RecipeError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(
@@ -197,9 +217,6 @@ def test_weights_in_halves_are_trained_as_whole_ones(tmp_path: Path) -> None:
         ({"main_params_dtype": torch.float16}, "main_params_dtype=float16 is not offered; use float32"),
     ],
 )
-def test_what_could_not_be_saved_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
-) -> None:
-    monkeypatch.setitem(STATES, "refused", {"use_precision_aware_optimizer": True, **changes})
-    with pytest.raises(RecipeError, match=words):
-        train(tmp_path, "refused", 1, "refused")
+def test_what_could_not_be_saved_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    (said,) = launch(1, refusal, str(tmp_path), changes)
+    assert words in said
