@@ -6,6 +6,7 @@ Every name is loaded when it is first used (PEP 562): importing this package loa
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.cpu import lazy_compile as _lazy_compile
 from mixtral_recipes.settings.classes import PUBLIC as _PUBLIC
 from mixtral_recipes.settings.classes import load as _load
 from mixtral_recipes.settings.nemo import finder as _finder
@@ -98,6 +99,7 @@ _RECIPES = (
 _MODULES = {"peft": "peft", "recipes": "recipes", "adam": "recipes.optim.adam"}
 
 _finder.activate()
+_lazy_compile.activate()
 
 __all__ = ["__version__", *_PUBLIC, *_RECIPES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,23 +1,47 @@
 """Import Megatron without loading torch's compiler: what it decorates is compiled when first called.
 
 Megatron decorates its fusions with ``torch.compile`` at import, which loads torch's compiler in every process, also in
-one that only writes down a recipe: about half of the time Megatron takes to import.
+one that only writes down a recipe: about half of the time Megatron takes to import. The package activates this, so that
+it does not matter which module asks for Megatron first; it loads next to nothing itself.
 """
 
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from typing import Any
 
-import torch
-
+# The modules of Megatron's that take ``torch.compile`` at import: the others take the first one's decorator.
+_TAKING = frozenset({"megatron.core.jit", "megatron.core.transformer.moe.router"})
 _eager = False
+
+
+def activate() -> None:
+    """Defer compilation from Megatron's first import on. Idempotent; too late once Megatron is imported."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())  # pyright: ignore[reportArgumentType]
+
+
+class _Finder:
+    """Has those modules executed inside `compiling_later`; where they are, the other finders say."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if name not in _TAKING:
+            return None
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if not isinstance(finder, _Finder))
+        spec = next(filter(None, others), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = compiling_later()(execute)
+        return spec
 
 
 @contextlib.contextmanager
 def compiling_later() -> Iterator[None]:
-    """Import Megatron for the first time inside this; functions it decorates later are deferred too."""
+    """Defer what is decorated inside, and later with a decorator that was taken inside."""
+    import torch
+
     compile_now = torch.compile
     torch.compile = functools.partial(_deferred, compile_now)  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -31,6 +55,8 @@ def run_eagerly(eager: bool) -> None:
     global _eager
     _eager = eager
     if "torch._dynamo" in sys.modules:  # the compiler is there: Megatron may have come before us
+        import torch
+
         torch.compiler.set_stance("force_eager" if eager else "default")
 
 

@@ -12,17 +12,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from mixtral_recipes.cpu.lazy_compile import compiling_later
 from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
-
-with compiling_later():
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    from mixtral_recipes.settings.optim import MegatronOptimizerModule
-    from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.optim import MegatronOptimizerModule
+from mixtral_recipes.settings.peft import LoRA
 
 _Balancing = Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none"]
 
@@ -112,11 +108,10 @@ class MixtralConfig(TransformerConfig):
         single = self.moe_router_topk == 1 and not self.moe_router_pre_softmax
         self.moe_router_pre_softmax |= single
         self.moe_ffn_hidden_size = self.moe_ffn_hidden_size or self.ffn_hidden_size  # Megatron does so with a warning
-        with compiling_later():
-            if self.moe_permute_fusion or self.apply_rope_fusion:  # Megatron looks for the kernels: in this order
-                for name in ("torch._meta_registrations", "megatron.core.tensor_parallel"):
-                    importlib.import_module(name)
-            super().__post_init__()
+        if self.moe_permute_fusion or self.apply_rope_fusion:  # Megatron looks for the kernels: in this order
+            for name in ("torch._meta_registrations", "megatron.core.tensor_parallel"):
+                importlib.import_module(name)
+        super().__post_init__()
         # Said by cuda_graph_impl from here on; a copy of the configuration would be refused for both.
         self.enable_cuda_graph = self.external_cuda_graph = False
         self.moe_router_pre_softmax &= not single
