@@ -15,10 +15,12 @@ with seldom_collected():
     import matplotlib.backends.backend_svg
     import matplotlib.figure
     import megatron.core.models.mimo
+    import peft
     import pytest
     import torch._dynamo
     import torch.onnx
     import transformers.models.auto.tokenization_auto
+    import transformers.models.mixtral.modeling_mixtral
     import transformers.tokenization_utils_tokenizers
 
     import mixtral_recipes.api
