@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import clip_grads, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.shards import parts_of
@@ -103,13 +104,23 @@ def build_optimizer(
     with cpu_device.cuda_type_names():
         own = get_standard_config_overrides(config) | learning_rates.overrides(peft, config)
         optimizer = get_megatron_optimizer(config, model, config_overrides=own)
-    if cpu_device.active():
-        prepare_adam(optimizer)
+    prepare_adam(optimizer)
+    if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = norm_of_all
     return optimizer
 
 
+def norm_of_all(_size: int, _overflow: Tensor, lists: list[list[Tensor]], _each: bool) -> tuple[Tensor, None]:
+    """The norm of a list's tensors, [1], fp32, on their device.
+
+    For where no kernel of Transformer Engine or Apex measures it. What Megatron has for that place reads the norm of
+    every tensor on the host.
+    """
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0], dtype=torch.float32))).view(1), None
+
+
 def prepare_adam(optimizer: Any) -> None:
-    """Make torch's AdamW update each parameter in one pass, and give it its whole state at once.
+    """Make torch's AdamW, if it is that, update each parameter in one pass, and give it its whole state at once.
 
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
     FusedAdam keeps elsewhere; torch's AdamW takes a state without it to be complete and fails.
@@ -122,7 +133,7 @@ def prepare_adam(optimizer: Any) -> None:
             group["fused"] = True
             for parameter in group["params"]:
                 adam.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

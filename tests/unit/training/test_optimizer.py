@@ -8,7 +8,7 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
-from mixtral_recipes.training.optimizer import build_scheduler
+from mixtral_recipes.training.optimizer import build_scheduler, norm_of_all
 
 LR, MIN_LR = 1e-3, 1e-5
 
@@ -58,3 +58,16 @@ def test_without_a_schedule_the_learning_rate_is_constant() -> None:
 def test_a_schedule_without_a_step_to_decay_over_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"constant_steps=20 leaves no step of trainer\.max_steps=20"):
         rates(CosineAnnealingScheduler(constant_steps=20), 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_of_all_gradients_is_megatrons(dtype: torch.dtype) -> None:
+    from megatron.core.utils import local_multi_tensor_applier
+
+    gradients = [torch.randn(rows, 33).to(dtype) for rows in range(1, 40)]
+    found, _ = local_multi_tensor_applier(norm_of_all, torch.zeros(1), [gradients], False)
+    expected = torch.cat([gradient.flatten() for gradient in gradients]).double().norm()
+    assert (found.shape, found.dtype) == ((1,), torch.float32)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    if dtype == torch.float32:  # to the bit, as its function adds them up
+        assert torch.equal(found, torch.norm(torch.tensor([[torch.norm(g) for g in gradients]])).view(1))
