@@ -1,9 +1,12 @@
 """Ten steps, a restart and ten more are twenty, bit for bit, validations in between."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from megatron.core.utils import local_multi_tensor_l2_norm
 
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.settings.peft import LoRA
@@ -36,3 +39,18 @@ def test_ten_and_ten_are_twenty(tmp_path: Path, base: str, scheme: str, precisio
     assert late.numbers == {step: numbers for step, numbers in whole.numbers.items() if step > 10}
     assert late.validations == {step: loss for step, loss in whole.validations.items() if step > 10}
     assert late.looked == whole.looked
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_so_they_are_without_transformer_engine(
+    tmp_path: Path, base: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's layers and AdamW, as on a machine where Transformer Engine is not installed."""
+    factory = importlib.import_module("megatron.core.optimizer")
+    monkeypatch.setattr("mixtral_recipes.models.builder.transformer_engine_usable", lambda: False)
+    monkeypatch.setattr("mixtral_recipes.models.kernels.transformer_engine_usable", lambda: False)
+    monkeypatch.setattr(factory, "Adam", torch.optim.AdamW)
+    monkeypatch.setattr(factory, "USING_PYTORCH_OPTIMIZER", True)
+    monkeypatch.setattr(factory.clip_grads, "l2_norm_impl", local_multi_tensor_l2_norm)
+    monkeypatch.setattr(factory.clip_grads, "multi_tensor_scale_tensor_impl", None)
+    test_ten_and_ten_are_twenty(tmp_path, base, scheme, "bf16")
