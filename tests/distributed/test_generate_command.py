@@ -1,10 +1,12 @@
 """``generate`` and ``chat`` as a user calls them: on an adapter's run, on its export, on one process and on two."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +43,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tune"
 
 
-def texts(model: Path | str, tmp_path: Path, *options: str) -> list[dict[str, Any]]:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
-    done = command("generate", str(model), "--prompts", str(file), "--max-new-tokens", "16", "--json", *options)
+@functools.cache
+def texts(model: Path | str, *options: str) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prompts.jsonl"
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+        done = command("generate", str(model), "--prompts", str(file), "--max-new-tokens", "16", "--json", *options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["continuations"]
 
 
-def test_an_adapter_says_what_its_export_says_and_the_base_does_not(run: Path, tmp_path: Path) -> None:
-    adapter = texts(run, tmp_path)
+def test_an_adapter_says_what_its_export_says_and_the_base_does_not(run: Path) -> None:
+    adapter = texts(run)
     assert [row["prompt"] for row in adapter] == PROMPTS
-    assert adapter == texts(run / "exported", tmp_path) == texts(run, tmp_path, "--devices", "2")
-    assert adapter != texts("embedded://mixtral_tiny", tmp_path)
+    assert adapter == texts(run / "exported") == texts(run, "--devices", "2")
+    assert adapter != texts("embedded://mixtral_tiny")
 
 
 def with_and_without(checkpoint: Path) -> list[str]:
@@ -66,14 +70,14 @@ def with_and_without(checkpoint: Path) -> list[str]:
     return [before, base, generate(model, prompt, Sampling(16))[0].text]
 
 
-def test_without_its_adapters_a_model_is_its_base(run: Path, tmp_path: Path) -> None:
+def test_without_its_adapters_a_model_is_its_base(run: Path) -> None:
     before, base, after = launch(1, with_and_without, (run / "checkpoints" / "latest").resolve())[0]
     assert before == after != base
-    assert base == texts("embedded://mixtral_tiny", tmp_path)[0]["text"]
+    assert base == texts("embedded://mixtral_tiny")[0]["text"]
 
 
-def test_the_text_appears_alone(run: Path, tmp_path: Path) -> None:
-    (expected, _, _) = texts(run, tmp_path)
+def test_the_text_appears_alone(run: Path) -> None:
+    (expected, _, _) = texts(run)
     done = command("generate", str(run), PROMPTS[0], "--max-new-tokens", "16")
     assert (done.returncode, done.stdout.strip()) == (0, expected["text"].strip())
 
