@@ -58,7 +58,13 @@ def main() -> None:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
             signal.signal(number, _stop)
     with seldom_collected():
-        code = run(sys.argv[1:])
+        try:
+            code = run(sys.argv[1:])
+        except _Stopped as stop:  # while it said its last line
+            code = 128 + stop.args[0]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) in (_stop, signal.default_int_handler):  # no traceback out of Python's own end
+            signal.signal(number, signal.SIG_DFL)
     problem = streams.finish()
     if problem is not None and not isinstance(problem, BrokenPipeError) and code == 0:
         code = _say(f"the output could not be written ({problem.strerror}).", 2)

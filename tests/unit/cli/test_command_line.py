@@ -1,6 +1,7 @@
 """The command line: fast help, one-line errors with exit code 2, and what it resolves."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -292,3 +293,14 @@ def test_a_newcomers_job_takes_the_gpus_that_are_there(
     job = yaml.safe_load((tmp_path / "job.yaml").read_text())
     assert (job["trainer"]["devices"], job["trainer"]["strategy"]["expert_model_parallel_size"]) == (used, used)
     assert "bf16" in str(job["trainer"]["plugins"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_very_end_leaves_no_traceback(number: signal.Signals) -> None:
+    """As torchrun sends it to a rank that is ending, once another rank has failed."""
+    end = (
+        f"import atexit, os, sys; atexit.register(lambda: os.kill(os.getpid(), {int(number)})); "
+        "from mixtral_recipes.cli.main import main; sys.argv[1:] = ['--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", end], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-number, "")
