@@ -116,7 +116,8 @@ def norm_of_all(_size: int, _overflow: Tensor, lists: list[list[Tensor]], _each:
     For where no kernel of Transformer Engine or Apex measures it. What Megatron has for that place reads the norm of
     every tensor on the host.
     """
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0], dtype=torch.float32))).view(1), None
+    norms = torch._foreach_norm(lists[0], dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.linalg.vector_norm(torch.stack(norms)).view(1), None
 
 
 def prepare_adam(optimizer: Any) -> None:
