@@ -108,8 +108,10 @@ def main() -> int:
             call(Path(sys.argv[1]))
     except BaseException as caught:
         error = caught
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, because another rank failed: this one is ending
     end = _end(error)
     _record(end)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if end["exit_code"] == Preempted.exit_code and recorded:
         return 0
     if end["exit_code"] != 0 and not recorded:

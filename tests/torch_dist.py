@@ -1,5 +1,6 @@
 """torch_dist folders written by torch.distributed.checkpoint itself, in any boxes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,13 +13,18 @@ from torch.distributed.checkpoint.state_dict_saver import save
 Place = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, sizes
 
 
+def window(offsets: Iterable[int], sizes: Iterable[int]) -> tuple[slice, ...]:
+    """What cuts a box out of a whole tensor."""
+    return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+
+
 def save_boxes(state: dict[str, torch.Tensor], places: dict[str, list[Place]], folder: Path) -> None:
     """Save each tensor in the boxes given for it, the folder being torch's own."""
     boxes: dict[tuple[str, torch.Size], torch.Tensor] = {}
     items = []
     for name, tensor in state.items():
         for offsets, sizes in places[name]:
-            part = tensor[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))].contiguous()
+            part = tensor[window(offsets, sizes)].contiguous()
             boxes[name, torch.Size(offsets)] = part
             data = TensorWriteData(
                 ChunkStorageMetadata(torch.Size(offsets), part.shape), TensorProperties(dtype=part.dtype), tensor.shape

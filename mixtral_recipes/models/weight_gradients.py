@@ -41,7 +41,7 @@ class ByTransformerEngine:
 
 
 def _workspace() -> dict[str, Any]:
-    """Memory for the product, which versions before 2.10 or so do not find for themselves."""
+    """Memory for the product, which older versions do not find for themselves."""
     try:
         from transformer_engine.pytorch.module.base import get_workspace  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -33,6 +33,7 @@ from mixtral_recipes.training import distributed
 from mixtral_recipes.training.run import TrainingRun, build_run
 from mixtral_recipes.training.step import train_step
 from tests.distributed.sabotage import leave_out
+from tests.torch_dist import window
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,14 @@ def fill(model: list[Any], *, adapters: bool) -> None:
         for weight in quantized_weights(model):
             memory, pieces = weight.allocated(torch.float32)
             for piece in pieces:
-                window = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.sizes, strict=True))
-                piece.tensor.copy_(start_weight(piece.key, piece.whole)[window].view(piece.tensor.shape))
+                start = start_weight(piece.key, piece.whole)[window(piece.offsets, piece.sizes)]
+                piece.tensor.copy_(start.view(piece.tensor.shape))
             quantize_into(weight.layer, memory)
 
 
 def _place(piece: ShardedTensor) -> tuple[slice, ...]:
     ends = [1] * piece.prepend_axis_num + list(piece.local_shape)
-    return tuple(slice(start, start + size) for start, size in zip(piece.global_offset, ends, strict=True))
+    return window(piece.global_offset, ends)
 
 
 def assemble(outcomes: list[Outcome]) -> dict[str, Tensor]:
@@ -244,10 +245,10 @@ def assemble(outcomes: list[Outcome]) -> dict[str, Tensor]:
         for key, pieces in outcome.weights.items():
             for offset, piece in pieces:
                 shape = (1,) * (len(offset) - piece.dim()) + tuple(piece.shape)
-                window = whole[key][tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
-                if not window.isnan().all():
-                    assert torch.equal(window, piece.view(shape)), f"rank {rank} holds another copy of {key}"
-                window.copy_(piece.view(shape))
+                place = whole[key][window(offset, shape)]
+                if not place.isnan().all():
+                    assert torch.equal(place, piece.view(shape)), f"rank {rank} holds another copy of {key}"
+                place.copy_(piece.view(shape))
     missing = [key for key, value in whole.items() if value.isnan().any()]
     assert not missing, f"no rank holds {missing}"
     return whole

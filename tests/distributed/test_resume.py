@@ -20,6 +20,7 @@ from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards, p
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from tests.distributed.harness import launch
 from tests.distributed.tiny_job import Job, Seen, checkpoints_of, metrics_of, silent, start
+from tests.torch_dist import window
 
 FIRST, THEN = 3, 3  # steps before and after the interruption
 LONG = (10, 10)
@@ -263,8 +264,8 @@ def read_by_megatron(job: Job) -> bool:
         saved = start(job, Hold()).result["checkpoint"]
     whole = dist_checkpointing.load_plain_tensors(str(Path(saved) / "weights"))
     for shard in held:
-        window = tuple(slice(o, o + n) for o, n in zip(shard.offsets, shard.sizes, strict=True))
-        assert torch.equal(whole[shard.key][window].flatten(), shard.tensor.flatten()), shard.key
+        expected = whole[shard.key][window(shard.offsets, shard.sizes)]
+        assert torch.equal(expected.flatten(), shard.tensor.flatten()), shard.key
     return len(held) > 20
 
 

@@ -107,7 +107,7 @@ def attention_in_fp8() -> None:
     gather_as_mxfp8()
 
 
-def in_turn(function: Callable[..., Any], *args: Any) -> Any:
+def on_one_rank(function: Callable[..., Any], *args: Any) -> Any:
     """What a function returns that is called on one rank whose models are in FP8."""
     (found,) = launch(1, _in_fp8, function, *args)
     return found
@@ -162,7 +162,7 @@ def with_and_without_overlap(folder: str) -> tuple[Watcher, Watcher]:
 
 
 def test_gathering_during_the_forward_pass_changes_nothing(tmp_path: Path) -> None:
-    plain, overlapping = in_turn(with_and_without_overlap, str(tmp_path))
+    plain, overlapping = on_one_rank(with_and_without_overlap, str(tmp_path))
     assert len(plain.first) == 4
     assert overlapping.losses == plain.losses
     assert overlapping.validations == plain.validations
@@ -178,7 +178,7 @@ def whole_and_in_parts(folder: str, overlap: bool) -> tuple[Watcher, Watcher]:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, overlap: bool) -> None:
-    whole, late = in_turn(whole_and_in_parts, str(tmp_path), overlap)
+    whole, late = on_one_rank(whole_and_in_parts, str(tmp_path), overlap)
     assert len(late.last) == 4
     for name, weight in late.last.items():
         assert torch.equal(weight, whole.last[name]), name
@@ -191,7 +191,7 @@ def trained_and_tuned(folder: str) -> tuple[Watcher, Watcher]:
 
 
 def test_training_starts_from_the_weights_that_were_read(tmp_path: Path) -> None:
-    trained, tuned = in_turn(trained_and_tuned, str(tmp_path))
+    trained, tuned = on_one_rank(trained_and_tuned, str(tmp_path))
     assert len(tuned.first) == 4
     for name, weight in tuned.first.items():
         torch.testing.assert_close(weight, trained.last[name], rtol=2**-3, atol=1e-3, msg=name)
@@ -209,6 +209,6 @@ def adapters_whole_and_in_parts(folder: str) -> tuple[list[int], Watcher, Watche
 
 def test_frozen_weights_are_cast_once_as_they_are_read(tmp_path: Path) -> None:
     """The last cast is before the first step; what Transformer Engine keeps for an optimizer is freed."""
-    casts, whole, late = in_turn(adapters_whole_and_in_parts, str(tmp_path))
+    casts, whole, late = on_one_rank(adapters_whole_and_in_parts, str(tmp_path))
     assert casts == [8, 8]  # as the model is made, and as the checkpoint is read
     assert late.losses == {step: whole.losses[step] for step in (3, 4)}

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtral_recipes.checkpoints.shards import boxes, write_shares
+from tests.torch_dist import window
 
 
 @st.composite
@@ -25,8 +26,7 @@ def test_boxes_cover_a_range_exactly(case: tuple[tuple[int, ...], int, int]) -> 
     found = []
     cut = list(boxes(shape, first, last))
     for offsets, sizes, position in cut:
-        window = whole[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
-        elements = window.flatten().tolist()
+        elements = whole[window(offsets, sizes)].flatten().tolist()
         assert elements == list(range(position, position + math.prod(sizes))), "a box is not contiguous"
         found += elements
     assert found == list(range(first, last))

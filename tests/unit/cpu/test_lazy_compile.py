@@ -21,7 +21,15 @@ print(swiglu(torch.ones(2, 4)).shape, "torch._inductor" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("first", ["mixtral_recipes.models.config", "mixtral_recipes; import megatron.core.utils"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "mixtral_recipes.models.config",
+        "mixtral_recipes; import megatron.core.utils",
+        "mixtral_recipes.system.late_imports as late; late.activate(); import mixtral_recipes.inference.model",
+    ],
+    ids=["by a recipe", "by anyone", "by a command"],
+)
 def test_importing_megatron_leaves_the_compiler_out(first: str) -> None:
     ask = ASK.replace("mixtral_recipes.models.config", first)
     found = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)

@@ -1,6 +1,8 @@
 """When ranks are started from a process, what reaches them, and what is remembered of the run."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -115,3 +117,18 @@ def test_a_script_that_was_asked_to_stop_ends_as_a_command_does() -> None:
     code = "from mixtral_recipes.errors import Preempted\nraise Preempted('saved')"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (75, "")
+
+
+def test_a_signal_at_a_rank_s_very_end_leaves_no_traceback(tmp_path: Path) -> None:
+    """As torchrun sends it to a rank that is ending, once another has failed; why this one ended is recorded."""
+    end = (
+        "import atexit, os, signal, sys; atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); "
+        "from mixtral_recipes.executors import rank; sys.argv[1:] = ['absent.json']; sys.exit(rank.main())"
+    )
+    environment = os.environ | {"MIXTRAL_RECIPES_ATTEMPT_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", end], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+    (record,) = tmp_path.glob("rank-*.json")
+    assert "absent.json" in json.loads(record.read_text())["error"]

@@ -19,7 +19,7 @@ from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.errors import CheckpointError
-from tests.torch_dist import halves, save_boxes
+from tests.torch_dist import halves, save_boxes, window
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -43,7 +43,7 @@ def test_any_cut_is_read_in_any_other(tmp_path: Path, writer: str, seed: int) ->
     if writer == "torch":
         save_boxes({"w": tensor}, {"w": places}, tmp_path)
     else:
-        windows = [tensor[tuple(slice(o, o + n) for o, n in zip(*place, strict=True))] for place in places]
+        windows = [tensor[window(*place)] for place in places]
         shards = [Shard("w", part.contiguous(), *place, shape) for part, place in zip(windows, places, strict=True)]
         write_metadata(tmp_path, [write_file(tmp_path, 0, shards, {})])
     stored = StoredWeights(tmp_path)
@@ -55,8 +55,8 @@ def test_any_cut_is_read_in_any_other(tmp_path: Path, writer: str, seed: int) ->
         wanted.append(Shard("w", memory, tuple(start for start, _ in box), sizes, shape))
     stored.read_into(wanted)
     for shard in wanted:
-        window = tensor[tuple(slice(o, o + n) for o, n in zip(shard.offsets, shard.sizes, strict=True))]
-        assert torch.equal(shard.tensor.view(shard.sizes), window.to(shard.tensor.dtype))
+        expected = tensor[window(shard.offsets, shard.sizes)]
+        assert torch.equal(shard.tensor.view(shard.sizes), expected.to(shard.tensor.dtype))
     assert torch.equal(stored.read_tensor("w", torch.float32), tensor)
 
 
