@@ -1,4 +1,4 @@
-"""Runs a function on several gloo processes that are forked from one parent which has imported what they need.
+"""Runs a function on several gloo processes, or a command, forked from one parent which has imported what they need.
 
 Importing it (`preload.py`) takes seconds per process; forking takes milliseconds. The parent is Python's fork server,
 not pytest itself: a process in which autograd has run must not be forked.
@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import time
@@ -60,6 +61,49 @@ def launch(world_size: int, function: Callable[..., Any], *args: Any, timeout: f
                 if process.is_alive():
                     process.kill()
                     process.join()
+
+
+def command(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a ``mixtral-recipes`` command line in a fork that has the libraries already.
+
+    For commands that are tried many times; what a new process imports is tested where one is started.
+
+    Args:
+        *words: The command line, without the program's name.
+        stdin: What it reads.
+
+    Returns:
+        As of ``subprocess.run``.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "0").write_text(stdin)
+        process = _context().Process(target=_command_main, args=(words, dict(os.environ), name))
+        process.start()
+        process.join(timeout=300)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        out, err = ((folder / n).read_text() for n in "12")
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def _command_main(words: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
+    from mixtral_recipes.cli import main
+
+    os.environ |= environment | {"OMP_NUM_THREADS": "1"}
+    for number, mode in enumerate(("r", "w", "w")):
+        with Path(folder, str(number)).open(mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.stdin = os.fdopen(0)
+    sys.argv = ["mixtral-recipes", *words]
+    try:
+        main.main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def _collect(receivers: list[Connection], deadline: float) -> list[Any]:

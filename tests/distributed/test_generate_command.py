@@ -16,16 +16,18 @@ from mixtral_recipes.inference.generate import generate
 from mixtral_recipes.inference.model import InferenceModel, join
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.topology import Topology
+from tests.distributed.harness import command as forked
 from tests.distributed.harness import launch
 
 PROMPTS = ["Context: Bruxelles is a city in Belgium. Question: Where is Bruxelles? Answer:", "Question:", "The"]
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}Answer:"
 
 
-def command(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def command(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """In a new process, where the other tests here fork one."""
     return subprocess.run(
         [sys.executable, "-m", "mixtral_recipes.cli.main", *words],
-        capture_output=True, text=True, input=stdin or "", timeout=300, check=False,
+        capture_output=True, text=True, input=stdin, timeout=300, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -34,7 +36,7 @@ def command(*words: str, stdin: str | None = None) -> subprocess.CompletedProces
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA run of the embedded model, exported; its learning rate high enough to change what is said."""
     folder = tmp_path_factory.mktemp("runs")
-    done = command(
+    done = forked(
         "finetune", "--recipe", "mixtral_tiny", "--peft", "lora", "--dir", str(folder), "--name", "tune", "--evaluate",
         "0", "--export", "--num-gpus-per-node", "1", "trainer.max_steps=4", "trainer.limit_val_batches=0",
         "optim.config.lr=0.02",
@@ -48,7 +50,8 @@ def texts(model: Path | str, *options: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
         file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
-        done = command("generate", str(model), "--prompts", str(file), "--max-new-tokens", "16", "--json", *options)
+        words = ["generate", str(model), "--prompts", str(file), "--max-new-tokens", "16", "--json", *options]
+        done = command(*words) if options else forked(*words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["continuations"]
 
@@ -101,6 +104,6 @@ def test_a_conversation(run: Path, tmp_path: Path) -> None:
     assert len(done.stdout.strip("\n").splitlines()) >= 2
     assert "/reset forgets the conversation" in done.stderr  # what rank 0 says appears, and nothing of torchrun's
     assert "[default" not in done.stderr
-    assert command("chat", str(run), stdin="Hi\n").returncode == 2  # no template
-    done = command("chat", str(model), "--compare", stdin="Hi\n")
+    assert forked("chat", str(run), stdin="Hi\n").returncode == 2  # no template
+    done = forked("chat", str(model), "--compare", stdin="Hi\n")
     assert (done.returncode, "is no adapter; leave it out" in done.stderr) == (2, True)

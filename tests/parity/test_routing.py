@@ -6,9 +6,27 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert import verify_logits
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.verify_logits import compare_logits
+from tests.distributed.harness import launch
 from tests.mixtral_folder import make_model  # noqa: F401  # a fixture
+
+
+def compute(kind: str, model: Path, output: Path) -> None:
+    torch.distributed.destroy_process_group()
+    {"megatron": verify_logits._megatron, "transformers": verify_logits._transformers}[kind](model, output)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each model in a fork that has its libraries, not in a new process (as in test_import_export.py)."""
+
+    def run(kind: str, model: Path, output: Path) -> Path:
+        launch(1, compute, kind, model, output)
+        return output
+
+    monkeypatch.setattr(verify_logits, "_run", run)
 
 
 @pytest.mark.parametrize(("experts", "chosen"), [(8, 1), (1, 1)])

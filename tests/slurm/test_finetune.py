@@ -1,7 +1,6 @@
 """The real fine-tuning command over two Slurm nodes, expert-parallel across them, against the same job here."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slurm_job
 from slurm_site import PATIENCE_S, Site
 
+from mixtral_recipes.executors.launch import launch
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 
@@ -22,8 +23,9 @@ SLURM = [
     "--executor", "slurm", "--account", "none", "--partition", "debug", "--num-nodes", "2", "--num-gpus-per-node", "1",
     "--slurm", "env.OMP_NUM_THREADS=1",
 ]  # fmt: skip
-SHORT, MIDDLE = 4, 60  # steps
-LIMIT_S = 120
+SHORT, LONG = 4, 16  # steps
+LIMIT_S, GRACE_S, STEP_S = 120, 25, 6  # steps that wait reach the limit on any machine, and leave it idle
+assert LONG * STEP_S > LIMIT_S - GRACE_S
 
 
 def command(*arguments: str) -> dict[str, Any]:
@@ -49,12 +51,6 @@ def losses(run_dir: Path) -> list[float]:
     """The loss of every step, in order."""
     events = train_events(run_dir)
     return [events[step]["loss"] for step in sorted(events)]
-
-
-def steps_beyond_the_limit(folder: Path) -> int:
-    """So many steps that this machine, however fast it is, needs longer than the limit for them."""
-    here(folder, SHORT)
-    return math.ceil(1.2 * LIMIT_S / min(event["step_seconds"] for event in train_events(folder / "tune").values()))
 
 
 def here(folder: Path, steps: int) -> list[float]:
@@ -83,26 +79,43 @@ def test_two_nodes_give_the_losses_of_one_machine(site: Site, short_losses: list
     assert {end["host"] for end in records.rank_ends(attempt)} == {"mx0", "mx1"}
 
 
+@pytest.fixture(scope="module")
+def long_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return here(tmp_path_factory.mktemp("here_too"), LONG)
+
+
+def submit(site: Site, name: str, step_s: float, save_every: int | None = None, **settings: Any) -> Any:
+    """Submit the job of `FINETUNE`, its steps a while longer; the run's record."""
+    import nemo_run as run
+
+    import mixtral_recipes as llm
+
+    recipe = llm.mixtral_tiny.finetune_recipe(name=name, dir=str(site.runs), num_nodes=2, num_gpus_per_node=1)
+    recipe.trainer.max_steps = LONG
+    recipe.trainer.limit_val_batches = 0
+    recipe.trainer.log_every_n_steps = 1
+    recipe.trainer.callbacks = [run.Config(slurm_job.Wait, seconds=step_s)]
+    recipe.log.ckpt.every_n_train_steps = save_every
+    launch(recipe, executor=site.executor(**settings), name=name, run_dir=site.runs / name, detach=True)
+    return records.find(name)
+
+
 @pytest.mark.slow
-def test_two_minute_limit_leaves_the_losses(plain: Site, tmp_path: Path) -> None:
+def test_two_minute_limit_leaves_the_losses(plain: Site, long_losses: list[float]) -> None:
     """Stopped before the limit, requeued and resumed until it is done, the run has the losses of one that was not."""
-    limit = ["--time", str(LIMIT_S // 60), "--slurm", "grace_s=25"]
-    steps = steps_beyond_the_limit(tmp_path / "short")
-    place = ["--dir", str(plain.runs), "--name", "limited"]
-    command(*FINETUNE, *SLURM, *limit, *place, f"trainer.max_steps={steps}")
-    counts = runs.attempts(records.find("limited"))
+    record = submit(plain, "limited", STEP_S, time=str(LIMIT_S // 60), grace_s=GRACE_S)
+    assert plain.wait(record) == "succeeded", plain.logs(record)
+    counts = runs.attempts(record)
     print(counts)
     assert counts["preemptions"] >= 1
     assert (counts["attempts"], counts["failures"], counts["nodes_lost"]) == (counts["preemptions"] + 1, 0, 0)
-    assert losses(plain.runs / "limited") == here(tmp_path, steps)
+    assert losses(plain.runs / "limited") == long_losses
 
 
 @pytest.mark.slow
-def test_lost_node_leaves_the_losses(plain: Site, tmp_path: Path) -> None:
+def test_lost_node_leaves_the_losses(plain: Site, long_losses: list[float]) -> None:
     """One slurmd is killed with its rank; the job waits for the node and goes on from its last checkpoint."""
-    more = ["--detach", "--dir", str(plain.runs), "--name", "lost", f"trainer.max_steps={MIDDLE}"]
-    command(*FINETUNE, *SLURM, *more, "log.ckpt.every_n_train_steps=10")
-    record = records.find("lost")
+    record = submit(plain, "lost", 1, save_every=5)
     plain.wait_for((plain.runs / "lost" / "checkpoints" / "latest").exists, "a checkpoint")
     plain.cluster.kill_node("mx1")
     plain.wait(record, "pending")
@@ -111,4 +124,4 @@ def test_lost_node_leaves_the_losses(plain: Site, tmp_path: Path) -> None:
     counts = runs.attempts(record)
     print(counts)
     assert (counts["attempts"] >= 2, counts["failures"]) == (True, 0)
-    assert losses(plain.runs / "lost") == here(tmp_path, MIDDLE)
+    assert losses(plain.runs / "lost") == long_losses

@@ -25,15 +25,10 @@ ALL: dict[str, tuple[Question, dict[str, Any]]] = {
     "LoRA on attention, micro batch 2": (Question("mixtral_8x3b"), {"adapters": Adapters(32, LINEARS[:2])}),
     "full": (Question("mixtral_8x7b", peft_scheme="none"), {}),
     "16k, tensor and context parallel": (Question("mixtral_8x7b_16k", "pretrain"), {}),
-    "16k LoRA": (Question("mixtral_8x7b_16k"), {}),
-    "64k": (Question("mixtral_8x7b_64k", "pretrain"), {}),
-    "8x22b": (Question("mixtral_8x22b", "pretrain"), {}),
     "8x22b LoRA": (Question("mixtral_8x22b"), {}),
-    "8x22b full": (Question("mixtral_8x22b", peft_scheme="none"), {}),
     "8x22b 64k, recomputed": (Question("mixtral_8x22b_64k", "pretrain"), {}),
     "performance mode": (Question("mixtral_8x7b", "pretrain", performance_mode=True), {}),
     "DoRA": (Question("mixtral_8x3b", peft_scheme="dora"), {}),
-    "recomputed": (Question("mixtral_8x3b", "pretrain"), {"recompute": Recompute("full")}),
     "activations recomputed": (
         Question("mixtral_8x3b", peft_scheme="none"),
         {"recompute": Recompute("selective", modules=("moe_act", "layernorm"))},
@@ -50,7 +45,6 @@ def check(asked: Question, changes: dict[str, Any]) -> None:
         for name in ("weights", "gradients", "optimizer", "adapters"):
             assert rows[name]["formula"] == rows[name]["simulated"], (name, stage)
         assert rows["activations"]["formula"] == pytest.approx(rows["activations"]["simulated"], rel=0.03), stage
-        assert stage["seconds"] < 120
 
 
 @pytest.mark.parametrize("case", QUICK)
