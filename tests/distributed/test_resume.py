@@ -155,10 +155,10 @@ def resharded(folder: str, cases: dict[str, tuple[dict[str, Any], dict[str, Any]
         model = {"num_layers": 4}
         base = start(Job(folder, name="base", steps=1, model=model)).result["checkpoint"] if lora else None
         for name, (before, after) in cases.items():
-            whole = Job(folder, f"{name} whole", steps=8, layout=before, model=model, base=base, lora=lora)
+            whole = Job(folder, f"{name} whole", steps=6, layout=before, model=model, base=base, lora=lora)
             early = dataclasses.replace(whole, name=f"{name} parts", steps=3)
             start(early)
-            late = start(dataclasses.replace(early, steps=8, layout=after))
+            late = start(dataclasses.replace(early, steps=6, layout=after))
             found[name] = (start(whole).losses, late.losses)
     return found
 
@@ -166,7 +166,7 @@ def resharded(folder: str, cases: dict[str, tuple[dict[str, Any], dict[str, Any]
 def _check_curves(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         for name, (whole, late) in found.items():
-            assert sorted(late) == [4, 5, 6, 7, 8], name
+            assert sorted(late) == [4, 5, 6], name
             for step, loss in late.items():
                 assert loss == pytest.approx(whole[step], abs=1e-4), (name, step)
 
@@ -333,7 +333,6 @@ def test_checkpoints_kept_and_latest(tmp_path: Path) -> None:
     assert steps == sorted({best, 6})
     assert (job.run_dir / "checkpoints" / "latest").resolve() == kept[-1].resolve()
     assert not list((job.run_dir / "checkpoints").glob(".*.partial"))
-    assert (job.run_dir / "report.html").is_file()
     shutil.rmtree(tmp_path / "run")
 
 
