@@ -36,6 +36,7 @@ class _Config:
     seq_length: int = 4096
     num_moe_experts: int = 8
     moe_router_topk: int = 2
+    moe_router_load_balancing_type: str = "aux_loss"
     moe_router_pre_softmax: bool = False
     moe_aux_loss_coeff: float = 0.01
     init_method_std: float = 0.02
@@ -49,7 +50,9 @@ class _Config:
     gated_linear_unit: bool = True
     add_bias_linear: bool = False
     share_embeddings_and_output_weights: bool = False
+    qk_l2_norm: bool = False
     qk_layernorm: bool = False
+    softmax_type: str = "vanilla"
     activation_func: Any = torch.nn.functional.silu
     make_vocab_size_divisible_by: int = 128
     bf16: bool = True

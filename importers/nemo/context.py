@@ -11,6 +11,7 @@ from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
+from mixtral_recipes.settings.nemo.mixtrals import BALANCING, MIXTRALS, balances_as_mixtral
 from mixtral_recipes.system.yaml_files import load_plain
 
 # What NeMo's classes set where the context is silent. Source: nemo/collections/llm/gpt/model/mixtral.py.
@@ -39,33 +40,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "MixtralConfig8x22B": _MIXTRAL
     | {"num_layers": 56, "hidden_size": 6144, "num_attention_heads": 48, "ffn_hidden_size": 16384},
 }
-# Fields that change what the model computes, and the values a Mixtral has; an absent field has one of them.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "normalization": ("RMSNorm",),
-    "position_embedding_type": ("rope",),
-    "gated_linear_unit": (True,),
-    "add_bias_linear": (False,),
-    "add_qkv_bias": (False,),
-    "qk_layernorm": (False,),
-    "layernorm_zero_centered_gamma": (False,),
-    "apply_residual_connection_post_layernorm": (False,),
-    "share_embeddings_and_output_weights": (False,),
-    "rotary_percent": (1.0,),
-    "rotary_interleaved": (False,),
-    "seq_len_interpolation_factor": (None, 1.0),
-    "window_size": (None,),
-    "multi_latent_attention": (False,),
-    "softmax_scale": (None,),
-    "activation_func_clamp_value": (None,),
-    "mtp_num_layers": (None, 0),
-    "moe_router_pre_softmax": (False,),
-    "moe_router_score_function": ("softmax",),
-    "moe_router_topk_scaling_factor": (None, 1.0),
-    "moe_router_enable_expert_bias": (False,),
-    "moe_router_num_groups": (None,),
-    "moe_router_group_topk": (None,),
-    "moe_shared_expert_intermediate_size": (None, 0),
-    "moe_layer_freq": (1,),
+# Other spellings of a Mixtral's values.
+_ALSO: dict[str, tuple[Any, ...]] = {
+    "moe_router_topk_scaling_factor": (1.0,),
+    "moe_shared_expert_intermediate_size": (0,),
+    "mtp_num_layers": (0,),
+    "seq_len_interpolation_factor": (1.0,),
 }
 _SILU = ("torch.nn.functional.silu", "torch._C._nn.silu", "torch.nn.modules.activation.SiLU")
 
@@ -137,11 +117,17 @@ class Context:
             CheckpointError: a field asks for something a Mixtral does not do.
         """
         _, fields = self.config
-        for name, accepted in _ONLY.items():
-            if name in fields and fields[name] not in accepted:
+        for name, value in (MIXTRALS | {"seq_len_interpolation_factor": None}).items():
+            if name != "activation_func" and fields.get(name, value) not in (value, *_ALSO.get(name, ())):
                 raise CheckpointError(
-                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral's; it must be {accepted[0]!r}."
+                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral's; it must be {value!r}."
                 )
+        balancing = fields.get("moe_router_load_balancing_type", BALANCING[0])
+        if not balances_as_mixtral(balancing):
+            raise CheckpointError(
+                f"{self.file}: model.config.moe_router_load_balancing_type={balancing!r} is not a Mixtral's; it must "
+                f"be of {', '.join(BALANCING)}."
+            )
         activation = fields.get("activation_func")
         if activation is not None and (not isinstance(activation, dict) or activation.get(TARGET) not in _SILU):
             raise CheckpointError(f"{self.file}: model.config.activation_func={activation!r}; Mixtral's is silu.")

@@ -166,12 +166,8 @@ def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = Fals
 
 
 def _fused_router_takes(config: MixtralConfig) -> bool:
-    """Megatron asserts that quantile balancing is not fused, and Transformer Engine that logits are not fp64.
-
-    The fused kernel would not look at a replay.
-    """
-    balanced = config.moe_router_load_balancing_type == "quantile_balancing"
-    return not (balanced or config.moe_router_dtype == "fp64" or config.moe_enable_routing_replay)
+    """Transformer Engine asserts that logits are not fp64, and its kernel would not look at a replay."""
+    return not (config.moe_router_dtype == "fp64" or config.moe_enable_routing_replay)
 
 
 def _losses(config: MixtralConfig) -> set[str]:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe import fused_a2a
 from torch import Tensor
 
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
@@ -38,7 +40,12 @@ def build_model(
     Returns:
         One GPTModel per virtual pipeline chunk (one in all without interleaving), parameters in
         ``config.params_dtype`` on the current device.
+
+    Raises:
+        EnvironmentProblem: the package of the flex dispatcher's backend is not installed.
     """
+    if config.moe_token_dispatcher_type == "flex":
+        _need_backend(config.moe_flex_dispatcher_backend)
     if transformer_engine is None:
         transformer_engine = transformer_engine_usable()
     if transformer_engine:
@@ -60,6 +67,20 @@ def build_model(
                 if ".mlp.router." in name:
                     parameter.requires_grad_(False)
     return chunks
+
+
+def _need_backend(name: str) -> None:
+    """Refuse a flex dispatcher without what it sends tokens with, before Megatron says so in a traceback."""
+    package, there = {
+        "deepep": ("deep_ep (DeepEP)", fused_a2a.HAVE_DEEP_EP),
+        "hybridep": ("deep_ep (its hybrid-ep branch)", fused_a2a.HAVE_HYBRIDEP),
+        "ncclep": ("a Transformer Engine built with NCCL EP", fused_a2a.HAVE_TE_EP),
+    }[name]
+    if not there:
+        raise EnvironmentProblem(
+            f"model.config.moe_flex_dispatcher_backend={name!r} needs {package} in the Python of every rank, and it is "
+            "not there; install it, or use model.config.moe_token_dispatcher_type=alltoall."
+        )
 
 
 class MixtralGPT(GPTModel):

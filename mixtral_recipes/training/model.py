@@ -23,6 +23,7 @@ from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.acceleration import refuse_without
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
 from mixtral_recipes.peft.busiest import with_experts_named
+from mixtral_recipes.settings.nemo.mixtrals import BALANCING, balances_as_mixtral
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
@@ -110,10 +111,10 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     topk, experts = config.moe_router_topk, config.num_moe_experts or 1
     if topk > experts:
         raise RecipeError(f"model.config.moe_router_topk={topk} is more than num_moe_experts={experts}.")
-    if config.moe_router_load_balancing_type == "sinkhorn" and config.moe_aux_loss_coeff:
+    if not balances_as_mixtral(kinds := config.moe_router_load_balancing_type):
         raise RecipeError(
-            "model.config.moe_router_load_balancing_type='sinkhorn' balances without a loss, but moe_aux_loss_coeff="
-            f"{config.moe_aux_loss_coeff}; set model.config.moe_aux_loss_coeff=0."
+            f"model.config.moe_router_load_balancing_type={kinds!r}: it would be another model than Mixtral, which no "
+            f"config.json describes; use {', '.join(BALANCING)}."
         )
     if config.cuda_graph_impl != "none" or config.cuda_graph_modules:
         raise RecipeError(

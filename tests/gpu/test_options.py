@@ -38,8 +38,6 @@ ROUTED_OTHERWISE: dict[str, dict[str, Any]] = {
     "two losses": {
         "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"], "moe_aux_loss_coeff": [0.01, 0.01],
     },
-    "sinkhorn": {"moe_router_load_balancing_type": "sinkhorn", "moe_aux_loss_coeff": 0.0},
-    "quantile": {"moe_router_load_balancing_type": "quantile_balancing"},
     "unbalanced": {"moe_router_load_balancing_type": "none"},
     "one expert": {"moe_router_topk": 1},
     "three experts": {"moe_router_topk": 3},

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixtral_recipes.settings.nemo.mixtrals import BALANCING, balances_as_mixtral
 from tests.distributed.harness import launch
-from tests.distributed.small_run import relative_error
+from tests.distributed.small_run import relative_error, small_config
 from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, tokens
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
@@ -36,6 +37,19 @@ def test_logits_equal_transformers(folders: Folders, ranks: int) -> None:
     for found in launch(ranks, megatron_logits, folders, {"expert_model_parallel_size": ranks}):
         assert found.shape == expected.shape
         assert relative_error(found, expected) < TOLERANCE
+
+
+def balanced_logits(folders: Folders, kind: str) -> Tensor:
+    """What a model says once trained with its experts' load balanced some way."""
+    config = small_config(moe_router_load_balancing_type=kind, moe_aux_loss_coeff=0.0)
+    return our_logits(our_run(folders, config=config), tokens())
+
+
+@pytest.mark.parametrize("kind", [*BALANCING, "sinkhorn"])
+def test_however_load_is_balanced_it_is_a_mixtral_or_refused(folders: Folders, kind: str) -> None:
+    expected = launch(1, transformers_logits, folders)[0]
+    (found,) = launch(1, balanced_logits, folders, kind)
+    assert (relative_error(found, expected) < TOLERANCE) == balances_as_mixtral(kind)
 
 
 def test_a_changed_weight_is_noticed(folders: Folders, tmp_path: Path) -> None:

@@ -35,3 +35,12 @@ MIXTRALS: dict[str, Any] = {
     "rotary_percent": 1.0,
     "softmax_type": "vanilla",
 }  # fmt: skip
+
+# How experts' load may be balanced; several at once are a list. Under Sinkhorn the shares of the chosen experts do not
+# add up to one, also once trained, and quantile balancing chooses by a bias that is no weight of a Mixtral.
+BALANCING = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
+
+
+def balances_as_mixtral(kinds: Any) -> bool:
+    """Whether a ``moe_router_load_balancing_type`` leaves what a trained model computes as it is."""
+    return isinstance(kinds, str | list | tuple) and set([kinds] if isinstance(kinds, str) else kinds) <= set(BALANCING)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.models import acceleration
 from mixtral_recipes.models.acceleration import accelerated, refuse_without
+from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
@@ -28,7 +29,12 @@ REFUSED = {
     "gradients": ({"gradient_accumulation_fusion": True}, "Transformer Engine or Apex"),
     "offloading": ({"cpu_offloading": True, "cpu_offloading_num_layers": 1}, "cpu_offloading=True"),
     "attention dropout": ({"attention_dropout": 0.1}, "attention_dropout .* set it to 0"),
-    "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "moe_aux_loss_coeff=0$|moe_aux_loss_coeff=0\\."),
+    "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn': it would be another model than Mixtral"),
+    "quantiles": ({"moe_router_load_balancing_type": "quantile_balancing"}, "use aux_loss, .* none"),
+    "one of two": (
+        {"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"], "moe_aux_loss_coeff": [0.1, 0.0]},
+        "another model",
+    ),
     "flex": ({"moe_token_dispatcher_type": "flex"}, "expert_model_parallel_size"),
 }
 RUN = {
@@ -37,7 +43,7 @@ RUN = {
     "norms without granularity": {"recompute_modules": ["layernorm"]},
     "every layer": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     "native cross entropy": {"cross_entropy_loss_fusion": True},
-    "sinkhorn": {"moe_router_load_balancing_type": "sinkhorn", "moe_aux_loss_coeff": 0.0},
+    "two losses": {"moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"], "moe_aux_loss_coeff": [0.1, 0.1]},
 }
 
 
@@ -65,6 +71,13 @@ def test_flex_is_for_several_ranks() -> None:
     check({"moe_token_dispatcher_type": "flex"}, expert_model_parallel_size=2)
 
 
+@pytest.mark.parametrize("backend", ["deepep", "hybridep", "ncclep"])
+def test_a_flex_dispatcher_needs_its_package(backend: str) -> None:
+    config = MixtralConfigTiny(moe_token_dispatcher_type="flex", moe_flex_dispatcher_backend=backend)
+    with pytest.raises(EnvironmentProblem, match=f"backend='{backend}' needs .* use .*=alltoall"):
+        build_model(config)
+
+
 def test_over_a_quantised_base_only_grouped_experts_are_missing() -> None:
     refuse_without(MixtralConfigTiny(**SELECTIVE, recompute_modules=["layernorm"]), grouped_only=True)
     with pytest.raises(RecipeError, match="moe_act"):
@@ -89,7 +102,6 @@ def test_a_kernel_that_is_not_installed_is_said_so_by_the_command_line(field: st
         ({}, True),
         ({"moe_router_dtype": "fp32"}, True),
         ({"moe_router_dtype": "fp64"}, False),
-        ({"moe_router_load_balancing_type": "quantile_balancing"}, False),
         ({"moe_router_load_balancing_type": "seq_aux_loss"}, False),
         ({"moe_enable_routing_replay": True}, False),
         ({"moe_router_topk": 1}, False),
