@@ -92,6 +92,9 @@ _ONLY_THERE = (
     OnlyThere(lambda c: c.moe_permute_fusion, "moe_permute_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
     OnlyThere(lambda c: c.apply_rope_fusion, "apply_rope_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
     OnlyThere(
+        lambda c: c.fused_single_qkv_rope, "fused_single_qkv_rope=True", "Transformer Engine's kernels", "leave it out"
+    ),
+    OnlyThere(
         lambda c: c.cross_entropy_loss_fusion and c.cross_entropy_fusion_impl == "te",
         "cross_entropy_fusion_impl='te'",
         "Transformer Engine's kernels",

@@ -331,6 +331,7 @@ CALLS: dict[str, Call] = {
         use_transformer_engine_full_layer_spec=Ignored(
             "Transformer Engine's layers are used where it is installed", quiet=(True, False)
         ),
+        hetereogenous_dist_checkpoint=Only(False, "a Mixtral's layers are saved together, as they are all alike"),
         forward_step_fn=Only(None, "the step is training/step.py"),
         data_step_fn=Only(None, "the step is training/step.py"),
         generation_config=Ignored("it is exported with the model it came from", quiet=(None,)),
