@@ -60,7 +60,7 @@ def nan_loss_on_one_rank(job: Job, steps: list[int]) -> str:
 
 
 def test_nan_stops_before_the_update_and_names_rank_and_checkpoint(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), steps=9, every=5, layout=EP2, asynchronous=True)
+    job = Job(str(tmp_path), steps=9, every=5, layout=EP2, asynchronous=True, report=True)
     for end in launch(2, nan_loss_on_one_rank, job, [7]):
         assert end.startswith("RecipeError: step 7: the loss is nan on rank 1; nothing was updated.")
         assert str(checkpoints_of(job)[-1]) in end

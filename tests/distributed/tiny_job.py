@@ -33,6 +33,8 @@ from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 
+_write_report = api.write_report_of
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +60,7 @@ class Job:
         tokenizer: What data is tokenized with, in fine-tuning.
         bits: Of the base under adapters: 4 or 8 where it is quantised.
         adapters: Adapter checkpoint to train on; ``base`` is then where its base is.
+        report: Whether a report is written at the end: its charts take longer than the steps.
     """
 
     folder: str
@@ -79,6 +82,7 @@ class Job:
     tokenizer: str = "embedded://mixtral_tiny"
     bits: int | None = None
     adapters: str | None = None
+    report: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -172,7 +176,7 @@ def start(job: Job, *more: Any) -> Seen:
         *more: Further callbacks.
     """
     keep_world()
-    api.write_report_of = lambda log: None  # drawing its charts takes longer than the steps
+    api.write_report_of = _write_report if job.report else lambda log: None
     watcher = Watcher()
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     arguments: dict[str, Any] = {
