@@ -42,7 +42,8 @@ export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1
 export MAX_JOBS=${MAX_JOBS:-2} PATH="$PWD/$venv/bin:$PATH"
 tag=$("$python" -c 'import sys; print("-cp%d%d-" % sys.version_info[:2])')
-extension=$("$venv/bin/pip" cache list --format=abspath transformer_engine_torch | { grep -e "$tag" || true; } | tail -n 1)
+built() { "$venv/bin/pip" cache list --format=abspath transformer_engine_torch 2>/dev/null | grep -e "$tag"; } # fails without a cache
+extension=$(built | tail -n 1) || true
 if [ -z "$extension" ]; then
     # Each source file reads all of torch's headers, which takes longer than compiling it: they are compiled as one.
     sources=$(mktemp -d)
