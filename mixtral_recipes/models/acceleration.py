@@ -162,6 +162,9 @@ def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = Fals
         fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
     if _losses(config) & _FRACTIONAL or not _fused_router_takes(config):
         fields["moe_router_fusion"] = False
+    if config.deterministic_mode:
+        # Compiled anew for other shapes, it adds up the vocabulary in another order; Megatron-LM refuses both together.
+        fields["cross_entropy_loss_fusion"] = False
     if config.moe_expert_capacity_factor is not None:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity

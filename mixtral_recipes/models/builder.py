@@ -3,6 +3,7 @@
 megatron-core announces GPTModel as deprecated; only this file names it, and the dependency is pinned below 0.20.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def build_model(
         transformer_engine = transformer_engine_usable()
     if transformer_engine:
         add_in_products()
+        if config.deterministic_mode:  # attention's backward pass is not, unless this says so when layers are built
+            os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(

@@ -129,6 +129,7 @@ def _attention(config: MixtralConfig, *, length: int, packed: bool) -> tuple[str
         attn_mask_type="padding_causal" if packed else "causal",
         attention_dropout=config.attention_dropout,
         context_parallel=config.context_parallel_size > 1,
+        deterministic=config.deterministic_mode,
     )
     with _overheard(utils) as said:
         try:

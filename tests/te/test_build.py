@@ -215,3 +215,14 @@ def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, fp8_recipe: str
     pretend_gpu(monkeypatch, has)
     with pytest.raises(RecipeError, match=f"needs {needs}.*this machine has {has.upper()}"):
         check_device(MegatronMixedPrecision(fp8="hybrid", fp8_recipe=fp8_recipe))
+
+
+def test_attention_is_deterministic_where_that_is_asked_for(
+    build_rank: BuildRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")  # what it is without a word
+    recipe, hardware = pretraining("mixtral_8x7b", 8, "bf16")
+    for asked in (False, True):
+        recipe.model.config.deterministic_mode = asked
+        (chunk,) = build_rank(recipe, 0, hardware)[:1]
+        assert chunk.decoder.layers[0].self_attention.core_attention.deterministic is asked

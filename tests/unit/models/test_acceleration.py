@@ -112,3 +112,12 @@ def test_the_router_is_fused_where_its_kernel_takes_it(
 ) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
     assert accelerated(MixtralConfigTiny(**fields), adapters=False)["moe_router_fusion"] is fused
+
+
+def test_what_is_asked_to_be_deterministic_leaves_out_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    fused = [
+        accelerated(MixtralConfigTiny(deterministic_mode=asked), adapters=False)["cross_entropy_loss_fusion"]
+        for asked in (False, True)
+    ]
+    assert fused == [True, False]

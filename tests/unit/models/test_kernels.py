@@ -87,6 +87,9 @@ def test_all_is_well(engine: dict[str, Any]) -> None:
     assert seen.notes == ()
     asked = engine["asked"]
     assert (asked.qkv_layout, asked.attn_mask_type, asked.max_seqlen_q) == ("thd_thd_thd", "padding_causal", 4096)
+    assert not asked.deterministic
+    kernels.in_use(MixtralConfigTiny(deterministic_mode=True), length=4096, packed=False)
+    assert engine["asked"].deterministic
     engine["flash"] = True
     assert "attention: flash" in str(found())
 
