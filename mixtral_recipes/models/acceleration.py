@@ -109,6 +109,7 @@ _ONLY_THERE = (
     OnlyThere(
         lambda c: c.cpu_offloading, "cpu_offloading=True", "Transformer Engine's layers", "recompute layers instead"
     ),
+    OnlyThere(lambda c: c.tp_comm_overlap, "tp_comm_overlap=True", "Transformer Engine's layers", "leave it out"),
     OnlyThere(
         lambda config: config.attention_dropout > 0,
         "attention_dropout",

@@ -27,7 +27,7 @@ from mixtral_recipes.settings.nemo.mixtrals import BALANCING, balances_as_mixtra
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training import precision
+from mixtral_recipes.training import precision, user_buffers
 from mixtral_recipes.training.watch import callbacks
 
 
@@ -127,6 +127,8 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     if device.type == "cpu":
         refuse_without(config)
     fields = megatron_settings(trainer, topology, device)["model"]
+    if fields.get("tp_comm_overlap", config.tp_comm_overlap):
+        user_buffers.check(topology)
     with refusals_told():
         with_topology(config, topology, **{name: fields[name] for name in fields if not name.startswith("fp8")})
 

@@ -121,14 +121,14 @@ def norm_of_all(_size: int, _overflow: Tensor, lists: list[list[Tensor]], _each:
 
 
 def prepare_adam(optimizer: Any) -> None:
-    """Make torch's AdamW, if it is that, update each parameter in one pass, and give it its whole state at once.
+    """Make torch's Adam, if it is that, update each parameter in one pass, and give it its whole state at once.
 
     Megatron prepares the two moments before a checkpoint is read but not ``step``, which Transformer Engine's
-    FusedAdam keeps elsewhere; torch's AdamW takes a state without it to be complete and fails.
+    FusedAdam keeps elsewhere; torch's takes a state without it to be complete and fails.
     """
     for part in parts_of(optimizer):
         adam = part.optimizer
-        if not isinstance(adam, torch.optim.AdamW):
+        if not isinstance(adam, torch.optim.Adam):
             continue
         for group in adam.param_groups:
             group["fused"] = True

@@ -41,7 +41,7 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA, QLoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training import precision
+from mixtral_recipes.training import precision, user_buffers
 from mixtral_recipes.training.model import agreed_model, megatron_settings
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
 from mixtral_recipes.training.origin import Origin, context_folder
@@ -121,7 +121,7 @@ class TrainingRun:
 
     @property
     def loader_shape(self) -> dict[str, Any]:
-        """How long microbatches are: a multiple of what splits them; fixed where pipeline stages exchange them."""
+        """How long microbatches are: a multiple of what splits them; fixed where one shape is needed."""
         t = self.topology
         # FP8 products want a multiple of 16 tokens on each rank, MXFP8 of 32.
         tokens = self.trainer.plugins.token_multiple * t.context_parallel_size * t.tensor_model_parallel_size
@@ -129,7 +129,8 @@ class TrainingRun:
             "multiple": math.lcm(8, tokens, t.context_slices * t.tensor_model_parallel_size),
             # Context parallelism splits each sequence of a pack, not the pack.
             "sequence_multiple": t.context_slices,
-            "fixed": t.pipeline_model_parallel_size > 1,
+            # Pipeline stages exchange tensors of one shape, and so do user buffers.
+            "fixed": t.pipeline_model_parallel_size > 1 or self.config.tp_comm_overlap,
         }
 
 
@@ -381,6 +382,8 @@ def build_run(
     if isinstance(peft, QLoRA):
         peft.check_base(trainer.plugins, ModelShape.of(config), topology)
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
+    if config.tp_comm_overlap:
+        user_buffers.start(config, batch)
     computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
     if base is not None and weights is not None:  # no random weights are drawn where others are quantised
         config = dataclasses.replace(config, perform_initialization=False)

@@ -1,27 +1,34 @@
-"""Whatever a recipe sets, it trains a Mixtral that its files describe, or is refused before anything is built."""
+"""Whatever a recipe sets of Megatron, a Mixtral that its files describe is trained, or it is refused beforehand."""
 
+import contextlib
 import dataclasses
+import math
 import re
 import typing
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
 from torch import Tensor
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model
-from mixtral_recipes.models.config import MixtralConfig, with_topology
+from mixtral_recipes.models.config import with_topology
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.rules import Ignored, refusal
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.model import check_megatron_config
 from tests.distributed.harness import launch
-from tests.distributed.small_run import _initialize, fill, relative_error, small_config
+from tests.distributed.small_run import Case, _initialize, fill, relative_error, small_config, train
 from tests.parity.hf_mixtral import tokens
 
+REFUSALS = (ValueError, AssertionError, NotImplementedError, RuntimeError)  # Megatron's own
 # Settings that change what a forward pass says, and may: in config.json, or (as NeMo's) of training alone.
 DIFFERENT = {
     "layernorm_epsilon": "config.json has it",
@@ -56,33 +63,66 @@ def logits(**changes: Any) -> Tensor:
         return model[0](ids, torch.arange(ids.shape[1]).expand_as(ids), None)[..., :101].float()
 
 
-def every_setting() -> tuple[int, set[str]]:
-    """How many settings were tried and run, and those under which the model says something else."""
+def settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of one of Megatron's configurations with other values, without what is refused as it is made."""
+    rules = CALLS[type(config).__name__].rules
+    for field in dataclasses.fields(config):
+        rule = rules.get(field.name)
+        for value in others(field, getattr(config, field.name)):
+            wrong = refusal(rule, field.name, value) if rule is not None else out_of_range("", field.name, value)
+            if not isinstance(rule, Ignored) and not wrong:
+                with contextlib.suppress(*REFUSALS):
+                    dataclasses.replace(config, **{field.name: value})
+                    yield field.name, value
+
+
+def of_the_model() -> Iterator[tuple[str, Any]]:
+    """Likewise of the model's, without what is refused before it is built."""
+    trainer = Trainer(accelerator="cpu", plugins=MegatronMixedPrecision(precision="32"), devices=1)
+    for name, value in settings(small_config(num_layers=2)):
+        with contextlib.suppress(RecipeError):
+            check_megatron_config(small_config(num_layers=2, **{name: value}), trainer)
+            yield name, value
+
+
+def other_models() -> tuple[int, set[str]]:
+    """How many of the model's settings ran, and those under which it says something else."""
     warnings.simplefilter("ignore")
     _initialize(Topology())
-    trainer = Trainer(accelerator="cpu", plugins=MegatronMixedPrecision(precision="32"), devices=1)
-    rules, expected = CALLS["MixtralConfig"].rules, logits()
-    plain, ran, different = small_config(num_layers=2), 0, set()
-    for field in dataclasses.fields(MixtralConfig):
-        rule = rules.get(field.name)
-        for value in others(field, getattr(plain, field.name)):
-            if isinstance(rule, Ignored) or (rule is not None and refusal(rule, field.name, value)):
-                continue
-            try:
-                config = small_config(num_layers=2, **{field.name: value})
-            except (ValueError, AssertionError, NotImplementedError):  # Megatron's own
-                continue
-            try:
-                check_megatron_config(config, trainer)
-            except RecipeError:
-                continue
-            found, ran = logits(**{field.name: value}), ran + 1
-            if not relative_error(found, expected) < 1e-5:
-                different.add(field.name)
+    ran, different, expected = 0, set(), logits()
+    for name, value in of_the_model():
+        found, ran = logits(**{name: value}), ran + 1
+        if not relative_error(found, expected) < 1e-5:
+            different.add(name)
     return ran, different
 
 
+def steps() -> tuple[int, dict[str, str]]:
+    """With how many settings of gradients and optimizer two steps were made, and how they failed with others."""
+    warnings.simplefilter("ignore")
+    parts = {"ddp": DistributedDataParallelConfig(), "optimizer": OptimizerConfig(lr=1e-3)}
+    ran, failed = 0, {}
+    for part, name, value in ((part, *each) for part, config in parts.items() for each in settings(config)):
+        try:
+            losses = train(Case(model={"num_layers": 2}, steps=2, **{part: {name: value}})).losses
+        except RecipeError:
+            continue
+        except Exception as error:
+            failed[f"{part}.{name}={value}"] = repr(error)
+        else:
+            ran += 1
+            if not all(map(math.isfinite, losses)):
+                failed[f"{part}.{name}={value}"] = f"losses {losses}"
+    return ran, failed
+
+
 def test_it_is_a_mixtral_or_refused() -> None:
-    ((ran, different),) = launch(1, every_setting)
-    assert ran > 100
+    ((ran, different),) = launch(1, other_models)
+    assert ran > 80
     assert different == DIFFERENT.keys()
+
+
+def test_it_trains_or_is_refused() -> None:
+    ((ran, failed),) = launch(1, steps)
+    assert failed == {}
+    assert ran > 15

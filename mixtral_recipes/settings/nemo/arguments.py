@@ -10,7 +10,7 @@ subclasses too.
 
 from dataclasses import dataclass
 
-from mixtral_recipes.settings.nemo.mixtrals import MIXTRALS
+from mixtral_recipes.settings.nemo.megatron import BY_PLUGINS, DDP, MODEL, OPTIMIZER
 from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule
 
 
@@ -42,8 +42,6 @@ def _config(name: str, *also: object) -> Only:
 
 _MODELS_TOKENIZER = Ignored("the model's tokenizer is used; set model.tokenizer, or the recipe's tokenizer='data'",
                             unless=("tokenizer", "data"))  # fmt: skip
-_BY_STRATEGY = Ignored("the layout is stated in trainer.strategy", quiet=(1,))
-_BY_PLUGINS = Ignored("number formats are stated in trainer.plugins")
 _BY_PRECISION = Ignored("it follows from precision", quiet=(None, False))
 _PACKS_ARE_MADE = Ignored("packs are made from the samples, and cached")
 _WHOLE = Ignored("a checkpoint is always whole: weights, optimizer, tokenizer and configuration", quiet=(True, False))
@@ -157,14 +155,14 @@ CALLS: dict[str, Call] = {
         ckpt_load_strictness=Ignored(
             "a checkpoint that lacks a tensor of the model is refused", nemo={"finetune": "log_all"}
         ),
-        pipeline_model_parallel_comm_backend=_config("pipeline_model_parallel_comm_backend"),
+        pipeline_model_parallel_comm_backend=MODEL["pipeline_model_parallel_comm_backend"],
         num_layers_in_first_pipeline_stage=_config("num_layers_in_first_pipeline_stage"),
         num_layers_in_last_pipeline_stage=_config("num_layers_in_last_pipeline_stage"),
         microbatch_group_size_per_vp_stage=_config("microbatch_group_size_per_vp_stage"),
         account_for_embedding_in_pipeline_split=_config("account_for_embedding_in_pipeline_split", False),
         account_for_loss_in_pipeline_split=_config("account_for_loss_in_pipeline_split", False),
         pipeline_model_parallel_layout=_config("pipeline_model_parallel_layout"),
-        use_te_rng_tracker=_config("use_te_rng_tracker", False),
+        use_te_rng_tracker=MODEL["use_te_rng_tracker"],
         moe_extended_tp=Only(False, "set trainer.strategy.expert_tensor_parallel_size"),
         encoder_tensor_model_parallel_size=_NO_ENCODER,
         encoder_pipeline_model_parallel_size=_NO_ENCODER,
@@ -199,9 +197,9 @@ CALLS: dict[str, Call] = {
         use_gloo_process_groups=Ignored(
             "groups on the CPU are made where a checkpoint needs them", quiet=(True, False)
         ),
-        params_dtype=_BY_PLUGINS,
-        autocast_dtype=_BY_PLUGINS,
-        precision=_BY_PLUGINS,
+        params_dtype=BY_PLUGINS,
+        autocast_dtype=BY_PLUGINS,
+        precision=BY_PLUGINS,
     ),
     "MegatronMixedPrecision": _call(
         "precision params_dtype pipeline_dtype autocast_dtype autocast_enabled grad_reduce_in_fp32 fp8 fp8_recipe "
@@ -306,40 +304,7 @@ CALLS: dict[str, Call] = {
     "MixtralModel": _call(
         "config optim tokenizer model_transform",
     ),
-    "MixtralConfig": _call(
-        **{name: Only(value, "it would be another model than Mixtral") for name, value in MIXTRALS.items()},
-        seq_length=Ignored("sequences are as long as data.seq_length says", beside="max_position_embeddings"),
-        **dict.fromkeys(
-            (
-                "tensor_model_parallel_size",
-                "pipeline_model_parallel_size",
-                "virtual_pipeline_model_parallel_size",
-                "context_parallel_size",
-                "expert_model_parallel_size",
-                "expert_tensor_parallel_size",
-            ),
-            _BY_STRATEGY,
-        ),
-        sequence_parallel=Ignored(_BY_STRATEGY.why),
-        **dict.fromkeys(("bf16", "fp16", "params_dtype"), _BY_PLUGINS),
-        async_tensor_model_parallel_allreduce=Ignored("Megatron-Core always overlaps it", quiet=(True,)),
-        parallel_output=Ignored("the loss is taken of the parallel output", quiet=(True,)),
-        fp16_lm_cross_entropy=Only(False, "set cross_entropy_loss_fusion"),
-        scatter_embedding_sequence_parallel=Ignored("it goes with sequence parallelism", quiet=(True,)),
-        seq_len_interpolation_factor=Only(None, "set model.config.rotary_base for longer sequences"),
-        transformer_layer_spec=Ignored("the layer spec is chosen by what is installed", quiet=(None,)),
-        use_transformer_engine_full_layer_spec=Ignored(
-            "Transformer Engine's layers are used where it is installed", quiet=(True, False)
-        ),
-        hetereogenous_dist_checkpoint=Only(False, "a Mixtral's layers are saved together, as they are all alike"),
-        forward_step_fn=Only(None, "the step is training/step.py"),
-        data_step_fn=Only(None, "the step is training/step.py"),
-        generation_config=Ignored("it is exported with the model it came from", quiet=(None,)),
-        tp_comm_overlap_cfg=Ignored("Transformer Engine's own buffers are used", quiet=(None,)),
-        overlap_param_gather_with_optimizer_step=Only(
-            False, "use MegatronCommOverlapCallback(overlap_param_gather_with_optimizer_step=True)"
-        ),
-    ),
+    "MixtralConfig": _call(**MODEL),
     # data
     "MockDataModule": _call(
         "seq_length tokenizer micro_batch_size global_batch_size rampup_batch_size num_train_samples num_val_samples "
@@ -482,14 +447,8 @@ CALLS: dict[str, Call] = {
         ),
     ),
     # Megatron's own
-    "DistributedDataParallelConfig": _call(
-        average_in_collective=Ignored("gradients are summed and divided by the global batch's label tokens"),
-    ),
-    "OptimizerConfig": _call(
-        min_lr=Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
-        bf16=Ignored(_BY_PLUGINS.why, nemo={"pretrain": True, "finetune": True}),
-        **dict.fromkeys(("fp16", "params_dtype"), _BY_PLUGINS),
-    ),
+    "DistributedDataParallelConfig": _call(**DDP),
+    "OptimizerConfig": _call(**OPTIMIZER),
     # evaluation: nemo.collections.llm.evaluation.api
     "EvaluationConfig": _call(
         "type output_dir supported_endpoint_types params",

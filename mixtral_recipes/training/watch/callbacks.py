@@ -110,7 +110,8 @@ class MegatronCommOverlapCallback:
     """Hides communication behind computation where the hardware can.
 
     Attributes:
-        tp_comm_overlap: Tensor-parallel overlap (Transformer Engine userbuffers; needs TP > 1 and SP); None decides.
+        tp_comm_overlap: Tensor-parallel overlap through Transformer Engine's user buffers (`training/user_buffers.py`);
+            None leaves it as ``model.config`` has it, which is off.
         overlap_p2p_comm: Overlap of pipeline sends and receives; None: with interleaving.
         batch_p2p_comm: Batched pipeline sends and receives; None: without overlap.
         overlap_grad_reduce: Overlap of gradient reduction with the backward pass; None: with data parallelism.
@@ -160,8 +161,8 @@ class MegatronCommOverlapCallback:
             overlap_p2p = interleaved if self.overlap_p2p_comm is None else self.overlap_p2p_comm
             model["overlap_p2p_comm"] = overlap_p2p
             model["batch_p2p_comm"] = not overlap_p2p if self.batch_p2p_comm is None else self.batch_p2p_comm
-        can_overlap_tp = on_gpu and topology.tensor_model_parallel_size > 1 and topology.sequence_parallel
-        model["tp_comm_overlap"] = can_overlap_tp if self.tp_comm_overlap is None else self.tp_comm_overlap and on_gpu
+        if self.tp_comm_overlap is not None:
+            model["tp_comm_overlap"] = self.tp_comm_overlap and on_gpu
         for name in ("defer_embedding_wgrad_compute", "wgrad_deferral_limit"):
             if getattr(self, name) is not None:
                 model[name] = getattr(self, name)

@@ -67,6 +67,12 @@ def test_overlap_follows_the_layout() -> None:
     callbacks.MegatronCommOverlapCallback(tp_comm_overlap=True).configure(alone)
     assert alone["ddp"] == {"overlap_grad_reduce": False, "overlap_param_gather": False}
     assert alone["model"] == {"tp_comm_overlap": False}, "it needs a GPU"
+    on_gpus = _settings(Topology(2, tensor_model_parallel_size=2, sequence_parallel=True))
+    on_gpus["run"]["device"] = torch.device("cuda")
+    callbacks.MegatronCommOverlapCallback().configure(on_gpus)
+    assert on_gpus["model"] == {}, "off unless asked for"
+    callbacks.MegatronCommOverlapCallback(tp_comm_overlap=True).configure(on_gpus)
+    assert on_gpus["model"] == {"tp_comm_overlap": True}
     callbacks.MegatronCommOverlapCallback(bucket_size=7).configure(parallel)
     assert parallel["ddp"] == {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 7}
     assert parallel["model"]["batch_p2p_comm"] is True
