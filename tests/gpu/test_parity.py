@@ -31,7 +31,9 @@ def by_transformers(folder: Path, ids: Tensor, device: torch.device, dtype: torc
     from transformers import MixtralForCausalLM
 
     cpu_device.deactivate()  # transformers shall find torch as it is
-    model: Any = MixtralForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    # Its experts one by one: the grouped product is not there in fp32 on every card and torch.
+    kinds = {"dtype": dtype, "experts_implementation": "eager"}
+    model: Any = MixtralForCausalLM.from_pretrained(folder, **kinds).to(device).eval()
     with torch.no_grad():
         return model(ids.to(device)).logits.float().cpu()
 
