@@ -7,8 +7,10 @@ the script to find its classes, which starts the job again unless ``if __name__ 
 
 import contextlib
 import functools
+import importlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import LaunchError, Preempted, advice_for_scripts
+from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_for_scripts
 from mixtral_recipes.executors.preflight import preflight
+from mixtral_recipes.settings.objects import as_configs
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
@@ -27,6 +30,7 @@ def activate() -> None:
     experiments = sys.modules.get("nemo_run.run.experiment")
     if experiments is None or hasattr(experiments.Experiment.run, "__wrapped__"):
         return
+    importlib.import_module("mixtral_recipes.settings.serialization")  # teaches nemo_run what recipes hold
     executor, experiment = experiments.LocalExecutor, experiments.Experiment
     executor.assign = _with_this_python(executor.assign)
     experiment.__init__ = _once(experiment.__init__)
@@ -76,13 +80,34 @@ def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(add)
     def added(self: Any, task: Any, executor: Any = None, *args: Any, **kwargs: Any) -> Any:
-        for recipe in task if isinstance(task, list) else [task]:
-            if _trains(recipe):
-                with advice_for_scripts():
-                    preflight(recipe, None, elsewhere=_elsewhere(executor or self.executor))
-        return add(self, task, executor, *args, **kwargs)
+        with advice_for_scripts():
+            given = [_as_text(each) if _trains(each) else each for each in (task if isinstance(task, list) else [task])]
+            for recipe in filter(_trains, given):
+                preflight(recipe, None, elsewhere=_elsewhere(executor or self.executor))
+        return add(self, given if isinstance(task, list) else given[0], executor, *args, **kwargs)
 
     return added
+
+
+def _as_text(recipe: Any) -> Any:
+    """A recipe in the shape in which nemo_run keeps it.
+
+    Raises:
+        RecipeError: an object in it cannot be kept as text; names its place.
+    """
+    from fiddle.experimental.serialization import UnserializableValueError
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    recipe = as_configs(recipe)
+    try:
+        ZlibJSONSerializer().serialize(recipe)
+    except UnserializableValueError as error:
+        place = re.search(r"at path '<root>\.?([^']*)'", str(error))
+        raise RecipeError(
+            f"recipe.{place[1] if place else ''} holds an object, and nemo_run keeps recipes as text: write "
+            "run.Config(CLASS, ...) for CLASS(...)."
+        ) from error
+    return recipe
 
 
 def _trains(task: Any) -> bool:

@@ -56,7 +56,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     recipe = copy.copy(recipe)
     with _told(elsewhere):
         check_packages(recipe.log)
-    _build_parts(recipe)
+    _build_parts(recipe, elsewhere=elsewhere)
     recipe.data = as_data_module(fdl.build(recipe.data))  # one's own may state its batch only once it is built
     with refusals_told():
         model: Any = fdl.build(recipe.model)
@@ -100,13 +100,13 @@ def check_places(data: Any) -> None:
     """Refuse data whose files are not there, without reading them or asking the Hub.
 
     Args:
-        data: A data module.
+        data: A data module; one that makes its files itself is not asked.
 
     Raises:
         DataError: names what is missing.
     """
     check = getattr(data, "check_places", None)
-    if check is not None:
+    if check is not None and not getattr(data, "prepares", False):
         check()
 
 
@@ -121,10 +121,13 @@ def _told(only: bool) -> Iterator[None]:
         warnings.warn(f"{error} It must be there where the job runs.", MixtralRecipesWarning, stacklevel=3)
 
 
-def _build_parts(recipe: Any) -> None:
+def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
     """Build what costs nothing to build; the model comes later, with the checkpoint it starts from.
 
+    What is missing only here is left out of ``recipe``, and not looked at any further.
+
     Raises:
+        EnvironmentProblem: names the part, and what is not installed.
         RecipeError: names the part.
     """
     for path in ("trainer", "optim", "log", "resume", "peft"):
@@ -139,6 +142,13 @@ def _build_parts(recipe: Any) -> None:
             raise
         except Exception as error:  # whatever a class raises over its arguments
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            if "TransformerEngine" in str(cause):  # Megatron looks for its optimizer
+                setattr(recipe, path, None)
+                with _told(elsewhere):
+                    raise EnvironmentProblem(
+                        f"{path} cannot be made: {in_short(cause)} `make install` brings Transformer Engine."
+                    ) from error
+                continue
             raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
 
 

@@ -103,14 +103,22 @@ def agree(
     return Agreed(agreed, _described(published, agreed, written), rows)
 
 
-def refuse_another(config: "MixtralConfig", published: dict[str, Any], base: Path) -> None:
+def refuse_another(
+    config: "MixtralConfig", published: dict[str, Any], base: Path, instead: str = "--restore-from"
+) -> None:
     """Refuse a checkpoint that is not the model a configuration describes.
+
+    Args:
+        config: The configuration.
+        published: The checkpoint's, in Hugging Face's words.
+        base: The checkpoint.
+        instead: What names it.
 
     Raises:
         RecipeError: names the first field that was given, or fixes a shape, and differs.
     """
     stored = to_megatron(published)
-    _refuse_another_shape(config, stored, base)
+    _refuse_another_shape(config, stored, base, instead)
     for name in (*_CHANGEABLE, "vocab_size"):
         if config.is_given(name) and getattr(config, name) != stored[name]:
             raise RecipeError(f"model.config.{name}={getattr(config, name)}, but {base} has {stored[name]}.")
@@ -154,12 +162,14 @@ def refuse_untrained_rows(agreed: Agreed, peft: Any, restore: Any) -> None:
         )
 
 
-def _refuse_another_shape(config: "MixtralConfig", stored: dict[str, Any], base: Path) -> None:
+def _refuse_another_shape(
+    config: "MixtralConfig", stored: dict[str, Any], base: Path, instead: str = "--restore-from"
+) -> None:
     for name in _SHAPE:
         if getattr(config, name) != stored[name]:
             raise RecipeError(
                 f"model.config.{name}={getattr(config, name)}, but the checkpoint {base} has {stored[name]}; "
-                "choose the recipe of that model, or another --restore-from."
+                f"choose the recipe of that model, or another {instead}."
             )
 
 

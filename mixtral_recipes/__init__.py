@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.data.modules.chat import ChatDataModule as ChatDataModule
     from mixtral_recipes.data.modules.finetuning import FineTuningDataModule as FineTuningDataModule
     from mixtral_recipes.data.modules.lightning import LightningAdapter as LightningAdapter
+    from mixtral_recipes.data.modules.lightning import MegatronDataSampler as MegatronDataSampler
     from mixtral_recipes.data.modules.mixed import MixedDataModule as MixedDataModule
     from mixtral_recipes.data.modules.mock import MockDataModule as MockDataModule
     from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule as PreTrainingDataModule

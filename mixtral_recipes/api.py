@@ -44,6 +44,8 @@ __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pr
 
 _SQUAD = EvaluationConfig()
 
+nemo_run_jobs.activate()  # a script may write its recipe without any of ours
+
 
 @advice_for_scripts()
 def train(
@@ -172,7 +174,7 @@ def import_ckpt(
         source,
         Path(output_path) if output_path else None,
         overwrite=overwrite,
-        accept=lambda opened: refuse_another(model.config, opened.config, opened.folder),
+        accept=lambda opened: refuse_another(model.config, opened.config, opened.folder, "source"),
     )
 
 

@@ -12,8 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from mixtral_recipes.settings.nemo.arguments import CALLS
-from mixtral_recipes.settings.nemo.names import MODULES, NAMES
-from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule
+from mixtral_recipes.settings.nemo.names import ELSEWHERE, MODULES, NAMES
+from mixtral_recipes.settings.nemo.rules import Base, Ignored, Keys, Only, Renamed, Rule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guide" / "coming-from-nemo.md"
 _TABLE = re.compile(r"(<!-- nemo: ([\w ]+) -->\n).*?(<!-- end of nemo -->)", re.DOTALL)
@@ -82,8 +82,12 @@ def _missing() -> str:
             found[f"it is `{rule.to}`"].append(f"`{name}`")
         elif isinstance(rule, Ignored):
             found[f"taken, with a warning: {rule.why}"].append(f"`{name}`")
+        elif isinstance(rule, Base):
+            found[f"an empty class: {rule.why}"].append(f"`{name}`")
         else:
             found[rule.why].append(f"`{name}`")
+    for module, why in ELSEWHERE.items():
+        found[why].append(f"`nemo.{module}`" if module else "all else")
     return _table(("NeMo's name", "here"), [f"| {', '.join(names)} | {why} |" for why, names in found.items()])
 
 

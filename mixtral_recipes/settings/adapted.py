@@ -14,6 +14,8 @@ Numbers = Sequence[int] | str
 Ranges = tuple[tuple[int, int | None], ...]
 BUSIEST = "busiest:"
 ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+# What NeMo's scripts leave out, and no adapter is put on here.
+_NEVER_ADAPTED = (("exclude_modules", "output_layer"),)
 PRESETS = {"all-linear": ALL_LINEAR, "attention": ALL_LINEAR[:2]}
 
 
@@ -24,9 +26,16 @@ def modules(wanted: Sequence[str] | str, left_out: Sequence[str]) -> tuple[str, 
         RecipeError: an unknown name, or none left.
     """
     names = PRESETS.get(wanted, (wanted,)) if isinstance(wanted, str) else tuple(wanted)
-    for name in (*names, *left_out):
-        if name not in ALL_LINEAR:
-            raise RecipeError(f"peft.target_modules names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
+    names = ALL_LINEAR if left_out and not names else names  # NeMo's way to say: all but these
+    for setting, given in (("target_modules", names), ("exclude_modules", left_out)):
+        for name in given:
+            if "*" in name or "." in name:
+                raise RecipeError(
+                    f"peft.{setting} names {name!r}: a pattern; name the kinds of layer ({', '.join(ALL_LINEAR)}), and "
+                    "in peft.layers the numbers of those that are adapted, e.g. '0,4-7'."
+                )
+            if name not in ALL_LINEAR and (setting, name) not in _NEVER_ADAPTED:
+                raise RecipeError(f"peft.{setting} names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
     found = tuple(name for name in ALL_LINEAR if name in names and name not in left_out)
     if not found:
         raise RecipeError("peft.target_modules and peft.exclude_modules leave no layer to adapt.")

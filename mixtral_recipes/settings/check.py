@@ -12,6 +12,7 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings import callbacks
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
 from mixtral_recipes.settings.nemo.arguments import rules_of
 from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
@@ -20,6 +21,7 @@ from mixtral_recipes.system import private
 
 # What Lightning and NeMo allow in these places, and what to write instead.
 _INSTEAD = {
+    "val_check_interval": "state the steps between validations, not a share of an epoch",
     "devices": "state the processes per node",
     "limit_val_batches": "null takes the whole set, as Lightning's 1.0 does",
     "limit_test_batches": "null takes the whole set, as Lightning's 1.0 does",
@@ -60,6 +62,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
                 refused += filter(None, [refusal(rules[name], where, value)])
                 if not _is_read(rules[name], parts, task):
                     notices += filter(None, [notice(rules[name], owner, where, given, task)])
+    refused += callbacks.refused(getattr(parts.get("trainer"), "callbacks", None))
     if refused:
         raise RecipeError(" ".join(refused))
     return notices

@@ -69,6 +69,7 @@ FROM_PYTHON = {
     **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
     "DataModule": "data.modules.base",
     "LightningAdapter": "data.modules.lightning",
+    "MegatronDataSampler": "data.modules.lightning",
     "Topology": "layout.topology",
     "get_nmt_tokenizer": "settings.tokenizer",
     **dict.fromkeys(("ApiEndpoint", "ConfigParams", "EvaluationConfig", "EvaluationTarget"), "settings.evaluation"),

@@ -19,6 +19,13 @@ def data_home() -> Path:
     return home() / "data"
 
 
+def get_dataset_root(name: str) -> Path:
+    """NeMo's function of this name: a folder for a data set, which is made if it is not there."""
+    folder = data_home() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def runs_home() -> Path:
     """The records of runs, a folder each."""
     return home() / "runs"

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.data import PackedSequenceSpecs
+from mixtral_recipes.system.ranks import launched_local_rank, shared
 
 
 @dataclass
@@ -123,6 +125,32 @@ class DataModule:
         """
         return tokenizer
 
+    @property
+    def train_path(self) -> Path:
+        """NeMo's name for the file of the training split in a folder ``dataset_root``."""
+        return self._path("training")
+
+    @property
+    def validation_path(self) -> Path:
+        """Likewise of the validation split."""
+        return self._path("validation")
+
+    @property
+    def test_path(self) -> Path:
+        """Likewise of the test split."""
+        return self._path("test")
+
+    def _path(self, split: str) -> Path:
+        return Path(getattr(self, "dataset_root", None) or ".") / f"{split}.jsonl"
+
+    def prepare_data(self) -> None:
+        """What a subclass does before its files are looked for: download or write them. Once per machine."""
+
+    @property
+    def prepares(self) -> bool:
+        """Whether a subclass makes its files itself, so that they need not be there yet."""
+        return type(self).prepare_data is not DataModule.prepare_data
+
     def check_places(self) -> None:
         """Look whether the files are there, and read nothing; what is on the Hub is not asked for.
 
@@ -148,6 +176,8 @@ class DataModule:
 
     def setup(self, tokenizer: Any) -> None:
         """Make the datasets; called once on every rank before batches are asked for."""
+        if self.prepares:
+            shared(lambda: self.prepare_data() if launched_local_rank() == 0 else None)
         self._pad_id = _pad_id(tokenizer)
         self._packed: dict[tuple[str, int], PackedDataset] = {}
         if getattr(self, "streaming", False):

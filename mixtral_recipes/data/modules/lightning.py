@@ -22,9 +22,12 @@ from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, EpochOr
 from mixtral_recipes.data.batches.given import as_batch, joined
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError, RecipeError
+from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.ranks import launched_local_rank, shared
 
 _BY_LIGHTNING = ("lightning.", "pytorch_lightning.")
+# What a subclass of NeMo's data modules may define, and one of ours may not: its batches come by another way.
+_UNCALLED = ("train_dataloader", "val_dataloader", "test_dataloader", "_create_dataset", "_create_dataloader")
 # What samplers have that know their rank.
 _OF_RANKS = ("num_replicas", "data_parallel_rank")
 # Where a module of that shape states a size: on itself, or on the data sampler that NeMo's modules carry.
@@ -80,9 +83,32 @@ def refuse_other_data(data: Any) -> None:
             f"data={target.__name__}: is neither a data module (a subclass of mixtral_recipes.DataModule) nor has it "
             "train_dataloader(); see docs/guide/own-data.md."
         )
+    of_nemo = next((name for name in _UNCALLED if issubclass(target, DataModule) and hasattr(target, name)), None)
+    if of_nemo:
+        raise RecipeError(
+            f"data={target.__name__}: has {of_nemo}(), which nothing calls in a subclass of "
+            f"{target.__mro__[1].__name__}; write datasets(tokenizer), which gives the samples, or derive it from "
+            "nothing; see docs/guide/own-data.md."
+        )
     ways = ("datasets", "pipeline", "setup")
     if issubclass(target, DataModule) and all(getattr(target, way) is getattr(DataModule, way) for way in ways):
         raise RecipeError(f"data={target.__name__}: defines no datasets(tokenizer), which gives the training samples.")
+
+
+@takes_nemos_arguments
+@dataclass
+class MegatronDataSampler:
+    """The sizes of a batch, where a module of NeMo's kind states them: ``self.data_sampler``.
+
+    Attributes:
+        seq_len: Most tokens of a row.
+        micro_batch_size: Rows per forward pass.
+        global_batch_size: Rows per optimizer step.
+    """
+
+    seq_len: int
+    micro_batch_size: int = 4
+    global_batch_size: int = 8
 
 
 @dataclass

@@ -55,6 +55,9 @@ _LOADER = {
     "pin_memory": Ignored("batches are copied once, by the step that uses them", quiet=(True, False)),
     "persistent_workers": Ignored("loader processes live as long as the run", quiet=(True, False)),
 }
+_AT_ITS_SAMPLE = Only(0, "a resumed run goes on at the sample it had come to")
+_AT_ITS_STEP = Only(0, "a resumed run goes on at the step it had come to")
+_TOKENS_ARE_LOGGED = Ignored("the log says how many tokens a step had", quiet=(True, False))
 _FINE_TUNING = {
     **_LOADER,
     "tokenizer": _MODELS_TOKENIZER,
@@ -341,12 +344,22 @@ CALLS: dict[str, Call] = {
         **_LOADER,
         create_attention_mask=_MASK,
         dataloader_type=Only("single", "the order is Megatron's with num_train_samples, a new one each epoch without"),
-        init_consumed_samples=Only(0, "a resumed run goes on at the sample it had come to"),
-        init_global_step=Only(0, "a resumed run goes on at the step it had come to"),
-        output_log=Ignored("the log says how many tokens a step had", quiet=(True, False)),
+        init_consumed_samples=_AT_ITS_SAMPLE,
+        init_global_step=_AT_ITS_STEP,
+        output_log=_TOKENS_ARE_LOGGED,
         dataset_cls=Only("GPTDataset", "Megatron's GPTDataset is used; write a data module of your own for another"),
         mmap_bin_files=Ignored("corpora are mapped into memory", quiet=(True,)),
         object_storage_cache_path=Only(None, "copy the corpus to a file system"),
+    ),
+    "MegatronDataSampler": _call(
+        "seq_len micro_batch_size global_batch_size rampup_batch_size dataloader_type init_consumed_samples "
+        "init_global_step output_log decoder_seq_len",
+        rampup_batch_size=_LOADER["rampup_batch_size"],
+        dataloader_type=Only("single", "the order is the DataLoader's: in turn, or shuffle=True"),
+        init_consumed_samples=_AT_ITS_SAMPLE,
+        init_global_step=_AT_ITS_STEP,
+        output_log=_TOKENS_ARE_LOGGED,
+        decoder_seq_len=Only(None, "Mixtral has no encoder"),
     ),
     "PackedSequenceSpecs": _call(
         "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "

@@ -5,20 +5,26 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-_TOP = ("mixtral_recipes.collections", "mixtral_recipes.lightning", "mixtral_recipes.utils")
+_TOP = ("collections", "lightning", "utils", "export", "deploy", "core", "automodel")  # of NeMo's packages
 
 
 class _Finder:
     """Stands behind Python's own finders and answers for the modules of the table in `names.py`."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if not name.startswith(_TOP):
-            return None
-        from mixtral_recipes.settings.nemo.modules import Loader
-        from mixtral_recipes.settings.nemo.names import MODULES
+        """A module of the table.
 
-        if name.removeprefix("mixtral_recipes.") not in MODULES:
+        Raises:
+            NotHere: it is one of NeMo's others; names what replaces it.
+        """
+        package, _, nemo = name.partition(".")
+        if package != "mixtral_recipes" or nemo.partition(".")[0] not in _TOP:
             return None
+        from mixtral_recipes.settings.nemo.modules import Loader, NotHere
+        from mixtral_recipes.settings.nemo.names import MODULES, instead_of
+
+        if nemo not in MODULES:
+            raise NotHere(f"nemo.{nemo} is not here: {instead_of(nemo)}.")
         return ModuleSpec(name, Loader(), is_package=True)  # pyright: ignore[reportArgumentType]
 
 

@@ -4,18 +4,23 @@ Works on the syntax tree and the table of names alone: nothing of the script is 
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.settings.callbacks import of_lightning
+from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 from mixtral_recipes.settings.nemo.arguments import CALLS
-from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES
+from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES, instead_of
 from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
 
 MARK = "# mixtral-recipes:"
 _OURS = "mixtral_recipes"
+_PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
+_NO_LIGHTNING = "there is no Lightning underneath; callbacks and loggers are our own"
 # Part of a recipe -> its class, where a setting of it is assigned: recipe.trainer.strategy.x = ...
 _PARTS = {
     "trainer": "Trainer",
@@ -115,9 +120,11 @@ class _Reader:
         self.findings: list[Finding] = []
         self.origins: dict[str, str] = {}  # local name -> where it comes from, dotted
         self.edits: list[tuple[int, int, int, str]] = []  # line, from and to column, text
+        self.generates = False  # whether the script asks a model in its own process
 
     def read(self, tree: ast.AST) -> None:
         """Look at everything."""
+        self.generates = any(isinstance(node, ast.Attribute) and node.attr == "generate" for node in ast.walk(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 self._import(node)
@@ -131,6 +138,8 @@ class _Reader:
                     self._assignment(target, node.value)
             elif isinstance(node, ast.Attribute):
                 self._attribute(node)
+            elif isinstance(node, ast.ClassDef) and any(self._origin(b).endswith(".Callback") for b in node.bases):
+                self._callback(node)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._text(node)
 
@@ -168,7 +177,12 @@ class _Reader:
                     self._say(node, "note", f"import {alias.name}: the name nemo is not bound any more; import by name")
                 self._edit(alias, start, start + len("nemo"), _OURS)
             elif top in ("lightning", "pytorch_lightning"):
-                self._lightning(node, alias.name)
+                ours = _of_lightning(alias.name)
+                if ours is None or alias.asname is None:
+                    self._say(node, "note", f"{alias.name}: {_NO_LIGHTNING}")
+                    continue
+                self.origins[alias.asname] = f"nemo.{ours}"
+                self._edit(alias, alias.col_offset, alias.col_offset + len(alias.name), f"{_OURS}.{ours}")
 
     def _import_from(self, node: ast.ImportFrom) -> None:
         module = node.module or ""
@@ -178,17 +192,20 @@ class _Reader:
             self.origins[alias.asname or alias.name] = f"{module}.{alias.name}"
         line = self.lines[node.lineno - 1]
         start = line.encode().index(module.encode(), node.col_offset)
-        if module in LIGHTNINGS:
-            self._edit(node, start, start + len(module), f"{_OURS}.{LIGHTNINGS[module]}")
+        ours = _of_lightning(module)
+        if ours is not None:
+            self._edit(node, start, start + len(module), f"{_OURS}.{ours}")
+            for alias in node.names:
+                self._named(node, alias.name, ours)
             return
         if module.partition(".")[0] != "nemo":
-            self._lightning(node, module)
+            self._say(node, "refused", f"{module} is not here: {_NO_LIGHTNING}")
             return
         for alias in node.names:
             inside = f"{module}.{alias.name}"
             if inside.removeprefix("nemo.") not in MODULES:
                 self._known(node, module)
-                self._named(node, alias.name)
+                self._named(node, alias.name, module.removeprefix("nemo."))
         names = [(alias.name, alias.asname) for alias in node.names]
         if module == "nemo.collections" and names[0][0] == "llm" and len(names) == 1:
             end = len(line.rstrip("\n").encode()) if node.end_lineno == node.lineno else 0
@@ -197,20 +214,19 @@ class _Reader:
                 return
         self._edit(node, start, start + len("nemo"), _OURS)
 
-    def _lightning(self, node: ast.AST, module: str) -> None:
-        self._say(node, "note", f"{module}: there is no Lightning underneath; callbacks and loggers are our own")
-
     def _known(self, node: ast.AST, module: str) -> None:
         if module != "nemo" and module.removeprefix("nemo.") not in MODULES:
-            self._say(node, "refused", f"{module} is not here: these are the Mixtral recipes' names only")
+            self._say(node, "refused", f"{module} is not here: {instead_of(module.removeprefix('nemo.'))}")
 
-    def _named(self, node: ast.AST, name: str) -> None:
-        """A name that is imported or looked up."""
+    def _named(self, node: ast.AST, name: str, module: str) -> None:
+        """A name that is imported from a module, or looked up in it."""
         rule = NAMES.get(name)
         if isinstance(rule, Only):
             self._say(node, "refused", f"{name} is not here: {rule.why}")
         elif isinstance(rule, Ignored):
             self._say(node, "warned", f"{name} has no effect: {rule.why}")
+        elif rule is None and module in MODULES and name not in offered(MODULES[module]):
+            self._say(node, "refused", f"{name} is not here: {instead_of('')}")
 
     def _origin(self, node: ast.expr) -> str:
         """Where a name or attribute comes from, dotted; empty where that is not NeMo."""
@@ -222,11 +238,14 @@ class _Reader:
         return ""
 
     def _attribute(self, node: ast.Attribute) -> None:
-        if self._origin(node).startswith("nemo."):
-            self._named(node, node.attr)
+        module, origin = self._origin(node.value), self._origin(node)
+        if origin.startswith("nemo.") and origin.removeprefix("nemo.") not in MODULES:
+            self._named(node, node.attr, module.removeprefix("nemo."))
 
     def _call(self, node: ast.Call) -> None:
         called, arguments = node.func, node.args
+        if ast.unparse(called) == "torch.distributed.get_rank" and self.generates:
+            self._say(node, "refused", f"{ast.unparse(called)}: generate leaves no process group; leave it out")
         if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
             called, arguments = arguments[0], arguments[1:]
         name = self._origin(called).rpartition(".")[2]
@@ -240,6 +259,14 @@ class _Reader:
             rule = _rules(name).get(argument)
             if rule is not None:
                 self._judge(value, name, argument, value, rule)
+
+    def _callback(self, node: ast.ClassDef) -> None:
+        """A class with Lightning's hooks."""
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name.startswith("on_"):
+                why = of_lightning(method.name, [argument.arg for argument in method.args.args])
+                if why:
+                    self._say(method, "refused", f"{node.name} {why}")
 
     def _assignment(self, target: ast.expr, value: ast.expr) -> None:
         path = list(_steps(target))
@@ -276,6 +303,34 @@ class _Reader:
             self._say(node, "note", "NEMO_HOME: imported models are kept in $MIXTRAL_RECIPES_HOME")
         elif value.startswith("nvcr.io/nvidia/nemo:"):
             self._say(node, "note", f"{value}: NeMo's image does not have this package; build one with it")
+
+
+@functools.cache
+def offered(ours: str) -> frozenset[str]:
+    """The names that a module below ``mixtral_recipes.`` hands out under NeMo's path, read from its text."""
+    found = {*PUBLIC, *THEIRS, "peft", "recipes", "adam", "logging"}
+    for path in {_PACKAGE_FOLDER, _PACKAGE_FOLDER / ours.replace(".", "/")}:
+        files = [path / "__init__.py", *path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")]
+        found |= {file.stem for file in files}
+        for node in ast.walk(ast.parse(files[0].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                found |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Compare):  # of a module's `__getattr__`
+                found |= {str(each.value) for each in node.comparators if isinstance(each, ast.Constant)}
+    return frozenset(found)
+
+
+def _of_lightning(module: str) -> str | None:
+    """The module below ``mixtral_recipes.`` that stands for one of Lightning's; None where none does."""
+    for package in LIGHTNINGS:
+        if module == package or module.startswith(f"{package}."):
+            ours = f"lightning.pytorch{module.removeprefix(package)}"
+            return ours if ours in MODULES else None
+    return None
 
 
 class _NoDefaults:

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
-from mixtral_recipes.settings.nemo.names import MODULES, NAMES
-from mixtral_recipes.settings.nemo.rules import Ignored, Only, Renamed
+from mixtral_recipes.settings.nemo.names import ELSEWHERE, MODULES, NAMES
+from mixtral_recipes.settings.nemo.rules import Base, Ignored, Only, Renamed
 
 _PACKAGE = "mixtral_recipes"
 
@@ -39,11 +39,13 @@ def of_nemo(name: str) -> Any:
     """
     rule = NAMES.get(name)
     if isinstance(rule, Only):
-        raise NotHere(f"{name} of NeMo's is not here: {rule.why}.")
+        raise NotHere(f"{name} is not here: {rule.why}.")
     if isinstance(rule, Renamed):
         return getattr(importlib.import_module(_PACKAGE), rule.to)
     if isinstance(rule, Ignored):
         return _stand_in(name, rule.why)
+    if isinstance(rule, Base):
+        return _base(name)
     raise AttributeError(name)
 
 
@@ -51,6 +53,13 @@ def _stand_in(name: str, why: str) -> type[NotNeeded]:
     made = globals().get(name)
     if made is None:  # kept under its name, so that recipes with it can be stored
         made = globals()[name] = type(name, (NotNeeded,), {"why": why, "__module__": __name__})
+    return made
+
+
+def _base(name: str) -> type:
+    made = globals().get(name)
+    if made is None:
+        made = globals()[name] = type(name, (), {"__module__": __name__, "__doc__": "To derive from."})
     return made
 
 
@@ -77,7 +86,7 @@ def attribute(module: str, name: str, *, alone: bool = False) -> Any:
     if name in NAMES:
         return of_nemo(name)
     if alone:
-        raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
+        raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}; {ELSEWHERE['']}")
     package = importlib.import_module(_PACKAGE)
     ours = importlib.import_module(f"{_PACKAGE}.{MODULES[module]}".rstrip("."))
     for holder in (ours, package):
@@ -101,6 +110,6 @@ class Loader:
 
 def __getattr__(name: str) -> Any:
     """Stand-ins, for recipes that name one."""
-    if isinstance(NAMES.get(name), Ignored):
+    if isinstance(NAMES.get(name), Base | Ignored):
         return of_nemo(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

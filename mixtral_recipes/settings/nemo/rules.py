@@ -54,6 +54,17 @@ class Renamed:
 
 
 @dataclass(frozen=True)
+class Base:
+    """A class that others derive from, or that annotations name; an empty one stands for it.
+
+    Attributes:
+        why: What it is not needed for.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Keys:
     """A mapping of which only some keys are read: any other key gives a notice."""
 

@@ -18,6 +18,7 @@ from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, recorded, sche
         ({"target_modules": "linear_fc1"}, {"linear_fc1"}),
         ({"target_modules": ["linear_qkv", "linear_fc2"]}, {"linear_qkv", "linear_fc2"}),
         ({"exclude_modules": ["linear_fc1", "linear_fc2"]}, {"linear_qkv", "linear_proj"}),
+        ({"exclude_modules": ["output_layer"], "target_modules": []}, set(ALL_LINEAR)),  # NeMo's: all but these
     ],
 )
 def test_targets(kind: type[LoRA], settings: dict[str, object], expected: set[str]) -> None:
@@ -27,6 +28,9 @@ def test_targets(kind: type[LoRA], settings: dict[str, object], expected: set[st
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"target_modules": ["*.layers.0.*.linear_qkv"]}, r"a pattern; name the kinds of layer .* peft\.layers"),
+        ({"target_modules": ["linear_qkv"], "exclude_modules": ["lm_head"]}, "exclude_modules names 'lm_head'"),
+        ({"target_modules": ["output_layer"]}, "target_modules names 'output_layer'"),
         ({"target_modules": ["linear_qvk"]}, r"target_modules names 'linear_qvk'.*linear_qkv"),
         ({"target_modules": "atention"}, r"'atention'.*attention"),
         ({"exclude_modules": ["router"]}, "'router'"),

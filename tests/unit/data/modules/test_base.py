@@ -1,13 +1,18 @@
 """What a data module of one's own may return, and what is refused before the first step."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import nemo_run as run
 import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.data.modules.lightning import refuse_other_data
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError, RecipeError
+from mixtral_recipes.executors import preflight
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
@@ -74,3 +79,36 @@ def test_a_subclass_may_have_a_constructor_of_its_own() -> None:
         check_settings(llm.pretrain, {"data": Plain("x")})
     assert "model is not set" in str(caught.value)
     assert "data" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["train_dataloader", "val_dataloader", "_create_dataset", "_create_dataloader"])
+def test_a_method_of_nemos_that_nothing_calls_is_refused(name: str) -> None:
+    kind = type("Mine", (llm.FineTuningDataModule,), {name: lambda self: None})
+    with pytest.raises(RecipeError, match=rf"data=Mine: has {name}\(\), which nothing calls in a subclass of Fine"):
+        refuse_other_data(run.Config(kind))
+
+
+class Prepares(llm.FineTuningDataModule):
+    """As NeMo's guide has it: it writes its files the first time."""
+
+    def __init__(self, root: Path, memmap_workers: int = 1) -> None:
+        self.written = 0
+        super().__init__(dataset_root=root, seq_length=32, memmap_workers=memmap_workers)
+
+    def prepare_data(self) -> None:
+        if not self.train_path.exists():
+            self.written += 1
+            for path in (self.train_path, self.validation_path, self.test_path):
+                path.write_text('{"input": "one and one", "output": "two"}\n' * 8)
+        super().prepare_data()
+
+
+def test_a_subclass_may_make_its_files_itself(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for written in (1, 0):
+        data = Prepares(tmp_path / "mine")
+        preflight.check_places(data)  # before they are there
+        data.setup(load_tokenizer("embedded://mixtral_tiny"))
+        assert data.written == written
+        assert len(next(data.train_batches(DataParallelPlace()))["tokens"]) == 1
+        assert data.num_validation_batches(None) == 1

@@ -29,6 +29,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "PytorchProfilerCallback": {"start_step": 1, "end_step": 2},
     "AutoTokenizer": {"pretrained_model_name": "embedded://mixtral_tiny"},
     "get_nmt_tokenizer": {"library": "huggingface", "model_name": "embedded://mixtral_tiny"},
+    "MegatronDataSampler": {"seq_len": 32},
     "EvaluationTarget": {"api_endpoint": None},
     "NsysPlugin": {"start_step": 1, "end_step": 2},
     "MemoryProfilePlugin": {"dir": "profile"},

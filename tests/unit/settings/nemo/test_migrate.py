@@ -9,6 +9,7 @@ import pytest
 
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.settings.nemo.migrate import MARK, Migrated, migrate, scripts_in
+from tests.unit.settings.nemo.test_modules import CASES
 
 FINETUNING = '''
 """Fine-tunes a recipe that is chosen by name on conversations."""
@@ -200,14 +201,89 @@ def test_a_script_without_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_kind_of_line_is_told(tmp_path: Path) -> None:
     found = read(tmp_path, OTHER)
     assert {(finding.line, finding.kind) for finding in found.findings} == {
-        (4, "note"), (5, "changed"), (6, "changed"), (7, "changed"), (8, "changed"), (8, "refused"), (10, "refused"),
+        (4, "changed"), (5, "changed"), (6, "changed"), (7, "changed"), (8, "changed"), (8, "refused"), (10, "refused"),
         (10, "warned"), (11, "refused"), (11, "warned"), (13, "refused"), (14, "warned"), (15, "note"), (16, "refused"),
     }  # fmt: skip
     lines = found.source.splitlines()
     at = lines.index('    llm.deploy(nemo_checkpoint="x")')
     assert lines[at - 1].startswith(f"    {MARK} deploy is not here: export the checkpoint")
-    assert "from mixtral_recipes.settings.log import WandbLogger" in lines
+    assert "from mixtral_recipes.lightning.pytorch.loggers import WandbLogger" in lines
     compile(found.source, "copy", "exec")
+
+
+NOTEBOOK = """
+import lightning.pytorch as pl
+import nemo_run as run
+from lightning.pytorch.callbacks import Callback
+from nemo import lightning as nl
+from nemo.collections import llm
+
+
+class Crash(Callback):
+    def __init__(self, step):
+        self.step = step
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        return []
+
+
+def data() -> run.Config[pl.LightningDataModule]:
+    return run.Config(Data)
+
+
+def adam() -> run.Config[nl.OptimizerModule]:
+    return run.Config(nl.MegatronOptimizerModule)
+
+
+def lora() -> run.Config[nl.pytorch.callbacks.PEFT]:
+    return run.Config(llm.peft.LoRA)
+
+
+def model() -> run.Config[pl.LightningModule]:
+    return run.Config(llm.MixtralModel)
+
+
+made = data(), adam(), lora(), model()
+"""
+
+
+def test_lightnings_names_are_for_annotations_and_to_derive_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(tmp_path, NOTEBOOK)
+    assert "import mixtral_recipes.lightning.pytorch as pl\n" in found.source
+    assert "from mixtral_recipes.lightning.pytorch.callbacks import Callback\n" in found.source
+    assert [len(said(found, kind)) for kind in ("changed", "warned", "refused", "note")] == [4, 0, 0, 0]
+    assert len(run_copy(found, monkeypatch, tmp_path)["made"]) == 4  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("module", "name"), CASES, ids=[".".join(case) for case in CASES])
+def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str) -> None:
+    assert said(read(tmp_path, f"from nemo.{module} import {name}\n"), "refused") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("from nemo.collections.llm import LlamaModel", "LlamaModel is not here: this package has"),
+        ("from nemo.collections import llm\nllm.llama3_8b.model()", "llama3_8b is not here: this package has"),
+        ("from nemo.export.tensorrt_llm import TensorRTLLM", "nemo.export.tensorrt_llm is not here: export the"),
+        ("from lightning.pytorch.strategies.ddp import DDPStrategy", "lightning.pytorch.strategies.ddp is not here"),
+        ("from lightning.pytorch.callbacks import EarlyStopping", "EarlyStopping is not here: set trainer.max_steps"),
+        (
+            "from lightning.pytorch import Callback\nclass Mine(Callback):\n    def on_train_batch_end(self, *a): ...",
+            "Mine has on_train_batch_end, which nothing calls; write on_step_end(self, run, metrics)",
+        ),
+        (
+            "import torch\nfrom nemo.collections.llm import api\napi.generate('x')\ntorch.distributed.get_rank()",
+            "torch.distributed.get_rank: generate leaves no process group",
+        ),
+    ],
+)
+def test_what_needs_a_change_by_hand_says_which(tmp_path: Path, text: str, told: str) -> None:
+    assert any(one.startswith(told) for one in said(read(tmp_path, text + "\n"), "refused"))
 
 
 def test_nothing_of_a_script_is_run_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import mixtral_recipes as llm
 from mixtral_recipes.errors import MixtralRecipesWarning
 from mixtral_recipes.settings.nemo.modules import NotHere
 from mixtral_recipes.settings.nemo.names import MODULES, NAMES
-from mixtral_recipes.settings.nemo.rules import Ignored, Only, Renamed
+from mixtral_recipes.settings.nemo.rules import Base, Ignored, Only, Renamed
 
 # What NeMo's Mixtral recipes, their tests, scripts/llm, scripts/performance and the Mixtral pretraining test import.
 IMPORTED = """
@@ -84,11 +84,15 @@ def test_every_module_of_the_table_is_there(module: str) -> None:
 def test_a_name_is_what_the_table_says(name: str) -> None:
     rule = NAMES[name]
     if isinstance(rule, Only):
-        with pytest.raises(NotHere, match=f"{name} of NeMo's is not here: ") as refused:
+        with pytest.raises(NotHere, match=f"{name} is not here: ") as refused:
             getattr(llm, name)
         assert rule.why in str(refused.value)
-        with pytest.raises(ImportError, match=f"{name} of NeMo's is not here"):
+        with pytest.raises(ImportError, match=f"{name} is not here"):
             exec(f"from mixtral_recipes.collections.llm import {name}")
+    elif isinstance(rule, Base):
+        base = getattr(llm, name)
+        assert type("Mine", (base,), {})()
+        assert pickle.loads(pickle.dumps(base)) is base
     elif isinstance(rule, Renamed):
         assert getattr(llm, name) is getattr(llm, rule.to)
     else:
@@ -109,12 +113,39 @@ def test_a_callback_that_has_nothing_to_do_can_stand_in_a_recipe() -> None:
         assert type(fdl.build(ZlibJSONSerializer().deserialize(stored))).__name__ == "FLOPsMeasurementCallback"
 
 
-def test_what_is_nowhere_is_an_import_error() -> None:
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("mixtral_recipes.collections.llm.gpt.model.llama")
-    with pytest.raises(ImportError, match="cannot import name 'llama3_70b'"):
-        exec("from mixtral_recipes.collections.llm.recipes import llama3_70b")
-    assert not hasattr(llm, "llama3_70b")
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "import mixtral_recipes.collections.llm.gpt.model.llama",
+            r"nemo\.collections\.llm\.gpt\.model\.llama is not here: ",
+        ),
+        (
+            "from mixtral_recipes.collections.llm.recipes import llama3_70b",
+            "recipes.llama3_70b is not here: this package has",
+        ),
+        ("from mixtral_recipes.collections.llm import LlamaModel", "docs/guide/coming-from-nemo.md lists it"),
+        ("from mixtral_recipes.export.tensorrt_llm import TensorRTLLM", "vllm serve FOLDER"),
+        ("from mixtral_recipes.deploy import DeployPyTriton", "vllm serve FOLDER"),
+        (
+            "from mixtral_recipes.collections.llm.tools.auto_configurator import AutoConfigurator",
+            "mixtral-recipes plan",
+        ),
+        ("from mixtral_recipes.collections.llm.modelopt import PruningConfig", "ModelOpt"),
+        ("from mixtral_recipes.utils.get_rank import is_global_rank_zero", "torch.distributed.get_rank"),
+        ("from mixtral_recipes.lightning.io import load_context", "in its context folder"),
+        ("from mixtral_recipes.lightning.pytorch.callbacks.deepep import DeepEPCallback", "moe_enable_deepep"),
+    ],
+)
+def test_what_is_nowhere_is_an_import_error_that_says_what_to_do(line: str, told: str) -> None:
+    with pytest.raises(ImportError, match=told):
+        exec(line, {})
+
+
+def test_an_attribute_that_is_nowhere_can_be_asked_for() -> None:
+    assert not hasattr(llm, "llama3_70b")  # NeMo's scripts/llm/pretraining.py asks so
+    with pytest.raises(AttributeError, match="coming-from-nemo"):
+        llm.llama3_70b  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_table_of_names_loads_nothing_heavy() -> None:

@@ -1,0 +1,81 @@
+"""Objects in a recipe become configs, so that a recipe written as NeMo's notebooks have it can be sent."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import pytest
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.executors.nemo_run_jobs import _as_text
+from mixtral_recipes.settings.objects import as_configs
+
+
+class Mine(llm.MockDataModule):
+    def __init__(self, rows: int) -> None:
+        super().__init__(global_batch_size=rows)
+
+
+def parts() -> dict[str, Any]:
+    config = llm.MixtralConfig8x7B(num_layers=2, hidden_size=64, num_attention_heads=4, num_query_groups=2)
+    config.freeze_router = True
+    return {
+        "model": llm.MixtralModel(config),
+        "data": llm.MockDataModule(seq_length=32, global_batch_size=4),
+        "trainer": llm.Trainer(max_steps=2, strategy=llm.MegatronStrategy(), callbacks=[llm.TimingCallback()]),
+        "optim": llm.MegatronOptimizerModule(config=OptimizerConfig(lr=1e-4, bf16=True)),
+        "peft": llm.LoRA(dim=64, alpha=128),
+    }
+
+
+def given_at_once() -> Any:
+    return run.Partial(llm.finetune, **parts())  # nemo_run makes configs of them
+
+
+def set_one_by_one() -> Any:
+    recipe = llm.mixtral_tiny.finetune_recipe()
+    for name, part in parts().items():
+        setattr(recipe, name, part)
+    return recipe
+
+
+@pytest.mark.parametrize("make", [given_at_once, set_one_by_one])
+def test_a_recipe_of_objects_comes_out_as_it_was(make: Any) -> None:
+    made, sent = parts(), ZlibJSONSerializer().serialize(as_configs(make()))
+    back = fdl.build(ZlibJSONSerializer().deserialize(sent)).keywords
+    assert all(back[name] == made[name] for name in ("data", "trainer", "optim", "peft"))
+    before, after = made["model"].config, back["model"].config
+    for field in dataclasses.fields(before):
+        value = getattr(before, field.name)
+        assert callable(value) or getattr(after, field.name) == value, field.name
+    assert after.init_method.keywords == before.init_method.keywords
+    if make is set_one_by_one:
+        for name in ("num_layers", "freeze_router", "vocab_size", "rotary_base"):
+            assert after.is_given(name) == before.is_given(name)
+
+
+def test_the_recipe_itself_is_left_alone() -> None:
+    recipe = set_one_by_one()
+    as_configs(recipe)
+    assert isinstance(recipe.model, llm.MixtralModel)
+
+
+def test_a_function_of_ones_own_is_not_lost() -> None:
+    recipe = set_one_by_one()
+    recipe.model = run.Config(llm.MixtralModel, config=run.Config(llm.MixtralConfig8x7B))
+    recipe.model.config.init_method = functools.partial(torch.nn.init.normal_, mean=0.0, std=0.5)
+    with pytest.raises(RecipeError, match=r"recipe\.model\.config\.init_method holds an object"):
+        _as_text(recipe)
+
+
+def test_what_nobody_can_write_down_is_refused_by_its_place() -> None:
+    recipe = set_one_by_one()
+    recipe.data = Mine(8)
+    with pytest.raises(RecipeError, match=r"recipe\.data holds an object, .*write run\.Config\(CLASS, \.\.\.\)"):
+        _as_text(recipe)
