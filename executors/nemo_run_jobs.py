@@ -111,8 +111,9 @@ def _as_text(recipe: Any) -> Any:
 
 
 def _trains(task: Any) -> bool:
-    module = getattr(getattr(task, "__fn_or_cls__", None), "__module__", "")
-    return module.startswith("mixtral_recipes.") and getattr(task, "trainer", None) is not None
+    target = getattr(task, "__fn_or_cls__", None)
+    named = getattr(target, "__name__", "") in ("pretrain", "finetune", "train", "validate")
+    return named and getattr(target, "__module__", "") == "mixtral_recipes.api"
 
 
 def _elsewhere(executor: Any) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import importlib.util
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,8 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     recipe.data = as_data_module(fdl.build(recipe.data))  # one's own may state its batch only once it is built
     with refusals_told():
         model: Any = fdl.build(recipe.model)
-    trainer, resume, peft, tokenizer = (_built(recipe, name) for name in ("trainer", "resume", "peft", "tokenizer"))
+    names = ("trainer", "resume", "peft", "tokenizer", "optim")
+    trainer, resume, peft, tokenizer, optim = (_built(recipe, name) for name in names)
     if not elsewhere and resume is not None and resume.restore_config is not None and resume.restore_config.path:
         check_source(resume.restore_config.path)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
@@ -68,18 +70,19 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data), recipe.data)
     with _told(elsewhere):
         check_places(recipe.data)
-    plugins: Any = fdl.build(recipe.trainer.plugins)
-    job = dataclasses.replace(Workload.of(recipe), shape=ModelShape.of(seen), topk=seen.moe_router_topk)
-    on_gpu = hardware is not None and recipe.trainer.accelerator == "gpu"
+    plugins = trainer.plugins
+    made = recipe.__arguments__ | {"model": model, "trainer": trainer, "peft": peft, "optim": optim}
+    outline = types.SimpleNamespace(__fn_or_cls__=fdl.get_callable(recipe), **made)  # what is not given has its default
+    job = dataclasses.replace(Workload.of(outline), shape=ModelShape.of(seen), topk=seen.moe_router_topk)
+    on_gpu = hardware is not None and trainer.accelerator == "gpu"
     check_job(job, cards.card(hardware or "h100"), on_gpu=on_gpu)
     check_megatron_config(seen, trainer)
     plugins.check()
-    if (optim := _built(recipe, "optim")) is not None:
+    if optim is not None:
         check_states(optim, plugins, frozen=peft is not None)
     if isinstance(peft, QLoRA):
         peft.check_base(plugins, job.shape, job.topology)
-    checked = [fdl.build(c) for c in recipe.trainer.callbacks or [] if hasattr(getattr(c, "__fn_or_cls__", c), "check")]
-    callbacks.call(checked, "check", Topology.of(recipe.trainer))
+    callbacks.call(trainer.callbacks, "check", Topology.of(trainer))
 
 
 def check_packages(log: Any) -> None:

@@ -117,5 +117,5 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

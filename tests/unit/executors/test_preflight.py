@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fiddle as fdl
 import nemo_run as run
@@ -21,6 +22,7 @@ from mixtral_recipes.errors import (
     RecipeError,
     asked_by_command,
 )
+from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides import loading, paths
 
@@ -252,3 +254,39 @@ def test_a_call_gives_a_scripts_advice_and_a_command_its_own() -> None:
         llm.finetune(**parts)
     with asked_by_command(), pytest.raises(RecipeError, match=r"^resume\..*\(--restore-from\)"):
         llm.finetune(**parts)
+
+
+def test_what_a_recipe_leaves_out_has_its_default() -> None:
+    """As in NeMo's notebooks: `run.Partial` of configs that name little."""
+    strategy = run.Config(llm.MegatronStrategy, tensor_model_parallel_size=1)
+    recipe = run.Partial(
+        llm.pretrain,
+        model=run.Config(llm.MixtralModel, config=run.Config(llm.MixtralConfigTiny)),
+        data=run.Config(llm.MockDataModule, seq_length=32),
+        trainer=run.Config(llm.Trainer, strategy=strategy),
+    )
+    preflight(recipe, None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformer_engine") is not None, reason="asks what is said without it")
+def test_an_optimizer_that_only_the_job_can_make_is_a_warning() -> None:
+    recipe = llm.mixtral_tiny.pretrain_recipe()
+    recipe.optim.config.use_precision_aware_optimizer = True
+    told = "optim cannot be made: .*TransformerEngine"
+    with pytest.raises(EnvironmentProblem, match=told):
+        preflight(recipe, None)
+    with pytest.warns(MixtralRecipesWarning, match=f"{told}.* It must be there where the job runs"):
+        preflight(recipe, None, elsewhere=True)
+
+
+def test_a_recipe_written_by_hand_is_checked_and_a_conversion_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(nemo_run_jobs, "preflight", lambda recipe, *a, **k: seen.append(recipe))
+    checked = nemo_run_jobs._checked(lambda self, task, *args, **kwargs: task)
+    parts = {"model": run.Config(llm.MixtralModel), "trainer": run.Config(llm.Trainer)}
+    trained = (llm.pretrain, llm.finetune, llm.train)
+    tasks = [run.Partial(task, data=run.Config(llm.MockDataModule), **parts) for task in trained]
+    tasks += [run.Partial(llm.generate, "checkpoint", trainer=parts["trainer"], prompts=["a"]), "a word"]
+    for task in tasks:
+        assert checked(None, task, run.LocalExecutor()) == task
+    assert [recipe.__fn_or_cls__ for recipe in seen] == list(trained)
