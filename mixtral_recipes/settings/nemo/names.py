@@ -263,7 +263,9 @@ ELSEWHERE: dict[str, str] = {
     "collections.llm.recipes.tp_overlap_configs": (
         "leave tp_comm_overlap_cfg out, as Transformer Engine's own buffers are used"
     ),
-    "collections.llm.tools": ("`mixtral-recipes plan RECIPE --max-gpus N` finds the fastest layout, and runs nothing"),
+    "collections.llm.tools": (
+        "`mixtral-recipes plan mixtral_8x7b --max-gpus 64` finds the fastest layout, and runs nothing"
+    ),
     "deploy": _SERVE.why,
     "export": _SERVE.why,
     "utils.get_rank": "ask torch.distributed.get_rank() == 0",
