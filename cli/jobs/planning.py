@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
 from mixtral_recipes.cli.output import console, note, print_table, table
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.planner import calibration, cards, plan, verdict
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES
@@ -243,8 +244,11 @@ def _whole(recipe: Any, overrides: list[str]) -> Any:
     import fiddle as fdl
 
     from mixtral_recipes.overrides import paths
+    from mixtral_recipes.settings.check import check_settings
 
     paths.apply(recipe, overrides)
+    for notice in check_settings(fdl.get_callable(recipe), fdl.ordered_arguments(recipe)):
+        warnings.warn(notice, MixtralRecipesWarning, stacklevel=2)
     plugins: Any = fdl.build(recipe.trainer.plugins)
     plugins.check()
     return recipe

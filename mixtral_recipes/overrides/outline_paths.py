@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.overrides.completion import PATHS
+from mixtral_recipes.overrides.completion import OTHER_PATHS, PATHS
 from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
@@ -43,7 +43,8 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
         if operator != "=" or "[" in path or "(" in value or path in _WHOLE_PARTS:
             raise NeedsRecipe
         if path not in PATHS:
-            raise NeedsRecipe if path.startswith("data.") else _unknown(text, path)
+            # What becomes of the first a rule says; other data modules have other settings.
+            raise NeedsRecipe if path in OTHER_PATHS or path.startswith("data.") else _unknown(text, path)
         if wrong := out_of_range(path, path.rpartition(".")[2], _number(value)):
             raise RecipeError(wrong)
         _set(outline, path, value, text)

@@ -84,6 +84,8 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b model.config.recompute_granularity=ful", "use 'full', 'selective' or null"),
         ("--recipe mixtral_8x7b trainer.plugins.fp8=yes", "use 'hybrid' or 'e4m3'"),
         ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not known; use '32'"),
+        ("--recipe mixtral_8x7b model.config.fp8=hybrid", "must be None: set trainer.plugins.fp8"),
+        ("--recipe mixtral_8x7b trainer.accumulate_grad_batches=4", "accumulation follows from"),
         ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest does not go with --deadline"),
         ("--recipe mixtral_8x7b --deadline soon", "write hours"),
         ("--recipe mixtral_8x7b --epochs 2", "--epochs counts passes over --data"),
@@ -136,6 +138,7 @@ def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
         "trainer.max_steps*=2",
         "trainer.callbacks[0].x=1",
         "peft=null",
+        "model.config.mtp_loss_scaling_factor=0.5",
     ):
         with pytest.raises(outline_paths.NeedsRecipe):
             outline_paths.apply(outline(Question("mixtral_8x7b")), [override])

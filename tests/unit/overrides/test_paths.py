@@ -157,8 +157,12 @@ def test_three_ways_give_the_same_recipe(
     assert read_recipe(file) == by_python
 
 
-def test_the_reference_paths_are_offered_for_completion() -> None:
-    assert {path for _, path, *_ in PATHS} <= set(override_paths.PATHS)
+def test_completion_offers_what_has_an_effect() -> None:
+    assert {path for _, path, *_ in PATHS} <= {*override_paths.PATHS, *override_paths.OTHER_PATHS}
+    assert "optim.config.lr" in override_paths.PATHS
+    assert "optim.config.muon_momentum" in override_paths.OTHER_PATHS
+    both = set(override_paths.PATHS) & set(override_paths.OTHER_PATHS)
+    assert all(path.startswith("data.") for path in both), "one data module reads it, another does not"
 
 
 def changed(*texts: str, task: str = "pretrain", **arguments: Any) -> Any:
