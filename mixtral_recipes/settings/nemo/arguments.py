@@ -179,7 +179,7 @@ CALLS: dict[str, Call] = {
         ckpt_load_main_params=Ignored("a resumed run always has its fp32 main weights", quiet=(True, False)),
         fsdp=Only(None, "use expert, pipeline and tensor parallelism with the distributed optimizer"),
         lazy_init=Ignored("each rank builds its own part of the model", quiet=(True, False)),
-        optimizer_cpu_offload=Only(False, "set optim.config.optimizer_cpu_offload"),
+        optimizer_cpu_offload=OPTIMIZER["optimizer_cpu_offload"],
         use_sharp=Only(False, "set NCCL_COLLNET_ENABLE=1 in the cluster profile's env"),
         save_ckpt_format=Only("torch_dist", "checkpoints are Megatron's torch_dist", also=(None,)),
         ckpt_torch_dist_multiproc=_WRITES_ITS_PART,

@@ -143,7 +143,9 @@ DDP: dict[str, Rule] = {
     "check_for_nan_in_grad": Ignored("loss and gradient norm are looked at in every step", quiet=(True, False)),
     "use_distributed_optimizer": Ignored("set optim.config.use_distributed_optimizer", quiet=(True,)),
     "num_distributed_optimizer_instances": Only(1, "the optimizer is spread over all data-parallel ranks"),
-    **_each(BY_PLUGINS, "fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag"),
+    **_each(
+        Ignored(BY_PLUGINS.why, quiet=(True,)), "fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag"
+    ),  # NeMo's recipes set them
     "fp4_param_gather": Only(False, "use trainer.plugins.fp8"),
     "nccl_ub": Only(False, "gradients are in torch's memory"),
     **_only(False, "use_megatron_fsdp use_custom_fsdp", _FSDP),
@@ -165,9 +167,9 @@ OPTIMIZER: dict[str, Rule] = {
     "bf16": Ignored(BY_PLUGINS.why, nemo={"pretrain": True, "finetune": True}),
     **_each(
         BY_PLUGINS,
-        "fp16 params_dtype fp8_recipe reuse_grad_buf_for_mxfp8_param_ag loss_scale initial_loss_scale min_loss_scale "
-        "loss_scale_window hysteresis",
+        "fp16 params_dtype fp8_recipe loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
     ),
+    "reuse_grad_buf_for_mxfp8_param_ag": Ignored(BY_PLUGINS.why, quiet=(True,)),
     "overlap_param_gather": Ignored("set trainer.strategy.ddp.overlap_param_gather"),
     "overlap_param_gather_with_optimizer_step": _WITH_STEP,
     "optimizer_cpu_offload": Only(

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from megatron.core.optimizer import OptimizerConfig
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.overrides import paths
+from mixtral_recipes.overrides.completion import OTHER_PATHS
 from mixtral_recipes.overrides.loading import load
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.megatron import DDP, MODEL, OPTIMIZER
-from mixtral_recipes.settings.nemo.rules import Only, Rule
+from mixtral_recipes.settings.nemo.rules import Rule
 from tests.unit.settings.field_reads import sources
 
 MEGATRON = Path(next(iter(megatron.core.__path__)))
@@ -91,12 +93,15 @@ def test_a_setting_of_a_newer_megatron_is_noticed() -> None:
     assert without_a_word(Newer, OPTIMIZER) == ["colour_of_the_gradients"]
 
 
-def test_where_another_setting_is_named_it_has_an_effect() -> None:
-    for name, call in CALLS.items():
-        for argument, rule in call.rules.items():
-            if isinstance(rule, Only) and rule.why.startswith("set model.config."):
-                named = rule.why.removeprefix("set model.config.").split()[0]
-                assert named not in MODEL, f"{name}: {argument}"
+def test_a_setting_that_is_named_instead_has_an_effect() -> None:
+    told = {
+        f"{name}.{argument}": path
+        for name, call in CALLS.items()
+        for argument, rule in call.rules.items()
+        for path in re.findall(r"set ([a-z]+\.[\w.]+\w)", getattr(rule, "why", ""))
+    }
+    assert len(told) > 10
+    assert {where: path for where, path in told.items() if path in OTHER_PATHS} == {}
 
 
 # Setting, value, what is told or refused.
@@ -106,7 +111,6 @@ TOLD = [
     ("model.config.fp8_recipe", "mxfp8", "has no effect: number formats are stated in trainer.plugins"),
     ("model.config.cuda_graph_warmup_steps", 4, "has no effect: CUDA graphs are not captured here"),
     ("trainer.strategy.ddp.keep_fp8_transpose_cache", True, "has no effect: Megatron-FSDP is not used"),
-    ("trainer.strategy.ddp.fp8_param_gather", True, "has no effect: number formats are stated in trainer.plugins"),
     ("optim.config.overlap_param_gather", True, "set trainer.strategy.ddp.overlap_param_gather"),
     ("optim.config.loss_scale", 1.0, "has no effect: number formats are stated in trainer.plugins"),
 ]
