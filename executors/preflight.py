@@ -24,6 +24,7 @@ from mixtral_recipes.importers.resolve import check_source
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.models.kernels import INSTALL
 from mixtral_recipes.planner import cards, verdict
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.workload import Workload
@@ -148,9 +149,7 @@ def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
             if "TransformerEngine" in str(cause):  # Megatron looks for its optimizer
                 setattr(recipe, path, None)
                 with _told(elsewhere):
-                    raise EnvironmentProblem(
-                        f"{path} cannot be made: {in_short(cause)} `make install` brings Transformer Engine."
-                    ) from error
+                    raise EnvironmentProblem(f"{path} cannot be made: {in_short(cause)} {INSTALL}") from error
                 continue
             raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
 

@@ -139,7 +139,7 @@ def _refused(instead: str) -> Only:
 _SERVE = _refused("export the checkpoint and serve the folder, e.g. with `vllm serve FOLDER`")
 _COMPRESS = _refused("export the checkpoint and work on the folder, e.g. with NVIDIA's ModelOpt")
 _STEP = _refused("the step is mixtral_recipes/training/step.py")
-_OPTIMIZER = _refused("use MegatronOptimizerModule(config=OptimizerConfig(optimizer=...))")
+_OPTIMIZER = _refused("use MegatronOptimizerModule(config=OptimizerConfig(lr=...)), which is Adam")
 _SCHEDULE = _refused("use CosineAnnealingScheduler, or one of the Warmup... schedulers")
 _STRATEGY = _refused("use MegatronStrategy")
 _HUB_DATA = _refused("use FineTuningDataModule or ChatDataModule with dataset_root='ORG/NAME'")
