@@ -27,7 +27,7 @@ REFUSED = {
     "model.config.layernorm_epsilon": ("0",),
     "model.config.moe_aux_loss_coeff": ("nan", "inf", "-1"),
     "model.config.moe_z_loss_coeff": ("nan", "inf"),
-    "model.config.qk_clip_threshold": ("nan", "-inf"),  # no range of its own
+    "model.config.activation_offload_fraction": ("nan", "-inf"),  # no range of its own
     "model.config.hidden_size": ("0", "9" * 30),
     "model.config.num_layers": ("1000000000",),
     "model.config.rotary_base": ("0", "inf"),
