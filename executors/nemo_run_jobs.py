@@ -21,14 +21,18 @@ from typing import Any
 from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_for_scripts
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.settings.objects import as_configs
+from mixtral_recipes.system import imports
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
 
 def activate() -> None:
-    """Change nemo_run's local jobs, once, if nemo_run's experiments are imported."""
+    """Change nemo_run's local jobs, once: now, or as soon as a script imports nemo_run."""
     experiments = sys.modules.get("nemo_run.run.experiment")
-    if experiments is None or hasattr(experiments.Experiment.run, "__wrapped__"):
+    if experiments is None:
+        imports.around(_then_changed, "nemo_run")
+        return
+    if hasattr(experiments.Experiment.run, "__wrapped__"):
         return
     importlib.import_module("mixtral_recipes.settings.serialization")  # teaches nemo_run what recipes hold
     executor, experiment = experiments.LocalExecutor, experiments.Experiment
@@ -37,6 +41,12 @@ def activate() -> None:
     experiment.add = _checked(experiment.add)
     experiment.run = _single_node(experiment.run)
     experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
+
+
+@contextlib.contextmanager
+def _then_changed() -> Iterator[None]:
+    yield
+    activate()
 
 
 def refuse_while_loading() -> None:

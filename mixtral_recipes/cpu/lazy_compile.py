@@ -8,33 +8,19 @@ it does not matter which module asks for Megatron first; it loads next to nothin
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from mixtral_recipes.system import imports
+
 # The modules of Megatron's that take ``torch.compile`` at import: the others take the first one's decorator.
-_TAKING = frozenset({"megatron.core.jit", "megatron.core.transformer.moe.router"})
+_TAKING = ("megatron.core.jit", "megatron.core.transformer.moe.router")
 _eager = False
 
 
 def activate() -> None:
     """Defer compilation from Megatron's first import on. Idempotent; too late once Megatron is imported."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # pyright: ignore[reportArgumentType]
-
-
-class _Finder:
-    """Has those modules executed inside `compiling_later`; where they are, the other finders say."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
-        if name not in _TAKING:
-            return None
-        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if not isinstance(finder, _Finder))
-        spec = next(filter(None, others), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-            spec.loader.exec_module = compiling_later()(execute)
-        return spec
+    imports.around(compiling_later, *_TAKING)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import torch
 from mixtral_recipes import api
 from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
 from mixtral_recipes.recipes import catalog, defaults, finetune_default
@@ -25,8 +24,6 @@ from mixtral_recipes.training.watch.callbacks import (
     MegatronCommOverlapCallback,
     MegatronTokenDropCallback,
 )
-
-nemo_run_jobs.activate()
 
 LORA_LR = 1e-4  # NeMo 2.0: LoRA and DoRA
 FULL_LR = 5e-6  # NeMo 2.0: full fine-tuning

@@ -28,7 +28,7 @@ class Modes(enum.Enum):
     FP8 = "fp8"
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> dict[str, Any]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Transformer Engine is asked for."""
     calls: list[dict[str, Any]] = []
     base = types.SimpleNamespace(
@@ -40,7 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> dict[str, Any]:
     module.base = base  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.module", module)
     monkeypatch.setattr(user_buffers, "transformer_engine_usable", lambda: True)
-    config = with_topology(small_config(), TWO, **fields)
+    config = with_topology(small_config(), TWO)
     for _ in range(2):  # a second run in the process starts afresh
         user_buffers.start(config, BatchShape(global_batch_size=8, micro_batch_size=4, seq_length=64))
     (call,) = calls
@@ -57,14 +57,15 @@ def test_buffers_hold_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("ends", "modes"), [(0, [Modes.FP8]), (1, [Modes.FP8, Modes.NONE])])
-def test_fp8_has_its_own_and_layers_in_bf16_too(monkeypatch: pytest.MonkeyPatch, ends: int, modes: list[Modes]) -> None:
+def test_fp8_has_its_own_and_layers_in_bf16_too(ends: int, modes: list[Modes]) -> None:
     config = small_config()
     config.fp8, config.first_last_layers_bf16 = "hybrid", True  # as set on a GPU; Megatron looks for its libraries
     config.num_layers_at_start_in_bf16 = config.num_layers_at_end_in_bf16 = ends
     assert user_buffers._modes(config, Modes) == modes
 
 
-def test_without_transformer_engine_it_is_refused() -> None:
+def test_without_transformer_engine_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_buffers, "transformer_engine_usable", lambda: False)
     with pytest.raises(RecipeError, match="needs Transformer Engine, which is not installed"):
         user_buffers.start(with_topology(small_config(), TWO), BatchShape(8, 4, 64))
 
