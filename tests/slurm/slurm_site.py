@@ -115,11 +115,16 @@ class Site:
         return code, done.stdout
 
     def logs(self, record: Any) -> str:
-        """Everything a job wrote, for a failed test's report."""
-        files = sorted(Path(record.job_dir).glob("attempts/*/node-*.log")) + sorted(
-            Path(record.job_dir).glob("sbatch_*.out")
-        )
+        """Everything a job and Slurm wrote, for a failed test's report."""
+        job, cluster = Path(record.job_dir), self.cluster.root / "log"
+        patterns = ((job, "attempts*.jsonl"), (job, "attempts/*/*.json"), (job, "attempts/*/node-*.log"))
+        patterns += ((job, "sbatch_*.out"), (cluster, "slurm*.log"))
+        files = [file for folder, pattern in patterns for file in sorted(folder.glob(pattern))]
         return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
+
+    def succeed(self, record: Any) -> None:
+        """Wait until a run has succeeded; where it ends otherwise, the failed test shows all that was logged."""
+        self.wait(record, "succeeded")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mixtral_recipes.executors.runs import states as runs
 
 def test_two_nodes_finish(site: Site) -> None:
     record = records.find("good")
-    assert site.wait(record) == "succeeded"
+    site.succeed(record)
     assert site.result("good") == {"recipe": "job", "steps": 4, "world_size": 2, "last_loss": expected_loss(4)}
     hosts = {end["host"] for end in records.rank_ends(records.attempt_folders(record)[0])}
     assert hosts == {"mx0", "mx1"}
@@ -47,7 +47,7 @@ def test_failed_ranks_error_comes_first(site: Site) -> None:
 
 def test_failure_is_retried(site: Site) -> None:
     record = records.find("flaky")
-    assert site.wait(record) == "succeeded"
+    site.succeed(record)
     assert runs.attempts(record) == {"attempts": 2, "preemptions": 0, "nodes_lost": 0, "failures": 1}
     _, text = site.cli("logs", "flaky")
     assert "attempt 0" in text

@@ -26,7 +26,7 @@ def test_hostile_values_arrive_and_run_nothing(plain: Site) -> None:
     record = plain.submit(
         "hostile", 1, 2, steps=1, text=text, dump_env="MIXTRAL_RECIPES_HOSTILE_", settings={"env": values}
     )
-    assert plain.wait(record) == "succeeded"
+    plain.succeed(record)
     arrived = json.loads((plain.runs / "hostile" / "env.json").read_text())
     assert arrived == {key: sha(value) for key, value in values.items()} | {"text": sha(text)}
     assert not [path for path in plain.root.rglob("*") if path.name == "X"]

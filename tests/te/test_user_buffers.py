@@ -4,7 +4,6 @@ import inspect
 from typing import Any
 
 import pytest
-from transformer_engine.pytorch.module import base  # pyright: ignore[reportMissingImports]
 
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.layout.topology import Topology
@@ -14,6 +13,8 @@ from tests.distributed.small_run import small_config
 
 
 def test_transformer_engine_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_engine.pytorch.module import base  # pyright: ignore[reportMissingImports]
+
     signature = inspect.signature(base.initialize_ub)
     taken: dict[str, Any] = {}
     monkeypatch.setattr(base, "initialize_ub", lambda **named: taken.update(signature.bind(**named).arguments))
