@@ -5,6 +5,7 @@ the system bounds.
 """
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -65,6 +66,7 @@ def _encode_samples(backend: Any) -> None:
     """In the fork: never returns."""
     code = 1
     try:
+        faulthandler.disable()  # it would tell of an abort in a file of its own
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)  # where a panic would be told

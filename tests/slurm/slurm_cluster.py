@@ -26,6 +26,8 @@ PACKAGES = "slurm-wlm munge"
 ACCOUNTING_PACKAGES = "slurmdbd mariadb-server"
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
+# How long a busy machine may keep a node from starting a step (cred_expire; also how long a job waits before it runs
+# again) and from answering (SlurmdTimeout): with less, jobs fail for "Job credential expired", with more, tests wait.
 SLURM_CONF = """\
 ClusterName=mxtest
 SlurmctldHost={host}(127.0.0.1)
@@ -33,7 +35,7 @@ SlurmctldPort={ctld_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={root}/run/munge.socket,cred_expire=5
+AuthInfo=socket={root}/run/munge.socket,cred_expire=20
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SrunPortRange={srun_low}-{srun_high}
 StateSaveLocation={root}/state
@@ -56,7 +58,7 @@ SelectTypeParameters=CR_Core
 DependencyParameters=kill_invalid_depend
 ReturnToService=2
 SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmdTimeout=20
 KillWait=30
 MinJobAge=3600
 JobRequeue=1
