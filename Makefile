@@ -13,6 +13,9 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
+# Modules are compiled when they are first imported, which most never are; all of them now where nothing is kept then.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
 .PHONY: quickstart install test slow fuzz lint bench gpu docs clean
 
 quickstart: install
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 	@scripts/find_python.sh > /dev/null
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --progress-bar off -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off $(COMPILE) -e '.[dev]'
 	touch $(STAMP)
 	@scripts/mention_te.sh $(BIN)/python
 
