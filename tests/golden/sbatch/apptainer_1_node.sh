@@ -53,7 +53,9 @@ again() {  # outcome, exit code: back into the queue, unless someone cancelled t
     fi
     if [ "$(count started)" -gt 100 ]; then finish failed "$2"; fi
     record "$1" "$2" false
-    scontrol requeue "$SLURM_JOB_ID" || echo "this cluster refuses to requeue job $SLURM_JOB_ID; submit it again" >&2
+    # A lost node's job is in the queue already, which Slurm calls an error.
+    scontrol requeue "$SLURM_JOB_ID" || squeue -h -j "$SLURM_JOB_ID" -o %T | grep -qE 'PENDING|COMPLETING' \
+        || echo "this cluster refuses to requeue job $SLURM_JOB_ID; submit it again" >&2
     exit "$2"
 }
 
