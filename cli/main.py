@@ -48,9 +48,8 @@ def main() -> None:
     """Entry point of the console script."""
     streams.in_utf8()
     streams.prepare()
-    if not {"--simulate", "--calibrate"} & set(
-        sys.argv
-    ):  # they need all of torch, the parts that commands otherwise leave out too
+    needs_all_of_torch = {"--simulate", "--calibrate"} & set(sys.argv)  # also the parts that commands leave out
+    if not needs_all_of_torch:
         late_imports.activate(only_describes=sys.argv[1:2] in (["recipes"], ["plan"]) or "--dry-run" in sys.argv)
     if "--debug" in sys.argv:
         os.environ["MIXTRAL_RECIPES_DEBUG"] = "1"  # nothing is hushed, in the ranks neither

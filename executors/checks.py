@@ -94,11 +94,8 @@ def check_cluster(site: Cluster) -> list[Check]:
     ssh = site.login
     answer = slurm_status.slurm(["sinfo", "--noheader", "--format=%R|%a|%D|%l"], ssh)
     if answer.returncode != 0:
-        mend = (
-            f"try `ssh {site.ssh} sinfo`"
-            if ssh
-            else "run this on a login node, or set ssh = 'user@host' in the profile"
-        )
+        here = "run this on a login node, or set ssh = 'user@host' in the profile"
+        mend = f"try `ssh {site.ssh} sinfo`" if ssh else here
         return [Check("Slurm", "bad", slurm_status.one_line(answer.stderr) or "no answer", mend)]
     partitions = {line.split("|")[0]: line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 3}
     found = [Check("Slurm", "good", f"answers, {len(partitions)} partition(s)")]
@@ -146,9 +143,8 @@ def _runtime(site: Cluster, ssh: str) -> Check:
 
 
 def _python() -> Check:
-    return Check(
-        "Python", "good", f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.prefix}"
-    )  # older ones cannot import us
+    """Always good: an older one could not have imported this."""
+    return Check("Python", "good", f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.prefix}")
 
 
 def _package(name: str, answers: Mapping[str, Answer]) -> Check:

@@ -160,6 +160,7 @@ def submit(
     Raises:
         LaunchError: a setting that is not allowed, or sbatch refuses a stage; nothing stays queued then.
     """
+    from mixtral_recipes.executors.launch import size
     from mixtral_recipes.executors.slurm.executor import slurm_executor
     from mixtral_recipes.executors.submit import Task
     from mixtral_recipes.executors.submit import submit as submit_tasks
@@ -167,14 +168,10 @@ def submit(
     tasks = []
     for stage in pipeline.stages:
         recipe = recipe_of(pipeline, stage) if stage.recipe else None
-        nodes = recipe.trainer.num_nodes if recipe is not None else 1
-        processes = recipe.trainer.devices if recipe is not None else 1
-        executor = slurm_executor(nodes, processes, cluster_name=pipeline.cluster, **(pipeline.slurm | stage.slurm))
-        record = records.RunRecord(
-            id=records.new_id(f"{pipeline.name}-{stage.name}"[:57]), name=stage.name, executor="slurm",
-            run_dir=str(pipeline.dir / stage.name), created=time.time(), recipe=stage.recipe, stage=stage.name,
-            depends_on=list(stage.after), pipeline=pipeline.name,
-        )  # fmt: skip
+        executor = slurm_executor(*size(recipe), cluster_name=pipeline.cluster, **(pipeline.slurm | stage.slurm))
+        record = records.new(f"{pipeline.name}-{stage.name}", pipeline.dir / stage.name, "slurm", stage.recipe)
+        record.name = record.stage = stage.name
+        record.pipeline, record.depends_on = pipeline.name, list(stage.after)
         tasks.append(Task(executor, record, recipe=recipe, command=stage.command, after=stage.after))
     return [task.record for task in tasks], submit_tasks(tasks, pipeline.name, dry_run=dry_run)
 

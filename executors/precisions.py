@@ -85,13 +85,13 @@ class Outcome:
         return asdict(self)
 
 
-def what_is_lacking(formats: Iterable[str] = FORMATS) -> tuple[str, dict[str, str]]:
+def what_is_lacking() -> tuple[str, dict[str, str]]:
     """The first GPU's name, and format -> why this machine cannot run it.
 
     Raises:
         EnvironmentProblem: torch finds no GPU, or does not import.
     """
-    fields = {name: dict(_fields(FORMATS[name])) for name in formats}
+    fields = {name: dict(_fields(options)) for name, options in FORMATS.items()}
     code = _LACKS.replace("FIELDS", repr(json.dumps(fields)))
     answer = probes.ask([{"card": code}])["card"]
     if not answer.good:

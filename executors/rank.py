@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import MixtralRecipesError, Preempted, asked_by_command, of_the_machine
+from mixtral_recipes.executors import error_file
 from mixtral_recipes.executors.runs.records import locked
 from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
 from mixtral_recipes.settings.log import run_folder
@@ -77,11 +78,8 @@ def _record(end: dict[str, Any]) -> None:
         write_json(Path(folder) / f"rank-{end['rank']}.json", end, private=True)
         if end["exit_code"] == Preempted.exit_code:
             Path(folder, "preempted").touch(mode=0o600)
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if error_file and end["exit_code"] not in (0, Preempted.exit_code) and not os.path.exists(error_file):
-        extra = {"py_callstack": end["traceback"], "timestamp": str(int(end["time"]))}
-        Path(error_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(error_file), {"message": {"message": end["error"], "extraInfo": extra}})
+    if end["exit_code"] not in (0, Preempted.exit_code):
+        error_file.write(end["error"], end["traceback"], end["exit_code"])
 
 
 def _stopped_early(_number: int, _frame: Any) -> None:

@@ -6,17 +6,16 @@ what it returned comes back to the caller; or its error does.
 
 import contextlib
 import os
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted
+from mixtral_recipes.executors import error_file
 from mixtral_recipes.executors.local import run_processes
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.stored import CALL, load_result, store_call
-from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.machine import process_start
 from mixtral_recipes.system.ranks import launched, launched_rank, launched_size
 
@@ -92,14 +91,7 @@ def told_to_scheduler() -> Iterator[None]:
         yield
     except BaseException as error:
         text = str(error) if isinstance(error, MixtralRecipesError) else f"{type(error).__name__}: {error}"
-        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if file and "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ and not records.lost_peer({"error": text}):
-            extra = {
-                "py_callstack": traceback.format_exc(),
-                "timestamp": str(int(time.time())),
-                "exit_code": getattr(error, "exit_code", 1),
-            }
+        if "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ and not records.lost_peer({"error": text}):
             with contextlib.suppress(OSError):
-                Path(file).parent.mkdir(parents=True, exist_ok=True)
-                write_json(Path(file), {"message": {"message": text, "extraInfo": extra}})
+                error_file.write(text, traceback.format_exc(), getattr(error, "exit_code", 1))
         raise

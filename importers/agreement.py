@@ -93,7 +93,7 @@ def agree(
         RecipeError: names the field in which they are different models, or the vocabulary that does not fit.
     """
     stored = to_megatron(published)
-    _refuse_another_shape(config, stored, base)
+    _refuse_another_shape(config, stored, base, "--restore-from")
     taken = {name: stored[name] for name in _CHANGEABLE if not config.is_given(name)}
     rows = stored["vocab_size"]
     wanted = config.vocab_size if config.is_given("vocab_size") else None
@@ -103,22 +103,19 @@ def agree(
     return Agreed(agreed, _described(published, agreed, written), rows)
 
 
-def refuse_another(
-    config: "MixtralConfig", published: dict[str, Any], base: Path, instead: str = "--restore-from"
-) -> None:
+def refuse_another(config: "MixtralConfig", published: dict[str, Any], base: Path) -> None:
     """Refuse a checkpoint that is not the model a configuration describes.
 
     Args:
         config: The configuration.
         published: The checkpoint's, in Hugging Face's words.
         base: The checkpoint.
-        instead: What names it.
 
     Raises:
         RecipeError: names the first field that was given, or fixes a shape, and differs.
     """
     stored = to_megatron(published)
-    _refuse_another_shape(config, stored, base, instead)
+    _refuse_another_shape(config, stored, base, "source")
     for name in (*_CHANGEABLE, "vocab_size"):
         if config.is_given(name) and getattr(config, name) != stored[name]:
             raise RecipeError(f"model.config.{name}={getattr(config, name)}, but {base} has {stored[name]}.")
@@ -162,14 +159,12 @@ def refuse_untrained_rows(agreed: Agreed, peft: Any, restore: Any) -> None:
         )
 
 
-def _refuse_another_shape(
-    config: "MixtralConfig", stored: dict[str, Any], base: Path, instead: str = "--restore-from"
-) -> None:
+def _refuse_another_shape(config: "MixtralConfig", stored: dict[str, Any], base: Path, named_by: str) -> None:
     for name in _SHAPE:
         if getattr(config, name) != stored[name]:
             raise RecipeError(
                 f"model.config.{name}={getattr(config, name)}, but the checkpoint {base} has {stored[name]}; "
-                f"choose the recipe of that model, or another {instead}."
+                f"choose the recipe of that model, or another {named_by}."
             )
 
 

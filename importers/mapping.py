@@ -213,9 +213,6 @@ MISTRAL_STACKED: dict[str, tuple[str, Order]] = {
     _MISTRAL + "block_sparse_moe.w3": (_MOE + "experts.{expert}.w3.weight", "rows"),
 }
 
-# Keys of the states Transformer Engine's modules store beside their weights; empty means "no FP8".
-EXTRA_STATES: tuple[str, ...] = tuple(weight.extra_state for weight in WEIGHTS if weight.extra_state)
-
 
 @dataclass(frozen=True)
 class Block:

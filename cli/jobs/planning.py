@@ -13,7 +13,7 @@ from mixtral_recipes.planner import calibration, cards, plan, verdict
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
-from mixtral_recipes.planner.search import Candidate, counts, search, smallest
+from mixtral_recipes.planner.search import MOST_GPUS, Candidate, counts, search, smallest
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes.outline import SCHEMES, Question, outline
 from mixtral_recipes.system import machine
@@ -260,7 +260,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
         return job
     if goal.smallest and goal.deadline:
         raise RecipeError("--smallest does not go with --deadline, which takes the fewest GPUs that are done by then.")
-    most = goal.max_gpus or 1024
+    most = goal.max_gpus or MOST_GPUS
     if goal.smallest:
         found = smallest(job, card, most=most)
         if found:

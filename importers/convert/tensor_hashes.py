@@ -1,7 +1,7 @@
 """The tensors of a Hugging Face folder by content, read once and not kept."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,13 @@ from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.system.machine import io_threads
 
 
-def tensors_of(
-    folder: Path,
-    hashes: bool,
-    dtypes: Mapping[str, str] | None = None,
-    *,
-    on_bytes: Callable[[int], None] = lambda _: None,
-) -> dict[str, dict[str, Any]]:
+def tensors_of(folder: Path, hashes: bool, dtypes: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """Name -> "dtype", "shape" and "sha256" of a folder's tensors, as a manifest holds them.
 
     Args:
         folder: A model folder.
         hashes: Whether they are read; otherwise "sha256" is left out.
         dtypes: What they are cast to, by name; None keeps their own.
-        on_bytes: Called with the number of bytes each time some are read, from any thread.
 
     Raises:
         CheckpointError: the folder is not a whole model.
@@ -39,7 +32,7 @@ def tensors_of(
     if hashes:
         try:
             with ThreadPoolExecutor(io_threads()) as pool:
-                digests = pool.map(lambda name: tensor_hash(source.tensors[name], wanted[name], on_bytes), found)
+                digests = pool.map(lambda name: tensor_hash(source.tensors[name], wanted[name]), found)
                 for name, digest in zip(found, digests, strict=True):
                     found[name]["sha256"] = digest
         finally:
@@ -71,7 +64,7 @@ def holds(source: Source, recorded: Mapping[str, Mapping[str, Any]]) -> bool:
     return True
 
 
-def tensor_hash(rows: Rows, dtype: str, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+def tensor_hash(rows: Rows, dtype: str) -> str:
     """SHA-256 of a tensor's bytes, cast to ``dtype``."""
     digest = hashlib.sha256()
     step = max(1, BUFFER_BYTES // rows.row_bytes)
@@ -80,5 +73,4 @@ def tensor_hash(rows: Rows, dtype: str, on_bytes: Callable[[int], None] = lambda
         out = bytearray(count * rows.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[rows.dtype])
         read_rows(rows, start, count, memoryview(out), dtype)
         digest.update(out)
-        on_bytes(len(out))
     return digest.hexdigest()

@@ -6,6 +6,8 @@ from typing import Any
 
 from mixtral_recipes.data.modules.base import DataModule
 
+_QUESTIONS = 3
+
 AFTER, BEFORE, BASE = "after", "before", "base"
 COLUMNS = (BASE, BEFORE, AFTER)  # as tables have them; what was before is mostly the base itself, and has one column
 
@@ -32,18 +34,19 @@ class HeldOut:
         return {"question": self.question, "expected": self.expected} | said
 
 
-def held_out(data: DataModule, tokenizer: Any, count: int = 3) -> list[HeldOut]:
-    """Questions of a data set that was set up, spread evenly over its validation split; none of plain text.
+def held_out(data: DataModule, tokenizer: Any) -> list[HeldOut]:
+    """Three questions of a data set that was set up, spread evenly over its validation split; none of plain text.
+
+    Of a mixture each source has one at least.
 
     Args:
         data: The data set.
         tokenizer: What it was set up with.
-        count: The most questions; of a mixture each source has one at least.
     """
     if not hasattr(tokenizer, "decode"):
         return []
     splits = [split for source in data.sources_set_up if (split := source.samples("validation")) is not None]
-    shares = [count // len(splits) + (number < count % len(splits)) for number in range(len(splits))]
+    shares = [_QUESTIONS // len(splits) + (number < _QUESTIONS % len(splits)) for number in range(len(splits))]
     return [
         one for split, share in zip(splits, shares, strict=True) for one in _spread(split, tokenizer, max(share, 1))
     ]

@@ -17,6 +17,7 @@ from mixtral_recipes.planner.workload import Recompute, Workload
 # Of the card's memory, what a layout may be planned to take: the rest is for experts that get more than their share.
 SAFE = 0.95
 RECOMPUTED = Recompute("full")
+MOST_GPUS = 1024  # that a search goes up to
 _RECOMPUTE = (Recompute(), RECOMPUTED)
 
 
@@ -116,7 +117,7 @@ def _fitting(
                     break
 
 
-def fewest(job: Workload, card: Card, *, most: int = 1024) -> int | None:
+def fewest(job: Workload, card: Card, *, most: int = MOST_GPUS) -> int | None:
     """The fewest GPUs that hold a job in some layout; None if ``most`` are not enough."""
     for world_size in counts(card.per_node, most):
         fitting = _fitting(job, card, world_size, (job.batch.micro_batch_size,), _RECOMPUTE)
@@ -125,7 +126,7 @@ def fewest(job: Workload, card: Card, *, most: int = 1024) -> int | None:
     return None
 
 
-def smallest(job: Workload, card: Card, *, most: int = 1024) -> Candidate | None:
+def smallest(job: Workload, card: Card, *, most: int = MOST_GPUS) -> Candidate | None:
     """The fastest layout on the fewest GPUs it fits on; None if ``most`` are not enough."""
     world_size = fewest(job, card, most=most)
     return None if world_size is None else search(job, card, world_size)[0]

@@ -10,7 +10,7 @@ from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES, Memory
 from mixtral_recipes.planner.plan import NEAR
-from mixtral_recipes.planner.search import Candidate, candidate, counts, layouts, search
+from mixtral_recipes.planner.search import MOST_GPUS, Candidate, candidate, counts, layouts, search
 from mixtral_recipes.planner.workload import Adapters, Workload
 
 
@@ -88,11 +88,11 @@ def check_layout_of(job: Workload, card: Card) -> None:
         batch = dataclasses.replace(fix.batch, global_batch_size=job.batch.global_batch_size)
         fitting = (
             nearest(dataclasses.replace(repaired, topology=job.topology), card)
-            or _more_gpus(dataclasses.replace(repaired, topology=job.topology, batch=batch), card, 1024)
-            or _more_gpus(dataclasses.replace(repaired, topology=job.topology), card, 1024)
+            or _more_gpus(dataclasses.replace(repaired, topology=job.topology, batch=batch), card)
+            or _more_gpus(dataclasses.replace(repaired, topology=job.topology), card)
         )
         if fitting is None:
-            raise RecipeError(f"{' '.join(broken)} No layout of up to 1,024 {card.title} has the memory.")
+            raise RecipeError(f"{' '.join(broken)} No layout of up to {MOST_GPUS:,} {card.title} has the memory.")
         more, taken = fitting.job.topology.world_size > job.topology.world_size, fitting.memory
         settings = tuple(dict.fromkeys((*changes(job, fitting.job, card), *_unlike(fix.settings))))
     raise RecipeError(
@@ -124,14 +124,14 @@ def _largest(taken: Memory) -> list[str]:
     return sorted(CATEGORIES, key=lambda name: -getattr(taken, name))
 
 
-def repairs(job: Workload, card: Card, *, most: int = 1024) -> list[Repair]:
+def repairs(job: Workload, card: Card) -> list[Repair]:
     """Ways to make a job run: another layout on as many GPUs, more GPUs, fewer trained weights."""
     found: list[Repair] = []
     same = nearest(job, card)
     if same:
         found.append(Repair(f"on {job.topology.world_size} GPUs", changes(job, same.job, card), same))
     else:
-        more = _more_gpus(job, card, most)
+        more = _more_gpus(job, card)
         if more:
             found.append(Repair(f"on {more.job.topology.world_size} GPUs", changes(job, more.job, card), more))
     for words, option, adapters in _lighter(job):
@@ -177,8 +177,8 @@ def leanest(job: Workload, card: Card) -> Candidate | None:
     return candidate(job.on(valid[min(taken)[1]]), card)
 
 
-def _more_gpus(job: Workload, card: Card, most: int) -> Candidate | None:
-    for world_size in counts(card.per_node, most):
+def _more_gpus(job: Workload, card: Card) -> Candidate | None:
+    for world_size in counts(card.per_node, MOST_GPUS):
         if world_size > job.topology.world_size:
             found = search(job, card, world_size)
             if found:

@@ -238,12 +238,10 @@ class Buffer:
 
     Attributes:
         numel: Elements, padding included.
-        numel_unpadded: Elements of the parameters alone.
         shard: Elements whose optimizer state the first of the ranks that share it keeps.
     """
 
     numel: int
-    numel_unpadded: int
     shard: int
 
 
@@ -288,7 +286,7 @@ def _buffer(sizes: Sequence[int], bucket: int | None, copies: int, rank: int, sh
     """
     if not shared:
         total = sum(sizes)
-        return Buffer(total, total, total)
+        return Buffer(total, total)
     unit = math.lcm(copies, 128)
     start = bucket_start = shard = 0
     spans: list[tuple[int, int]] = []
@@ -302,7 +300,7 @@ def _buffer(sizes: Sequence[int], bucket: int | None, copies: int, rank: int, sh
             shard += _overlap(spans, bucket_start + share * rank, bucket_start + share * (rank + 1))
             bucket_start = start = end
             spans = []
-    return Buffer(bucket_start, sum(sizes), shard)
+    return Buffer(bucket_start, shard)
 
 
 def _overlap(spans: Sequence[tuple[int, int]], low: int, high: int) -> int:

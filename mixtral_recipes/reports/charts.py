@@ -50,18 +50,17 @@ class Chart:
     draw: Callable[[RunRecord, float], Drawing | None]
 
 
-def write_pngs(folder: Path, output: Path | None = None) -> list[Path]:
-    """Write every chart that has data as a PNG: loss.png, expert_load.png and so on.
+def write_pngs(folder: Path) -> list[Path]:
+    """Write every chart that has data as a PNG into ``figures``: loss.png, expert_load.png and so on.
 
     Args:
         folder: The run's folder.
-        output: Where to write; None takes ``figures`` in the run's folder.
 
     Raises:
         RecipeError: it is not a run folder.
     """
     run = read_run(folder)
-    output = output or folder / "figures"
+    output = folder / "figures"
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for chart in CHARTS:
@@ -110,17 +109,12 @@ def lines(series: Sequence[Series], width: float, *, unit: str) -> Drawing | Non
     return drawing
 
 
-def heat_map(
-    rows: Sequence[Sequence[float]], width: float, *, row_name: str, column_name: str, key: str
-) -> Drawing | None:
-    """Numbers around 1.0 as coloured cells: even is neutral, more is one colour, less another.
+def load_map(rows: Sequence[Sequence[float]], width: float) -> Drawing | None:
+    """Load of layers' experts as coloured cells: an even share is neutral, more is one colour, less another.
 
     Args:
-        rows: One list per row, the first at the top.
+        rows: Of each layer, the first at the top, each expert's load over an even share.
         width: Inches.
-        row_name: What a row is ("layer").
-        column_name: What a column is ("expert").
-        key: What a number is.
     """
     if not rows or not rows[0]:
         return None
@@ -132,16 +126,16 @@ def heat_map(
         for row, values in enumerate(rows):
             for column, value in enumerate(values):
                 cell = _cell(axes, column, row, value, f"{value:.2f}" if numbers else "")
-                title = f"{row_name} {row}, {column_name} {column}: {value:.2f}x an even share"
+                title = f"layer {row}, expert {column}: {value:.2f}x an even share"
                 drawing.hover(cell, [title])
-        axes.set(xlim=(-0.5, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=column_name, ylabel=row_name)
+        axes.set(xlim=(-0.5, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="expert", ylabel="layer")
         axes.xaxis.set(major_locator=_round_ticks(16, whole=True), label_position="top", ticks_position="top")
         axes.yaxis.set_major_locator(_round_ticks(16, whole=True))
         for place, value in enumerate((0, 0.5, 1, 1.5, 2)):
             _cell(key_axes, 0, place, value, "")
         key_axes.set_box_aspect(5)
         key_axes.set_anchor("N")
-        key_axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 4.5), xticks=[], yticks=range(5), ylabel=key)
+        key_axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 4.5), xticks=[], yticks=range(5), ylabel="over an even share")
         key_axes.set_yticklabels(["0", "0.5", "1", "1.5", "2+"])
         key_axes.yaxis.set(label_position="right", ticks_position="right")
         for both in (axes, key_axes):
@@ -249,7 +243,7 @@ def _throughput(run: RunRecord, width: float) -> Drawing | None:
 
 
 def _expert_load(run: RunRecord, width: float) -> Drawing | None:
-    return heat_map(run.expert_load(), width, row_name="layer", column_name="expert", key="over an even share")
+    return load_map(run.expert_load(), width)
 
 
 def _router(run: RunRecord, width: float) -> Drawing | None:

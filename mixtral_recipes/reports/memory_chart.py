@@ -7,20 +7,20 @@ from mixtral_recipes.reports.charts import number
 from mixtral_recipes.system.drawing import PALETTE, Drawing, blank, render, style
 from mixtral_recipes.system.files import replacing
 
+_WIDTH = 5.5  # inches
 _SHADES = ("a", "b", "soft", "ink")  # in turn, each paler the second time
 
 
-def memory_chart(bars: Mapping[str, Mapping[str, float]], capacity: float, width: float) -> Drawing:
+def memory_chart(bars: Mapping[str, Mapping[str, float]], capacity: float) -> Drawing:
     """Bars of memory.
 
     Args:
         bars: Layout -> GB by category.
         capacity: GB of the card, drawn as a line.
-        width: Inches.
     """
     categories = [name for name in next(iter(bars.values())) if any(bar.get(name, 0) > 0.005 for bar in bars.values())]
     with style():
-        drawing = blank(width, 0.9 + 0.32 * len(bars))
+        drawing = blank(_WIDTH, 0.9 + 0.32 * len(bars))
         axes = drawing.figure.subplots()
         places = list(range(len(bars)))
         left = [0.0] * len(bars)
@@ -46,6 +46,6 @@ def memory_chart(bars: Mapping[str, Mapping[str, float]], capacity: float, width
 def save_png(bars: Mapping[str, Mapping[str, float]], capacity: float, path: Path) -> None:
     """Write the chart as a PNG; arguments as `memory_chart`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawing = memory_chart(bars, capacity, 5.5)
+    drawing = memory_chart(bars, capacity)
     with replacing(path) as staging:
         staging.write_bytes(render(drawing, "png"))

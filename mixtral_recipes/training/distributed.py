@@ -16,6 +16,8 @@ from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.system import ranks
 
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # after which a collective that does not finish fails
+
 
 @dataclass(frozen=True)
 class ProcessPlace:
@@ -65,9 +67,7 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
     return torch.device("cpu")
 
 
-def initialize(
-    topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int, timeout_minutes: int = 30
-) -> None:
+def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int) -> None:
     """Start torch.distributed and Megatron's groups, and seed everything.
 
     Args:
@@ -75,7 +75,6 @@ def initialize(
         place: This process.
         device: As `choose_device` returned it; NCCL on a GPU, gloo on a CPU.
         seed: Base seed; Megatron derives one per pipeline and tensor rank from it.
-        timeout_minutes: After which a collective that does not finish fails.
 
     Raises:
         RecipeError: the recipe asks for another number of processes than were started.
@@ -90,7 +89,7 @@ def initialize(
         # A process alone needs no rendezvous server; a file-less in-memory store does.
         alone = {"store": HashStore(), "rank": 0, "world_size": 1} if place.world_size == 1 else {}
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes), **alone
+            "nccl" if device.type == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT, **alone
         )
     parallel_state.initialize_model_parallel(
         **topology.megatron_sizes(),

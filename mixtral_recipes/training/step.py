@@ -180,7 +180,7 @@ def sum_losses(
     return total, count.int(), logged
 
 
-def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int = 0) -> list[float]:
+def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int) -> list[float]:
     """Add up [loss sum, label tokens, real tokens] over microbatches, data ranks and to every pipeline stage.
 
     Behind these three are the loss sums and the label tokens of each source of a mixture.

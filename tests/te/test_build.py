@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.executors.preflight import preflight
-from mixtral_recipes.importers.mapping import EXTRA_STATES, WEIGHTS, Weight, disk_shape, merge_blocks, shape_of
+from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape, merge_blocks, shape_of
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.training.precision import check_device
 from tests.te.conftest import BuildRank, pretend_gpu
 
-FUSED_NORM = "self_attention.linear_qkv.layer_norm_"
 SIZES = ("mixtral_8x7b", "mixtral_8x22b")
 # name -> (settings of trainer.plugins, hardware)
 PRECISIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -90,7 +89,8 @@ def check_chunk(chunk: Any, topology: Topology, *, adapters: bool) -> None:
     states = check_checkpoint(chunk, topology)
     last = "decoder.final_layernorm._extra_state"
     if not adapters:
-        assert states == set(EXTRA_STATES) - (set() if chunk.post_process else {last})
+        every = {weight.extra_state for weight in WEIGHTS if weight.extra_state}
+        assert states == every - (set() if chunk.post_process else {last})
 
 
 def check_checkpoint(chunk: Any, topology: Topology) -> set[str]:

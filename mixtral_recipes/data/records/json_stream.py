@@ -199,10 +199,10 @@ class _Cursor:
         self._go_to(end)
         return found
 
-    def to_line_with(self, start: str) -> None:
-        """Skip to the next line that begins with this character, or to the end."""
+    def to_next_object(self) -> None:
+        """Skip to the next line that begins with an object, or to the end."""
         while True:
-            found = self._text.find("\n" + start, self._position)
+            found = self._text.find("\n{", self._position)
             if found >= 0:
                 self._go_to(found + 1)
                 return
@@ -300,7 +300,7 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
         if held:
             raise
         bad(error)
-        cursor.to_line_with("{")
+        cursor.to_next_object()
         return
     if not held:
         yield "", Record(value, where)

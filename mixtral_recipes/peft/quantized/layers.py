@@ -8,7 +8,7 @@ dtype or place among the ranks is answered as ever, and whoever reads values fai
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,14 +104,6 @@ def linears(format: Format) -> tuple[Any, Any]:
     """What a layer spec takes for a column-parallel and a row-parallel linear layer."""
     column = functools.partial(QuantizedColumnParallelLinear, format=format)
     return column, functools.partial(QuantizedRowParallelLinear, format=format)
-
-
-def quantized_layers(model: Sequence[nn.Module]) -> Iterator[QuantizedLinear]:
-    """A model's layers over quantised weights, in module order."""
-    for chunk in model:
-        for module in chunk.modules():
-            if isinstance(module, QuantizedLinear):
-                yield module
 
 
 def quantize_into(layer: QuantizedLinear, weight: Tensor) -> None:

@@ -13,6 +13,10 @@ from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.peft import names
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
+# A loss spikes when it is so many standard deviations above the mean of the last steps, and by so large a share of it.
+_DEVIATIONS, _LEAST_RISE = 6.0, 0.2
+_WINDOW, _FEWEST = 64, 16  # the steps looked back at, and how many there must be
+
 
 class _NotFinite(Exception):
     def __init__(self, norm: float) -> None:
@@ -131,19 +135,16 @@ def _layer_number(name: str) -> float:
 
 
 class SpikeWatch:
-    """Flags a loss that stands out from the steps before it."""
+    """Flags a loss that stands out from up to `_WINDOW` steps before it."""
 
-    def __init__(self, window: int = 64, deviations: float = 6.0, least_rise: float = 0.2) -> None:
-        """Look back ``window`` steps; flag more than ``deviations`` above their mean, and ``least_rise`` of it."""
-        self._recent: deque[float] = deque(maxlen=window)
-        self._deviations = deviations
-        self._least_rise = least_rise
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
 
     def is_spike(self, loss: float) -> bool:
         """Whether this loss is one; it then counts among the steps before the next."""
-        enough = len(self._recent) >= 16
+        enough = len(self._recent) >= _FEWEST
         mean = sum(self._recent) / max(1, len(self._recent))
         variance = sum((value - mean) ** 2 for value in self._recent) / max(1, len(self._recent))
         self._recent.append(loss)
-        rise = max(self._deviations * math.sqrt(variance), self._least_rise * abs(mean))
+        rise = max(_DEVIATIONS * math.sqrt(variance), _LEAST_RISE * abs(mean))
         return enough and loss > mean + rise

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mixtral_recipes.importers.mapping import (
-    EXTRA_STATES,
     WEIGHTS,
     canonical_shapes,
     canonical_sources,
@@ -43,7 +42,7 @@ def test_shapes_on_disk() -> None:
         "decoder.final_layernorm.weight": (32,),
         "output_layer.weight": (300, 32),
     }
-    assert set(EXTRA_STATES) == {
+    assert {weight.extra_state for weight in WEIGHTS if weight.extra_state} == {
         "decoder.layers.self_attention.linear_qkv._extra_state",
         "decoder.layers.self_attention.linear_proj._extra_state",
         "decoder.layers.mlp.experts.experts.linear_fc1._extra_state",

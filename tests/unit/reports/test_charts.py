@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mixtral_recipes.reports.charts import CHARTS, Series, heat_map, lines, number, smooth, thin, write_pngs
+from mixtral_recipes.reports.charts import CHARTS, Series, lines, load_map, number, smooth, thin, write_pngs
 from mixtral_recipes.reports.record import RunRecord, read_run
 from mixtral_recipes.system.drawing import PALETTE, Drawing, render
 
@@ -111,8 +111,8 @@ def test_the_loss_of_a_run_falls_in_both_files(run: RunRecord) -> None:
         assert places[0][1] < places[-1][1]
 
 
-def test_pngs_are_the_charts(run: RunRecord, tmp_path: Path) -> None:
-    written = {path.stem: path for path in write_pngs(run.folder, tmp_path / "figures")}
+def test_pngs_are_the_charts(run: RunRecord) -> None:
+    written = {path.stem: path for path in write_pngs(run.folder)}
     assert list(written) == ["loss", "learning_rate", "gradient_norm", "throughput", "expert_load", "router"]
     for chart in CHARTS:
         drawing = chart.draw(run, 3.4)
@@ -125,7 +125,7 @@ LOADS = [[0.0, 2.5], [1.0, 1.5], [0.5, 1.0]]
 
 def cells(rows: Sequence[Sequence[float]]) -> tuple[Drawing, dict[str, tuple[str, float, float, float]]]:
     """Title -> (style, left, top, height) of each cell in the SVG."""
-    drawing = heat_map(rows, 4.0, row_name="layer", column_name="expert", key="over an even share")
+    drawing = load_map(rows, 4.0)
     assert drawing is not None
     found = {}
     for group in ElementTree.fromstring(render(drawing, "svg", "x")).iter(f"{SVG}g"):
@@ -137,7 +137,7 @@ def cells(rows: Sequence[Sequence[float]]) -> tuple[Drawing, dict[str, tuple[str
     return drawing, found
 
 
-def test_heat_map_colours_say_more_and_less() -> None:
+def test_load_map_colours_say_more_and_less() -> None:
     _, found = cells(LOADS)
     styles = {title: cell[0] for title, cell in found.items()}
     assert styles == {
@@ -150,7 +150,7 @@ def test_heat_map_colours_say_more_and_less() -> None:
     }
 
 
-def test_heat_map_lays_out_layers_downwards_and_experts_to_the_right() -> None:
+def test_load_map_lays_out_layers_downwards_and_experts_to_the_right() -> None:
     _, found = cells(LOADS)
     left = {title[:17]: cell[1] for title, cell in found.items()}
     top = {title[:17]: cell[2] for title, cell in found.items()}
@@ -159,7 +159,7 @@ def test_heat_map_lays_out_layers_downwards_and_experts_to_the_right() -> None:
     assert top["layer 1, expert 0"] == top["layer 1, expert 1"]
 
 
-def test_heat_map_pixels() -> None:
+def test_load_map_pixels() -> None:
     drawing, found = cells(LOADS)
     image = pixels(render(drawing, "png"))
     scale = image.shape[1] / (4.0 * 72)  # an SVG counts points
@@ -178,7 +178,7 @@ def test_heat_map_pixels() -> None:
     np.testing.assert_allclose(colour("layer 2, expert 1: 1.00"), blend("b", 0.06), atol=2)
 
 
-def test_heat_map_key_is_coloured_as_the_cells_are() -> None:
+def test_load_map_key_is_coloured_as_the_cells_are() -> None:
     drawing, _ = cells(LOADS)
     _, key = drawing.figure.axes
     colours = [(patch.get_y(), PALETTE["b"] == _hex(patch), patch.get_alpha()) for patch in key.patches]
@@ -263,5 +263,5 @@ def test_charts_of_odd_data(values: list[float]) -> None:
 
 def test_charts_of_nothing() -> None:
     assert lines([Series("x", [(1, math.nan)])], 4.0, unit="u") is None
-    assert heat_map([], 4.0, row_name="layer", column_name="expert", key="k") is None
-    assert heat_map([[]], 4.0, row_name="layer", column_name="expert", key="k") is None
+    assert load_map([], 4.0) is None
+    assert load_map([[]], 4.0) is None
