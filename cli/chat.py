@@ -49,7 +49,7 @@ def command(
     topology = join(topology)
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
     if compare and not loaded.adapted:
-        raise RecipeError(f"--compare shows an adapter beside its base, and {model} is no adapter; leave it out.")
+        raise RecipeError(f"--compare shows an adapter beside its base, and {model} is not an adapter; leave it out.")
     speaks = launched_rank() == 0
     talk, base_talk = Conversation(loaded.tokenizer, system), Conversation(loaded.tokenizer, system)
     if speaks:

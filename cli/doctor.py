@@ -41,7 +41,7 @@ def command(
     if json:
         print_json(result)
     if bad:
-        raise EnvironmentProblem(f"not ready: {', '.join(bad)}; see above for how to mend it.")
+        raise EnvironmentProblem(f"not ready: {', '.join(bad)}; see above for how to fix it.")
 
 
 def _the_card() -> tuple[str, dict[str, str]]:

@@ -28,11 +28,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
     "import": ("import_checkpoint", "Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0."),
     "export": ("export", "Export a checkpoint: Hugging Face, NeMo 2.0, GGUF, or an adapter."),
-    "merge": ("merge", "Add up adapters of one base, with weights."),
+    "merge": ("merge", "Combine adapters of one base as a weighted sum."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),
     "generate": ("generate", "Continue prompts with a model."),
     "chat": ("chat", "Talk to a model on the terminal."),
-    "serve": ("serve", "Serve a model behind OpenAI's interface."),
+    "serve": ("serve", "Serve a model behind OpenAI's API."),
     "evaluate": ("evaluate", "Score a model: questions, loss, perplexity, lm-evaluation-harness."),
     "lineage": ("lineage", "Follow a model back to its source, and compare every link."),
     "runs": ("runs", "See, follow, resume and stop runs."),
@@ -187,7 +187,7 @@ def _call(argv: list[str], debug: bool) -> int:
             raise
         if problem := of_the_machine(error):
             return _say(str(problem), problem.exit_code)
-        return _say(f"{type(error).__name__}: {error} (a defect: please report it, with what --debug shows)", 1)
+        return _say(f"{type(error).__name__}: {error} (a defect: please report it with the output of --debug)", 1)
 
 
 def _say(text: str, code: int) -> int:

@@ -30,7 +30,7 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Add up adapters of one base, with weights.
+    """Combine adapters of one base as a weighted sum.
 
     The sum is an adapter checkpoint: it exports, generates and trains on as any.
     """

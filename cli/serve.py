@@ -15,7 +15,7 @@ _SMALL = 4e9  # bytes of weights that are served here; Megatron's layers are not
 
 
 def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json: Json = False) -> None:
-    """Serve a model behind OpenAI's interface.
+    """Serve a model behind OpenAI's API.
 
     Small models are served here, on Megatron; for others the command is printed with which vLLM serves them.
     """

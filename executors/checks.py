@@ -201,7 +201,7 @@ def _kernels(answer: Answer | None) -> list[Check]:
     if answer is None or (answer.good and not answer.text):
         return []
     if not answer.good:
-        return [Check("kernels", "bad", answer.text, "mend what is BAD above, or set NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2")]
+        return [Check("kernels", "bad", answer.text, "fix what is BAD above, or set NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2")]
     found, notes = json.loads(answer.text)
     return [Check("kernels", "note" if notes else "good", found, " ".join(notes))]
 

@@ -170,7 +170,7 @@ class ConfigValidationPlugin(run.Plugin):
             if asked != got:
                 raise LaunchError(
                     f"trainer.num_nodes x trainer.devices is {asked[0]} x {asked[1]}, the executor's nodes x "
-                    f"ntasks_per_node {got[0]} x {got[1]}; set them alike."
+                    f"ntasks_per_node {got[0]} x {got[1]}; make them equal."
                 )
         if self.validate_checkpoint_dir and executor.container_image:
             inside = [mount.split(":")[-1] for mount in [*executor.container_mounts, "/nemo_run"]]

@@ -80,10 +80,10 @@ def import_any(
     found = recognise(folder.resolve()) if folder.is_dir() and (is_path(source) or "nemo://" not in source) else None
     if found and found.form in (Form.PEFT, Form.NEMO_ADAPTER):
         if options.get("dtype"):
-            raise CheckpointError(f"{source} is an adapter, so --dtype says nothing; leave it out.")
+            raise CheckpointError(f"{source} is an adapter, so --dtype has no effect; leave it out.")
         return _import_adapter(found, output, base, overwrite=overwrite)
     if base is not None:
-        raise CheckpointError(f"{source} is no adapter, so --base says nothing; leave it out.")
+        raise CheckpointError(f"{source} is not an adapter, so --base has no effect; leave it out.")
     return import_checkpoint(source, output, overwrite=overwrite, **options)
 
 
@@ -93,7 +93,7 @@ def _import_adapter(found: Found, output: Path | None, base: str | None, *, over
     try:
         model = resolve(named)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: its base model cannot be had ({error}); name one with --base.") from error
+        raise CheckpointError(f"{folder}: its base model is not available ({error}); name one with --base.") from error
     if read_manifest(model)["kind"] == "adapter":
         raise CheckpointError(f"{folder}: its base {model} is an adapter too; name the model both adapt with --base.")
     final = Path(os.path.abspath(output)) if output else _adapter_home(folder, model)

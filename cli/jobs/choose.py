@@ -213,7 +213,7 @@ def _change(recipe: Any, options: JobOptions) -> None:
     if options.tuning.bits is not None:
         if options.tuning.peft is not PeftScheme.qlora:
             raise RecipeError(
-                f"--bits {options.tuning.bits} is of a quantised base; give --peft qlora, or leave it out."
+                f"--bits {options.tuning.bits} applies only to a quantised base; give --peft qlora, or leave it out."
             )
         overrides.set_value(recipe, "peft.bits", options.tuning.bits)
     overrides.apply(recipe, options.overrides)

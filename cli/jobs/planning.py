@@ -158,9 +158,10 @@ def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
     if ask.yaml is not None:
         wrong, why = recipes_own, "does not go with a recipe file; change its settings with PATH=VALUE"
     elif ask.task is Task.pretrain:
-        wrong, why = tuning, "is of fine-tuning; leave it out, or give --task finetune"
+        wrong, why = tuning, "applies only to fine-tuning; leave it out, or give --task finetune"
     else:
-        wrong, why = {"--performance-mode": ask.performance_mode or None}, "is of pretraining; give --task pretrain"
+        wrong = {"--performance-mode": recipes_own["--performance-mode"]}
+        why = "applies only to pretraining; give --task pretrain"
     for option, value in wrong.items():
         if value is not None:
             raise RecipeError(f"{option} {why}.")
@@ -202,7 +203,7 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
     task = ask.task.value if ask.task else "finetune"
     scheme = (ask.peft or "lora").lower()
     if scheme not in SCHEMES:
-        raise RecipeError(f"--peft {ask.peft}: is not known; use {', '.join(SCHEMES)}.")
+        raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(SCHEMES)}.")
     question = Question(
         ask.recipe,
         task,
@@ -265,7 +266,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
         found = smallest(job, card, most=most)
         if found:
             return found.job
-        raise RecipeError(f"--smallest: fits no layout of up to {most} x {card.title}; {_least(job, card, most)}")
+        raise RecipeError(f"--smallest: no layout of up to {most} x {card.title} fits; {_least(job, card, most)}")
     hours = _hours(goal.deadline) if goal.deadline else 0.0
     every: list[Candidate] = []
     for size in counts(card.per_node, most):
@@ -362,5 +363,7 @@ def _learn(run: str) -> str:
     record = read_run(run_folder(run))
     both = record.against_plan().get("step_seconds")
     if both is None:
-        raise RecipeError(f"--from-run {run}: has no prediction with measured steps; it takes a run of three steps.")
+        raise RecipeError(
+            f"--from-run {run}: has no prediction with measured steps; it takes a run of at least three steps."
+        )
     return calibration.learn(str(record.plan["hardware"]), both["predicted"], both["measured"])

@@ -32,7 +32,7 @@ PushToHub = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="ORG/NAME", help="Upload the finished folder to this Hub repository."),
 ]
-Public = Annotated[bool, typer.Option("--public", help="If a repository is created: make it public.")]
+Public = Annotated[bool, typer.Option("--public", help="If the repository is created, make it public.")]
 
 
 def checkpoint_folder(text: str) -> Path:

@@ -58,7 +58,7 @@ class EvaluationOptions:
         """The same for `evaluation.evaluate`.
 
         Raises:
-            RecipeError: an option that says nothing without another.
+            RecipeError: an option that has no effect without another.
         """
         from mixtral_recipes.errors import RecipeError
         from mixtral_recipes.evaluation.asked_for import Asked
@@ -72,7 +72,7 @@ class EvaluationOptions:
             ("--stride", self.stride, "--perplexity", self.perplexity),
         ):
             if given is not None and not there:
-                raise RecipeError(f"{option} says nothing without {needed}; leave it out.")
+                raise RecipeError(f"{option} has no effect without {needed}; leave it out.")
         if self.perplexity is not None and not self.perplexity.is_file():
             raise RecipeError(f"--perplexity {self.perplexity}: no such file.")
         if self.include_path is not None and not self.include_path.is_dir():

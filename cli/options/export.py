@@ -29,7 +29,7 @@ class FormOptions:
         typer.Option(
             "--quantization",
             metavar="TYPE",
-            help="Of GGUF: f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.",
+            help="Type of a GGUF file: f16 (default), bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.",
         ),
     ] = None
     dtype: Dtype = None
@@ -46,6 +46,7 @@ class FormOptions:
         typer.Option(
             "--merge-into",
             metavar="WEIGHTS",
-            help="Of a QLoRA adapter: original (default), or 4bit (8bit): the dequantised weights it was trained over.",
+            help="What a QLoRA adapter is merged into: original (default), or 4bit (8bit), the dequantised weights it "
+            "was trained on.",
         ),
     ] = None

@@ -91,7 +91,8 @@ class FineTuningOptions:
         ),
     ] = None
     bits: Annotated[
-        int | None, option("--bits", metavar="N", help="Of --peft qlora's base: 4 (NF4, default) or 8 (int8 by row).")
+        int | None,
+        option("--bits", metavar="N", help="Bits of QLoRA's base: 4 (NF4, default) or 8 (int8 by row)."),
     ] = None
     chat_template: Annotated[
         str | None,

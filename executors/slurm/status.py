@@ -128,7 +128,7 @@ def login(ssh: str) -> list[str]:
     """
     address, _, key = ssh.partition("#")
     if not LOGIN.fullmatch(address):
-        raise LaunchError(f"{ssh!r} is no login node; a record names one as user@host.")
+        raise LaunchError(f"{ssh!r} is not a login node; a record names one as user@host.")
     host, _, port = address.partition(":")
     return ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
 

@@ -34,7 +34,7 @@ def base_to_merge(checkpoint: Path, manifest: dict[str, Any], base: Path | None)
     if manifest["kind"] == "adapter":
         return base_of(checkpoint, base)
     if base is not None:
-        raise CheckpointError(f"{checkpoint} holds no adapters, so --base says nothing; leave it out.")
+        raise CheckpointError(f"{checkpoint} holds no adapters, so --base has no effect; leave it out.")
     return None
 
 
@@ -57,7 +57,7 @@ def into_of(
     """
     if base is None:
         if wanted is not None:
-            raise CheckpointError(f"{checkpoint} holds no adapters, so --merge-into says nothing; leave it out.")
+            raise CheckpointError(f"{checkpoint} holds no adapters, so --merge-into has no effect; leave it out.")
         return None, dtype
     into = merged_into(checkpoint, wanted)
     return into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base)

@@ -167,8 +167,8 @@ class _Import:
             dtypes = {self.source.tensors[name].dtype for name in names}
             if self.dtype is None and len(dtypes) > 1:
                 raise CheckpointError(
-                    f"{self.source.folder}: {min(names)} and its like are stored as {' and '.join(sorted(dtypes))}; "
-                    "choose one with --dtype."
+                    f"{self.source.folder}: {min(names)} and others like it are stored as "
+                    f"{' and '.join(sorted(dtypes))}; choose one with --dtype."
                 )
             found[weight.disk] = self.dtype or dtypes.pop()
         return found

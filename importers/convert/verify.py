@@ -88,7 +88,7 @@ def verify_checkpoint(
         _attempt(report, "base", lambda: _base(checkpoint, base))
         return report
     if base is not None:
-        raise CheckpointError(f"{checkpoint} holds no adapters, so --base says nothing; leave it out.")
+        raise CheckpointError(f"{checkpoint} holds no adapters, so --base has no effect; leave it out.")
     saved = _attempt(report, "structure", lambda: _structure(checkpoint, hf_config.dims(config)))
     if saved is not None:
         tensors = manifest["tensors"]

@@ -157,11 +157,11 @@ def check(config: dict[str, Any]) -> None:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
             raise CheckpointError(f"config.json: {field}={number!r} must be a number from 0 to {most:g}.")
     if not value(config, "rms_norm_eps"):
-        raise CheckpointError("config.json: rms_norm_eps=0 must be more: a norm would divide by zero.")
+        raise CheckpointError("config.json: rms_norm_eps=0 must be more than 0: a norm would divide by zero.")
     _check_refused(config)
     if value(config, "head_dim") % 2:
         raise CheckpointError(
-            f"config.json: head_dim={value(config, 'head_dim')}: must be even, it is rotated by pairs."
+            f"config.json: head_dim={value(config, 'head_dim')} must be even: it is rotated in pairs."
         )
     heads, groups = value(config, "num_attention_heads"), value(config, "num_key_value_heads")
     if heads % groups:

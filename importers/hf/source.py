@@ -124,7 +124,7 @@ def gather(
     for path in files:
         for name, tensor in read(path).items():
             if name in found:
-                raise CheckpointError(f"{name} is in both {found[name][0].name} and {path.name}; one must go.")
+                raise CheckpointError(f"{name} is in both {found[name][0].name} and {path.name}; remove one of them.")
             found[name] = (path, tensor)
     return found
 

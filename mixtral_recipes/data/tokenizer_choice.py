@@ -32,7 +32,7 @@ def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError
     if callable(getattr(named, "encode", None)) and callable(getattr(named, "save_pretrained", None)):
         return named
     raise RecipeError(
-        f"tokenizer={type(named).__name__} is no tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
+        f"tokenizer={type(named).__name__} is not a tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
         "transformers tokenizer."
     )
 

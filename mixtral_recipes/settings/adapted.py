@@ -66,7 +66,9 @@ def ranges(text: str, setting: str) -> Ranges:
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-            raise RecipeError(f"{setting}={text!r}: {part.strip()!r} is no number or range; write 0,3 or 8-31 or 24-.")
+            raise RecipeError(
+                f"{setting}={text!r}: {part.strip()!r} is not a number or range; write 0,3 or 8-31 or 24-."
+            )
         found.append((int(first), int(last) if last else None if dash else int(first)))
     return tuple(found)
 

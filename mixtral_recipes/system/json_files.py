@@ -97,7 +97,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"field {twice[:80]!r} stands there twice")
+        raise ValueError(f"field {twice[:80]!r} appears twice")
     return found
 
 

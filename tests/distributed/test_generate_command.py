@@ -106,4 +106,4 @@ def test_a_conversation(run: Path, tmp_path: Path) -> None:
     assert "[default" not in done.stderr
     assert forked("chat", str(run), stdin="Hi\n").returncode == 2  # no template
     done = forked("chat", str(model), "--compare", stdin="Hi\n")
-    assert (done.returncode, "is no adapter; leave it out" in done.stderr) == (2, True)
+    assert (done.returncode, "is not an adapter; leave it out" in done.stderr) == (2, True)

@@ -191,7 +191,7 @@ class LightningAdapter(DataModule):
         rows = _Stream(make, self.seq_length, self.seed, whose) if order is None else _Positions(loader, order, whose)
         first = rows.first(self.micro_batch_size)
         if first is None:
-            raise DataError(f"{whose}: gives no batches.")
+            raise DataError(f"{whose}: yields no batches.")
         as_batch(first, whose, self.seq_length)
         return rows
 
@@ -286,7 +286,7 @@ class _Stream:
             batch = as_batch(given, self.whose, self.seq_length)
             yield from (_row(batch, number) for number in range(len(batch["tokens"])))
         if empty:
-            raise DataError(f"{self.whose}: gives no batches.")
+            raise DataError(f"{self.whose}: yields no batches.")
 
     def _given(self, epoch: int) -> Iterator[Any]:
         """The batches of an epoch. A loader that shuffles draws its seed first: the same on every rank."""
@@ -346,7 +346,7 @@ def _single(loader: Any, whose: str) -> Any:
             raise DataError(f"{whose}: returns {len(several)} loaders; give one.")
         return several[0]
     if not hasattr(loader, "__iter__"):
-        raise DataError(f"{whose}: returns a {type(loader).__name__}, which gives no batches.")
+        raise DataError(f"{whose}: returns a {type(loader).__name__}, which yields no batches.")
     return loader
 
 

@@ -313,7 +313,7 @@ def _check(messages: list[Message], learned: list[Learned], tools: list[dict[str
     for number, message in enumerate(messages):
         if message["role"] == "system" and number:
             before = messages[number - 1]["role"]
-            raise DataError(f"{where}: a system message stands behind the first {before} message.")
+            raise DataError(f"{where}: a system message comes after the first {before} message.")
     talk = [message["role"] for message in messages if message["role"] != "system"]
     if not talk or talk[0] != "user":
         raise DataError(f"{where}: the conversation must start with the user, not {talk[0] if talk else 'nobody'}.")
@@ -325,4 +325,4 @@ def _check(messages: list[Message], learned: list[Learned], tools: list[dict[str
         json.dumps([tools, messages], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
-        raise DataError(f"{where}: a tool or a call holds half of a character (\\u{code:04x}).") from error
+        raise DataError(f"{where}: a tool or a call holds half of a UTF-16 pair (\\u{code:04x}).") from error

@@ -231,7 +231,7 @@ def _records(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
             yield from _object(cursor, bad)
     if cursor.peek():
         what = "list" if first == "[" else "object"
-        raise DataError(f"{cursor.where}: {cursor.peek()!r} stands behind the end of the {what}.")
+        raise DataError(f"{cursor.where}: {cursor.peek()!r} follows the end of the {what}.")
 
 
 def _list(cursor: _Cursor, bad: BadRecord) -> Iterator[Record]:
@@ -279,7 +279,7 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
             if not isinstance(name, str):
                 raise DataError(f"{cursor.where}: not JSON (a name must be text, and is {name!r}).")
             if name in value:
-                raise DataError(f"{where}: field {name!r} stands there twice.")
+                raise DataError(f"{where}: field {name!r} appears twice.")
             cursor.take(":")
             if may_hold(name) and cursor.peek() == "[":
                 cursor.take("[")

@@ -49,7 +49,7 @@ def text_of(value: Any, name: str, where: object, *, empty: bool = False) -> str
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {name!r} holds half of a character (\\u{ord(value[error.start]):04x}).") from error
+        raise DataError(f"{where}: {name!r} holds half of a UTF-16 pair (\\u{ord(value[error.start]):04x}).") from error
     return value
 
 

@@ -164,7 +164,7 @@ def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterat
 def _refuse_twice(path: Path, names: list[str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: the column {twice!r} stands there twice; give one of them another name.")
+        raise DataError(f"{path}: the column {twice!r} appears twice; give one of them another name.")
 
 
 def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:

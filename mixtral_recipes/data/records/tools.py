@@ -32,7 +32,9 @@ def tools_of(value: Any, name: str, where: object) -> list[dict[str, Any]]:
         tool = _json(tool)
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"{where}: {name}[{number}] is no tool: it needs a 'name' (OpenAI's form: function.name).")
+            raise DataError(
+                f"{where}: {name}[{number}] is not a tool: it needs a 'name' (OpenAI's form: function.name)."
+            )
         parameters = _json(function.get("parameters") or {})
         if not isinstance(parameters, dict):
             raise DataError(f"{where}: {name}[{number}].parameters is {type(parameters).__name__}, not an object.")
@@ -65,7 +67,7 @@ def calls_of(value: Any, at: str, where: object) -> list[dict[str, Any]]:
         call = _json(call)
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"{where}: {at} is no tool call: it needs a 'name' and 'arguments'.")
+            raise DataError(f"{where}: {at} is not a tool call: it needs a 'name' and 'arguments'.")
         arguments = function.get("arguments", function.get("parameters"))
         arguments = _json(arguments) if arguments not in (None, "") else {}
         identifier = call.get("id")

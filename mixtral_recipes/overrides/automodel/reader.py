@@ -92,7 +92,7 @@ def _model(values: Values) -> tuple[str, str, bool]:
     if not (folder / "config.json").is_file():
         known = dict.fromkeys(entry.base for entry in catalog.CATALOG.values() if entry.base)
         raise RecipeError(
-            f"model.pretrained_model_name_or_path={named}: is no Mixtral that has a recipe ({', '.join(known)}, "
+            f"model.pretrained_model_name_or_path={named}: is not a Mixtral that has a recipe ({', '.join(known)}, "
             "their Instruct variants, or a folder with a config.json)."
         )
     return _recipe_of_folder(folder), str(folder), False

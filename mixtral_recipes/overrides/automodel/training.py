@@ -132,6 +132,6 @@ def _linears(values: Values, key: str) -> list[str]:
         ending = str(pattern).rpartition(".")[2]
         matched = [layer for name, layer in _LINEARS.items() if fnmatch.fnmatch(name, ending)]
         if not matched and key == "target_modules":
-            raise RecipeError(f"peft.{key}={pattern}: is no linear layer of a Mixtral ({', '.join(_LINEARS)}).")
+            raise RecipeError(f"peft.{key}={pattern}: is not a linear layer of a Mixtral ({', '.join(_LINEARS)}).")
         found += matched
     return list(dict.fromkeys(found))

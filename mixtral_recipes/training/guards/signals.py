@@ -45,7 +45,7 @@ def watching(*more: str) -> Iterator[StopRequest]:
     known = [found.name for found in signal.Signals]
     for name in more:
         if name not in known:
-            raise RecipeError(f"PreemptionCallback.sig={name!r} is no signal.{nearest(name, known)}")
+            raise RecipeError(f"PreemptionCallback.sig={name!r} is not a signal.{nearest(name, known)}")
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -56,7 +56,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(RecipeError, match="tokenizer=int is no tokenizer"):
+    with pytest.raises(RecipeError, match="tokenizer=int is not a tokenizer"):
         chosen_tokenizer(3)
     with pytest.raises(RecipeError, match="library='byte-level'"):
         llm.get_nmt_tokenizer("byte-level")

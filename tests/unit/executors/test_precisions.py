@@ -151,7 +151,7 @@ def test_the_table(of_a_card: list[Outcome], capsys: pytest.CaptureFixture[str])
     assert out.count("CUDA error: illegal access") == 1
     assert rows[4][:3] == ["mxfp8", "not", "here"]
     assert out.rstrip().endswith("layers: Transformer Engine 2.20.2; attention: fused")
-    assert errors.splitlines()[-1] == "error: not ready: fp8 blockwise; see above for how to mend it."
+    assert errors.splitlines()[-1] == "error: not ready: fp8 blockwise; see above for how to fix it."
 
 
 def test_the_json(of_a_card: list[Outcome], capsys: pytest.CaptureFixture[str]) -> None:

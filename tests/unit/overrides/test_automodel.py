@@ -258,7 +258,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate: is not known."),
     "close": ({"step_scheduler": {"max_step": 5}}, "Did you mean 'step_scheduler.max_steps'?"),
     "two": ({"a": {"b": 1}, "qat": {"enabled": True}}, "a.b: is not known"),
-    "another model": ({"model": {"pretrained_model_name_or_path": "mistralai/Mistral-7B-v0.1"}}, "is no Mixtral that"),
+    "another model": (
+        {"model": {"pretrained_model_name_or_path": "mistralai/Mistral-7B-v0.1"}},
+        "is not a Mixtral that",
+    ),
     "from nothing": ({"model": {"_target_": "x.from_config"}}, "only from_pretrained is read"),
     "no steps": ({"step_scheduler": {"max_steps": "none", "num_epochs": 2}}, "step_scheduler.max_steps is not set"),
     "a variable": ({"checkpoint": {"checkpoint_dir": "${HOME}/x"}}, "variables are not filled in"),

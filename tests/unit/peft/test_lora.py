@@ -93,8 +93,8 @@ def test_layers_and_experts(settings: dict[str, object], adapted: list[str], lef
     ("settings", "message"),
     [
         ({"layers": "2-8"}, r"peft\.layers='2-8' names layer 8, but the model has 8 \(0 to 7\)"),
-        ({"layers": "4-2"}, "'4-2' is no number or range"),
-        ({"layers": "all"}, "'all' is no number or range; write 0,3 or 8-31 or 24-"),
+        ({"layers": "4-2"}, "'4-2' is not a number or range"),
+        ({"layers": "all"}, "'all' is not a number or range; write 0,3 or 8-31 or 24-"),
         ({"layers": []}, r"peft\.layers=\[\] names no layer"),
         ({"layers": [-1]}, "names layer -1"),
         ({"experts": "0,4"}, r"peft\.experts='0,4' names expert 4, but the model has 4"),

@@ -9,7 +9,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.json_files import read_object
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands there twice"),
+    "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' appears twice"),
     "nested deep": (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deep"),
     "a long number": (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 digits"),
     "infinity": (b'{"a": Infinity}', "Infinity is not a finite number"),

@@ -84,7 +84,7 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
         ({"messages": messages((U, "a"), (A, 5))}, "'messages[1].content' is int, not text"),  # pyright: ignore[reportArgumentType]
         ({"messages": messages((A, "a"))}, "must start with the user, not assistant"),
         ({"messages": messages((U, "a"))}, "has no assistant message to learn"),
-        ({"messages": messages((U, "a"), (S, "s"), (A, "b"))}, "a system message stands behind the first user message"),
+        ({"messages": messages((U, "a"), (S, "s"), (A, "b"))}, "a system message comes after the first user message"),
         (
             {"messages": [{"role": U, "content": [{"type": "image"}]}]},
             "messages[0] holds a part of type 'image', and only text",

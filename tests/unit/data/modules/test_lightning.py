@@ -165,8 +165,8 @@ class OfRanks(SequentialSampler):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (list, "gives no batches"),
-        (lambda: None, "returns a NoneType, which gives no batches"),
+        (list, "yields no batches"),
+        (lambda: None, "returns a NoneType, which yields no batches"),
         (lambda: [DataLoader(Rows())] * 2, "returns 2 loaders; give one"),
         (lambda: DataLoader(Rows(), sampler=OfRanks(Rows())), "OfRanks deals out samples to ranks"),
     ],

@@ -88,7 +88,7 @@ def test_a_template_ends_with_the_answer(template: str) -> None:
         ({"input": "a", "output": 5}, "'output' is int, not text"),
         ({"input": "a", "output": " "}, "'output' is empty"),
         ({"input": ["a"], "output": "b"}, "'input' is list, not text"),
-        ({"input": "a\ud83d", "output": "b"}, r"'input' holds half of a character (\ud83d)"),
+        ({"input": "a\ud83d", "output": "b"}, r"'input' holds half of a UTF-16 pair (\ud83d)"),
     ],
 )
 def test_bad_records_say_what_and_where(row: dict[str, Any], says: str) -> None:

@@ -106,7 +106,7 @@ def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     columns = [pa.array(["a"])] * 3
     pq.write_table(pa.Table.from_arrays(columns, names=["input", "input", "output"]), tmp_path / "x.parquet")
     for path in (tmp_path / "x.csv", tmp_path / "x.parquet"):
-        with pytest.raises(DataError, match="the column 'input' stands there twice"):
+        with pytest.raises(DataError, match="the column 'input' appears twice"):
             list(read_records(path))
 
 

@@ -88,10 +88,10 @@ def test_several_calls_and_results_without_identifiers() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tools": [{"type": "function"}]}, r"tools\[0\] is no tool"),
+        ({"tools": [{"type": "function"}]}, r"tools\[0\] is not a tool"),
         ({"tools": [{"name": "x", "parameters": "?"}]}, r"tools\[0\].parameters is str"),
         ({"messages": OPENAI["messages"][:1] + OPENAI["messages"][2:]}, "a tool's result stands there that no call"),
-        ({"messages": [OPENAI["messages"][0], {"role": "assistant", "tool_calls": ["?"]}]}, "is no tool call"),
+        ({"messages": [OPENAI["messages"][0], {"role": "assistant", "tool_calls": ["?"]}]}, "is not a tool call"),
         ({"messages": [{"role": "user", "content": "?", "tool_calls": [CALL]}]}, "only the assistant calls tools"),
     ],
 )

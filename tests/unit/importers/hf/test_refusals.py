@@ -451,7 +451,7 @@ def test_a_header_that_names_a_tensor_twice(tmp_path: Path) -> None:
     header = f'{{"w": {entry}, "w": {entry}}}'.encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(CheckpointError, match="'w' stands there twice"):
+    with pytest.raises(CheckpointError, match="'w' appears twice"):
         read_header(path)
 
 

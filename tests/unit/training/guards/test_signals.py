@@ -48,5 +48,5 @@ def test_other_threads_watch_nothing() -> None:
 
 
 def test_an_unknown_signal_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"SIGUSR9' is no signal.*SIGUSR"), watching("SIGUSR9"):
+    with pytest.raises(RecipeError, match=r"SIGUSR9' is not a signal.*SIGUSR"), watching("SIGUSR9"):
         pass
