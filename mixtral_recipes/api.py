@@ -174,7 +174,7 @@ def import_ckpt(
         source,
         Path(output_path) if output_path else None,
         overwrite=overwrite,
-        accept=lambda opened: refuse_another(model.config, opened.config, opened.folder, "source"),
+        accept=lambda opened: refuse_another(model.config, opened.config, opened.folder),
     )
 
 
