@@ -10,6 +10,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 
@@ -138,13 +140,16 @@ def refuse_without(config: MixtralConfig, *, grouped_only: bool = False) -> None
 _FRACTIONAL = frozenset({"seq_aux_loss", "global_aux_loss"})
 
 
-def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = False) -> dict[str, Any]:
+def accelerated(
+    config: MixtralConfig, *, adapters: bool, quantized: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
     """Fields to set where Transformer Engine runs.
 
     Args:
         config: The recipe's configuration; ``accelerate=False`` sets nothing.
         adapters: Whether the weights are frozen under adapters: then no weight gradient is accumulated.
         quantized: Whether they are quantised: then experts are multiplied one by one, by our layers.
+        dtype: Of the weights, as the precision has it.
     """
     if not config.accelerate:
         return {}
@@ -163,9 +168,12 @@ def accelerated(config: MixtralConfig, *, adapters: bool, quantized: bool = Fals
         fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
     if _losses(config) & _FRACTIONAL or not _fused_router_takes(config):
         fields["moe_router_fusion"] = False
+    if dtype is not torch.bfloat16:
+        fields["cross_entropy_loss_fusion"] = False  # it rounds the logits' gradient to bf16, whatever they are
     if config.deterministic_mode:
-        # Compiled anew for other shapes, it adds up the vocabulary in another order; Megatron-LM refuses both together.
-        fields["cross_entropy_loss_fusion"] = False
+        # Compiled anew for other shapes, they add up the vocabulary, or an expert's width for the gradient of its
+        # probability, in another order. Megatron-LM refuses the first.
+        fields |= {"cross_entropy_loss_fusion": False, "bias_activation_fusion": False}
     if config.moe_expert_capacity_factor is not None:
         # Megatron: fused permutation has no dropping without padding.
         fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity

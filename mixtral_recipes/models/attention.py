@@ -5,6 +5,7 @@ t tokens of a packed batch (b = 1, all sequences one after the other). Under con
 rank's tokens; S and T count all ranks'.
 """
 
+import contextlib
 import itertools
 from typing import cast
 
@@ -17,6 +18,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class RMSNorm(nn.RMSNorm):
@@ -112,6 +114,7 @@ class CoreAttention(nn.Module):
         super().__init__()
         if config.attention_dropout:
             raise ValueError("attention_dropout is not part of Mixtral and not supported by CoreAttention")
+        self.deterministic = config.deterministic_mode
         self.scale = softmax_scale if softmax_scale is not None else (config.kv_channels or 1) ** -0.5
         self.group: torch.distributed.ProcessGroup | None = None
         if config.context_parallel_size > 1:
@@ -156,6 +159,9 @@ class CoreAttention(nn.Module):
         return torch.cat(parts).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.group is None:
-            return causal_attention(query, key, value, self.scale)
-        return split_sequence_attention(query, key, value, self.scale, self.group)
+        # A GPU's fused kernels add up gradients of queries in whatever order their blocks end.
+        in_order = sdpa_kernel(SDPBackend.MATH) if self.deterministic and query.is_cuda else contextlib.nullcontext()
+        with in_order:
+            if self.group is None:
+                return causal_attention(query, key, value, self.scale)
+            return split_sequence_attention(query, key, value, self.scale, self.group)

@@ -375,7 +375,12 @@ def build_run(
     fast: dict[str, Any] = {}
     on_transformer_engine = kernels.transformer_engine_usable()
     if on_transformer_engine:
-        fast = accelerated(model.config, adapters=peft is not None, quantized=base is not None)
+        fast = accelerated(
+            model.config,
+            adapters=peft is not None,
+            quantized=base is not None,
+            dtype=settings["model"]["params_dtype"],
+        )
     if not on_transformer_engine or base is not None:  # quantised experts are not Transformer Engine's
         refuse_without(model.config, grouped_only=on_transformer_engine)
     config = with_topology(model.config, topology, **(settings["model"] | fast))

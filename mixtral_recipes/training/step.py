@@ -172,8 +172,9 @@ def sum_losses(
     mask = loss_mask.flatten().float()
     total = (losses.flatten().float() * mask).sum()
     count = mask.sum()
-    real = padding.logical_not().sum() if padding is not None else torch.tensor(losses.numel())
-    logged = torch.stack([total.detach(), count, real.to(total)])
+    # Made on the device: to bring a number there is to wait for it.
+    real = padding.logical_not().sum().to(total) if padding is not None else torch.full_like(count, losses.numel())
+    logged = torch.stack([total.detach(), count, real])
     if sources is not None:
         of = sources.flatten(0, 1).float()
         logged = torch.cat([logged, (losses.detach().flatten().float() * mask) @ of, mask @ of])

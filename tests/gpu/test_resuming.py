@@ -11,6 +11,7 @@ import pytest
 import torch
 from megatron.core.utils import local_multi_tensor_l2_norm
 
+from mixtral_recipes.checkpoints.fp8 import fp8_state, take_all
 from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards
 from mixtral_recipes.settings.peft import LoRA
 from tests.distributed.tiny_job import hash_of
@@ -20,11 +21,13 @@ SCHEMES = {"pretraining": None, "lora": LoRA(dim=8, alpha=16, dropout=0.1)}
 
 
 def state(run: Any) -> dict[str, str]:
-    """A hash of each weight and optimizer state of a run."""
+    """A hash of each weight and optimizer state of a run, and of what FP8 scales by."""
     adapters = any(".adapter." in name for name, _ in run.model[0].named_parameters())
     shards = model_shards(run.model, adapters_only=adapters)
     shards += optimizer_shards(run.optimizer, run.model, adapters_only=adapters)
-    return {str(shard.place): hash_of([shard.tensor.detach().cpu()]) for shard in shards}
+    take_all(shard.stand_in for shard in shards)
+    tensors = {str(shard.place): shard.tensor for shard in shards} | fp8_state(run.model)
+    return {place: hash_of([tensor.detach().cpu()]) for place, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("precision", ["bf16", *(pytest.param(name, marks=pytest.mark.gpu) for name in FP8)])

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models import acceleration
 from mixtral_recipes.models.acceleration import accelerated, refuse_without
 from mixtral_recipes.models.builder import build_model
@@ -16,6 +20,7 @@ from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training.model import check_megatron_config
+from tests.fake_world import one_of
 
 SELECTIVE = {"recompute_granularity": "selective"}
 REFUSED = {
@@ -116,8 +121,22 @@ def test_the_router_is_fused_where_its_kernel_takes_it(
 
 def test_what_is_asked_to_be_deterministic_leaves_out_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
-    fused = [
-        accelerated(MixtralConfigTiny(deterministic_mode=asked), adapters=False)["cross_entropy_loss_fusion"]
-        for asked in (False, True)
-    ]
-    assert fused == [True, False]
+    free, bound = (accelerated(MixtralConfigTiny(deterministic_mode=asked), adapters=False) for asked in (False, True))
+    changed = {name for name, value in free.items() if bound[name] != value}
+    assert changed == {"cross_entropy_loss_fusion", "bias_activation_fusion"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_fused_loss_is_for_bf16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward pass rounds to bf16, which autograd then turns into fp32 without a word."""
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    fields = accelerated(MixtralConfigTiny(), adapters=False, dtype=dtype)
+    logits = torch.randn(8, 2, 50, dtype=dtype).requires_grad_()
+    labels = torch.randint(50, (8, 2))
+    with one_of(Topology(world_size=1), 0):
+        group = parallel_state.get_tensor_model_parallel_group()
+        fused_vocab_parallel_cross_entropy(logits.clone(), labels, group).sum().backward()
+    assert logits.grad is not None
+    rounded = bool((logits.grad.bfloat16() == logits.grad).all())
+    assert rounded
+    assert fields["cross_entropy_loss_fusion"] is (dtype is torch.bfloat16)

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.training.run import TrainingRun
@@ -17,6 +19,25 @@ def test_only_label_tokens_count() -> None:
     total, count, sums = sum_losses(mask, padding, None, losses)
     assert (float(total), int(count), sums.tolist()) == (6.0, 2, [6.0, 2.0, 3.0])
     assert sum_losses(mask, None, None, losses)[2].tolist() == [6.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_losses_are_summed_where_they_are(padded: bool) -> None:
+    """What is made on the host and brought to a GPU makes the host wait until all before it is done."""
+    made: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                made.add(result.device.type)
+            return result
+
+    losses = torch.ones(1, 4, device="meta")
+    padding = torch.zeros(1, 4, dtype=torch.bool, device="meta") if padded else None
+    with Watch():
+        sum_losses(losses, padding, None, losses)
+    assert made == {"meta"}
 
 
 def test_sources_are_counted_apart() -> None:
