@@ -16,7 +16,8 @@ Each contender is first built and stepped alone, which gives its memory. If all 
 each counts as it was alone. ``measured`` in the result says which. Up to two layers both sides start from the same
 weights and their first losses are compared; beyond, weights are random on either side (``--same-weights`` insists).
 
-Prints JSON on the last line of stdout. Without a GPU it says so and ends well, unless asked for ``--size tiny``.
+Prints JSON on the last line of stdout, also when it is interrupted. Without a GPU it says so and ends well, unless
+asked for ``--size tiny``.
 """
 
 import argparse
@@ -99,7 +100,7 @@ class Alone:
         memory: GB at its peak, by torch and by the driver, what it found there taken off.
         build_seconds: Until it could step.
         first_seconds: Its first step.
-        profile: `kernel_times.shares`; empty where none was asked for.
+        profile: `kernel_times.shares`, or ``failed`` with the reason; empty where none was asked for.
     """
 
     losses: list[float]
@@ -112,6 +113,8 @@ class Alone:
 
 def alone(contender: Contender, device: torch.device, steps: int, *, profiled: bool) -> Alone:
     """Build a contender, step it, and let it go."""
+    if device.type == "cuda":  # what torch keeps for whoever comes next would count as found there
+        torch.cuda.empty_cache()
     torch_before, driver_before = used(device)
     start = time.perf_counter()
     step = contender.build()
@@ -131,8 +134,16 @@ def alone(contender: Contender, device: torch.device, steps: int, *, profiled: b
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     memory = peak - torch_before, used(device)[1] - driver_before
     steady = statistics.median(seconds or warmup[1:])
-    shares = profile(noted, steady=steady) if profiled and device.type == "cuda" else {}
+    shares = _profiled(noted, steady) if profiled and device.type == "cuda" else {}
     return Alone(losses, seconds, memory, built, warmup[0], shares)
+
+
+def _profiled(step: Step, steady: float) -> dict[str, Any]:
+    """Where a step's time goes; why not, if it cannot be profiled, which costs it none of what was measured."""
+    try:
+        return profile(step, steady=steady)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {in_short(error)}"}
 
 
 def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -164,6 +175,8 @@ def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
             continue
         try:
             one = alone(contender, device, options.steps, profiled=options.profile)
+        except KeyboardInterrupt:
+            failed[contender.name], options.limit = "interrupted", 0.0
         except Exception as error:  # whoever cannot run is told of, and the others go on
             failed[contender.name] = f"{type(error).__name__}: {in_short(error)}"
             say(f"{bench.mode}: {contender.name}: {failed[contender.name]}")
@@ -200,7 +213,7 @@ def _fit_together(found: dict[str, Alone], device: torch.device) -> bool:
 
 
 def stepped_in_turn(contenders: list[Contender], device: torch.device, steps: int) -> dict[str, list[float]] | None:
-    """Seconds of each contender's steps, one of each in turn, all of them on the card; None if they did not fit."""
+    """Seconds of each contender's steps, one of each in turn, all of them on the card; None if that failed."""
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     try:
         built = {contender.name: contender.build() for contender in contenders}
@@ -210,7 +223,7 @@ def stepped_in_turn(contenders: list[Contender], device: torch.device, steps: in
         for _ in range(steps):
             for name, step in built.items():
                 seconds[name].append(seconds_of(step, device))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, KeyboardInterrupt):
         return None
     return seconds
 

@@ -58,7 +58,10 @@ def by_text(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_verdicts() -> None:
-    tests = {"tests": {"a::test_learns": "passed", "b::test_resumes[delayed]": "failed", "c::test_x": "skipped"}}
+    tests = {
+        "tests": {"a::test_learns": "passed", "b::test_resumes[delayed]": "failed", "c::test_x": "skipped"},
+        "whole": True,
+    }
     rows = by_text(
         session.verdicts(
             {
@@ -89,7 +92,7 @@ def test_verdicts() -> None:
 
 def test_tests_that_were_all_skipped_show_nothing() -> None:
     (one,) = (t for t in session.TARGETS if t.text.startswith("stopped, resumed"))
-    tests = {"tests": {"a::test_resumes": "skipped", "a::test_learns": "passed"}}
+    tests = {"tests": {"a::test_resumes": "skipped", "a::test_learns": "passed"}, "whole": True}
     (found,) = session.verdicts({"tests": ended(tests)}, (one,))
     assert found["verdict"] == "not measured"
     assert "'resum'" in found["why"]
@@ -112,26 +115,47 @@ def test_parts_end_as_they_do_and_leave_what_they_printed(tmp_path: Path) -> Non
     bad = part("bad", "import sys; sys.stderr.write('what went wrong'); print('no JSON'); sys.exit(3)")
     assert (bad["ended"], bad["result"]) == ("exit 3", None)
     assert (tmp_path / "bad.err").read_text() == "what went wrong"
+    told = "import time\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n    print('{\"half\": 1}')"
+    assert part("told", told, limit=10)["result"] == {"half": 1}
     slow = part("slow", "import time; print('begun', flush=True); time.sleep(100)", limit=1)
     assert (slow["ended"], slow["result"]) == ("not done after 1 s", None)
     assert slow["seconds"] < 50
     assert json.loads((tmp_path / "slow.json").read_text()) == slow
 
 
+def outcome_of(tmp_path: Path, code: str, limit: int) -> dict[str, Any]:
+    (tmp_path / "test_it.py").write_text(f"import pytest, time\n{code}")
+    command = f"-m pytest -v -p no:cacheprovider --rootdir {tmp_path} -c /dev/null {tmp_path}"
+    return session.run(session.Part("tests", "", limit, gives_up=False), command, tmp_path)
+
+
 def test_outcomes_of_tests(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "def test_good(): pass\n"
+    found = outcome_of(
+        tmp_path,
+        "@pytest.mark.parametrize('how', ['a b', 'c'])\n"
+        "def test_good(how): pass\n"
         "def test_bad(): assert False\n"
-        "def test_not_here(): pytest.skip('no card')\n"
+        "def test_broken(nothing): pass\n"
+        "def test_not_here(): pytest.skip('no card')\n",
+        limit=100,
     )
-    command = (
-        f"-m pytest -q -p no:cacheprovider --rootdir {tmp_path} -c /dev/null {tmp_path} --junitxml {{out}}/tests.xml"
-    )
-    found = session.run(session.Part("tests", "", 100), command, tmp_path)
-    assert found["ended"] == "exit 1"
-    outcomes = {name.rpartition("::")[2]: outcome for name, outcome in found["result"]["tests"].items()}
-    assert outcomes == {"test_good": "passed", "test_bad": "failed", "test_not_here": "skipped"}
+    assert (found["ended"], found["result"]["whole"]) == ("exit 1", True)
+    outcomes = {name.partition("::")[2]: outcome for name, outcome in found["result"]["tests"].items()}
+    assert outcomes == {
+        "test_good[a b]": "passed", "test_good[c]": "passed", "test_bad": "failed", "test_broken": "error",
+        "test_not_here": "skipped",
+    }  # fmt: skip
+    assert session.failures()(found["result"]) == 2
+
+
+def test_tests_whose_time_is_up_show_failures_only(tmp_path: Path) -> None:
+    code = "def test_resumes(): pass\ndef test_bad(): assert False\ndef test_slow(): time.sleep(1000)\n"
+    found = outcome_of(tmp_path, code, limit=40)
+    assert (found["ended"], found["result"]["whole"]) == ("not done after 40 s", False)
+    assert list(found["result"]["tests"].values()) == ["passed", "failed"]
+    assert session.failures()(found["result"]) == 1
+    with pytest.raises(KeyError, match="tests that were to come"):
+        session.failures("resumes")(found["result"])
 
 
 def test_a_summary_of_what_is_there(tmp_path: Path) -> None:
