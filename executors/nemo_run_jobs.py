@@ -26,6 +26,10 @@ from mixtral_recipes.system import imports
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
 
+class StartedAlready(LaunchError):
+    """A script that is only loaded starts its run."""
+
+
 def activate() -> None:
     """Change nemo_run's local jobs, once: now, or as soon as a script imports nemo_run."""
     experiments = sys.modules.get("nemo_run.run.experiment")
@@ -55,7 +59,7 @@ def refuse_while_loading() -> None:
     What it has defined by then is put where nemo_run looks for it.
 
     Raises:
-        LaunchError: nemo_run logs it, and goes on with the job.
+        StartedAlready: nemo_run logs it, and goes on with the job.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -63,7 +67,7 @@ def refuse_while_loading() -> None:
             for name, value in frame.f_globals.items():
                 if not name.startswith("__"):
                     setattr(sys.modules["__main__"], name, value)
-            raise LaunchError("this script's runs are not started again in their own process.")
+            raise StartedAlready("this script's runs are not started again in their own process.")
         frame = frame.f_back
 
 
@@ -91,7 +95,8 @@ def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(add)
     def added(self: Any, task: Any, executor: Any = None, *args: Any, **kwargs: Any) -> Any:
         with advice_for_scripts():
-            given = [_as_text(each) if _trains(each) else each for each in (task if isinstance(task, list) else [task])]
+            tasks = task if isinstance(task, list) else [task]
+            given = [_as_text(each) if _is_ours(each) else each for each in tasks]
             for recipe in filter(_trains, given):
                 preflight(recipe, None, elsewhere=_elsewhere(executor or self.executor))
         return add(self, given if isinstance(task, list) else given[0], executor, *args, **kwargs)
@@ -121,9 +126,11 @@ def _as_text(recipe: Any) -> Any:
 
 
 def _trains(task: Any) -> bool:
-    target = getattr(task, "__fn_or_cls__", None)
-    named = getattr(target, "__name__", "") in ("pretrain", "finetune", "train", "validate")
-    return named and getattr(target, "__module__", "") == "mixtral_recipes.api"
+    return _is_ours(task) and task.__fn_or_cls__.__name__ in ("pretrain", "finetune", "train", "validate")
+
+
+def _is_ours(task: Any) -> bool:
+    return getattr(getattr(task, "__fn_or_cls__", None), "__module__", "").startswith("mixtral_recipes.")
 
 
 def _elsewhere(executor: Any) -> bool:
@@ -160,18 +167,13 @@ def _on_one_machine(job: Any) -> bool:
 def _told(wait: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(wait)
     def waited(self: Any, jobs: list[Any]) -> None:
-        ours = [job for job in jobs if _on_one_machine(job) and _is_ours(job)]
+        ours = [job for job in jobs if _on_one_machine(job) and _is_ours(getattr(job, "task", None))]
         with _signals_passed_on(self, ours):
             wait(self, jobs)
         for job in ours:
             _raise_for(self, job)
 
     return waited
-
-
-def _is_ours(job: Any) -> bool:
-    task = getattr(job, "task", None)
-    return getattr(getattr(task, "__fn_or_cls__", None), "__module__", "").startswith("mixtral_recipes.")
 
 
 def _raise_for(experiment: Any, job: Any) -> None:

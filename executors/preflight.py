@@ -59,9 +59,9 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     with _told(elsewhere):
         check_packages(recipe.log)
     _build_parts(recipe, elsewhere=elsewhere)
-    recipe.data = as_data_module(fdl.build(recipe.data))  # one's own may state its batch only once it is built
+    recipe.data = as_data_module(_built(recipe, "data"))  # one's own may state its batch only once it is built
     with refusals_told():
-        model: Any = fdl.build(recipe.model)
+        model: Any = _built(recipe, "model")
     names = ("trainer", "resume", "peft", "tokenizer", "optim")
     trainer, resume, peft, tokenizer, optim = (_built(recipe, name) for name in names)
     if not elsewhere and resume is not None and resume.restore_config is not None and resume.restore_config.path:
@@ -135,13 +135,10 @@ def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
         RecipeError: names the part.
     """
     for path in ("trainer", "optim", "log", "resume", "peft"):
-        part = getattr(recipe, path, None)
-        if part is None:
-            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                fdl.build(part)
+                _built(recipe, path)
         except MixtralRecipesError:
             raise
         except Exception as error:  # whatever a class raises over its arguments

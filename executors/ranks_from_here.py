@@ -14,6 +14,7 @@ from typing import Any
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted
 from mixtral_recipes.executors import error_file
 from mixtral_recipes.executors.local import run_processes
+from mixtral_recipes.executors.nemo_run_jobs import StartedAlready
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.stored import CALL, load_result, store_call
 from mixtral_recipes.system.machine import process_start
@@ -89,6 +90,8 @@ def told_to_scheduler() -> Iterator[None]:
     """Leave an error where nemo_run's scheduler or torchrun, if one started this process, looks for it."""
     try:
         yield
+    except StartedAlready:
+        raise
     except BaseException as error:
         text = str(error) if isinstance(error, MixtralRecipesError) else f"{type(error).__name__}: {error}"
         if "MIXTRAL_RECIPES_ATTEMPT_DIR" not in os.environ and not records.lost_peer({"error": text}):

@@ -2,10 +2,12 @@
 
 import nemo_run as run
 
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.system import machine
 
 
 @run.cli.factory
+@returns_config
 def torchrun(devices: int | None = None) -> run.Config[run.LocalExecutor]:
     """An executor that starts a process per device with torchrun.
 

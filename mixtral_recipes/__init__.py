@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.recipes import mixtral_8x22b_16k as mixtral_8x22b_16k
     from mixtral_recipes.recipes import mixtral_8x22b_64k as mixtral_8x22b_64k
     from mixtral_recipes.recipes import mixtral_tiny as mixtral_tiny
+    from mixtral_recipes.recipes.data import mock as mock
+    from mixtral_recipes.recipes.data import squad as squad
     from mixtral_recipes.recipes.log.default import default_log as default_log
     from mixtral_recipes.recipes.log.default import default_resume as default_resume
     from mixtral_recipes.settings.checkpoint import ModelCheckpoint as ModelCheckpoint

@@ -47,6 +47,7 @@ _SQUAD = EvaluationConfig()
 nemo_run_jobs.activate()  # a script may write its recipe without any of ours
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def train(
     model: MixtralModel,
@@ -85,6 +86,7 @@ def train(
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def pretrain(
     model: MixtralModel,
@@ -101,6 +103,7 @@ def pretrain(
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def finetune(
     model: MixtralModel,
@@ -127,6 +130,7 @@ def finetune(
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def validate(
     model: MixtralModel,
@@ -151,6 +155,7 @@ def validate(
     return _run(validate, parts, tokenizer, _validate)
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def import_ckpt(
     model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
@@ -178,6 +183,7 @@ def import_ckpt(
     )
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 @takes_nemos_arguments
 def export_ckpt(
@@ -202,6 +208,7 @@ def export_ckpt(
     return export(source, output, target, overwrite=overwrite, **options)
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 @takes_nemos_arguments
 def generate(
@@ -262,6 +269,7 @@ def generate(
     return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
+@ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 @takes_nemos_arguments
 def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
@@ -297,33 +305,32 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
     """
     nemo_run_jobs.refuse_while_loading()
     run_dir = parts.log.run_dir.absolute()
-    with ranks_from_here.told_to_scheduler():
-        for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
-            if launched_rank() == 0:
-                warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
-        seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer, parts.data)
-        check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
-        check_megatron_config(seen, parts.trainer)
+    for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
         if launched_rank() == 0:
-            preflight.check_packages(parts.log)
-            preflight.check_places(parts.data)
-        trainer, log = parts.trainer, parts.log
-        done = records.finished(run_dir, trainer.max_steps, parts.resume) if task is not validate else None
-        if done is not None:
-            refuse_other_settings(log.name, done["steps"], records.asked(run_dir) or parts.asked, parts.asked)
-            if launched_rank() == 0:
-                print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
-            return run_dir
-        if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
-            work(parts)
-            return run_dir
-        ranks_from_here.start(
-            functools.partial(work, parts),
-            devices=trainer.devices,
-            name=log.name if task is not validate else f"{log.name}-validate",
-            run_dir=log.run_dir,
-            recipe=task.__name__,
-        )
+            warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
+    seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer, parts.data)
+    check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
+    check_megatron_config(seen, parts.trainer)
+    if launched_rank() == 0:
+        preflight.check_packages(parts.log)
+        preflight.check_places(parts.data)
+    trainer, log = parts.trainer, parts.log
+    done = records.finished(run_dir, trainer.max_steps, parts.resume) if task is not validate else None
+    if done is not None:
+        refuse_other_settings(log.name, done["steps"], records.asked(run_dir) or parts.asked, parts.asked)
+        if launched_rank() == 0:
+            print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
+        return run_dir
+    if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
+        work(parts)
+        return run_dir
+    ranks_from_here.start(
+        functools.partial(work, parts),
+        devices=trainer.devices,
+        name=log.name if task is not validate else f"{log.name}-validate",
+        run_dir=log.run_dir,
+        recipe=task.__name__,
+    )
     return run_dir
 
 

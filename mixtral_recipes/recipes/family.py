@@ -18,6 +18,7 @@ from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
 from mixtral_recipes.recipes.log.default import default_log, default_resume, tensorboard_logger
 from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
 from mixtral_recipes.recipes.outline import Question, default_layout
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.watch.callbacks import (
     GarbageCollectionCallback,
@@ -69,7 +70,7 @@ class Recipe:
         own.__defaults__ = tuple(value for key, value in values.items() if key not in keyword_only)
         own.__kwdefaults__ = {key: value for key, value in values.items() if key in keyword_only}
         own.__annotations__, own.__doc__, own.__module__ = shared.__annotations__, shared.__doc__, module
-        return types.MethodType(own, self)
+        return types.MethodType(returns_config(own), self)
 
     def _defaults(self, function: str) -> dict[str, Any]:
         """The values that replace `FROM_CATALOG` in one of the functions."""
@@ -224,6 +225,7 @@ class Recipe:
         self.adjust_pretraining(recipe)
         return recipe
 
+    @returns_config
     def pretrain_performance_optimizations(self, recipe: run.Partial[Any]) -> run.Partial[Any]:
         """Turn a pretraining recipe into one in performance mode: its layout, and `trade_exactness_for_speed`.
 

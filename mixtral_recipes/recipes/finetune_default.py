@@ -17,11 +17,13 @@ from mixtral_recipes.recipes.optim.adam import distributed_fused_adam_with_cosin
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.settings.log import NeMoLogger, TensorBoardLogger, WandbLogger
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, QLoRA
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import Trainer
 
 
+@returns_config
 def default_finetune_recipe(
     model: run.Config[MixtralModel],
     resume_path: str | None,
@@ -56,6 +58,7 @@ def default_finetune_recipe(
     )
 
 
+@returns_config
 def default_finetune_trainer(
     tensor_parallelism: int = 1,
     pipeline_parallelism: int = 1,
@@ -113,6 +116,7 @@ def default_finetune_trainer(
     return config
 
 
+@returns_config
 def default_finetune_log(
     dir: str | None = None,
     name: str = "default",
@@ -124,6 +128,7 @@ def default_finetune_log(
     return run.Config(NeMoLogger, ckpt=ckpt, name=name, tensorboard=tensorboard_logger, wandb=wandb_logger, log_dir=dir)
 
 
+@returns_config
 def nemo_resume(model_id: str | None) -> run.Config[AutoResume]:
     """Start from an imported checkpoint, ``nemo://model_id``; a URL, or None, is taken as it is.
 
@@ -133,6 +138,7 @@ def nemo_resume(model_id: str | None) -> run.Config[AutoResume]:
     return _start_from(model_id if model_id is None or "://" in model_id else f"nemo://{model_id}")
 
 
+@returns_config
 def hf_resume(model_id: str) -> run.Config[AutoResume]:
     """Start from a Hugging Face model, which is imported first.
 
@@ -151,6 +157,7 @@ def _start_from(path: str | None) -> run.Config[AutoResume]:
     )
 
 
+@returns_config
 def squad(
     seq_length: int, *, packed: bool, global_batch_size: int, micro_batch_size: int = 1
 ) -> run.Config[SquadDataModule]:
@@ -174,18 +181,21 @@ def squad(
 
 
 @run.cli.factory(name="lora")
+@returns_config
 def lora() -> run.Config[LoRA]:
     """LoRA on all linear layers: ``peft=lora`` on nemo_run's command line."""
     return run.Config(LoRA)
 
 
-@run.cli.factory(name="dora")
+@run.cli.factory(target=LoRA, name="dora")  # `peft` is a LoRA, and nemo_run looks by that class
+@returns_config
 def dora() -> run.Config[DoRA]:
     """DoRA on all linear layers: ``peft=dora`` on nemo_run's command line."""
     return run.Config(DoRA)
 
 
-@run.cli.factory(name="qlora")
+@run.cli.factory(target=LoRA, name="qlora")
+@returns_config
 def qlora() -> run.Config[QLoRA]:
     """LoRA on all linear layers over a base in 4 bits: ``peft=qlora`` on nemo_run's command line."""
     return run.Config(QLoRA)

@@ -10,6 +10,7 @@ import nemo_run as run
 
 from mixtral_recipes import api
 from mixtral_recipes.executors import torchrun as _torchrun  # noqa: F401  # registers run.executor=torchrun
+from mixtral_recipes.recipes import data as _data  # noqa: F401  # registers data=mock and data=squad
 from mixtral_recipes.recipes.catalog import names
 
 for _name in names():

@@ -32,8 +32,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
     """Refuse a recipe with a setting of a wrong type, or with a value it cannot have.
 
     Args:
-        target: What the recipe calls. With `api.finetune` the values of NeMo's fine-tuning recipes count as unchanged,
-            with anything else those of its pretraining recipes.
+        target: What the recipe calls.
         parts: Its arguments, as configs or as objects.
 
     Returns:
@@ -42,7 +41,6 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
     Raises:
         RecipeError: names every such setting, its value and what it may be.
     """
-    task = "finetune" if target.__name__ == "finetune" else "pretrain"
     refused: list[str] = []
     notices: list[str] = []
     for path, owner, given, built in [("", target, parts, False), *_parts("", parts)]:
@@ -60,8 +58,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
                 refused.append(wrong)
             elif name in rules:
                 refused += filter(None, [refusal(rules[name], where, value)])
-                if not _is_read(rules[name], parts, task):
-                    notices += filter(None, [notice(rules[name], owner, where, given, task)])
+                if not _is_read(rules[name], parts, target.__name__):
+                    notices += filter(None, [notice(rules[name], owner, where, given)])
     refused += callbacks.refused(getattr(parts.get("trainer"), "callbacks", None))
     if refused:
         raise RecipeError(" ".join(refused))

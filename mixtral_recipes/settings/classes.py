@@ -74,6 +74,7 @@ FROM_PYTHON = {
     "get_nmt_tokenizer": "settings.tokenizer",
     **dict.fromkeys(("ApiEndpoint", "ConfigParams", "EvaluationConfig", "EvaluationTarget"), "settings.evaluation"),
     **dict.fromkeys(("default_log", "default_resume"), "recipes.log.default"),
+    **dict.fromkeys(("mock", "squad"), "recipes.data"),
     "torchrun": "executors.torchrun",
 }
 # Functions that are values, e.g. of model.config.activation_func.

@@ -1,7 +1,8 @@
-"""Objects in a recipe that travels as text: what NeMo's scripts write as ``peft=llm.peft.LoRA(dim=64)``."""
+"""Objects and configs in one recipe: objects that travel as text, and functions that make configs themselves."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import fiddle as fdl
@@ -9,8 +10,20 @@ import fiddle as fdl
 from mixtral_recipes.settings.classes import OURS, THEIRS
 
 
+def returns_config[F: Callable[..., Any]](make: F) -> F:
+    """Mark a function that returns a config.
+
+    `run.autoconvert` calls it then, where a script has ``plugins=bf16_mixed()``; of any other function it makes a
+    config, which holds a config where an object belongs once it is built.
+    """
+    vars(make)["__auto_config__"] = True
+    return make
+
+
 def as_configs(recipe: Any) -> Any:
     """A copy of a recipe in which every object of a settings class is a config that makes it.
+
+    NeMo's scripts write ``peft=llm.peft.LoRA(dim=64)``.
 
     Objects of other classes stay what they are: nobody but their class knows what they were made with.
     """

@@ -258,7 +258,7 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     )
     recipe |= origin.settings(parts.peft) | {"tokenizer": tokenizer_identity(tokenizer) if tokenizer else None}
     found = find_checkpoint(parts.resume, parts.checkpoints, say)
-    changed = _compare_with(found, recipe, say)
+    changed = _compare_with(found, recipe, say if for_training else lambda text: None)  # what trains is no concern then
     start = origin
     if found is not None:  # the run's own checkpoint has its adapters, or all its weights
         start = Origin(base if parts.peft is not None else None)

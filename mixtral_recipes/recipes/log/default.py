@@ -6,16 +6,19 @@ import nemo_run as run
 
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.log import NeMoLogger, TensorBoardLogger, WandbLogger
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.settings.resume import AutoResume
 
 FILENAME = "{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"
 
 
+@returns_config
 def tensorboard_logger(name: str, save_dir: str = "tb_logs") -> run.Config[TensorBoardLogger]:
     """TensorBoard event files in ``RUN/save_dir/name``."""
     return run.Config(TensorBoardLogger, save_dir=save_dir, name=name)
 
 
+@returns_config
 def wandb_logger(project: str, name: str, entity: str | None = None) -> run.Config[WandbLogger]:
     """Weights & Biases."""
     config = run.Config(WandbLogger, project=project, name=name, config={})
@@ -25,6 +28,7 @@ def wandb_logger(project: str, name: str, entity: str | None = None) -> run.Conf
 
 
 @run.cli.factory(is_target_default=True)
+@returns_config
 def default_log(
     dir: str | None = None,
     name: str = "default",
@@ -50,6 +54,7 @@ def default_log(
 
 
 @run.cli.factory(is_target_default=True)
+@returns_config
 def default_resume(resume_if_exists: bool = True, resume_ignore_no_checkpoint: bool = True) -> run.Config[AutoResume]:
     """Resume from the run's own newest checkpoint, else from scratch.
 

@@ -3,10 +3,12 @@
 import nemo_run as run
 from megatron.core.optimizer import OptimizerConfig
 
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 
 @run.cli.factory
+@returns_config
 def distributed_fused_adam_with_cosine_annealing(
     precision: str = "bf16-mixed",
     warmup_steps: int = 2000,

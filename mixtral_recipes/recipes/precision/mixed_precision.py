@@ -2,28 +2,33 @@
 
 import nemo_run as run
 
+from mixtral_recipes.settings.objects import returns_config
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 
 Precision = run.Config[MegatronMixedPrecision]
 
 
 @run.cli.factory
+@returns_config
 def bf16_mixed() -> run.Config[MegatronMixedPrecision]:
     """bf16 weights and activations, fp32 master weights."""
     return run.Config(MegatronMixedPrecision, precision="bf16-mixed")
 
 
 @run.cli.factory
+@returns_config
 def fp16_mixed() -> run.Config[MegatronMixedPrecision]:
     """fp16 weights and activations with a dynamic loss scale, fp32 master weights."""
     return run.Config(MegatronMixedPrecision, precision="16-mixed", grad_reduce_in_fp32=False)
 
 
+@returns_config
 def fp32() -> Precision:
     """Everything in fp32."""
     return run.Config(MegatronMixedPrecision, precision="32")
 
 
+@returns_config
 def bf16_with_fp8_mixed() -> Precision:
     """bf16 with matrix products in FP8, delayed scaling: Hopper's choice."""
     return _fp8(
@@ -31,16 +36,19 @@ def bf16_with_fp8_mixed() -> Precision:
     )  # a maximum over the last 1024 steps
 
 
+@returns_config
 def bf16_with_fp8_current_scaling_mixed() -> Precision:
     """bf16 with matrix products in FP8, scaled by each tensor as it is; the first and last layer stay in bf16."""
     return _fp8("tensorwise", first_last_layers_bf16=True, num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
 
 
+@returns_config
 def bf16_with_fp8_subchannel_scaling_mixed() -> Precision:
     """bf16 with matrix products in FP8, scaled by blocks."""
     return _fp8("blockwise")
 
 
+@returns_config
 def bf16_with_mxfp8_mixed() -> Precision:
     """bf16 with matrix products in MXFP8: Blackwell's choice.
 

@@ -109,7 +109,7 @@ CALLS: dict[str, Call] = {
         "gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler profiler "
         "detect_anomaly barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir",
         accumulate_grad_batches=Only(1, "accumulation follows from data.global_batch_size"),
-        limit_test_batches=Ignored("there is no test loop", nemo={"pretrain": 50}),
+        limit_test_batches=Ignored("there is no test loop", quiet=(50,)),
         use_distributed_sampler=Ignored("every data-parallel rank reads its own share of the data"),
         precision=Only(None, "set trainer.plugins.precision"),
         logger=Ignored("what is logged is stated in log", quiet=(None, True, False)),
@@ -154,10 +154,8 @@ CALLS: dict[str, Call] = {
         "use_tp_pp_dp_mapping num_distributed_optimizer_instances nccl_communicator_config_path "
         "pipeline_model_parallel_layout use_gloo_process_groups",
         gradient_as_bucket_view=Ignored("Megatron's DDP always keeps gradients in its buckets"),
-        ckpt_parallel_load=Ignored("every rank reads its own part of a checkpoint", nemo={"pretrain": True}),
-        ckpt_load_strictness=Ignored(
-            "a checkpoint that lacks a tensor of the model is refused", nemo={"finetune": "log_all"}
-        ),
+        ckpt_parallel_load=Ignored("every rank reads its own part of a checkpoint", quiet=(True,)),
+        ckpt_load_strictness=Ignored("a checkpoint that lacks a tensor of the model is refused", quiet=("log_all",)),
         pipeline_model_parallel_comm_backend=MODEL["pipeline_model_parallel_comm_backend"],
         num_layers_in_first_pipeline_stage=_config("num_layers_in_first_pipeline_stage"),
         num_layers_in_last_pipeline_stage=_config("num_layers_in_last_pipeline_stage"),

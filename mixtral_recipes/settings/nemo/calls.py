@@ -87,7 +87,7 @@ def _judged(ours: Any, name: str, given: dict[str, Any], further: list[str]) -> 
         refused = refusal(rule, path, given[argument])
         if refused:
             raise RecipeError(refused)
-        told = notice(rule, ours, path, given, "")
+        told = notice(rule, ours, path, given)
         if told and isinstance(rule, Ignored) and _first_to_know():
             warnings.warn(told, MixtralRecipesWarning, stacklevel=3)
         del given[argument]

@@ -164,7 +164,7 @@ DDP: dict[str, Rule] = {
 
 OPTIMIZER: dict[str, Rule] = {
     "min_lr": Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
-    "bf16": Ignored(BY_PLUGINS.why, nemo={"pretrain": True, "finetune": True}),
+    "bf16": Ignored(BY_PLUGINS.why, quiet=(True,)),
     **_each(
         BY_PLUGINS,
         "fp16 params_dtype fp8_recipe loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",

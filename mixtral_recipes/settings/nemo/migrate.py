@@ -16,6 +16,7 @@ from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES, instead_of
 from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.stated import stated_default
 
 MARK = "# mixtral-recipes:"
 _OURS = "mixtral_recipes"
@@ -249,7 +250,7 @@ class _Reader:
         if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
             called, arguments = arguments[0], arguments[1:]
         name = self._origin(called).rpartition(".")[2]
-        call = CALLS.get(name)
+        call = CALLS.get("MixtralConfig" if name.startswith("MixtralConfig") else name)
         if call is None:
             return
         positions = [argument for argument in call.order if argument != "*"]
@@ -293,8 +294,8 @@ class _Reader:
         if refused:
             self._say(node, "refused", refused.rstrip("."))
         elif isinstance(rule, Ignored | Keys):
-            told = notice(rule, _NoDefaults, where, {name: literal}, "")
-            if told and not any(literal == usual for usual in getattr(rule, "nemo", {}).values()):
+            told = notice(rule, _NoDefaults, where, {name: literal})
+            if told and literal != stated_default(owner, name):
                 self._say(node, "warned", told.rstrip("."))
 
     def _text(self, node: ast.Constant) -> None:
@@ -334,7 +335,7 @@ def _of_lightning(module: str) -> str | None:
 
 
 class _NoDefaults:
-    """Stands for a class whose defaults are not looked up."""
+    """Stands for a class whose defaults are looked up in its text."""
 
 
 def _rules(name: str | None) -> dict[str, Rule]:

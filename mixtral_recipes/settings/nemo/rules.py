@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mixtral_recipes.errors import nearest
@@ -10,19 +10,17 @@ from mixtral_recipes.errors import nearest
 
 @dataclass(frozen=True)
 class Ignored:
-    """Nothing reads it: a value other than the default and that of NeMo's recipes gives a notice.
+    """Nothing reads it: a value other than the default gives a notice.
 
     Attributes:
         why: What happens instead.
-        quiet: Further values that give no notice.
-        nemo: Task -> the value NeMo's recipes of it hold.
+        quiet: Further values that give no notice, those of NeMo's recipes among them.
         beside: Another setting of the same part, whose value this one may repeat.
         unless: An argument of the recipe, and the value of it with which this one is read after all.
     """
 
     why: str
     quiet: tuple[Any, ...] = ()
-    nemo: dict[str, Any] = field(default_factory=dict)
     beside: str | None = None
     unless: tuple[str, Any] | None = None
 
@@ -84,7 +82,7 @@ def refusal(rule: Rule, path: str, value: Any) -> str | None:
     return f"{path}={_short(value)}: must be {rule.value!r}: {rule.why}."
 
 
-def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: str) -> str | None:
+def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str | None:
     """The notice for a value that is not read; None if there is nothing to say.
 
     Args:
@@ -92,7 +90,6 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: s
         target: The class it belongs to.
         path: Its dotted path, whose last part is its name.
         given: The values of the class's arguments.
-        task: ``pretrain`` or ``finetune``; anything else counts as neither.
     """
     name = path.rpartition(".")[2]
     value = given[name]
@@ -104,7 +101,6 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any], task: s
     from mixtral_recipes.settings.conformity import default
 
     silent = [default(target, name), *rule.quiet]
-    silent += [rule.nemo[task]] if task in rule.nemo else []
     if rule.beside is not None:
         silent.append(given.get(rule.beside, dataclasses.MISSING))
     if any(_same(value, quiet) for quiet in silent):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes import api
+from mixtral_recipes.errors import CheckpointError, LaunchError, Preempted
 from mixtral_recipes.executors import local, ranks_from_here
 from mixtral_recipes.executors.runs import records, states
 from mixtral_recipes.executors.stored import load_call, store_call
@@ -42,6 +43,17 @@ def test_a_login_shell_s_variables_make_no_rank(monkeypatch: pytest.MonkeyPatch)
             assert ProcessPlace.from_environment() == ProcessPlace(0, 0, 1), name
     assert ProcessPlace.from_environment() == ProcessPlace(3, 3, 8)
     assert not ranks_from_here.wanted(num_nodes=4, devices=2)
+
+
+def test_every_task_leaves_its_error_where_nemo_runs_scheduler_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(CheckpointError):
+        api.export_ckpt(tmp_path / "nothing")
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert str(tmp_path / "nothing") in message["message"]
+    assert message["extraInfo"]["exit_code"] == 2
 
 
 def test_several_nodes_need_a_launcher() -> None:

@@ -224,6 +224,20 @@ def test_a_registered_factory_is_named_as_in_nemo() -> None:
     assert changed("model=mixtral_8x22b").model == llm.mixtral_8x22b.model()
 
 
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [("peft=lora", "LoRA"), ("peft=dora", "DoRA"), ("peft=qlora", "QLoRA"), ("data=mock", "MockDataModule"),
+     ("data=squad", "SquadDataModule")],
+)  # fmt: skip
+def test_nemo_runs_command_line_names_parts_by_their_factories(text: str, made: str) -> None:
+    from nemo_run.cli.cli_parser import parse_cli_args
+
+    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+
+    recipe: Any = parse_cli_args(llm.finetune, [text], output_type=run.Partial)
+    assert getattr(recipe, text.partition("=")[0]).__fn_or_cls__.__name__ == made
+
+
 def test_nemo_run_finds_the_factories() -> None:
     import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
 

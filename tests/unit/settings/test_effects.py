@@ -57,8 +57,7 @@ TOLD = [
     ("trainer.limit_test_batches", "pretrain", 7, "trainer.limit_test_batches=7 has no effect: there is no test loop."),
     ("trainer.use_distributed_sampler", "finetune", True, "trainer.use_distributed_sampler=True has no effect"),
     ("trainer.strategy.gradient_as_bucket_view", "pretrain", False, "always keeps gradients in its buckets"),
-    ("trainer.strategy.ckpt_parallel_load", "finetune", True, "every rank reads its own part"),
-    ("trainer.strategy.ckpt_load_strictness", "pretrain", "log_all", "lacks a tensor of the model is refused"),
+    ("trainer.strategy.ckpt_load_strictness", "pretrain", "raise_all", "lacks a tensor of the model is refused"),
     ("trainer.strategy.ddp.average_in_collective", "pretrain", True, "divided by the global batch's label tokens"),
     ("optim.config.min_lr", "pretrain", 1e-6, "set optim.lr_scheduler.min_lr"),
     ("optim.config.fp16", "pretrain", True, "stated in trainer.plugins"),
@@ -83,6 +82,14 @@ def test_who_changes_a_setting_without_effect_is_told(path: str, task: str, valu
     assert told in notice
     with pytest.warns(UserWarning, match=path):
         preflight(recipe)
+
+
+@pytest.mark.parametrize("task", [llm.train, llm.validate])
+@pytest.mark.parametrize("of", ["pretrain", "finetune"])
+def test_nemos_own_values_are_not_told_whatever_they_are_given_to(task: Any, of: str) -> None:
+    parts = dict(fdl.ordered_arguments(load("mixtral_8x7b", of)))
+    parts.pop("peft", None)
+    assert check_settings(task, parts) == []
 
 
 def test_packs_are_made_whatever_nemos_files_are_called() -> None:

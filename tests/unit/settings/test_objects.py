@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from typing import Any
+import inspect
+from types import ModuleType
+from typing import Any, get_origin
 
 import fiddle as fdl
 import nemo_run as run
@@ -13,7 +15,13 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.executors.nemo_run_jobs import _as_text
+from mixtral_recipes.executors import torchrun
+from mixtral_recipes.executors.nemo_run_jobs import _as_text, _checked
+from mixtral_recipes.recipes import data, finetune_default
+from mixtral_recipes.recipes.log import default
+from mixtral_recipes.recipes.optim import adam
+from mixtral_recipes.recipes.precision import mixed_precision
+from mixtral_recipes.recipes.precision.mixed_precision import bf16_mixed
 from mixtral_recipes.settings.objects import as_configs
 
 
@@ -79,3 +87,28 @@ def test_what_nobody_can_write_down_is_refused_by_its_place() -> None:
     recipe.data = Mine(8)
     with pytest.raises(RecipeError, match=r"recipe\.data holds an object, .*write run\.Config\(CLASS, \.\.\.\)"):
         _as_text(recipe)
+
+
+def test_objects_in_any_of_our_tasks_can_be_sent() -> None:
+    task = run.Partial(llm.import_ckpt, model=llm.MixtralModel(llm.MixtralConfigTiny()), source="somewhere")
+    added = _checked(lambda experiment, task, executor: ZlibJSONSerializer().serialize(task))
+    back = fdl.build(ZlibJSONSerializer().deserialize(added(None, task, run.LocalExecutor())))
+    assert back.keywords["model"].config.num_layers == llm.MixtralConfigTiny().num_layers
+
+
+def test_autoconvert_calls_what_returns_a_config() -> None:
+    @run.autoconvert
+    def trainer() -> llm.Trainer:
+        return llm.Trainer(devices=1, plugins=bf16_mixed())  # pyright: ignore[reportArgumentType]
+
+    made: Any = fdl.build(trainer())
+    assert made.plugins == llm.MegatronMixedPrecision(precision="bf16-mixed")
+
+
+@pytest.mark.parametrize("module", [data, finetune_default, default, adam, mixed_precision, llm.mixtral_8x7b, torchrun])
+def test_every_function_of_the_recipes_that_returns_a_config_is_marked(module: ModuleType) -> None:
+    public = {name: value for name, value in vars(module).items() if inspect.isroutine(value) and name[0] != "_"}
+    returned = {name: get_origin(inspect.signature(value).return_annotation) for name, value in public.items()}
+    made = {name: public[name] for name, kind in returned.items() if kind in (run.Config, run.Partial)}
+    assert made
+    assert [name for name, make in made.items() if not getattr(make, "__auto_config__", False)] == []

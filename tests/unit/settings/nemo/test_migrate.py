@@ -286,6 +286,27 @@ def test_what_needs_a_change_by_hand_says_which(tmp_path: Path, text: str, told:
     assert any(one.startswith(told) for one in said(read(tmp_path, text + "\n"), "refused"))
 
 
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("PackedSequenceSpecs({}packed_train_data_path=None, tokenizer_model_name=None)", False),
+        ("PackedSequenceSpecs({}packed_train_data_path='packs.npy')", True),
+        ("SquadDataModule({}seq_length=512, delete_raw=True, dataset_kwargs=None, tokenizer=None)", False),
+        ("SquadDataModule({}seq_length=512, delete_raw=False)", True),
+        ("Trainer({}use_distributed_sampler=False, limit_test_batches=None)", False),
+        ("MegatronStrategy({}gradient_as_bucket_view=True, ckpt_parallel_load=False)", False),
+        ("MixtralConfig8x7B({}flash_decode=False)", False),
+        ("MixtralConfig8x7B({}flash_decode=True)", True),
+        ("OptimizerConfig({}fp16=False)", False),
+        ("DoRA({}dim=8)", False),
+    ],
+)
+def test_a_value_that_is_the_default_is_not_told(tmp_path: Path, text: str, warned: bool) -> None:
+    name = text.partition("(")[0]
+    found = read(tmp_path, f"from nemo.collections.llm import {name}\n{text.format('')}\n")
+    assert bool(said(found, "warned")) is warned, said(found, "warned")
+
+
 def test_nothing_of_a_script_is_run_and_a_broken_one_is_named(tmp_path: Path) -> None:
     read(tmp_path, "raise SystemExit(3)\n")
     with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
