@@ -108,12 +108,13 @@ def _as_text(recipe: Any) -> Any:
     """A recipe in the shape in which nemo_run keeps it.
 
     Raises:
-        RecipeError: an object in it cannot be kept as text; names its place.
+        RecipeError: an object in it cannot be kept as text, or a class is in no file; names it.
     """
     from fiddle.experimental.serialization import UnserializableValueError
     from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
     recipe = as_configs(recipe)
+    _refuse_what_no_file_defines(recipe)
     try:
         ZlibJSONSerializer().serialize(recipe)
     except UnserializableValueError as error:
@@ -123,6 +124,21 @@ def _as_text(recipe: Any) -> Any:
             "run.Config(CLASS, ...) for CLASS(...)."
         ) from error
     return recipe
+
+
+def _refuse_what_no_file_defines(recipe: Any) -> None:
+    """Refuse classes of a notebook or a prompt: nemo_run sends a script's file along, and there is none."""
+    if hasattr(sys.modules["__main__"], "__file__"):
+        return
+    from fiddle import daglish
+
+    for value, _path in daglish.iterate(recipe):
+        target = getattr(value, "__fn_or_cls__", None)
+        if getattr(target, "__module__", "") == "__main__":
+            raise RecipeError(
+                f"{target.__name__} is defined in this notebook, where the job's process cannot find it: put it in a "
+                "file and import it, or start the recipe from here with run.run(recipe, direct=True)."
+            )
 
 
 def _trains(task: Any) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import sys
 from types import ModuleType
 from typing import Any, get_origin
 
@@ -94,6 +95,14 @@ def test_objects_in_any_of_our_tasks_can_be_sent() -> None:
     added = _checked(lambda experiment, task, executor: ZlibJSONSerializer().serialize(task))
     back = fdl.build(ZlibJSONSerializer().deserialize(added(None, task, run.LocalExecutor())))
     assert back.keywords["model"].config.num_layers == llm.MixtralConfigTiny().num_layers
+
+
+def test_a_notebooks_class_is_refused_before_its_job_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = llm.mixtral_tiny.finetune_recipe()
+    recipe.trainer.callbacks = [run.Config(type("Mine", (), {"__module__": "__main__"}))]
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    with pytest.raises(RecipeError, match=r"Mine is defined in this notebook, .*direct=True"):
+        _as_text(recipe)
 
 
 def test_autoconvert_calls_what_returns_a_config() -> None:
