@@ -82,7 +82,7 @@ def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *,
     if topology.world_size != place.world_size:
         raise RecipeError(
             f"trainer.num_nodes x trainer.devices = {topology.world_size}, but {place.world_size} process(es) were "
-            "started; set --num-nodes and --num-gpus-per-node (trainer.devices) to what is launched, or, where nothing "
+            "started; set --num-nodes and --num-gpus-per-node to what is launched, or, where nothing "
             "was, take the launcher's variables out of the environment: unset TORCHELASTIC_RUN_ID."
         )
     if not torch.distributed.is_initialized():
