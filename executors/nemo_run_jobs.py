@@ -134,7 +134,7 @@ def _refuse_what_no_file_defines(recipe: Any) -> None:
 
     for value, _path in daglish.iterate(recipe):
         target = getattr(value, "__fn_or_cls__", None)
-        if getattr(target, "__module__", "") == "__main__":
+        if target is not None and getattr(target, "__module__", "") == "__main__":
             raise RecipeError(
                 f"{target.__name__} is defined in this notebook, where the job's process cannot find it: put it in a "
                 "file and import it, or start the recipe from here with run.run(recipe, direct=True)."
