@@ -92,7 +92,7 @@ def _steps(callback: Any, count: int) -> None:
     callbacks.call([callback], "on_train_start", CPU)
     for step in range(1, count + 1):
         callbacks.call([callback], "on_step_start", CPU, step)
-        torch.ones(4, 4) @ torch.ones(4, 4)
+        torch.mm(torch.ones(4, 4), torch.ones(4, 4))
         callbacks.call([callback], "on_step_end", CPU, {"step": step})
     callbacks.call([callback], "on_train_end", CPU)
 
