@@ -21,7 +21,6 @@ asked for ``--size tiny``.
 """
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -31,7 +30,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -41,12 +39,11 @@ from step_contenders import Step, furthest
 
 from mixtral_recipes.errors import MixtralRecipesError, in_short
 from mixtral_recipes.system.machine import package_version
+from mixtral_recipes.training.distributed import free_memory
 
 WARMUP = 3  # kernels are compiled and chosen, memory is reserved
 # Of a mean loss over thousands of tokens in bf16. Two different random models differ by a few times as much.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-3}
-
-_GRADIENT_HOOK = "DistributedDataParallel._make_backward_post_hook.<locals>"  # Megatron's
 
 
 def synchronize(device: torch.device) -> None:
@@ -62,24 +59,6 @@ def seconds_of(step: Step, device: torch.device) -> float:
     step()
     synchronize(device)
     return time.perf_counter() - start
-
-
-def release(device: torch.device) -> None:
-    """Give the memory of every contender back to the card."""
-    for each in gc.get_objects():
-        # The garbage collector does not look into autograd's nodes: they hold Megatron's hooks, which hold the run.
-        if type(each) is FunctionType and each.__qualname__.startswith(_GRADIENT_HOOK):
-            for cell in each.__closure__ or ():
-                cell.cell_contents = None
-    gc.collect()
-    if "transformer_engine.pytorch" in sys.modules:  # its FP8 state lists the amaxes of every layer ever made
-        from transformer_engine.pytorch.quantization import (  # pyright: ignore[reportMissingImports]
-            FP8GlobalStateManager,
-        )
-
-        FP8GlobalStateManager.reset()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def used(device: torch.device) -> tuple[float, float]:
@@ -183,13 +162,13 @@ def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
         else:
             found[contender.name] = one
             say(f"{bench.mode}: {contender.name}: {_row(bench, one.seconds)['tokens_per_second']:,} tokens/s alone")
-        release(device)
+        free_memory()
     able = [each for each in contenders if each.name in found]
     together = None
     in_time = time.monotonic() - start <= until()  # the same again, with what is compiled by now
     if not options.apart and len(able) > 1 and in_time and _fit_together(found, device):
         together = stepped_in_turn(able, device, options.steps)
-        release(device)
+        free_memory()
     seconds = together or {name: one.seconds for name, one in found.items()}
     speed = statistics.mean([before, product_tflops(device, bench.dtype)])
     result: dict[str, Any] = {

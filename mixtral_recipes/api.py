@@ -323,6 +323,7 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         return run_dir
     if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
         work(parts)
+        distributed.free_memory()
         return run_dir
     ranks_from_here.start(
         functools.partial(work, parts),

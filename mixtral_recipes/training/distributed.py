@@ -1,13 +1,16 @@
 """Process groups: torch.distributed, Megatron's parallel state and the seeds, for a GPU cluster or a laptop."""
 
+import gc
 import os
 import random
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch._C._distributed_c10d import HashStore
 
@@ -112,3 +115,17 @@ def shut_down() -> None:
         parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def free_memory() -> None:
+    """Give back what runs of this process held that have ended: on the device, and in Transformer Engine's lists."""
+    RotaryEmbedding.forward.cache_clear()  # a cache of its instances, and of what is hooked to them
+    gc.collect()  # models, optimizers and their hooks refer to each other
+    if "transformer_engine.pytorch" in sys.modules:  # its FP8 state lists the amaxes of every layer ever made
+        from transformer_engine.pytorch.quantization import (  # pyright: ignore[reportMissingImports]
+            FP8GlobalStateManager,
+        )
+
+        FP8GlobalStateManager.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,6 +1,8 @@
 """Megatron's gradient reduction, optimizer and learning-rate schedule, built from the recipe's."""
 
 import dataclasses
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,11 +40,29 @@ def ddp_config(
     )
 
 
+class Reduced(DistributedDataParallel):
+    """Megatron's DDP, whose hooks do not keep it.
+
+    Autograd's nodes hold the hooks, optimizers hold some of the nodes, and the garbage collector does not look into
+    them: with hooks that hold DDP, and through it the whole run, no run's memory would ever come back.
+    """
+
+    def _make_backward_post_hook(self, param: torch.nn.Parameter) -> Callable[..., None]:
+        this, weight = weakref.ref(self), weakref.ref(param)
+
+        def hook(*gradients: Any) -> None:
+            ddp, of = this(), weight()
+            if ddp is not None and of is not None:
+                DistributedDataParallel._make_backward_post_hook(ddp, of)(*gradients)
+
+        return hook
+
+
 def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataParallelConfig) -> list[Any]:
     """Cast outputs back to fp32 where weights are 16-bit, and wrap in Megatron's DDP."""
     low = config.bf16 or config.fp16
     return [
-        DistributedDataParallel(
+        Reduced(
             config=config,
             ddp_config=settings,
             module=in_16_bits(config, chunk) if low else chunk,

@@ -5,7 +5,6 @@ CPU, if the tests are asked to be rehearsed (`tests/gpu/conftest.py`).
 """
 
 import contextlib
-import gc
 import json
 import math
 import os
@@ -23,7 +22,6 @@ from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
-from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 from mixtral_recipes.settings.log import NeMoLogger
@@ -31,6 +29,7 @@ from mixtral_recipes.settings.optim import CosineAnnealingScheduler, MegatronOpt
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
+from mixtral_recipes.training.distributed import free_memory
 from mixtral_recipes.training.precision import check_device
 
 FP8: dict[str, dict[str, Any]] = {
@@ -163,7 +162,7 @@ def train(
         "resume": AutoResume(RestoreConfig(base) if base else None),
         "tokenizer": "embedded://mixtral_tiny",
     }  # fmt: skip
-    forget()
+    free_memory()  # a test that failed, or looked at a run, may have left it
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         seen.run_dir = api.train(**arguments, model_transform=peft)
     seen.result = json.loads((seen.run_dir / "result.json").read_text())
@@ -178,19 +177,6 @@ def _data(length: int, batch: int, *, questions: bool, packed: bool, same_batch:
         specs = PackedSequenceSpecs(packed_sequence_size=length) if packed else None
         return SquadDataModule(dataset_root="embedded://squad", packed_sequence_specs=specs, **sizes)
     return PreTrainingDataModule(paths="embedded://squad/pretraining.jsonl", split="90,10,0", **sizes)
-
-
-def forget() -> None:
-    """Leave nothing of earlier runs, on the card or in Transformer Engine: a real run has a process of its own."""
-    gc.collect()
-    if ON_CARD:
-        torch.cuda.empty_cache()
-    if transformer_engine_usable():
-        from transformer_engine.pytorch.quantization import (  # pyright: ignore[reportMissingImports]
-            FP8GlobalStateManager,
-        )
-
-        FP8GlobalStateManager.reset()
 
 
 def falls(losses: dict[int, float]) -> bool:
