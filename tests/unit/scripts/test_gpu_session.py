@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,26 @@ def test_parts_end_as_they_do_and_leave_what_they_printed(tmp_path: Path) -> Non
     bad = part("bad", "import sys; sys.stderr.write('what went wrong'); print('no JSON'); sys.exit(3)")
     assert (bad["ended"], bad["result"]) == ("exit 3", None)
     assert (tmp_path / "bad.err").read_text() == "what went wrong"
-    told = "import time\ntry:\n    time.sleep(1000)\nexcept KeyboardInterrupt:\n    print('{\"half\": 1}')"
-    assert part("told", told, limit=10)["result"] == {"half": 1}
     slow = part("slow", "import time; print('begun', flush=True); time.sleep(100)", limit=1)
     assert (slow["ended"], slow["result"]) == ("not done after 1 s", None)
     assert slow["seconds"] < 50
     assert json.loads((tmp_path / "slow.json").read_text()) == slow
+
+
+def test_a_part_that_is_told_to_stop_prints_what_it_has() -> None:
+    code = """if True:
+        import time
+        try:
+            print("begun", flush=True)
+            time.sleep(1000)
+        except KeyboardInterrupt:
+            print("half")
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        session._stop(process, gently=True)
+        assert process.stdout.read() == b"half\n"
 
 
 def outcome_of(tmp_path: Path, code: str, limit: int) -> dict[str, Any]:
@@ -149,13 +164,19 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
 
 
 def test_tests_whose_time_is_up_show_failures_only(tmp_path: Path) -> None:
-    code = "def test_resumes(): pass\ndef test_bad(): assert False\ndef test_slow(): time.sleep(1000)\n"
-    found = outcome_of(tmp_path, code, limit=40)
-    assert (found["ended"], found["result"]["whole"]) == ("not done after 40 s", False)
-    assert list(found["result"]["tests"].values()) == ["passed", "failed"]
-    assert session.failures()(found["result"]) == 1
+    lines = [
+        "collected 3 items",
+        "",
+        "t.py::test_resumes PASSED [ 33%]",
+        "t.py::test_bad FAILED [ 66%]",
+        "t.py::test_slow ",
+    ]
+    (tmp_path / "tests.out").write_text("\n".join(lines))
+    found = session._result(session.Part("tests", "", 1), tmp_path)
+    assert found == {"tests": {"t.py::test_resumes": "passed", "t.py::test_bad": "failed"}, "whole": False}
+    assert session.failures()(found) == 1
     with pytest.raises(KeyError, match="tests that were to come"):
-        session.failures("resumes")(found["result"])
+        session.failures("resumes")(found)
 
 
 def test_a_summary_of_what_is_there(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_refusal_is_one_line() -> None:
         ("attention_dropout", 1.5, "attention_dropout=1.5 must be a number from 0 to 1"),
         ("router_aux_loss_coef", True, "router_aux_loss_coef=True must be a number"),
         ("initializer_range", float("nan"), "initializer_range=nan must be a number"),
-        ("head_dim", 127, "head_dim=127: must be even"),
+        ("head_dim", 127, "head_dim=127 must be even"),
     ],
 )
 def test_numbers_that_no_model_has(field: str, value: object, told: str) -> None:
