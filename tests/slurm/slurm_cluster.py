@@ -168,10 +168,14 @@ class Cluster:
         """Kill slurmd and every job step on the node, as a power cut would."""
         slurmd = self.processes.pop(node)
         pids = [slurmd.pid, *self._node_processes(node)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none may live to report another's death
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        for pid in pids:  # stopped first: none may live to report another's death
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        # The youngest first: a stopped child whose parent dies is woken by SIGHUP and SIGCONT, and an srun would ask to
+        # have its step killed, which Slurm does when the node is back, to the step that has the same number by then.
+        for pid in sorted(pids, reverse=True):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         slurmd.wait()
 
     def stop_controller(self) -> None:
