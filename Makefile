@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell scripts/find_python.sh 2>/dev/null)
 STAMP  := $(VENV)/.installed
 
-# Modules are compiled when they are first imported, which most never are; all of them now where nothing is kept then.
+# Python compiles modules when they are first imported, which most never are; pip does it where Python may not keep them.
 COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
 .PHONY: quickstart install test slow fuzz lint bench gpu docs clean

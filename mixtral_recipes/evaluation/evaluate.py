@@ -1,13 +1,10 @@
 """What a model is worth: its scores, beside those of what its training started from, in one table."""
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
@@ -27,6 +24,7 @@ from mixtral_recipes.inference.generate import generate
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.training.distributed import free_memory
 
 
 @dataclass
@@ -103,9 +101,7 @@ def _models(
     del model
     found = [*rest[:1], *rest[1:][-1:]]  # the nearest, and the first of all
     for name, folder in zip(names, found, strict=False):
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         yield name, InferenceModel.load(folder, topology, dtype=dtype), nullcontext()
 
 
