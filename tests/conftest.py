@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from mixtral_recipes.system import quiet
 
     config.addinivalue_line("filterwarnings", f"ignore:::{quiet.THEIRS}")
+    config.addinivalue_line("filterwarnings", f"ignore::SyntaxWarning:{quiet.COMPILED}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

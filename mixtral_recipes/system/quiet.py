@@ -19,6 +19,7 @@ _LIBRARIES = (  # the packages we stand on, and theirs
     "importlib", "contextlib",  # blamed for what a library warns of inside an import or a ``with``
 )  # fmt: skip
 THEIRS = rf"({'|'.join(_LIBRARIES)})(\.|$)"
+COMPILED = r".*[/\\](site|dist)-packages[/\\]"  # Python names the file, not the module, when it warns of its syntax
 _BLAMED = r"mixtral_recipes(\.|$)"  # a library's warning can name its caller (``stacklevel``), which is us
 # They say what they fall back to, at import and at every build; matplotlib, that it looks for fonts on a new machine.
 _CHATTY_LOGGERS = ("megatron", "torch.utils.cpp_extension", "matplotlib")
@@ -29,6 +30,7 @@ def libraries() -> None:
     if os.environ.get("MIXTRAL_RECIPES_DEBUG"):
         return
     warnings.filterwarnings("ignore", module=THEIRS)
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=COMPILED)
     warnings.filterwarnings("ignore", module=_BLAMED)
     warnings.filterwarnings("always", category=MixtralRecipesWarning)
     for name in _CHATTY_LOGGERS:

@@ -29,9 +29,33 @@ def shown(*calls: tuple[str, ...]) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
+def shown_when_compiled(file: str) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        warnings.simplefilter("default")
+        quiet.libraries()
+        compile(FAULTY, file, "exec")
+    return [str(warning.message) for warning in caught]
+
+
 @pytest.mark.parametrize("module", ["torch", "torch.nn.modules.module", "megatron.core.optimizer", "nemo_run.config"])
 def test_what_libraries_say_is_hidden(module: str) -> None:
     assert shown((module, "deprecated", "DeprecationWarning"), (module, "falling back")) == []
+
+
+FAULTY = '''"""Items \\- free."""'''
+
+
+@pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
+def test_syntax_warnings_of_a_library_are_hidden(place: str) -> None:
+    """By us and in tests: Megatron has such a docstring, and where pip did not compile it, the first import does."""
+    file = f"/usr/lib/{place}/megatron/core/pool.py"
+    compile(FAULTY, file, "exec")  # as pytest is set up, where a warning is an error
+    assert shown_when_compiled(file) == []
+
+
+def test_syntax_warnings_of_users_are_shown() -> None:
+    assert shown_when_compiled("/home/me/my_recipes.py") == ["invalid escape sequence '\\-'"]
 
 
 def test_what_a_library_blames_us_for_is_hidden() -> None:
