@@ -241,7 +241,7 @@ def run(part: Part, command: str, out: Path) -> dict[str, Any]:
     words = [sys.executable, *shlex.split(command.format(out=shlex.quote(str(out)), soon=part.limit * 3 // 4))]
     start = time.monotonic()
     with open(out / f"{part.name}.out", "w") as stdout, open(out / f"{part.name}.err", "w") as stderr:
-        process = subprocess.Popen(words, cwd=ROOT, stdout=stdout, stderr=stderr, start_new_session=True)
+        process = _start(words, stdout, stderr)
         try:
             code = process.wait(part.limit)
             ended = "done" if code == 0 else f"exit {code}"
@@ -252,6 +252,15 @@ def run(part: Part, command: str, out: Path) -> dict[str, Any]:
     found = {"part": part.name, "ended": ended, "seconds": seconds, "command": words, "result": _result(part, out)}
     (out / f"{part.name}.json").write_text(json.dumps(found, indent=1))
     return found
+
+
+def _start(words: list[str], stdout: Any, stderr: Any) -> "subprocess.Popen[bytes]":
+    """Start a part as a group of its own that Ctrl-C's signal stops, also where a shell's ``&`` has it ignored here."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a new process inherits what is ignored
+    try:
+        return subprocess.Popen(words, cwd=ROOT, stdout=stdout, stderr=stderr, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stop(process: "subprocess.Popen[bytes]", *, gently: bool) -> None:

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,22 @@ import pytest
 # Several tests fork processes that share the machine's cores; libraries read this when they are loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A script's `&` has its commands ignore Ctrl-C, and what they start; tests send that signal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = str(Path(__file__).parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """A run in the tests' own process leaves the CPU's stand-ins in torch; the next file's tests find none."""
+    yield
+    device = sys.modules.get("mixtral_recipes.cpu.device")
+    if device is not None and device.active():
+        device.deactivate()
 
 
 def pytest_configure(config: pytest.Config) -> None:

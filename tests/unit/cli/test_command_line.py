@@ -299,7 +299,6 @@ def test_a_newcomers_job_takes_the_gpus_that_are_there(
 def test_a_signal_at_the_very_end_leaves_no_traceback(number: signal.Signals) -> None:
     """As torchrun sends it to a rank that is ending, once another rank has failed."""
     end = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored where tests run with `&`
         f"import atexit, os, sys; atexit.register(lambda: os.kill(os.getpid(), {int(number)})); "
         "from mixtral_recipes.cli.main import main; sys.argv[1:] = ['--version']; main()"
     )

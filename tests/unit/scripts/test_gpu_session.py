@@ -1,8 +1,10 @@
 """A session on a GPU, with commands that stand in for its parts: how they end, and what is made of their results."""
 
+import functools
 import importlib
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +124,9 @@ def test_parts_end_as_they_do_and_leave_what_they_printed(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "slow.json").read_text()) == slow
 
 
-def test_a_part_that_is_told_to_stop_prints_what_it_has() -> None:
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler], ids=["in the background", "here"])
+def test_a_part_that_is_told_to_stop_prints_what_it_has(handler: Any, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handler)))
     code = """if True:
         import time
         try:
@@ -131,7 +135,7 @@ def test_a_part_that_is_told_to_stop_prints_what_it_has() -> None:
         except KeyboardInterrupt:
             print("half")
     """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+    with session._start([sys.executable, "-c", code], subprocess.PIPE, None) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
         session._stop(process, gently=True)
