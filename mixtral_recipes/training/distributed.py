@@ -64,6 +64,10 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
         # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        # Read by torch at the first allocation. Routing gives experts other sizes at every step, which the allocator's
+        # fixed segments leave gaps between; NVIDIA's docs for Megatron Bridge name this as the first cure.
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(place.local_rank)
         return torch.device("cuda", place.local_rank)
     cpu_device.activate()

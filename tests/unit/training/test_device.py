@@ -1,0 +1,42 @@
+"""What a process that takes a GPU tells the libraries: in time, and only where the user has said nothing."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import os, sys
+
+import torch
+
+torch.cuda.is_available = lambda: True
+torch.cuda.set_device = lambda index: None
+from mixtral_recipes.training.distributed import ProcessPlace, choose_device
+
+for said in eval(sys.argv[1]):
+    if os.fork() == 0:  # the allocator reads its settings once
+        os.environ.update(said)
+        device = choose_device("auto", ProcessPlace(0, 0, 1))
+        allocator = torch._C._cuda_memorySnapshot(None)["allocator_settings"]
+        print(device, os.environ["CUDA_DEVICE_MAX_CONNECTIONS"], allocator["expandable_segments"], flush=True)
+        os._exit(0)
+    os.wait()
+"""
+NAMES = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def test_the_environment_of_a_gpu() -> None:
+    found = {
+        "cuda:0 1 True": {},
+        "cuda:0 32 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+        "cuda:0 1 False": {"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+    }
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, repr(list(found.values()))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == list(found), done.stderr
