@@ -36,6 +36,21 @@ class ExecutorName(enum.StrEnum):
     slurm = "slurm"
 
 
+NumNodes = Annotated[
+    int | None,
+    option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
+]
+NumGpusPerNode = Annotated[
+    int | None,
+    option(
+        "--num-gpus-per-node",
+        metavar="N",
+        min=1,
+        callback=up_to_most_per_node,
+        help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
+    ),
+]
+NprocPerNode = Annotated[int | None, option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)]
 Detach = Annotated[bool, slurm_option("--detach", help="Return once the job is queued.")]
 
 
@@ -47,23 +62,9 @@ class PlaceOptions:
         ExecutorName,
         option("--executor", metavar="WHERE", help="direct (this process), local (torchrun) or slurm (a cluster)."),
     ] = ExecutorName.local
-    num_nodes: Annotated[
-        int | None,
-        option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
-    ] = None
-    num_gpus_per_node: Annotated[
-        int | None,
-        option(
-            "--num-gpus-per-node",
-            metavar="N",
-            min=1,
-            callback=up_to_most_per_node,
-            help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
-        ),
-    ] = None
-    nproc_per_node: Annotated[
-        int | None, option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)
-    ] = None
+    num_nodes: NumNodes = None
+    num_gpus_per_node: NumGpusPerNode = None
+    nproc_per_node: NprocPerNode = None
     dir: Annotated[Path | None, option("--dir", metavar="DIR", help="Folder of runs; default: runs.")] = None
     name: Annotated[
         str | None, option("--name", metavar="NAME", help="Run name; default: the recipe and the time.")

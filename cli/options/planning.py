@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.place import at_most, up_to_most_nodes, up_to_most_per_node
+from mixtral_recipes.cli.options.place import NprocPerNode, NumGpusPerNode, NumNodes, at_most
 from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
 
 job_option = functools.partial(typer.Option, rich_help_panel="Job")
@@ -57,23 +57,9 @@ class AskOptions:
             autocompletion=complete_card,
         ),
     ] = None
-    num_nodes: Annotated[
-        int | None,
-        job_option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
-    ] = None
-    num_gpus_per_node: Annotated[
-        int | None,
-        job_option(
-            "--num-gpus-per-node",
-            metavar="N",
-            min=1,
-            callback=up_to_most_per_node,
-            help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
-        ),
-    ] = None
-    nproc_per_node: Annotated[
-        int | None, job_option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)
-    ] = None
+    num_nodes: NumNodes = None
+    num_gpus_per_node: NumGpusPerNode = None
+    nproc_per_node: NprocPerNode = None
 
 
 @dataclass
