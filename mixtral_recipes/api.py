@@ -37,7 +37,7 @@ from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
 from mixtral_recipes.training.model import check_megatron_config, seen_model
-from mixtral_recipes.training.run import Parts, prepare
+from mixtral_recipes.training.prepare import Parts, prepare
 from mixtral_recipes.training.watch.log import RunLog
 
 __all__ = ["evaluate", "export_ckpt", "finetune", "generate", "import_ckpt", "pretrain", "train", "validate"]

@@ -23,7 +23,8 @@ from mixtral_recipes.training.guards.anomalies import SpikeWatch
 from mixtral_recipes.training.guards.signals import StopRequest, watching
 from mixtral_recipes.training.guards.watchdog import Watchdog
 from mixtral_recipes.training.precision import in_words
-from mixtral_recipes.training.run import Ready, TrainingRun
+from mixtral_recipes.training.prepare import Ready
+from mixtral_recipes.training.run import TrainingRun
 from mixtral_recipes.training.step import StepResult, train_step, validate
 from mixtral_recipes.training.watch import callbacks, throughput
 from mixtral_recipes.training.watch.environment import describe_environment
