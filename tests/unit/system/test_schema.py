@@ -38,6 +38,8 @@ class Run:
             "files.q/x y.size=True is not allowed; a whole number",
         ),
         ({"files": {"a": {"size": 1.5}}}, "files.a.size=1.5 is not allowed; a whole number"),
+        ({"files": {"a": {"size": "3"}}}, "files.a.size='3' is not allowed; a whole number"),
+        ({"share": "0.5"}, "share='0.5' is not allowed; a number"),
         ({"files": {"a": {"size": -1}}}, "files.a.size=-1 is not allowed; a whole number >= 0"),
         ({"files": {"a": {"size": 1 << 60}}}, "a whole number <= 9007199254740992"),
         ({"files": {"a": {}}}, "files.a has no 'size', which must be there"),
