@@ -29,7 +29,11 @@ def shown(*calls: tuple[str, ...]) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
+FAULTY = '''"""Items \\- free."""'''
+
+
 def shown_when_compiled(file: str) -> list[str]:
+    """The warnings that are seen when that file, with an escape that is none, is compiled."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         warnings.simplefilter("default")
@@ -41,9 +45,6 @@ def shown_when_compiled(file: str) -> list[str]:
 @pytest.mark.parametrize("module", ["torch", "torch.nn.modules.module", "megatron.core.optimizer", "nemo_run.config"])
 def test_what_libraries_say_is_hidden(module: str) -> None:
     assert shown((module, "deprecated", "DeprecationWarning"), (module, "falling back")) == []
-
-
-FAULTY = '''"""Items \\- free."""'''
 
 
 @pytest.mark.parametrize("place", ["site-packages", "dist-packages"])
