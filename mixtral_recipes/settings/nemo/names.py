@@ -262,7 +262,7 @@ ELSEWHERE: dict[str, str] = {
         "leave tp_comm_overlap_cfg out, as Transformer Engine's own buffers are used"
     ),
     "collections.llm.tools": (
-        "`mixtral-recipes plan mixtral_8x7b --max-gpus 64` finds the fastest layout, and runs nothing"
+        "`mixtral-recipes plan --recipe mixtral_8x7b --max-gpus 64` finds the fastest layout, and runs nothing"
     ),
     "deploy": _SERVE.why,
     "export": _SERVE.why,
