@@ -20,7 +20,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 
@@ -32,12 +32,14 @@ class Package(NamedTuple):
         version: What its version must begin with.
         why: What is saved, and who would use it.
         modules: Module -> what it imports late: names of modules (with all below them), separated by blanks.
+        before: Module -> what of these has to be imported before it: they import each other, which works in one order.
     """
 
     distribution: str
     version: str
     why: str
     modules: Mapping[str, str]
+    before: Mapping[str, str] = MappingProxyType({})
 
 
 _SHELL = "invoke"  # runs commands; every executor names it in its annotations
@@ -113,6 +115,9 @@ DESCRIBING = {
         "As above, and what operations on tensors without data (device 'meta') are told: nothing asks for that "
         "by name, so it waits only where there are no tensors. An operation that needed it would fail, not go wrong.",
         {"torch": "torch.export torch._meta_registrations"},
+        dict.fromkeys(
+            ("torch._decomp", "torch._prims", "torch._refs", "torch.utils._content_store"), "torch._meta_registrations"
+        ),
     ),
 }
 
@@ -242,16 +247,34 @@ class _Loader(SourceFileLoader):
         names.body_done()
 
 
+class _After:
+    """Has another module imported first, and then this one; Python takes what is in `sys.modules` when that is done."""
+
+    def __init__(self, first: str) -> None:
+        self._first = first
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        del sys.modules[module.__name__]
+        importlib.import_module(self._first)
+        importlib.import_module(module.__name__)
+
+
 class _Finder:
     """Stands before Python's own finders and answers for the modules of packages that are imported after it."""
 
     def __init__(self, packages: Iterable[Package]) -> None:
-        self._packages = {name: package for package in packages for name in package.modules}
+        self._packages = {name: package for package in packages for name in (*package.modules, *package.before)}
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         package = self._packages.get(name)
         if package is None or not _is_known(package.distribution, package.version):
             return None
+        if name in package.before:
+            first = package.before[name]
+            return None if first in sys.modules else ModuleSpec(name, _After(first))  # pyright: ignore[reportArgumentType]
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = _Loader(name, spec.loader.path, tuple(package.modules[name].split()))

@@ -287,6 +287,19 @@ assert finder.find_spec("nemo_run.core.execution.lepton") is None
 """)
 
 
+@pytest.mark.parametrize("module", ["distributed.checkpoint", "_dynamo"])
+def test_a_dry_run_may_import_what_torch_has_in_one_order_only(module: str) -> None:
+    child(f"""
+import sys
+from mixtral_recipes.system import late_imports
+late_imports.activate(only_describes=True)
+import torch
+assert "torch._meta_registrations" not in sys.modules
+import torch.{module}
+assert torch.{module} is sys.modules["torch.{module}"] and torch.{module}.__file__ == torch.{module}.__spec__.origin
+""")
+
+
 HEAVY = {
     "leptonai", "fastapi", "transformers", "datasets", "networkx", "paramiko", "megatron.core.parallel_state", "sympy",
     "torch.export", "torch._meta_registrations",
