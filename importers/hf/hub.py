@@ -124,7 +124,7 @@ def _small(file: _Published) -> _Published:
 
 
 def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Published]) -> list[str]:
-    """The files an import reads, config.json first: weights of one format, and what travels beside them."""
+    """The files an import reads, config.json first: weights of one format, what travels beside them, the lineage."""
     if "config.json" not in published:
         raise CheckpointError(f"hf://{where.repo} has no config.json; it is not a transformers model.")
 
@@ -132,6 +132,7 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
         return _fetch(api, where, commit, _small(published[name]))
 
     names = sidecars.travelling(published, lambda name: sidecars.text_of(whole(name)))
+    names += [lineage.NAME] if lineage.NAME in published else []
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:

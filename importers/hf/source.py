@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.rows import Rows
+from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -53,6 +54,7 @@ class Source:
         endings = {path.suffix for path in self.weights}
         used |= {f"{stem}{ending}.index.json" for stem in ("model", "pytorch_model") for ending in endings}
         used |= {"params.json"} if self.layout == "mistral" else set()
+        used.add(lineage.NAME)
         return sidecars.left_behind(sidecars.names_in(self.folder), used)
 
 

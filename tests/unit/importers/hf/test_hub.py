@@ -14,6 +14,7 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.hf import hub
 from mixtral_recipes.importers.resolve import resolve
 from mixtral_recipes.system.home import models_home
@@ -194,6 +195,14 @@ def test_from_the_command_line(server: "hub_server.HubServer", tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert '"checkpoint"' in done.stdout.splitlines()[-1]
     verify(tmp_path / "out")
+
+
+def test_an_export_brings_its_lineage(server: "hub_server.HubServer", tmp_path: Path) -> None:
+    exported = export_checkpoint(import_checkpoint(str(server.folder), tmp_path / "megatron"), tmp_path / "exported")
+    server.folder = exported
+    again = import_checkpoint("hf://org/mixtral", tmp_path / "again")
+    assert [link.kind for link in lineage.read(again).ancestors()] == ["model", "export", "model", "source"]
+    assert read_manifest(again)["left_behind"] == ["README.md"]
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub of httpx

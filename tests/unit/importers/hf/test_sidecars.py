@@ -80,6 +80,8 @@ def test_what_is_left_behind_is_named(model: Path, tmp_path: Path, capsys: pytes
     assert f"refers to it: {', '.join(left)}." in shown.err
     assert json.loads(shown.out.splitlines()[-1])["left_behind"] == left
     assert read_manifest(tmp_path / "megatron")["left_behind"] == left
+    again = import_checkpoint(str(export_checkpoint(tmp_path / "megatron", tmp_path / "back")), tmp_path / "again")
+    assert read_manifest(again)["left_behind"] == ["README.md"], "an export's lineage is read"
 
 
 @pytest.mark.parametrize("missing", ["modeling_ours.py", "tokenization_ours.py", "pipeline_ours.py"])
