@@ -1,13 +1,18 @@
-"""Every command line and option in the documents is one that the program takes."""
+"""Every command line, option and setting in the documents is one that the program takes."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nemo_run as run
 import pytest
 import typer
 
+import mixtral_recipes as llm
 from mixtral_recipes.cli import main
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.overrides import paths
 from tests.unit.docs.documents import DOCUMENTS, EXAMPLES, ROOT, Place, arguments, command_lines, inline_code
 
 LINES = [place for file in (*DOCUMENTS, *EXAMPLES) for place in command_lines(file)]
@@ -57,8 +62,6 @@ def test_it_parses(place: Place) -> None:
 )
 def test_what_it_does_not_take_is_noticed(line: str) -> None:
     usage_error = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
-    from mixtral_recipes.errors import RecipeError
-
     with pytest.raises((usage_error, RecipeError)):
         parse(line.split())
 
@@ -91,3 +94,23 @@ def test_options_between_backticks_exist() -> None:
     known = options()
     unknown = [str(place) for place in named if place.text.split()[0] not in known | others]
     assert not unknown
+
+
+def test_settings_between_backticks_exist() -> None:
+    recipes = []
+    for module in (llm.ChatDataModule, llm.FineTuningDataModule, llm.PreTrainingDataModule, llm.SquadDataModule):
+        recipes.append(llm.mixtral_tiny.finetune_recipe(peft_scheme="qlora"))
+        recipes[-1].data = run.Config(module)
+    pattern = re.compile(r"(?<![\w./-])(?:trainer|optim|data|log|resume|peft|model\.config)(?:\.[a-z]\w*)+")
+    pages = [file for file in DOCUMENTS if file.name != "automodel.md"]  # AutoModel's own settings
+    named = [(path, place) for file in pages for place in inline_code(file) for path in pattern.findall(place.text)]
+    assert len(named) > 60
+
+    def exists(path: str) -> bool:
+        for recipe in recipes:
+            with suppress(RecipeError):
+                paths.locate(recipe, path, path)
+                return True
+        return path == "data.largest"  # of the module that own-data.md writes
+
+    assert not [f"{path} at {place}" for path, place in named if not exists(path)]
