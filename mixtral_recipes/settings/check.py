@@ -15,17 +15,9 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Rule, notice, refusal
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
-
-# What Lightning and NeMo allow in these places, and what to write instead.
-_INSTEAD = {
-    "val_check_interval": "state the steps between validations, not a share of an epoch",
-    "devices": "state the processes per node",
-    "limit_val_batches": "null takes the whole set, as Lightning's 1.0 does",
-    "limit_test_batches": "null takes the whole set, as Lightning's 1.0 does",
-}
 
 
 def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list[str]:
@@ -50,7 +42,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
         for name, value in given.items():
             where, wanted = f"{prefix}{name}", annotation(owner, name)
             if not conforms(value, wanted) and not _is_default(owner, name, value):
-                instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+                instead = f"; {INSTEAD[name]}" if name in INSTEAD else ""
                 refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
             elif secret := _secret(where, value):
                 refused.append(secret)

@@ -15,7 +15,7 @@ from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES, instead_of
-from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Keys, Only, Renamed, Rule, notice, refusal
 from mixtral_recipes.settings.nemo.stated import stated_default
 
 MARK = "# mixtral-recipes:"
@@ -257,9 +257,7 @@ class _Reader:
         given = list(zip(positions, arguments, strict=False))
         given += [(str(keyword.arg), keyword.value) for keyword in node.keywords if keyword.arg]
         for argument, value in given:
-            rule = _rules(name).get(argument)
-            if rule is not None:
-                self._judge(value, name, argument, value, rule)
+            self._judge(value, name, argument, value, _rules(name).get(argument))
 
     def _callback(self, node: ast.ClassDef) -> None:
         """A class with Lightning's hooks."""
@@ -275,11 +273,10 @@ class _Reader:
             return
         *parts, setting = path
         owner = _PARTS.get(".".join(parts[-2:])) or _PARTS.get(parts[-1])
-        rule = _rules(owner).get(setting) if owner else None
-        if owner and rule is not None:
-            self._judge(target, owner, setting, value, rule)
+        if owner:
+            self._judge(target, owner, setting, value, _rules(owner).get(setting))
 
-    def _judge(self, node: ast.AST, owner: str, name: str, value: ast.expr, rule: Rule) -> None:
+    def _judge(self, node: ast.AST, owner: str, name: str, value: ast.expr, rule: Rule | None) -> None:
         """Say what becomes of an argument's value, as far as the text shows the value."""
         where = f"{owner}.{name}"
         try:
@@ -290,7 +287,9 @@ class _Reader:
             elif isinstance(rule, Ignored):
                 self._say(node, "warned", f"{where} has no effect: {rule.why}")
             return
-        refused = refusal(rule, where, literal)
+        refused = refusal(rule, where, literal) if rule else None
+        if owner == "Trainer" and name in INSTEAD and isinstance(literal, str | float):
+            refused = f"{where}={literal!r}: {INSTEAD[name]}"
         if refused:
             self._say(node, "refused", refused.rstrip("."))
         elif isinstance(rule, Ignored | Keys):
