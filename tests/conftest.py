@@ -22,6 +22,16 @@ if ROOT not in sys.path:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Variables that a file's tests set are unknown to the next file's."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def torch_as_it_was() -> Iterator[None]:
     """A run in the tests' own process leaves the CPU's stand-ins in torch; the next file's tests find none."""
     yield

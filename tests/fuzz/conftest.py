@@ -1,9 +1,10 @@
 """One folder of specimens for all tests, in a home folder of its own, without a network."""
 
+import contextlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,21 +13,37 @@ from tests.fuzz.surfaces import Bench
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """The specimens."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the specimens."""
     root = tmp_path_factory.mktemp("fuzz")
     for name in ("home", "temporary"):
         (root / name).mkdir()
+    with standing_in(root):
+        specimens.make(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bench(root: Path) -> Iterator[Bench]:
+    """The specimens, for the tests of one file: what is set for them is not left to tests elsewhere."""
+    with standing_in(root):
+        yield Bench(root)
+
+
+@contextlib.contextmanager
+def standing_in(root: Path) -> Iterator[None]:
+    """Home, clusters and temporary files in one folder, no network, and nothing logged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXTRAL_RECIPES_HOME", str(root / "home"))
         patch.setenv("MIXTRAL_RECIPES_CLUSTERS", str(root / "texts" / "clusters.toml"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("MPLCONFIGDIR", str(root / "temporary"))
         patch.setenv("COLUMNS", "200")
+        patch.delenv("HF_TOKEN", raising=False)
         patch.setattr(tempfile, "tempdir", str(root / "temporary"))
         patch.chdir(root)
-        os.environ.pop("HF_TOKEN", None)
         logging.disable(logging.CRITICAL)
-        specimens.make(root)
-        yield Bench(root)
-        logging.disable(logging.NOTSET)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
