@@ -1,4 +1,4 @@
-"""Writes the tables in docs/guide/coming-from-nemo.md from the table of NeMo's names and arguments.
+"""Writes the tables in docs/reference/nemo.md from the table of NeMo's names and arguments.
 
 Each stands between ``<!-- nemo: NAME -->`` and ``<!-- end of nemo -->``.
 
@@ -15,7 +15,7 @@ from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import ELSEWHERE, MODULES, NAMES
 from mixtral_recipes.settings.nemo.rules import Base, Ignored, Keys, Only, Renamed, Rule
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "guide" / "coming-from-nemo.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "nemo.md"
 _TABLE = re.compile(r"(<!-- nemo: ([\w ]+) -->\n).*?(<!-- end of nemo -->)", re.DOTALL)
 
 

@@ -2,7 +2,7 @@
 
 An argument without a rule does what it did. The other rules say that it has another name here, that it has no effect
 and why, or that it has one value and what replaces the others. `calls.py` makes classes take the arguments, `check.py`
-holds recipes to the rules, `docs/guide/coming-from-nemo.md` and `migrate` are made from them.
+holds recipes to the rules, `docs/reference/nemo.md` and `migrate` are made from them.
 
 A class whose arguments are Megatron's is listed with its exceptions only. Rules go by class name and hold for
 subclasses too.

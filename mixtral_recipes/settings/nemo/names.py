@@ -267,7 +267,7 @@ ELSEWHERE: dict[str, str] = {
     "deploy": _SERVE.why,
     "export": _SERVE.why,
     "utils.get_rank": "ask torch.distributed.get_rank() == 0",
-    "": "this package has what NeMo's Mixtral scripts use; docs/guide/coming-from-nemo.md lists it",
+    "": "this package has what NeMo's Mixtral scripts use; docs/reference/nemo.md lists it",
 }
 
 # Lightning's packages, whose modules the ones below `lightning.pytorch` stand for too.
