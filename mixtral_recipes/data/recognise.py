@@ -129,7 +129,7 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     root = _stable(spec)
     size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
     if unread := told_apart(source.unread):
-        size += f" (not read, as of no split: {unread})"
+        size += f" (in no split, so not read: {unread})"
     # A few records of another form, or bad ones, change nothing.
     form, count = Counter(map(form_of, records)).most_common(1)[0]
     renamed: str | None = None
@@ -145,7 +145,7 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
 
         told = f"{spec}: SQuAD, {size}"
         if any(not q.answers for value in records for q, _ in questions_of(Record(value, str(spec)), bad)):
-            told += f", unanswerable questions are learned as {NO_ANSWER!r} (data.no_answer)"
+            told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer says otherwise"
         return Recognized(SquadDataModule, {"dataset_root": root}, told, "squad", source)
     if form is Form.text:
         return _pretraining(spec, f"documents (text), {size}, loss on every token", "text", source)
@@ -162,7 +162,7 @@ def _by_records(spec: str | Path, source: Source) -> Recognized:
     from mixtral_recipes.data.modules.chat import ChatDataModule
 
     learned = "the completion only" if form is Form.prompt_completion else "all of the assistant's turns"
-    told = f"{spec}: conversations ({renamed or form}), {size}, loss on {learned} (data.learn)"
+    told = f"{spec}: conversations ({renamed or form}), {size}, loss on {learned} unless data.learn says otherwise"
     kwargs = {"dataset_root": root} | ({"columns": {"messages": renamed}} if renamed else {})
     return Recognized(ChatDataModule, kwargs, told, "chat", source)
 

@@ -85,7 +85,7 @@ def test_files_of_no_split_are_named(tmp_path: Path) -> None:
         write_jsonl(tmp_path / name, ROWS)
     for name in ("notes.txt", "README.md"):
         (tmp_path / name).write_text("x")
-    assert "one split (not read, as of no split: more.jsonl, notes.txt)," in recognize(tmp_path).description
+    assert "one split (in no split, so not read: more.jsonl, notes.txt)," in recognize(tmp_path).description
 
 
 def test_a_hubs_cache_is_read_at_its_current_revision(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_squad_2_is_recognised_and_its_unanswerable_questions_are_learned(tmp_pa
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": [{"context": "Green.", "qas": qas}]}]}))
     found = recognize(path)
-    assert "learned as 'unanswerable' (data.no_answer)" in found.description
+    assert "learned as 'unanswerable' unless data.no_answer says otherwise" in found.description
     assert [e.content.answer for e in found.module().pipeline().examples("train")] == [" green"] + [" unanswerable"] * 2
     skipping = found.module(no_answer="skip").pipeline()
     assert [bool(e.content.left_out) for e in skipping.examples("train")] == [False, True, True]
