@@ -29,10 +29,10 @@ def set_steps(optimizer: Any, step: int) -> None:
     """Tell Adam how many steps it has made: torch's counts per parameter, Transformer Engine's per group."""
     for part in parts_of(optimizer):
         for group in part.optimizer.param_groups:
-            states = [part.optimizer.state[parameter] for parameter in group["params"]]
-            if any("step" in state for state in states):
-                for state in states:
-                    state["step"] = torch.tensor(float(step))
+            states = {parameter: part.optimizer.state[parameter] for parameter in group["params"]}
+            if any("step" in state for state in states.values()):
+                for parameter, state in states.items():  # a fused Adam reads it on the parameter's device
+                    state["step"] = torch.tensor(float(step), device=parameter.device)
             elif step:
                 group["step"] = step
 

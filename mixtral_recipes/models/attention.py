@@ -31,7 +31,8 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: object) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        # Nothing moves a frozen weight to the device later: it is not in DDP's buffers.
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=torch.cuda.current_device())
         self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
 
 
