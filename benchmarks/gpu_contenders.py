@@ -95,6 +95,7 @@ class Bench:
         }
         if precision in FP8:
             settings |= {"trainer.plugins.fp8": FP8[precision], "trainer.plugins.fp8_recipe": precision}
+            settings["trainer.plugins.fp8_param_gather"] = None  # as in the FP8 recipes: where it pays
         if self.mode != "full":
             settings |= {"peft.dim": RANK, "peft.alpha": RANK}
         if self.mode == "lora-attention":

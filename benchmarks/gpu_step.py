@@ -69,6 +69,16 @@ def used(device: torch.device) -> tuple[float, float]:
     return torch.cuda.memory_allocated(device) / 1e9, (total - free) / 1e9
 
 
+def answers(device: torch.device) -> bool:
+    """Whether the card still works, its memory given back: after some faults of a kernel a process has lost it."""
+    try:
+        free_memory()
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 @dataclass
 class Alone:
     """A contender that was built and stepped while no other was there.
@@ -162,15 +172,17 @@ def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
         else:
             found[contender.name] = one
             say(f"{bench.mode}: {contender.name}: {_row(bench, one.seconds)['tokens_per_second']:,} tokens/s alone")
-        free_memory()
+        if not answers(device):
+            rest = [each.name for each in contenders if each.name not in found | failed]
+            failed |= dict.fromkeys(rest, f"not begun: the card answers no more since {contender.name}")
+            break
     able = [each for each in contenders if each.name in found]
     together = None
     in_time = time.monotonic() - start <= until()  # the same again, with what is compiled by now
-    if not options.apart and len(able) > 1 and in_time and _fit_together(found, device):
+    if not options.apart and len(able) > 1 and in_time and answers(device) and _fit_together(found, device):
         together = stepped_in_turn(able, device, options.steps)
-        free_memory()
     seconds = together or {name: one.seconds for name, one in found.items()}
-    speed = statistics.mean([before, product_tflops(device, bench.dtype)])
+    speed = statistics.mean([before, product_tflops(device, bench.dtype)]) if answers(device) else before
     result: dict[str, Any] = {
         "mode": bench.mode,
         "measured": "in turn" if together else "one after another",
@@ -202,7 +214,7 @@ def stepped_in_turn(contenders: list[Contender], device: torch.device, steps: in
         for _ in range(steps):
             for name, step in built.items():
                 seconds[name].append(seconds_of(step, device))
-    except (torch.OutOfMemoryError, KeyboardInterrupt):
+    except (RuntimeError, KeyboardInterrupt):  # out of memory, or a kernel's fault: what they were alone is known
         return None
     return seconds
 
@@ -327,8 +339,10 @@ def main() -> int:
             report |= {"layers": bench.layers, "sequence": bench.sequence, "tokens_per_step": bench.tokens}
             results.append(measure(bench, lambda: begun + options.limit - time.monotonic()))
             say(json.dumps(results[-1], indent=1))
+            if not answers(device):
+                break
+    print(json.dumps(report | {"results": results}), flush=True)
     distributed.shut_down()
-    print(json.dumps(report | {"results": results}))
     rows = [(name, row) for result in results for name, row in result["contenders"].items()]
     return int(any(name.startswith("ours") and "failed" in row for name, row in rows))
 

@@ -55,7 +55,7 @@ def _train(card: str, lacks: dict[str, str]) -> "list[Outcome]":
 
     tried = [name for name in FORMATS if name not in lacks]
     note(f"Training {STEPS} steps of a small Mixtral on {card} in {', '.join(tried)}, each in its own process.")
-    return try_formats(FORMATS, lacks)
+    return try_formats(FORMATS, lacks, say=note)
 
 
 def print_outcomes(card: str, outcomes: "list[Outcome]") -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,6 +119,7 @@ def try_formats(
     accelerator: str = "gpu",
     steps: int = STEPS,
     model: Mapping[str, object] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """Train in each format, one after the other.
 
@@ -128,6 +129,7 @@ def try_formats(
         accelerator: As ``trainer.accelerator``.
         steps: Of each.
         model: Overrides of the recipe mixtral_tiny; None takes `SMALL`.
+        say: Told how each ended, at once; with ``--debug`` also all that one that failed said.
     """
     found = []
     with temporary_folder() as folder:
@@ -140,15 +142,16 @@ def try_formats(
                 "trainer.limit_val_batches": 1, "trainer.enable_checkpointing": "false",
                 "optim.lr_scheduler.warmup_steps": 0,
             }  # fmt: skip
-            found.append(_try(name, [f"{path}={value}" for path, value in fields.items()], Path(folder)))
+            found.append(_try(name, [f"{path}={value}" for path, value in fields.items()], Path(folder), say))
+            say(f"{name}: {found[-1].reason or 'trained'}")
     return compared(found)
 
 
-def _try(name: str, overrides: Sequence[str], folder: Path) -> Outcome:
-    run = name.replace(" ", "-")
+def _try(name: str, overrides: Sequence[str], folder: Path, say: Callable[[str], None]) -> Outcome:
+    run, debug = name.replace(" ", "-"), ["--debug"] if os.environ.get("MIXTRAL_RECIPES_DEBUG") else []
     command = [
         sys.executable, "-m", "mixtral_recipes.cli.main", "pretrain", "--recipe", "mixtral_tiny", "--executor",
-        "direct", "--num-gpus-per-node", "1", "--dir", str(folder), "--name", run, *FORMATS[name], *overrides,
+        "direct", "--num-gpus-per-node", "1", "--dir", str(folder), "--name", run, *FORMATS[name], *overrides, *debug,
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -159,6 +162,8 @@ def _try(name: str, overrides: Sequence[str], folder: Path) -> Outcome:
         return Outcome(name, "bad", f"gave no result in {TIMEOUT_S} s")
     result = read_json(folder / run / "result.json")
     if done.returncode or result is None:
+        if debug:
+            say(done.stderr)
         return Outcome(name, "bad", _last_word(done.stderr) or f"ended with code {done.returncode}")
     events = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder / run)

@@ -3,17 +3,20 @@
 
     make gpu                            all parts (about half an hour on an H200)
     make gpu PARTS="tests bench-lora"   some
+    python scripts/gpu_session.py --within 570 quickstart doctor    where the machine is there for so long only
     python scripts/gpu_session.py --summary     what earlier calls left, held against the targets
 
 Each part has a time limit and goes into the folder --out: PART.out and PART.err as it printed them, PART.json with how
 it ended, how long it took and its result, which is what there was if its time was up. One that fails or takes too long
-stops no other. At the end every target is listed with what was measured and whether it is met, as text and in
-summary.json.
+stops no other. At the end every target is listed with what was measured and whether it is met, as text and, after each
+part, in summary.json.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -28,6 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 _GRACE = 30  # seconds for a part that is interrupted to print what it has
+_LEAST = 60  # what a part takes to load its libraries: with less it is not begun
 _OUTCOME = re.compile(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")  # pytest -v
 LARGE_GB = 130  # a card that holds all layers of 8x7B; where it is smaller fewer are trained whole
 _STEP = "benchmarks/gpu_step.py --limit {soon}"
@@ -60,11 +64,11 @@ class Part:
 _FULL = f"{_STEP} --mode full --contenders ours grouped_mm --microbatches 16 --steps 5 --profile"
 _WHOLE = f"{_STEP} --layers 32 --contenders ours --precisions bf16 --apart"
 PARTS = (
-    Part("quickstart", f"{_CLI} finetune --peft lora --json --dir {{out}}/runs --name quickstart", 300),
-    Part("doctor", f"{_CLI} doctor --gpu --json", 300),
+    Part("quickstart", f"{_CLI} finetune --peft lora --json --debug --dir {{out}}/runs --name quickstart", 300),
+    Part("doctor", f"{_CLI} doctor --gpu --json --debug", 300),
     Part("tests", "-m pytest -v tests/gpu", 560, gives_up=False),
     Part("bench-same", f"{_STEP} --layers 2 --mode lora lora-attention full --precisions bf16 --steps 4", 420),
-    Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 fp8 delayed tensorwise blockwise --profile", 560),
+    Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 delayed tensorwise blockwise --profile", 560),
     Part("bench-attention", f"{_STEP} --mode lora-attention --profile", 300),
     Part("bench-full", f"{_FULL} --layers 3", 560, f"{_FULL} --layers 2"),
     Part("bench-32", f"{_WHOLE} --recompute moe_act,layernorm none full:8 --steps 3", 560, ""),
@@ -311,6 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all without")
     parser.add_argument("--out", type=Path, default=Path("gpu-session"))
+    parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help="of all parts together")
     parser.add_argument("--summary", action="store_true", help="run nothing")
     options = parser.parse_args()
     unknown = [name for name in options.parts if name not in names]
@@ -326,7 +331,7 @@ def main() -> int:
         print("error: gpu_session.py runs on a machine with a GPU, and there is none; --summary reads what is there.",
               file=sys.stderr)  # fmt: skip
         return 2
-    well = True
+    well, end = True, time.monotonic() + options.within
     for part in PARTS:
         if options.parts and part.name not in options.parts:
             continue
@@ -334,9 +339,14 @@ def main() -> int:
         if not command:
             print(f"{part.name}: needs a card of {LARGE_GB} GB; this one has {memory:.0f}.", flush=True)
             continue
-        print(f"{part.name}: up to {part.limit} s ...", flush=True)
-        one = run(part, command, out)
+        limit = int(min(part.limit, end - time.monotonic() - _GRACE))
+        if limit < _LEAST:
+            print(f"{part.name}: not begun: --within {options.within:g} is over.", flush=True)
+            continue
+        print(f"{part.name}: up to {limit} s ...", flush=True)
+        one = run(dataclasses.replace(part, limit=limit), command, out)
         well &= one["ended"] == "done"
+        summarise(out)
         print(f"{part.name}: {one['ended']}, {one['seconds']} s", flush=True)
         if one["ended"] != "done":
             print("".join(f"    {line}\n" for line in (out / f"{part.name}.err").read_text().splitlines()[-15:]))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.training.distributed import free_memory
 from tests.distributed.harness import launch
 
@@ -93,6 +94,7 @@ def test_a_recipe_for_every_contender(
     assert trainer.world_size == trainer.topology().world_size == 1
     assert bool(trainer.plugins.fp8) == (precision != "bf16")
     assert precision in ("bf16", "fp8") or job.fp8_recipe == precision
+    assert (trainer.plugins.fp8_param_gather is None) == (precision != "bf16")  # what a user of FP8 gets
     granularity = {"none": "", "full": "full", "full:2": "full", "moe_act,layernorm": "selective"}[recompute]
     assert job.recompute.granularity == granularity
     assert (peft is None) == (mode == "full")
@@ -120,6 +122,37 @@ def left_behind(scratch: str) -> list[int]:
 def test_memory_is_released_before_the_next(tmp_path: Path) -> None:
     ((once, thrice),) = launch(1, left_behind, str(tmp_path))
     assert thrice - once < 2e5  # one build's weights, masters, gradients and moments are 4e7 bytes
+
+
+def test_a_card_that_is_lost_takes_no_result_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access every call to CUDA fails, those that give memory back too."""
+    gpu_step, gpu_contenders = module("gpu_step", monkeypatch), module("gpu_contenders", monkeypatch)
+    lost = []
+
+    def fault() -> Any:
+        lost.append(True)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def free() -> None:
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def product(device: torch.device, dtype: torch.dtype) -> float:
+        free()
+        return 800.0
+
+    monkeypatch.setattr(gpu_step, "free_memory", free)
+    monkeypatch.setattr(gpu_step, "product_tflops", product)
+    builds = {"good": lambda: lambda: 7.0, "bad": fault, "late": lambda: lambda: 7.0}
+    contenders = [gpu_contenders.Contender(name, build) for name, build in builds.items()]
+    bench = SimpleNamespace(
+        options=options(steps=1, apart=False, profile=False), mode="full", device=torch.device("cpu"), folder=None,
+        dtype=torch.float32, config=MixtralConfigTiny(), sequence=64, tokens=64, contenders=lambda: contenders,
+    )  # fmt: skip
+    result = gpu_step.measure(bench, lambda: 100.0)
+    assert result["contenders"]["good"]["first_loss"] == 7.0
+    assert "illegal memory access" in result["contenders"]["bad"]["failed"]
+    assert result["contenders"]["late"] == {"failed": "not begun: the card answers no more since bad"}
 
 
 def test_settings_change_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

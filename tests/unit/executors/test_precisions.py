@@ -64,9 +64,14 @@ def test_without_bf16_there_is_nothing_to_compare_with() -> None:
 def test_a_format_that_fails_says_why(said: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], -11, "", said)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    (found,) = try_formats(["bf16"], {})
+    told: list[str] = []
+    (found,) = try_formats(["bf16"], {}, say=told.append)
     assert found.verdict == "bad"
     assert found.reason.startswith(reason)
+    assert told == [f"bf16: {found.reason}"]
+    monkeypatch.setenv("MIXTRAL_RECIPES_DEBUG", "1")
+    assert try_formats(["bf16"], {}, say=told.append) == [found]
+    assert told[1:] == [said, f"bf16: {found.reason}"]
 
 
 def test_a_format_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +141,7 @@ def of_a_card(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     ]
     monkeypatch.setattr(checks, "check_machine", lambda **_: [])
     monkeypatch.setattr(precisions, "what_is_lacking", lambda *_: ("NVIDIA H200", {"mxfp8": "needs Blackwell"}))
-    monkeypatch.setattr(precisions, "try_formats", lambda *_: found)
+    monkeypatch.setattr(precisions, "try_formats", lambda *_, **__: found)
     return found
 
 

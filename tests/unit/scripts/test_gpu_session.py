@@ -229,3 +229,25 @@ def test_a_small_card_leaves_out_what_it_cannot_hold(
     (command,) = ran
     assert command.endswith("--layers 2")
     assert "bench-32: needs a card of 130 GB" in capsys.readouterr().out
+
+
+def test_parts_share_the_time_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, ran = [0.0], []
+
+    def run(part: Any, command: str, out: Path) -> dict[str, Any]:
+        ran.append((part.name, part.limit))
+        assert (out / "summary.json").exists() == (len(ran) > 1)  # there after each part
+        now[0] += part.limit
+        return ended(None) | {"part": part.name}
+
+    monkeypatch.setattr(session, "card_gb", lambda: 150.0)
+    monkeypatch.setattr(session, "run", run)
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_session.py", "--out", str(tmp_path), "--within", "500", *["quickstart", "doctor", "tests"]]
+    )
+    assert session.main() == 0
+    assert ran == [("quickstart", 300), ("doctor", 170)]
+    assert "tests: not begun: --within 500 is over" in capsys.readouterr().out
