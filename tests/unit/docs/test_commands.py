@@ -83,11 +83,11 @@ def test_a_job_passes_its_checks_or_fails_as_the_next_line_says(
 
 
 def test_options_between_backticks_exist() -> None:
-    benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    beside = "".join(path.read_text() for folder in ("benchmarks", "scripts") for path in (ROOT / folder).glob("*.py"))
     others = {
         "--container-image",
         "--mpi",
-        *re.findall(r'add_argument\("(--[\w-]+)"', benchmarks),
+        *re.findall(r'add_argument\("(--[\w-]+)"', beside),
     }  # the first two are srun's
     named = [place for file in DOCUMENTS for place in inline_code(file) if place.text.startswith("--")]
     assert named
