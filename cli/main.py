@@ -66,7 +66,7 @@ def main() -> None:
             signal.signal(number, signal.SIG_DFL)
     problem = streams.finish()
     if problem is not None and not isinstance(problem, BrokenPipeError) and code == 0:
-        code = _say(f"the output could not be written ({problem.strerror}).", 2)
+        code = say(f"the output could not be written ({problem.strerror}).", 2)
         streams.finish()
     sys.exit(code)
 
@@ -127,7 +127,7 @@ def _about(argv: list[str]) -> int:
         streams.give_up("stdout")
     except OSError as error:
         streams.give_up("stdout")
-        return _say(f"the output could not be written ({error.strerror}).", 2)
+        return say(f"the output could not be written ({error.strerror}).", 2)
     return 0
 
 
@@ -170,15 +170,15 @@ def _call(argv: list[str], debug: bool) -> int:
     except MixtralRecipesError as error:
         if debug:
             raise
-        return _say(str(error), error.exit_code)
+        return say(str(error), error.exit_code)
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _say("interrupted.", 130)
+        return say("interrupted.", 130)
     except _Stopped as stop:
-        return _say(f"stopped by {signal.Signals(stop.args[0]).name}.", 128 + stop.args[0])
+        return say(f"stopped by {signal.Signals(stop.args[0]).name}.", 128 + stop.args[0])
     except usage_error as error:
-        return _say(_one_line(error), 2)
+        return say(_one_line(error), 2)
     except _ReaderGone:
         streams.give_up("stdout")  # nothing more to say
         return 0
@@ -186,11 +186,12 @@ def _call(argv: list[str], debug: bool) -> int:
         if debug or not (isinstance(error, Exception) or is_panic(error)):
             raise
         if problem := of_the_machine(error):
-            return _say(str(problem), problem.exit_code)
-        return _say(f"{type(error).__name__}: {error} (a defect: please report it with the output of --debug)", 1)
+            return say(str(problem), problem.exit_code)
+        return say(f"{type(error).__name__}: {error} (a defect: please report it with the output of --debug)", 1)
 
 
-def _say(text: str, code: int) -> int:
+def say(text: str, code: int) -> int:
+    """Print an error's line; return its exit code."""
     from mixtral_recipes.system.escapes import in_a_line, shortened
     from mixtral_recipes.system.private import without_passwords
 

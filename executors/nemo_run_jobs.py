@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -42,9 +43,13 @@ def activate() -> None:
     executor, experiment = experiments.LocalExecutor, experiments.Experiment
     executor.assign = _with_this_python(executor.assign)
     experiment.__init__ = _once(experiment.__init__)
-    experiment.add = _checked(experiment.add)
+    # what `add` calls: in ``experiment.add(llm.mixtral_8x7b.finetune_recipe())`` it is looked up before we are imported
+    experiment._add_single_job = _checked(experiment._add_single_job)
+    experiment._add_job_group = _checked(experiment._add_job_group)
     experiment.run = _single_node(experiment.run)
     experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
+    entrypoint = sys.modules["nemo_run.cli.api"].Entrypoint
+    entrypoint.main = _as_our_command(entrypoint.main)
 
 
 @contextlib.contextmanager
@@ -89,19 +94,100 @@ def _with_this_python(assign: Callable[..., None]) -> Callable[..., None]:
     return assigned
 
 
+def _as_our_command(main: Callable[..., None]) -> Callable[..., None]:
+    """Have a script's ``run.cli.main(llm.finetune)`` run what ``nemo llm finetune`` does."""
+
+    @functools.wraps(main)
+    def called(self: Any, *args: Any, **kwargs: Any) -> None:
+        commands = sys.modules["nemo_run.cli"]
+        if self.fn.__module__.startswith("mixtral_recipes.") and self.run_ctx_cls is commands.RunContext:
+            commands.list_entrypoints()  # imports cli/nemo_run_entry.py
+            self.run_ctx_cls = self.fn.cli_entrypoint.run_ctx_cls
+        main(self, *args, **kwargs)
+
+    return called
+
+
 def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse a recipe that cannot run when it is added, before a dry run or a queue."""
 
     @functools.wraps(add)
-    def added(self: Any, task: Any, executor: Any = None, *args: Any, **kwargs: Any) -> Any:
-        with advice_for_scripts():
-            tasks = task if isinstance(task, list) else [task]
-            given = [_as_text(each) if _is_ours(each) else each for each in tasks]
-            for recipe in filter(_trains, given):
-                preflight(recipe, None, elsewhere=_elsewhere(executor or self.executor))
-        return add(self, given if isinstance(task, list) else given[0], executor, *args, **kwargs)
+    def added(self: Any, task: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_while_loading()
+        if isinstance(task, list):
+            task = [check(each, executor)[0] for each in task]
+        else:
+            task, executor = check(task, executor)
+        return add(self, task, executor, *args, **kwargs)
 
     return added
+
+
+def check(task: Any, executor: Any) -> tuple[Any, Any]:
+    """Look through one of our recipes and what will run it; any other task is left alone.
+
+    Args:
+        task: A recipe, or what else nemo_run takes.
+        executor: Its executor, or several.
+
+    Returns:
+        The recipe as nemo_run keeps it, and an executor that starts its ranks.
+
+    Raises:
+        MixtralRecipesError: as `preflight`; or the executor can pack nothing, or starts another number of ranks.
+    """
+    if not _is_ours(task):
+        return task, executor
+    with advice_for_scripts():
+        task = _as_text(task)
+        if _trains(task):
+            preflight(task, None, elsewhere=_elsewhere(executor))
+        if isinstance(executor, list):
+            return task, executor
+        _refuse_without_commit(executor)
+        return task, _with_ranks(executor, task.trainer) if _trains(task) else executor
+
+
+def _refuse_without_commit(executor: Any) -> None:
+    """Refuse the packager that a SlurmExecutor has by default, where it has no commit to pack."""
+    from nemo_run import GitArchivePackager, LocalExecutor
+
+    if isinstance(executor, LocalExecutor) or not isinstance(executor.packager, GitArchivePackager):
+        return
+    if subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, check=False).returncode:
+        raise LaunchError(
+            f"the {type(executor).__name__} packs the newest git commit (run.GitArchivePackager), and {Path.cwd()} "
+            "has none: give it packager=run.Packager(), which sends the recipe alone, or run.PatternPackager(...)."
+        )
+
+
+def _with_ranks(executor: Any, trainer: Any) -> Any:
+    """An executor that starts a trainer's ranks: with torchrun, where it would start several processes without.
+
+    NeMo's processes also find each other by Slurm's variables, so its scripts name no launcher. An executor that starts
+    one process is left as it is: that one starts the ranks.
+
+    Raises:
+        LaunchError: it starts another number of processes.
+    """
+    from nemo_run import LocalExecutor, SlurmExecutor
+
+    nodes, per_node, ours = executor.nnodes(), executor.nproc_per_node(), None
+    slurm = isinstance(executor, SlurmExecutor)
+    if slurm:
+        ours = getattr(executor.job_details, "nproc_per_node", None)  # of `slurm_executor`, whose script has torchrun
+        per_node = ours or executor.torchrun_nproc_per_node or executor.ntasks_per_node
+    if executor.launcher is None and ours is None:
+        if isinstance(executor, LocalExecutor) or (nodes == 1 and not (slurm and per_node > 1)):
+            return executor
+        executor = executor.clone()
+        executor.launcher = "torchrun"
+    if nodes * per_node != trainer.num_nodes * trainer.devices:
+        raise LaunchError(
+            f"trainer.num_nodes x trainer.devices is {trainer.num_nodes} x {trainer.devices}, but the "
+            f"{type(executor).__name__} starts {nodes} x {per_node} process(es); make them equal."
+        )
+    return executor
 
 
 def _as_text(recipe: Any) -> Any:

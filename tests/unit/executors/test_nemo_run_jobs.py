@@ -50,7 +50,7 @@ def test_a_failed_job_fails_its_script(tmp_path: Path) -> None:
     ["from mixtral_recipes import pretrain; import nemo_run", "import nemo_run; from mixtral_recipes import pretrain"],
 )
 def test_a_recipe_is_checked_whichever_is_imported_first(order: str) -> None:
-    ask = f"{order}; print(hasattr(nemo_run.Experiment.add, '__wrapped__'))"
+    ask = f"{order}; print(hasattr(nemo_run.Experiment._add_single_job, '__wrapped__'))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "True"
 

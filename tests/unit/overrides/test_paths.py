@@ -232,14 +232,14 @@ def test_a_registered_factory_is_named_as_in_nemo() -> None:
 def test_nemo_runs_command_line_names_parts_by_their_factories(text: str, made: str) -> None:
     from nemo_run.cli.cli_parser import parse_cli_args
 
-    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+    import mixtral_recipes.cli.nemo_run_entry  # noqa: F401
 
     recipe: Any = parse_cli_args(llm.finetune, [text], output_type=run.Partial)
     assert getattr(recipe, text.partition("=")[0]).__fn_or_cls__.__name__ == made
 
 
 def test_nemo_run_finds_the_factories() -> None:
-    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+    import mixtral_recipes.cli.nemo_run_entry  # noqa: F401
 
     assert run.cli.resolve_factory(llm.MixtralModel, "mixtral_8x7b") is not None
     assert set(run.cli.list_entrypoints("llm")) == {"llm"}

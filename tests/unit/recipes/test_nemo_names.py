@@ -115,7 +115,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_nemos_command_line_has_nemos_commands() -> None:
     from nemo_run.cli.api import list_entrypoints
 
-    import mixtral_recipes.recipes.nemo_run_entry  # noqa: F401
+    import mixtral_recipes.cli.nemo_run_entry  # noqa: F401
 
     entries: Any = list_entrypoints("llm")["llm"]
     found = {entry.name for entry in entries.values()}

@@ -1,0 +1,99 @@
+"""nemo_run's command line with our tasks: what it reads, what it says, and what it ends with."""
+
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import pytest
+from nemo_run.cli.api import Entrypoint
+from nemo_run.cli.config import ConfigSerializer
+
+import mixtral_recipes as llm
+from mixtral_recipes.cli.nemo_run_entry import RecipeContext
+from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.executors import nemo_run_jobs
+
+FACTORY = llm.mixtral_tiny.finetune_recipe
+
+
+def context(factory: Any = FACTORY, **options: Any) -> RecipeContext:
+    return RecipeContext(**{"name": "finetune", "factory": factory, "dryrun": True} | options)
+
+
+def refusal(command: RecipeContext, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        command.cli_execute(llm.finetune, args)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["trainer.max_stepz=4"], "trainer.max_stepz=4: Trainer has no setting 'max_stepz'. Did you mean 'max_steps'?"),
+        (["trainer.max_steps=many"], "trainer.max_steps=many: needs a whole number."),
+        (["executor=torchrun"], "write run.executor=torchrun"),
+        (["run.executor.ntasks_per_node=2"], "name an executor, e.g. run.executor=torchrun."),
+        (["run.executor=torchrunn"], "Executor torchrunn not found"),
+        (["run.executor=torchrun", "run.executor.ntask=2"], "No parameter named 'ntask' exists"),
+        (["run.executor=torchrun", "run.executor.ntasks_per_node=3"], "trainer.num_nodes x trainer.devices is 1 x 2"),
+        (["trainer.devices=3"], "To repair: trainer.strategy.expert_model_parallel_size=1 data.global_batch_size=48"),
+    ],
+)
+def test_what_is_wrong_is_one_line(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(context(), args, capsys)
+    assert line.startswith("error: ")
+    assert said in line
+    assert len(line) < 400
+
+
+def test_and_so_is_a_recipe_that_is_not_named_or_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not set: model, data, trainer; name a recipe: --factory mixtral_8x7b" in refusal(context(None), [], capsys)
+    command = RecipeContext(name="export")
+    assert command.parse_fn(llm.export_ckpt, ["path=x", "dtype=bf16"]).__arguments__ == {"path": "x", "dtype": "bf16"}
+    assert "mixtral_tini. Did you mean 'mixtral_tiny'?" in refusal(context("mixtral_tini"), [], capsys)
+
+
+@pytest.mark.parametrize(("error", "code"), [(LaunchError("x"), 2), (Preempted("x"), 75), (ValueError("x"), 1)])
+def test_a_run_s_end_is_the_exit_code(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run.cli.RunContext, "_execute_task", fail)
+    with pytest.raises(SystemExit) as end:
+        context().cli_execute(llm.finetune, [])
+    assert end.value.code == code
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_file_that_nemo_run_exported_is_read(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"recipe.{suffix}"
+    ConfigSerializer().dump(FACTORY(), file)
+    expected = FACTORY()
+    expected.trainer.max_steps = 7
+    assert context(yaml=str(file), dryrun=False).parse_fn(llm.finetune, ["trainer.max_steps=7"]) == expected
+
+
+def test_a_recipe_file_is_for_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("recipe: mixtral_tiny.pretrain\n")
+    assert "is a recipe for pretrain, not for finetune." in refusal(context(yaml=str(file)), [], capsys)
+
+
+def test_settings_of_a_script_s_own_executor_count() -> None:
+    command = context()
+    command.executor = run.Config(run.LocalExecutor)  # pyright: ignore[reportAttributeAccessIssue]
+    command.parse_args(["executor.ntasks_per_node=2"])
+    assert command.executor == run.LocalExecutor(ntasks_per_node=2)
+
+
+def test_a_script_s_main_is_the_same_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nemo_run_jobs.activate()
+    monkeypatch.setattr("sys.argv", ["script.py", "--dryrun", "trainer.max_stepz=4"])
+    with pytest.raises(SystemExit) as end:
+        Entrypoint(llm.finetune, namespace="script", default_factory=FACTORY).main()
+    assert end.value.code == 2
+    assert "Did you mean 'max_steps'?" in capsys.readouterr().err

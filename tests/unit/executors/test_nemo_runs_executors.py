@@ -1,0 +1,86 @@
+"""nemo_run's executors with our recipes: each starts the recipe's ranks, or is refused before anything is sent."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import pytest
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors.nemo_run_jobs import check
+from mixtral_recipes.executors.slurm.executor import slurm_executor
+
+
+def slurm(**settings: Any) -> run.SlurmExecutor:
+    return run.SlurmExecutor(**{"account": "a", "packager": run.Packager()} | settings)
+
+
+def lepton(nodes: int) -> run.LeptonExecutor:
+    return run.LeptonExecutor(
+        container_image="i", nemo_run_dir="/d", nodes=nodes, gpus_per_node=2, packager=run.Packager()
+    )
+
+
+def recipe(nodes: int = 1) -> Any:
+    made = llm.mixtral_tiny.finetune_recipe(num_nodes=nodes, num_gpus_per_node=2)
+    made.data.global_batch_size = 64
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "nodes", "launcher"),
+    [
+        (run.LocalExecutor, 1, None),
+        (lambda: run.LocalExecutor(ntasks_per_node=2, launcher="torchrun"), 1, "torchrun"),
+        (slurm, 1, None),  # one process, which starts the ranks
+        (lambda: slurm(ntasks_per_node=2), 1, "torchrun"),
+        (lambda: slurm(nodes=2, ntasks_per_node=2), 2, "torchrun"),
+        (lambda: slurm(ntasks_per_node=2, launcher="ft"), 1, "ft"),
+        (lambda: slurm_executor(2, 2), 2, None),  # its script has torchrun
+        (lambda: run.DockerExecutor(container_image="i", packager=run.Packager()), 1, None),
+        (lambda: lepton(1), 1, None),
+        (lambda: lepton(2), 2, "torchrun"),
+    ],
+)
+def test_ranks_are_started(make: Callable[[], Any], nodes: int, launcher: str | None) -> None:
+    given = make()
+    _, executor = check(recipe(nodes), given)
+    assert executor.launcher == launcher
+    assert given.launcher == make().launcher  # the caller's own is not changed
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [
+        run.LocalExecutor(ntasks_per_node=4, launcher="torchrun"),
+        slurm(ntasks_per_node=4),
+        slurm(nodes=2, ntasks_per_node=2, launcher="torchrun"),
+        slurm_executor(1, 4),
+        lepton(2),
+    ],
+)
+def test_another_number_of_ranks_is_refused(executor: Any) -> None:
+    with pytest.raises(LaunchError, match=r"devices is 1 x 2, but the \w+Executor starts (1 x 4|2 x 2) process"):
+        check(recipe(), executor)
+
+
+def test_a_commit_is_packed_only_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = slurm(packager=run.GitArchivePackager())
+    with pytest.raises(LaunchError, match=r"packs the newest git commit .* has none: give it packager=run.Packager"):
+        check(recipe(), executor)
+    check(recipe(), run.LocalExecutor(packager=run.GitArchivePackager()))  # packs nothing
+    subprocess.run(["git", "init", "-q"], check=True)
+    with pytest.raises(LaunchError):
+        check(recipe(), executor)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    check(recipe(), executor)
+
+
+def test_what_is_not_a_recipe_is_left_alone() -> None:
+    script, executor = run.Script(inline="true"), slurm(ntasks_per_node=4, packager=run.GitArchivePackager())
+    assert check(script, executor) == (script, executor)
