@@ -66,7 +66,7 @@ _WHOLE = f"{_STEP} --layers 32 --contenders ours --precisions bf16 --apart"
 PARTS = (
     Part("quickstart", f"{_CLI} finetune --peft lora --json --debug --dir {{out}}/runs --name quickstart", 300),
     Part("doctor", f"{_CLI} doctor --gpu --json --debug", 300),
-    Part("tests", "-m pytest -v tests/gpu", 560, gives_up=False),
+    Part("tests", "-m pytest -v --durations=20 tests/gpu", 560, gives_up=False),
     Part("bench-same", f"{_STEP} --layers 2 --mode lora lora-attention full --precisions bf16 --steps 4", 420),
     Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 delayed tensorwise blockwise --profile", 560),
     Part("bench-attention", f"{_STEP} --mode lora-attention --profile", 300),

@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents and not REHEARSAL:
             item.add_marker(pytest.mark.gpu)
             item.add_marker(pytest.mark.filterwarnings("default"))
+    # A card may be there for minutes only: every kind of training comes before the options of one.
+    items.sort(key=lambda item: item.path == Path(__file__).with_name("test_options.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
