@@ -180,6 +180,7 @@ def test_what_was_written_is_read(
         for shard in written.seen.last:
             place = whole.setdefault(shard.key, torch.full(shard.whole, torch.nan))
             place[window(shard.offsets, shard.sizes)] = shard.tensor.view(shard.sizes).float()
+    in_halves = KEPT.get(after, {}).get("master_param") is torch.int16
     for _, read in ranks:
         assert {shard.key for shard in read.seen.first} <= whole.keys()
         assert any("exp_avg" in shard.key for shard in read.seen.first)
@@ -187,6 +188,9 @@ def test_what_was_written_is_read(
             rounded = before != after and shard.key.startswith("optimizer.state.exp")  # to bf16, or from it
             found = shard.tensor.view(shard.sizes).float()
             expected = whole[shard.key][window(shard.offsets, shard.sizes)]
+            if in_halves and (main := whole.get(f"optimizer.state.param.{shard.key}")) is not None:
+                # Halfway between two bf16 numbers Transformer Engine rounds away from zero, a cast to the even one.
+                expected = split(main[window(shard.offsets, shard.sizes)])[0].float()
             torch.testing.assert_close(found, expected, rtol=2**-7 if rounded else 0, atol=0, msg=shard.key)
 
 
