@@ -87,7 +87,7 @@ recipe.trainer.enable_checkpointing = False
 recipe.trainer.logger = False
 recipe.trainer.val_check_interval = 100
 plugins = [PerfEnvPlugin(enable_vboost=True, nccl_pp_comm_chunksize=2097152), NsysPlugin(start_step=5, end_step=6)]
-executor = run.LocalExecutor(ntasks_per_node=8, launcher="torchrun")
+executor = run.LocalExecutor()
 with run.Experiment("performance") as experiment:
     experiment.add(recipe, executor=executor, name="performance", plugins=plugins)
     if args.dry_run:
