@@ -24,6 +24,7 @@ NOT_IMPORTED = {
     "mkdocs-material": "make docs",
     "pyright": "make lint",
     "pytest-timeout": "a plugin of pytest's",
+    "pytest-xdist": "a plugin of pytest's",
     "ruff": "make lint",
     "types-pyyaml": "for pyright",
     "pre-commit": "run by hand, or by git",
