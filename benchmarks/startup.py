@@ -28,7 +28,8 @@ def commands(recipes: list[str]) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "mixtral_recipes.cli.main"]
     lines = [
         "--help", "recipes list", "plan --recipe mixtral_8x7b", "recipes show mixtral_8x7b.finetune", "doctor",
-        *(f"{task} --recipe {recipe} --dry-run" for recipe in recipes for task in ("finetune", "pretrain")),
+        *(f"finetune --recipe {recipe} --dry-run" for recipe in recipes if catalog.entry(recipe).base),
+        *(f"pretrain --recipe {recipe} --dry-run" for recipe in recipes),
     ]  # fmt: skip
     found = {code: [sys.executable, "-c", code] for code in ("pass", BARE, "import torch")}
     return found | {line: [*ours, *line.split()] for line in lines}
