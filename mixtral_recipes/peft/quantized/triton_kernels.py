@@ -1,28 +1,29 @@
-"""The Triton kernels that `kernels.py` starts; the only file that needs Triton."""
+"""The Triton kernels that `kernels.py` starts; the only file that needs Triton.
+
+Their arguments have no types: Triton's compiler reads what stands there, and refuses whatever is not its own.
+"""
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
 def nf4(
-    codes: Any,
-    absmax: Any,
-    nested: Any,
-    offset: Any,
-    quantiles: Any,
-    levels: Any,
-    out: Any,
-    total: Any,
-    columns: Any,
-    half: Any,
-    whole_half: Any,
-    first_row: Any,
-    whole_columns: Any,
-    first_column: Any,
+    codes,
+    absmax,
+    nested,
+    offset,
+    quantiles,
+    levels,
+    out,
+    total,
+    columns,
+    half,
+    whole_half,
+    first_row,
+    whole_columns,
+    first_column,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     NESTED: tl.constexpr,
@@ -48,7 +49,7 @@ def nf4(
 
 
 @triton.jit
-def int8(codes: Any, absmax: Any, out: Any, columns: Any, COLUMNS: tl.constexpr):
+def int8(codes, absmax, out, columns, COLUMNS: tl.constexpr):
     """A stretch of a row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

@@ -1,7 +1,9 @@
-"""The Triton kernels in Triton's interpreter, on the CPU, against the plain ways."""
+"""The Triton kernels in Triton's interpreter, on the CPU, against the plain ways; and compiled for a GPU."""
 
+import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,33 @@ def test_int8(dtype: torch.dtype) -> None:
     out = torch.empty(weight.shape, dtype=dtype)
     kernels.dequantize_int8(weight.codes, weight.absmax, out)
     torch.testing.assert_close(out, weight.dequantize(dtype), rtol=DTYPES[dtype], atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "pointers", "constants"),
+    [
+        (
+            "nf4",
+            {"codes": "*u8", "absmax": "*u8", "nested": "*fp32", "offset": "*fp32", "quantiles": "*fp32",
+             "levels": "*fp32", "out": "*bf16"},
+            {"BLOCK": 64, "BLOCKS": kernels._BLOCKS, "NESTED": 256},
+        ),
+        ("int8", {"codes": "*i8", "absmax": "*fp32", "out": "*bf16"}, {"COLUMNS": kernels._COLUMNS}),
+    ],
+    ids=["nf4", "int8"],
+)  # fmt: skip
+def test_they_compile_for_a_gpu(
+    name: str, pointers: dict[str, str], constants: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The interpreter takes what the compiler refuses, which needs no GPU."""
+    triton = importlib.import_module("triton")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(importlib.import_module(MODULE), name)
+    types = {each: pointers.get(each, "constexpr" if each in constants else "i32") for each in kernel.arg_names}
+    hopper = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(importlib.import_module("triton.compiler").ASTSource(kernel, types, constants), hopper)
+    assert compiled.asm["cubin"]
 
 
 def test_they_are_not_for_cpus() -> None:
