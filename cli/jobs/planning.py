@@ -1,6 +1,7 @@
 """From `plan`'s options to its answer."""
 
 import dataclasses
+import itertools
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -270,7 +271,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
     hours = _hours(goal.deadline) if goal.deadline else 0.0
     every: list[Candidate] = []
     for size in counts(card.per_node, most):
-        every += search(job, card, size)[:1]
+        every += itertools.islice(search(job, card, size), 1)
         if goal.deadline and every and every[-1].time.step * steps / 3600 <= hours:
             return every[-1].job
     if not every:

@@ -1,6 +1,7 @@
 """The answer to one question: a job in its layout, the best others, and what a change would give."""
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -136,11 +137,11 @@ def plan(
         kept_checkpoints: How many stay on disk.
         price: Of a GPU-hour.
     """
-    others = search(job, card, job.topology.world_size, micro_batches=(1, 2, 4)) if best else []
+    others = search(job, card, job.topology.world_size, micro_batches=(1, 2, 4)) if best else iter(())
     mine = candidate(job, card)
-    different = [one for one in others if one.job != job]
+    different = itertools.islice((one for one in others if one.job != job), best)
     changes = [(name, candidate(other, card)) for name, other in variants(job, card)] if best else []
-    return Plan(mine, card, steps, kept_checkpoints, price, tuple(different[:best]), tuple(changes))
+    return Plan(mine, card, steps, kept_checkpoints, price, tuple(different), tuple(changes))
 
 
 def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:

@@ -1,6 +1,7 @@
 """Every valid layout of a job, the fastest first among those that fit."""
 
 import dataclasses
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,57 +80,67 @@ def search(
     *,
     micro_batches: Sequence[int] = (),
     recompute: Sequence[Recompute] = _RECOMPUTE,
-) -> list[Candidate]:
-    """Every layout that runs and fits, the fastest first.
+) -> Iterator[Candidate]:
+    """Every layout that runs and fits, the fastest first; of those as fast as each other, the one with fewer axes.
+
+    Memory takes longer to count than time, so it is counted when a layout's turn comes.
 
     Args:
         job: The job; its layout is replaced.
         card: The GPU.
         world_size: How many of them.
         micro_batches: Micro batches to try beside the job's own.
-        recompute: What may be recomputed; the first that fits is taken in each layout.
+        recompute: What may be recomputed; the first that fits is taken in each layout. Each makes a step longer.
     """
     sizes = sorted({job.batch.micro_batch_size, *(() if job.batch.packed else micro_batches)})
-    found = [
-        Candidate(trial, taken, speed.of_job(trial, card))
-        for trial, taken in _fitting(job, card, world_size, sizes, recompute)
-    ]
-    # Of layouts as fast as each other, the one with fewer axes.
-    return sorted(found, key=lambda one: (round(one.time.step, 4), one.job.topology.model_ranks, one.memory.total))
+    waiting: list[tuple[tuple[float, int], int, Workload, Time]] = []
+    number = itertools.count()
+
+    def wait(trial: Workload) -> None:
+        time = speed.of_job(trial, card)
+        heapq.heappush(waiting, ((round(time.step, 4), trial.topology.model_ranks), next(number), trial, time))
+
+    for trial in _running(job, card, world_size, sizes):
+        wait(dataclasses.replace(trial, recompute=recompute[0]))
+    while waiting:
+        key, equal = waiting[0][0], []
+        while waiting and waiting[0][0] == key:
+            _, _, trial, time = heapq.heappop(waiting)
+            taken = memory.of_job(trial, card)
+            more = recompute[recompute.index(trial.recompute) + 1 :]
+            if taken.total <= SAFE * card.memory_gb:
+                equal.append(Candidate(trial, taken, time))
+            elif more:
+                wait(dataclasses.replace(trial, recompute=more[0]))
+        yield from sorted(equal, key=lambda one: one.memory.total)
 
 
-def _fitting(
-    job: Workload, card: Card, world_size: int, micro_batches: Sequence[int], recompute: Sequence[Recompute]
-) -> Iterator[tuple[Workload, Memory]]:
-    room = SAFE * card.memory_gb
+def _running(job: Workload, card: Card, world_size: int, micro_batches: Sequence[int]) -> Iterator[Workload]:
+    """A job in every layout that Megatron runs and that could fit."""
     batches = [dataclasses.replace(job.batch, micro_batch_size=size) for size in micro_batches]
     for topology in layouts(world_size, job, per_node=card.per_node):
-        if _floor(job, topology) > room:
+        if _floor(job, topology) > SAFE * card.memory_gb:
             continue
         for batch in batches:
-            if violations(topology, job.shape, batch):
-                continue
-            for choice in recompute:
-                trial = job.on(topology, batch=batch, recompute=choice)
-                taken = memory.of_job(trial, card)
-                if taken.total <= room:
-                    yield trial, taken
-                    break
+            if not violations(topology, job.shape, batch):
+                yield job.on(topology, batch=batch)
 
 
 def fewest(job: Workload, card: Card, *, most: int = MOST_GPUS) -> int | None:
     """The fewest GPUs that hold a job in some layout; None if ``most`` are not enough."""
     for world_size in counts(card.per_node, most):
-        fitting = _fitting(job, card, world_size, (job.batch.micro_batch_size,), _RECOMPUTE)
-        if next(fitting, None) is not None:
-            return world_size
+        for trial, choice in itertools.product(
+            _running(job, card, world_size, (job.batch.micro_batch_size,)), reversed(_RECOMPUTE)
+        ):
+            if memory.of_job(dataclasses.replace(trial, recompute=choice), card).total <= SAFE * card.memory_gb:
+                return world_size
     return None
 
 
 def smallest(job: Workload, card: Card, *, most: int = MOST_GPUS) -> Candidate | None:
     """The fastest layout on the fewest GPUs it fits on; None if ``most`` are not enough."""
     world_size = fewest(job, card, most=most)
-    return None if world_size is None else search(job, card, world_size)[0]
+    return None if world_size is None else next(search(job, card, world_size))
 
 
 def counts(per_node: int, most: int) -> list[int]:

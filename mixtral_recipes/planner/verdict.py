@@ -1,6 +1,7 @@
 """Whether a job fits, and if not: what bursts, and the nearest settings that do fit."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
@@ -156,9 +157,10 @@ def _lighter(job: Workload) -> list[tuple[str, str, Adapters]]:
 def nearest(job: Workload, card: Card) -> Candidate | None:
     """The layout nearest to a job's own on as many GPUs, among those that fit and are not much slower than the best."""
     found = search(job, card, job.topology.world_size)
-    if not found:
+    best = next(found, None)
+    if best is None:
         return None
-    good = [one for one in found if one.time.step <= 1.25 * found[0].time.step]
+    good = [best, *itertools.takewhile(lambda one: one.time.step <= 1.25 * best.time.step, found)]
     return min(
         good,
         key=lambda one: (
@@ -180,9 +182,9 @@ def leanest(job: Workload, card: Card) -> Candidate | None:
 def _more_gpus(job: Workload, card: Card) -> Candidate | None:
     for world_size in counts(card.per_node, MOST_GPUS):
         if world_size > job.topology.world_size:
-            found = search(job, card, world_size)
+            found = next(search(job, card, world_size), None)
             if found:
-                return found[0]
+                return found
     return None
 
 

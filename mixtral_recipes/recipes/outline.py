@@ -93,7 +93,7 @@ def default_layout(asked: Question) -> Layout:
     job = Workload.of(_in_layout(asked, copied))
     if not violations(same, job.shape, job.batch) and memory.of_job(job, card).total <= SAFE * card.memory_gb:
         return copied
-    found = search(job, card, world_size)
+    found = list(search(job, card, world_size))
     if not found:
         nearest = leanest(job, card)
         topology = nearest.job.topology if nearest else same
