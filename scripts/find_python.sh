@@ -2,6 +2,11 @@
 # Prints the path of a Python >= 3.12 with venv: from PATH, from pyenv, or from uv. Fails with what to install.
 set -u
 
+if [ "$(uname -s)" != Linux ]; then
+    echo "mixtral-recipes runs on Linux, since Megatron-Core needs Triton; this is $(uname -s). In a container it runs" >&2
+    echo "here too: docker run --rm -it -v \"\$PWD\":/work -w /work python:3.12 make quickstart" >&2
+    exit 1
+fi
 new_enough() {
     "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12) or sys.version_info >= (3, 14))' 2>/dev/null
 }

@@ -1,15 +1,18 @@
 """A GGUF file made of a Hugging Face folder by gguf's own writer, spelled out without the code under test."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
+needs_llama_cpp = pytest.mark.skipif(platform.machine() != "x86_64", reason="cyllama is built for x86_64 alone")
 BY_HAND = {"f16": Type.F16, "bf16": Type.BF16, "q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
 
 

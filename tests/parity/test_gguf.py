@@ -16,8 +16,10 @@ from mixtral_recipes.importers.gguf.reader import StoredFile
 from mixtral_recipes.importers.gguf.types import QUANTIZATIONS
 from mixtral_recipes.settings.peft import LoRA
 from tests.distributed.harness import launch
-from tests.gguf_by_hand import random_mixtral, write_by_hand
+from tests.gguf_by_hand import needs_llama_cpp, random_mixtral, write_by_hand
 from tests.parity.hf_mixtral import Folders, hf_model, our_run, save_adapters
+
+pytestmark = needs_llama_cpp
 
 SIZES = {
     "vocab_size": 1999,

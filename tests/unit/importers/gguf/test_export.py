@@ -24,7 +24,7 @@ from mixtral_recipes.importers.gguf.export import export_gguf
 from mixtral_recipes.importers.gguf.reader import StoredFile
 from mixtral_recipes.settings.peft import LoRA, QLoRA
 from tests.adapter_folder import make_adapter
-from tests.gguf_by_hand import by_hand
+from tests.gguf_by_hand import by_hand, needs_llama_cpp
 from tests.mixtral_folder import mixtral_config, mixtral_tensors, write_model
 
 TINY = embedded.resolve("embedded://mixtral_tiny")
@@ -154,6 +154,7 @@ def test_what_may_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other.Modelfile").read_text() == "mine"
 
 
+@needs_llama_cpp
 def test_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "m.gguf"
     for options, message in (
@@ -179,9 +180,15 @@ def test_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path, mo
     monkeypatch.setattr(extra.importlib, "import_module", lambda name: exec("raise ImportError"))
     with pytest.raises(EnvironmentProblem, match=r"pip install 'mixtral-recipes\[gguf\]'"):
         export_gguf(checkpoint, file)
+    monkeypatch.setattr(extra.platform, "machine", lambda: "aarch64")
+    with pytest.raises(EnvironmentProblem, match=r"pip install 'mixtral-recipes\[gguf\]'"):
+        extra.package("gguf")
+    with pytest.raises(EnvironmentProblem, match="cyllama has no build for aarch64: pass --no-check"):
+        extra.package("cyllama")
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_llama_cpp
 def test_room_for_both_files_of_a_k_quant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file in 16 bits is asked room for too, and is gone afterwards, when llama.cpp fails as well."""
     config = mixtral_config(hidden_size=256, intermediate_size=256, num_hidden_layers=1, vocab_size=1999)
