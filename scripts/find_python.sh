@@ -7,6 +7,7 @@ if [ "$(uname -s)" != Linux ]; then
     echo "here too: docker run --rm -it -v \"\$PWD\":/work -w /work python:3.12 make quickstart" >&2
     exit 1
 fi
+
 new_enough() {
     "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12) or sys.version_info >= (3, 14))' 2>/dev/null
 }
