@@ -32,7 +32,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _GRACE = 30  # seconds for a part that is interrupted to print what it has
 _LEAST = 60  # what a part takes to load its libraries: with less it is not begun
-_OUTCOME = re.compile(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")  # pytest -v
+_TEST, _HOW = r"(\S+::\w+(?:\[[^]]*\])?)", r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b"
+_OUTCOME = re.compile(rf"{_TEST} {_HOW}|\[gw\d+\] \[ *\d+%\] {_HOW} {_TEST}")  # pytest -v, in one process or several
 LARGE_GB = 130  # a card that holds all layers of 8x7B; where it is smaller fewer are trained whole
 _STEP = "benchmarks/gpu_step.py --limit {soon}"
 _CLI = "-m mixtral_recipes.cli.main"
@@ -65,8 +66,9 @@ _FULL = f"{_STEP} --mode full --contenders ours grouped_mm --microbatches 16 --s
 _WHOLE = f"{_STEP} --layers 32 --contenders ours --precisions bf16 --apart"
 PARTS = (
     Part("quickstart", f"{_CLI} finetune --peft lora --json --debug --dir {{out}}/runs --name quickstart", 300),
-    Part("doctor", f"{_CLI} doctor --gpu --json --debug", 300),
-    Part("tests", "-m pytest -v --durations=20 tests/gpu", 560, gives_up=False),
+    Part("doctor", f"{_CLI} doctor --gpu --json --debug", 420),
+    # Three processes on the card: small models wait for the host, and one that dies takes only its own file's tests.
+    Part("tests", "-m pytest -v -n 3 --dist loadfile --durations=20 tests/gpu", 560, gives_up=False),
     Part("bench-same", f"{_STEP} --layers 2 --mode lora lora-attention full --precisions bf16 --steps 4", 420),
     Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 delayed tensorwise blockwise --profile", 560),
     Part("bench-attention", f"{_STEP} --mode lora-attention --profile", 300),
@@ -280,14 +282,15 @@ def _stop(process: "subprocess.Popen[bytes]", *, gently: bool) -> None:
 
 def _result(part: Part, out: Path) -> Any:
     lines = (out / f"{part.name}.out").read_text().splitlines()
-    tests = {found[1]: found[2].lower() for line in lines if (found := _OUTCOME.match(line))}
+    found = [match.groups() for line in lines if (match := _OUTCOME.match(line))]
+    tests = {one or other: str(how or also).lower() for one, how, also, other in found}
     if tests:
         return {"tests": tests, "whole": bool(re.fullmatch(r"=+ .* in [\d.]+s.* =+", lines[-1]))}
     try:
-        found = json.loads(lines[-1]) if lines else None
+        result = json.loads(lines[-1]) if lines else None
     except json.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) else None
+    return result if isinstance(result, dict) else None
 
 
 def summarise(out: Path) -> str:

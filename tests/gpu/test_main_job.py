@@ -4,37 +4,50 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.gpu
+PRECISIONS = ("fp32", "bf16", "fp8")
+Ended = subprocess.CompletedProcess[str]
 
 
-def finetune(folder: Path, precision: str, *more: str, accelerator: str = "gpu") -> dict[str, Any]:
-    """The job's JSON."""
+def finetune(folder: Path, precision: str, accelerator: str, steps: int) -> Ended:
+    """The command, to its end."""
     command = [
         sys.executable, "-m", "mixtral_recipes.cli.main", "finetune", "--recipe", "mixtral_tiny", "--executor",
-        "direct", "--dir", str(folder), "--name", precision, "--precision", precision, "--evaluate", "0", "--json",
-        f"trainer.accelerator={accelerator}", "trainer.max_steps=20", *more,
+        "direct", "--dir", str(folder / accelerator), "--name", precision, "--precision", precision, "--evaluate", "0",
+        "--json", f"trainer.accelerator={accelerator}", f"trainer.max_steps={steps}",
     ]  # fmt: skip
     hidden = {} if accelerator == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
-def test_it_learns(tmp_path: Path, precision: str) -> None:
-    result = finetune(tmp_path, precision)
-    assert result["last_loss"] < result["first_loss"]
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """All of them at the same time: each loads its libraries for longer than it trains."""
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs = {precision: (precision, "gpu", 20) for precision in PRECISIONS} | {"cpu": ("fp32", "cpu", 1)}
+    with ThreadPoolExecutor(len(jobs)) as together:
+        return dict(zip(jobs, together.map(lambda job: finetune(folder, *job), jobs.values()), strict=True))
 
 
-def test_fp32_starts_where_the_cpu_does(tmp_path: Path) -> None:
+def result(ended: Ended) -> dict[str, Any]:
+    """The job's JSON."""
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_learns(commands: dict[str, Ended], precision: str) -> None:
+    found = result(commands[precision])
+    assert found["last_loss"] < found["first_loss"]
+
+
+def test_fp32_starts_where_the_cpu_does(commands: dict[str, Ended]) -> None:
     """The first loss is of the same weights on the same batch; attention and norms are other kernels."""
-    on_gpu, on_cpu = (
-        finetune(tmp_path / device, "fp32", "trainer.max_steps=1", accelerator=device)["first_loss"]
-        for device in ("gpu", "cpu")
-    )
+    on_gpu, on_cpu = (result(commands[where])["first_loss"] for where in ("fp32", "cpu"))
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3)

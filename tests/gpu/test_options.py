@@ -101,7 +101,7 @@ def test_adapters_are_trained_over_recomputed_layers(tmp_path: Path, base: str, 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", FP8)
-@pytest.mark.parametrize("name", RECOMPUTE)
+@pytest.mark.parametrize("name", ["uniform", "moe", "several"])  # whole layers, experts, and all parts of one
 def test_recomputing_in_fp8(tmp_path: Path, plain_in: Callable[[str], Watched], name: str, precision: str) -> None:
     if precision == "delayed" and name in ONLY_TRANSFORMER_ENGINE:
         pytest.skip("Megatron refuses it with delayed scaling")

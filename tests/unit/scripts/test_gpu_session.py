@@ -167,15 +167,19 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     assert session.failures()(found["result"]) == 2
 
 
-def test_tests_whose_time_is_up_show_failures_only(tmp_path: Path) -> None:
-    lines = [
-        "collected 3 items",
-        "",
-        "t.py::test_resumes PASSED [ 33%]",
-        "t.py::test_bad FAILED [ 66%]",
-        "t.py::test_slow ",
-    ]
-    (tmp_path / "tests.out").write_text("\n".join(lines))
+IN_ONE_PROCESS = ["t.py::test_resumes PASSED [ 33%]", "t.py::test_bad FAILED [ 66%]", "t.py::test_slow "]
+IN_SEVERAL = [
+    "t.py::test_resumes ",
+    "t.py::test_slow ",
+    "[gw0] [  3%] PASSED t.py::test_resumes ",
+    "t.py::test_bad ",
+    "[gw11] [100%] FAILED t.py::test_bad Fatal Python error: Aborted",
+]
+
+
+@pytest.mark.parametrize("lines", [IN_ONE_PROCESS, IN_SEVERAL], ids=["one process", "several"])
+def test_tests_whose_time_is_up_show_failures_only(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "tests.out").write_text("\n".join(["collected 3 items", "", *lines]))
     found = session._result(session.Part("tests", "", 1), tmp_path)
     assert found == {"tests": {"t.py::test_resumes": "passed", "t.py::test_bad": "failed"}, "whole": False}
     assert session.failures()(found) == 1
