@@ -62,6 +62,7 @@ class Part:
         return self.command if memory_gb >= LARGE_GB or self.small is None else self.small
 
 
+_SAME = f"{_STEP} --layers 2 --mode lora lora-attention full --contenders ours grouped_mm"  # each is read from files
 _FULL = f"{_STEP} --mode full --contenders ours grouped_mm --microbatches 16 --steps 5 --profile"
 _WHOLE = f"{_STEP} --layers 32 --contenders ours --precisions bf16 --apart"
 PARTS = (
@@ -69,7 +70,7 @@ PARTS = (
     Part("doctor", f"{_CLI} doctor --gpu --json --debug", 420),
     # Three processes on the card: small models wait for the host, and one that dies takes only its own file's tests.
     Part("tests", "-m pytest -v -n 3 --dist loadfile --durations=20 tests/gpu", 560, gives_up=False),
-    Part("bench-same", f"{_STEP} --layers 2 --mode lora lora-attention full --precisions bf16 --steps 4", 420),
+    Part("bench-same", f"{_SAME} --precisions bf16 --steps 4", 420),
     Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 delayed tensorwise blockwise --profile", 560),
     Part("bench-attention", f"{_STEP} --mode lora-attention --profile", 300),
     Part("bench-full", f"{_FULL} --layers 3", 560, f"{_FULL} --layers 2"),
