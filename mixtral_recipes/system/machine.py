@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -29,8 +30,19 @@ def gpu_name() -> str | None:
 
 
 def cores() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """CPU cores this process can keep busy: those it may run on, and as many as its container gets the time of."""
+    return min(len(os.sched_getaffinity(0)), _time_of_cores())
+
+
+def _time_of_cores() -> int:
+    """A control group's share of time (``docker --cpus``, Kubernetes' limits) in whole cores, counted up."""
+    files = [("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")]  # version 2 and 1
+    for names in files:
+        with contextlib.suppress(OSError, ValueError):  # the other version; "max": no limit
+            quota, period = map(int, " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split())
+            if quota > 0:
+                return -(-quota // period)
+    return sys.maxsize
 
 
 def available_memory() -> int | None:

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import HashStore
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.system import ranks
+from mixtral_recipes.system import machine, ranks
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # after which a collective that does not finish fails
 
@@ -71,6 +71,7 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         torch.cuda.set_device(place.local_rank)
         return torch.device("cuda", place.local_rank)
     cpu_device.activate()
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cores()))  # torch looks at no container's share
     return torch.device("cpu")
 
 

@@ -1,8 +1,14 @@
-"""What a process that takes a GPU tells the libraries: in time, and only where the user has said nothing."""
+"""What a process tells the libraries about its device: in time, and only where the user has said nothing."""
 
 import os
 import subprocess
 import sys
+
+import pytest
+import torch
+
+from mixtral_recipes.training import distributed
+from mixtral_recipes.training.distributed import ProcessPlace, choose_device
 
 CODE = """
 import os, sys
@@ -40,3 +46,13 @@ def test_the_environment_of_a_gpu() -> None:
         check=False,
     )
     assert done.stdout.splitlines() == list(found), done.stderr
+
+
+def test_no_more_threads_than_a_container_gets_the_time_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(distributed.cpu_device, "activate", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(distributed.machine, "cores", lambda: 2)
+    assert choose_device("cpu", ProcessPlace(0, 0, 1)) == torch.device("cpu")
+    assert told == [2]
