@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
     return [
         _python(), _package("torch", answers), _cuda(answers.get("CUDA")), _nccl(answers.get("NCCL")),
         _package("megatron-core", answers), _transformer_engine(answers.get("Transformer Engine")),
-        *_kernels(answers.get("kernels")), _package("nemo_run", answers), *others,
+        *_kernels(answers.get("kernels")), *_compiler(answers.get("CUDA")), _package("nemo_run", answers), *others,
     ]  # fmt: skip
 
 
@@ -204,6 +205,20 @@ def _kernels(answer: Answer | None) -> list[Check]:
         return [Check("kernels", "bad", answer.text, "fix what is BAD above, or set NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2")]
     found, notes = json.loads(answer.text)
     return [Check("kernels", "note" if notes else "good", found, " ".join(notes))]
+
+
+def _compiler(cuda: Answer | None) -> list[Check]:
+    """What Triton and torch.compile build the callers of their kernels with; nothing without a GPU."""
+    if cuda is None or not (cuda.good and cuda.text):
+        return []
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    if compiler and headers.exists():
+        return [Check("C compiler", "good", compiler)]
+    verdict = "bad" if package_version("transformer-engine-torch") else "note"  # PyTorch's own layers need none
+    missing = f"no {headers}" if compiler else "no gcc or clang on PATH"
+    mend = "install a C compiler and Python's headers, on Debian and Ubuntu: apt install gcc python3-dev"
+    return [Check("C compiler", verdict, f"{missing}: fused kernels and QLoRA's cannot be compiled", mend)]
 
 
 def _slurm(insist: bool) -> list[Check]:

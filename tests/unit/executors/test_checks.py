@@ -91,6 +91,33 @@ def test_without_a_gpu_there_are_no_kernels_to_name() -> None:
     assert checks._kernels(Answer(True, "")) == checks._kernels(None) == []
 
 
+@pytest.mark.parametrize(
+    ("installed", "there", "verdict", "finding"),
+    [
+        ("2.20", "cc", "good", "cc"),
+        ("2.20", "", "bad", "no gcc or clang on PATH: fused kernels"),
+        (None, "", "note", "no gcc or clang on PATH: fused kernels"),
+    ],
+)
+def test_a_gpu_wants_a_c_compiler(
+    installed: str | None, there: str, verdict: str, finding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", there)
+    monkeypatch.setattr(checks, "package_version", lambda package: installed)
+    (check,) = checks._compiler(Answer(True, "1 x NVIDIA H200"))
+    assert check.verdict == verdict
+    assert check.finding.startswith(finding)
+
+
+def test_a_gpu_wants_pythons_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(checks.sysconfig, "get_path", lambda *name: str(tmp_path))
+    (check,) = checks._compiler(Answer(True, "1 x NVIDIA H200"))
+    assert check.finding.startswith(f"no {tmp_path}/Python.h")
+    assert checks._compiler(Answer(True, "")) == checks._compiler(None) == []
+
+
 def test_a_gpu_without_transformer_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, with a driver that is stood in for."""
     (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.cuda.is_available = lambda: True\n")
