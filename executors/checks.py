@@ -15,7 +15,7 @@ from mixtral_recipes.executors.probes import Answer
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.system.home import home, jobs_home
-from mixtral_recipes.system.machine import package_version
+from mixtral_recipes.system.machine import gpu_count, package_version
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10
@@ -25,7 +25,10 @@ _ROOM_GIB = 10
 _ON_TORCH = {
     "torch": "import torch",
     "CUDA": (
-        "import torch\nn = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
+        "import torch\n"
+        "from mixtral_recipes.system.machine import gpu_count\n"
+        "n = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
+        "if gpu_count() and not n:\n    torch.cuda.init()\n"  # says why not
         "answer = f'{n} x {torch.cuda.get_device_name(0)}' if n else ''"
     ),
     "NCCL": "import torch\nanswer = '.'.join(map(str, torch.cuda.nccl.version()))",
@@ -161,10 +164,10 @@ def _package(name: str, answers: Mapping[str, Answer]) -> Check:
 def _cuda(answer: Answer | None) -> Check:
     if answer and answer.good and answer.text:
         return Check("CUDA", "good", answer.text)
-    if shutil.which("nvidia-smi"):
-        return Check(
-            "CUDA", "bad", "nvidia-smi is here but torch sees no GPU", "install a torch built for this driver's CUDA"
-        )
+    if count := gpu_count():
+        why = answer.text.partition(". ")[0] if answer else ""
+        mend = "install a torch for the CUDA that `nvidia-smi` names, or a newer driver"
+        return Check("CUDA", "bad", f"{count} GPU(s) are here, and torch cannot use them{why and f': {why}'}", mend)
     return Check("CUDA", "note", "no GPU; recipes run on the CPU, which suits mixtral_tiny")
 
 

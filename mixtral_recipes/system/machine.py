@@ -5,14 +5,16 @@ import os
 import sys
 from pathlib import Path
 
+from mixtral_recipes.system import nvml
+
 
 def gpu_count() -> int:
     """NVIDIA GPUs a process started here could use: those the driver lists, less what CUDA_VISIBLE_DEVICES hides."""
-    try:
-        listed = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    except OSError:
-        listed = 0
-    listed = listed or len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+    found = nvml.names()
+    if found is None:  # a container may have GPUs and no management library
+        listed = len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+    else:
+        listed = len(found)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not listed:
         return listed
@@ -21,12 +23,7 @@ def gpu_count() -> int:
 
 def gpu_name() -> str | None:
     """What the driver calls the first GPU, or None."""
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        with contextlib.suppress(OSError):
-            for line in file.read_text().splitlines():
-                if line.startswith("Model:"):
-                    return line.partition(":")[2].strip()
-    return None
+    return (nvml.names() or ("",))[0] or None
 
 
 def cores() -> int:

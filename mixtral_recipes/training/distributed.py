@@ -50,11 +50,14 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         place: This process.
 
     Raises:
-        EnvironmentProblem: ``"gpu"`` was asked for and there is none, or ``"cpu"`` where there is one.
+        EnvironmentProblem: ``"gpu"`` was asked for and there is none, or ``"cpu"`` where there is one; or torch cannot
+            use the GPUs that are there.
         RecipeError: another word.
     """
     if accelerator not in ("gpu", "cpu", "auto"):
         raise RecipeError(f"trainer.accelerator={accelerator!r} is not known; use 'gpu', 'cpu' or 'auto'.")
+    if accelerator != "cpu":
+        _refuse_gpus_torch_cannot_use()
     if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
         if not torch.cuda.is_available():
             raise EnvironmentProblem(
@@ -73,6 +76,26 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
     cpu_device.activate()
     torch.set_num_threads(min(torch.get_num_threads(), machine.cores()))  # torch looks at no container's share
     return torch.device("cpu")
+
+
+def _refuse_gpus_torch_cannot_use() -> None:
+    """Training beside a GPU, on the CPU, is nothing anyone asked for.
+
+    Raises:
+        EnvironmentProblem: a driver too old for torch's CUDA, or a torch without CUDA.
+    """
+    count = machine.gpu_count()
+    if not count or torch.cuda.is_available():
+        return
+    why = "torch.cuda.is_available() is False"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition(". ")[0].rstrip(".")
+    raise EnvironmentProblem(
+        f"this machine has {count} GPU(s) that torch {torch.__version__} cannot use: {why}. Install a torch for the "
+        "CUDA that `nvidia-smi` names, or a newer driver; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU."
+    )
 
 
 def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int) -> None:

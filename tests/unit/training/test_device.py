@@ -1,12 +1,14 @@
 """What a process tells the libraries about its device: in time, and only where the user has said nothing."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.distributed import ProcessPlace, choose_device
 
@@ -56,3 +58,25 @@ def test_no_more_threads_than_a_container_gets_the_time_of(monkeypatch: pytest.M
     monkeypatch.setattr(distributed.machine, "cores", lambda: 2)
     assert choose_device("cpu", ProcessPlace(0, 0, 1)) == torch.device("cpu")
     assert told == [2]
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu"])
+@pytest.mark.parametrize(
+    "says",
+    [
+        RuntimeError("The NVIDIA driver on your system is too old (found version 12020). Please update it."),
+        AssertionError("Torch not compiled with CUDA enabled"),
+    ],
+)
+def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(
+    accelerator: str, says: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise says
+
+    monkeypatch.setattr(distributed.machine, "gpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", refused)
+    reason, version = re.escape(str(says).partition(". ")[0]), re.escape(torch.__version__)
+    with pytest.raises(EnvironmentProblem, match=rf"2 GPU\(s\) that torch {version} cannot use: {reason}\. "):
+        choose_device(accelerator, ProcessPlace(0, 0, 1))
