@@ -47,6 +47,9 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
     rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
     ends = rows.cumsum(0, dtype=torch.int32)
     a, b = _stacked(adapters, first)
+    if _idle_get_rubbish(x.device):
+        busy = (rows > 0).view(-1, 1, 1)
+        a, b = torch.where(busy, a, 0), torch.where(busy, b, 0)
     if first.dropout_position == "pre":
         x = first.dropout(x)
     low = _grouped_product(x.to(dtype), a.transpose(1, 2), offs=ends)  # [t, r]
@@ -77,6 +80,14 @@ def _stacked(adapters: Sequence[Adapter | None], first: Adapter) -> tuple[Tensor
     pairs = [(one.lora_a, one.lora_b) if one else none for one in adapters]
     a, b = torch.stack([a for a, _ in pairs]), torch.stack([b.flatten(0, -2) for _, b in pairs])
     return (F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))) if missing else (a, b)
+
+
+def _idle_get_rubbish(device: torch.device) -> bool:
+    """Whether the kernel's backward pass leaves what was in memory as the gradient of an expert without a token.
+
+    On Blackwell it does, on Hopper it writes zeros. Source: pytorch issue 172439, open in January 2026.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (10, 0)
 
 
 def _factors(adapters: Sequence[Adapter | None]) -> Tensor | None:

@@ -1,6 +1,7 @@
 """One adapter's arithmetic, against the formulas of the papers."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.peft import grouped
 from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.peft.grouped import GroupedAdapter, add_one_by_one
@@ -141,3 +143,40 @@ def test_experts_together_are_the_experts_one_by_one(
     assert not torch.equal(cast(Tensor, together[0]), output)
     for mine, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class _AsOnBlackwell(torch.autograd.Function):
+    """A grouped product whose backward pass writes no gradient for an expert without a token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, ends: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.parts = list(itertools.pairwise([0, *ends]))
+        return torch.cat([x[start:end] @ w for (start, end), w in zip(ctx.parts, weights, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weights = ctx.saved_tensors
+        of_weights = torch.full_like(weights, float("nan"))
+        for (start, end), gradient in zip(ctx.parts, of_weights, strict=True):
+            if end > start:
+                gradient.copy_(x[start:end].t() @ grad[start:end])
+        parts = zip(ctx.parts, weights, strict=True)
+        return torch.cat([grad[start:end] @ w.t() for (start, end), w in parts]), of_weights, None
+
+
+def test_an_expert_without_a_token_learns_nothing_whatever_the_kernel_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc2"
+    scheme = LoRA(dim=8, dropout=0.0)
+    adapters = [trained(Adapter, scheme, torch.randn(16, 24), name=name.format(n)) for n in range(3)]
+    monkeypatch.setattr(
+        grouped, "_grouped_product", lambda x, weights, offs: _AsOnBlackwell.apply(x, weights, offs.tolist())
+    )
+    monkeypatch.setattr(grouped, "_idle_get_rubbish", lambda device: True)
+    grouped.add_of_experts(adapters, torch.randn(6, 16), torch.randn(6, 24), [4, 0, 2]).sum().backward()
+    for adapter, busy in zip(adapters, (True, False, True), strict=True):
+        for weight in adapter.parameters():
+            gradient = cast(Tensor, weight.grad)
+            assert bool(gradient.isfinite().all())
+            assert bool(gradient.any()) == busy
