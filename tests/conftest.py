@@ -41,11 +41,23 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings of other libraries, at import or use, fail no test; ours do, and those our own code is blamed for."""
-    from mixtral_recipes.system import quiet
+    """Warnings of other libraries, at import or use, fail no test; ours do, and those our own code is blamed for.
 
+    All tests but those of `tests/gpu` are of the CPU, whose stand-ins are refused where a GPU is usable.
+    """
+    from mixtral_recipes.system import machine, quiet
+
+    started_by_xdist = hasattr(config, "workerinput")  # and told what to see by the process that has the arguments
+    if not started_by_xdist and not for_a_gpu(config.args) and machine.gpu_count():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config.addinivalue_line("filterwarnings", f"ignore:::{quiet.THEIRS}")
     config.addinivalue_line("filterwarnings", f"ignore::SyntaxWarning:{quiet.COMPILED}")
+
+
+def for_a_gpu(arguments: list[str]) -> bool:
+    """Whether only tests of `tests/gpu` are asked for."""
+    files = [Path(argument.partition("::")[0]).absolute() for argument in arguments]
+    return bool(files) and all(file.is_relative_to(Path(ROOT, "tests", "gpu")) for file in files)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _why_no_gpu() -> str | None:
     import torch
 
-    return None if torch.cuda.is_available() else "needs a CUDA GPU"
+    return None if torch.cuda.is_available() else "needs a CUDA GPU, and to be asked for: pytest tests/gpu"
 
 
 def _why_no_transformer_engine() -> str | None:
