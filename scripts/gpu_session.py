@@ -37,6 +37,9 @@ _OUTCOME = re.compile(rf"{_TEST} {_HOW}|\[gw\d+\] \[ *\d+%\] {_HOW} {_TEST}")  #
 LARGE_GB = 130  # a card that holds all layers of 8x7B; where it is smaller fewer are trained whole
 _STEP = "benchmarks/gpu_step.py --limit {soon}"
 _CLI = "-m mixtral_recipes.cli.main"
+# Three processes on the card, since small models wait for the host. One that dies, or is ended as it hangs, loses the
+# test it was at; another takes the rest. (Shared out by file, the test would be tried again and again.)
+_PYTEST = "-m pytest -v -n 3 --dist worksteal --timeout 200 --timeout-method thread"
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,7 @@ _WHOLE = f"{_STEP} --layers 32 --contenders ours --precisions bf16 --apart"
 PARTS = (
     Part("quickstart", f"{_CLI} finetune --peft lora --json --debug --dir {{out}}/runs --name quickstart", 300),
     Part("doctor", f"{_CLI} doctor --gpu --json --debug", 420),
-    # Three processes on the card: small models wait for the host, and one that dies takes only its own file's tests.
-    Part("tests", "-m pytest -v -n 3 --dist loadfile --durations=20 tests/gpu", 560, gives_up=False),
+    Part("tests", f"{_PYTEST} --durations=20 tests/gpu", 560, gives_up=False),
     Part("bench-same", f"{_SAME} --precisions bf16 --steps 4", 420),
     Part("bench-lora", f"{_STEP} --mode lora --precisions bf16 delayed tensorwise blockwise --profile", 560),
     Part("bench-attention", f"{_STEP} --mode lora-attention --profile", 300),

@@ -33,6 +33,20 @@ def torch_as_it_was() -> Iterator[None]:
     cpu_device.deactivate()
 
 
+@pytest.fixture(autouse=True)
+def a_card_that_answers() -> Iterator[None]:
+    """Ends a process that has lost the card, after a kernel's fault: there all other tests would fail, too."""
+    yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:  # xdist starts another process for the tests that are left
+            os._exit(1)
+        pytest.exit(f"the card answers this process no more: {error}", returncode=1)
+
+
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
     """Where tensors are."""
