@@ -60,7 +60,10 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
     factors = _factors(adapters)
     if factors is None:
         return output
-    return output * factors.to(output.dtype).repeat_interleave(rows, dim=0, output_size=len(output))
+    row = torch.arange(len(output), device=output.device).unsqueeze(1)
+    whose = (row < ends) & (row >= ends - rows)  # [t, experts]
+    # A product brings each row its factors, since the gradient of one, a sum over rows, is then added up in fp32.
+    return output * (whose.to(output.dtype) @ factors.to(output.dtype))
 
 
 def add_one_by_one(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
