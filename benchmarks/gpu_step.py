@@ -89,7 +89,6 @@ class Alone:
         memory: GB at its peak, by torch and by the driver, what it found there taken off.
         build_seconds: Until it could step.
         first_seconds: Its first step.
-        profile: `kernel_times.shares`, or ``failed`` with the reason; empty where none was asked for.
     """
 
     losses: list[float]
@@ -97,10 +96,9 @@ class Alone:
     memory: tuple[float, float]
     build_seconds: float
     first_seconds: float
-    profile: dict[str, Any]
 
 
-def alone(contender: Contender, device: torch.device, steps: int, *, profiled: bool) -> Alone:
+def alone(contender: Contender, device: torch.device, steps: int) -> Alone:
     """Build a contender, step it, and let it go."""
     if device.type == "cuda":  # what torch keeps for whoever comes next would count as found there
         torch.cuda.empty_cache()
@@ -122,17 +120,39 @@ def alone(contender: Contender, device: torch.device, steps: int, *, profiled: b
     seconds = [seconds_of(noted, device) for _ in range(steps)]
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     memory = peak - torch_before, used(device)[1] - driver_before
-    steady = statistics.median(seconds or warmup[1:])
-    shares = _profiled(noted, steady) if profiled and device.type == "cuda" else {}
-    return Alone(losses, seconds, memory, built, warmup[0], shares)
+    return Alone(losses, seconds, memory, built, warmup[0])
 
 
-def _profiled(step: Step, steady: float) -> dict[str, Any]:
-    """Where a step's time goes; why not, if it cannot be profiled, which costs it none of what was measured."""
-    try:
-        return profile(step, steady=steady)
-    except Exception as error:
-        return {"failed": f"{type(error).__name__}: {in_short(error)}"}
+def profiles(
+    bench: Bench, contenders: list[Contender], seconds: dict[str, list[float]], until: Callable[[], float]
+) -> dict[str, dict[str, Any]]:
+    """Where the time of a step of each goes, as `kernel_times.shares`; why not, under ``failed``.
+
+    Each is built once more when all are measured: a process is slower by a tenth or two once it was profiled (pytorch
+    issue 144455).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for contender in contenders:
+        try:
+            found[contender.name] = _profile(contender, seconds[contender.name], bench.device, until)
+        except KeyboardInterrupt:
+            found[contender.name], bench.options.limit = {"failed": "interrupted"}, 0.0
+        except Exception as error:  # it costs nobody what was measured
+            found[contender.name] = {"failed": f"{type(error).__name__}: {in_short(error)}"}
+    return found
+
+
+def _profile(
+    contender: Contender, seconds: list[float], device: torch.device, until: Callable[[], float]
+) -> dict[str, Any]:
+    if until() <= 0:
+        return {"failed": "not begun: --limit was reached"}
+    if not answers(device):
+        return {"failed": "not begun: the card answers no more"}
+    step = contender.build()
+    for _ in range(WARMUP):
+        step()
+    return profile(step, steady=statistics.median(seconds))
 
 
 def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -163,7 +183,7 @@ def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
             failed[contender.name] = "not begun: --limit was reached"
             continue
         try:
-            one = alone(contender, device, options.steps, profiled=options.profile)
+            one = alone(contender, device, options.steps)
         except KeyboardInterrupt:
             failed[contender.name], options.limit = "interrupted", 0.0
         except Exception as error:  # whoever cannot run is told of, and the others go on
@@ -183,12 +203,15 @@ def measure(bench: Bench, until: Callable[[], float]) -> dict[str, Any]:
         together = stepped_in_turn(able, device, options.steps)
     seconds = together or {name: one.seconds for name, one in found.items()}
     speed = statistics.mean([before, product_tflops(device, bench.dtype)]) if answers(device) else before
+    ours_first = sorted(able, key=lambda each: not each.ours)
+    shares = profiles(bench, ours_first, seconds, until) if options.profile and device.type == "cuda" else {}
     result: dict[str, Any] = {
         "mode": bench.mode,
         "measured": "in turn" if together else "one after another",
         "product_tflops": round(speed, 4),
         "contenders": {
             name: _row(bench, seconds[name], speed) | _told(one, device)
+            | ({"profile": shares[name]} if name in shares else {})
             for name, one in found.items()
         }
         | {name: {"failed": reason} for name, reason in failed.items()},
@@ -245,7 +268,7 @@ def _told(one: Alone, device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         row |= {"memory_gb_torch": round(one.memory[0], 2), "memory_gb_driver": round(one.memory[1], 2)}
-    return row | ({"profile": one.profile} if one.profile else {})
+    return row
 
 
 def _first_losses(bench: Bench, found: dict[str, Alone], contenders: list[Contender]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def left_behind(scratch: str) -> list[int]:
     sizes = []
     for builds in (1, 2):
         for _ in range(builds):
-            gpu_step.alone(ours, bench.device, 1, profiled=False)
+            gpu_step.alone(ours, bench.device, 1)
             free_memory()
         sizes.append(sum(each.nbytes for each in gc.get_objects() if issubclass(type(each), torch.Tensor)))
     return sizes
@@ -244,3 +244,26 @@ def test_memory_that_runs_out_in_turn_leaves_what_was_measured_alone(monkeypatch
     result = gpu_step.measure(stand_in(able), lambda: 1e9)
     assert result["measured"] == "one after another"
     assert set(result["to_best_other"]) == {"ours bf16"}
+
+
+def test_one_that_cannot_be_profiled_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_step, contender = module("gpu_step", monkeypatch), module("gpu_contenders", monkeypatch).Contender
+    monkeypatch.setattr(gpu_step, "profile", lambda step, steady: {"idle": step() / steady})
+
+    def broken() -> Any:
+        raise RuntimeError("no room")
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    builds = {"a": broken, "b": lambda: lambda: 1.0, "c": interrupted, "d": lambda: lambda: 1.0}
+    able = [contender(name, build) for name, build in builds.items()]
+    bench = stand_in(able)
+    bench.options.limit = 9.0
+    found = gpu_step.profiles(bench, able, {name: [1.0, 2.0, 9.0] for name in builds}, lambda: bench.options.limit)
+    assert found == {
+        "a": {"failed": "RuntimeError: no room"},
+        "b": {"idle": 0.5},
+        "c": {"failed": "interrupted"},
+        "d": {"failed": "not begun: --limit was reached"},
+    }
