@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -148,6 +148,7 @@ def write_metadata(folder: Path, files: Iterable[WrittenFile]) -> None:
             entry.chunks.append(ChunkStorageMetadata(offsets, torch.Size(item.sizes)))
         storage[index] = info
     # No path in it: the folder is renamed when it is complete.
-    metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta())
+    metadata.version = "1.0.0"  # of the layout; torch 2.8 has no name for it, and does not mind
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
