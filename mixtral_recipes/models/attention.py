@@ -36,6 +36,19 @@ class RMSNorm(nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def kernels_for_any_length(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Within it, torch's SDPA of tensors like ``x`` takes no longer for a length it has not seen.
+
+    On Hopper and Blackwell torch prefers cuDNN, which plans each new length for about half a second: each token that
+    generation adds.
+
+    Source: https://github.com/modelscope/FunASR/issues/3704.
+    """
+    if not x.is_cuda:
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal grouped-query attention of one block of equally long sequences.
 
@@ -152,11 +165,13 @@ class CoreAttention(nn.Module):
         ranks = self.group.size() if self.group is not None else 1
         borders = packed_seq_params.cu_seqlens_q.tolist()
         lengths = [(end - start) // ranks for start, end in itertools.pairwise(borders)]
-        parts = [
-            self._attend(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
-            for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-            if q.shape[0]
-        ]
+        # Of a split sequence's kernels cuDNN's alone has grouped queries with a mask.
+        with kernels_for_any_length(query) if self.group is None else contextlib.nullcontext():
+            parts = [
+                self._attend(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)).squeeze(1)
+                for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+                if q.shape[0]
+            ]
         return torch.cat(parts).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

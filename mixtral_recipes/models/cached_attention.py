@@ -16,7 +16,7 @@ from megatron.core.inference.contexts.base_context import BaseInferenceContext
 from megatron.core.transformer import attention as megatron
 from torch import Tensor
 
-from mixtral_recipes.models.attention import causal_attention
+from mixtral_recipes.models.attention import causal_attention, kernels_for_any_length
 
 
 class KeyValueCache(BaseInferenceContext):
@@ -89,11 +89,13 @@ class KeyValueCache(BaseInferenceContext):
         query, both = turned[..., :-2, :], turned[..., -2:, :]
         if self._positions is None:
             kept[self._first : self._first + b, :, :s] = both.permute(1, 2, 0, 3, 4)
-            return causal_attention(query.flatten(2, 3), both[..., 0, :], both[..., 1, :], d**-0.5).flatten(2)
+            with kernels_for_any_length(query):
+                return causal_attention(query.flatten(2, 3), both[..., 0, :], both[..., 1, :], d**-0.5).flatten(2)
         kept[torch.arange(b, device=heads.device), :, self._positions] = both[0]
         keys, values = kept[:b, :, : self._longest].unbind(3)
         # A group's heads are queries of one sequence: so its keys need not be repeated.
-        out = F.scaled_dot_product_attention(query[0], keys, values, attn_mask=self._seen)
+        with kernels_for_any_length(query):
+            out = F.scaled_dot_product_attention(query[0], keys, values, attn_mask=self._seen)
         return out.reshape(1, b, -1)
 
     def _rotated(self, heads: Tensor, angles: Tensor) -> Tensor:
