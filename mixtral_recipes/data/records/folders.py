@@ -11,6 +11,8 @@ from mixtral_recipes.errors import DataError
 # What `datasets` writes beside the records.
 _ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 _SHARD = re.compile(r"(.*?)-?\d+-of-\d+(\..*)")
+# Hugging Face's H4 publishes splits for one task each in one folder: train_sft beside train_gen and train_prefs.
+_FINE_TUNING = re.compile(r"(train|test)_sft[-_.].*", re.IGNORECASE)
 _ABOUT_THE_FOLDER = ("readme", "license", "licence")
 
 
@@ -26,12 +28,29 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files of each split, told by the name of the file or of the folder it is in; of none under an empty name."""
+    """The files of each split, told by the name of the file or of the folder it is in; of none under an empty name.
+
+    A name begins with its split's; where none begins with the training split's, it may stand behind another word
+    (``c4-train.00000-of-01024.json.gz``).
+    """
+    found = _grouped(folder, files, behind=False)
+    if "train" not in found:
+        wider = _grouped(folder, files, behind=True)
+        found = wider if "train" in wider else found
+    for name, some in list(found.items()):
+        wanted = [file for file in some if _FINE_TUNING.fullmatch(file.name)] if name else []
+        if wanted:
+            found[""] = found.get("", []) + [file for file in some if file not in wanted]
+            found[name] = wanted
+    return {name: found[name] for name in (*SPLITS, "") if found.get(name)}
+
+
+def _grouped(folder: Path, files: Sequence[Path], *, behind: bool) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in files:
-        split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name)), "")
+        split = next((name for name in SPLITS if is_of_split(file.relative_to(folder), name, behind=behind)), "")
         found.setdefault(split, []).append(file)
-    return {name: found[name] for name in (*SPLITS, "") if name in found}
+    return found
 
 
 def are_one_set(files: Sequence[Path]) -> bool:

@@ -150,7 +150,8 @@ def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, 
             f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {in_short(error)}); check "
             "the name and the network, or give a local file with --data PATH."
         ) from error
-    found = {name: loaded[s] for name, spellings in SPLITS.items() for s in spellings if s in loaded}
+    spelled = [(name, s) for name, some in SPLITS.items() for s in (f"{name}_sft", *some)]
+    found = {name: loaded[s] for name, s in spelled if s in loaded}
     if "train" not in found:
         raise DataError(f"{spec}: has no train split; it has {', '.join(map(str, loaded))}.")
     return found

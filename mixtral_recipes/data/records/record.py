@@ -15,15 +15,17 @@ _IN_NAMES = {
 SPLIT_NAMES = {spelling: name for name, spellings in SPLITS.items() for spelling in spellings}
 
 
-def is_of_split(path: Path, split: str) -> bool:
+def is_of_split(path: Path, split: str, *, behind: bool = False) -> bool:
     """Whether a file is named after a split (``train-00000-of-00002.parquet``), or a folder it is in.
 
     Args:
         path: The file, below the data set's folder.
         split: A name in `SPLITS`.
+        behind: Whether its name may also stand behind another word.
     """
     in_folder = any(part.lower() in SPLITS[split] for part in path.parts[:-1])
-    return in_folder or _IN_NAMES[split].fullmatch(path.name) is not None
+    starts = [0, *(match.end() for match in re.finditer(r"[-_.]", path.name) if behind)]
+    return in_folder or any(_IN_NAMES[split].fullmatch(path.name, start) for start in starts)
 
 
 def is_filled(value: Any) -> bool:
