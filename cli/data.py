@@ -109,13 +109,14 @@ def check(
     json: Json = False,
 ) -> None:
     """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
+    from mixtral_recipes.cli.jobs.choose import columns_in
     from mixtral_recipes.data.check.check import check as check_data
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
     from mixtral_recipes.system.progress import progress_bar
 
-    recognized = recognize(data)
+    recognized = recognize(data, columns_in(settings or ()))
     note(recognized.description)
     wanted = _settings(recognized, settings)
     loaded = load_tokenizer(tokenizer) if tokenizer else None
@@ -153,12 +154,13 @@ def show(
 
     Where there is no colour, what is learned stands in brackets.
     """
+    from mixtral_recipes.cli.jobs.choose import columns_in
     from mixtral_recipes.data.batches.batch import Sample
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError, nearest
 
-    recognized = recognize(data)
+    recognized = recognize(data, columns_in(settings or ()))
     note(recognized.description)
     loaded = load_tokenizer(tokenizer)
     if html is not None:
@@ -218,16 +220,13 @@ def stats(
         print_json({"names": found.names, "rows": dict(found.rows)})
 
 
-def _takes_data(data: Any) -> None:
-    """What settings of data are written for: something that has data."""
-
-
 def _settings(recognized: "Recognized", texts: list[str] | None) -> dict[str, Any]:
     """Settings of a data module, written as a run takes them."""
     if not texts:
         return {}
     import nemo_run as run
 
+    from mixtral_recipes.cli.jobs.choose import takes_data
     from mixtral_recipes.errors import RecipeError
     from mixtral_recipes.overrides import paths
 
@@ -235,7 +234,7 @@ def _settings(recognized: "Recognized", texts: list[str] | None) -> dict[str, An
         if not text.startswith("data."):
             raise RecipeError(f"{text!r} is not a setting of the data; write data.NAME=VALUE.")
     module = run.Config(recognized.module_class, **recognized.kwargs)
-    paths.apply(run.Partial(_takes_data, data=module), texts)
+    paths.apply(run.Partial(takes_data, data=module), texts)
     return {str(name): value for name, value in module.__arguments__.items()}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def prepare(options: JobOptions) -> Job:
         recipe = _from_catalog(options, recipe_name, task)
         notes += _layout_of_few_cards(options, recipe_name, task)
     if options.chosen.data:
-        recipe.data, taken_for = _data(options.chosen.data, recipe.data)
+        recipe.data, taken_for = _data(options.chosen.data, recipe.data, options.overrides)
         notes += [f"Data: {line}." for line in taken_for]
     _change(recipe, options)
     if options.chosen.data:
@@ -219,7 +220,26 @@ def _change(recipe: Any, options: JobOptions) -> None:
     overrides.apply(recipe, options.overrides)
 
 
-def _data(specs: list[str], replaced: Any) -> tuple[Any, list[str]]:
+def columns_in(overrides: Sequence[str]) -> dict[str, str | None]:
+    """What overrides say of the names of a data set's fields, which is needed to recognise it."""
+    import nemo_run as run
+
+    from mixtral_recipes.data.modules.chat import ChatDataModule
+    from mixtral_recipes.overrides import paths
+
+    given = [text for text in overrides if text.startswith("data.columns=")]
+    holder: Any = run.Partial(takes_data, data=run.Config(ChatDataModule))
+    paths.apply(holder, given)
+    named = dict(getattr(holder.data, "columns", None) or {})
+    named.update(("text", text.partition("=")[2]) for text in overrides if text.startswith("data.text_key="))
+    return named
+
+
+def takes_data(data: Any) -> None:
+    """What settings of data are written for: something that has data."""
+
+
+def _data(specs: list[str], replaced: Any, overrides: Sequence[str]) -> tuple[Any, list[str]]:
     """A configuration of the module that reads the data, with the batch of the one it replaces, and what was found."""
     import nemo_run as run
 
@@ -229,7 +249,7 @@ def _data(specs: list[str], replaced: Any) -> tuple[Any, list[str]]:
     from mixtral_recipes.overrides.paths import with_batch_of
 
     names, weights = shares(specs)
-    found = [recognize(name) for name in names]
+    found = [recognize(name, columns_in(overrides) if len(names) == 1 else None) for name in names]
     told = [part.description for part in found]
     if len(found) == 1:
         data = run.Config(found[0].module_class, **found[0].kwargs)

@@ -205,7 +205,7 @@ class _Documents:
                 yield Item([], [text], where, len(tokens), fitted)
 
     def _texts(self, split: str) -> Iterator[tuple[str, str]]:
-        source = self.recognized.source
+        source, key = self.recognized.source, self.recognized.kwargs.get("text_key", "text")
         if source is None:
             for path in self.recognized.files[split]:
                 for number, text in enumerate(documents(TextPart(path, "text", 0, -1, "text", 0), self.report.bad)):
@@ -213,7 +213,7 @@ class _Documents:
             return
         for record in source.records(split, self.report.bad):
             try:
-                yield text_of(record.value.get("text"), "text", record.where, empty=True), record.where
+                yield text_of(record.value.get(key), key, record.where, empty=True), record.where
             except DataError as error:
                 self.report.bad(error)
 

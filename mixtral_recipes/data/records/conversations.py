@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixtral_recipes.data.records.forms import Form, form_of, holds_turns, is_preference, pair_names
+from mixtral_recipes.data.records.forms import (
+    BESIDE_A_PROMPT,
+    ROLES,
+    Form,
+    form_of,
+    holds_turns,
+    is_preference,
+    pair_names,
+)
 from mixtral_recipes.data.records.learning import FIELDS, Learned, said, stretches
 from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.record import Record, is_filled
@@ -16,25 +24,6 @@ from mixtral_recipes.errors import DataError
 # What chat templates take: role and content; of an assistant's call also tool_calls; of a tool's result also
 # tool_call_id, name and `result`, the content as JSON.
 Message = dict[str, Any]
-
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-}
 _CALLS = ("function_call", "tool_call")  # sharegpt's roles of a turn that is a call
 _SYSTEM = ("system", "system_prompt")
 _TOOLS = ("tools", "functions")
@@ -113,14 +102,16 @@ def conversation(
     where = record.where
     # A table's row has all entries of its structs: arguments that a call does not have would be encoded as null.
     value = without_absent(record.value) if record.text is None else record.value
-    value, names = _renamed(value, columns or {})
+    value, names = renamed(value, columns or {})
     if not columns and is_preference(value):
         raise DataError(f"{where}: is a preference pair, or an answer with a label, and not to be learned as it is.")
     turns, used = _turns_of(value, names, where)
     system_name, tools_name = (_first_filled(value, some) for some in (_SYSTEM, _TOOLS))
     if is_filled(system := value.get(system_name)):
         name = names[system_name]
-        turns.insert(0, _Turn("system", text_of(_joined_parts(system, name, where), name, where), name))
+        turn = _Turn("system", text_of(_joined_parts(system, name, where), name, where), name)
+        if (turns[0].role, turns[0].text) != (turn.role, turn.text):  # some tables hold it in both places
+            turns.insert(0, turn)
     tools = tools_of(value.get(tools_name), names[tools_name], where)
     used |= {system_name, tools_name, *FIELDS}
     unused = Counter(names[name] for name, found in value.items() if name not in used and is_filled(found))
@@ -139,7 +130,7 @@ def _first_filled(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
     return next((name for name in names if is_filled(fields.get(name))), names[0])
 
 
-def _renamed(value: Mapping[str, Any], columns: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
+def renamed(value: Mapping[str, Any], columns: Mapping[str, str | None]) -> tuple[dict[str, Any], dict[str, str]]:
     """The record under the names used here, and the record's own name for each."""
     taken = {theirs: ours for ours, theirs in columns.items()}
     found, names = {}, {name: name for name in (*_SYSTEM, *_TOOLS)}
@@ -164,36 +155,32 @@ def _turns_of(value: dict[str, Any], names: dict[str, str], where: str) -> tuple
         for turn in completion:
             turn.completion = True
         return prompt + completion, {first, second}
-    if form in (Form.alpaca, Form.dolly):
-        return _alpaca(value, names, where, ("input", "output") if form is Form.alpaca else ("context", "response"))
-    pair = pair_names(value)
+    pair = ("instruction", "output" if form is Form.alpaca else "response")
+    if form not in (Form.alpaca, Form.dolly):
+        pair = pair_names(value)
     if pair is None:
         there = ", ".join(names.get(name, name) for name, found in value.items() if found is not None) or "nothing"
         raise DataError(f"{where}: no conversation: needs 'messages', 'conversations' or 'instruction', has {there}.")
-    prompt, answer = pair
-    return [
-        _Turn("user", text_of(value[prompt], names[prompt], where), names[prompt]),
-        _Turn("assistant", text_of(value[answer], names[answer], where), names[answer], completion=True),
-    ], {prompt, answer}
+    return _asked_and_answered(value, names, where, pair, completion=form is Form.pairs)
 
 
-def _alpaca(
-    value: dict[str, Any], names: dict[str, str], where: str, columns: tuple[str, str]
+def _asked_and_answered(
+    value: dict[str, Any], names: dict[str, str], where: str, pair: tuple[str, str], *, completion: bool
 ) -> tuple[list[_Turn], set[str]]:
-    """Instruction and input in one user message, a blank line between; ``history`` holds earlier turns."""
+    """A prompt, with what else is its own in one message, a blank line between; ``history`` holds earlier turns."""
     turns: list[_Turn] = []
-    for pair in value.get("history") or []:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+    for earlier in value.get("history") or []:
+        if not isinstance(earlier, list | tuple) or len(earlier) != 2:
             raise DataError(f"{where}: 'history' must hold pairs of texts.")
-        turns.append(_Turn("user", text_of(pair[0], "history", where), "history"))
-        turns.append(_Turn("assistant", text_of(pair[1], "history", where), "history"))
-    source, answer = columns
-    prompt = text_of(value["instruction"], names["instruction"], where)
-    if value.get(source):
-        prompt += "\n\n" + text_of(value[source], names[source], where)
-    turns.append(_Turn("user", prompt, names["instruction"]))
-    turns.append(_Turn("assistant", text_of(value[answer], names[answer], where), names[answer]))
-    return turns, {"instruction", source, answer, "history"}
+        turns.append(_Turn("user", text_of(earlier[0], "history", where), "history"))
+        turns.append(_Turn("assistant", text_of(earlier[1], "history", where), "history"))
+    prompt, answer = pair
+    asked = [prompt, *(n for n in BESIDE_A_PROMPT if n not in (*pair, "history") and is_filled(value.get(n)))]
+    text = "\n\n".join(text_of(value[name], names[name], where) for name in asked)
+    turns.append(_Turn("user", text, names[prompt]))
+    completion = completion and len(turns) == 1  # else all of the answers are learned
+    turns.append(_Turn("assistant", text_of(value[answer], names[answer], where), names[answer], completion=completion))
+    return turns, {*pair, *BESIDE_A_PROMPT}
 
 
 def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Iterator[_Turn]:
@@ -205,6 +192,8 @@ def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Ite
             turns = json.loads(turns)
         except ValueError as error:
             raise DataError(f"{where}: {name!r} is text that is not JSON ({error}).") from error
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):  # LIMA's
+        turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(turns)]
     if isinstance(turns, dict) and turns and all(isinstance(column, list) for column in turns.values()):
         lengths = {len(column) for column in turns.values()}
         if len(lengths) == 1:  # a sequence of structs, as some tables hold it

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 from mixtral_recipes.data.records.learning import yes_or_no
+from mixtral_recipes.data.records.record import is_filled
 
 # Names people give to prompts and answers, most telling first.
 PAIR_COLUMNS = (
@@ -17,10 +19,34 @@ PAIR_COLUMNS = (
     ("instruction", "response"),
     ("question", "answer"),
     ("question", "response"),
+    ("question", "solution"),
+    ("problem", "solution"),
     ("query", "response"),
     ("query", "answer"),
     ("source", "target"),
+    ("inputs", "targets"),
 )
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+}
+# What belongs to the prompt of a pair, and stands in columns of its own.
+BESIDE_A_PROMPT = ("input", "context", "history")
 
 # What people call the answer that lost, and answers of which one is to win.
 _LOST = re.compile(r"(rejected|reject|dispreferred|non_preferred)(_\w+)?", re.IGNORECASE)
@@ -38,6 +64,7 @@ class Form(StrEnum):
     alpaca = "alpaca"
     dolly = "instruction, context, response"
     pairs = "prompts and answers"
+    message = "single messages"
     text = "documents"
     preference = "preference pairs"
 
@@ -62,10 +89,19 @@ def form_of(record: Mapping[str, Any]) -> Form | None:
     pair = pair_names(record)
     if pair:
         return Form.prompt_completion if any(holds_turns(record[name]) for name in pair) else Form.pairs
+    if _is_message(record):
+        return Form.message
     if isinstance(record.get("text"), str):
         return Form.text
     stems = [match[1].lower() for name in there if (match := _RIVAL.fullmatch(str(name)))]
     return Form.preference if len(set(stems)) < len(stems) else None
+
+
+def _is_message(record: Mapping[str, Any]) -> bool:
+    """Whether a record is one message of a conversation, the others of which are records of their own."""
+    role = record.get("role", record.get("from"))
+    has_text = any(isinstance(record.get(name), str) for name in ("text", "content", "value"))
+    return has_text and isinstance(role, str) and role.lower() in ROLES
 
 
 def is_preference(record: Mapping[str, Any]) -> bool:
@@ -106,3 +142,10 @@ def pair_names(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The fields of a record's prompt and answer."""
     there = {name for name, value in record.items() if value is not None}
     return next((pair for pair in PAIR_COLUMNS if there.issuperset(pair)), None)
+
+
+def rival_pairs(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The pairs of fields that most records have, where they are several and nothing says which one is meant."""
+    found = Counter(pair for record in records for pair in PAIR_COLUMNS if all(is_filled(record.get(n)) for n in pair))
+    often = [pair for pair in PAIR_COLUMNS if 2 * found[pair] >= len(records)]
+    return often if len(often) > 1 else []

@@ -53,7 +53,7 @@ def said(fields: Mapping[str, Any], at: str, where: object) -> bool | None:
     answers: dict[str, bool] = {}
     for name in (*DECIDING, *EXCLUDING):
         value = fields.get(name)
-        if not is_filled(value):
+        if not is_filled(value) or (name == "mask" and str(value).lower() == "user"):  # NeMo: whose are not learned
             continue
         answer = yes_or_no(value)
         if answer is None:

@@ -103,7 +103,10 @@ def identify(messages: list[dict[str, Any]], where: object) -> None:
             given = message.get("tool_call_id")
             identifier = _nine(given) if given else next(iter(open_calls), None)
             if identifier not in open_calls:
-                raise DataError(f"{where}: a tool's result stands there that no call before it asked for.")
+                raise DataError(
+                    f"{where}: a tool's result stands there that no call before it asked for. Where the assistant's "
+                    "text spells the calls out (Hermes, ToolACE), give such results the role 'user'."
+                )
             open_calls.remove(identifier)
             message["tool_call_id"] = identifier
             continue

@@ -94,3 +94,17 @@ def test_stats_compare_two_sets(pairs: Path, tmp_path: Path, capsys: pytest.Capt
     assert rows["records"] == [40, 10]
     assert rows["prompts in both"] == [10, 10]
     assert rows["tokens learned"][0] > rows["tokens learned"][1] > 0
+
+
+def test_settings_name_the_fields_of_an_unknown_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "samsum.jsonl"
+    path.write_text("".join(json.dumps({"dialogue": f"d{n}", "summary": f"s{n}"}) + "\n" for n in range(4)))
+    assert run(["data", "check", str(path)]) == 2
+    assert "dialogue, summary, which is no known form" in capsys.readouterr().err
+    names = "data.columns={'input': 'dialogue', 'output': 'summary'}"
+    assert run(["data", "check", str(path), names]) == 0
+    assert "prompts and answers (dialogue -> summary)" in capsys.readouterr().err
+    assert run(["finetune", "--recipe", "mixtral_tiny", "--data", str(path), names, "--dry-run"]) == 0
+    assert "prompts and answers (dialogue -> summary)" in capsys.readouterr().err
+    assert run(["data", "show", str(path), "data.text_key=dialogue", "--seq-length", "8", *TINY]) == 0
+    assert "documents (dialogue)" in capsys.readouterr().err

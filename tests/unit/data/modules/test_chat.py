@@ -77,7 +77,7 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
     [
         ({"messages": []}, "'messages' must be a list of messages, and is empty"),
         ({"messages": "Hi"}, "'messages' must be a list of messages, and is not one"),
-        ({"messages": ["Hi"]}, "messages[0] is not an object"),
+        ({"messages": ["Hi", 5]}, "messages[0] is not an object"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0] has the role 'narrator'"),
         ({"messages": [{"role": U}]}, "'messages[0].content' is missing"),
         ({"messages": messages((U, "a"), (A, ""))}, "'messages[1].content' is empty"),

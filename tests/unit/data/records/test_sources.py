@@ -360,3 +360,103 @@ def test_squad_2_is_recognised_and_its_unanswerable_questions_are_learned(tmp_pa
     assert [e.content.answer for e in found.module().pipeline().examples("train")] == [" green"] + [" unanswerable"] * 2
     skipping = found.module(no_answer="skip").pipeline()
     assert [bool(e.content.left_out) for e in skipping.examples("train")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "learned"),
+    [
+        (
+            {"question": "q", "context": "TABLE", "answer": "a"},
+            ["q\n\nTABLE"],
+            ["a"],
+        ),
+        ({"instruction": "i", "input": "x", "response": "a"}, ["i\n\nx"], ["a"]),  # GPTeacher
+        ({"instruction": "i", "context": "c", "output": "a"}, ["i\n\nc"], ["a"]),
+        ({"query": "q2", "response": "a2", "history": [["q1", "a1"]]}, ["q1", "q2"], ["a1", "a2"]),  # ms-swift
+        ({"conversations": ["q", "a", "q2", "a2"], "source": "x"}, ["q", "q2"], ["a", "a2"]),  # LIMA
+        ({"messages": [{"role": "system", "content": "s"}, U, A], "system": "s"}, ["s", "q"], ["a"]),  # OpenHermes
+        (
+            {"mask": "User", "conversations": [{"from": "User", "value": "q"}, {"from": "Assistant", "value": "a"}]},
+            ["q"],
+            ["a"],
+        ),  # NeMo
+    ],
+)
+def test_nothing_of_a_prompt_is_left_out(tmp_path: Path, row: Any, asked: list[str], learned: list[str]) -> None:
+    found = recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 2))
+    example = next(iter(found.module().pipeline().examples("train")))
+    assert list(example.content.texts(learned=False)) == asked
+    assert list(example.content.texts(learned=True)) == learned
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "kind", "kwargs"),
+    [
+        (
+            {"dialogue": "d", "summary": "s"},
+            {"input": "dialogue", "output": "summary"},
+            "pairs",
+            {"columns": {"input": "dialogue", "output": "summary"}},
+        ),
+        ({"question": "q", "answer": "5", "solution": "s"}, {"input": "question", "output": "solution"}, "pairs", {}),
+        ({"question": "q", "answer": "a", "context": {"t": ["x"]}}, {"context": None}, "chat", {}),
+        ({"content": "import x", "stars": 1}, {"text": "content"}, "text", {"text_key": "content"}),
+    ],
+)
+def test_columns_say_what_an_unknown_form_is(tmp_path: Path, row: Any, columns: Any, kind: str, kwargs: Any) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [row] * 3)
+    with pytest.raises(DataError):
+        recognize(path).module().pipeline().check()
+    found = recognize(path, columns)
+    assert found.kind == kind
+    assert kwargs.items() <= found.kwargs.items()
+    if kind != "text":
+        found.module().pipeline().check()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"question": "q", "answer": "5", "solution": "s"},
+            r"\(question -> answer, question -> solution\); name the one",
+        ),
+        ({"prompt": "p", "instruction": "i", "response": "r"}, r"\(prompt -> response, instruction -> response\)"),
+        (
+            {"message_id": "1", "parent_id": None, "role": "prompter", "text": "q"},
+            "each record is one message",
+        ),  # oasst
+    ],
+)
+def test_what_is_unclear_is_asked(tmp_path: Path, row: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 3))
+
+
+def test_fields_beside_a_document_are_named(tmp_path: Path) -> None:
+    found = recognize(write_jsonl(tmp_path / "x.jsonl", [{"text": "a", "from": "a@b.org", "label": 1}]))
+    assert found.description.endswith("loss on every token; not read: from, label")
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        ("train_sft-00000-of-00001 train_gen-00000-of-00001 test_sft-00000-of-00001", {"train": "train_sft"}),
+        ("c4-train.00000-of-00002 c4-train.00001-of-00002 c4-validation.00000-of-00001", {"train": "c4-train"}),
+        ("train my-test", {"train": "train"}),
+    ],
+)
+def test_published_names_of_splits(tmp_path: Path, names: str, splits: dict[str, str]) -> None:
+    for name in names.split():
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": [U, A]}])
+    files = open_source(tmp_path).files
+    for split, start in splits.items():
+        assert files[split] == sorted(tmp_path.glob(f"{start}*"))
+    assert ("my-test" in names) is (list(files) == ["train"])
+
+
+def test_several_folders_taken_together_are_named(tmp_path: Path) -> None:
+    for config in ("main", "socratic"):
+        (tmp_path / config).mkdir()
+        write_jsonl(tmp_path / config / "train.jsonl", [{"question": "q", "answer": "a"}])
+    assert "(from 2 folders together: main, socratic)" in recognize(tmp_path).description
