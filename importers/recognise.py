@@ -38,7 +38,7 @@ class Form(StrEnum):
     HUB_CACHE = "a model's folder in the Hub's cache"
     WEIGHT_FILES = "Hugging Face weight files without their config.json"
     TOKENIZER = "a tokenizer without a model"
-    COLLECTION = "a folder of models"
+    COLLECTION = "a folder of models or adapters"
     EMPTY = "an empty folder"
     UNKNOWN = "none of the forms known here"
 
@@ -182,15 +182,19 @@ def _nemo(folder: Path) -> str:
 
 
 def _hf(folder: Path) -> str:
-    """A config.json, unless all the weights beside it are in Mistral's own format."""
+    """A config.json, unless all the weights beside it are of another form."""
     if not (folder / "config.json").is_file():
         return ""
-    if not _transformers_weights(folder) and _mistral_weights(folder) and (folder / "params.json").is_file():
-        return ""
-    return "config.json"
+    if _transformers_weights(folder):
+        return "config.json"
+    in_mistrals = _mistral_weights(folder) and (folder / "params.json").is_file()
+    return "" if in_mistrals or _gguf(folder) or _deepspeed(folder) or _dcp(folder) else "config.json"
 
 
 _transformers_weights = _any_of("model*.safetensors*", "pytorch_model*.bin*")
+_gguf = _any_of("*.gguf")
+_deepspeed = _any_of("zero_to_fp32.py", "global_step*/*_optim_states.pt", "*zero_pp_rank_*.pt")
+_dcp = _any_of(".metadata", "*.distcp", "weights/.metadata", "*_fsdp_0/.metadata")  # the last: accelerate's FSDP
 _mistral_weights = _any_of("consolidated*.safetensors", "consolidated.*.pth", "consolidated.*.pt")
 
 
@@ -217,7 +221,7 @@ def _collection(folder: Path) -> str:
     return _some(path.name for path in inside)
 
 
-_MODELS = (Form.CHECKPOINT, Form.HF, Form.MISTRAL, Form.NEMO)
+_MODELS = (Form.CHECKPOINT, Form.HF, Form.MISTRAL, Form.NEMO, Form.PEFT)
 # In this order: the first that finds evidence decides.
 _TESTS: tuple[tuple[Form, Callable[[Path], str]], ...] = (
     (Form.CHECKPOINT, _own),
@@ -230,12 +234,12 @@ _TESTS: tuple[tuple[Form, Callable[[Path], str]], ...] = (
     (Form.HF, _hf),
     (Form.MISTRAL, _mistral),
     (Form.NEMO_1, _any_of("model_config.yaml", "*.nemo")),
-    (Form.GGUF, _any_of("*.gguf")),
-    (Form.DEEPSPEED, _any_of("zero_to_fp32.py", "global_step*/*_optim_states.pt", "*zero_pp_rank_*.pt")),
+    (Form.GGUF, _gguf),
+    (Form.DEEPSPEED, _deepspeed),
     (Form.MEGATRON_LEGACY, _any_of("mp_rank_*/model_optim_rng.pt", "iter_*/mp_rank_*/model_optim_rng.pt")),
     (Form.ZARR, _zarr),
     (Form.MEGATRON, _any_of("iter_*/.metadata", "latest_checkpointed_iteration.txt")),
-    (Form.DCP, _any_of(".metadata", "*.distcp", "weights/.metadata")),
+    (Form.DCP, _dcp),
     (Form.HUB_CACHE, _hub_cache),
     (Form.WEIGHT_FILES, _any_of("*.safetensors", "pytorch_model*.bin", "*.bin")),
     (Form.TOKENIZER, _any_of("tokenizer.json", "tokenizer.model*", "tekken.json")),

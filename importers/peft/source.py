@@ -131,6 +131,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         settings = read_object(path, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":  # others have no r
+        raise CheckpointError(f"{path}: peft_type={str(kind)[:80]!r} cannot be taken; only LORA can, DoRA included.")
     typed(settings, _Settings, path, CheckpointError)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(field) or {}:

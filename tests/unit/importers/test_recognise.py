@@ -151,3 +151,17 @@ def test_a_backend_that_metadata_names(tmp_path: Path) -> None:
     for text in ("[]", "[" * 100_000):
         (folder / "metadata.json").write_text(text)
         assert recognise(folder).form is Form.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("files", "form"),
+    [
+        (("config.json", "mixtral.Q4_K_M.gguf"), Form.GGUF),
+        (("config.json", "zero_to_fp32.py", "global_step5/zero_pp_rank_0_optim_states.pt"), Form.DEEPSPEED),
+        (("config.json", "pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"), Form.DCP),
+        (("config.json", "model.safetensors", "zero_to_fp32.py"), Form.HF),
+        (("checkpoint-500/adapter_config.json", "checkpoint-1000/adapter_config.json"), Form.COLLECTION),
+    ],
+)
+def test_what_trainers_and_converters_leave(tmp_path: Path, files: tuple[str, ...], form: Form) -> None:
+    assert recognise(make(tmp_path / "x", files)).form is form

@@ -11,6 +11,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
+from mixtral_recipes.importers.peft.source import read_settings
 from mixtral_recipes.importers.resolve import import_any
 from mixtral_recipes.settings.peft import LoRA
 from tests.adapter_folder import make_adapter
@@ -109,3 +110,9 @@ def test_no_adapter_on_the_router_leaves_the_house(make_model, tmp_path: Path) -
         assert settings["target_modules"] != "all-linear"
         assert not [name for name in load_file(folder / "adapter_model.safetensors") if ".gate." in name]
         assert not {"gate", "all-linear"} & set(settings["target_modules"])
+
+
+def test_another_kind_of_adapter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
+    with pytest.raises(CheckpointError, match="peft_type='IA3' cannot be taken"):
+        read_settings(tmp_path)
