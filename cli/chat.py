@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mixtral_recipes.inference.model import InferenceModel
     from mixtral_recipes.inference.sampling import Sampling
 
-HELP = "/system TEXT sets what the model is told first, /reset forgets the conversation, /quit (or Ctrl-D) ends."
+HELP = (
+    "/system TEXT sets what the model is told first, /reset forgets the conversation, /quit (or Ctrl-D) ends; "
+    "Ctrl-C ends an answer."
+)
 
 
 def command(
@@ -89,6 +92,7 @@ def _turn(
     """Ask, show the answer as it comes, and keep it."""
     from mixtral_recipes.errors import MixtralRecipesError
     from mixtral_recipes.inference.generate import generate
+    from mixtral_recipes.system.ranks import rank_and_size
 
     def show(number: int, text: str) -> None:
         say_part(text)
@@ -100,6 +104,11 @@ def _turn(
     except MixtralRecipesError as error:
         if speaks:
             say(f"({error})")
+        return
+    except KeyboardInterrupt:
+        if rank_and_size()[1] > 1:
+            raise  # the others may be a step further
+        say("\n(stopped; the question is forgotten)")
         return
     talk.answered(question, answer.text)
     if speaks:

@@ -1,0 +1,38 @@
+"""What ``chat`` does with an answer that its user interrupts."""
+
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.cli import chat
+from mixtral_recipes.inference import generate
+from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.system import ranks
+
+
+class Talk:
+    kept = 0
+
+    def asked(self, question: str) -> list[int]:
+        return [1]
+
+    def answered(self, question: str, answer: str) -> None:
+        self.kept += 1
+
+
+def _interrupted(*given: Any, **named: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_an_answer_not_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "generate", _interrupted)
+    talk: Any = Talk()
+    model: Any = None
+    chat._turn(model, talk, "Why?", Sampling(), "", speaks=True)  # pyright: ignore[reportPrivateUsage]
+    assert "stopped" in capsys.readouterr().out
+    assert talk.kept == 0
+    monkeypatch.setattr(ranks, "rank_and_size", lambda: (0, 2))
+    with pytest.raises(KeyboardInterrupt):
+        chat._turn(model, talk, "Why?", Sampling(), "", speaks=True)  # pyright: ignore[reportPrivateUsage]
