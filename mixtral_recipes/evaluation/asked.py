@@ -71,10 +71,12 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
         return list(prompts)
     found: list[str] = []
     try:
-        lines = Path(input_dataset).read_text(encoding="utf-8").splitlines()
+        lines = Path(input_dataset).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{input_dataset}: {getattr(error, 'strerror', None) or error}.") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             found.append(str(json.loads(line)["input"]))
         except (ValueError, KeyError, TypeError):
