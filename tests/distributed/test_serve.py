@@ -206,7 +206,8 @@ def test_two_ranks_a_token_a_full_queue_and_a_draining_end(model: Path, server: 
     (tmp_path / "token").write_text(TOKEN)
     options = ("--devices", "2", "--token-file", str(tmp_path / "token"), "--batch-size", "1", "--queue", "1")
     with serving(model, *options) as both:
-        assert httpx.get(both.url.removesuffix("/v1") + "/healthz").json() == {"status": "ok"}
+        for path in ("/health", "/healthz"):
+            assert httpx.get(both.url.removesuffix("/v1") + path).json() == {"status": "ok"}
         with pytest.raises(openai.AuthenticationError):
             use(both, said)
         assert use(both, said, TOKEN) == use(server, said)

@@ -57,6 +57,7 @@ class Service:
     def app(self) -> Starlette:
         """The web application."""
         handlers: dict[tuple[str, str], Handler] = {
+            ("GET", "/health"): self._health,
             ("GET", "/healthz"): self._health,
             ("GET", "/metrics"): self._metrics,
             ("GET", "/v1/models"): self._models,
@@ -74,7 +75,7 @@ class Service:
 
         async def guarded(request: Request) -> Response:
             try:
-                if path != "/healthz":
+                if handler != self._health:
                     self._admit(request)
                 response = await handler(request)
             except Exception as error:
@@ -91,7 +92,10 @@ class Service:
         if self._token is None:
             host = request.url.hostname
             if host not in _LOCAL:
-                raise Refused(f"Host {host} is not this machine's.", status=403)
+                raise Refused(
+                    f"Host {host} is not this machine's; start the server with --token-file to be called by any name.",
+                    status=403,
+                )
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._token.encode()):

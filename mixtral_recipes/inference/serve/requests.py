@@ -5,7 +5,7 @@ import math
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.inference.sampling import Sampling
@@ -122,6 +122,14 @@ class _Message(BaseModel):
     content: str | list[_Part]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_empty(cls, found: Any) -> Any:
+        """An answer that its client sends back has fields that hold nothing: ``refusal``, ``tool_calls``."""
+        if not isinstance(found, dict):
+            return found
+        return {key: value for key, value in found.items() if key in cls.model_fields or value not in (None, [])}
+
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -153,10 +161,10 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
         found = kind.model_validate_json(body)
     except ValidationError as error:
         # of a union pydantic lists every branch: the shortest place says which field, the longest what is wrong there
-        found = [(_place(one["loc"]), one) for one in error.errors(include_url=False, include_input=False)]
+        found = [(_place(one["loc"], one["type"]), one) for one in error.errors(include_url=False, include_input=False)]
         place, _ = min(found, key=lambda one: len(one[1]["loc"]))
-        here = [one for where, one in found if where == place]
-        worst = max(here, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))  # of the right kind
+        here = [(where, one) for where, one in found if where == place or where.startswith(f"{place}.")]
+        place, worst = max(here, key=lambda one: (len(one[1]["loc"]), not one[1]["type"].endswith("_type")))
         message = worst["msg"].removeprefix("Value error, ")
         raise Refused(f"{place}: {message}." if place else f"{message}.", param=place or None) from None
     for name, value in (found.model_extra or {}).items():
@@ -168,9 +176,10 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
     return found
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
-    """Where an error is, without pydantic's names of a union's branches."""
-    return ".".join(map(str, itertools.takewhile(lambda part: isinstance(part, int) or part in _FIELDS, loc)))
+def _place(loc: tuple[int | str, ...], kind: str) -> str:
+    """Where an error is, without pydantic's names of a union's branches; a field that nobody knows by its name."""
+    known = itertools.takewhile(lambda part: isinstance(part, int) or part in _FIELDS, loc)
+    return ".".join(map(str, [*known, *([str(loc[-1])[:100]] if kind == "extra_forbidden" else [])]))
 
 
 def new_tokens(asked: int | None, prompt: int, context: int, *, otherwise: int | None = None) -> int:

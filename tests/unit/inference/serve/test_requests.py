@@ -44,6 +44,21 @@ def test_parts_and_roles_of_messages() -> None:
     ]
 
 
+def test_an_answer_comes_back_as_its_client_keeps_it() -> None:
+    answer = {
+        "role": "assistant",
+        "content": "Yes.",
+        "refusal": None,
+        "audio": None,
+        "tool_calls": [],
+        "annotations": [],
+    }
+    messages = [*TALK["messages"], answer, {"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert [turn["content"] for turn in chat(messages=messages).turns] == ["Hi", "Yes.", "Why?"]
+    with pytest.raises(Refused, match=r"messages\.1\.tool_calls: "):
+        chat(messages=[*TALK["messages"], answer | {"tool_calls": [{"id": "a"}]}])
+
+
 def test_what_asks_for_nothing_is_taken() -> None:
     completion(user="me", logprobs=None, best_of=1, echo=False, presence_penalty=0.0, logit_bias={}, suffix=None)
     chat(tools=[], tool_choice="none", response_format={"type": "text"}, metadata={"a": "b"}, top_logprobs=0)
@@ -63,7 +78,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"stop": ["a", ""]}, "stop"),
         ({"seed": "x"}, "seed"),
         ({"stream": "yes"}, "stream"),
-        ({"stream_options": {"more": 1}}, "stream_options"),
+        ({"stream_options": {"more": 1}}, "stream_options.more"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [["a"]]}, "prompt"),
@@ -98,6 +113,7 @@ def test_of_a_field_with_several_forms_it_is_said_what_is_wrong_in_the_nearest()
         ([{"role": "king", "content": "x"}], "messages.0.role"),
         ([{"role": "user"}], "messages.0.content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a", "more": 1}]}], "messages.0.content.more"),
     ],
 )
 def test_messages_that_are_refused(messages: Any, param: str) -> None:
