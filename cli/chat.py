@@ -80,10 +80,16 @@ def command(
 
 def _ask() -> str | None:
     """The next line; None at the end."""
+    from mixtral_recipes.errors import DataError
+
     try:
-        return input("> " if sys.stdin.isatty() else "")
+        line = input("> " if sys.stdin.isatty() else "")
+        line.encode()  # in some locales Python reads bytes that are no text as halves of characters
+        return line
     except EOFError:
         return None
+    except UnicodeError as error:
+        raise DataError(f"standard input is not UTF-8 ({error}).") from error
 
 
 def _turn(

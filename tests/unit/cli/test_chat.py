@@ -1,10 +1,12 @@
-"""What ``chat`` does with an answer that its user interrupts."""
+"""What ``chat`` does with an answer that its user interrupts, and with a line that is no text."""
 
+import io
 from typing import Any
 
 import pytest
 
 from mixtral_recipes.cli import chat
+from mixtral_recipes.errors import DataError
 from mixtral_recipes.inference import generate
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.system import ranks
@@ -36,3 +38,10 @@ def test_ctrl_c_ends_an_answer_not_the_conversation(
     monkeypatch.setattr(ranks, "rank_and_size", lambda: (0, 2))
     with pytest.raises(KeyboardInterrupt):
         chat._turn(model, talk, "Why?", Sampling(), "", speaks=True)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_line_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8", errors))
+    with pytest.raises(DataError, match="not UTF-8"):
+        chat._ask()  # pyright: ignore[reportPrivateUsage]
