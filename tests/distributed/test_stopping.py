@@ -150,7 +150,7 @@ def asleep(job: Job) -> str:
 
 
 def test_a_rank_asleep_ends_all_with_their_stacks(tmp_path: Path) -> None:
-    job = Job(str(tmp_path), steps=4, layout=EP2, trainer={"hang_timeout_seconds": 4.0})
+    job = Job(str(tmp_path), steps=4, layout=EP2, trainer={"hang_timeout_seconds": 12.0})
     started = time.monotonic()
     with pytest.raises(RankFailed, match="died without a word"):  # the watchdog ends the process
         launch(2, asleep, job)
