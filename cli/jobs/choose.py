@@ -222,15 +222,16 @@ def _change(recipe: Any, options: JobOptions) -> None:
 
 def columns_in(overrides: Sequence[str]) -> dict[str, str | None]:
     """What overrides say of the names of a data set's fields, which is needed to recognise it."""
-    import nemo_run as run
+    named: dict[str, str | None] = {}
+    if given := [text for text in overrides if text.startswith("data.columns=")]:
+        import nemo_run as run
 
-    from mixtral_recipes.data.modules.chat import ChatDataModule
-    from mixtral_recipes.overrides import paths
+        from mixtral_recipes.data.modules.chat import ChatDataModule
+        from mixtral_recipes.overrides import paths
 
-    given = [text for text in overrides if text.startswith("data.columns=")]
-    holder: Any = run.Partial(takes_data, data=run.Config(ChatDataModule))
-    paths.apply(holder, given)
-    named = dict(getattr(holder.data, "columns", None) or {})
+        holder: Any = run.Partial(takes_data, data=run.Config(ChatDataModule))
+        paths.apply(holder, given)
+        named |= holder.data.columns or {}
     named.update(("text", text.partition("=")[2]) for text in overrides if text.startswith("data.text_key="))
     return named
 

@@ -16,7 +16,8 @@ def read(file: Path) -> list[str]:
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text.encode()  # in some locales Python reads bytes that are no text as halves of characters
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}).") from error
     found = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -1,8 +1,12 @@
 """A file of prompts is read line by line, whatever wrote it."""
 
+import io
 import json
 from pathlib import Path
 
+import pytest
+
+from mixtral_recipes.errors import DataError
 from mixtral_recipes.evaluation.asked import prompts_of
 from mixtral_recipes.inference.prompts import read
 
@@ -17,3 +21,10 @@ def test_nemos_input_dataset_is_read_the_same_way(tmp_path: Path) -> None:
     file, odd = tmp_path / "questions.jsonl", "a\u2028b"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"input": odd}, ensure_ascii=False).encode() + b"\n\n")
     assert prompts_of(None, file) == [odd]
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_standard_input_that_is_no_text_is_refused(errors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Why \xff?\n"), "utf-8", errors))
+    with pytest.raises(DataError, match="-: cannot be read"):
+        read(Path("-"))
