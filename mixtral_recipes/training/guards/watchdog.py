@@ -1,7 +1,8 @@
 """Ends a rank that makes no progress, with every thread's stack, so that one lost rank does not hang a job forever.
 
 When one rank dies or hangs, the others wait in a collective inside C, where neither Python's signal handlers nor
-exceptions reach them. A separate thread can still write down where each one is, and end the process.
+exceptions reach them. A separate thread can still write down where each one is, and end the process. The first rank to do
+so stays for a while: when it is gone the others' collectives fail, or their launcher ends them, and where they waited is lost.
 """
 
 import contextlib
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mixtral_recipes.errors import LaunchError
+
+# Ranks that wait for one another find that out some seconds apart: they look once a second, and begin a step together.
+SECONDS_FOR_THE_OTHERS = 10.0
 
 # Called with the error before a rank is ended, so that whoever started it can record how it ended.
 before_exit: list[Callable[[BaseException], None]] = []
@@ -63,14 +67,14 @@ class Watchdog:
         while not self._done.wait(pause):
             idle = time.monotonic() - self._last
             if idle > self.limit:
-                self._end(f"no progress for {idle:.0f} s in {self._doing}: a rank is lost or hangs")
+                self._end(f"no progress for {idle:.0f} s in {self._doing}: a rank is lost or hangs", stay=True)
             if self._launched() and os.getppid() != self._parent:
                 self._end("the process that started this rank is gone")
 
     def _launched(self) -> bool:
         return "TORCHELASTIC_RUN_ID" in os.environ
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, stay: bool = False) -> None:
         path = self.folder / f"rank-{self.rank}.txt"
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,4 +91,6 @@ class Watchdog:
         for hook in before_exit:
             with contextlib.suppress(Exception):
                 hook(error)
+        if stay:
+            time.sleep(min(SECONDS_FOR_THE_OTHERS, self.limit / 2))
         os._exit(error.exit_code)
