@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +49,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     from mixtral_recipes.system import machine, quiet
 
-    started_by_xdist = hasattr(config, "workerinput")  # and told what to see by the process that has the arguments
-    if not started_by_xdist and not for_a_gpu(config.args) and machine.gpu_count():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    started_by_xdist = hasattr(config, "workerinput")  # and given its variables by the process that has the arguments
+    if not started_by_xdist:
+        _leave_the_users_home_alone(config)
+        if not for_a_gpu(config.args) and machine.gpu_count():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config.addinivalue_line("filterwarnings", f"ignore:::{quiet.THEIRS}")
     config.addinivalue_line("filterwarnings", f"ignore::SyntaxWarning:{quiet.COMPILED}")
+
+
+def _leave_the_users_home_alone(config: pytest.Config) -> None:
+    """Runs that tests start are recorded, and jobs prepared, in folders of the tests' own."""
+    folder = tempfile.mkdtemp(prefix="mixtral-recipes-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    for variable in ("MIXTRAL_RECIPES_HOME", "NEMORUN_HOME"):
+        os.environ[variable] = os.path.join(folder, variable.lower())
 
 
 def for_a_gpu(arguments: list[str]) -> bool:

@@ -1,8 +1,9 @@
 """Ends a rank that makes no progress, with every thread's stack, so that one lost rank does not hang a job forever.
 
 When one rank dies or hangs, the others wait in a collective inside C, where neither Python's signal handlers nor
-exceptions reach them. A separate thread can still write down where each one is, and end the process. The first rank to do
-so stays for a while: when it is gone the others' collectives fail, or their launcher ends them, and where they waited is lost.
+exceptions reach them. A separate thread can still write down where each one is, and end the process. The first rank
+to do so stays for a while: when it is gone the others' collectives fail, or their launcher ends them, and where they
+waited is lost.
 """
 
 import contextlib

@@ -4,13 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.distributed import ProcessPlace, choose_device
+from mixtral_recipes.training.run import TrainingRun
 
 CODE = """
 import os, sys
@@ -80,3 +84,20 @@ def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(
     reason, version = re.escape(str(says).partition(". ")[0]), re.escape(torch.__version__)
     with pytest.raises(EnvironmentProblem, match=rf"2 GPU\(s\) that torch {version} cannot use: {reason}\. "):
         choose_device(accelerator, ProcessPlace(0, 0, 1))
+
+
+@pytest.mark.parametrize(("device", "multiple"), [("cpu", 8), ("cuda", 64)])
+def test_lengths_of_padded_rows_are_few_where_attention_is_planned_for_each(device: str, multiple: int) -> None:
+    topology = SimpleNamespace(
+        context_parallel_size=1, tensor_model_parallel_size=1, pipeline_model_parallel_size=1, context_slices=1
+    )
+    run = SimpleNamespace(
+        device=torch.device(device),
+        topology=topology,
+        trainer=SimpleNamespace(plugins=MegatronMixedPrecision("bf16-mixed")),
+        config=SimpleNamespace(tp_comm_overlap=False),
+    )
+    shape = cast(Any, TrainingRun.loader_shape).fget(run)
+    assert shape == {"multiple": multiple, "sequence_multiple": 1, "fixed": False}
+    topology.tensor_model_parallel_size, topology.context_slices = 3, 5
+    assert cast(Any, TrainingRun.loader_shape).fget(run)["multiple"] == multiple * 15
