@@ -10,6 +10,7 @@ from mixtral_recipes.cpu import lazy_compile as _lazy_compile
 from mixtral_recipes.settings.classes import PUBLIC as _PUBLIC
 from mixtral_recipes.settings.classes import load as _load
 from mixtral_recipes.settings.nemo import finder as _finder
+from mixtral_recipes.system import quiet as _quiet
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from mixtral_recipes.api import evaluate as evaluate
@@ -101,6 +102,7 @@ _RECIPES = (
 # Modules that are attributes of NeMo's collection too.
 _MODULES = {"peft": "peft", "recipes": "recipes", "adam": "recipes.optim.adam"}
 
+_quiet.libraries()
 _finder.activate()
 _lazy_compile.activate()
 
@@ -108,10 +110,6 @@ __all__ = ["__version__", *_PUBLIC, *_RECIPES]  # noqa: PLE0604  # pyright: igno
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from mixtral_recipes.system import quiet
-
-        quiet.libraries()
     if name in _PUBLIC:
         value = _load(name)
     elif name in _RECIPES:

@@ -3,10 +3,6 @@
 import importlib
 from typing import Any
 
-from mixtral_recipes.system import quiet as _quiet
-
-_quiet.libraries()
-
 # Names NeMo's package of recipes has, besides the recipes.
 _PARTS = {
     "adam": ("recipes.optim.adam", None),

@@ -115,6 +115,7 @@ def stderr_of(*arguments: str, cwd: Path | None = None) -> str:
     [
         "import mixtral_recipes as llm; llm.mixtral_8x7b.finetune_recipe()",
         "from mixtral_recipes.recipes.mixtral_tiny import pretrain_recipe; pretrain_recipe()",
+        "import mixtral_recipes.api",  # as nemo_run does, in the processes it starts
     ],
 )
 def test_the_package_is_quiet(code: str) -> None:
