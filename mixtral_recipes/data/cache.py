@@ -1,5 +1,6 @@
 """What is prepared once: folders named by the hash of everything they were made from, written under a lock."""
 
+import functools
 import hashlib
 import json
 import sys
@@ -13,12 +14,16 @@ from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
 
 _MADE_FROM, _CONTENTS = "made_from.json", "contents.json"
+_PACKAGE = Path(__file__).parents[1]
+_CODE = ("__init__.py", "data/**/*.py", "system/**/*.py")  # the release, what reads, and what that builds on
 _SAMPLED_ABOVE = 1 << 30
 _SAMPLES, _SAMPLE_BYTES = 256, 1 << 20
 
 
 def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
     """The folder that holds something expensive, building it in the first process that asks.
+
+    Another release, or other code in `mixtral_recipes/data`, makes it anew.
 
     Args:
         kind: A folder name under `data_home`.
@@ -50,9 +55,18 @@ def is_prepared(kind: str, made_from: Any) -> bool:
     return _place_of(kind, made_from)[1].is_dir()
 
 
+@functools.cache
+def code_version() -> str:
+    """A digest of the release and of the code that reads data, which may make something else of the same records."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in _CODE for file in _PACKAGE.glob(pattern)):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _place_of(kind: str, made_from: Any) -> tuple[str, Path]:
     """What a folder is made from, as text, and the folder."""
-    text = json.dumps(made_from, sort_keys=True, default=str)
+    text = json.dumps({"of": made_from, "code": code_version()}, sort_keys=True, default=str)
     return text, data_home() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

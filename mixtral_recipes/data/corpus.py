@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mixtral_recipes.data.cache import code_version
 from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
@@ -33,7 +34,6 @@ from mixtral_recipes.system.remembered import state_of
 # Megatron-Core `datasets/indexed_dataset.py`: the codes of the token types used here.
 _TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 _DOCUMENTS_AT_ONCE = 512
-_FORMAT = 1  # raise when the same input would give other bytes
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _plan_hash(parts: list[TextPart], encoder: Encoder, on_bad_record: str) -> s
     """Names the staging folder: other input, other tokenizer or other cuts never meet in one."""
     files = sorted({part.path for part in parts})
     plan = [
-        _FORMAT,
+        code_version(),
         state_of(files),
         [dataclasses.astuple(part)[1:] for part in parts],
         encoder.fingerprint(),

@@ -18,8 +18,6 @@ from mixtral_recipes.data.batches.batch import Batch, Sample
 from mixtral_recipes.data.cache import prepared
 from mixtral_recipes.errors import DataError
 
-_FORMAT = 1  # raise when the same lengths would give other packs
-
 
 @dataclass(frozen=True)
 class Packs:
@@ -254,7 +252,7 @@ def _packs_once(lengths: np.ndarray, capacity: int) -> Packs:
         np.save(folder / "samples.npy", packs.samples)
         np.save(folder / "starts.npy", packs.starts)
 
-    folder = prepared("packs", {"lengths": digest, "capacity": capacity, "format": _FORMAT}, build)
+    folder = prepared("packs", {"lengths": digest, "capacity": capacity}, build)
     return Packs(np.load(folder / "samples.npy", mmap_mode="r"), np.load(folder / "starts.npy", mmap_mode="r"))
 
 

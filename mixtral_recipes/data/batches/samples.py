@@ -16,8 +16,6 @@ from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
 from mixtral_recipes.data.cache import prepared
 
-_FORMAT = 3  # raise when the same records would give other samples
-
 
 class SampleStore:
     """The samples of one split.
@@ -77,7 +75,7 @@ def tokenized_splits(
         for name, (samples, tally) in splits(folder).items():
             write_store(folder / name, samples, tally, vocab_size)
 
-    folder = prepared("samples", {**made_from, "format": _FORMAT}, build)
+    folder = prepared("samples", made_from, build)
     return {child.name: SampleStore(child) for child in sorted(folder.iterdir()) if child.is_dir()}
 
 

@@ -13,14 +13,12 @@ import numpy as np
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded
 from mixtral_recipes.data.batches.packing import Balanced, pack
-from mixtral_recipes.data.cache import tokenizer_hash
+from mixtral_recipes.data.cache import code_version, tokenizer_hash
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.modules.streaming import WINDOW, WINDOW_CHARACTERS, Window, policy_of, sample_of
 from mixtral_recipes.data.records.bad_records import BadRecord
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.home import data_home
-
-_FORMAT = 2  # raise when the same records would give other packs
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class PackedRows:
         if None in identity.values():
             return None
         about = [
-            *(_FORMAT, WINDOW, WINDOW_CHARACTERS, self.capacity, self.multiple, self.pipeline.fit.seq_length),
+            *(code_version(), WINDOW, WINDOW_CHARACTERS, self.capacity, self.multiple, self.pipeline.fit.seq_length),
             tokenizer_hash(self.tokenizer),
             self.pipeline.identity(self.tokenizer),
         ]

@@ -1,7 +1,7 @@
 """What is prepared once is believed by content: of its sources, and its own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,44 @@ def test_what_was_prepared_and_damaged_is_made_again(
     assert "is made again" in capsys.readouterr().err
 
 
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of the code that reads data."""
+    file = tmp_path / "code" / "data" / "records" / "parse.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("good = False")
+    monkeypatch.setattr(cache, "_PACKAGE", tmp_path / "code")
+    cache.code_version.cache_clear()
+    yield file
+    cache.code_version.cache_clear()
+
+
+def reads_otherwise(code: Path) -> None:
+    """What an upgrade does."""
+    code.write_text("good = True")
+    cache.code_version.cache_clear()
+
+
+def test_code_that_reads_data_otherwise_makes_everything_anew(code: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "samples").write_text(code.read_text())
+
+    assert (prepared("samples", [1], build) / "samples").read_text() == "good = False"
+    reads_otherwise(code)
+    assert not cache.is_prepared("samples", [1])
+    assert (prepared("samples", [1], build) / "samples").read_text() == "good = True"
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "data/corpus.py", "data/records/parse.py", "system/files.py"])
+def test_the_code_that_counts_is_the_release_what_reads_data_and_what_that_builds_on(name: str, code: Path) -> None:
+    assert (Path(cache.__file__).parents[1] / name).is_file()
+    before = cache.code_version()
+    file = code.parents[2] / name
+    file.parent.mkdir(exist_ok=True)
+    reads_otherwise(file)
+    assert cache.code_version() != before
+
+
 def test_packs_that_were_damaged_are_made_again(tmp_path: Path) -> None:
     lengths = np.random.default_rng(0).integers(1, 9, 100_000)  # fewer are packed anew each time
 
@@ -108,6 +146,22 @@ def test_parts_of_a_stopped_run_are_not_those_of_a_rewritten_input(tmp_path: Pat
     made = prepare_corpus([path], tmp_path / "corpus", Encoder(Letters(), None, None, 256, "letters"), **parts)  # pyright: ignore[reportArgumentType]
     assert made.reused_parts == 0
     assert np.fromfile(tmp_path / "corpus.bin", np.uint16).astype(np.uint8).tobytes() == b"newend"
+
+
+def test_parts_of_a_stopped_run_are_not_those_of_other_code(tmp_path: Path, code: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "old"}\n{"text": "end"}\n')
+    reused: list[int] = []
+    for upgrade in (False, True):
+        prefix = tmp_path / f"corpus{upgrade}"
+        with pytest.raises(InterruptedError):
+            prepare_corpus([path], prefix, Encoder(Letters("end"), None, None, 256, "letters"), part_bytes=8)  # pyright: ignore[reportArgumentType]
+        if upgrade:
+            reads_otherwise(code)
+        made = prepare_corpus([path], prefix, Encoder(Letters(), None, None, 256, "letters"), part_bytes=8)  # pyright: ignore[reportArgumentType]
+        reused.append(made.reused_parts)
+    assert reused[0]
+    assert not reused[1]
 
 
 def test_a_large_file_is_known_by_its_size_and_stretches_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
