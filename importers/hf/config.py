@@ -197,7 +197,8 @@ def _check_refused(config: dict[str, Any]) -> None:
         (
             "sliding_window",
             lambda v: v is None or (type(v) is int and v >= value(config, "max_position_embeddings")),
-            "sliding-window attention is not built here; it must be null, or reach over max_position_embeddings",
+            "sliding-window attention is not built here; it must be null, or reach over max_position_embeddings. "
+            "Released Mixtral models have null: in an older copy of one, write null into its config.json",
         ),
         ("tie_word_embeddings", lambda v: not v, "Mixtral keeps input and output embeddings apart; it must be false"),
         ("hidden_act", lambda v: v in ("silu", "swish"), "Mixtral's experts use silu"),

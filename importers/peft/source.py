@@ -131,6 +131,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         settings = read_object(path, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    if "peft_type" not in settings and ("fine_tune_type" in settings or "lora_parameters" in settings):
+        raise CheckpointError(
+            f"{path}: is of an adapter of MLX. Only peft's form can be taken: adapter_model.safetensors with lora_A "
+            "(MLX's lora_a transposed) and lora_B (lora_b transposed), and here r=rank and lora_alpha=rank * scale."
+        )
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":  # others have no r
         raise CheckpointError(f"{path}: peft_type={str(kind)[:80]!r} cannot be taken; only LORA can, DoRA included.")

@@ -113,6 +113,7 @@ def test_refusal_is_one_line() -> None:
     with pytest.raises(CheckpointError) as caught:
         hf_config.to_megatron(EIGHT_7B | {"sliding_window": 4096})
     assert "sliding_window=4096" in str(caught.value)
+    assert "Released Mixtral models have null" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

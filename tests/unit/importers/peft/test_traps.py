@@ -113,6 +113,10 @@ def test_no_adapter_on_the_router_leaves_the_house(make_model, tmp_path: Path) -
 
 
 def test_another_kind_of_adapter_is_named(tmp_path: Path) -> None:
+    mlx = '{"fine_tune_type": "lora", "num_layers": 16, "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}'
+    (tmp_path / "adapter_config.json").write_text(mlx)
+    with pytest.raises(CheckpointError, match=r"adapter of MLX\. Only peft's form .* lora_alpha=rank \* scale"):
+        read_settings(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
     with pytest.raises(CheckpointError, match="peft_type='IA3' cannot be taken"):
         read_settings(tmp_path)
