@@ -109,7 +109,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
-    from mixtral_recipes.cli.jobs.choose import columns_in
+    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
     from mixtral_recipes.data.check.check import check as check_data
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -118,7 +118,7 @@ def check(
 
     recognized = recognize(data, columns_in(settings or ()))
     note(recognized.description)
-    wanted = _settings(recognized, settings)
+    wanted = module_settings(recognized, settings or ())
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     with progress_bar("checking", None, unit="records") as advance:
         report = check_data(recognized, loaded, seq_length=seq_length, settings=wanted, progress=advance)
@@ -154,7 +154,7 @@ def show(
 
     Where there is no colour, what is learned stands in brackets.
     """
-    from mixtral_recipes.cli.jobs.choose import columns_in
+    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
     from mixtral_recipes.data.batches.batch import Sample
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
@@ -166,7 +166,9 @@ def show(
     if html is not None:
         _write_page(recognized, settings, loaded, html, (split, count, seq_length))
         return
-    sets: dict[str, Any] = recognized.module(seq_length=seq_length, **_settings(recognized, settings)).datasets(loaded)
+    sets: dict[str, Any] = recognized.module(
+        seq_length=seq_length, **module_settings(recognized, settings or ())
+    ).datasets(loaded)
     if split not in sets:
         raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
     out = console()
@@ -187,13 +189,14 @@ def _write_page(
 ) -> None:
     import itertools
 
+    from mixtral_recipes.cli.jobs.data_settings import module_settings
     from mixtral_recipes.data.batches.fit import Tally
     from mixtral_recipes.data.check.page import write_page
     from mixtral_recipes.data.records.bad_records import Skipped
     from mixtral_recipes.errors import DataError
 
     split, count, seq_length = what
-    pipeline = recognized.module(seq_length=seq_length, **_settings(recognized, settings)).pipeline()
+    pipeline = recognized.module(seq_length=seq_length, **module_settings(recognized, settings or ())).pipeline()
     if pipeline is None or split not in pipeline.splits:
         raise DataError(f"{recognized.description}: no records in a {split} split to show.")
     outcomes = itertools.islice(pipeline.outcomes(split, tokenizer, Skipped(), Tally()), count)
@@ -205,37 +208,33 @@ def _write_page(
 def stats(
     *,
     data: Data,
-    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second data set, to compare.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OTHER|SETTING=VALUE]...", help="A second data set, to compare; settings of a run, for both."
+        ),
+    ] = None,
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
     seq_length: SeqLength = 2048,
     json: Json = False,
 ) -> None:
     """Count records, turns and tokens of a data set, or of two side by side, and how many prompts they share."""
+    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
     from mixtral_recipes.data.check.stats import compare
+    from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
+    from mixtral_recipes.errors import DataError
 
-    found = compare([name for name in (data, other) if name is not None], load_tokenizer(tokenizer), seq_length)
+    settings = [text for text in more or () if text.startswith("data.") and "=" in text]
+    names = [data, *(text for text in more or () if text not in settings)]
+    if len(names) > 2:
+        raise DataError(f"{names[2]}: no more than two data sets can be compared, and settings start with data.")
+    sets = {name: recognize(name, columns_in(settings)) for name in names}
+    modules = {name: one.module(seq_length=seq_length, **module_settings(one, settings)) for name, one in sets.items()}
+    found = compare(modules, load_tokenizer(tokenizer))
     print_table(table(("", *found.names), [(name, *map(str, values)) for name, values in found.rows]))
     if json:
         print_json({"names": found.names, "rows": dict(found.rows)})
-
-
-def _settings(recognized: "Recognized", texts: list[str] | None) -> dict[str, Any]:
-    """Settings of a data module, written as a run takes them."""
-    if not texts:
-        return {}
-    import nemo_run as run
-
-    from mixtral_recipes.cli.jobs.choose import takes_data
-    from mixtral_recipes.errors import RecipeError
-    from mixtral_recipes.overrides import paths
-
-    for text in texts:
-        if not text.startswith("data."):
-            raise RecipeError(f"{text!r} is not a setting of the data; write data.NAME=VALUE.")
-    module = run.Config(recognized.module_class, **recognized.kwargs)
-    paths.apply(run.Partial(takes_data, data=module), texts)
-    return {str(name): value for name, value in module.__arguments__.items()}
 
 
 def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:

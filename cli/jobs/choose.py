@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.cli.jobs.data_settings import columns_in
 from mixtral_recipes.cli.jobs.place import Place, place
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
 from mixtral_recipes.cli.options.recipe import FineTuningOptions, PeftScheme, PretrainingOptions, RecipeOptions
@@ -218,26 +219,6 @@ def _change(recipe: Any, options: JobOptions) -> None:
             )
         overrides.set_value(recipe, "peft.bits", options.tuning.bits)
     overrides.apply(recipe, options.overrides)
-
-
-def columns_in(overrides: Sequence[str]) -> dict[str, str | None]:
-    """What overrides say of the names of a data set's fields, which is needed to recognise it."""
-    named: dict[str, str | None] = {}
-    if given := [text for text in overrides if text.startswith("data.columns=")]:
-        import nemo_run as run
-
-        from mixtral_recipes.data.modules.chat import ChatDataModule
-        from mixtral_recipes.overrides import paths
-
-        holder: Any = run.Partial(takes_data, data=run.Config(ChatDataModule))
-        paths.apply(holder, given)
-        named |= holder.data.columns or {}
-    named.update(("text", text.partition("=")[2]) for text in overrides if text.startswith("data.text_key="))
-    return named
-
-
-def takes_data(data: Any) -> None:
-    """What settings of data are written for: something that has data."""
 
 
 def _data(specs: list[str], replaced: Any, overrides: Sequence[str]) -> tuple[Any, list[str]]:

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings, of_records
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
@@ -115,13 +116,14 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     for text in learned:
         note(text)
     card = calibration.corrected(cards.card(_card_here(ask) if ask.hardware is None else ask.hardware))
-    question, recipe = _recipe(ask, card, overrides)
+    of_data = of_records(overrides) if work.data else []
+    question, recipe = _recipe(ask, card, [text for text in overrides if text not in of_data])
     job = Workload.of(recipe)
     if card.name == "cpu":
         job = job.on_cpu()
     steps, notes, more = int(recipe.trainer.max_steps), [], {}
     if work.data:
-        job, steps, data_notes, more = _through_data(job, work.data, work.epochs or 1.0)
+        job, steps, data_notes, more = _through_data(job, work.data, of_data, work.epochs or 1.0)
         notes += data_notes
     job = _reach(job, card, goal, steps)
     verdict.check_formats(job, card)
@@ -303,7 +305,9 @@ def _hours(text: str) -> float:
     raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
 
 
-def _through_data(job: Workload, specs: list[str], epochs: float) -> tuple[Workload, int, list[str], dict[str, Any]]:
+def _through_data(
+    job: Workload, specs: list[str], settings: list[str], epochs: float
+) -> tuple[Workload, int, list[str], dict[str, Any]]:
     """The job with its data's lengths, and the steps that its passes take.
 
     A pass over several data sets takes as many samples as they have together, by their shares where these are given.
@@ -312,8 +316,10 @@ def _through_data(job: Workload, specs: list[str], epochs: float) -> tuple[Workl
     from mixtral_recipes.data.tokenizers import load_tokenizer
 
     names, weights = shares(specs)
+    if settings and len(names) > 1:
+        raise RecipeError(f"{settings[0]}: how records are read can be set for one --data, and not for several.")
     tokenizer = load_tokenizer("mistral://mixtral-8x7b")
-    counted = [_counted(name, tokenizer, job.batch.seq_length) for name in names]
+    counted = [_counted(name, settings, tokenizer, job.batch.seq_length) for name in names]
     samples = sum(size for size, _ in counted)
     share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]
     mean = sum(part * tokens / size for part, (size, tokens) in zip(share, counted, strict=True))
@@ -330,15 +336,16 @@ def _through_data(job: Workload, specs: list[str], epochs: float) -> tuple[Workl
     return job, steps, [text], {"data": facts}
 
 
-def _counted(name: str, tokenizer: Any, seq_length: int) -> tuple[int, int]:
+def _counted(name: str, settings: list[str], tokenizer: Any, seq_length: int) -> tuple[int, int]:
     """Samples that would be trained on, and their tokens after what is too long was cut."""
     from mixtral_recipes.data.check.check import check
     from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.system.progress import progress_bar
 
-    recognized = recognize(name)
+    recognized = recognize(name, columns_in(settings))
+    wanted = module_settings(recognized, settings)
     with progress_bar("counting", None, unit="records") as advance:
-        report = check(recognized, tokenizer, seq_length=seq_length, progress=advance)
+        report = check(recognized, tokenizer, seq_length=seq_length, settings=wanted, progress=advance)
     found = report.tallies.get("train")
     if found is None or not found.samples:
         raise RecipeError(f"--data {name}: no usable training record; see: mixtral-recipes data check {name}")

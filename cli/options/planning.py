@@ -71,7 +71,8 @@ class WorkOptions:
         work_option(
             "--data",
             metavar="DATA",
-            help="What it would be trained on: read through, and counted. Several are mixed, as finetune mixes them.",
+            help="What it would be trained on: read through with its settings (data.columns=...), and counted. "
+            "Several are mixed, as finetune mixes them.",
         ),
     ] = None
     epochs: Annotated[

@@ -1,6 +1,6 @@
 """Data sets in numbers, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from mixtral_recipes.data.batches.fit import Tally
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
-from mixtral_recipes.data.recognise import recognize
 from mixtral_recipes.data.records.bad_records import Skipped
 from mixtral_recipes.errors import DataError
 
@@ -26,32 +25,30 @@ class Comparison:
     rows: list[tuple[str, list[Any]]]
 
 
-def compare(names: Sequence[str], tokenizer: Any, seq_length: int) -> Comparison:
+def compare(modules: Mapping[str, Any], tokenizer: Any) -> Comparison:
     """Count data sets the way a run takes them.
 
     Args:
-        names: One or two data sets.
+        modules: The data modules of one or two data sets, by name.
         tokenizer: Counts their tokens.
-        seq_length: Positions a sample may take.
 
     Raises:
         DataError: a data set that has no records of prompts and answers.
     """
     rows: list[dict[str, Any]] = []
     prompts: list[set[str]] = []
-    for name in names:
-        recognized = recognize(name)
-        pipeline = recognized.module(seq_length=seq_length).pipeline()
+    for name, module in modules.items():
+        pipeline = module.pipeline()
         if pipeline is None:
-            raise DataError(f"{name}: is {recognized.kind}, which holds no prompts and answers to count.")
+            raise DataError(f"{name}: {module.form} hold no prompts and answers to count.")
         row, asked = _numbers(pipeline, tokenizer)
-        rows.append({"form": recognized.kind, **row})
+        rows.append({"form": module.form, **row})
         prompts.append(asked)
     found = [(what, [row[what] for row in rows]) for what in rows[0]]
-    if len(names) == 2:
+    if len(modules) == 2:
         common = len(prompts[0] & prompts[1])
         found.append(("prompts in both", [common, common]))
-    return Comparison(list(names), found)
+    return Comparison(list(modules), found)
 
 
 def _numbers(pipeline: RecordPipeline, tokenizer: Any) -> tuple[dict[str, Any], set[str]]:

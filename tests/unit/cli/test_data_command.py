@@ -86,6 +86,41 @@ def test_show_writes_a_page_of_what_is_learned_context_and_cut(pairs: Path, tmp_
     assert "<b>" not in text
 
 
+SUMMARIES = "data.columns={'input': 'dialogue', 'output': 'summary'}"
+
+
+@pytest.mark.parametrize("command", ["data check", "data stats", "data show", "plan --recipe mixtral_tiny --data"])
+def test_data_is_looked_at_with_the_settings_it_is_trained_with(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "summaries.jsonl"
+    data.write_text("".join(json.dumps({"dialogue": f"q {n}", "summary": "a"}) + "\n" for n in range(40)))
+    options = [] if command.startswith("plan") else TINY
+    assert run([*command.split(), str(data), *options, SUMMARIES, "data.val_proportion=0.25", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    if command == "data stats":
+        assert found["rows"]["records"] == [40]
+    elif command != "data show":
+        assert (found["data"]["samples"] if "data" in found else found["records"]["train"]) == 30
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("data stats {0} {0}x {0}y", "no more than two data sets"),
+        ("data stats {0} data.learns=all", "no setting 'learns'"),
+        ("data check {0} data.seq_length=64", "write --seq-length 64."),
+        ("plan --recipe mixtral_tiny --data {0} --data {0} data.learn=last", "for one --data"),
+        ("plan --recipe mixtral_tiny --data {0} data.learns=last", "no setting 'learns'"),
+    ],
+)
+def test_settings_that_no_data_takes_are_one_line(
+    command: str, wrong: str, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command.format(pairs).split()) == 2
+    assert wrong in capsys.readouterr().err
+
+
 def test_stats_compare_two_sets(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text("".join(pairs.read_text().splitlines(keepends=True)[:10]))
