@@ -21,7 +21,7 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help="What `finetune --data
 SeqLength = Annotated[int, typer.Option("--seq-length", metavar="N", min=8, help="Positions a sample may take.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SETTING=VALUE]...", help="Settings of the run: data.learn=last data.on_bad_record=skip"),
+    typer.Argument(metavar="SETTING=VALUE", help="Settings of the run: data.learn=last data.on_bad_record=skip"),
 ]
 TOKENIZER = typer.Option(
     "--tokenizer",
@@ -211,7 +211,7 @@ def stats(
     more: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OTHER|SETTING=VALUE]...", help="A second data set, to compare; settings of a run, for both."
+            metavar="OTHER|SETTING=VALUE", help="A second data set, to compare; settings of a run, for both."
         ),
     ] = None,
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",

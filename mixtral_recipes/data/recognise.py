@@ -17,6 +17,7 @@ from mixtral_recipes.data.records.forms import (
     Form,
     column_of_turns,
     form_of,
+    how_to_rewrite,
     pair_names,
     rival_pairs,
 )
@@ -215,11 +216,14 @@ def _fields(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _unknown(records: list[dict[str, Any]]) -> str:
+    fields = _fields(records)
+    if told := how_to_rewrite(fields):
+        return f"records have {', '.join(fields)}, which is the form of {told}."
     known = "; ".join(
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )
     return (
-        f"records have {', '.join(_fields(records)) or 'no field in common'}, which is no known form ({known}); "
+        f"records have {', '.join(fields) or 'no field in common'}, which is no known form ({known}); "
         "name the prompt and the answer with data.columns={'input': ..., 'output': ...}, or documents with "
         "data.text_key=..."
     )

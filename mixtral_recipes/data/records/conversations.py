@@ -10,6 +10,7 @@ from mixtral_recipes.data.records.forms import (
     BESIDE_A_PROMPT,
     ROLES,
     Form,
+    are_exchanges,
     form_of,
     holds_turns,
     is_preference,
@@ -200,6 +201,9 @@ def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Ite
             turns = [dict(zip(turns, row, strict=True)) for row in zip(*turns.values(), strict=True)]
     elif role is not None and isinstance(turns, dict):
         turns = [turns]
+    if isinstance(turns, list) and turns and are_exchanges(turns):
+        names = {"input": "user", "output": "assistant"}
+        turns = [{"role": names[name], "content": turn[name]} for turn in turns for name in names]
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"{where}: {name!r} must be a list of messages, and is {'empty' if turns == [] else 'not one'}."

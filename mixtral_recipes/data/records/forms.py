@@ -53,6 +53,18 @@ _LOST = re.compile(r"(rejected|reject|dispreferred|non_preferred)(_\w+)?", re.IG
 _RIVAL = re.compile(r"(response|output|answer|completion|conversation)_?(0|1|2|a|b|j|k)", re.IGNORECASE)
 _VERDICTS = ("label", "kto_tag")
 
+# Forms of well-known data sets that are to be written otherwise first: fields, and how.
+_TO_REWRITE = {
+    ("query", "answers", "tools"): "xlam's function calls: write `messages` (the query, and the answers as the "
+    "assistant's `tool_calls`), and `tools` in OpenAI's form",
+    ("system", "chat"): "glaive's function calls: split the text of `chat` at USER:, ASSISTANT: and FUNCTION RESPONSE: "
+    "into `messages`, and put the functions that `system` names into `tools`",
+    ("question", "annotations", "document"): "Natural Questions: write the text of each question and of a short answer "
+    "as `input` and `output`",
+    ("translation",): "texts in several languages: write one language's as `input` and the other's as `output`",
+    ("segments",): "Axolotl's segments: write what is not learned (label: false) as `input` and what is as `output`",
+}
+
 
 class Form(StrEnum):
     """What a record is."""
@@ -115,7 +127,7 @@ def is_preference(record: Mapping[str, Any]) -> bool:
 
 
 def holds_turns(value: Any) -> bool:
-    """Whether a field holds turns of a conversation: a list of them, one, or JSON text of either."""
+    """Whether a field holds turns of a conversation: a list of them or of exchanges, one, or JSON text of turns."""
     if isinstance(value, str):
         if value.lstrip()[:1] not in ("[", "{") or not ('"role"' in value or '"from"' in value):
             return False
@@ -125,11 +137,14 @@ def holds_turns(value: Any) -> bool:
             return False
     if isinstance(value, Mapping):
         value = [value]
-    return (
-        isinstance(value, Sequence)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
-    )
+    if not isinstance(value, Sequence) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        return False
+    return all("role" in turn or "from" in turn for turn in value) or are_exchanges(value)
+
+
+def are_exchanges(turns: Sequence[Any]) -> bool:
+    """Whether each item of a list is a prompt and its answer, as in Capybara's conversations."""
+    return all(isinstance(turn, Mapping) and turn.keys() == {"input", "output"} for turn in turns)
 
 
 def column_of_turns(records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -142,6 +157,11 @@ def pair_names(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The fields of a record's prompt and answer."""
     there = {name for name, value in record.items() if value is not None}
     return next((pair for pair in PAIR_COLUMNS if there.issuperset(pair)), None)
+
+
+def how_to_rewrite(fields: Sequence[str]) -> str | None:
+    """What records with these fields are and how to write them, where that is known of a form that is not read."""
+    return next((told for names, told in _TO_REWRITE.items() if set(fields).issuperset(names)), None)
 
 
 def rival_pairs(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

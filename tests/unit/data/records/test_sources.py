@@ -141,6 +141,24 @@ def test_records_are_recognised(tmp_path: Path, row: dict[str, Any], module: str
     assert found.kwargs.get("dataset_root", found.kwargs.get("paths", [""])[0]) == str(tmp_path / "x.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"id": 1, "query": "q", "answers": "[]", "tools": "[]"}, "xlam's function calls: write `messages`"),
+        ({"system": "SYSTEM: x", "chat": "USER: a"}, "glaive's function calls: split the text of `chat`"),
+        ({"document": {}, "question": {"text": "q"}, "annotations": []}, "Natural Questions: write the text"),
+        ({"translation": {"de": "Hallo", "en": "Hello"}}, "write one language's as `input`"),
+        ({"segments": [{"label": True, "text": "a"}]}, "Axolotl's segments: write what is not learned"),
+    ],
+)
+def test_well_known_forms_that_are_not_read_say_how_to_write_them(
+    tmp_path: Path, row: dict[str, Any], told: str
+) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", [row] * 3)
+    with pytest.raises(DataError, match=f"which is the form of .*{told}"):
+        recognize(path)
+
+
 def test_other_things_that_are_recognised(tmp_path: Path) -> None:
     assert recognize("squad").kwargs == {"dataset_root": None}
     assert recognize("embedded://squad").module_class.__name__ == "SquadDataModule"
@@ -374,6 +392,8 @@ def test_squad_2_is_recognised_and_its_unanswerable_questions_are_learned(tmp_pa
         ({"instruction": "i", "context": "c", "output": "a"}, ["i\n\nc"], ["a"]),
         ({"query": "q2", "response": "a2", "history": [["q1", "a1"]]}, ["q1", "q2"], ["a1", "a2"]),  # ms-swift
         ({"conversations": ["q", "a", "q2", "a2"], "source": "x"}, ["q", "q2"], ["a", "a2"]),  # LIMA
+        ({"conversation": [{"input": "q", "output": "a"}, {"input": "q2", "output": "a2"}]}, ["q", "q2"], ["a", "a2"]),
+        ({"conversation": {"input": ["q", "q2"], "output": ["a", "a2"]}}, ["q", "q2"], ["a", "a2"]),  # as a table
         ({"messages": [{"role": "system", "content": "s"}, U, A], "system": "s"}, ["s", "q"], ["a"]),  # OpenHermes
         (
             {"mask": "User", "conversations": [{"from": "User", "value": "q"}, {"from": "Assistant", "value": "a"}]},
