@@ -173,6 +173,8 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
         if value not in _NOT_DONE.get(name, ()):
             why = "is not supported by this server" if name in _NOT_DONE else "is not known"
             raise Refused(f"{name[:100]}: {why}; leave it out.", param=name[:100])
+    if found.stream_options is not None and not found.stream:
+        raise Refused("stream_options: goes with stream=true alone; leave it out.", param="stream_options")
     return found
 
 

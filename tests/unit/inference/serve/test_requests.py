@@ -79,6 +79,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"seed": "x"}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"more": 1}}, "stream_options.more"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [["a"]]}, "prompt"),
