@@ -9,6 +9,7 @@ from typing import Any
 
 from mixtral_recipes.cli.jobs.data_settings import columns_in
 from mixtral_recipes.cli.jobs.place import Place, place
+from mixtral_recipes.cli.options.checkpoint import start_of_training
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
 from mixtral_recipes.cli.options.recipe import FineTuningOptions, PeftScheme, PretrainingOptions, RecipeOptions
 from mixtral_recipes.cli.options.result import JobResultOptions
@@ -207,7 +208,8 @@ def _change(recipe: Any, options: JobOptions) -> None:
     from mixtral_recipes.overrides import paths as overrides
 
     if options.tuning.restore_from is not None:
-        overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
+        start = start_of_training(options.tuning.restore_from)
+        overrides.set_value(recipe, "resume.restore_config.path", start)
     if options.tuning.resize_vocab:
         overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
     if options.tuning.chat_template is not None:

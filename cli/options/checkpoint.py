@@ -59,7 +59,17 @@ def model_checkpoint(text: str) -> Path:
     return _of_run(text, resolve)
 
 
-def _of_run(text: str, otherwise: Callable[[str], Path]) -> Path:
+def start_of_training(text: str) -> str:
+    """The MODEL that a recipe starts from, as it was written; of a run, its newest whole checkpoint.
+
+    Raises:
+        CheckpointError: the run has no complete checkpoint.
+        LaunchError: it is neither a folder nor a run.
+    """
+    return str(_of_run(text, lambda _: text))
+
+
+def _of_run[T](text: str, otherwise: Callable[[str], T]) -> Path | T:
     from mixtral_recipes.executors.runs.records import run_folder
 
     path = Path(text).expanduser()

@@ -99,7 +99,8 @@ class FineTuningOptions:
         option("--chat-template", metavar="TEMPLATE", help="mixtral, mistral-v3, chatml or a Jinja file; for chats."),
     ] = None
     restore_from: Annotated[
-        str | None, option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID or a folder.")
+        str | None,
+        option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID, a folder, or a run's model."),
     ] = None
     resize_vocab: Annotated[
         bool, option("--resize-vocab", help="Add rows for tokens that the tokenizer has and the checkpoint does not.")

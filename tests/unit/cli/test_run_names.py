@@ -8,7 +8,7 @@ import pytest
 from mixtral_recipes.cli import main
 from mixtral_recipes.cli.options import checkpoint
 from mixtral_recipes.cli.options.runs import complete_run
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, LaunchError
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.records import RunRecord
 
@@ -111,6 +111,18 @@ def test_a_run_stands_for_its_newest_whole_checkpoint(tmp_path: Path, capsys: py
         assert said[1].endswith("first/checkpoints/step=10")
     assert checkpoint.checkpoint_folder(str(older)) == older
     assert checkpoint.checkpoint_folder("elsewhere/first/checkpoints/step=9") == older
+
+
+def test_training_starts_from_a_run_or_from_what_is_named(tmp_path: Path) -> None:
+    record = recorded(tmp_path / "elsewhere" / "first", job_id="77")
+    newest = saved(Path(record.run_dir) / "checkpoints" / "step=10", 10)
+    (tmp_path / "model").mkdir()
+    for spelled in spellings(record):
+        assert Path(checkpoint.start_of_training(spelled)).resolve() == newest, spelled
+    for text in ("hf://org/name", "org/name", "nemo://org/name", "model", "elsewhere/first/checkpoints/step=10"):
+        assert checkpoint.start_of_training(text) == text
+    with pytest.raises(LaunchError, match="no folder or run 'fist'. Did you mean"):
+        checkpoint.start_of_training("fist")
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
