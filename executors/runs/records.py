@@ -141,13 +141,19 @@ def run_folder(text: str) -> Path:
     """The folder of a run: one that exists, that of a run `find` knows, or one in ``runs``, where runs go by default.
 
     Raises:
-        LaunchError: it is none of these; the message lists close names.
+        LaunchError: it is none of these (the message lists close names), or the run's folder is gone.
     """
     path = Path(text).expanduser()
     if path.is_dir():
         return path
-    with contextlib.suppress(LaunchError):
-        return Path(find(text).run_dir)
+    try:
+        record = find(text)
+    except LaunchError:
+        record = None
+    if record is not None and not Path(record.run_dir).is_dir():
+        raise LaunchError(f"run {record.id} has no folder at {record.run_dir}: if it was moved, give the new one.")
+    if record is not None:
+        return Path(record.run_dir)
     started_here = {folder.name: folder for folder in Path("runs").absolute().glob("*/")}
     if text in started_here:
         return started_here[text]

@@ -125,6 +125,14 @@ def test_training_starts_from_a_run_or_from_what_is_named(tmp_path: Path) -> Non
         checkpoint.start_of_training("fist")
 
 
+def test_a_run_whose_folder_was_moved_is_told_so(tmp_path: Path) -> None:
+    record = recorded(tmp_path / "elsewhere" / "first")
+    Path(record.run_dir).rename(tmp_path / "moved")
+    with pytest.raises(LaunchError, match="if it was moved, give the new one"):
+        records.run_folder("first")
+    assert records.run_folder("moved") == Path("moved")
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     recorded(tmp_path / "elsewhere" / "first")
     (tmp_path / "elsewhere" / "first" / "checkpoints").mkdir()
