@@ -44,7 +44,8 @@ def command(
     if target is not None:
         _write(script, target, read)
         note(f"Wrote {target}")
-    note(f"{len(read)} file(s): {', '.join(f'{count} {kind}' for kind, count in counts.items())}.")
+    told = ", ".join(f"{count} {'notes' if kind == 'note' and count != 1 else kind}" for kind, count in counts.items())
+    note(f"{len(read)} file(s): {told}.")
     if json:
         files = [{"path": str(found.path), "findings": [vars(finding) for finding in found.findings]} for found in read]
         print_json({**counts, "files": files, "written": str(target) if target else None})

@@ -329,7 +329,8 @@ def _through_data(
     if len(names) > 1:
         parts = zip(names, share, counted, strict=True)
         facts["sources"] = [{"data": n, "share": round(s, 4), "samples": c[0], "tokens": c[1]} for n, s, c in parts]
-    text = f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {epochs:g} epochs."
+    passes = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+    text = f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {passes}."
     filled = mean / job.batch.seq_length
     if not job.batch.packed and filled < 0.5:
         text += f" Unpacked, about {100 * (1 - min(filled, 1)):.0f} % of a full sequence would be padding: --packed."

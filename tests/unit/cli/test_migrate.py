@@ -25,7 +25,7 @@ def test_a_report_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str
     assert run(["migrate", "jobs/train.py"]) == 0
     out, err = capsys.readouterr()
     assert out == ("jobs/train.py:1: changed  from nemo.collections import llm  ->  import mixtral_recipes as llm\n")
-    assert err == "1 file(s): 1 changed, 0 warned, 0 refused, 0 note.\n"
+    assert err == "1 file(s): 1 changed, 0 warned, 0 refused, 0 notes.\n"
     assert sorted(folder.rglob("*")) == before
 
 

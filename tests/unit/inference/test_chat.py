@@ -64,7 +64,7 @@ def test_a_template_without_end_is_refused(condition: str, monkeypatch: pytest.M
 
 
 def test_a_tokenizer_without_a_template() -> None:
-    with pytest.raises(DataError, match="has no chat template"):
+    with pytest.raises(DataError, match=r"has no chat template; use .* without --chat"):
         Conversation(Tokenizer(template=None))
 
 
