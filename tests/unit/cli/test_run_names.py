@@ -53,6 +53,19 @@ def test_runs_takes_every_spelling_of_a_run(tmp_path: Path, capsys: pytest.Captu
         assert json.loads(capsys.readouterr().out)["id"] == record.id
 
 
+def test_the_status_of_a_run_is_lines_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = recorded(tmp_path / "first")
+    scores = {"scores": {"after": {"loss": {"val_loss": 1.5}}}}
+    result = {"last_loss": 2.4118662940131292, "steps": 4, "share_of_peak": None, "evaluation": scores}
+    (tmp_path / "first" / "result.json").write_text(json.dumps(result))
+    assert main.run(["runs", "status", "first"]) == 0
+    lines = dict(line.strip().split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["last_loss"].strip() == "2.41187"
+    assert lines["steps"].strip() == "4"
+    assert "share_of_peak" not in lines
+    assert lines["evaluation"].strip() == f"see {record.run_dir}/result.json, or: mixtral-recipes report first"
+
+
 def test_a_run_without_a_record_is_found_in_the_folder_of_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
