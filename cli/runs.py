@@ -72,9 +72,7 @@ def status(*, run: Run, json: Json = False) -> None:
         print(f"{key + ':':14} {both['measured']:.4g}, predicted {both['predicted']:.4g}")
     for key, value in (described["result"] or {}).items():
         if isinstance(value, dict | list):
-            say(
-                f"  {key + ':':30} see {Path(record.run_dir) / 'result.json'}, or: mixtral-recipes report {record.name}"
-            )
+            say(f"  {key + ':':30} see {record.run_dir}/result.json")
         elif value is not None:
             say(f"  {key + ':':30} {format(value, '.6g') if isinstance(value, float) else value}")
 

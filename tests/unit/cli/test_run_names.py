@@ -63,7 +63,7 @@ def test_the_status_of_a_run_is_lines_that_can_be_read(tmp_path: Path, capsys: p
     assert lines["last_loss"].strip() == "2.41187"
     assert lines["steps"].strip() == "4"
     assert "share_of_peak" not in lines
-    assert lines["evaluation"].strip() == f"see {record.run_dir}/result.json, or: mixtral-recipes report first"
+    assert lines["evaluation"].strip() == f"see {record.run_dir}/result.json"
 
 
 def test_a_run_without_a_record_is_found_in_the_folder_of_runs(
