@@ -159,9 +159,7 @@ def _call(argv: list[str], debug: bool) -> int:
     from mixtral_recipes.errors import MixtralRecipesError, is_panic, of_the_machine
     from mixtral_recipes.system import quiet
 
-    # typer carries its own click; the base of its usage errors is reached through what typer exports.
-    usage_error: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
-
+    usage_error = _usage_error()
     if not debug:
         quiet.our_process()
     try:
@@ -188,6 +186,35 @@ def _call(argv: list[str], debug: bool) -> int:
         if problem := of_the_machine(error):
             return say(str(problem), problem.exit_code)
         return say(f"{type(error).__name__}: {error} (a defect: please report it with the output of --debug)", 1)
+
+
+def check_words(words: list[str]) -> None:
+    """Read a command line as it is read before the command runs.
+
+    Args:
+        words: A command and its arguments.
+
+    Raises:
+        RecipeError: no such command, option or value.
+    """
+    from mixtral_recipes.cli.options.groups import Group
+    from mixtral_recipes.errors import RecipeError
+
+    command = _group()
+    try:
+        context = command.make_context(PROGRAM, list(words))
+        while isinstance(command, Group):
+            name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            context = command.make_context(name, rest, parent=context)
+    except _usage_error() as error:
+        raise RecipeError(_one_line(error)) from error
+
+
+def _usage_error() -> type[Exception]:
+    """typer carries its own click; the base of its usage errors is reached through what typer exports."""
+    import typer
+
+    return next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 def say(text: str, code: int) -> int:

@@ -1,6 +1,8 @@
 """``mixtral-recipes pipeline FILE``: several jobs that depend on each other, submitted at once."""
 
+import contextlib
 import enum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +37,14 @@ def command(
 
     A stage is a recipe to train, or a command of this program, such as import, evaluate or export.
     """
+    from mixtral_recipes.cli.main import check_words
     from mixtral_recipes.executors import pipeline as pipelines
 
     pipeline = pipelines.read(file)
+    for stage in pipeline.stages:
+        with _named(stage):
+            if stage.command:
+                check_words(list(stage.command))
     result: dict[str, Any] = {"pipeline": pipeline.name, "stages": [stage.name for stage in pipeline.stages]}
     if executor is Where.slurm:
         stages, scripts = pipelines.submit(pipeline, recipe_of, dry_run=dry_run)
@@ -51,6 +58,8 @@ def command(
                 pipelines.watch(stages)
     elif dry_run:
         for stage in pipeline.stages:
+            if stage.recipe:
+                recipe_of(pipeline, stage)
             say(f"{stage.name}: {' '.join(stage.command) or f'{stage.task} {stage.recipe}'}")
     else:
         result["results"] = pipelines.run_local(pipeline, recipe_of)
@@ -59,13 +68,29 @@ def command(
 
 
 def recipe_of(pipeline: Any, stage: Any) -> Any:
-    """A stage's recipe, changed, checked, and with its run folder set."""
+    """A stage's recipe, changed, checked, and with its run folder set.
+
+    Raises:
+        LaunchError: it cannot run; names the stage.
+    """
     from mixtral_recipes.executors.preflight import preflight
     from mixtral_recipes.overrides import paths as overrides
     from mixtral_recipes.overrides.loading import load
 
-    recipe = load(stage.recipe, stage.task, **stage.arguments)
-    overrides.apply(recipe, list(stage.overrides))
-    recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
-    preflight(recipe, stage.arguments.get("hardware", "h100"), elsewhere=True)
+    with _named(stage):
+        recipe = load(stage.recipe, stage.task, **stage.arguments)
+        overrides.apply(recipe, list(stage.overrides))
+        recipe.log.log_dir, recipe.log.name = str(pipeline.dir), stage.name
+        preflight(recipe, stage.arguments.get("hardware", "h100"), elsewhere=True)
     return recipe
+
+
+@contextlib.contextmanager
+def _named(stage: Any) -> Iterator[None]:
+    """Say in an error which stage it is about."""
+    from mixtral_recipes.errors import LaunchError, MixtralRecipesError
+
+    try:
+        yield
+    except MixtralRecipesError as error:
+        raise LaunchError(f"stage {stage.name!r}: {error}") from error

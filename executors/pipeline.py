@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from mixtral_recipes.errors import LaunchError, MixtralRecipesError, nearest
+from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted, nearest
 from mixtral_recipes.executors.names import check_name, check_no_password
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
@@ -105,24 +105,29 @@ def run_local(pipeline: Pipeline, recipe_of: RecipeOf) -> dict[str, Any]:
         recipe_of: Makes a stage's recipe.
 
     Raises:
+        MixtralRecipesError: a recipe cannot run; no stage was started.
         LaunchError: a stage failed; the message names it and those that were not started.
+        Preempted: a stage was stopped, and saved first; the message names the same.
     """
     results: dict[str, Any] = {}
+    recipes = {stage.name: recipe_of(pipeline, stage) for stage in pipeline.stages if stage.recipe}
     for number, stage in enumerate(pipeline.stages):
         print(f"== stage {stage.name}", file=sys.stderr, flush=True)
         try:
-            results[stage.name] = _run_stage(pipeline, stage, recipe_of)
+            results[stage.name] = _run_stage(pipeline, stage, recipes.get(stage.name))
+        except Preempted as stop:
+            raise Preempted(f"stage {stage.name!r} was stopped: {stop}{_skipped(pipeline, number)}") from stop
         except MixtralRecipesError as error:
             raise LaunchError(f"stage {stage.name!r} failed: {error}{_skipped(pipeline, number)}") from error
     return results
 
 
-def _run_stage(pipeline: Pipeline, stage: Stage, recipe_of: RecipeOf) -> dict[str, Any]:
+def _run_stage(pipeline: Pipeline, stage: Stage, recipe: Any) -> dict[str, Any]:
     if stage.command:
         return _run_command(stage.command)
     from mixtral_recipes.executors.launch import launch
 
-    return launch(recipe_of(pipeline, stage), executor="local", name=stage.name, run_dir=pipeline.dir / stage.name)
+    return launch(recipe, executor="local", name=stage.name, run_dir=pipeline.dir / stage.name)
 
 
 def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
@@ -134,6 +139,8 @@ def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
         for line in process.stdout:
             print(line, end="", flush=True)
             last = line
+    if process.returncode == Preempted.exit_code:
+        raise Preempted(f"`mixtral-recipes {words[0]}` saved.")
     if process.returncode != 0:
         raise LaunchError(f"`mixtral-recipes {words[0]}` ended with exit code {process.returncode}.")
     return json.loads(last) if "--json" in words else {}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.cli import main
+from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import pipeline
 
 STAGE = '[[stage]]\nname = "a"\n'
@@ -63,3 +64,38 @@ def test_a_commands_result_is_the_stages(tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` ended with exit code 2.*s1"):
         pipeline.run_local(stages(tmp_path, '["evaluate", "nothing"]', '["recipes", "list"]'), lambda *given: None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ('command = ["evaluat", "x"]', "command 'evaluat' is not known. Did you mean 'evaluate'?"),
+        ('command = ["data", "chek", "x"]', "command 'data chek' is not known. Did you mean 'check'?"),
+        ('command = ["evaluate", "x", "--qestions", "5"]', "No such option: --qestions"),
+        ('command = ["evaluate", "x", "--questions", "five"]', "Invalid value for '--questions'"),
+        ('command = ["evaluate"]', "Missing argument 'MODEL'"),
+        ('recipe = "mixtral_tiny"\noverrides = ["trainer.max_stepz=1"]', "trainer.max_stepz=1: Trainer has no setting"),
+        ('recipe = "mixtral_tiny"\noverrides = ["data.global_batch_size=3"]', "global_batch_size=3 is not a multiple"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "dry"])
+def test_what_cannot_run_is_refused_before_the_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, told: str, dry: list[str]
+) -> None:
+    first = '[[stage]]\nname = "s0"\ncommand = ["recipes", "list"]\n'
+    (tmp_path / "file.toml").write_text(f'{first}[[stage]]\nname = "s1"\n{stage}\n')
+    assert main.run(["pipeline", str(tmp_path / "file.toml"), *dry]) == 2
+    said = capsys.readouterr()
+    assert "==" not in said.err, "no stage is begun"
+    assert f"stage 's1': {told}" in said.err
+
+
+def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preempted = tmp_path / "python"
+    preempted.write_text("#!/bin/sh\nexit 75\n")
+    preempted.chmod(0o755)
+    monkeypatch.setattr(pipeline.sys, "executable", str(preempted))
+    with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes finetune` saved.*Not started: s1"):
+        pipeline.run_local(stages(tmp_path, '["finetune"]', '["recipes", "list"]'), lambda *given: None)
