@@ -325,6 +325,7 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         work(parts)
         distributed.free_memory()
         return run_dir
+    distributed.check_accelerator(trainer.accelerator)
     ranks_from_here.start(
         functools.partial(work, parts),
         devices=trainer.devices,

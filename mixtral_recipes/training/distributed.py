@@ -42,6 +42,24 @@ class ProcessPlace:
         return cls(ranks.launched_rank(), ranks.launched_local_rank(), ranks.launched_size())
 
 
+def check_accelerator(accelerator: str) -> None:
+    """Look whether this machine has what a recipe's ``trainer.accelerator`` asks for.
+
+    Raises:
+        EnvironmentProblem: ``"gpu"`` was asked for and there is none, or torch cannot use the GPUs that are there.
+        RecipeError: the word is none of ``"gpu"``, ``"cpu"`` and ``"auto"``.
+    """
+    if accelerator not in ("gpu", "cpu", "auto"):
+        raise RecipeError(f"trainer.accelerator={accelerator!r} is not known; use 'gpu', 'cpu' or 'auto'.")
+    if accelerator != "cpu":
+        _refuse_gpus_torch_cannot_use()
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "trainer.accelerator='gpu', but this machine has no usable CUDA device; run on a GPU node "
+            "(--executor slurm), or use --recipe mixtral_tiny, which trains on a CPU."
+        )
+
+
 def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
     """Take this process's GPU, or put the CPU stand-ins in place.
 
@@ -50,20 +68,11 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         place: This process.
 
     Raises:
-        EnvironmentProblem: ``"gpu"`` was asked for and there is none, or ``"cpu"`` where there is one; or torch cannot
-            use the GPUs that are there.
+        EnvironmentProblem: as `check_accelerator`, or ``"cpu"`` where there is a GPU.
         RecipeError: another word.
     """
-    if accelerator not in ("gpu", "cpu", "auto"):
-        raise RecipeError(f"trainer.accelerator={accelerator!r} is not known; use 'gpu', 'cpu' or 'auto'.")
-    if accelerator != "cpu":
-        _refuse_gpus_torch_cannot_use()
+    check_accelerator(accelerator)
     if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            raise EnvironmentProblem(
-                "trainer.accelerator='gpu', but this machine has no usable CUDA device; run on a GPU node "
-                "(--executor slurm), or use --recipe mixtral_tiny, which trains on a CPU."
-            )
         # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
         # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

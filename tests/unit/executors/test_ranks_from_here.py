@@ -8,13 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
+import fiddle as fdl
 import pytest
+import torch
 
 from mixtral_recipes import api
-from mixtral_recipes.errors import CheckpointError, LaunchError, Preempted
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, LaunchError, Preempted
 from mixtral_recipes.executors import local, ranks_from_here
 from mixtral_recipes.executors.runs import records, states
 from mixtral_recipes.executors.stored import load_call, store_call
+from mixtral_recipes.recipes import mixtral_tiny
 from mixtral_recipes.training.distributed import ProcessPlace
 
 STRAY = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8"}
@@ -60,6 +63,17 @@ def test_several_nodes_need_a_launcher() -> None:
     with pytest.raises(LaunchError, match=r"trainer.num_nodes=2.*run.SlurmExecutor") as refused:
         ranks_from_here.wanted(num_nodes=2, devices=1)
     assert "\n" not in str(refused.value)
+
+
+def test_no_ranks_are_started_for_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ranks_from_here, "start", lambda *_, **__: pytest.fail("ranks were started"))
+    recipe = mixtral_tiny.finetune_recipe(name="x", dir=str(tmp_path), num_gpus_per_node=2)
+    recipe.trainer.accelerator = "gpu"
+    with pytest.raises(
+        EnvironmentProblem, match=r"no usable CUDA device; run on a GPU node \(executor=run.SlurmExecutor"
+    ):
+        fdl.build(recipe)()
 
 
 def test_ranks_run_under_this_interpreter_and_not_under_one_from_path(tmp_path: Path) -> None:
