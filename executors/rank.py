@@ -83,7 +83,8 @@ def _record(end: dict[str, Any]) -> None:
 
 
 def _stopped_early(_number: int, _frame: Any) -> None:
-    raise Preempted("asked to stop before training began")
+    if sys.exception() is None:  # else torchrun's, because of the error that this rank is about to report
+        raise Preempted("asked to stop before training began")
 
 
 def main() -> int:
