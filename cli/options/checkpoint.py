@@ -102,10 +102,13 @@ def newest_whole(run_dir: Path) -> Path:
     from mixtral_recipes.checkpoints.format.integrity import damage_of
     from mixtral_recipes.cli.output import note
 
-    for folder in reversed(list_checkpoints(run_dir / "checkpoints")):
+    found = list_checkpoints(run_dir / "checkpoints")
+    for folder in reversed(found):
         damage = damage_of(folder, hashes=False)
         if damage is None:
             note(f"Checkpoint: {folder}")
             return folder
         note(f"Passing over {folder.name}: {damage}")
-    raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint.")
+    if found:
+        raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint; copy them again, or train again.")
+    raise CheckpointError(f"{run_dir} has saved no checkpoint; `mixtral-recipes runs status {run_dir}` says how it is.")

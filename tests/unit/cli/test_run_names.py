@@ -148,8 +148,14 @@ def test_a_run_whose_folder_was_moved_is_told_so(tmp_path: Path) -> None:
 
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     recorded(tmp_path / "elsewhere" / "first")
-    (tmp_path / "elsewhere" / "first" / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match="first/checkpoints holds no whole checkpoint"):
+    saves = tmp_path / "elsewhere" / "first" / "checkpoints"
+    saves.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"first has saved no checkpoint; `mixtral-recipes runs status \S+/first`"
+    ):
+        checkpoint.checkpoint_folder("first")
+    (saved(saves / "step=9", 9) / "context" / "run.json").write_text('{"step": 9, "consumed_samples": 90}')
+    with pytest.raises(CheckpointError, match="first/checkpoints holds no whole checkpoint; copy them again, or train"):
         checkpoint.checkpoint_folder("first")
 
 
