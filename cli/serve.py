@@ -133,7 +133,7 @@ def _published(model: str) -> Path | None:
 def _is_large(model: str) -> bool:
     """Whether a model is too large to be served here without being asked to."""
     from mixtral_recipes.checkpoints.format.manifest import read_manifest
-    from mixtral_recipes.checkpoints.lineage.links import base_of
+    from mixtral_recipes.checkpoints.lineage.links import BASE_ELSEWHERE, base_of
     from mixtral_recipes.system.files import size_of
 
     if model.startswith("hf://") and not Path(model.removeprefix("hf://")).expanduser().is_dir():
@@ -141,7 +141,8 @@ def _is_large(model: str) -> bool:
     folder = _published(model)
     if folder is None or (folder / "adapter_config.json").is_file():
         folder = model_checkpoint(model)
-        folder = base_of(folder) if read_manifest(folder)["kind"] == "adapter" else folder
+        if read_manifest(folder)["kind"] == "adapter":
+            folder = base_of(folder, place_option=BASE_ELSEWHERE)
     return size_of(folder) > _SMALL
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.integrity import verify_together
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.lineage.links import base_of
+from mixtral_recipes.checkpoints.lineage.links import BASE_ELSEWHERE, base_of
 from mixtral_recipes.checkpoints.load import load_model
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import CheckpointError, RecipeError, nearest
@@ -125,7 +125,7 @@ class InferenceModel:
             RecipeError: an unknown dtype.
         """
         adapters = checkpoint if read_manifest(checkpoint)["kind"] == "adapter" else None
-        base = base_of(checkpoint) if adapters else checkpoint
+        base = base_of(checkpoint, place_option=BASE_ELSEWHERE) if adapters else checkpoint
         for folder in filter(None, (base, adapters)):
             verify_together(folder)
         published = json.loads((base / "context" / "config.json").read_text())

@@ -7,6 +7,8 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_confi
 from mixtral_recipes.checkpoints.lineage.record import NAME, Lineage, Parent, read, read_or_none
 from mixtral_recipes.errors import CheckpointError
 
+BASE_ELSEWHERE = "--base PATH of `mixtral-recipes export`, whose folder needs no base"  # where a command has no --base
+
 
 def base_of(adapter: Path, base: Path | None = None, *, place_option: str = "--base PATH") -> Path:
     """The checkpoint that adapters adapt, compared by content with the one they were trained on.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tokenizer, identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of, source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.cli import serve
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.layout.topology import Topology
 
 
 def model(folder: Path, *, weights: str = "w", tensors: bool = True, **config: Any) -> Path:
@@ -71,6 +75,18 @@ def test_a_base_that_moved_is_named_and_compared(tmp_path: Path) -> None:
     assert base_of(adapter, moved) == moved
     with pytest.raises(CheckpointError, match="is not the base of"):
         base_of(adapter, model(tmp_path / "other", weights="v"))
+
+
+@pytest.mark.parametrize(
+    "load", [lambda path: InferenceModel.load(path, Topology()), lambda path: serve._is_large(str(path))]
+)
+def test_commands_without_base_say_which_has_it(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    base = model(tmp_path / "base")
+    adapter = adapters_on(base, tmp_path / "adapter")
+    write_manifest(adapter, "adapter")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="--base PATH of `mixtral-recipes export`, whose folder needs no base"):
+        load(adapter)
 
 
 def test_adapters_that_do_not_say_what_they_adapt(tmp_path: Path) -> None:
