@@ -99,6 +99,9 @@ def test_completion_chat_and_streams(server: Server) -> None:
         assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == whole.choices[0].text
         assert pieces[-2].choices[0].finish_reason == "length"
         assert pieces[-1].usage == whole.usage
+        short = {"model": "chatty", "prompt": QUESTION, "max_tokens": 2, "temperature": 0}  # both come in one round
+        pieces = [piece.choices[0].text async for piece in await client.completions.create(**short, stream=True)]
+        assert "".join(pieces) == await said(client, max_tokens=2)
         stop = whole.choices[0].text[5:8]
         assert await said(client, stop=stop) == whole.choices[0].text.partition(stop)[0]
         both = await client.completions.create(model="chatty", prompt=[QUESTION, "The"], max_tokens=12, temperature=0)

@@ -213,7 +213,10 @@ class Worker:
                 raise  # the other ranks wait for this one's part
             self._fail(error)
             self._batch = Batch(self._model, self._size, self.context)
+        texts: dict[Row, str] = {}  # a row's first two tokens come in one round, and the second may be its last
         for row, text in grown:
+            texts[row] = texts.get(row, "") + text
+        for row, text in texts.items():
             self._tell(row, text)
         self.metrics.running.set(len(self._batch))
         self.metrics.waiting.set(len(self._waiting))
