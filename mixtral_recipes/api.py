@@ -354,10 +354,12 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
             run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
         raise
     finally:
-        if run_log is not None:
-            run_log.close()
-            write_report_of(run_log)
-        distributed.shut_down()
+        try:
+            if run_log is not None:
+                run_log.close()
+                write_report_of(run_log)
+        finally:  # a notebook that is interrupted in a report, too, can train again
+            distributed.shut_down()
 
 
 def _expected(parts: Parts, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -24,10 +25,15 @@ class StopRequest:
         self.received: str | None = None
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Take note of a signal. After Ctrl-C, the next one kills at once, whatever the process is doing."""
+        """Take note of a signal.
+
+        After Ctrl-C, the next one kills at once, whatever the process is doing; in a notebook or at a prompt, which are
+        to live on, it raises KeyboardInterrupt.
+        """
         self.received = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            at_a_prompt = not hasattr(sys.modules["__main__"], "__file__")
+            signal.signal(signal.SIGINT, signal.default_int_handler if at_a_prompt else signal.SIG_DFL)
             with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
                 os.write(2, CTRL_C.encode())
 

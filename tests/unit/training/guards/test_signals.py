@@ -1,7 +1,8 @@
-"""Signals are noted, not died of; after one Ctrl-C the next kills."""
+"""Signals are noted, not died of; after one Ctrl-C the next kills, but at a prompt."""
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -21,17 +22,28 @@ def test_noted_and_handlers_put_back(name: str) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_kills_at_once() -> None:
+def interrupted_twice() -> int:
+    """The exit code of a process that gets Ctrl-C twice: 1 if it went on with KeyboardInterrupt."""
     pid = os.fork()
     if pid == 0:
+        code = 0
         try:
             os.close(2)  # as under a terminal that has gone
             with watching():
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            code = 1
         finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGINT
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_second_interrupt_kills_at_once_but_not_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+    assert interrupted_twice() == -signal.SIGINT
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert interrupted_twice() == 1
 
 
 def test_other_threads_watch_nothing() -> None:
