@@ -195,8 +195,10 @@ def check_words(words: list[str]) -> None:
         words: A command and its arguments.
 
     Raises:
-        RecipeError: no such command, option or value.
+        RecipeError: no such command, option or value; or it would only show its help.
     """
+    import typer
+
     from mixtral_recipes.cli.options.groups import Group
     from mixtral_recipes.errors import RecipeError
 
@@ -206,8 +208,10 @@ def check_words(words: list[str]) -> None:
         while isinstance(command, Group):
             name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
             context = command.make_context(name, rest, parent=context)
+    except typer.Exit as shown:
+        raise RecipeError("it only shows its help.") from shown
     except _usage_error() as error:
-        raise RecipeError(_one_line(error)) from error
+        raise RecipeError(_one_line(error) or "it only shows its help.") from error
 
 
 def _usage_error() -> type[Exception]:

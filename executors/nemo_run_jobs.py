@@ -23,6 +23,7 @@ from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_f
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
+from mixtral_recipes.system.machine import at_a_prompt
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
@@ -214,7 +215,7 @@ def _as_text(recipe: Any) -> Any:
 
 def _refuse_what_no_file_defines(recipe: Any) -> None:
     """Refuse classes of a notebook or a prompt: nemo_run sends a script's file along, and there is none."""
-    if hasattr(sys.modules["__main__"], "__file__"):
+    if not at_a_prompt():
         return
     from fiddle import daglish
 

@@ -341,7 +341,7 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
     run_log, asked = None, parts.asked
     try:
         with ranks_from_here.recorded(name=parts.log.name, run_dir=parts.log.run_dir, recipe=task):
-            device = _join(parts.trainer)
+            device = distributed.join(parts.trainer)
             with sole_writer(parts.checkpoints):
                 first(lambda: clear_all_leftovers(parts.checkpoints))
                 first(lambda: write_json(records.asked_file(parts.log.run_dir), asked))
@@ -374,7 +374,7 @@ def _expected(parts: Parts, device: torch.device) -> dict[str, Any]:
 def _validate(parts: Parts) -> dict[str, Any]:
     """Measure, and write nothing but what was measured."""
     try:
-        device = _join(parts.trainer)
+        device = distributed.join(parts.trainer)
         say = print if torch.distributed.get_rank() == 0 else lambda text: None
         ready = prepare(parts, device, say, for_training=False)
         losses = step.validate(ready.run)
@@ -391,11 +391,3 @@ def _validate(parts: Parts) -> dict[str, Any]:
         return found
     finally:
         distributed.shut_down()
-
-
-def _join(trainer: Trainer) -> torch.device:
-    """Take this process's device, and meet the other processes."""
-    place = distributed.ProcessPlace.from_environment()
-    device = distributed.choose_device(trainer.accelerator, place)
-    distributed.initialize(trainer.topology(), place, device, seed=trainer.seed)
-    return device

@@ -1,5 +1,7 @@
-"""Settings of data written as a run takes them, for commands that look at data without a recipe."""
+"""Settings of data written as a run takes them, where data is looked at before there is a recipe, or without one."""
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +54,6 @@ def module_settings(recognized: "Recognized", texts: Sequence[str]) -> dict[str,
 
 def of_records(overrides: Sequence[str]) -> list[str]:
     """Those that say how records are read; the others are of the batch, or not of the data."""
-    import dataclasses
-    import re
-
     from mixtral_recipes.data.modules.base import DataModule
 
     batch = "|".join(field.name for field in dataclasses.fields(DataModule))

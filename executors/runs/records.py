@@ -149,10 +149,10 @@ def run_folder(text: str) -> Path:
     try:
         record = find(text)
     except LaunchError:
-        record = None
-    if record is not None and not Path(record.run_dir).is_dir():
-        raise LaunchError(f"run {record.id} has no folder at {record.run_dir}: if it was moved, give the new one.")
-    if record is not None:
+        pass
+    else:
+        if not Path(record.run_dir).is_dir():
+            raise LaunchError(f"run {record.id} has no folder at {record.run_dir}: if it was moved, give the new one.")
         return Path(record.run_dir)
     started_here = {folder.name: folder for folder in Path("runs").absolute().glob("*/")}
     if text in started_here:

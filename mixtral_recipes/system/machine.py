@@ -8,6 +8,11 @@ from pathlib import Path
 from mixtral_recipes.system import nvml
 
 
+def at_a_prompt() -> bool:
+    """Whether this process runs what is typed, in a notebook or after ``>>>``, rather than a script."""
+    return not hasattr(sys.modules["__main__"], "__file__")
+
+
 def gpu_count() -> int:
     """NVIDIA GPUs a process started here could use: those the driver lists, less what CUDA_VISIBLE_DEVICES hides."""
     found = nvml.names()

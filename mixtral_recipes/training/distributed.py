@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import HashStore
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system import machine, ranks
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # after which a collective that does not finish fails
@@ -105,6 +106,19 @@ def _refuse_gpus_torch_cannot_use() -> None:
         f"this machine has {count} GPU(s) that torch {torch.__version__} cannot use: {why}. Install a torch for the "
         "CUDA that `nvidia-smi` names, or a newer driver; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU."
     )
+
+
+def join(trainer: Trainer) -> torch.device:
+    """Take this process's device, and meet the run's other processes.
+
+    Raises:
+        EnvironmentProblem: as `choose_device`.
+        RecipeError: as `choose_device` and `initialize`.
+    """
+    place = ProcessPlace.from_environment()
+    device = choose_device(trainer.accelerator, place)
+    initialize(trainer.topology(), place, device, seed=trainer.seed)
+    return device
 
 
 def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *, seed: int) -> None:

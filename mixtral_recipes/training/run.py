@@ -109,7 +109,7 @@ class TrainingRun:
     def loader_shape(self) -> dict[str, Any]:
         """How long microbatches are: a multiple of what splits them; fixed where one shape is needed."""
         t = self.topology
-        # On a GPU attention is planned anew for each length (cuDNN: 0.1 s or more), which padding costs less than.
+        # On a GPU cuDNN plans its attention anew for each length: few lengths, for some more padding.
         rows = 64 if self.device.type == "cuda" else 8
         # FP8 products want a multiple of 16 tokens on each rank, MXFP8 of 32.
         tokens = self.trainer.plugins.token_multiple * t.context_parallel_size * t.tensor_model_parallel_size

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.system.machine import at_a_prompt
 
 ALWAYS = ("SIGTERM", "SIGUSR1", "SIGINT")
 CTRL_C = "\nCtrl-C: saving when this step is done; once more quits without saving.\n"
@@ -32,8 +32,7 @@ class StopRequest:
         """
         self.received = signal.Signals(number).name
         if number == signal.SIGINT:
-            at_a_prompt = not hasattr(sys.modules["__main__"], "__file__")
-            signal.signal(signal.SIGINT, signal.default_int_handler if at_a_prompt else signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler if at_a_prompt() else signal.SIG_DFL)
             with contextlib.suppress(OSError):  # not print(): the signal may have interrupted one
                 os.write(2, CTRL_C.encode())
 

@@ -74,6 +74,8 @@ def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
         ('command = ["evaluate", "x", "--qestions", "5"]', "No such option: --qestions"),
         ('command = ["evaluate", "x", "--questions", "five"]', "Invalid value for '--questions'"),
         ('command = ["evaluate"]', "Missing argument 'MODEL'"),
+        ('command = ["evaluate", "--help"]', "it only shows its help"),
+        ('command = ["data"]', "it only shows its help"),
         ('recipe = "mixtral_tiny"\noverrides = ["trainer.max_stepz=1"]', "trainer.max_stepz=1: Trainer has no setting"),
         ('recipe = "mixtral_tiny"\noverrides = ["data.global_batch_size=3"]', "global_batch_size=3 is not a multiple"),
     ],
