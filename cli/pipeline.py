@@ -29,6 +29,12 @@ def command(
             "--executor", metavar="WHERE", help="local (here, one stage after the other) or slurm (jobs that wait)."
         ),
     ] = Where.local,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STAGE", help="Start with this stage: those in front of it have succeeded before."
+        ),
+    ] = None,
     detach: Detach = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -41,6 +47,8 @@ def command(
     from mixtral_recipes.executors import pipeline as pipelines
 
     pipeline = pipelines.read(file)
+    if start is not None:
+        pipeline = pipeline.starting_with(start)
     for stage in pipeline.stages:
         with _named(stage):
             if stage.command:

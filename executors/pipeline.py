@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -54,6 +54,20 @@ class Pipeline:
     cluster: str | None
     slurm: dict[str, Any]
     stages: list[Stage]
+
+    def starting_with(self, name: str) -> "Pipeline":
+        """The same without the stages in front of one: they have succeeded before.
+
+        Raises:
+            LaunchError: there is no such stage.
+        """
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise LaunchError(f"--from {name}: pipeline {self.name!r} has no such stage.{nearest(name, names)}")
+        rest = self.stages[names.index(name) :]
+        left = {stage.name for stage in rest}
+        stages = [replace(stage, after=tuple(name for name in stage.after if name in left)) for stage in rest]
+        return replace(self, stages=stages)
 
 
 type RecipeOf = Callable[[Pipeline, Stage], Any]
@@ -147,8 +161,10 @@ def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _skipped(pipeline: Pipeline, number: int) -> str:
-    rest = [stage.name for stage in pipeline.stages[number + 1 :]]
-    return f" Not started: {', '.join(rest)}." if rest else ""
+    """Of the stages behind one that did not succeed, and how to go on."""
+    names = [stage.name for stage in pipeline.stages]
+    rest = f" Not started: {', '.join(names[number + 1 :])}." if names[number + 1 :] else ""
+    return f"{rest} Go on with --from {names[number]}."
 
 
 def submit(
@@ -206,7 +222,8 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
                 runs.cancel(record)
             stopped = [r.stage for r in stages if r is not bad[0] and told[r.id] != "succeeded"]
             rest = f" Not run: {', '.join(stopped)}." if stopped else ""
-            raise LaunchError(f"stage {bad[0].stage!r} failed: {how_it_ended(bad[0], states[bad[0].id])}{rest}")
+            reason = how_it_ended(bad[0], states[bad[0].id])
+            raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Go on with --from {bad[0].stage}.")
         if all(state == "succeeded" for state in told.values()):
             return
         time.sleep(poll_s)

@@ -62,7 +62,7 @@ def test_a_commands_result_is_the_stages(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` ended with exit code 2.*s1"):
+    with pytest.raises(LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` .* 2.*s1\. Go on with --from s0"):
         pipeline.run_local(stages(tmp_path, '["evaluate", "nothing"]', '["recipes", "list"]'), lambda *given: None)
 
 
@@ -99,5 +99,17 @@ def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(
     preempted.write_text("#!/bin/sh\nexit 75\n")
     preempted.chmod(0o755)
     monkeypatch.setattr(pipeline.sys, "executable", str(preempted))
-    with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes finetune` saved.*Not started: s1"):
+    with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes finetune` saved.*started: s1.*--from s0"):
         pipeline.run_local(stages(tmp_path, '["finetune"]', '["recipes", "list"]'), lambda *given: None)
+
+
+def test_a_pipeline_goes_on_with_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(f'[[stage]]\nname = "{name}"\ncommand = ["recipes", "list"]\n' for name in ("a", "b", "c"))
+    file = tmp_path / "file.toml"
+    file.write_text(f'{text}after = ["a", "b"]\n')
+    rest = pipeline.read(file).starting_with("b")
+    assert [(stage.name, stage.after) for stage in rest.stages] == [("b", ()), ("c", ("b",))]
+    assert main.run(["pipeline", str(file), "--from", "c", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["c: recipes list"]
+    assert main.run(["pipeline", str(file), "--from", "d"]) == 2
+    assert "--from d: pipeline 'file' has no such stage." in capsys.readouterr().err
