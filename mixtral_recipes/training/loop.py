@@ -25,7 +25,7 @@ from mixtral_recipes.training.guards.watchdog import Watchdog
 from mixtral_recipes.training.precision import in_words
 from mixtral_recipes.training.prepare import Ready
 from mixtral_recipes.training.run import TrainingRun
-from mixtral_recipes.training.step import StepResult, train_step, validate
+from mixtral_recipes.training.step import StepResult, to_device, train_step, validate
 from mixtral_recipes.training.watch import callbacks, throughput
 from mixtral_recipes.training.watch.environment import describe_environment
 from mixtral_recipes.training.watch.log import RunLog, speed_line
@@ -241,14 +241,9 @@ class _Loop:
         # Clocks, signals and disks differ between ranks: rank 0's clock, anyone's signal, and an asynchronous save
         # when the last rank has heard how it ended count, the same for all.
         due = interval is not None and time.monotonic() - self.last_save >= interval.total_seconds()
-        wishes = torch.tensor(
-            [
-                float(self.stop.received is not None),
-                float(due and torch.distributed.get_rank() == 0),
-                float(self.checkpointer.unfinished()),
-            ],
-            device=self.run.device,
-        )
+        rank_0s = due and torch.distributed.get_rank() == 0
+        here = [self.stop.received is not None, rank_0s, self.checkpointer.unfinished()]
+        wishes = to_device(self.run.device, torch.tensor(here, dtype=torch.float32))
         torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
         stop, due, saving = wishes.bool().tolist()
         if not saving:

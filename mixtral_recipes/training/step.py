@@ -141,7 +141,7 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         next(batches), parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     )
     device = next(model.parameters()).device
-    on_device = {name: _to(device, tensor) for name, tensor in batch.items()}  # pyright: ignore[reportArgumentType]
+    on_device = {name: to_device(device, tensor) for name, tensor in batch.items()}  # pyright: ignore[reportArgumentType]
     output = model(
         on_device["tokens"],
         on_device["position_ids"],
@@ -196,7 +196,7 @@ def reduce_sums(sums: list[Tensor], device: torch.device, num_sources: int) -> l
     return total.tolist()
 
 
-def _to(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """A copy on the device; the host does not wait, as it would for more than 64 KB of memory that is not pinned."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -206,7 +206,7 @@ def _packed(cu_seqlens: Tensor | None, device: torch.device) -> PackedSeqParams 
     if cu_seqlens is None:
         return None
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-    borders = _to(device, cu_seqlens)
+    borders = to_device(device, cu_seqlens)
     return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=borders,

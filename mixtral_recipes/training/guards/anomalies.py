@@ -19,9 +19,7 @@ _WINDOW, _FEWEST = 64, 16  # the steps looked back at, and how many there must b
 
 
 class _NotFinite(Exception):
-    def __init__(self, norm: float) -> None:
-        super().__init__()
-        self.norm = norm
+    """The gradient's norm is not."""
 
 
 def checked_step(optimizer: Any) -> tuple[bool, float]:
@@ -32,23 +30,25 @@ def checked_step(optimizer: Any) -> tuple[bool, float]:
     Returns:
         Whether the weights were updated, and the norm before clipping (0.0 where fp16's loss scaling skips a step).
     """
-    measure = optimizer.get_grad_norm
+    measure, seen = optimizer.get_grad_norm, 0.0
 
     def measure_and_look() -> Any:
+        nonlocal seen
         norm = measure()
-        if not math.isfinite(norm):
-            raise _NotFinite(float(norm))
+        seen = float(norm)  # once: after the step a look at it would wait for the update
+        if not math.isfinite(seen):
+            raise _NotFinite
         return norm
 
     optimizer.get_grad_norm = measure_and_look
     try:
         with cpu_device.cuda_type_names():
-            updated, norm, _ = optimizer.step()
-    except _NotFinite as found:
-        return False, found.norm
+            updated, _, _ = optimizer.step()
+    except _NotFinite:
+        updated = False
     finally:
         del optimizer.get_grad_norm
-    return bool(updated), float(norm if norm is not None else 0.0)
+    return bool(updated), seen
 
 
 def where_not_finite(

@@ -39,6 +39,19 @@ def test_nothing_is_updated_when_the_norm_is_not_finite(norm: float) -> None:
     assert "get_grad_norm" not in vars(optimizer)
 
 
+def test_the_norm_is_looked_at_once() -> None:
+    """Each look at it on a GPU waits, after the step for the whole update."""
+    looks = []
+
+    class Norm:
+        def __float__(self) -> float:
+            looks.append(self)
+            return 2.0
+
+    assert checked_step(_Optimizer(Norm())) == (True, 2.0)  # pyright: ignore[reportArgumentType]
+    assert len(looks) == 1
+
+
 def test_loss_scaling_may_skip_a_step() -> None:
     assert checked_step(_Optimizer(math.nan, overflow=True)) == (False, 0.0)
 
