@@ -4,6 +4,7 @@ A store is a folder: ``tokens.bin`` (all samples one after the other), ``learned
 loss counts it) and ``starts.npy``.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,9 @@ import numpy as np
 
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
-from mixtral_recipes.data.cache import prepared
+from mixtral_recipes.data.cache import prepared, sampled_hash
+
+_FILES = ("tokens.bin", "learned.bin", "starts.npy")
 
 
 class SampleStore:
@@ -77,6 +80,12 @@ def tokenized_splits(
 
     folder = prepared("samples", made_from, build)
     return {child.name: SampleStore(child) for child in sorted(folder.iterdir()) if child.is_dir()}
+
+
+def content_of(stores: Mapping[str, SampleStore]) -> str:
+    """A digest of the tokens of all splits, and of which are learned; 16 hexadecimal digits."""
+    files = [store.folder / name for _, store in sorted(stores.items()) for name in _FILES]
+    return hashlib.sha256("".join(map(sampled_hash, files)).encode()).hexdigest()[:16]
 
 
 def write_store(folder: Path, samples: Iterable[Encoded], tally: Tally, vocab_size: int) -> None:

@@ -21,6 +21,7 @@ from mixtral_recipes.data.batches.batch import (
     WithBlanks,
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
+from mixtral_recipes.data.batches.samples import content_of
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
 from mixtral_recipes.data.modules.streamed_rows import PackedRows, PaddedRows
 from mixtral_recipes.data.modules.streaming import InMemory, StreamedBatches, TrainingStream
@@ -96,7 +97,10 @@ class DataModule:
             DataError: there is no tokenizer, or a record cannot be used.
         """
         pipeline = self._identified(tokenizer)
-        return dict(pipeline.stores(tokenizer))
+        stores = pipeline.stores(tokenizer)
+        # What became of the records too: another release may read them otherwise.
+        self.made_from = {**pipeline.identity(tokenizer), "samples": content_of(stores)}
+        return dict(stores)
 
     def _identified(self, tokenizer: Any) -> RecordPipeline:
         """The way of its records, after what they are has been noted."""

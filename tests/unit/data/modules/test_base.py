@@ -1,5 +1,6 @@
 """What a data module of one's own may return, and what is refused before the first step."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import nemo_run as run
 import pytest
 
 import mixtral_recipes as llm
+from mixtral_recipes.data import cache
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.lightning import refuse_other_data
+from mixtral_recipes.data.records import pairs
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.executors import preflight
@@ -34,6 +37,30 @@ def test_samples_become_batches() -> None:
     batch = next(data.train_batches(DataParallelPlace()))
     assert batch["labels"][0].tolist() == [2, 3, 0, 0, 0, 0, 0, 0]
     assert data.num_validation_batches(None) == 0
+
+
+def test_the_same_records_read_otherwise_are_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"input": "one and", "output": "two"}) + "\n")
+
+    def read_by(release: str) -> dict[str, Any]:
+        monkeypatch.setattr(cache, "code_version", lambda: release)
+        data = llm.FineTuningDataModule(dataset_root=str(file), seq_length=32)
+        data.setup(tokenizer)
+        return data.identity()
+
+    before = read_by("a")
+    assert read_by("another that reads alike") == before
+    encode_some = pairs.PairEncoder.encode_some
+
+    def shorter(self: Any, some: Any) -> Any:
+        for one in encode_some(self, some):
+            yield one._replace(tokens=one.tokens[:-1], learned=one.learned[:-1])
+
+    monkeypatch.setattr(pairs.PairEncoder, "encode_some", shorter)
+    assert read_by("one that ends no answer") != before
 
 
 SETS: dict[str, tuple[Any, str]] = {
