@@ -16,12 +16,17 @@ from mixtral_recipes.cpu import device as cpu_device
 REHEARSAL = bool(os.environ.get("REHEARSE_GPU_TESTS"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """On a card no warning is an error, at import neither: drivers and compilers warn of others in each version."""
+    if torch.cuda.is_available():
+        config.addinivalue_line("filterwarnings", "default")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them. On a card no warning is an error: its drivers and compilers warn of other things in each version."""
+    """Mark them."""
     for item in items:
         if Path(__file__).parent in item.path.parents and not REHEARSAL:
             item.add_marker(pytest.mark.gpu)
-            item.add_marker(pytest.mark.filterwarnings("default"))
     # A card may be there for minutes only: every kind of training comes before the options of one.
     items.sort(key=lambda item: item.path == Path(__file__).with_name("test_options.py"))
 
