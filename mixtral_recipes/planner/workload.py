@@ -238,8 +238,9 @@ def adapters_of(peft: Any, shape: ModelShape) -> Adapters | None:
     """What a scheme trains, whether already built or still a `run.Config` of one; None trains all weights."""
     if peft is None:
         return None
-    name = getattr(getattr(peft, "__fn_or_cls__", type(peft)), "__name__", "")
-    name = getattr(peft, "scheme", name)
+    kind = getattr(peft, "__fn_or_cls__", type(peft))
+    names = {one.__name__.lower() for one in kind.__mro__}  # a class of one's own is what it derives from
+    names |= {str(_setting(peft, "scheme", "")).lower()}
     targets = adapted.modules(_setting(peft, "target_modules", LINEARS), _setting(peft, "exclude_modules", ()))
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
     bits = int(_setting(peft, "bits", 4))
@@ -248,8 +249,7 @@ def adapters_of(peft: Any, shape: ModelShape) -> Adapters | None:
     if layers is not None:
         layers = tuple(n for n in range(shape.num_layers) if adapted.names(layers, n, "peft.layers"))
     experts = _number_of_experts(_setting(peft, "experts", None), shape)
-    quantized = name.lower() == "qlora"
-    return Adapters(peft.dim, targets, name.lower() == "dora", quantized, ranks, bits, whole, layers, experts)
+    return Adapters(peft.dim, targets, "dora" in names, "qlora" in names, ranks, bits, whole, layers, experts)
 
 
 def _number_of_experts(chosen: Any, shape: ModelShape) -> int | None:

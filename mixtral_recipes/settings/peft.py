@@ -127,6 +127,7 @@ class LoRA:
         Raises:
             RecipeError: names the layer or expert.
         """
+        kind_of(self)
         self.targets()
         adapted.check(self.layers, num_layers, "peft.layers", "layer")
         if not isinstance(self.experts, dict):
@@ -214,11 +215,34 @@ class QLoRA(LoRA):
                 )
 
 
+_SCHEMES: dict[str, type[LoRA]] = {"LoRA": LoRA, "DoRA": DoRA, "QLoRA": QLoRA}
+
+
+def kind_of(scheme: LoRA) -> type[LoRA]:
+    """Which of our schemes this is: its class, or what a class of a user's own derives from.
+
+    Such a class may have other defaults. Its checkpoints are read without it, so it may not calculate differently.
+
+    Raises:
+        RecipeError: it overrides a method.
+    """
+    kind = next(one for one in type(scheme).__mro__ if one in _SCHEMES.values())
+    for name in dir(kind):
+        theirs, ours = getattr(type(scheme), name, None), getattr(kind, name)
+        if not name.startswith("__") and callable(ours) and theirs is not ours:
+            raise RecipeError(
+                f"peft={type(scheme).__name__}: overrides {kind.__name__}.{name}, without which its adapters could not "
+                "be read; a scheme that calculates differently has to be added to the package (docs/extending.md)."
+            )
+    return kind
+
+
 def recorded(scheme: LoRA) -> dict[str, Any]:
-    """A scheme as a checkpoint's run.json records it: its class and fields."""
-    values = {f.name: getattr(scheme, f.name) for f in fields(scheme)}
+    """A scheme as a checkpoint's run.json records it: its kind and that kind's fields."""
+    kind = kind_of(scheme)
+    values = {f.name: getattr(scheme, f.name) for f in fields(kind)}
     dtype = values.pop("lora_dtype")
-    return {"class": type(scheme).__name__, **values, "lora_dtype": dtype and str(dtype)}
+    return {"class": kind.__name__, **values, "lora_dtype": dtype and str(dtype)}
 
 
 def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
@@ -228,7 +252,7 @@ def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
         KeyError: no such scheme.
         TypeError: a field that none has.
     """
-    kind = {"LoRA": LoRA, "DoRA": DoRA, "QLoRA": QLoRA}[recorded["class"]]
+    kind = _SCHEMES[recorded["class"]]
     known = {f.name for f in fields(kind)} - {"lora_dtype"}
     return kind(**{name: value for name, value in recorded.items() if name in known})
 

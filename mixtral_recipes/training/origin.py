@@ -19,7 +19,7 @@ from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.resolve import resolve
-from mixtral_recipes.settings.peft import LoRA, QLoRA, scheme_of
+from mixtral_recipes.settings.peft import LoRA, QLoRA, kind_of, scheme_of
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.system.files import read_json, replacing_folder, write_json
 
@@ -133,11 +133,12 @@ def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
         before = scheme_of((read_json(adapters / "context" / "run.json") or {})["peft"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{adapters}: context/run.json does not say how its adapters were trained.") from error
-    over_quantized = type(peft) is QLoRA and type(before) is LoRA  # the same adapters, and it was asked for
-    if type(peft) is not type(before) and not over_quantized:
+    kind = kind_of(peft)
+    over_quantized = kind is QLoRA and type(before) is LoRA  # the same adapters, and it was asked for
+    if kind is not type(before) and not over_quantized:
         raise RecipeError(
             f"{adapters} was trained with peft.class={type(before).__name__}, this run has "
-            f"peft.class={type(peft).__name__}; give --peft {type(before).__name__.lower()}."
+            f"peft.class={kind.__name__}; give --peft {type(before).__name__.lower()}."
         )
     default = type(before)()
     decides = [name for name in _DECIDES if hasattr(before, name)]

@@ -1,11 +1,14 @@
 """Which layers a scheme adapts, and what it refuses (numbers: tests/parity/test_peft.py and tests/distributed)."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, recorded, scheme_of
+from mixtral_recipes.layout.shapes import MIXTRAL_TINY
+from mixtral_recipes.planner.workload import adapters_of
+from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, QLoRA, recorded, scheme_of
 
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA])
@@ -118,3 +121,25 @@ def test_what_matches_nothing_is_refused(settings: dict[str, object], message: s
 )
 def test_what_is_recorded_is_read_back(scheme: LoRA) -> None:
     assert scheme_of(json.loads(json.dumps(recorded(scheme)))) == scheme
+
+
+@dataclasses.dataclass
+class Narrow(QLoRA):
+    dim: int = 4
+    note: str = "mine"
+
+
+@dataclasses.dataclass
+class Louder(LoRA):
+    def scale_of(self, layer: str) -> float:
+        return 2 * super().scale_of(layer)
+
+
+def test_a_class_of_a_users_own_is_recorded_as_what_it_derives_from() -> None:
+    assert scheme_of(json.loads(json.dumps(recorded(Narrow())))) == QLoRA(dim=4)
+    assert adapters_of(Narrow(), MIXTRAL_TINY) == adapters_of(QLoRA(dim=4), MIXTRAL_TINY)
+
+
+def test_a_scheme_that_calculates_differently_is_refused_before_it_is_trained() -> None:
+    with pytest.raises(RecipeError, match=r"peft=Louder: overrides LoRA\.scale_of"):
+        Louder().check_against(8, 4)
