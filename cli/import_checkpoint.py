@@ -16,7 +16,9 @@ def command(
     *,
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A model's or adapter's folder, hf://org/name[@revision], nemo:///path."),
+        typer.Argument(
+            metavar="SOURCE", help="A model's or adapter's folder, hf://org/name, hf://org/name@revision, nemo:///path."
+        ),
     ],
     output: Annotated[
         Path | None,

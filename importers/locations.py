@@ -4,6 +4,7 @@
 NeMo 2.0 checkpoint there (``nemo:///path``).
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
 
 _NEMO = "nemo://"
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?=.{3,96}$)\b[\w.-]+\b/\b[\w.-]+\b")  # as huggingface_hub takes them
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def parse_source(source: str) -> Path | HubId:
             raise CheckpointError(f"{path} does not exist.")
         return path.resolve()
     repo, _, revision = text.partition("@")
-    if repo.count("/") != 1 or not all(repo.split("/")):
+    if not _HUB_ID.fullmatch(repo):
         raise CheckpointError(f"{source} is neither a folder that exists nor a Hub id (org/name).")
     return HubId(repo, revision or None)
 

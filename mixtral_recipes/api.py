@@ -158,7 +158,7 @@ def validate(
 @ranks_from_here.told_to_scheduler()
 @advice_for_scripts()
 def import_ckpt(
-    model: MixtralModel, source: str, output_path: str | Path | None = None, overwrite: bool = False
+    model: MixtralModel, source: str | Path, output_path: str | Path | None = None, overwrite: bool = False
 ) -> Path:
     """Convert a Hugging Face Mixtral to a Megatron checkpoint, with NeMo's arguments.
 
@@ -176,8 +176,8 @@ def import_ckpt(
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
     return import_checkpoint(
-        source,
-        Path(output_path) if output_path else None,
+        str(source),
+        Path(output_path).expanduser() if output_path else None,
         overwrite=overwrite,
         accept=lambda opened: refuse_another(model.config, opened.config, opened.folder),
     )
@@ -192,7 +192,7 @@ def export_ckpt(
     """Convert a Megatron checkpoint to Hugging Face files, with NeMo's arguments.
 
     Args:
-        path: Checkpoint folder; an adapter checkpoint is merged into its base on the way to ``"hf"``.
+        path: Checkpoint folder or ``nemo://ID``; an adapter checkpoint is merged into its base on the way to ``"hf"``.
         target: ``"hf"``, or ``"hf-peft"`` for the adapter alone; `mixtral_recipes.importers.exports` lists all.
         output_path: Folder to write, of ``"gguf"`` a file; None takes ``path`` with ``-hf`` or ``.gguf`` behind it.
         overwrite: Whether an existing output is replaced.
@@ -202,9 +202,10 @@ def export_ckpt(
         CheckpointError: another target, an option it has not, or a checkpoint that is incomplete or damaged.
     """
     from mixtral_recipes.importers.exports import default_output, export
+    from mixtral_recipes.importers.locations import checkpoint
 
-    source = Path(path)
-    output = Path(output_path) if output_path else default_output(source, target)
+    source = checkpoint(str(path))
+    output = Path(output_path).expanduser() if output_path else default_output(source, target)
     return export(source, output, target, overwrite=overwrite, **options)
 
 
@@ -263,7 +264,7 @@ def generate(
         dtype=dtype,
     )
     if output_path is not None and launched_rank() == 0:
-        write_text(Path(output_path), "".join(json.dumps(text) + "\n" for text in texts))
+        write_text(Path(output_path).expanduser(), "".join(json.dumps(text) + "\n" for text in texts))
     if text_only:
         return texts
     return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]

@@ -112,7 +112,7 @@ def prepare(options: JobOptions) -> Job:
     name = options.place.name or recipe.log.name
     if name in (None, "default"):
         name = f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
-    folder = (options.place.dir or Path(recipe.log.log_dir or "runs")).absolute()
+    folder = (options.place.dir or Path(recipe.log.log_dir or "runs")).expanduser().absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
     _check(recipe, recipe_name, task, options)
     for line in notes:

@@ -31,7 +31,7 @@ class EvaluationOptions:
         Path | None, what("--perplexity", metavar="FILE", help="Perplexity of a text: .txt, .md, or records with text.")
     ] = None
     tasks: Annotated[
-        str | None, what("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness (the extra [eval]).")
+        str | None, what("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness (the extra `eval`).")
     ] = None
     include_path: Annotated[
         Path | None, what("--include-path", metavar="DIR", help="A folder of further task files (YAML).")

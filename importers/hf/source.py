@@ -81,7 +81,7 @@ def open_source(folder: Path, *, by_library: bool = False) -> Source:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
     path = folder / "config.json"
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.parent / "manifest.json").is_file():
         raise CheckpointError(f"{folder} is not a folder; give a model folder or hf://org/name.")
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it says which model the weights are of.")

@@ -35,7 +35,7 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         CheckpointError: one was required and there is none, or every one is damaged.
     """
     if resume.resume_from_path is not None:
-        path = Path(resume.resume_from_path)
+        path = Path(resume.resume_from_path).expanduser()
         if not path.is_dir():
             raise CheckpointError(f"resume.resume_from_path={path}: no such checkpoint.")
         verify_together(path)
@@ -65,7 +65,7 @@ def _own_checkpoints(resume: AutoResume, checkpoints: Path) -> list[Path]:
     own = list_checkpoints(checkpoints)
     if own or resume.resume_from_directory is None:
         return own
-    folder = Path(resume.resume_from_directory)
+    folder = Path(resume.resume_from_directory).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"resume.resume_from_directory={folder}: no such folder.")
     return [path.resolve() for path in list_checkpoints(folder)]

@@ -125,7 +125,7 @@ def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) ->
         loss=False,
         questions=params.limit_samples,
         tasks=() if on_squad else tuple(config.type.split(",")),
-        include_path=Path(params.extra["include_path"]) if "include_path" in params.extra else None,
+        include_path=Path(params.extra["include_path"]).expanduser() if "include_path" in params.extra else None,
         few_shot=params.extra.get("num_fewshot"),
         limit=params.limit_samples,
         batch_size=params.batch_size,
@@ -140,7 +140,7 @@ def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) ->
     if launched_rank() == 0:
         keep(checkpoint, None, evaluation, lambda text: None)
         if config.output_dir is not None:
-            output = Path(config.output_dir)
+            output = Path(config.output_dir).expanduser()
             output.mkdir(parents=True, exist_ok=True)
             write_json(output / "results.json", {"config": asdict(config)} | found)
     return found

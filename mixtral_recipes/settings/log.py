@@ -91,5 +91,5 @@ class NeMoLogger:
 def run_folder(log: Any) -> Path:
     """The folder of the run that a NeMoLogger, or a config of one, speaks of."""
     if explicit := getattr(log, "explicit_log_dir", None):  # a log of one's own may have none
-        return Path(explicit)
-    return Path(log.log_dir or "runs", log.name, getattr(log, "version", None) or "")
+        return Path(explicit).expanduser()
+    return Path(log.log_dir or "runs", log.name, getattr(log, "version", None) or "").expanduser()

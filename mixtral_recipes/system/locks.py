@@ -1,6 +1,7 @@
 """Locks between processes, of one machine or of all that share a disk. A lock dies with the process that holds it."""
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -80,9 +81,10 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
+            elsewhere = "a folder you may write to, on a file system with locks"
+            choose = "a shorter name" if error.errno == errno.ENAMETOOLONG else elsewhere
             raise EnvironmentProblem(
-                f"{file.parent} cannot be locked ({error.strerror or error}); choose a folder you may write to, on a "
-                "file system with locks."
+                f"{file.parent} cannot be locked ({error.strerror or error}); choose {choose}."
             ) from error
     try:
         yield

@@ -145,7 +145,7 @@ class DataModule:
         return self._path("test")
 
     def _path(self, split: str) -> Path:
-        return Path(getattr(self, "dataset_root", None) or ".") / f"{split}.jsonl"
+        return Path(getattr(self, "dataset_root", None) or ".").expanduser() / f"{split}.jsonl"
 
     def prepare_data(self) -> None:
         """What a subclass does before its files are looked for: download or write them. Once per machine."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from mixtral_recipes.cli import main
 
@@ -69,6 +70,12 @@ def test_every_option_is_named_in_full_and_explained(name: str, capsys: pytest.C
             assert all(
                 f"{spelled} " in text or f"{spelled}," in text for spelled in option.opts + option.secondary_opts
             )
+
+
+def test_no_word_is_taken_for_markup() -> None:
+    for name, command in commands():
+        for text in (command.help or "", *(option.help or "" for option in command.params)):
+            assert Text.from_markup(text).plain == text, name
 
 
 def test_a_command_says_of_itself_what_the_table_says() -> None:

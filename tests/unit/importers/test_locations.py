@@ -22,7 +22,7 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_source(f"hf://{tmp_path}") == tmp_path
     monkeypatch.chdir(tmp_path)
     assert parse_source("org/name") == tmp_path / "org" / "name"
-    for wrong in ("./missing", "name", "s3://bucket/key", "nemo://org/name"):
+    for wrong in ("./missing", "name", "s3://bucket/key", "nemo://org/name", "a b/c", "-a/b", "a/b--c", "a/b.git"):
         with pytest.raises(CheckpointError):
             parse_source(wrong)
 

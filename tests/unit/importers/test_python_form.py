@@ -22,6 +22,30 @@ def test_there_and_back(make_model, tmp_path: Path) -> None:
     assert (back / "model.safetensors").is_file()
 
 
+def test_paths_may_begin_at_home(make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert import_ckpt(model(), Path("~/hf"), "~/megatron") == tmp_path / "megatron"
+    assert export_ckpt("~/megatron", output_path=Path("~/back")) == tmp_path / "back"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("a.gguf", r"a\.gguf is a GGUF model .* give the model it was made from"),
+        ("run/checkpoints/one/weights/x", r"run is a run's folder .* give the checkpoint in it .*checkpoints/latest"),
+        ("nothing here", r"nothing is not a folder; give a checkpoint folder or nemo://ID"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(entry: str, message: str, tmp_path: Path) -> None:
+    place = tmp_path / entry.partition("/")[0]
+    if entry != "nothing here":
+        (tmp_path / entry).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry).touch()
+    with pytest.raises(CheckpointError, match=message):
+        export_ckpt(place if entry != "nothing here" else tmp_path / "nothing")
+
+
 def test_another_model_is_refused_before_anything_is_written(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model()
     with pytest.raises(RecipeError, match=r"model\.config\.num_layers=3, but the checkpoint .*hf has 2"):
@@ -29,11 +53,10 @@ def test_another_model_is_refused_before_anything_is_written(make_model, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_other_targets_are_refused(tmp_path: Path) -> None:
+def test_other_targets_and_options_without_effect_are_refused(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    checkpoint = import_ckpt(model(), folder, tmp_path / "megatron")
     with pytest.raises(CheckpointError, match="--format onnx is not known"):
-        export_ckpt(tmp_path, "onnx")
-
-
-def test_an_option_without_effect_is_refused(tmp_path: Path) -> None:
+        export_ckpt(checkpoint, "onnx")
     with pytest.raises(CheckpointError, match="--max-shard-size has no effect with --format peft"):
-        export_ckpt(tmp_path, "hf-peft", max_shard_size="5GB")
+        export_ckpt(checkpoint, "hf-peft", max_shard_size="5GB")

@@ -125,6 +125,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(EnvironmentProblem, match=rf"^{tmp_path}/file/run cannot be locked \(Not a directory\); "), lock:
         pass
 
+    too_long = held(tmp_path / ("long" * 70))
+    with pytest.raises(EnvironmentProblem, match=r"\(File name too long\); choose a shorter name\.$"), too_long:
+        pass
+
     for lock in (
         held(Path("/proc/new/final")),
         held(Path("/proc/final")),

@@ -109,6 +109,12 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
         verify_checkpoint(tmp_path)
 
 
+def test_a_checkpoint_without_its_config(imported: tuple[Path, Path]) -> None:
+    shutil.rmtree(imported[1] / "context")
+    with pytest.raises(CheckpointError, match=r"megatron/context/config\.json is missing"):
+        verify_checkpoint(imported[1])
+
+
 def test_a_source_changed_since(imported: tuple[Path, Path]) -> None:
     folder, checkpoint = imported
     tensors = load_file(folder / "model.safetensors")
