@@ -118,3 +118,9 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(EnvironmentProblem, match="wandb is not installed; run `pip install wandb`"):
         RunLog(NeMoLogger("run", str(tmp_path), wandb=WandbLogger()), 1, is_writer=True)
+
+
+def test_runs_may_be_kept_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert NeMoLogger("run", "~/runs").run_dir == tmp_path / "runs" / "run"
+    assert NeMoLogger("run", explicit_log_dir="~/mine").run_dir == tmp_path / "mine"
