@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
@@ -16,15 +16,18 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.evaluation import samples
 from mixtral_recipes.evaluation.asked_for import Asked
 from mixtral_recipes.evaluation.loss import loss_on
-from mixtral_recipes.evaluation.perplexity import perplexity
+from mixtral_recipes.evaluation.perplexity import documents, perplexity
 from mixtral_recipes.evaluation.recorded_data import data_of, place_of, trained_by
-from mixtral_recipes.evaluation.samples import AFTER, BASE, BEFORE, COLUMNS
+from mixtral_recipes.evaluation.samples import AFTER, BASE, BEFORE, COLUMNS, HeldOut
 from mixtral_recipes.evaluation.scores import evaluate_squad, held_out_questions
 from mixtral_recipes.inference.generate import generate
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.training.distributed import free_memory
+
+if TYPE_CHECKING:
+    from mixtral_recipes.evaluation.tasks import Tasks
 
 
 @dataclass
@@ -66,14 +69,11 @@ def evaluate(
         RecipeError: what is asked does not fit the model.
     """
     record = lineage.of_checkpoint(checkpoint)
-    work: _Measuring | None = None
+    work = _Measuring.of(asked, record)  # before a large model is loaded for nothing
     for name, model, as_it_was in _models(checkpoint, record, topology, dtype, asked.compare, say):
-        if work is None:
-            work = _Measuring.of(asked, record, model)
         say(f"measuring: {name}")
         with as_it_was:
             work.measure(name, model)
-    assert work is not None
     scores = {name: work.scores[name] for name in COLUMNS if name in work.scores}
     return Evaluation(scores, [one.record() for one in work.samples], work.predictions)
 
@@ -134,25 +134,39 @@ class _Measuring:
 
     asked: Asked
     data: DataModule | None
+    tasks: "Tasks | None"
     limit_batches: int | None
-    samples: list[samples.HeldOut]
-    scores: dict[str, dict[str, Any]]
-    predictions: dict[str, str]
+    samples: list[HeldOut] = field(default_factory=list)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    predictions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, asked: Asked, record: Lineage, model: InferenceModel) -> "_Measuring":
-        """Read what is asked about."""
+    def of(cls, asked: Asked, record: Lineage) -> "_Measuring":
+        """Find what is asked about; data sets are read by `setup`."""
+        if asked.text is not None:
+            next(iter(documents(asked.text)), None)
+        tasks = None
+        if asked.tasks:
+            from mixtral_recipes.evaluation.tasks import Tasks
+
+            tasks = Tasks.find(asked.tasks, asked.include_path)
         if not asked.wants_data:
-            return cls(asked, None, None, [], {}, {})
+            return cls(asked, None, tasks, None)
         run = trained_by(record)
-        data = data_of(run, asked.data, model.config.max_position_embeddings)
-        data.setup(model.tokenizer)
         own = run is not None and asked.data is None
         limit = run.recipe.get("trainer.limit_val_batches") if own and run is not None else None
-        return cls(asked, data, limit, samples.held_out(data, model.tokenizer), {}, {})
+        return cls(asked, data_of(run, asked.data), tasks, limit)
+
+    def setup(self, model: InferenceModel) -> None:
+        """Read the data set as the first of the models reads it; no sequence is longer than its positions."""
+        if self.data is not None and not self.scores:
+            self.data.seq_length = min(self.data.seq_length, model.config.max_position_embeddings)
+            self.data.setup(model.tokenizer)
+            self.samples = samples.held_out(self.data, model.tokenizer)
 
     def measure(self, name: str, model: InferenceModel) -> None:
         """Measure one model."""
+        self.setup(model)
         asked, found = self.asked, self.scores.setdefault(name, {})
         if self.data is not None:
             if asked.loss:
@@ -168,16 +182,11 @@ class _Measuring:
             found["perplexity"] = perplexity(
                 model, asked.text, window=asked.window, stride=asked.stride, batch_size=asked.batch_size
             )
-        if asked.tasks:
+        if self.tasks is not None:
             from mixtral_recipes.evaluation.tasks import run_tasks
 
             found["tasks"] = run_tasks(
-                model,
-                asked.tasks,
-                include_path=asked.include_path,
-                few_shot=asked.few_shot,
-                limit=asked.limit,
-                batch_size=asked.batch_size,
+                model, self.tasks, few_shot=asked.few_shot, limit=asked.limit, batch_size=asked.batch_size
             )
 
     def _squad(self, name: str, model: InferenceModel, data: SquadDataModule) -> dict[str, Any]:

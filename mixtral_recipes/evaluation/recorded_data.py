@@ -26,13 +26,12 @@ def trained_by(record: Lineage) -> Lineage | None:
     return next((one for one in record.ancestors() if one.recipe), None)
 
 
-def data_of(run: Lineage | None, named: str | None, longest: int) -> DataModule:
+def data_of(run: Lineage | None, named: str | None) -> DataModule:
     """A data module with a run's settings: length, batch, packing, template, what is held out.
 
     Args:
         run: The run's lineage; None where there is none.
         named: Another data set, as ``--data`` takes it; None takes the run's own.
-        longest: The model's positions; no sequence is longer.
 
     Raises:
         RecipeError: no data set is named, and the run's own cannot be told from its record.
@@ -40,12 +39,9 @@ def data_of(run: Lineage | None, named: str | None, longest: int) -> DataModule:
     """
     recorded = _recorded(run.recipe) if run else {}
     if named is None:
-        module = _module(recorded)
-    else:
-        found = recognize(named)
-        module = found.module_class(**(_settings_for(found.module_class, recorded) | found.kwargs))
-    module.seq_length = min(module.seq_length, longest)
-    return module
+        return _module(recorded)
+    found = recognize(named)
+    return found.module_class(**(_settings_for(found.module_class, recorded) | found.kwargs))
 
 
 def trained_on(run: Lineage | None, module: str) -> bool:

@@ -6,6 +6,7 @@ Every rank runs the harness alike and asks the same questions in the same order;
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,11 +29,45 @@ _NEW_TOKENS = 256  # as lm_eval's `hf`, where a task does not say
 _RESAMPLES = 1000  # for the error of metrics that have no formula; lm_eval's own 100,000 start processes of their own
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks that the harness knows.
+
+    Attributes:
+        manager: Its index of tasks.
+        names: Those asked for.
+    """
+
+    manager: TaskManager
+    names: list[str]
+
+    @classmethod
+    def find(cls, asked: Sequence[str], include_path: Path | None = None) -> "Tasks":
+        """Look tasks up; the harness's own thousands are read where they are needed.
+
+        Args:
+            asked: Names of tasks or groups; ``*`` stands for anything.
+            include_path: A folder with task files (YAML) besides the harness's own.
+
+        Raises:
+            RecipeError: there is no such folder, or a task is not known.
+        """
+        if include_path is not None and not include_path.is_dir():
+            raise RecipeError(f"--include-path {include_path}: no such folder.")
+        manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
+        if manager is None or not all(manager.match_tasks([task]) for task in asked):
+            manager = TaskManager(include_path=include_path)
+        for task in asked:
+            if not manager.match_tasks([task]):
+                hint = "" if include_path else " Task files of your own are found with --include-path FOLDER."
+                raise RecipeError(f"--tasks: {task!r} is not known.{nearest(task, manager.all_tasks)}{hint}")
+        return cls(manager, manager.match_tasks(list(asked)))
+
+
 def run_tasks(
     model: InferenceModel,
-    tasks: Sequence[str],
+    tasks: Tasks,
     *,
-    include_path: Path | None = None,
     few_shot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -41,8 +76,7 @@ def run_tasks(
 
     Args:
         model: The model.
-        tasks: Names of tasks or groups; ``*`` stands for anything.
-        include_path: A folder with task files (YAML) besides the harness's own.
+        tasks: What it is asked.
         few_shot: Examples before each question; None takes the task's number.
         limit: Most documents of each task.
         batch_size: Sequences a data-parallel rank takes at once.
@@ -51,42 +85,27 @@ def run_tasks(
         Task -> metric -> value. Metrics of a filter have its name in brackets; ``..._stderr`` is the standard error.
 
     Raises:
-        RecipeError: a task is not known.
         DataError: a task's data cannot be read.
     """
-    manager, names = _named(tasks, include_path)
     # A rank must not fork; and the commit of the folder one happens to be in says nothing here.
     alone = mock.patch.dict(os.environ, DISABLE_MULTIPROC="1")
     try:
         with alone, mock.patch.object(evaluator, "get_git_commit_hash", return_value=None):
             found: Any = evaluator.simple_evaluate(
                 model=MegatronLM(model, batch_size),
-                tasks=[*names],
+                tasks=[*tasks.names],
                 num_fewshot=few_shot,
                 limit=limit,
-                task_manager=manager,
+                task_manager=tasks.manager,
                 bootstrap_iters=_RESAMPLES,
                 log_samples=False,
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--tasks {','.join(tasks)}: lm-evaluation-harness cannot run them ({in_short(error)})."
+            f"--tasks {','.join(tasks.names)}: lm-evaluation-harness cannot run them ({in_short(error)})."
         ) from error
     results = gathered(found)[0]["results"]  # the harness gives them to the first process of a machine
     return {task: _numbers(values) for task, values in results.items()}
-
-
-def _named(tasks: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[str]]:
-    """The harness's index of tasks, and the names asked for; its own thousands are read where they are needed."""
-    if include_path is not None and not include_path.is_dir():
-        raise RecipeError(f"--include-path {include_path}: no such folder.")
-    manager = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
-    if manager is None or not all(manager.match_tasks([task]) for task in tasks):
-        manager = TaskManager(include_path=include_path)
-    for task in tasks:
-        if not manager.match_tasks([task]):
-            raise RecipeError(f"--tasks: {task!r} is not known.{nearest(task, manager.all_tasks)}")
-    return manager, manager.match_tasks(list(tasks))
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

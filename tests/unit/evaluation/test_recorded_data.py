@@ -48,25 +48,25 @@ def run(data: DataModule) -> Lineage:
 )  # fmt: skip
 def test_the_runs_own_data_is_made_again(data: DataModule) -> None:
     data.seq_length = 96
-    assert data_of(run(data), None, 512) == data
+    assert data_of(run(data), None) == data
 
 
-def test_other_data_is_read_with_the_runs_settings_and_no_longer_than_the_model(tmp_path: Path) -> None:
+def test_other_data_is_read_with_the_runs_settings(tmp_path: Path) -> None:
     own = SquadDataModule(dataset_root="embedded://squad", seq_length=900, no_answer="none", micro_batch_size=4)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"input": "a", "output": "b"}) + "\n")
-    found = data_of(run(own), "embedded://squad", 512)
-    assert found == replace(own, seq_length=512)
-    other = data_of(run(own), str(pairs), 512)
+    found = data_of(run(own), "embedded://squad")
+    assert found == own
+    other = data_of(run(own), str(pairs))
     assert isinstance(other, FineTuningDataModule)
-    assert (other.dataset_root, other.micro_batch_size, other.seq_length) == (str(pairs), 4, 512)
+    assert (other.dataset_root, other.micro_batch_size, other.seq_length) == (str(pairs), 4, 900)
     mixture = MixedDataModule(sources=[FineTuningDataModule(dataset_root="x"), own], seq_length=96)
-    assert data_of(run(mixture), "embedded://squad", 512) == replace(own, seq_length=96, micro_batch_size=1)
+    assert data_of(run(mixture), "embedded://squad") == replace(own, seq_length=96, micro_batch_size=1)
     assert [trained_on(one, "SquadDataModule") for one in (run(own), run(mixture), None)] == [True, True, False]
-    assert data_of(None, "embedded://squad", 512) == SquadDataModule(dataset_root="embedded://squad", seq_length=512)
+    assert data_of(None, "embedded://squad") == SquadDataModule(dataset_root="embedded://squad")
 
 
 @pytest.mark.parametrize(("lineage", "why"), [(None, "no run trained it"), (run(MixedDataModule()), "MixedDataModule")])
 def test_what_cannot_be_told_is_asked_for(lineage: Lineage | None, why: str) -> None:
     with pytest.raises(RecipeError, match=f"{why}.*--data"):
-        data_of(lineage, None, 512)
+        data_of(lineage, None)
