@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mixtral_recipes.executors.probes import Answer
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.system.home import home, jobs_home
-from mixtral_recipes.system.machine import gpu_count, package_version
+from mixtral_recipes.system.machine import COMPILER, gpu_count, no_compiler, package_version
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10
@@ -214,14 +213,11 @@ def _compiler(cuda: Answer | None) -> list[Check]:
     """What Triton and torch.compile build the callers of their kernels with; nothing without a GPU."""
     if cuda is None or not (cuda.good and cuda.text):
         return []
-    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
-    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
-    if compiler and headers.exists():
-        return [Check("C compiler", "good", compiler)]
+    missing = no_compiler()
+    if missing is None:
+        return [Check("C compiler", "good", "there, and Python's headers")]
     verdict = "bad" if package_version("transformer-engine-torch") else "note"  # PyTorch's own layers need none
-    missing = f"no {headers}" if compiler else "no gcc or clang on PATH"
-    mend = "install a C compiler and Python's headers, on Debian and Ubuntu: apt install gcc python3-dev"
-    return [Check("C compiler", verdict, f"{missing}: fused kernels and QLoRA's cannot be compiled", mend)]
+    return [Check("C compiler", verdict, f"{missing}: fused kernels and QLoRA's cannot be compiled", COMPILER)]
 
 
 def _slurm(insist: bool) -> list[Check]:

@@ -13,7 +13,7 @@ import torch
 
 from mixtral_recipes.errors import EnvironmentProblem, in_short
 from mixtral_recipes.models.config import MixtralConfig
-from mixtral_recipes.system.machine import package_version
+from mixtral_recipes.system.machine import COMPILER, no_compiler, package_version
 
 # Unfused attention keeps a score for every pair of tokens: at this length 4 GiB a layer with 32 heads in bf16.
 LONGEST_UNFUSED = 8192
@@ -78,6 +78,8 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
         return Kernels("PyTorch", "sdpa", notes=(note,))
     version = f"Transformer Engine {package_version('transformer-engine')}"
     cudnn, notes = _cudnn()
+    if missing := no_compiler():
+        notes = (*notes, f"{missing}: fused kernels cannot be compiled; {COMPILER}")
     attention, reasons = _attention(config, length=length, packed=packed)
     if attention == "unfused":
         why = "; ".join(reasons) or "no fused kernel takes it"

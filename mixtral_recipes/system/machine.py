@@ -2,10 +2,14 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from mixtral_recipes.system import nvml
+
+COMPILER = "install a C compiler and Python's headers, on Debian and Ubuntu: apt install gcc python3-dev"
 
 
 def at_a_prompt() -> bool:
@@ -29,6 +33,14 @@ def gpu_count() -> int:
 def gpu_name() -> str | None:
     """What the driver calls the first GPU, or None."""
     return (nvml.names() or ("",))[0] or None
+
+
+def no_compiler() -> str | None:
+    """What Triton and torch.compile lack here to build the callers of their kernels; None if nothing."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no gcc or clang on PATH"
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    return None if headers.exists() else f"no {headers}"
 
 
 def cores() -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from mixtral_recipes.executors import checks, probes
 from mixtral_recipes.executors.probes import Answer
+from mixtral_recipes.system import machine
 
 
 def test_what_imports_says_its_answer() -> None:
@@ -94,7 +95,7 @@ def test_without_a_gpu_there_are_no_kernels_to_name() -> None:
 @pytest.mark.parametrize(
     ("installed", "there", "verdict", "finding"),
     [
-        ("2.20", "cc", "good", "cc"),
+        ("2.20", "cc", "good", "there"),
         ("2.20", "", "bad", "no gcc or clang on PATH: fused kernels"),
         (None, "", "note", "no gcc or clang on PATH: fused kernels"),
     ],
@@ -112,7 +113,7 @@ def test_a_gpu_wants_a_c_compiler(
 
 def test_a_gpu_wants_pythons_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", "cc")
-    monkeypatch.setattr(checks.sysconfig, "get_path", lambda *name: str(tmp_path))
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda *name: str(tmp_path))
     (check,) = checks._compiler(Answer(True, "1 x NVIDIA H200"))
     assert check.finding.startswith(f"no {tmp_path}/Python.h")
     assert checks._compiler(Answer(True, "")) == checks._compiler(None) == []

@@ -47,6 +47,7 @@ def engine(gpu: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setitem(sys.modules, f"transformer_engine{name}", module)
     monkeypatch.setattr(kernels, "find_spec", lambda name: object())
     monkeypatch.setattr(kernels, "package_version", lambda name: "2.20.2")
+    monkeypatch.setattr(kernels, "no_compiler", lambda: None)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92400)
     return says
 
@@ -65,6 +66,17 @@ def test_plain_layers_on_a_gpu_are_told(gpu: None, monkeypatch: pytest.MonkeyPat
     assert seen is not None
     assert str(seen) == "layers: PyTorch; attention: sdpa"
     assert kernels.INSTALL in seen.notes[0]
+
+
+def test_a_run_says_beforehand_that_nothing_can_be_compiled(
+    engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton would fail in the first step, with the exit code of a compiler."""
+    monkeypatch.setattr(kernels, "no_compiler", lambda: "no Python.h")
+    seen = found()
+    assert seen is not None
+    (note,) = seen.notes
+    assert note.startswith("no Python.h: fused kernels cannot be compiled; install a C compiler")
 
 
 @pytest.mark.parametrize("error", [OSError("libcudnn_heuristic.so.9: undefined symbol: x"), ImportError("no cublas")])
