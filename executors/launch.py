@@ -134,5 +134,7 @@ def restart(record: records.RunRecord) -> dict[str, Any]:
         raise LaunchError(f"run {record.id} has not ended ({now.state}); cancel it first.")
     stored = Path(record.job_dir or record.path.parent, "recipe.json")
     if record.executor != "local" or not stored.exists():
-        raise LaunchError(f"run {record.id} ({record.executor}) has no stored recipe; give its command again.")
+        raise LaunchError(
+            f"run {record.id} ({record.executor}) has no stored recipe; give its command, or run its script, again."
+        )
     return launch(load_recipe(stored), executor="local", name=record.name, run_dir=Path(record.run_dir))

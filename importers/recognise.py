@@ -38,7 +38,7 @@ class Form(StrEnum):
     HUB_CACHE = "a model's folder in the Hub's cache"
     WEIGHT_FILES = "Hugging Face weight files without their config.json"
     TOKENIZER = "a tokenizer without a model"
-    COLLECTION = "a folder of models or adapters"
+    COLLECTION = "a folder of models, adapters or runs"
     EMPTY = "an empty folder"
     UNKNOWN = "none of the forms known here"
 
@@ -217,11 +217,11 @@ def _hub_cache(folder: Path) -> str:
 
 
 def _collection(folder: Path) -> str:
-    inside = [p for p in folder.iterdir() if p.is_dir() and any(test(p) for form, test in _TESTS if form in _MODELS)]
+    inside = [p for p in folder.iterdir() if p.is_dir() and any(test(p) for form, test in _TESTS if form in _COLLECTED)]
     return _some(path.name for path in inside)
 
 
-_MODELS = (Form.CHECKPOINT, Form.HF, Form.MISTRAL, Form.NEMO, Form.PEFT)
+_COLLECTED = (Form.CHECKPOINT, Form.HF, Form.MISTRAL, Form.NEMO, Form.PEFT, Form.RUN)
 # In this order: the first that finds evidence decides.
 _TESTS: tuple[tuple[Form, Callable[[Path], str]], ...] = (
     (Form.CHECKPOINT, _own),

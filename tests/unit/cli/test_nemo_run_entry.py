@@ -1,8 +1,9 @@
 """nemo_run's command line with our tasks: what it reads, what it says, and what it ends with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import fiddle as fdl
 import nemo_run as run
 import pytest
 from nemo_run.cli.api import Entrypoint
@@ -13,6 +14,7 @@ from mixtral_recipes.cli.nemo_run_entry import RecipeContext
 from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import nemo_run_jobs
 
+ROOT = Path(__file__).resolve().parents[3]
 FACTORY = llm.mixtral_tiny.finetune_recipe
 
 
@@ -73,6 +75,15 @@ def test_a_file_that_nemo_run_exported_is_read(suffix: str, tmp_path: Path) -> N
     expected = FACTORY()
     expected.trainer.max_steps = 7
     assert context(yaml=str(file), dryrun=False).parse_fn(llm.finetune, ["trainer.max_steps=7"]) == expected
+
+
+def test_a_recipe_of_ones_own_package_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (tmp_path / "their_lab.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    found: Any = context("their_lab.narrow(name='mine')", dryrun=False).parse_fn(llm.finetune, ["peft.dim=4"])
+    peft, trainer = cast(Any, fdl.build(found.peft)), cast(Any, fdl.build(found.trainer))
+    assert (found.log.name, type(peft).__name__, peft.dim, trainer.callbacks[0].above) == ("mine", "NarrowLoRA", 4, 5.0)
 
 
 def test_a_recipe_file_is_for_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,7 @@ def test_a_backend_that_metadata_names(tmp_path: Path) -> None:
         (("config.json", "pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"), Form.DCP),
         (("config.json", "model.safetensors", "zero_to_fp32.py"), Form.HF),
         (("checkpoint-500/adapter_config.json", "checkpoint-1000/adapter_config.json"), Form.COLLECTION),
+        (("first/checkpoints/latest", "second/checkpoints/latest"), Form.COLLECTION),
     ],
 )
 def test_what_trainers_and_converters_leave(tmp_path: Path, files: tuple[str, ...], form: Form) -> None:
