@@ -16,7 +16,8 @@ from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.outline import Question, job_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-_TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_BEGIN = re.compile(r"^<!-- table: ", re.MULTILINE)
+_TABLE = re.compile(r"^(<!-- table: ([\w ]+) -->\n)(?:(?!<!--).)*(<!-- end of table -->)", re.DOTALL | re.MULTILINE)
 _TASKS = {
     "pretrain": "pretraining",
     "performance": "pretraining, performance mode",
@@ -31,8 +32,10 @@ def pages() -> dict[Path, str]:
     found = {}
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text()
-        if _TABLE.search(text):
-            found[page] = _TABLE.sub(lambda match: match[1] + table(match[2]) + match[3], text)
+        if _BEGIN.search(text):
+            found[page], count = _TABLE.subn(lambda match: match[1] + table(match[2]) + match[3], text)
+            if count != len(_BEGIN.findall(text)):
+                raise SystemExit(f"{page}: a table has no line <!-- end of table --> before the next one begins.")
     return found
 
 

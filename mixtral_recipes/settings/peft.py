@@ -215,7 +215,7 @@ class QLoRA(LoRA):
                 )
 
 
-_SCHEMES: dict[str, type[LoRA]] = {"LoRA": LoRA, "DoRA": DoRA, "QLoRA": QLoRA}
+SCHEMES: dict[str, type[LoRA]] = {"LoRA": LoRA, "DoRA": DoRA, "QLoRA": QLoRA}
 
 
 def kind_of(scheme: LoRA) -> type[LoRA]:
@@ -226,7 +226,7 @@ def kind_of(scheme: LoRA) -> type[LoRA]:
     Raises:
         RecipeError: it overrides a method.
     """
-    kind = next(one for one in type(scheme).__mro__ if one in _SCHEMES.values())
+    kind = next(one for one in type(scheme).__mro__ if one in SCHEMES.values())
     for name in dir(kind):
         theirs, ours = getattr(type(scheme), name, None), getattr(kind, name)
         if not name.startswith("__") and callable(ours) and theirs is not ours:
@@ -252,7 +252,7 @@ def scheme_of(recorded: Mapping[str, Any]) -> LoRA:
         KeyError: no such scheme.
         TypeError: a field that none has.
     """
-    kind = _SCHEMES[recorded["class"]]
+    kind = SCHEMES[recorded["class"]]
     known = {f.name for f in fields(kind)} - {"lora_dtype"}
     return kind(**{name: value for name, value in recorded.items() if name in known})
 

@@ -266,7 +266,8 @@ def test_diff_tells_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_completion_of_recipes_and_paths() -> None:
     from mixtral_recipes.cli.options.recipe import complete_override, complete_recipe
 
-    assert complete_recipe("mixtral_8x7b_") == ["mixtral_8x7b_16k", "mixtral_8x7b_64k"]
+    long = [name for name in catalog.names() if name.startswith("mixtral_8x7b_")]
+    assert complete_recipe("mixtral_8x7b_") == long != []
     assert "trainer.max_steps=" in complete_override("trainer.max")
 
 

@@ -8,7 +8,8 @@ import pytest
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.shapes import MIXTRAL_TINY
 from mixtral_recipes.planner.workload import adapters_of
-from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA, QLoRA, recorded, scheme_of
+from mixtral_recipes.settings.classes import OURS
+from mixtral_recipes.settings.peft import ALL_LINEAR, SCHEMES, DoRA, LoRA, QLoRA, recorded, scheme_of
 
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA])
@@ -133,6 +134,10 @@ class Narrow(QLoRA):
 class Louder(LoRA):
     def scale_of(self, layer: str) -> float:
         return 2 * super().scale_of(layer)
+
+
+def test_checkpoints_record_every_scheme_of_ours() -> None:
+    assert set(SCHEMES) == {name for name, module in OURS.items() if module == "settings.peft"}
 
 
 def test_a_class_of_a_users_own_is_recorded_as_what_it_derives_from() -> None:
