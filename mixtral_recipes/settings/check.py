@@ -7,6 +7,7 @@ the rules an override from the command line is held to.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import fiddle as fdl
@@ -42,7 +43,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
         for name, value in given.items():
             where, wanted = f"{prefix}{name}", annotation(owner, name)
             if not conforms(value, wanted) and not _is_default(owner, name, value):
-                instead = f"; {INSTEAD[name]}" if name in INSTEAD else ""
+                as_text = "; write str(path)" if isinstance(value, PurePath) else ""
+                instead = f"; {INSTEAD[name]}" if name in INSTEAD else as_text
                 refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
             elif secret := _secret(where, value):
                 refused.append(secret)

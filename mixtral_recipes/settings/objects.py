@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 import fiddle as fdl
@@ -21,7 +22,7 @@ def returns_config[F: Callable[..., Any]](make: F) -> F:
 
 
 def as_configs(recipe: Any) -> Any:
-    """A copy of a recipe in which every object of a settings class is a config that makes it.
+    """A copy of a recipe in which every object of a settings class is a config that makes it, and every path is text.
 
     NeMo's scripts write ``peft=llm.peft.LoRA(dim=64)``.
 
@@ -36,6 +37,10 @@ def as_configs(recipe: Any) -> Any:
         return _without_what_follows(made)
     if isinstance(recipe, list):
         return [as_configs(item) for item in recipe]
+    if isinstance(recipe, dict):
+        return {key: as_configs(value) for key, value in recipe.items()}
+    if isinstance(recipe, PurePath):
+        return str(recipe)
     ours = type(recipe).__name__ in (*OURS, *THEIRS) and dataclasses.is_dataclass(recipe)
     return _config(recipe) if ours else recipe
 

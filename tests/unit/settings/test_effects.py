@@ -1,6 +1,7 @@
 """No setting without effect: every field is read, refused or warned about."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
@@ -127,6 +128,7 @@ WRONG = [
         "needs null or a whole number; null takes the whole set, as Lightning's 1.0 does",
     ),
     ("optim.config.lr", "1e-5", "optim.config.lr='1e-5': needs null or a number."),
+    ("log.log_dir", Path("x"), r"log.log_dir=PosixPath('x'): needs null or text; write str(path)."),
     ("trainer.devices", "auto", "trainer.devices='auto': needs a whole number; state the processes per node."),
     ("trainer.max_steps", True, "trainer.max_steps=True: needs a whole number."),
     ("trainer.strategy.pipeline_dtype", "bf16", "needs null or a dtype"),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_origin
 
@@ -67,6 +68,13 @@ def test_a_recipe_of_objects_comes_out_as_it_was(make: Any) -> None:
     if make is set_one_by_one:
         for name in ("num_layers", "freeze_router", "vocab_size", "rotary_base"):
             assert after.is_given(name) == before.is_given(name)
+
+
+def test_a_path_is_sent_as_text() -> None:
+    sources = run.Config(llm.PreTrainingDataModule, paths={"train": [Path("a/b")], "validation": [Path("c")]})
+    sent = ZlibJSONSerializer().serialize(_as_text(run.Partial(llm.export_ckpt, path=Path("x"), output_path=sources)))
+    back = ZlibJSONSerializer().deserialize(sent)
+    assert (back.path, back.output_path.paths) == ("x", {"train": ["a/b"], "validation": ["c"]})
 
 
 def test_the_recipe_itself_is_left_alone() -> None:
