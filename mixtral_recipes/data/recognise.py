@@ -137,76 +137,140 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
 
 
 def _by_records(spec: str | Path, source: Source, columns: Mapping[str, str | None]) -> Recognized:
-    errors: list[DataError] = []
+    looked = _Looked.at(spec, source, columns)
+    match looked.form:
+        case Form.squad:
+            return _squad(looked)
+        case Form.text:
+            return _documents(looked)
+        case Form.pairs if looked.only_pairs:
+            return _pairs(looked)
+        case _:
+            return _conversations(looked)
 
-    def bad(error: DataError, record: Any = None) -> None:
-        errors.append(error)
 
-    records = [renamed(r.value, columns)[0] for r in itertools.islice(source.records("train", bad), _LOOKED_AT)]
-    if not records:
-        raise errors[0] if errors else DataError(f"{spec}: no records.")
-    root = _stable(spec)
-    size = f"splits {', '.join(source.splits)}" if len(source.splits) > 1 else "one split"
-    if len(folders := sorted({file.parent.name for file in source.files.get("train", ())})) > 1:
-        more = ", ..." if len(folders) > 3 else ""
-        size += f" (from {len(folders)} folders together: {', '.join(folders[:3])}{more})"
-    if unread := told_apart(source.unread):
-        size += f" (in no split, so not read: {unread})"
-    # A few records of another form, or bad ones, change nothing.
-    form, count = Counter(map(form_of, records)).most_common(1)[0]
-    field_of_turns: str | None = None
-    if form is None or 2 * count < len(records):
-        field_of_turns = column_of_turns(records)
-        if field_of_turns is None:
-            raise DataError(f"{spec}: {_unknown(records)}")
-        form = Form.messages
-    if form is Form.preference:
-        raise DataError(f"{spec}: {_PREFERENCE}")
-    if form is Form.message:
-        raise DataError(f"{spec}: {_MESSAGES}")
-    if form is Form.squad:
-        from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
+@dataclass(frozen=True)
+class _Looked:
+    """A source's first records, with the columns under the names used here.
 
-        told = f"{spec}: SQuAD, {size}"
-        if any(not q.answers for value in records for q, _ in questions_of(Record(value, str(spec)), bad)):
-            told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer says otherwise"
-        return Recognized(SquadDataModule, {"dataset_root": root}, told, "squad", source)
-    if form is Form.text:
-        others = [name for name in _fields(records) if name != "text"]
-        not_read = f"; not read: {', '.join(others)}" if others else ""
-        return _pretraining(
-            spec,
-            f"documents ({columns.get('text') or 'text'}), {size}, loss on every token{not_read}",
-            "text",
-            source,
-            text_key=columns.get("text"),
-        )
-    if form is Form.pairs and not columns and (rivals := rival_pairs(records)):
-        raise DataError(
-            f"{spec}: records have several pairs of a prompt and an answer ({', '.join(map(' -> '.join, rivals))}); "
-            f"name the one that is meant: data.columns={{'input': '{rivals[0][0]}', 'output': '{rivals[0][1]}'}}."
-        )
-    pairs = Counter(pair for record in records if (pair := pair_names(record)))
-    pair = pairs.most_common(1)[0][0] if pairs else ("input", "output")
-    wanted = [name for name in (*_BESIDE, *BESIDE_A_PROMPT) if name not in pair]
-    beside = any(record.get(name) for record in records for name in wanted)
-    if form is Form.pairs and not beside and columns.keys() <= {"input", "output"}:
-        from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+    Attributes:
+        spec: The source as it was named.
+        source: Its splits.
+        columns: Names used here -> names in the records.
+        records: The records.
+        form: That of most of them: a few of another form, or bad ones, change nothing.
+        turns: The field that holds the turns, where it has a name of its own.
+    """
 
-        prompt, answer = (columns.get(name) or name for name in pair)
-        named = {k: v for k, v in (("input", prompt), ("output", answer)) if k != v}
-        kwargs: dict[str, Any] = {"dataset_root": root} | ({"columns": named} if named else {})
-        told = f"{spec}: prompts and answers ({prompt} -> {answer}), {size}, loss on the answer"
-        return Recognized(FineTuningDataModule, kwargs, told, "pairs", source)
+    spec: str | Path
+    source: Source
+    columns: Mapping[str, str | None]
+    records: list[dict[str, Any]]
+    form: Form
+    turns: str | None = None
+
+    @classmethod
+    def at(cls, spec: str | Path, source: Source, columns: Mapping[str, str | None]) -> "_Looked":
+        """Raises DataError if there are no records, or if nothing is learned from their form."""
+        errors: list[DataError] = []
+        first = itertools.islice(source.records("train", lambda error, record=None: errors.append(error)), _LOOKED_AT)
+        records = [renamed(record.value, columns)[0] for record in first]
+        if not records:
+            raise errors[0] if errors else DataError(f"{spec}: no records.")
+        form, count = Counter(map(form_of, records)).most_common(1)[0]
+        turns = None
+        if form is None or 2 * count < len(records):
+            form, turns = Form.messages, column_of_turns(records)
+            if turns is None:
+                raise DataError(f"{spec}: {_unknown(records)}")
+        if form is Form.preference:
+            raise DataError(f"{spec}: {_PREFERENCE}")
+        if form is Form.message:
+            raise DataError(f"{spec}: {_MESSAGES}")
+        return cls(spec, source, columns, records, form, turns)
+
+    @property
+    def size(self) -> str:
+        """Its splits, the folders they are made of, and what is in none of them."""
+        splits = self.source.splits
+        size = f"splits {', '.join(splits)}" if len(splits) > 1 else "one split"
+        if len(folders := sorted({file.parent.name for file in self.source.files.get("train", ())})) > 1:
+            more = ", ..." if len(folders) > 3 else ""
+            size += f" (from {len(folders)} folders together: {', '.join(folders[:3])}{more})"
+        if unread := told_apart(self.source.unread):
+            size += f" (in no split, so not read: {unread})"
+        return size
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The fields of the prompt and the answer that most records have."""
+        pairs = Counter(pair for record in self.records if (pair := pair_names(record)))
+        return pairs.most_common(1)[0][0] if pairs else ("input", "output")
+
+    @property
+    def only_pairs(self) -> bool:
+        """Whether there is nothing beside a prompt and an answer, and no doubt about which they are.
+
+        Raises:
+            DataError: records have several pairs, and none is named.
+        """
+        if not self.columns and (rivals := rival_pairs(self.records)):
+            told = ", ".join(map(" -> ".join, rivals))
+            raise DataError(
+                f"{self.spec}: records have several pairs of a prompt and an answer ({told}); name the one that is "
+                f"meant: data.columns={{'input': '{rivals[0][0]}', 'output': '{rivals[0][1]}'}}."
+            )
+        beside = [name for name in (*_BESIDE, *BESIDE_A_PROMPT) if name not in self.pair]
+        alone = not any(record.get(name) for record in self.records for name in beside)
+        return alone and self.columns.keys() <= {"input", "output"}
+
+    def as_module(self, module_class: type, what: str, kind: str, columns: Mapping[str, str | None]) -> Recognized:
+        """It, read by a module that takes a file or folder and names of columns."""
+        kwargs: dict[str, Any] = {"dataset_root": _stable(self.spec)} | ({"columns": dict(columns)} if columns else {})
+        return Recognized(module_class, kwargs, f"{self.spec}: {what}", kind, self.source)
+
+
+def _squad(looked: _Looked) -> Recognized:
+    from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
+
+    told = f"SQuAD, {looked.size}"
+    records = [Record(value, str(looked.spec)) for value in looked.records]
+    if any(not question.answers for record in records for question, _ in questions_of(record, _passed_over)):
+        told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer says otherwise"
+    return looked.as_module(SquadDataModule, told, "squad", {})
+
+
+def _passed_over(error: DataError, record: Any = None) -> None:
+    """A bad record among those that are looked at: reading them all will tell."""
+
+
+def _documents(looked: _Looked) -> Recognized:
+    others = [name for name in _fields(looked.records) if name != "text"]
+    not_read = f"; not read: {', '.join(others)}" if others else ""
+    text_key = looked.columns.get("text")
+    told = f"documents ({text_key or 'text'}), {looked.size}, loss on every token{not_read}"
+    return _pretraining(looked.spec, told, "text", looked.source, text_key=text_key)
+
+
+def _pairs(looked: _Looked) -> Recognized:
+    from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+
+    prompt, answer = (looked.columns.get(name) or name for name in looked.pair)
+    columns = {name: column for name, column in (("input", prompt), ("output", answer)) if name != column}
+    told = f"prompts and answers ({prompt} -> {answer}), {looked.size}, loss on the answer"
+    return looked.as_module(FineTuningDataModule, told, "pairs", columns)
+
+
+def _conversations(looked: _Looked) -> Recognized:
     from mixtral_recipes.data.modules.chat import ChatDataModule
 
-    learned = "the completion only" if form is Form.prompt_completion else "all of the assistant's turns"
+    learned = "the completion only" if looked.form is Form.prompt_completion else "all of the assistant's turns"
     told = (
-        f"{spec}: conversations ({field_of_turns or form}), {size}, loss on {learned} unless data.learn says otherwise"
+        f"conversations ({looked.turns or looked.form}), {looked.size}, loss on {learned} unless data.learn says "
+        "otherwise"
     )
-    named = dict(columns) | ({"messages": field_of_turns} if field_of_turns else {})
-    kwargs = {"dataset_root": root} | ({"columns": named} if named else {})
-    return Recognized(ChatDataModule, kwargs, told, "chat", source)
+    columns = dict(looked.columns) | ({"messages": looked.turns} if looked.turns else {})
+    return looked.as_module(ChatDataModule, told, "chat", columns)
 
 
 def _fields(records: list[dict[str, Any]]) -> list[str]:
