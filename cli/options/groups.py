@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mixtral_recipes.errors import RecipeError, nearest
 
 # Every command accepts it, but `main` takes it off the line before typer sees it; it is declared here for --help.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_ANY_TEXT = ("TEXT", "PROMPT")  # metavars
 
 
 class Group(TyperGroup):
@@ -28,6 +30,28 @@ class Group(TyperGroup):
             path = [*ctx.command_path.split()[1:], args[0]]
             raise RecipeError(f"command {' '.join(path)!r} is not known.{nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
+
+
+class Command(TyperCommand):
+    """A command that takes an empty word for a shell's variable that is not set, where any text is not meant.
+
+    As a path it would be the current folder, as a name none at all.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's.
+
+        Raises:
+            RecipeError: a word is empty.
+        """
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            words = given.get(parameter.name or "")
+            shown = str(parameter.metavar or parameter.name).strip("[]")
+            if "" in (words if isinstance(words, list | tuple) else [words]) and not any(map(shown.count, _ANY_TEXT)):
+                option = parameter.opts[0] if parameter.param_type_name == "option" else shown
+                raise RecipeError(f"{option} is empty; is a shell variable not set?")
+        return super().parse_args(ctx, args)
 
 
 class App(typer.Typer):
@@ -44,7 +68,7 @@ class App(typer.Typer):
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
         """As typer's; the decorated function itself stays as it was."""
-        register = super().command(*names, **settings)
+        register = super().command(*names, cls=Command, **settings)
 
         def add(function: Any) -> Any:
             register(spread(function))

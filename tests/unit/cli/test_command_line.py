@@ -305,3 +305,27 @@ def test_a_signal_at_the_very_end_leaves_no_traceback(number: signal.Signals) ->
     )
     done = subprocess.run([sys.executable, "-c", end], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (-number, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "empty"),
+    [
+        (["finetune", "--restore-from", "", "--dry-run"], "--restore-from"),
+        (["finetune", "--dir=", "--dry-run"], "--dir"),
+        (["finetune", "--dry-run", "trainer.max_steps=1", ""], "PATH=VALUE"),
+        (["export", "", "out"], "CHECKPOINT"),
+        (["data", "check", ""], "DATA"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_word_is_a_variable_that_is_not_set(
+    words: list[str], empty: str, without_gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(words, capsys)
+    assert (code, err) == (2, f"error: {empty} is empty; is a shell variable not set?\n")
+
+
+def test_a_prompt_may_be_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(["generate", "/no/such/model", "", "--stop", "x"], capsys)
+    assert code == 2
+    assert "/no/such/model" in err
