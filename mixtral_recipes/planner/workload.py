@@ -239,7 +239,7 @@ def adapters_of(peft: Any, shape: ModelShape) -> Adapters | None:
     if peft is None:
         return None
     kind = getattr(peft, "__fn_or_cls__", type(peft))
-    names = {one.__name__.lower() for one in kind.__mro__}  # a class of one's own is what it derives from
+    names = {one.__name__.lower() for one in getattr(kind, "__mro__", (kind,))}  # one's own is what it derives from
     names |= {str(_setting(peft, "scheme", "")).lower()}
     targets = adapted.modules(_setting(peft, "target_modules", LINEARS), _setting(peft, "exclude_modules", ()))
     ranks = tuple(sorted(_setting(peft, "rank_pattern", {}).items()))
