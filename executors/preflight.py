@@ -12,6 +12,7 @@ from typing import Any
 import fiddle as fdl
 
 from mixtral_recipes.data.modules.lightning import as_data_module, refuse_other_data
+from mixtral_recipes.data.tokenizer_choice import check_place
 from mixtral_recipes.errors import (
     DataError,
     EnvironmentProblem,
@@ -68,8 +69,10 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
         check_source(resume.restore_config.path)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"
-    seen = seen_model(model, trainer, resume or AutoResume(), peft, of_recipe(tokenizer, recipe.data), recipe.data)
+    tokenizer = of_recipe(tokenizer, recipe.data)
+    seen = seen_model(model, trainer, resume or AutoResume(), peft, tokenizer, recipe.data)
     with _told(elsewhere):
+        check_place(tokenizer or model.tokenizer)
         check_places(recipe.data)
     plugins = trainer.plugins
     made = recipe.__arguments__ | {"model": model, "trainer": trainer, "peft": peft, "optim": optim}

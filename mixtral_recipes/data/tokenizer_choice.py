@@ -37,6 +37,20 @@ def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError
     )
 
 
+def check_place(named: Any) -> None:
+    """Refuse a tokenizer that cannot be found, without reading it or asking the Hub.
+
+    Args:
+        named: As `chosen_tokenizer` takes it.
+
+    Raises:
+        DataError: there is none on this machine, and it is no Hub id.
+    """
+    by_files = isinstance(named, AutoTokenizer) and named.vocab_file
+    if isinstance(named, str | Path | AutoTokenizer) and not by_files:
+        tokenizer_files.refuse_nowhere(described(named), DataError)
+
+
 def described(named: Any) -> str:
     """A tokenizer in a few words, for errors."""
     if isinstance(named, AutoTokenizer):

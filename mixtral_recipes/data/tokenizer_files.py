@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta
 
 from mixtral_recipes.embedded import resolve
-from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.errors import DataError, MixtralRecipesError, in_short
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.schema import typed
 
@@ -123,6 +123,24 @@ def declared_tokens(folder: Path) -> dict[str, dict[str, int]]:
         "tokenizer_config.json": {str(text_of(token)): int(number) for number, token in decoder.items()},
         "added_tokens.json": settings(folder / "added_tokens.json"),
     }
+
+
+def refuse_nowhere(source: str | Path, error: type[MixtralRecipesError]) -> None:
+    """Refuse a name that leads to nothing on this machine and cannot be a Hub id, without asking the Hub.
+
+    Args:
+        source: As `tokenizers.load_tokenizer` takes it.
+        error: What to raise.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    name = str(source).removeprefix("hf://")
+    if name.startswith(MISTRAL) or resolve(name).expanduser().exists():
+        return
+    try:
+        validate_repo_id(name.partition("@")[0])
+    except HFValidationError as why:
+        raise error(f"tokenizer {source}: neither a folder or file that exists nor a Hub id (org/name).") from why
 
 
 def size_on_disk(source: str | Path) -> int | None:

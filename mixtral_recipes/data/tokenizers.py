@@ -22,6 +22,7 @@ from mixtral_recipes.data.tokenizer_files import (
     declared_tokens,
     mistral_file,
     original_file,
+    refuse_nowhere,
     settings,
 )
 from mixtral_recipes.embedded import resolve
@@ -106,6 +107,7 @@ def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = Dat
         refuse_pointer(path, DataError)
         return _with_settings(convert(path), None)
     if not path.is_dir():
+        refuse_nowhere(source, error)
         path = _download(text.removeprefix("hf://"), error)
     if (path / "context").is_dir():
         path /= "context"

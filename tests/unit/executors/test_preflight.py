@@ -109,6 +109,16 @@ def test_a_tokenizer_larger_than_the_embeddings(model: Path) -> None:
         preflight(starting_from(model, GROW, "model.config.vocab_size=2000"))
 
 
+@pytest.mark.parametrize("where", ["tokenizer", "model.tokenizer"])
+def test_a_tokenizer_that_is_not_there(where: str, tmp_path: Path) -> None:
+    recipe = starting_from("embedded://mixtral_tiny", f"{where}={tmp_path / 'none'}")
+    with pytest.raises(DataError, match="none: neither a folder or file that exists nor a Hub id"):
+        preflight(recipe)
+    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+        preflight(recipe, elsewhere=True)
+    preflight(starting_from("embedded://mixtral_tiny", f"{where}=mistralai/Mixtral-8x7B-v0.1"))
+
+
 def test_adapters_do_not_learn_new_rows(model: Path) -> None:
     with pytest.raises(RecipeError, match="adds 2 tokens"):
         preflight(starting_from(model, GROW, peft="lora"))
