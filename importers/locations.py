@@ -4,7 +4,6 @@
 NeMo 2.0 checkpoint there (``nemo:///path``).
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
+from mixtral_recipes.system.hub_ids import is_hub_id
 
 _NEMO = "nemo://"
-_HUB_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?=.{3,96}$)\b[\w.-]+\b/\b[\w.-]+\b")  # as huggingface_hub takes them
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def parse_source(source: str) -> Path | HubId:
             raise CheckpointError(f"{path} does not exist.")
         return path.resolve()
     repo, _, revision = text.partition("@")
-    if not _HUB_ID.fullmatch(repo):
+    if repo.count("/") != 1 or not is_hub_id(repo):
         raise CheckpointError(f"{source} is neither a folder that exists nor a Hub id (org/name).")
     return HubId(repo, revision or None)
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, MixtralRecipesError, in_short
+from mixtral_recipes.system.hub_ids import is_hub_id
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.schema import typed
 
@@ -132,15 +133,11 @@ def refuse_nowhere(source: str | Path, error: type[MixtralRecipesError]) -> None
         source: As `tokenizers.load_tokenizer` takes it.
         error: What to raise.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
     name = str(source).removeprefix("hf://")
     if name.startswith(MISTRAL) or resolve(name).expanduser().exists():
         return
-    try:
-        validate_repo_id(name.partition("@")[0])
-    except HFValidationError as why:
-        raise error(f"tokenizer {source}: neither a folder or file that exists nor a Hub id (org/name).") from why
+    if not is_hub_id(name.partition("@")[0]):
+        raise error(f"tokenizer {source}: neither a folder or file that exists nor a Hub id (org/name).")
 
 
 def size_on_disk(source: str | Path) -> int | None:

@@ -159,7 +159,7 @@ class _Measuring:
 
     def setup(self, model: InferenceModel) -> None:
         """Read the data set as the first of the models reads it; no sequence is longer than its positions."""
-        if self.data is not None and not self.scores:
+        if self.data is not None and not self.scores:  # nothing was measured yet
             self.data.seq_length = min(self.data.seq_length, model.config.max_position_embeddings)
             self.data.setup(model.tokenizer)
             self.samples = samples.held_out(self.data, model.tokenizer)
