@@ -78,26 +78,35 @@ class Site:
 
     def wait(self, record: Any, *states: str) -> str:
         """Wait until a run is in one of these states, by default in any final one."""
+        from mixtral_recipes.executors.slurm.status import FINAL
+
+        wanted = states or FINAL
+        return self._wait_until(record, lambda state: state in wanted, " or ".join(wanted))
+
+    def wait_for_step(self, name: str, step: int) -> None:
+        """Wait until a job has saved this many steps."""
+        from mixtral_recipes.executors.runs import records
+
+        file = self.runs / name / "state.json"
+        self.wait_for(
+            records.find(name), lambda: file.exists() and json.loads(file.read_text())[0] >= step, f"at step {step}"
+        )
+
+    def wait_for(self, record: Any, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds, but no longer than the run lasts."""
+        self._wait_until(record, lambda _: condition(), what)
+
+    def _wait_until(self, record: Any, condition: Callable[[str], bool], what: str) -> str:
         from mixtral_recipes.executors.runs import records
         from mixtral_recipes.executors.runs import states as runs
         from mixtral_recipes.executors.slurm.status import FINAL
 
-        wanted = states or FINAL
         end = time.monotonic() + PATIENCE_S
-        while (state := runs.state(records.find(record.id))).state not in wanted:
+        while not condition((state := runs.state(records.find(record.id))).state):
             if time.monotonic() > end or state.state in FINAL:
-                raise TimeoutError(f"{record.id} is {state}, not {wanted}:\n{self.logs(record)}")
+                raise TimeoutError(f"{record.id} is {state}, not {what}:\n{self.logs(record)}")
             time.sleep(0.3)
         return state.state
-
-    def wait_for_step(self, name: str, step: int) -> None:
-        """Wait until a job has saved this many steps."""
-        file = self.runs / name / "state.json"
-        self.wait_for(lambda: file.exists() and json.loads(file.read_text())[0] >= step, f"{name} at {step}")
-
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait as long as a job may take."""
-        slurm_cluster.wait_for(condition, what, PATIENCE_S)
 
     def result(self, name: str) -> dict[str, Any]:
         """RUN/result.json."""

@@ -116,7 +116,7 @@ def test_two_minute_limit_leaves_the_losses(plain: Site, long_losses: list[float
 def test_lost_node_leaves_the_losses(plain: Site, long_losses: list[float]) -> None:
     """One slurmd is killed with its rank; the job waits for the node and goes on from its last checkpoint."""
     record = submit(plain, "lost", 1, save_every=5)
-    plain.wait_for((plain.runs / "lost" / "checkpoints" / "latest").exists, "a checkpoint")
+    plain.wait_for(record, (plain.runs / "lost" / "checkpoints" / "latest").exists, "at its first checkpoint")
     plain.cluster.kill_node("mx1")
     plain.wait(record, "pending")
     plain.cluster.start_node("mx1")

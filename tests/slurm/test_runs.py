@@ -45,6 +45,11 @@ def test_failed_ranks_error_comes_first(site: Site) -> None:
     assert runs.attempts(record) == {"attempts": 1, "preemptions": 0, "nodes_lost": 0, "failures": 1}
 
 
+def test_nobody_waits_for_a_step_of_a_job_that_failed(site: Site) -> None:
+    with pytest.raises(TimeoutError, match=r"not at step 1:\n(.*\n)*.*told to fail in rank 1"):
+        site.wait_for_step("bad", 1)
+
+
 def test_failure_is_retried(site: Site) -> None:
     record = records.find("flaky")
     site.succeed(record)
