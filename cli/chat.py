@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions
 from mixtral_recipes.cli.output import note, say, say_part
+from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 
 if TYPE_CHECKING:
     from mixtral_recipes.inference.chat import Conversation

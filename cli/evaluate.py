@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.evaluation import EvaluationOptions
 from mixtral_recipes.cli.options.model import LayoutOptions, Model
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_json
+from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 
 
 def command(

@@ -5,17 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import (
-    Checkpoint,
-    Overwrite,
-    Public,
-    PushToHub,
-    base_folder,
-    checkpoint_folder,
-)
+from mixtral_recipes.cli.options.checkpoint import Checkpoint, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.export import FormOptions
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json, say
+from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
 from mixtral_recipes.importers import exports
 
 

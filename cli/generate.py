@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json, say_part
+from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 
 
 def command(

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Base, base_folder, checkpoint_folder
+from mixtral_recipes.cli.options.checkpoint import Base
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.cli.output import note, print_json, print_table, table
+from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
 
 _STATES = {"ok": "ok", "wrong": "WRONG", "absent": "not here", "named": "named by commit"}
 

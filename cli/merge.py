@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Base, Overwrite, base_folder, checkpoint_folder
+from mixtral_recipes.cli.options.checkpoint import Base, Overwrite
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
 
 
 def command(

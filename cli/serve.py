@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mixtral_recipes.cli.options.checkpoint import model_checkpoint
 from mixtral_recipes.cli.options.model import LayoutOptions, Model
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.serving import ServerOptions
 from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 
 _SMALL = 4e9  # bytes of weights that are served here; Megatron's layers are not made for serving more
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from mixtral_recipes.cli.options.checkpoint import Base, Checkpoint, base_folder, checkpoint_folder
+from mixtral_recipes.cli.options.checkpoint import Base, Checkpoint
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_json, print_table, say, table
+from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
 
 
 def command(

@@ -21,6 +21,7 @@ from typing import Any
 
 from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_for_scripts
 from mixtral_recipes.executors.preflight import preflight
+from mixtral_recipes.executors.runs.checkpoints import with_start
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
 from mixtral_recipes.system.machine import at_a_prompt
@@ -142,6 +143,8 @@ def check(task: Any, executor: Any) -> tuple[Any, Any]:
     with advice_for_scripts():
         task = _as_text(task)
         if _trains(task):
+            if "resume" in task.__arguments__:
+                task.resume = with_start(task.resume)
             preflight(task, None, elsewhere=_elsewhere(executor))
         if isinstance(executor, list):
             return task, executor

@@ -18,6 +18,7 @@ from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError, advice_for_scripts
 from mixtral_recipes.executors import nemo_run_jobs, preflight, ranks_from_here
 from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder, model_checkpoint, with_start
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.planner.prediction import predict
@@ -192,7 +193,8 @@ def export_ckpt(
     """Convert a Megatron checkpoint to Hugging Face files, with NeMo's arguments.
 
     Args:
-        path: Checkpoint folder or ``nemo://ID``; an adapter checkpoint is merged into its base on the way to ``"hf"``.
+        path: Checkpoint folder or ``nemo://ID``, or a run's name or folder; an adapter checkpoint is merged into its
+            base on the way to ``"hf"``.
         target: ``"hf"``, or ``"hf-peft"`` for the adapter alone; `mixtral_recipes.importers.exports` lists all.
         output_path: Folder to write, of ``"gguf"`` a file; None takes ``path`` with ``-hf`` or ``.gguf`` behind it.
         overwrite: Whether an existing output is replaced.
@@ -202,9 +204,9 @@ def export_ckpt(
         CheckpointError: another target, an option it has not, or a checkpoint that is incomplete or damaged.
     """
     from mixtral_recipes.importers.exports import default_output, export
-    from mixtral_recipes.importers.locations import checkpoint
 
-    source = checkpoint(str(path))
+    source = checkpoint_folder(path)
+    options["base"] = base_folder(options.get("base"))
     output = Path(output_path).expanduser() if output_path else default_output(source, target)
     return export(source, output, target, overwrite=overwrite, **options)
 
@@ -231,7 +233,7 @@ def generate(
     On Megatron, by all processes of a job that torchrun started (experts are spread over them), or in this one.
 
     Args:
-        path: A checkpoint, of adapters too, or whatever else the command `generate` takes but the name of a run.
+        path: A checkpoint, of adapters too, or whatever else the command `generate` takes: a run's name, a Hub id.
         prompts: The texts to go on from.
         input_dataset: Instead of prompts: a JSONL file whose records have an ``input``.
         add_BOS: Whether each prompt begins with the tokenizer's first token.
@@ -255,7 +257,7 @@ def generate(
     prompts = asked.prompts_of(prompts, input_dataset)
     seed = random_seed if random_seed is not None else int(torch.randint(2**62, ()))
     texts = asked.generate(
-        str(path),
+        model_checkpoint(path),
         prompts,
         asked.sampling_of(inference_params, seed),
         max_batch_size,
@@ -280,7 +282,7 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     model, too.
 
     Args:
-        target_cfg: The model: an `EvaluationTarget`, a checkpoint, or a Hugging Face folder.
+        target_cfg: The model, named as for `generate`, or an `EvaluationTarget`.
         eval_cfg: What is asked.
 
     Returns:
@@ -292,7 +294,7 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     """
     from mixtral_recipes.evaluation import asked
 
-    return asked.evaluate(target_cfg, eval_cfg)
+    return asked.evaluate(model_checkpoint(asked.model_of(target_cfg)), eval_cfg)
 
 
 def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:
@@ -305,6 +307,7 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         work: What each process does.
     """
     nemo_run_jobs.refuse_while_loading()
+    parts.resume = with_start(parts.resume)
     run_dir = parts.log.run_dir.absolute()
     for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
         if launched_rank() == 0:

@@ -9,12 +9,12 @@ from typing import Any
 
 from mixtral_recipes.cli.jobs.data_settings import columns_in
 from mixtral_recipes.cli.jobs.place import Place, place
-from mixtral_recipes.cli.options.checkpoint import start_of_training
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
 from mixtral_recipes.cli.options.recipe import FineTuningOptions, PeftScheme, PretrainingOptions, RecipeOptions
 from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.executors.runs.checkpoints import with_start
 from mixtral_recipes.planner import cards
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.system import machine
@@ -208,8 +208,7 @@ def _change(recipe: Any, options: JobOptions) -> None:
     from mixtral_recipes.overrides import paths as overrides
 
     if options.tuning.restore_from is not None:
-        start = start_of_training(options.tuning.restore_from)
-        overrides.set_value(recipe, "resume.restore_config.path", start)
+        overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
     if options.tuning.resize_vocab:
         overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
     if options.tuning.chat_template is not None:
@@ -221,6 +220,7 @@ def _change(recipe: Any, options: JobOptions) -> None:
             )
         overrides.set_value(recipe, "peft.bits", options.tuning.bits)
     overrides.apply(recipe, options.overrides)
+    recipe.resume = with_start(recipe.resume)
 
 
 def _data(specs: list[str], replaced: Any, overrides: Sequence[str]) -> tuple[Any, list[str]]:

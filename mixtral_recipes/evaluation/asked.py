@@ -13,7 +13,6 @@ from mixtral_recipes.evaluation.evaluate import evaluate as evaluate_model
 from mixtral_recipes.evaluation.recorded import keep
 from mixtral_recipes.evaluation.recorded_data import trained_by, trained_on
 from mixtral_recipes.evaluation.samples import AFTER
-from mixtral_recipes.importers.resolve import resolve as resolve_model
 from mixtral_recipes.inference.generate import generate as continuations
 from mixtral_recipes.inference.model import InferenceModel, every_process, join
 from mixtral_recipes.inference.prompts import tokens as as_tokens
@@ -85,7 +84,7 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
 
 
 def generate(
-    path: str,
+    checkpoint: Path,
     prompts: list[str],
     sampling: Sampling,
     batch_size: int,
@@ -95,7 +94,6 @@ def generate(
     dtype: str | None = None,
 ) -> list[str]:
     """Continuations of prompts, in their order; all ranks of a job call it together, or one process alone."""
-    checkpoint = resolve_model(path)
     try:
         model = InferenceModel.load(checkpoint, join(every_process()), dtype=dtype)
         tokens = [
@@ -109,16 +107,25 @@ def generate(
         distributed.shut_down()
 
 
-def evaluate(target: EvaluationTarget | str | Path, config: EvaluationConfig) -> dict[str, Any]:
-    """Ask a model held-out questions, or run tasks of lm-evaluation-harness; all ranks of a job call it together.
+def model_of(target: EvaluationTarget | str | Path) -> str | Path:
+    """The model that is to be evaluated, as it was named.
 
     Raises:
-        RecipeError: no model is named, or there is no task of that name.
+        RecipeError: none is.
     """
     path = target.api_endpoint.nemo_checkpoint_path if isinstance(target, EvaluationTarget) else target
     if path is None:
         raise RecipeError("evaluate: name the checkpoint: EvaluationTarget(ApiEndpoint(nemo_checkpoint_path=...)).")
-    checkpoint, params = resolve_model(str(path)), config.params
+    return path
+
+
+def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
+    """Ask a model held-out questions, or run tasks of lm-evaluation-harness; all ranks of a job call it together.
+
+    Raises:
+        RecipeError: there is no task of that name.
+    """
+    params = config.params
     on_squad = config.type == "squad"
     asked = Asked(
         data=params.extra.get("data") or _held_out_by(checkpoint) if on_squad else None,

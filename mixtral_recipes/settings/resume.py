@@ -11,8 +11,8 @@ class RestoreConfig:
     """Weights to start from.
 
     Attributes:
-        path: ``hf://org/name[@revision]``, ``nemo://ID``, ``embedded://mixtral_tiny``, or a folder (a checkpoint, or a
-            Hugging Face model, which is imported first).
+        path: ``hf://org/name[@revision]``, ``nemo://ID``, ``embedded://mixtral_tiny``, a folder (a checkpoint, or a
+            Hugging Face model, which is imported first), or a run's name or folder: its newest whole checkpoint.
         load_model_state: Must be True.
         load_optim_state: Whether the optimizer's moments and step count are taken too (from a training checkpoint).
         resize_vocab: Whether the vocabulary may grow, to ``model.config.vocab_size`` or else to what the tokenizer

@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 
+import nemo_run as run
 import pytest
 
 from mixtral_recipes.cli import main
-from mixtral_recipes.cli.options import checkpoint
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.errors import CheckpointError, LaunchError
-from mixtral_recipes.executors.runs import records
+from mixtral_recipes.executors import nemo_run_jobs, preflight
+from mixtral_recipes.executors.runs import checkpoints, records
 from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.settings.evaluation import ApiEndpoint, EvaluationTarget
+from mixtral_recipes.settings.objects import as_configs
+from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 
 
 @pytest.fixture(autouse=True)
@@ -117,25 +121,35 @@ def test_a_run_stands_for_its_newest_whole_checkpoint(tmp_path: Path, capsys: py
     older, newest, broken = saved(saves / "step=9", 9), saved(saves / "step=10", 10), saved(saves / "step=11", 11)
     (broken / "context" / "run.json").write_text('{"step": 11, "consumed_samples": 110}')
     for spelled in spellings(record):
-        assert checkpoint.checkpoint_folder(spelled).resolve() == newest, spelled
+        assert checkpoints.checkpoint_folder(spelled).resolve() == newest, spelled
         said = capsys.readouterr().err.splitlines()
         assert said[0].startswith("Passing over step=11: ")
         assert said[1].startswith("Checkpoint: ")
         assert said[1].endswith("first/checkpoints/step=10")
-    assert checkpoint.checkpoint_folder(str(older)) == older
-    assert checkpoint.checkpoint_folder("elsewhere/first/checkpoints/step=9") == older
+    assert checkpoints.checkpoint_folder(str(older)) == older
+    assert checkpoints.checkpoint_folder("elsewhere/first/checkpoints/step=9") == older
 
 
 def test_training_starts_from_a_run_or_from_what_is_named(tmp_path: Path) -> None:
     record = recorded(tmp_path / "elsewhere" / "first", job_id="77")
     newest = saved(Path(record.run_dir) / "checkpoints" / "step=10", 10)
     (tmp_path / "model").mkdir()
+
+    def start(text: str) -> str:
+        named = AutoResume(restore_config=RestoreConfig(path=text))
+        of_object, of_config = checkpoints.with_start(named), checkpoints.with_start(as_configs(named))
+        assert of_object.restore_config.path == of_config.restore_config.path
+        assert named.restore_config is not None
+        assert named.restore_config.path == text  # a notebook's own object, which may train again
+        return of_object.restore_config.path
+
     for spelled in spellings(record):
-        assert Path(checkpoint.start_of_training(spelled)).resolve() == newest, spelled
+        assert Path(start(spelled)).resolve() == newest, spelled
     for text in ("hf://org/name", "org/name", "nemo://org/name", "model", "elsewhere/first/checkpoints/step=10"):
-        assert checkpoint.start_of_training(text) == text
+        assert start(text) == text
     with pytest.raises(LaunchError, match="no folder or run 'fist'"):
-        checkpoint.start_of_training("fist")
+        start("fist")
+    assert checkpoints.with_start(AutoResume()) == AutoResume()
 
 
 def test_a_run_whose_folder_was_moved_is_told_so(tmp_path: Path) -> None:
@@ -153,10 +167,10 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"first has saved no checkpoint; `mixtral-recipes runs status \S+/first`"
     ):
-        checkpoint.checkpoint_folder("first")
+        checkpoints.checkpoint_folder("first")
     (saved(saves / "step=9", 9) / "context" / "run.json").write_text('{"step": 9, "consumed_samples": 90}')
     with pytest.raises(CheckpointError, match="first/checkpoints holds no whole checkpoint; copy them again, or train"):
-        checkpoint.checkpoint_folder("first")
+        checkpoints.checkpoint_folder("first")
 
 
 @pytest.mark.parametrize(
@@ -169,4 +183,52 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_other_places_are_refused_as_before(text: str, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        checkpoint.checkpoint_folder(text)
+        checkpoints.checkpoint_folder(text)
+
+
+def test_python_takes_a_run_wherever_a_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mixtral_recipes import api
+    from mixtral_recipes.evaluation import asked
+    from mixtral_recipes.importers import exports
+
+    record = recorded(tmp_path / "elsewhere" / "first")
+    newest = saved(Path(record.run_dir) / "checkpoints" / "step=10", 10)
+    seen: list[Path] = []
+    monkeypatch.setattr(asked, "generate", lambda checkpoint, *rest, **options: seen.append(checkpoint) or [])
+    monkeypatch.setattr(asked, "evaluate", lambda checkpoint, *rest: seen.append(checkpoint) or {})
+    monkeypatch.setattr(exports, "export", lambda checkpoint, *rest, **options: seen.append(checkpoint))
+    target = EvaluationTarget(ApiEndpoint(nemo_checkpoint_path="first"))
+    for call in (
+        lambda: api.generate(record.id, prompts=["a"], text_only=True),
+        lambda: api.evaluate("first"),
+        lambda: api.evaluate(target),
+        lambda: api.export_ckpt("first"),
+        lambda: api.export_ckpt(Path("elsewhere/first")),
+    ):
+        call()
+        assert seen.pop().resolve() == newest
+    for call in (
+        lambda: api.generate("fist", prompts=["a"]),
+        lambda: api.evaluate("fist"),
+        lambda: api.export_ckpt("fist"),
+    ):
+        with pytest.raises(LaunchError, match=r"no folder or run 'fist'\. Did you mean 'first'\?"):
+            call()
+
+
+def test_a_recipe_names_the_run_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mixtral_recipes as llm
+
+    record = recorded(tmp_path / "elsewhere" / "first")
+    newest = saved(Path(record.run_dir) / "checkpoints" / "step=10", 10)
+    seen: list[Path] = []
+    for module in (nemo_run_jobs, preflight):
+        monkeypatch.setattr(module, "preflight", lambda recipe, *rest, **options: seen.append(recipe))
+    recipe = llm.mixtral_tiny.finetune_recipe(name="second", dir="runs")
+    recipe.resume.restore_config.path = "first"
+    nemo_run_jobs.check(recipe, run.LocalExecutor())
+    assert main.run(["finetune", "--recipe", "mixtral_tiny", "resume.restore_config.path=first", "--dry-run"]) == 0
+    assert [Path(each.resume.restore_config.path).resolve() for each in seen] == [newest, newest]
+    recipe.resume.restore_config.path = "fist"  # NeMo's way, where nothing looked at the recipe before
+    with pytest.raises(LaunchError, match=r"no folder or run 'fist'\. Did you mean 'first'\?"):
+        run.run(recipe, direct=True)

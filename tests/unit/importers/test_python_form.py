@@ -33,7 +33,7 @@ def test_paths_may_begin_at_home(make_model, tmp_path: Path, monkeypatch: pytest
     ("entry", "message"),
     [
         ("a.gguf", r"a\.gguf is a GGUF model .* give the model it was made from"),
-        ("run/checkpoints/one/weights/x", r"run is a run's folder .* give the checkpoint in it .*checkpoints/latest"),
+        ("run/checkpoints/one/weights/x", r"run/checkpoints holds no whole checkpoint"),
         ("nothing here", r"nothing is not a folder; give a checkpoint folder or nemo://ID"),
     ],
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.cli.main import run
-from mixtral_recipes.cli.options.checkpoint import checkpoint_folder, model_checkpoint
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.executors.runs.checkpoints import checkpoint_folder, model_checkpoint
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.recognise import Form, recognise, required

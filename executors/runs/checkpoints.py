@@ -1,0 +1,93 @@
+"""The checkpoint that a name stands for: a place, or a run, whose newest whole checkpoint it is.
+
+Commands and `mixtral_recipes.api` both ask here, so that they take the same names. Loads nothing heavy.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system.escapes import printable
+from mixtral_recipes.system.ranks import launched_rank
+
+
+def checkpoint_folder(text: str | Path) -> Path:
+    """The folder a CHECKPOINT names. For a run, its newest complete checkpoint, which is named on stderr.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or the run has no complete one.
+        LaunchError: it is neither a folder nor a run.
+    """
+    from mixtral_recipes.importers import locations
+
+    return _of_run(str(text), locations.checkpoint)
+
+
+def model_checkpoint(text: str | Path) -> Path:
+    """The checkpoint a MODEL means: as CHECKPOINT; a model or a peft folder of another form is imported first, once.
+
+    Raises:
+        CheckpointError: there is no such model.
+        LaunchError: it is neither a folder nor a run.
+    """
+    from mixtral_recipes.importers.resolve import resolve
+
+    return _of_run(str(text), resolve)
+
+
+def base_folder(text: str | Path | None) -> Path | None:
+    """The checkpoint that ``--base`` names, as MODEL; None stays None."""
+    return None if text is None else model_checkpoint(text)
+
+
+def with_start(resume: Any) -> Any:
+    """A recipe's ``resume`` whose weights to start from are a place: of a run, its newest whole checkpoint.
+
+    Args:
+        resume: An AutoResume, or a config of one, which is not changed; or None.
+
+    Raises:
+        CheckpointError: the run has no complete checkpoint.
+        LaunchError: it is neither a folder nor a run.
+    """
+    named = getattr(getattr(resume, "restore_config", None), "path", None)
+    place = named and str(_of_run(str(named), lambda text: text))
+    if place == named:
+        return resume
+    resume = copy.deepcopy(resume)
+    resume.restore_config.path = place
+    return resume
+
+
+def _of_run[T](text: str, otherwise: Callable[[str], T]) -> Path | T:
+    from mixtral_recipes.executors.runs.records import run_folder
+
+    path = Path(text).expanduser()
+    if "://" in text or path.is_file() or (len(path.parts) > 1 and not path.exists()):
+        return otherwise(text)
+    folder = run_folder(text)
+    return _newest_whole(folder) if (folder / "checkpoints").is_dir() else otherwise(str(folder))
+
+
+def _newest_whole(run_dir: Path) -> Path:
+    from mixtral_recipes.checkpoints.folder import list_checkpoints
+    from mixtral_recipes.checkpoints.format.integrity import damage_of
+
+    found = list_checkpoints(run_dir / "checkpoints")
+    for folder in reversed(found):
+        damage = damage_of(folder, hashes=False)
+        if damage is None:
+            _note(f"Checkpoint: {folder}")
+            return folder
+        _note(f"Passing over {folder.name}: {damage}")
+    if found:
+        raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint; copy them again, or train again.")
+    raise CheckpointError(f"{run_dir} has saved no checkpoint; `mixtral-recipes runs status {run_dir}` says how it is.")
+
+
+def _note(text: str) -> None:
+    if launched_rank() == 0:
+        print(printable(text), file=sys.stderr, flush=True)
