@@ -252,6 +252,8 @@ def _coloured(sample: Any, tokenizer: Any, *, colour: bool) -> Any:
 
 
 def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> None:
+    import numpy as np
+
     from mixtral_recipes.data.check.histogram import bars
 
     out = console()
@@ -278,18 +280,12 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
     rows: list[tuple[str, ...]] = []
     for split, lengths in report.lengths.items():
         if len(lengths):
-            low, median, high, most = (int(x) for x in _quantiles(lengths))
+            low, median, high, most = map(int, np.quantile(lengths, (0, 0.5, 0.99, 1), method="nearest"))
             cut = "-" if report.unit == "characters" else f"{int((lengths > seq_length + 1).sum()):,}"
             cells = (len(lengths), int(lengths.sum()), low, median, high, most)
             rows.append((split, *(f"{x:,}" for x in cells), cut))
     print_table(table(titles, rows))
     out.print(bars(report, width=60), markup=False)
-
-
-def _quantiles(lengths: Any) -> Any:
-    import numpy as np
-
-    return np.quantile(lengths, (0, 0.5, 0.99, 1), method="nearest")
 
 
 def _as_json(report: "Report", recognized: "Recognized") -> dict[str, Any]:

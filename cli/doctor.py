@@ -25,8 +25,9 @@ def command(
     """
     from mixtral_recipes.errors import EnvironmentProblem
     from mixtral_recipes.executors.checks import check_machine
+    from mixtral_recipes.executors.precisions import what_is_lacking
 
-    card, lacks = _the_card() if gpu else ("", {})
+    card, lacks = what_is_lacking() if gpu else ("", {})
     found = check_machine(insist_on_slurm=slurm)
     if not json:
         print_checks(found)
@@ -42,12 +43,6 @@ def command(
         print_json(result)
     if bad:
         raise EnvironmentProblem(f"not ready: {', '.join(bad)}; see above for how to fix it.")
-
-
-def _the_card() -> tuple[str, dict[str, str]]:
-    from mixtral_recipes.executors.precisions import what_is_lacking
-
-    return what_is_lacking()
 
 
 def _train(card: str, lacks: dict[str, str]) -> "list[Outcome]":

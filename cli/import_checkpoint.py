@@ -38,6 +38,7 @@ def command(
     import time
 
     from mixtral_recipes.checkpoints.format.manifest import read_manifest
+    from mixtral_recipes.errors import some_of
     from mixtral_recipes.importers.resolve import import_any
     from mixtral_recipes.system.files import size_of
     from mixtral_recipes.system.ranks import launched_rank
@@ -55,8 +56,7 @@ def command(
         result["hub"] = upload(folder, push_to_hub, private=not public)
     if left := read_manifest(folder).get("left_behind"):
         result["left_behind"] = left
-        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        note(f"Left behind, as nothing in the model refers to it: {', '.join(left[:_SHOWN])}{more}.")
+        note(f"Left behind, as nothing in the model refers to it: {some_of(left, _SHOWN)}.")
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
     if json:
         print_json(result)

@@ -20,6 +20,7 @@ def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json:
     Small models are served here, on Megatron; for others the command is printed with which vLLM serves them.
     """
     from mixtral_recipes.errors import RecipeError, nearest
+    from mixtral_recipes.inference.serve.access import read_token
     from mixtral_recipes.inference.serve.vllm import TOKEN
     from mixtral_recipes.system.ranks import launched
 
@@ -27,7 +28,7 @@ def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json:
     if engine not in (None, "megatron", "vllm"):
         raise RecipeError(f"--engine {engine} is not known.{nearest(engine, ['megatron', 'vllm'])}")
     topology = layout.topology()
-    token = _token(server.token_file, server.host)
+    token = read_token(server.token_file, os.environ.get(TOKEN), server.host)
     if not launched() and (server.exec_ or engine == "vllm" or (engine is None and _is_large(model))):
         return _by_vllm(model, server, layout, token, json=json)
     if topology.world_size > 1 and not launched():
@@ -91,13 +92,6 @@ def _here(
     )
     if json and launched_rank() == 0:
         print_json({"model": called, **counted})
-
-
-def _token(file: Path | None, host: str) -> str | None:
-    from mixtral_recipes.inference.serve.access import read_token
-    from mixtral_recipes.inference.serve.vllm import TOKEN
-
-    return read_token(file, os.environ.get(TOKEN), host)
 
 
 def _become(words: list[str], token: str | None) -> NoReturn:

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,18 +77,5 @@ class EvaluationOptions:
             raise RecipeError(f"--perplexity {self.perplexity}: no such file.")
         if self.include_path is not None and not self.include_path.is_dir():
             raise RecipeError(f"--include-path {self.include_path}: no such folder.")
-        return Asked(
-            data=self.data,
-            loss=self.loss,
-            questions=self.questions,
-            text=self.perplexity,
-            window=self.window,
-            stride=self.stride,
-            tasks=tasks,
-            include_path=self.include_path,
-            few_shot=self.few_shot,
-            limit=self.limit,
-            batch_size=self.batch_size,
-            max_new_tokens=self.max_new_tokens,
-            compare=self.compare,
-        )
+        asked: dict[str, Any] = {**vars(self), "tasks": tasks}
+        return Asked(text=asked.pop("perplexity"), **asked)

@@ -83,15 +83,8 @@ class SamplingOptions:
         """
         from mixtral_recipes.inference.sampling import Sampling
 
-        return Sampling(
-            self.max_new_tokens,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.repetition_penalty,
-            tuple(self.stop or ()),
-            self.seed,
-        )
+        given: dict[str, Any] = {**vars(self), "stop": tuple(self.stop or ())}
+        return Sampling(**given)
 
 
 Prompts = Annotated[
