@@ -243,6 +243,11 @@ def instances(weight: Weight, dims: ModelShape) -> Iterator[tuple[int | None, in
     return ((layer, expert) for layer in layers for expert in experts)
 
 
+def names_of(weight: Weight, dims: ModelShape) -> list[str]:
+    """Every canonical tensor that a table row has rows of."""
+    return [name.format(layer=layer, expert=expert) for layer, expert in instances(weight, dims) for name in weight.hf]
+
+
 def canonical_tensors(dims: ModelShape) -> Iterator[tuple[str, int | None, int | None, tuple[int, ...]]]:
     """(name with braces, layer, expert, shape) of every canonical tensor, in table order, layer by layer."""
     for per_layer, group in itertools.groupby(WEIGHTS, key=lambda weight: weight.per_layer):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows, read_rows, too_large
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, read_as, read_rows, row_bytes_as, too_large
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
@@ -50,7 +50,7 @@ class MergedRows:
 
     @property
     def row_bytes(self) -> int:
-        return self.base.row_bytes * ITEM_BYTES[self.dtype] // ITEM_BYTES[self.base.dtype]
+        return row_bytes_as(self.base, self.dtype)
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with merged rows, added in float32 and rounded once.
@@ -59,9 +59,7 @@ class MergedRows:
             CheckpointError: one is finite, and too large for the type.
         """
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
-        wide = bytearray(count * self.base.row_bytes * ITEM_BYTES["F32"] // ITEM_BYTES[self.base.dtype])
-        read_rows(self.base, start, count, memoryview(wide), "F32")
-        rows = torch.frombuffer(wide, dtype=torch.float32).view(count, -1)
+        rows = torch.frombuffer(read_as(self.base, start, count, "F32"), dtype=torch.float32).view(count, -1)
         mine = slice(start, start + count)
         rows = torch.addmm(rows, self.lora_b[mine], self.lora_a, alpha=self.scale)
         if self.magnitude is not None:
@@ -91,7 +89,7 @@ class CastRows:
 
     @property
     def row_bytes(self) -> int:
-        return self.trained.row_bytes * ITEM_BYTES[self.dtype] // ITEM_BYTES[self.trained.dtype]
+        return row_bytes_as(self.trained, self.dtype)
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows, rounded to the type; what is too large for it, the writer refuses."""

@@ -23,7 +23,7 @@ from mixtral_recipes.importers.convert import kept
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import Source
-from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, instances, merge_blocks
+from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, names_of
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.system.files import replacing_folder, write_json
 from mixtral_recipes.system.locks import held
@@ -159,11 +159,7 @@ class _Import:
         """The one dtype of each stacked tensor: the one asked for, or the source's."""
         found: dict[str, str] = {}
         for weight in WEIGHTS:
-            names = {
-                block.name
-                for layer, expert in instances(weight, self.source.dims)
-                for block in merge_blocks(weight, self.source.dims, layer, expert)
-            }
+            names = names_of(weight, self.source.dims)
             dtypes = {self.source.tensors[name].dtype for name in names}
             if self.dtype is None and len(dtypes) > 1:
                 raise CheckpointError(
@@ -189,7 +185,7 @@ class _Import:
             set_dtype(context / "config.json", self.dtype)
         digests = {name: digest for _, part in gathered for name, digest in part.items()}
         shapes = canonical_shapes(self.source.dims)
-        disk = {name: weight.disk for weight in WEIGHTS for name in _names_of(weight, self.source)}
+        disk = {name: weight.disk for weight in WEIGHTS for name in names_of(weight, self.source.dims)}
         tensors = {
             name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
             for name, shape in shapes.items()
@@ -206,14 +202,6 @@ class _Import:
             tensors=tensors,
             extra={"left_behind": self.left_behind},
         )
-
-
-def _names_of(weight: Any, source: Source) -> set[str]:
-    return {
-        name.format(layer=layer, expert=expert)
-        for layer, expert in instances(weight, source.dims)
-        for name in weight.hf
-    }
 
 
 def _prepare(weights: Path, total: int) -> None:

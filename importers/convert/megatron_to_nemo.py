@@ -38,7 +38,7 @@ from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.convert.merge_check import check_merge
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
-from mixtral_recipes.importers.mapping import WEIGHTS, instances
+from mixtral_recipes.importers.mapping import WEIGHTS, names_of
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
 from mixtral_recipes.importers.nemo.source import PREFIX
@@ -143,11 +143,7 @@ def _on_disk(dims: ModelShape, dtypes: dict[str, str]) -> dict[str, str]:
     """The one dtype of each stacked tensor."""
     found: dict[str, str] = {}
     for weight in WEIGHTS:
-        kinds = {
-            dtypes[name.format(layer=layer, expert=expert)]
-            for layer, expert in instances(weight, dims)
-            for name in weight.hf
-        }
+        kinds = {dtypes[name] for name in names_of(weight, dims)}
         if len(kinds) > 1:
             raise CheckpointError(f"{weight.disk} is stored as {' and '.join(sorted(kinds))}; choose one with --dtype.")
         found[weight.disk] = kinds.pop()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reading import close_inputs
-from mixtral_recipes.checkpoints.format.rows import Rows, read_rows
+from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_as
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
@@ -34,7 +34,7 @@ SEQUENCES, TOKENS = 3, 16
 TOLERANCE = {"F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
 _NOTHING = 1e-4  # an adapter that does less is as good as untrained
 _BASE, _APART, _MERGED = range(3)
-_PIECE_BYTES = 4 << 20  # of a matrix in fp32 at once: a larger piece leaves the cache, and takes twice the time
+_PIECE_BYTES = 1 << 20  # of a matrix as it is stored: a larger piece leaves the cache, and takes twice the time
 
 
 @dataclass(frozen=True)
@@ -216,28 +216,20 @@ class _Models:
         return LowRank(found.a, b, found.scale, magnitude)
 
 
-def _pieces(rows: Rows) -> list[tuple[int, int]]:
-    """(first row, count) of the pieces a matrix is read in."""
-    count = max(1, _PIECE_BYTES // (4 * rows.row_bytes))
-    return [(start, min(count, rows.rows - start)) for start in range(0, rows.rows, count)]
-
-
 def _read(rows: Rows, start: int, count: int) -> Tensor:
     """Some rows in fp32, [count, in]."""
-    wide = bytearray(count * rows.row_bytes * (1 if rows.dtype == "F32" else 2))
-    read_rows(rows, start, count, memoryview(wide), "F32")
-    return torch.frombuffer(wide, dtype=torch.float32).view(count, -1)
+    return torch.frombuffer(read_as(rows, start, count, "F32"), dtype=torch.float32).view(count, -1)
 
 
 def _product(rows: Rows, x: Tensor) -> Tensor:
     """x [t, in] times a stored matrix's transpose: [t, out]."""
-    return torch.cat([x @ _read(rows, *piece).t() for piece in _pieces(rows)], dim=1)
+    return torch.cat([x @ _read(rows, *piece).t() for piece in pieces(rows, _PIECE_BYTES)], dim=1)
 
 
 def _adapted_lengths(rows: Rows, adapter: LowRank) -> Tensor:
     """The lengths of the rows of W + s B A, [out]."""
     lengths = []
-    for start, count in _pieces(rows):
+    for start, count in pieces(rows, _PIECE_BYTES):
         added = adapter.scale * (adapter.b[start : start + count] @ adapter.a)
         lengths.append(lengths_of(_read(rows, start, count) + added))
     return torch.cat(lengths)

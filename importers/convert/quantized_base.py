@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, read_as, row_bytes_as
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight
@@ -23,7 +23,6 @@ ORIGINAL = "original"
 # Quantised matrices that are kept: more than there are threads, each of which reads one from end to end.
 _KEPT = 16
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_WIDE = 4  # bytes of a weight in fp32
 _Place = tuple[str, int | None, int | None]  # a stacked tensor, layer, expert
 
 
@@ -99,9 +98,7 @@ class _QuantizedBase:
             return base
         place = (weight.disk, layer, expert)
         self._sources[place] = base
-        return _Dequantized(
-            base.rows, _WIDE * (base.row_bytes // ITEM_BYTES[base.dtype]), self._dtype, place, self._read
-        )
+        return _Dequantized(base.rows, row_bytes_as(base, "F32"), self._dtype, place, self._read)
 
     def _read(self, place: _Place) -> Quantized:
         with self._lock:
@@ -109,8 +106,7 @@ class _QuantizedBase:
 
     def _quantize(self, place: _Place) -> Quantized:
         rows = self._sources[place]
-        memory = bytearray(rows.rows * rows.row_bytes)
-        rows.read(0, rows.rows, memoryview(memory))
+        memory = read_as(rows, 0, rows.rows, rows.dtype)
         weight = torch.frombuffer(memory, dtype=getattr(torch, TORCH_NAMES[rows.dtype])).view(rows.rows, -1)
         return self._format.quantize(weight, WHOLE, self._on)
 

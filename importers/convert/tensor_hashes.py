@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.format.reading import close_inputs
+from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_as
 from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.mapping import canonical_shapes
 from mixtral_recipes.importers.open import open_model
@@ -67,10 +67,6 @@ def holds(source: Source, recorded: Mapping[str, Mapping[str, Any]]) -> bool:
 def tensor_hash(rows: Rows, dtype: str) -> str:
     """SHA-256 of a tensor's bytes, cast to ``dtype``."""
     digest = hashlib.sha256()
-    step = max(1, BUFFER_BYTES // rows.row_bytes)
-    for start in range(0, rows.rows, step):
-        count = min(step, rows.rows - start)
-        out = bytearray(count * rows.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[rows.dtype])
-        read_rows(rows, start, count, memoryview(out), dtype)
-        digest.update(out)
+    for piece in pieces(rows):
+        digest.update(read_as(rows, *piece, dtype))
     return digest.hexdigest()

@@ -1,15 +1,14 @@
 """Check a checkpoint: its structure, its hashes, its tensors against a source, its logits against transformers."""
 
 import hashlib
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, close_inputs
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
+from mixtral_recipes.checkpoints.format.reading import close_inputs
+from mixtral_recipes.checkpoints.format.rows import pieces, read_as
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
@@ -17,7 +16,7 @@ from mixtral_recipes.importers.convert.hf_to_megatron import fetch
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source
-from mixtral_recipes.importers.mapping import canonical_shapes, canonical_sources
+from mixtral_recipes.importers.mapping import canonical_sources
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.machine import io_threads
@@ -160,51 +159,30 @@ def _tensors(
     saved: "ModelWeights", dims: ModelShape, recorded: dict[str, Any], source: Source | None, progress: bool
 ) -> tuple[str, None]:
     """Compare every canonical tensor with its recorded hash and, where there is one, with the source."""
-    sources = canonical_sources(dims)
-    shapes = canonical_shapes(dims)
+    from mixtral_recipes.importers.model_weights import canonical_rows
+
+    tensors = canonical_rows(saved, dims)
 
     def differs(name: str) -> str | None:
-        weight, layer, expert, ranges = sources[name]
-        matrix = saved.matrix(weight, layer, expert)
-        other = source.tensors[name] if source else None
+        rows, other = tensors[name], source.tensors[name] if source else None
         digest = hashlib.sha256()
         problem = None
-        done = 0
-        for start, stop in ranges:
-            for row, count in _batches(matrix, start, stop):
-                ours = _read(matrix, row, count, matrix.dtype)
-                digest.update(ours)
-                if other and problem is None and ours != _read(other, done, count, matrix.dtype):
-                    problem = f"{name}: differs from the source from row {done} on"
-                done += count
-                on_bytes(len(ours))
+        for row, count in pieces(rows):
+            ours = read_as(rows, row, count, rows.dtype)
+            digest.update(ours)
+            if other and problem is None and ours != read_as(other, row, count, rows.dtype):
+                problem = f"{name}: differs from the source from row {row} on"
+            on_bytes(len(ours))
         entry = recorded.get(name, {})
-        if entry.get("dtype") == matrix.dtype and entry["sha256"] != digest.hexdigest():
+        if entry.get("dtype") == rows.dtype and entry["sha256"] != digest.hexdigest():
             problem = problem or f"{name}: its SHA-256 is not the one import wrote down"
         return problem
 
-    total = sum(_matrix_bytes(saved, sources[name], shapes[name]) for name in sources)
+    total = sum(rows.rows * rows.row_bytes for rows in tensors.values())
     with progress_bar("Verifying", total, shown=progress) as on_bytes, ThreadPoolExecutor(io_threads()) as pool:
-        problems = [problem for problem in pool.map(differs, sources) if problem]
+        problems = [problem for problem in pool.map(differs, tensors) if problem]
     if problems:
         more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
         raise CheckpointError(problems[0] + more)
     compared = " and equal to the source, bit for bit" if source else ""
-    return f"{len(sources)} tensors as written{compared}", None
-
-
-def _matrix_bytes(saved: "ModelWeights", place: Any, shape: tuple[int, ...]) -> int:
-    """Bytes of a canonical tensor as the checkpoint holds it."""
-    weight, layer, expert, _ = place
-    return math.prod(shape) * ITEM_BYTES[saved.matrix(weight, layer, expert).dtype]
-
-
-def _batches(matrix: Rows, start: int, stop: int) -> list[tuple[int, int]]:
-    step = max(1, BUFFER_BYTES // matrix.row_bytes)
-    return [(row, min(step, stop - row)) for row in range(start, stop, step)]
-
-
-def _read(rows: Rows, start: int, count: int, dtype: str) -> bytearray:
-    out = bytearray(count * rows.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[rows.dtype])
-    read_rows(rows, start, count, memoryview(out), dtype)
-    return out
+    return f"{len(tensors)} tensors as written{compared}", None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, LikeSource, Rows, is_finite
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, LikeSource, Rows, is_finite, read_as
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
 
@@ -63,8 +63,7 @@ class Encoded:
         Raises:
             CheckpointError: a value is not finite, or too large for 16 bits.
         """
-        source = bytearray(count * self.source.row_bytes)
-        self.source.read(start, count, memoryview(source))
+        source = read_as(self.source, start, count, self.source.dtype)
         if not is_finite(memoryview(source), self.source.dtype):
             raise CheckpointError(f"{self.name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
         values = torch.frombuffer(source, dtype=getattr(torch, TORCH_NAMES[self.source.dtype])).view(count, -1)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
@@ -74,11 +74,11 @@ def run(file: Path, texts: Sequence[str], sequences: Sequence[Sequence[int]], fo
         return Run([found[f"tokens{number}"].tolist() for number in range(len(texts))], logits)
 
 
-class Run:
+class Run(NamedTuple):
     """What llama.cpp said: the tokens of each text, and the logits of each sequence, [tokens, vocabulary] float32."""
 
-    def __init__(self, tokens: "list[list[int]]", logits: "list[np.ndarray]") -> None:
-        self.tokens, self.logits = tokens, logits
+    tokens: list[list[int]]
+    logits: "list[np.ndarray]"
 
 
 def in_own_process(

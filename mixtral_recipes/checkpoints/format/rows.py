@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mixtral_recipes.checkpoints.format.reading import read_exactly
+from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, read_exactly
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +94,26 @@ def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str)
     source.read(start, count, memoryview(scratch))
     read = torch.frombuffer(scratch, dtype=getattr(torch, TORCH_NAMES[source.dtype]))
     np.frombuffer(out, dtype=np.uint8)[:] = read.to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
+
+
+def row_bytes_as(source: Rows, dtype: str) -> int:
+    """Bytes of a row once cast."""
+    if source.dtype == dtype:
+        return source.row_bytes
+    return source.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[source.dtype]
+
+
+def read_as(source: Rows, start: int, count: int, dtype: str) -> bytearray:
+    """As `read_rows`, into memory of their own."""
+    out = bytearray(count * row_bytes_as(source, dtype))
+    read_rows(source, start, count, memoryview(out), dtype)
+    return out
+
+
+def pieces(rows: Rows, nbytes: int = BUFFER_BYTES) -> list[tuple[int, int]]:
+    """(first row, count) of pieces of no more bytes, or of one row, that are all of a tensor."""
+    step = max(1, nbytes // rows.row_bytes)
+    return [(start, min(step, rows.rows - start)) for start in range(0, rows.rows, step)]
 
 
 def is_finite(data: memoryview, dtype: str) -> bool:

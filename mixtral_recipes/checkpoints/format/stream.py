@@ -15,7 +15,16 @@ from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.output import Output, disk_problem, reserve
 from mixtral_recipes.checkpoints.format.reading import BLOCK, close_inputs
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Rows, is_finite, read_rows, too_large
+from mixtral_recipes.checkpoints.format.rows import (
+    ITEM_BYTES,
+    TORCH_NAMES,
+    Rows,
+    is_finite,
+    read_as,
+    read_rows,
+    row_bytes_as,
+    too_large,
+)
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sync_file
 
@@ -203,7 +212,7 @@ class Stream:
         hashes = {part.name: hashlib.sha256() for part in record.parts if part.name is not None}
         whole = hashlib.sha256() if len(hashes) > 1 and self.hash_files else None
         for part in record.parts:
-            width = _width(part.source, record.dtype)
+            width = row_bytes_as(part.source, record.dtype)
             row = part.start
             while row < part.stop:
                 if self._stop.is_set():
@@ -228,13 +237,6 @@ class Stream:
             pieces.add(record.nbytes, (whole or next(iter(hashes.values()))).hexdigest())
 
 
-def _width(source: Rows, dtype: str) -> int:
-    """Bytes of a row once cast."""
-    if source.dtype == dtype:
-        return source.row_bytes
-    return source.row_bytes * ITEM_BYTES[dtype] // ITEM_BYTES[source.dtype]
-
-
 class _StoppedError(Exception):
     """Another thread failed; this one merely stops."""
 
@@ -244,8 +246,7 @@ def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
     import torch
 
     if part.source.dtype != dtype:
-        read = bytearray(count * part.source.row_bytes)
-        part.source.read(start, count, memoryview(read))
+        read = read_as(part.source, start, count, part.source.dtype)
         if is_finite(memoryview(read), part.source.dtype):
             values = torch.frombuffer(read, dtype=getattr(torch, TORCH_NAMES[part.source.dtype])).float()
             return f"{part.name}: {too_large(values, dtype)}"
