@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, some_of
 from mixtral_recipes.system.json_files import read_object
 
 _SHOWN = 4  # names, of a folder that is none of these
@@ -146,8 +146,7 @@ def _has_checkpoint_form(folder: Path) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return some_of(sorted(names), _SHOWN)
 
 
 def _all_of(*patterns: str) -> Callable[[Path], str]:

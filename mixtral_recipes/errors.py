@@ -139,6 +139,11 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     return hint + (f" Valid: {', '.join(sorted(valid))}." if 0 < len(valid) <= 24 else "")
 
 
+def some_of(names: list[str], most: int) -> str:
+    """The first of many names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 @contextlib.contextmanager
 def asked_by_command() -> Iterator[None]:
     """While this lasts, advice is for someone who types commands."""

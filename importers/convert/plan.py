@@ -1,26 +1,17 @@
 """What an import writes: the boxes and objects of a Megatron checkpoint, and which process writes which."""
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows
 from mixtral_recipes.checkpoints.format.stream import Part, Record
-from mixtral_recipes.checkpoints.format.writer import Item, object_item, rows_item
+from mixtral_recipes.checkpoints.format.writer import Item, object_item, rows_item, torch_bytes
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.mapping import (
-    WEIGHTS,
-    Block,
-    Weight,
-    disk_shape,
-    instances,
-    merge_blocks,
-)
+from mixtral_recipes.importers.mapping import WEIGHTS, Block, Weight, disk_shape, instances, merge_blocks
 from mixtral_recipes.layout.shapes import ModelShape
 
 COMMON_STATE = "common_state/shard_0_1"  # where Megatron >= 0.19 keeps what is not a tensor
@@ -124,17 +115,11 @@ def object_bytes(dims: ModelShape, per_layer: Sequence[str] = ()) -> dict[str, b
         dims: The model's sizes.
         per_layer: Keys of further states, of which every layer has one.
     """
-    found = {COMMON_STATE: _saved([{}])}
-    empty = _saved([torch.empty(0, dtype=torch.uint8)])
+    found = {COMMON_STATE: torch_bytes([{}])}
+    empty = torch_bytes([torch.empty(0, dtype=torch.uint8)])
     for weight in WEIGHTS:
         if weight.extra_state:
             found |= dict.fromkeys(_extra_state_names(weight, dims), empty)
     for key in per_layer:
         found |= {f"{key}/shard_{layer}_{dims.num_layers}": empty for layer in range(dims.num_layers)}
     return found
-
-
-def _saved(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()

@@ -64,18 +64,8 @@ WITHOUT_EFFECT = (
 )
 
 # Whole numbers from 1, and the most each may be.
-_POSITIVE = {
-    "num_hidden_layers": LARGEST["num_layers"],
-    "hidden_size": LARGEST["hidden_size"],
-    "intermediate_size": LARGEST["ffn_hidden_size"],
-    "num_attention_heads": LARGEST["num_attention_heads"],
-    "num_key_value_heads": LARGEST["num_query_groups"],
-    "head_dim": LARGEST["kv_channels"],
-    "num_local_experts": LARGEST["num_moe_experts"],
-    "num_experts_per_tok": LARGEST["num_moe_experts"],
-    "vocab_size": LARGEST["vocab_size"],
-    "max_position_embeddings": LARGEST["max_position_embeddings"],
-}
+_POSITIVE = {SAME_NUMBER[name]: most for name, most in LARGEST.items()}
+_POSITIVE["num_experts_per_tok"] = LARGEST["num_moe_experts"]
 
 # Numbers of any kind, and the most each may be. The norms divide by what rms_norm_eps keeps from zero.
 _NUMBERS = {
@@ -212,17 +202,7 @@ def _check_refused(config: dict[str, Any]) -> None:
 def dims(config: dict[str, Any]) -> ModelShape:
     """The sizes that fix every tensor's shape; config.json is checked first."""
     check(config)
-    return ModelShape(
-        num_layers=value(config, "num_hidden_layers"),
-        hidden_size=value(config, "hidden_size"),
-        ffn_hidden_size=value(config, "intermediate_size"),
-        max_position_embeddings=value(config, "max_position_embeddings"),
-        num_attention_heads=value(config, "num_attention_heads"),
-        num_query_groups=value(config, "num_key_value_heads"),
-        kv_channels=value(config, "head_dim"),
-        num_moe_experts=value(config, "num_local_experts"),
-        vocab_size=value(config, "vocab_size"),
-    )
+    return ModelShape(**{name: value(config, SAME_NUMBER[name]) for name in LARGEST})
 
 
 def to_megatron(config: dict[str, Any]) -> dict[str, Any]:

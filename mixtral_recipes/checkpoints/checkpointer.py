@@ -17,27 +17,22 @@ from mixtral_recipes.checkpoints import retention
 from mixtral_recipes.checkpoints.folder import facts_or_none, list_checkpoints, read_run_facts
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
+from mixtral_recipes.checkpoints.format.writer import torch_bytes
 from mixtral_recipes.checkpoints.fp8 import fp8_key, fp8_state, set_fp8_state, take_all
 from mixtral_recipes.checkpoints.lineage.identity import Identity
-from mixtral_recipes.checkpoints.lineage.record import Lineage, now
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.save import Destination, HostCopy, Save
-from mixtral_recipes.checkpoints.shards import (
-    model_shards,
-    optimizer_shards,
-    parts_of,
-    write_shares,
-)
+from mixtral_recipes.checkpoints.shards import model_shards, optimizer_shards, parts_of, write_shares
 from mixtral_recipes.checkpoints.state import (
     allocate_state,
     random_key,
     random_state,
     set_random_state,
     set_steps,
-    torch_bytes,
 )
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
-from mixtral_recipes.system.files import remove_folder, size_of
+from mixtral_recipes.system.files import now, remove_folder, size_of
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 LATEST = "latest"

@@ -9,7 +9,7 @@ from typing import Literal
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format import manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, some_of
 from mixtral_recipes.system.files import clear_leftovers, replacing_files, replacing_folder
 
 Written = Literal["model", "adapter", "export"]
@@ -84,7 +84,7 @@ def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: l
     stray = [path.name for path in there if path.name not in listed]
     if stray:
         raise CheckpointError(
-            f"{_some(stray)} in {final.parent} {'are' if len(stray) > 1 else 'is'} not from an export of "
+            f"{some_of(stray, _SHOWN)} in {final.parent} {'are' if len(stray) > 1 else 'is'} not from an export of "
             f"{final.name}; --overwrite replaces nothing else: choose another name, or move it away."
         )
 
@@ -108,7 +108,7 @@ def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) ->
     stray = sorted(name for path in here if (name := path.relative_to(final).as_posix()) not in listed)
     if stray:
         raise CheckpointError(
-            f"{final} also has {_some(stray)}, which mixtral-recipes did not write; "
+            f"{final} also has {some_of(stray, _SHOWN)}, which mixtral-recipes did not write; "
             "--overwrite would remove it: move it away, or choose another folder."
         )
 
@@ -128,13 +128,8 @@ def _listed(final: Path, kind: Written) -> set[str]:
         record = lineage.read_or_none(final)
         if record is not None and record.kind == "export" and record.files:
             return {scores.NAME, *record.files}
-    has = f"; it has {_some(sorted(path.name for path in final.iterdir()))}" if final.is_dir() else ""
+    has = f"; it has {some_of(sorted(path.name for path in final.iterdir()), _SHOWN)}" if final.is_dir() else ""
     raise CheckpointError(
         f"{final} is not a checkpoint folder of mixtral-recipes, nor an export that lists its files{has}: "
         "--overwrite replaces nothing else. Choose another folder, or remove it."
     )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -4,11 +4,10 @@ It is written when a model is evaluated, long after its folder was finished, so 
 it; it names the weights it is about, and is not believed beside others. Loads no torch: reports read it.
 """
 
-import datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mixtral_recipes.system.files import read_json, write_json
+from mixtral_recipes.system.files import now, read_json, write_json
 from mixtral_recipes.system.schema import Count, fits
 
 NAME = "evaluation.json"
@@ -82,7 +81,7 @@ def merged(before: dict[str, Any], scores: Scores, samples: list[dict[str, Any]]
     kept: Scores = before.get("scores", {})
     names = [*kept, *(name for name in scores if name not in kept)]
     return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "scores": {name: {**kept.get(name, {}), **scores.get(name, {})} for name in names},
         "samples": samples or before.get("samples", []),
     }

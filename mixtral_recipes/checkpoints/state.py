@@ -1,6 +1,5 @@
 """The state of a run that is not a tensor of the whole model: random generators, and how many steps Adam has made."""
 
-import io
 import random
 from typing import Any
 
@@ -35,13 +34,6 @@ def set_steps(optimizer: Any, step: int) -> None:
                     state["step"] = torch.tensor(float(step), device=parameter.device)
             elif step:
                 group["step"] = step
-
-
-def torch_bytes(value: Any) -> bytes:
-    """What ``torch.save`` writes for a value."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def random_key(rank: int, size: int) -> str:

@@ -1,6 +1,7 @@
 """Files that are complete or absent, however the writing process ends, and private folders."""
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import json
@@ -166,6 +167,11 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a text file as a whole, in UTF-8."""
     with replacing(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def now() -> str:
+    """The time in UTC, as files say when they were made."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:

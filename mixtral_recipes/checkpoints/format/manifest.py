@@ -10,7 +10,6 @@ hashes each tensor as it writes it; the pieces make those the file's hashes too,
 Pure Python; importers and training both use it.
 """
 
-import datetime
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import sha256, write_text
+from mixtral_recipes.system.files import now, sha256, write_text
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.schema import Count, Sha256, typed
@@ -79,7 +78,7 @@ def write_manifest(
     manifest = {
         "format": FORMAT,
         "kind": kind,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "source": dict(source or {}),
         **(extra or {}),
         "files": file_entries(folder, known),

@@ -5,6 +5,7 @@ would have written. Training writes tensors it has in memory, import rows it rea
 `stream`, which hashes what it writes, so that the manifest costs no second pass.
 """
 
+import io
 import math
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +26,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from mixtral_recipes.checkpoints.format.archive import frame
+from mixtral_recipes.checkpoints.format.manifest import Pieces
 from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, TensorRows
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.format.stream import ALIGNMENT, Part, Record, Run, Stream, lay_out
-
-Pieces = list[tuple[int, str]]  # length and SHA-256 of the consecutive pieces of a file
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ class WrittenFile:
     name: str
     pieces: Pieces
     items: list[tuple[Item, int, int]]
+
+
+def torch_bytes(value: Any) -> bytes:
+    """What ``torch.save`` writes for a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def object_item(key: str, content: bytes) -> tuple[Item, Record]:

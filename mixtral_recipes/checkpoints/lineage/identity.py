@@ -78,12 +78,12 @@ def identity_of(checkpoint: Path) -> Identity:
 def hash_of_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> str:
     """``Identity.weights`` from name -> {"dtype", "shape", "sha256"}."""
     entries = [[name, entry["dtype"], list(entry["shape"]), entry["sha256"]] for name, entry in tensors.items()]
-    return _hash(sorted(entries))
+    return hash_of(sorted(entries))
 
 
 def hash_of_files(files: Mapping[str, Mapping[str, Any]]) -> str:
     """``Identity.weights`` from a manifest's relative path -> {"size", "sha256" or "pieces"}."""
-    return _hash([[name, files[name]] for name in sorted(files) if name.startswith("weights/")])
+    return hash_of([[name, files[name]] for name in sorted(files) if name.startswith("weights/")])
 
 
 def hash_of_adapter(folder: Path) -> str | None:
@@ -112,19 +112,19 @@ def hash_of_config(folder: Path) -> str | None:
     path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
     if path is None:
         nemo = [[name, sha256(folder / name)] for name in _NEMO_CONFIGS if (folder / name).is_file()]
-        return _hash(nemo) if nemo else None
+        return hash_of(nemo) if nemo else None
     try:
         fields = read_object(path, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
-    return _hash({name: value for name, value in fields.items() if name not in _PASSING})
+    return hash_of({name: value for name, value in fields.items() if name not in _PASSING})
 
 
 def hash_of_tokenizer(folder: Path) -> str | None:
     """``Identity.tokenizer`` of a folder; None without a tokenizer."""
     home = folder / _NEMO_TOKENIZER if (folder / _NEMO_TOKENIZER).is_dir() else folder
     files = [[path.relative_to(home).as_posix(), sha256(path)] for path in tokenizer_files(home)]
-    return _hash(files) if files else None
+    return hash_of(files) if files else None
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -132,5 +132,6 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """SHA-256 of a value, as JSON spells it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -5,9 +5,7 @@ folders of a machine are noted where links were followed, and left out of what i
 """
 
 import dataclasses
-import datetime
 import functools
-import hashlib
 import json
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -15,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of, identity_of
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import write_text
+from mixtral_recipes.system.files import now, write_text
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.machine import package_version
 from mixtral_recipes.system.schema import typed
@@ -26,11 +24,6 @@ NAME = "lineage.json"
 _BESIDE = ".lineage.json"  # the ending of an exported file's
 FORMAT = "mixtral-recipes/lineage/1"
 _DEEPEST = 100
-
-
-def now() -> str:
-    """The time in UTC, as ``created`` holds it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @functools.cache
@@ -109,7 +102,7 @@ class Lineage:
 
         The same wherever the folders lie, and when the same content was made again by the same history.
         """
-        return _hash(_history(self))
+        return hash_of(_history(self))
 
     def ancestors(self) -> list["Lineage"]:
         """This record and what it was made from, nearest first."""
@@ -192,11 +185,7 @@ def of_checkpoint(folder: Path) -> Lineage:
 
 
 def _seal(record: Lineage) -> str:
-    return _hash(_plain(record, paths=False))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hash_of(_plain(record, paths=False))
 
 
 def _history(record: Lineage) -> list[Any]:

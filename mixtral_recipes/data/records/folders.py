@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.record import SPLITS, is_of_split
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, some_of
 
 # What `datasets` writes beside the records.
 _ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
@@ -62,8 +62,7 @@ def are_one_set(files: Sequence[Path]) -> bool:
 def told_apart(files: Sequence[Path]) -> str:
     """Names of files nothing was read from, for the user; those about the folder are not data."""
     names = [file.name for file in files if not file.name.lower().startswith(_ABOUT_THE_FOLDER)]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return some_of(names, 3)
 
 
 def _revision(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_man
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.restricted_pickle import metadata_from, read_metadata
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.checkpoints.format.writer import torch_bytes, write_file, write_metadata
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf.pickle import read_tensors
 
@@ -179,8 +179,8 @@ def _zip_with(name: str, content: bytes) -> bytes:
 
 
 ITEMS: dict[str, Callable[[Path], bytes]] = {
-    "an object saved by torch": lambda m: _saved([Call(os.system, f"touch {m}")]),
-    "a tensor's place taken by a call": lambda m: _saved(Call(eval, f"open({str(m)!r}, 'w')")),
+    "an object saved by torch": lambda m: torch_bytes([Call(os.system, f"touch {m}")]),
+    "a tensor's place taken by a call": lambda m: torch_bytes(Call(eval, f"open({str(m)!r}, 'w')")),
     "a plain pickle": lambda m: pickle.dumps(Call(os.system, f"touch {m}")),
     "an archive that climbs out": lambda m: _zip_with(f"archive/../../../{m.name}", b"x"),
     "an archive with an absolute name": lambda m: _zip_with(str(m), b"x"),
@@ -189,12 +189,6 @@ ITEMS: dict[str, Callable[[Path], bytes]] = {
     ),
     "nothing": lambda m: b"",
 }
-
-
-def _saved(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("key", ["w", OBJECT])
