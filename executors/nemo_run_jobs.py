@@ -141,7 +141,7 @@ def check(task: Any, executor: Any) -> tuple[Any, Any]:
     if not _is_ours(task):
         return task, executor
     with advice_for_scripts():
-        task = _as_text(task)
+        task = as_text(task)
         if _trains(task):
             if "resume" in task.__arguments__:
                 task.resume = with_start(task.resume)
@@ -194,7 +194,7 @@ def _with_ranks(executor: Any, trainer: Any) -> Any:
     return executor
 
 
-def _as_text(recipe: Any) -> Any:
+def as_text(recipe: Any) -> Any:
     """A recipe in the shape in which nemo_run keeps it.
 
     Raises:
@@ -210,7 +210,7 @@ def _as_text(recipe: Any) -> Any:
     except UnserializableValueError as error:
         place = re.search(r"at path '<root>\.?([^']*)'", str(error))
         raise RecipeError(
-            f"recipe.{place[1] if place else ''} holds an object, and nemo_run keeps recipes as text: write "
+            f"recipe.{place[1] if place else ''} holds an object, and recipes are kept as text: write "
             "run.Config(CLASS, ...) for CLASS(...)."
         ) from error
     return recipe

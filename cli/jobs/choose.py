@@ -95,6 +95,9 @@ def prepare(options: JobOptions) -> Job:
     notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.chosen.yaml, notes)
+    elif "." in (options.chosen.recipe or ""):
+        recipe_name, task = str(options.chosen.recipe), str(options.task)
+        recipe = _own(options, recipe_name, task)
     else:
         recipe_name, task = _choose(options), options.task or "finetune"
         if options.chosen.recipe is None:
@@ -149,6 +152,14 @@ def _from_catalog(options: JobOptions, recipe_name: str, task: str) -> Any:
         if _gpus(options):
             arguments.setdefault("precision", "bf16")
     return load(recipe_name, task, **arguments)
+
+
+def _own(options: JobOptions, path: str, task: str) -> Any:
+    """The recipe of a user's own function, which need not know of cards where none was named."""
+    from mixtral_recipes.overrides.loading import load_own
+
+    unasked = () if options.chosen.hardware else ("hardware",)
+    return load_own(path, task, **{name: value for name, value in options.arguments.items() if name not in unasked})
 
 
 def _layout_of_few_cards(options: JobOptions, recipe_name: str, task: str) -> list[str]:

@@ -58,7 +58,12 @@ class RecipeOptions:
 
     recipe: Annotated[
         str | None,
-        option("--recipe", metavar="NAME", help="Recipe name (`recipes list`).", autocompletion=complete_recipe),
+        option(
+            "--recipe",
+            metavar="NAME",
+            help="One of `recipes list`, or your MODULE.FUNCTION.",
+            autocompletion=complete_recipe,
+        ),
     ] = None
     yaml: Annotated[Path | None, option("--yaml", metavar="FILE", help="Run the recipe in this file.")] = None
     data: Annotated[

@@ -106,6 +106,12 @@ FORMER = {
     "peft.dora": "DoRA",
 }
 
+# How a class of one's own gets into a recipe, for errors.
+OWN = (
+    " A class of your own is set in Python: write a function that returns the recipe, and name it with "
+    "--recipe MODULE.FUNCTION."
+)
+
 _PACKAGE = "mixtral_recipes"
 PUBLIC = OURS | TASKS | FROM_PYTHON
 
@@ -151,7 +157,8 @@ def find(spelling: Any, table: str, where: str) -> Any:
     found = _paths(table).get(spelling) if isinstance(spelling, str) else None
     if found is None:
         closest = nearest(str(spelling).rpartition(".")[2], names(table))
-        raise RecipeError(f"{where}: {spelling!r} is not among the {table} a recipe may name.{closest}")
+        own = OWN if table == "classes" and "." in str(spelling) else ""
+        raise RecipeError(f"{where}: {spelling!r} is not among the {table} a recipe may name.{closest}{own}")
     module, name = found
     return getattr(importlib.import_module(module), name)
 
@@ -175,4 +182,4 @@ def spelling_of(value: Any) -> str:
     for name, module in FUNCTIONS.items():  # by identity: torch's functions do not know where they stand
         if value is getattr(importlib.import_module(module), name):
             return f"{module}.{name}"
-    raise RecipeError(f"{path} is not among the classes and functions a recipe file may name; set it from Python.")
+    raise RecipeError(f"{path} is not among the classes and functions a recipe file may name.{OWN}")

@@ -17,7 +17,19 @@ PANELS = {
 # These give no result: what they print is the answer.
 WITHOUT_JSON = {"runs logs", "chat"}
 # The same option may say different things only where it is a different thing.
-OWN_TEXTS = {"--all", "--compare", "--data", "--executor", "--output", "--peft", "--png", "--rank", "--slurm", "--yaml"}
+OWN_TEXTS = {
+    "--all",
+    "--compare",
+    "--data",
+    "--executor",
+    "--output",
+    "--peft",
+    "--png",
+    "--rank",
+    "--recipe",
+    "--slurm",
+    "--yaml",
+}
 
 
 def commands() -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.executors import torchrun
-from mixtral_recipes.executors.nemo_run_jobs import _as_text, _checked
+from mixtral_recipes.executors.nemo_run_jobs import _checked, as_text
 from mixtral_recipes.recipes import data, finetune_default
 from mixtral_recipes.recipes.log import default
 from mixtral_recipes.recipes.optim import adam
@@ -72,7 +72,7 @@ def test_a_recipe_of_objects_comes_out_as_it_was(make: Any) -> None:
 
 def test_a_path_is_sent_as_text() -> None:
     sources = run.Config(llm.PreTrainingDataModule, paths={"train": [Path("a/b")], "validation": [Path("c")]})
-    sent = ZlibJSONSerializer().serialize(_as_text(run.Partial(llm.export_ckpt, path=Path("x"), output_path=sources)))
+    sent = ZlibJSONSerializer().serialize(as_text(run.Partial(llm.export_ckpt, path=Path("x"), output_path=sources)))
     back = ZlibJSONSerializer().deserialize(sent)
     assert (back.path, back.output_path.paths) == ("x", {"train": ["a/b"], "validation": ["c"]})
 
@@ -88,14 +88,14 @@ def test_a_function_of_ones_own_is_not_lost() -> None:
     recipe.model = run.Config(llm.MixtralModel, config=run.Config(llm.MixtralConfig8x7B))
     recipe.model.config.init_method = functools.partial(torch.nn.init.normal_, mean=0.0, std=0.5)
     with pytest.raises(RecipeError, match=r"recipe\.model\.config\.init_method holds an object"):
-        _as_text(recipe)
+        as_text(recipe)
 
 
 def test_what_nobody_can_write_down_is_refused_by_its_place() -> None:
     recipe = set_one_by_one()
     recipe.data = Mine(8)
     with pytest.raises(RecipeError, match=r"recipe\.data holds an object, .*write run\.Config\(CLASS, \.\.\.\)"):
-        _as_text(recipe)
+        as_text(recipe)
 
 
 def test_objects_in_any_of_our_tasks_can_be_sent() -> None:
@@ -110,7 +110,7 @@ def test_a_notebooks_class_is_refused_before_its_job_looks_for_it(monkeypatch: p
     recipe.trainer.callbacks = [run.Config(type("Mine", (), {"__module__": "__main__"}))]
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(RecipeError, match=r"Mine is defined in this notebook, .*direct=True"):
-        _as_text(recipe)
+        as_text(recipe)
 
 
 def test_autoconvert_calls_what_returns_a_config() -> None:
