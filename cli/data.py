@@ -285,7 +285,7 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
             cells = (len(lengths), int(lengths.sum()), low, median, high, most)
             rows.append((split, *(f"{x:,}" for x in cells), cut))
     print_table(table(titles, rows))
-    out.print(bars(report, width=60), markup=False)
+    out.print(bars(report), markup=False)
 
 
 def _as_json(report: "Report", recognized: "Recognized") -> dict[str, Any]:

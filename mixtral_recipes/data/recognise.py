@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
+from mixtral_recipes.data.records.bad_records import passed_over
 from mixtral_recipes.data.records.conversations import renamed
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.folders import told_apart
@@ -235,13 +236,9 @@ def _squad(looked: _Looked) -> Recognized:
 
     told = f"SQuAD, {looked.size}"
     records = [Record(value, str(looked.spec)) for value in looked.records]
-    if any(not question.answers for record in records for question, _ in questions_of(record, _passed_over)):
+    if any(not question.answers for record in records for question, _ in questions_of(record, passed_over)):
         told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer says otherwise"
     return looked.as_module(SquadDataModule, told, "squad", {})
-
-
-def _passed_over(error: DataError, record: Any = None) -> None:
-    """A bad record among those that are looked at: reading them all will tell."""
 
 
 def _documents(looked: _Looked) -> Recognized:

@@ -57,16 +57,11 @@ def expert_parameters(shape: ModelShape) -> int:
     return shape.num_layers * shape.num_moe_experts * 3 * shape.hidden_size * shape.ffn_hidden_size
 
 
-def parameters(shape: ModelShape, *, vocab_size: int | None = None) -> int:
-    """Parameters of the whole model.
-
-    Args:
-        shape: The model.
-        vocab_size: Rows of the embedding and of the output layer; None takes the model's.
-    """
+def parameters(shape: ModelShape) -> int:
+    """Parameters of the whole model."""
     h, kv, q = shape.hidden_size, shape.num_query_groups * shape.head_dim, shape.num_attention_heads * shape.head_dim
     layer = 2 * h * q + 2 * h * kv + shape.num_moe_experts * h + 2 * h
-    vocabulary = 2 * (vocab_size or shape.vocab_size) * h
+    vocabulary = 2 * shape.vocab_size * h
     return expert_parameters(shape) + shape.num_layers * layer + vocabulary + h
 
 

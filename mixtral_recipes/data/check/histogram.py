@@ -21,22 +21,16 @@ def _edges(lengths: np.ndarray, bins: int) -> np.ndarray:
     return np.arange(0, longest + step, step)
 
 
-def bars(report: Report, *, width: int = 60, bins: int = 16) -> str:
-    """A horizontal histogram of all splits' lengths.
-
-    Args:
-        report: What `check` found.
-        width: Characters of the longest bar.
-        bins: Most bars.
-    """
+def bars(report: Report) -> str:
+    """A horizontal histogram of all splits' lengths: at most 16 bars, the longest of 60 characters."""
     lengths = np.concatenate([*report.lengths.values(), np.empty(0, np.int32)])
     if not len(lengths):
         return "no records"
-    counts, edges = np.histogram(lengths, _edges(lengths, bins))
+    counts, edges = np.histogram(lengths, _edges(lengths, 16))
     digits = len(f"{int(edges[-1]):,}")
     lines = [f"{report.unit} per record"]
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        eighths = round(8 * width * count / counts.max())
+        eighths = round(8 * 60 * count / counts.max())
         bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
         lines.append(f"{int(low):>{digits},} - {int(high):>{digits},} │{bar} {count:,}")
     return "\n".join(lines)

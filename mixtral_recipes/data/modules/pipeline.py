@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from mixtral_recipes.data.batches.fit import Encoded, Fit, Fitted, Tally
 from mixtral_recipes.data.batches.samples import SampleStore, tokenized_splits
 from mixtral_recipes.data.cache import tokenizer_hash
-from mixtral_recipes.data.records.bad_records import BadRecord, Skipped, check_policy, stop
+from mixtral_recipes.data.records.bad_records import BadRecord, Skipped, check_policy, passed_over, stop
 from mixtral_recipes.data.records.conversations import Conversation
 from mixtral_recipes.data.records.open import Source
 from mixtral_recipes.data.records.pairs import Pair
@@ -98,6 +98,10 @@ class RecordPipeline:
         own = self.source.splits
         return [*own, "validation"] if "validation" not in own and self._holds_out else own
 
+    def policy(self, skipped: Skipped | None = None) -> BadRecord:
+        """What becomes of a record that cannot be used; where the run goes on, ``skipped`` takes note of it."""
+        return stop if self.on_bad_record == "stop" else skipped or Skipped()
+
     def check(self) -> None:
         """Read every record without tokenizing it.
 
@@ -107,7 +111,7 @@ class RecordPipeline:
             DataError: the first that cannot be used, that a split has none, or that nothing of training is learned.
         """
         for split in self.source.splits:
-            bad = self._policy()
+            bad = self.policy()
             reasons = Counter(example.content.left_out for example in self._of_source(split, bad))
             if not reasons:
                 first = f": {bad.first}" if isinstance(bad, Skipped) and bad.first else "."
@@ -122,7 +126,7 @@ class RecordPipeline:
             return
         wanted = split == "validation"
         # A bad record is reported once, by the training split.
-        for number, example in enumerate(self._of_source("train", _ignore if wanted else bad)):
+        for number, example in enumerate(self._of_source("train", passed_over if wanted else bad)):
             if self._is_held_out(number, example) == wanted:
                 yield example
 
@@ -173,7 +177,7 @@ class RecordPipeline:
 
     def _samples(self, folder: Path, tokenizer: Any) -> dict[str, tuple[Iterator[Encoded], Tally]]:
         def samples(split: str, tally: Tally) -> Iterator[Encoded]:
-            bad = self._policy(folder / SKIPPED_FILE)
+            bad = self.policy(Skipped(folder / SKIPPED_FILE))
             for outcome in self.outcomes(split, tokenizer, bad, tally):
                 if outcome.fitted.sample is not None:
                     yield outcome.fitted.sample
@@ -192,9 +196,6 @@ class RecordPipeline:
                 file = store.folder.parent / SKIPPED_FILE
                 told.append(f"{tally.skipped:,} record(s) skipped, see {file}")
             print(f"data: {name}: {'; '.join(told)}", file=sys.stderr)
-
-    def _policy(self, file: Path | None = None) -> BadRecord:
-        return stop if self.on_bad_record == "stop" else Skipped(file)
 
     def _of_source(self, split: str, bad: BadRecord) -> Iterator[Example]:
         for record in self.source.records(split, bad):
@@ -219,7 +220,7 @@ class RecordPipeline:
         """Numbers, or hashes of passages, of the examples at the end that are held out; at least one of two."""
         count = 0
         passages: dict[int, None] = {}
-        for example in self._of_source("train", self._policy()):
+        for example in self._of_source("train", self.policy()):
             count += 1
             if example.passage is not None:
                 passages[_hash(example.passage)] = None
@@ -240,10 +241,6 @@ def count_fields(example: Example, tally: Tally) -> None:
     tally.unused.update(example.content.unused)
     if isinstance(example.content, Conversation):
         tally.left_alone.update(example.content.left_alone)
-
-
-def _ignore(error: DataError, record: Any = None) -> None:
-    """Bad records that were reported before."""
 
 
 def _hash(text: str) -> int:

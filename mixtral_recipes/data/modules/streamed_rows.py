@@ -15,7 +15,7 @@ from mixtral_recipes.data.batches.fit import Encoded
 from mixtral_recipes.data.batches.packing import Balanced, pack
 from mixtral_recipes.data.cache import code_version, tokenizer_hash
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
-from mixtral_recipes.data.modules.streaming import WINDOW, WINDOW_CHARACTERS, Window, policy_of, sample_of
+from mixtral_recipes.data.modules.streaming import WINDOW, WINDOW_CHARACTERS, Window, sample_of
 from mixtral_recipes.data.records.bad_records import BadRecord
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.home import data_home
@@ -84,7 +84,7 @@ class PackedRows:
     def count(self, window: Window) -> int:
         """As found on disk, or by packing it."""
         known = self._counts.get(window.number)
-        return known if known is not None else len(self._packed(window, policy_of(self.pipeline)))
+        return known if known is not None else len(self._packed(window, self.pipeline.policy()))
 
     def rows(self, window: Window, bad: BadRecord) -> Sequence[list[Sample]]:
         """Its packs, so ordered that neighbours cost about the same."""

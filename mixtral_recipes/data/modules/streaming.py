@@ -16,7 +16,7 @@ import numpy as np
 from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
-from mixtral_recipes.data.records.bad_records import BadRecord, Skipped, stop
+from mixtral_recipes.data.records.bad_records import BadRecord, Skipped
 from mixtral_recipes.errors import DataError
 
 WINDOW = 4096  # records
@@ -29,7 +29,7 @@ class InMemory:
     """The samples a streamed data set is validated on: the first of its validation split, as many as are bearable."""
 
     def __init__(self, pipeline: RecordPipeline, tokenizer: Any) -> None:
-        outcomes = pipeline.outcomes("validation", tokenizer, policy_of(pipeline), Tally())
+        outcomes = pipeline.outcomes("validation", tokenizer, pipeline.policy(), Tally())
         self._samples: list[Sample] = []
         tokens = 0
         for outcome in itertools.islice(outcomes, VALIDATION_ROWS):
@@ -100,7 +100,7 @@ class TrainingStream:
         epoch, passed = 0, 0
         while True:
             before = passed
-            for window in self._windows(epoch, bad if not epoch else policy_of(self.pipeline)):
+            for window in self._windows(epoch, bad if not epoch else self.pipeline.policy()):
                 count = self.how.count(window)
                 if passed + count > start:
                     yield from self.how.rows(window, bad)[max(start - passed, 0) :]
@@ -143,7 +143,7 @@ class StreamedBatches(Iterable[Batch]):
     collate: Callable[[list[Any]], Batch]
 
     def __iter__(self) -> Iterator[Batch]:
-        bad = policy_of(self.stream.pipeline, tell=self.place.rank == 0)
+        bad = self.stream.pipeline.policy(None if self.place.rank else _Told())
         rows = self.stream.rows(self.consumed, bad)
         for mine in self.place.microbatches(rows, self.micro_batch_size):
             yield self.collate(self.stream.how.taken(mine, bad))
@@ -157,11 +157,6 @@ class _Told(Skipped):
         super().__call__(error, record)
         if self.count == 1:
             print(f"data: left out, with others like it (data check names all): {error}", file=sys.stderr, flush=True)
-
-
-def policy_of(pipeline: RecordPipeline, *, tell: bool = False) -> BadRecord:
-    """What becomes of a record that cannot be used; where it is told, the first one is named."""
-    return stop if pipeline.on_bad_record == "stop" else _Told() if tell else Skipped()
 
 
 def sample_of(encoded: Encoded) -> Sample:

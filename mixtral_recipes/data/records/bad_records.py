@@ -27,6 +27,10 @@ def stop(error: DataError, record: Any = None) -> NoReturn:
     raise error
 
 
+def passed_over(error: DataError, record: Any = None) -> None:
+    """A bad record where another reading reports it."""
+
+
 @dataclass
 class Skipped:
     """Records that were left out.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
-from mixtral_recipes.data.records.bad_records import BadRecord, stop
+from mixtral_recipes.data.records.bad_records import BadRecord, passed_over, stop
 from mixtral_recipes.data.records.files import LIMIT, longest_line, open_bytes
 from mixtral_recipes.data.records.forms import Form, form_of
 from mixtral_recipes.data.records.record import SPLIT_NAMES, Record
@@ -82,7 +82,7 @@ def json_splits(path: Path) -> list[str]:
     """The names of the splits a JSON file holds, as they stand there; none where it holds plain records."""
     found: dict[str, None] = {}
     with open_bytes(path) as file:
-        for name, _ in _records(_Cursor(path, file), lambda error, record=None: None):
+        for name, _ in _records(_Cursor(path, file), passed_over):
             if name.lower() not in SPLIT_NAMES:
                 return []
             found[name] = None

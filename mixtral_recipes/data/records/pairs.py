@@ -1,8 +1,7 @@
 """Prompts with answers: from records, through a template and a column map, to tokens with the loss on the answer."""
 
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ from mixtral_recipes.data.records.record import Record, is_filled
 from mixtral_recipes.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_AT_ONCE = 1024
 
 
 class Pair(NamedTuple):
@@ -115,25 +113,16 @@ class PairEncoder:
     add_eos: bool = True
     answer_only: bool = True
 
-    def __call__(self, pairs: Iterable[Pair]) -> Iterator[Encoded]:
-        """Tokenize."""
-        stream = iter(pairs)
-        while some := list(itertools.islice(stream, _AT_ONCE)):
-            yield from self._encode(some)
-
-    def encode_some(self, some: Sequence[tuple[Pair, object]]) -> Iterator[Encoded]:
-        """Tokenize pairs with their places."""
-        return self._encode([pair for pair, _ in some])
-
     def settings(self) -> list[bool]:
         """What the tokens depend on besides the tokenizer."""
         return [self.add_bos, self.add_eos, self.answer_only]
 
-    def _encode(self, pairs: list[Pair]) -> Iterator[Encoded]:
+    def encode_some(self, some: Sequence[tuple[Pair, object]]) -> Iterator[Encoded]:
+        """Tokenize pairs with their places."""
         tokenizer = self.tokenizer
         bos = [tokenizer.bos_token_id] if self.add_bos and tokenizer.bos_token_id is not None else []
         eos = [tokenizer.eos_token_id] if self.add_eos and tokenizer.eos_token_id is not None else []
-        for ids, is_answer in self._split(pairs):
+        for ids, is_answer in self._split([pair for pair, _ in some]):
             learned = [False] * len(bos) + (is_answer if self.answer_only else [True] * len(ids)) + [True] * len(eos)
             yield Encoded(
                 [*bos, *ids, *eos], learned, max(len(bos), 1), (learned.index(True),) if True in learned else ()

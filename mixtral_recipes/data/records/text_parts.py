@@ -135,46 +135,42 @@ def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
             if not line:
                 return
             if len(line) > limit:
-                raise too_long(f"{part.path}:{_line_number(part, position)}", limit)
+                raise too_long(_place(part, position), limit)
             yield position, line
             position += len(line)
 
 
-def _line_number(part: TextPart, position: int) -> int:
-    """Counted only when an error is reported."""
+def _place(part: TextPart, position: int) -> str:
+    """The file and the line, which is counted only when an error is reported."""
     count, seen = 1, 0
     with open_bytes(part.path) as file:
         while seen < position:
             block = file.read(min(1 << 20, position - seen))
             count += block.count(b"\n")
             seen += len(block)
-    return count
+    return f"{part.path}:{count}"
 
 
 def _decode(part: TextPart, position: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if position == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{part.path}:{_line_number(part, position)}: not UTF-8 ({error.reason}).") from error
+        raise DataError(f"{_place(part, position)}: not UTF-8 ({error.reason}).") from error
 
 
 def _json_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
     for position, line in _lines(part):
-
-        def where(position: int = position) -> str:
-            return f"{part.path}:{_line_number(part, position)}"
-
         try:
-            text = line.decode("utf-8-sig" if position == 0 else "utf-8")
+            text = _decode(part, position, line)
             value = json.loads(text) if text.strip() else None
-        except UnicodeDecodeError as error:
-            bad(DataError(f"{where()}: not UTF-8 ({error.reason})."), line.decode("utf-8", "replace"))
+        except DataError as error:
+            bad(error, line.decode("utf-8", "replace"))
             continue
         except (ValueError, RecursionError) as error:
-            bad(DataError(f"{where()}: not JSON ({error})."), line.decode("utf-8", "replace"))
+            bad(DataError(f"{_place(part, position)}: not JSON ({error})."), line.decode("utf-8", "replace"))
             continue
         if text.strip():
-            yield from _text_in(value, part, where, bad)
+            yield from _text_in(value, part, lambda position=position: _place(part, position), bad)
 
 
 def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:

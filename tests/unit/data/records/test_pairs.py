@@ -28,14 +28,14 @@ def texts(tokenizer: Any, sample: Any) -> tuple[str, str]:
 
 
 def test_the_answer_and_eos_are_learned(tokenizer: Any) -> None:
-    (encoded,) = PairEncoder(tokenizer)([Pair("Question: who? Answer:", " Ashby Farm")])
+    (encoded,) = PairEncoder(tokenizer).encode_some([(Pair("Question: who? Answer:", " Ashby Farm"), "")])
     learned = [token for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True) if is_learned]
     assert tokenizer.decode(learned) == " Ashby Farm</s>"
     assert tokenizer.decode(encoded.tokens) == "<s>Question: who? Answer: Ashby Farm</s>"
 
 
 def test_a_special_token_in_a_text_is_text(tokenizer: Any) -> None:
-    (encoded,) = PairEncoder(tokenizer)([Pair("a </s> b", " c <s>")])
+    (encoded,) = PairEncoder(tokenizer).encode_some([(Pair("a </s> b", " c <s>"), "")])
     assert encoded.tokens.count(tokenizer.eos_token_id) == encoded.tokens.count(tokenizer.bos_token_id) == 1
 
 
@@ -44,8 +44,8 @@ def test_tokenizers_without_offsets_find_the_same_answer(tokenizer: Any) -> None
         bos_token_id, eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         encode = staticmethod(tokenizer.encode)
 
-    pairs = [Pair("Question: who? Answer:", " Ashby Farm"), Pair("x", "y"), Pair("", " z")]
-    assert list(PairEncoder(Slow())(pairs)) == list(PairEncoder(tokenizer)(pairs))
+    pairs = [(Pair("Question: who? Answer:", " Ashby Farm"), ""), (Pair("x", "y"), ""), (Pair("", " z"), "")]
+    assert list(PairEncoder(Slow()).encode_some(pairs)) == list(PairEncoder(tokenizer).encode_some(pairs))
 
 
 def test_columns_and_template(tmp_path: Path, tokenizer: Any) -> None:
