@@ -3,6 +3,7 @@
 Commands and `mixtral_recipes.api` both ask here, so that they take the same names. Loads nothing heavy.
 """
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.system import locks
 from mixtral_recipes.system.escapes import printable
-from mixtral_recipes.system.ranks import launched_rank
+from mixtral_recipes.system.ranks import first, joined, launched_rank
 
 
 def checkpoint_folder(text: str | Path) -> Path:
@@ -29,22 +31,28 @@ def checkpoint_folder(text: str | Path) -> Path:
 def model_checkpoint(text: str | Path) -> Path:
     """The checkpoint a MODEL means: as CHECKPOINT; a model or a peft folder of another form is imported first, once.
 
+    All ranks call it together: a run may save while they look.
+
     Raises:
         CheckpointError: there is no such model.
         LaunchError: it is neither a folder nor a run.
     """
     from mixtral_recipes.importers.resolve import resolve
 
-    return _of_run(str(text), resolve)
+    return _of_run(str(text), resolve, together=True)
 
 
 def base_folder(text: str | Path | None) -> Path | None:
     """The checkpoint that ``--base`` names, as MODEL; None stays None."""
-    return None if text is None else model_checkpoint(text)
+    from mixtral_recipes.importers.resolve import resolve
+
+    return None if text is None else _of_run(str(text), resolve)
 
 
 def with_start(resume: Any) -> Any:
     """A recipe's ``resume`` whose weights to start from are a place: of a run, its newest whole checkpoint.
+
+    All ranks call it together.
 
     Args:
         resume: An AutoResume, or a config of one, which is not changed; or None.
@@ -54,7 +62,7 @@ def with_start(resume: Any) -> Any:
         LaunchError: it is neither a folder nor a run.
     """
     named = getattr(getattr(resume, "restore_config", None), "path", None)
-    place = named and str(_of_run(str(named), lambda text: text))
+    place = named and str(_of_run(str(named), lambda text: text, together=True))
     if place == named:
         return resume
     resume = copy.deepcopy(resume)
@@ -62,26 +70,34 @@ def with_start(resume: Any) -> Any:
     return resume
 
 
-def _of_run[T](text: str, otherwise: Callable[[str], T]) -> Path | T:
+def _of_run[T](text: str, otherwise: Callable[[str], T], *, together: bool = False) -> Path | T:
     from mixtral_recipes.executors.runs.records import run_folder
 
     path = Path(text).expanduser()
     if "://" in text or path.is_file() or (len(path.parts) > 1 and not path.exists()):
         return otherwise(text)
     folder = run_folder(text)
-    return _newest_whole(folder) if (folder / "checkpoints").is_dir() else otherwise(str(folder))
+    if not (folder / "checkpoints").is_dir():
+        return otherwise(str(folder))
+    with joined() if together else contextlib.nullcontext() as group:
+        return first(lambda: _newest_whole(folder), group) if together else _newest_whole(folder)
 
 
 def _newest_whole(run_dir: Path) -> Path:
+    """The newest checkpoint whose files are all there; the run keeps it until this process ends."""
     from mixtral_recipes.checkpoints.folder import list_checkpoints
     from mixtral_recipes.checkpoints.format.integrity import damage_of
+    from mixtral_recipes.checkpoints.format.manifest import NAME
 
     found = list_checkpoints(run_dir / "checkpoints")
     for folder in reversed(found):
+        locks.use(folder / NAME)
         damage = damage_of(folder, hashes=False)
         if damage is None:
             _note(f"Checkpoint: {folder}")
             return folder
+        if not folder.exists():
+            return _newest_whole(run_dir)  # the run has removed it, so there is a newer one
         _note(f"Passing over {folder.name}: {damage}")
     if found:
         raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint; copy them again, or train again.")

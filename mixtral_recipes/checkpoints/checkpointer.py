@@ -223,8 +223,7 @@ class Checkpointer:
         link.unlink(missing_ok=True)
         link.symlink_to(final.name)
         os.replace(link, self.folder / LATEST)
-        for kept in retention.surplus(self._kept(), self.policy.save_top_k):
-            remove_folder(kept.path)
+        retention.remove_unused(retention.surplus(self._kept(), self.policy.save_top_k))
 
     def _kept(self) -> list[retention.Kept]:
         return [self._judge(path) for path in list_checkpoints(self.folder) if facts_or_none(path)]

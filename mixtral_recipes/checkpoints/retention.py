@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixtral_recipes.checkpoints.format import manifest
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system import locks
+from mixtral_recipes.system.files import remove_folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ def to_make_room(found: list[Kept], needed: int, limit: int) -> list[Kept]:
             f"{total / 1e9:.3g} GB together; raise it."
         )
     return gone
+
+
+def remove_unused(surplus: list[Kept]) -> None:
+    """Remove checkpoints, but for those that a command reads: they are surplus after the next save too."""
+    for kept in surplus:
+        with locks.unused(kept.path / manifest.NAME) as unused:
+            if unused:
+                remove_folder(kept.path)
 
 
 def _best_first(by_age: list[Kept]) -> list[Kept]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from mixtral_recipes.errors import EnvironmentProblem, LaunchError
 from mixtral_recipes.system.files import sibling
+
+_in_use: list[int] = []
 
 
 class _Removed(Exception):
@@ -90,6 +93,28 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def use(file: Path) -> None:
+    """Keep what belongs to a file from being removed (`unused`) until this process ends.
+
+    Whoever calls it looks afterwards whether the file is still there. It does nothing on a file system without locks.
+    """
+    with contextlib.suppress(OSError):
+        _in_use.append(os.open(file, os.O_RDONLY))
+        fcntl.flock(_in_use[-1], fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def unused(file: Path) -> Iterator[bool]:
+    """Whether no process has called `use` of a file; while this lasts, those that call it wait."""
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(stack.enter_context(file.open("rb+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unused = True
+        except OSError as error:  # there may be no such file, or no locks
+            unused = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield unused
 
 
 def _holder(file: Path) -> str:

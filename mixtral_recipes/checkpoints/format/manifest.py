@@ -108,10 +108,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: the folder is not one of our checkpoints, or its manifest is damaged.
     """
     path = folder / NAME
+    if not folder.is_dir():
+        removed = "; its run may have removed it (log.ckpt.save_top_k)" if folder.parent.name == "checkpoints" else ""
+        raise CheckpointError(f"{folder} does not exist{removed}.")
     if not path.is_file():
-        what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise CheckpointError(
-            f"{folder} {what}, so it is not a finished mixtral-recipes checkpoint; "
+            f"{folder} has no manifest.json, so it is not a finished mixtral-recipes checkpoint; "
             "a Hugging Face folder is turned into one by `mixtral-recipes import`."
         )
     manifest = read_object(path, CheckpointError)

@@ -1,11 +1,13 @@
 """Which checkpoints stay."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.checkpoints.retention import Kept, surplus, to_make_room
+from mixtral_recipes.checkpoints.retention import Kept, remove_unused, surplus, to_make_room
 from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system import locks
 
 INFINITE = float("inf")
 
@@ -38,3 +40,18 @@ def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
     assert _steps(to_make_room(found, 10, 20)) == [1, 2]
     with pytest.raises(EnvironmentProblem, match=r"max_disk_gb=1\.9e-08 is too little"):
         to_make_room(found, 10, 19)
+
+
+def test_what_a_command_reads_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_in_use", reading := [])
+    found = [Kept(tmp_path / name, 1, 1.0) for name in ("read", "unread", "damaged")]
+    for kept in found[:2]:
+        kept.path.mkdir()
+        (kept.path / "manifest.json").touch()
+    found[2].path.mkdir()
+    locks.use(found[0].path / "manifest.json")
+    remove_unused(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["read"]
+    os.close(*reading)  # as the end of the command does
+    remove_unused(found[:1])
+    assert list(tmp_path.iterdir()) == []

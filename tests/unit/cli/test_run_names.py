@@ -6,6 +6,7 @@ from pathlib import Path
 import nemo_run as run
 import pytest
 
+from mixtral_recipes.checkpoints.retention import Kept, remove_unused
 from mixtral_recipes.cli import main
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.errors import CheckpointError, LaunchError
@@ -15,6 +16,7 @@ from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.settings.evaluation import ApiEndpoint, EvaluationTarget
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
+from mixtral_recipes.system import locks
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +130,34 @@ def test_a_run_stands_for_its_newest_whole_checkpoint(tmp_path: Path, capsys: py
         assert said[1].endswith("first/checkpoints/step=10")
     assert checkpoints.checkpoint_folder(str(older)) == older
     assert checkpoints.checkpoint_folder("elsewhere/first/checkpoints/step=9") == older
+
+
+def test_a_run_that_removes_checkpoints_keeps_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has saved step 11 and removes step 10 just as a command is about to choose it."""
+    saves = Path(recorded(tmp_path / "first").run_dir) / "checkpoints"
+    older, newest = saved(saves / "step=10", 10), saves / "step=11"
+
+    def choose_too_late(file: Path) -> None:
+        if not newest.exists():
+            older.rename(saved(newest, 11).with_name(".step=10.deleted"))
+        use(file)
+
+    use = locks.use
+    monkeypatch.setattr(locks, "use", choose_too_late)
+    assert checkpoints.checkpoint_folder("first").resolve() == newest
+    remove_unused([Kept(newest, 11, 1.0)])
+    assert newest.exists()
+
+
+def test_the_first_rank_chooses_for_all_that_load_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(Path(recorded(tmp_path / "first").run_dir) / "checkpoints" / "step=10", 10)
+    monkeypatch.setattr(checkpoints, "first", lambda work, group: work().with_name("of rank 0"))
+    assert checkpoints.model_checkpoint("first").name == "of rank 0"
+    restore = checkpoints.with_start(AutoResume(restore_config=RestoreConfig(path="first"))).restore_config
+    assert Path(restore.path).name == "of rank 0"
+    assert checkpoints.checkpoint_folder("first").name == "step=10"  # by one process alone
 
 
 def test_training_starts_from_a_run_or_from_what_is_named(tmp_path: Path) -> None:
