@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.inference.model import InferenceModel
-from mixtral_recipes.inference.sampling import Sampling, choose, stream
+from mixtral_recipes.inference.sampling import Likelihood, Sampling, choose, likelihoods, stream
 from mixtral_recipes.inference.text import GrowingText
 from mixtral_recipes.models.cached_attention import KeyValueCache
 
@@ -28,12 +28,14 @@ class Continuation:
         tokens: The new tokens, the one that ended it included.
         finish_reason: ``stop`` (an end token or a stop text) or ``length``, as OpenAI's interface has it.
         prompt_tokens: How many tokens the prompt has.
+        likelihoods: Of each new token, if they were asked for.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish_reason: str = "length"
     prompt_tokens: int = 0
+    likelihoods: list[Likelihood] = field(default_factory=list)
 
 
 class Row:
@@ -41,6 +43,8 @@ class Row:
 
     Attributes:
         tokens: The prompt's, and the new ones.
+        prompt_tokens: How many the prompt has.
+        likelihoods: Of each new token, if the settings ask for them.
         done: The continuation, once it has ended.
     """
 
@@ -66,21 +70,30 @@ class Row:
         self.sampling = sampling
         self.stream = stream(sampling.seed, number)
         self.done: Continuation | None = None
-        self._prompt_tokens = len(prompt)
+        self.prompt_tokens = len(prompt)
+        self.likelihoods: list[Likelihood] = []
+        self._told = 0
         self._ends = model.end_tokens
         self._text = GrowingText(model.tokenizer, sampling.stop, watched=watched or bool(sampling.stop))
 
-    def take(self, token: int) -> str:
+    def take(self, token: int, likelihood: Likelihood | None) -> str:
         """A new token; the text that may be shown since."""
         self.tokens.append(token)
+        if likelihood is not None:
+            self.likelihoods.append(likelihood)
         text = self._text
         grown = text.add(token)
         stopped = text.stopped or token in self._ends
         if stopped or len(text.tokens) >= self.sampling.max_new_tokens:
             grown += text.rest()
             reason = "stop" if stopped else "length"
-            self.done = Continuation(text.shown, text.tokens, reason, self._prompt_tokens)
+            self.done = Continuation(text.shown, text.tokens, reason, self.prompt_tokens, self.likelihoods)
         return grown
+
+    def untold(self) -> list[Likelihood]:
+        """The likelihoods since this was last asked."""
+        told, self._told = self._told, len(self.likelihoods)
+        return self.likelihoods[told:]
 
 
 class Batch:
@@ -149,12 +162,16 @@ class Batch:
 
     def _take(self, logits: Tensor | None, rows: list[list[Row]]) -> list[tuple[Row, str]]:
         """Choose the next token of this rank's rows, learn the others', and let go of rows that ended."""
-        chosen = [] if logits is None else choose(logits, rows[self._model.place])
+        mine = rows[self._model.place]
+        chosen = [] if logits is None else choose(logits, mine)
         everyone = self._model.gathered(chosen, self._room)
+        told: list[list[Likelihood | None]] = [[None] * len(part) for part in rows]
+        if any(row.sampling.logprobs is not None for part in rows for row in part):
+            told = self._model.gathered_objects([] if logits is None else likelihoods(logits, chosen, mine))
         grown = [
-            (row, row.take(token))
-            for part, tokens in zip(rows, everyone, strict=True)
-            for row, token in zip(part, tokens, strict=True)
+            (row, row.take(token, likelihood))
+            for part, tokens, likely in zip(rows, everyone, told, strict=True)
+            for row, token, likelihood in zip(part, tokens, likely, strict=True)
         ]
         self.remove(row for row, _ in grown if row.done)
         return grown

@@ -1,6 +1,7 @@
 """Which token comes next: greedy, or drawn from a distribution that temperature, top-k and top-p shape."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,8 +25,12 @@ class Sampling:
         top_p: Draw from the fewest tokens whose probabilities sum to this; 1 is all.
         repetition_penalty: Divides a positive logit of a token that was there before, and multiplies a negative one
             (Keskar et al., arXiv 1909.05858); 1 is none.
+        presence_penalty: Taken off the logit of every token the continuation has, as OpenAI defines it; 0 is none.
+        frequency_penalty: Taken off as often as the continuation has the token; 0 is none.
+        logit_bias: Tokens, and what is added to the logit of each.
         stop: Texts that end a continuation; they are not part of it.
         seed: Of the draws; each prompt has a stream of its own, whatever it is batched with.
+        logprobs: How many of the likeliest tokens are reported beside each chosen one; None reports none of either.
     """
 
     max_new_tokens: int = 128
@@ -33,8 +38,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = field(default_factory=tuple)
     seed: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         rules = (
@@ -43,17 +52,37 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "from -2 to 2"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "from -2 to 2"),
+            ("logit_bias", all(-100 <= bias <= 100 for _, bias in self.logit_bias), "from -100 to 100 each"),
             ("stop", all(self.stop), "no empty text"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more"),
         )
         for name, holds, rule in rules:
             if not holds:
                 raise RecipeError(f"{name}={getattr(self, name)}: it must be {rule}.")
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a token was, by the model's own logits: before temperature, penalties and what else shapes a draw.
+
+    Attributes:
+        token: The chosen one.
+        logprob: Its log-probability.
+        likeliest: The likeliest tokens there with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
 class Drawn(Protocol):
     """What a next token is chosen for: the tokens so far, how to choose, and random numbers of its own."""
 
     tokens: list[int]
+    prompt_tokens: int
     sampling: Sampling
     stream: torch.Generator
 
@@ -77,24 +106,54 @@ def choose(logits: Tensor, rows: Sequence[Drawn]) -> list[int]:
     ]
 
 
+def likelihoods(logits: Tensor, chosen: Sequence[int], rows: Sequence[Drawn]) -> list[Likelihood | None]:
+    """How likely the chosen token of each row was; None where its settings do not ask.
+
+    Args:
+        logits: [rows, vocabulary].
+        chosen: A token for each row.
+        rows: What they belong to.
+    """
+    found: list[Likelihood | None] = [None] * len(rows)
+    for place, (token, row) in enumerate(zip(chosen, rows, strict=True)):
+        if (count := row.sampling.logprobs) is None:
+            continue
+        known = logits[place].float().log_softmax(-1)
+        best = known.topk(min(count, len(known)))
+        likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found[place] = Likelihood(token, float(known[token]), tuple(likeliest))
+    return found
+
+
 def _is_plain(sampling: Sampling) -> bool:
-    return sampling.temperature < _LEAST and sampling.repetition_penalty == 1
+    return sampling.temperature < _LEAST and not _is_adjusted(sampling)
+
+
+def _is_adjusted(how: Sampling) -> bool:
+    return how.repetition_penalty != 1 or bool(how.presence_penalty or how.frequency_penalty or how.logit_bias)
 
 
 def _drawn(logits: Tensor, row: Drawn) -> int:
     """A token drawn from logits [vocabulary]."""
     how = row.sampling
-    if how.repetition_penalty != 1:
-        logits = _penalised(logits, row)
+    if _is_adjusted(how):
+        logits = _adjusted(logits, row)
     if how.temperature < _LEAST:
         return int(logits.argmax())
     return int(torch.multinomial(_shaped(logits, how), 1, generator=row.stream))
 
 
-def _penalised(logits: Tensor, row: Drawn) -> Tensor:
+def _adjusted(logits: Tensor, row: Drawn) -> Tensor:
+    """Logits [vocabulary] with the row's penalties and biases."""
+    how = row.sampling
     known = torch.tensor(sorted(set(row.tokens)))
-    values, penalty = logits[known], row.sampling.repetition_penalty
-    return logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
+    values, penalty = logits[known], how.repetition_penalty
+    logits = logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
+    for token, bias in how.logit_bias:
+        logits[token] += bias
+    for token, count in Counter(row.tokens[row.prompt_tokens :]).items():
+        logits[token] -= how.presence_penalty + how.frequency_penalty * count
+    return logits
 
 
 def _shaped(logits: Tensor, how: Sampling) -> Tensor:

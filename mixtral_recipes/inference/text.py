@@ -1,5 +1,6 @@
 """The text of tokens as they come."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,3 +55,31 @@ class GrowingText:
         grown = upto[len(self.shown) :]
         self.shown = upto if len(upto) > len(self.shown) else self.shown
         return grown
+
+
+class TokenTexts:
+    """What single tokens stand for within a text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # Behind another token, since tokenizers leave out the space that a text begins with.
+        self._before: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._skipped = len(self._decoded(self._before))
+        self._special = set(tokenizer.all_special_ids)
+        self._known: dict[int, tuple[str, list[int] | None]] = {}
+
+    def __call__(self, token: int) -> tuple[str, list[int] | None]:
+        """A token's text, of a special one its name, and its bytes; None where it is a part of a character unknown."""
+        if token not in self._known:
+            self._known[token] = self._of(token)
+        return self._known[token]
+
+    def _of(self, token: int) -> tuple[str, list[int] | None]:
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        text = name if token in self._special else self._decoded([*self._before, token])[self._skipped :]
+        if byte := re.fullmatch("<0x([0-9A-F]{2})>", name):
+            return text, [int(byte[1], 16)]
+        return text, None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

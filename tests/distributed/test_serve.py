@@ -123,6 +123,52 @@ def test_completion_chat_and_streams(server: Server) -> None:
     use(server, work)
 
 
+async def likelihoods(client: Any) -> list[list[float]]:
+    settings = {"model": "chatty", "max_tokens": 8, "temperature": 0, "logprobs": 2}
+    answer = await client.completions.create(prompt=[QUESTION, "The"], **settings)
+    return [one.logprobs.token_logprobs for one in answer.choices]
+
+
+def test_likelihoods_are_those_of_transformers_on_the_whole_text(server: Server, model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    async def work(client: Any) -> None:
+        asked = {"model": "chatty", "prompt": QUESTION, "max_tokens": 6, "temperature": 0, "logprobs": 3}
+        answer = await client.completions.create(**asked)
+        (choice,) = answer.choices
+        told = choice.logprobs
+        assert "".join(told.tokens) == choice.text
+        assert told.text_offset == [len("".join(told.tokens[:place])) for place in range(6)]
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        theirs = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        prompt = tokenizer(QUESTION)["input_ids"]
+        tokens = [*prompt, *tokenizer(choice.text, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            known = theirs(torch.tensor([tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = known.gather(1, torch.tensor(tokens[len(prompt) :])[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(told.token_logprobs), expected, atol=1e-3, rtol=1e-3)
+        best = torch.tensor([sorted(one.values(), reverse=True) for one in told.top_logprobs])
+        torch.testing.assert_close(best, known.topk(3).values, atol=1e-3, rtol=1e-3)
+        pieces = [piece async for piece in await client.completions.create(**asked, stream=True)]
+        streamed = [piece.choices[0].logprobs for piece in pieces if piece.choices[0].logprobs]
+        assert [token for one in streamed for token in one.tokens] == told.tokens
+        assert [place for one in streamed for place in one.text_offset] == told.text_offset
+        assert (await client.completions.create(**(asked | {"logprobs": None}))).choices[0].logprobs is None
+
+        talk = {"model": "chatty", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
+        (choice,) = (await client.chat.completions.create(**talk, logprobs=True, top_logprobs=2)).choices
+        content = choice.logprobs.content
+        assert "".join(one.token for one in content) == choice.message.content
+        assert [one.logprob for one in content] == [one.top_logprobs[0].logprob for one in content]
+        assert bytes(byte for one in content for byte in one.bytes).decode() == choice.message.content
+        never = tokenizer(choice.message.content, add_special_tokens=False)["input_ids"][0]
+        other = await client.chat.completions.create(**talk, logit_bias={str(never): -100})
+        assert other.choices[0].message.content != choice.message.content
+
+    use(server, work)
+
+
 def resident(server: Server) -> int:
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -175,7 +221,7 @@ BAD = [
     b'{"model":"chatty","prompt":"a","max_tokens":511}', b'{"model":"chatty","prompt":"a","temperature":-1}',
     b'{"model":"chatty","prompt":"a","top_p":2}', b'{"model":"chatty","prompt":"a","n":1000000}',
     b'{"model":"chatty","prompt":"a","stop":""}', b'{"model":"chatty","prompt":"a","seed":1e400}',
-    b'{"model":"chatty","prompt":"a","logprobs":3}', b'{"model":"chatty","prompt":"a","what":1}',
+    b'{"model":"chatty","prompt":"a","logprobs":30}', b'{"model":"chatty","prompt":"a","what":1}',
     b'{"model":"chatty","prompt":"' + b"a b " * 2000 + b'"}', b'{"model":"chatty","prompt":"\\ud800"}',
 ]  # fmt: skip
 
@@ -214,6 +260,9 @@ def test_two_ranks_a_token_a_full_queue_and_a_draining_end(model: Path, server: 
         with pytest.raises(openai.AuthenticationError):
             use(both, said)
         assert use(both, said, TOKEN) == use(server, said)
+        told = [use(one, likelihoods, token) for one, token in ((both, TOKEN), (server, "none"))]
+        assert [len(one) for one in told[0]] == [8, 8]
+        assert told[0] == [pytest.approx(one, abs=1e-3) for one in told[1]]
 
         async def flood(client: Any) -> list[Any]:
             return await asyncio.gather(

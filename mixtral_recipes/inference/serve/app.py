@@ -5,6 +5,7 @@ import functools
 import hmac
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,9 +19,11 @@ from mixtral_recipes.errors import DataError
 from mixtral_recipes.inference import prompts
 from mixtral_recipes.inference.batch import Continuation
 from mixtral_recipes.inference.chat import tokens_of
+from mixtral_recipes.inference.sampling import Likelihood
 from mixtral_recipes.inference.serve import answers
 from mixtral_recipes.inference.serve.requests import Body, Chat, Completion, Refused, new_tokens, parsed
-from mixtral_recipes.inference.serve.worker import Ask, Ticket, Worker
+from mixtral_recipes.inference.serve.worker import Ask, Grown, Ticket, Worker
+from mixtral_recipes.inference.text import TokenTexts
 
 _MOST_BYTES = 16 * 2**20  # of a body
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
@@ -47,6 +50,7 @@ class Service:
         self._name = name
         self._token = token
         self._vocabulary = vocabulary
+        self._texts = TokenTexts(tokenizer)
         self._born = int(time.time())
         self._tokenizing = asyncio.Lock()  # one at a time: a tokenizer keeps settings of the call before
         # A token stands for no more characters than its name has: of a longer text it is known unread, and without
@@ -140,7 +144,7 @@ class Service:
         asks = await self._asks(body)
         per_prompt = body.n or 1
         prompt_tokens = sum(len(ask.prompt) for ask in asks[::per_prompt])
-        shape = answers.Shape(self._name, chat=isinstance(body, Chat))
+        shape = answers.Shape(self._name, self._texts, chat=isinstance(body, Chat))
         reply = _Reply(self._worker, asks)
         if body.stream:
             usage = prompt_tokens if body.wants_usage else None
@@ -157,9 +161,12 @@ class Service:
         for tokens in encoded:
             if isinstance(body, Chat):
                 most = new_tokens(body.max_completion_tokens or body.max_tokens, len(tokens), context)
+                likeliest = (body.top_logprobs or 0) if body.logprobs else None
             else:
+                assert isinstance(body, Completion)
                 most = new_tokens(body.max_tokens, len(tokens), context, otherwise=_COMPLETION_TOKENS)
-            how = body.sampling(most)
+                likeliest = body.logprobs
+            how = body.sampling(most, likeliest)
             asks += [Ask(tokens, how, len(asks) + n, watched=bool(body.stream)) for n in range(body.n or 1)]
         return asks
 
@@ -180,6 +187,8 @@ class Service:
             raise Refused("A prompt has no token; give it some text.", param="prompt")
         if max(map(max, found)) >= self._vocabulary:
             raise Refused(f"A prompt's tokens must be below {self._vocabulary}.", param="prompt")
+        if max(body.logit_bias or [0]) >= self._vocabulary:
+            raise Refused(f"logit_bias: its tokens must be below {self._vocabulary}.", param="logit_bias")
         return found
 
     def _refuse_longer(self, characters: int, param: str) -> None:
@@ -194,11 +203,14 @@ class Service:
     async def _events(self, reply: "_Reply", shape: answers.Shape, prompt_tokens: int | None) -> AsyncIterator[str]:
         """Server-sent events; `prompt_tokens` None leaves out how many tokens there were."""
         spoken: set[int] = set()
+        likely: defaultdict[int, list[Likelihood]] = defaultdict(list)  # of tokens whose text cannot be shown yet
         try:
-            async for number, text, done in reply.pieces():
-                if text or done or number not in spoken:
-                    reason = done.finish_reason if done else None
-                    yield _event(shape.piece(number, text, reason, first=number not in spoken))
+            async for number, grown in reply.pieces():
+                likely[number] += grown.likelihoods
+                if grown.text or grown.done or number not in spoken:
+                    reason = grown.done.finish_reason if grown.done else None
+                    told = likely.pop(number)
+                    yield _event(shape.piece(number, grown.text, reason, told, first=number not in spoken))
                     spoken.add(number)
             if prompt_tokens is not None:
                 yield _event(shape.last(reply.choices, prompt_tokens))
@@ -214,7 +226,7 @@ class _Reply:
     def __init__(self, worker: Worker, asks: list[Ask]) -> None:
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._come: asyncio.Queue[tuple[int, str, Continuation | None] | Exception] = asyncio.Queue()
+        self._come: asyncio.Queue[tuple[int, Grown] | Exception] = asyncio.Queue()
         self._done: dict[int, Continuation] = {}
         self._count = len(asks)
         self.ticket: Ticket = worker.submit(asks, self._bring, self._bring_failure)
@@ -229,16 +241,16 @@ class _Reply:
         """How long it has taken."""
         return time.monotonic() - self.ticket.since
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str, Continuation | None]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, Grown]]:
         """Text as it comes; a client that goes away takes its rows out of the batch."""
         try:
             while len(self._done) < self._count:
                 come = await self._come.get()
                 if isinstance(come, Exception):
                     raise come
-                number, _, done = come
-                if done:
-                    self._done[number] = done
+                number, grown = come
+                if grown.done:
+                    self._done[number] = grown.done
                 yield come
         finally:
             self._worker.give_up(self.ticket)
@@ -261,8 +273,8 @@ class _Reply:
             pass
         return self.choices
 
-    def _bring(self, number: int, text: str, done: Continuation | None) -> None:
-        self._loop.call_soon_threadsafe(self._come.put_nowait, (number, text, done))
+    def _bring(self, number: int, grown: Grown) -> None:
+        self._loop.call_soon_threadsafe(self._come.put_nowait, (number, grown))
 
     def _bring_failure(self, error: Exception) -> None:
         self._loop.call_soon_threadsafe(self._come.put_nowait, error)

@@ -14,11 +14,10 @@ MOST_CHOICES = 128
 
 # What would need an answer of another kind, with the values that ask for nothing.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none",),
-    "functions": ([],), "logit_bias": ({},), "logprobs": (False, 0), "modalities": (["text"],),
-    "parallel_tool_calls": (True, False), "prediction": (), "presence_penalty": (0,),
+    "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none",), "functions": ([],),
+    "modalities": (["text"],), "parallel_tool_calls": (True, False), "prediction": (),
     "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],),
-    "top_logprobs": (0,), "web_search_options": (),
+    "web_search_options": (),
 }  # fmt: skip
 _NOTHING_TO_DO = {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 
@@ -54,6 +53,8 @@ class _Options(BaseModel):
 
 
 _Stop = Annotated[str, Field(min_length=1)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)] | None
+_Likeliest = Annotated[int, Field(ge=0, le=20)] | None
 
 
 class Body(BaseModel):
@@ -66,6 +67,9 @@ class Body(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: _Penalty = None
+    frequency_penalty: _Penalty = None
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
@@ -73,8 +77,13 @@ class Body(BaseModel):
     stream_options: _Options | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
-    def sampling(self, new_tokens: int) -> Sampling:
-        """The same for the engine; without a seed, one nobody has asked for."""
+    def sampling(self, new_tokens: int, likeliest: int | None = None) -> Sampling:
+        """The same for the engine; without a seed, one nobody has asked for.
+
+        Args:
+            new_tokens: The most there may be.
+            likeliest: How many of the likeliest tokens are told at each place; None tells no likelihoods.
+        """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(
             max_new_tokens=new_tokens,
@@ -82,8 +91,12 @@ class Body(BaseModel):
             top_k=max(self.top_k or 0, 0),
             top_p=1.0 if self.top_p is None else self.top_p,
             repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),
             stop=tuple(stop),
             seed=secrets.randbits(62) if self.seed is None else self.seed,
+            logprobs=likeliest,
         )
 
     @property
@@ -99,6 +112,7 @@ class Completion(Body):
     """The body of ``POST /v1/completions``."""
 
     prompt: str | _Tokens | Annotated[list[str] | list[_Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
+    logprobs: _Likeliest = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -140,6 +154,8 @@ class Chat(Body):
 
     messages: Annotated[list[_Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Likeliest = None
 
     @property
     def turns(self) -> list[dict[str, str]]:
@@ -175,6 +191,8 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
             raise Refused(f"{name[:100]}: {why}; leave it out.", param=name[:100])
     if found.stream_options is not None and not found.stream:
         raise Refused("stream_options: goes with stream=true alone; leave it out.", param="stream_options")
+    if isinstance(found, Chat) and found.top_logprobs and not found.logprobs:
+        raise Refused("top_logprobs: goes with logprobs=true alone; leave it out.", param="top_logprobs")
     return found
 
 

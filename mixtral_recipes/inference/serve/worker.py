@@ -18,14 +18,30 @@ import torch
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.inference.batch import Batch, Continuation, Row, fit
 from mixtral_recipes.inference.model import InferenceModel
-from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.inference.sampling import Likelihood, Sampling
 from mixtral_recipes.inference.serve.metrics import Metrics
 from mixtral_recipes.inference.serve.requests import Refused
 from mixtral_recipes.system.ranks import first, joined, rank_and_size
 
 _HEARTBEAT_S = 10.0  # so long the other ranks wait for rank 0 at most
 
-OnText = Callable[[int, str, Continuation | None], None]  # a prompt's number, its new text, and in the end all of it
+
+@dataclass(frozen=True)
+class Grown:
+    """What a continuation grew by.
+
+    Attributes:
+        text: New text that may be shown.
+        likelihoods: Of its new tokens, if they were asked for.
+        done: All of it, at its end.
+    """
+
+    text: str
+    likelihoods: list[Likelihood]
+    done: Continuation | None
+
+
+OnText = Callable[[int, Grown], None]  # with a prompt's number
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,7 @@ class Worker:
                 ticket.left -= 1
                 self.metrics.ended(row.done)
             place = list(ticket.asks).index(number)
-            ticket.on_text(place, text, row.done)
+            ticket.on_text(place, Grown(text, row.untold(), row.done))
         if row.done:
             self._close(row, number)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.inference.sampling import Sampling, _penalised, _shaped, choose, stream
+from mixtral_recipes.inference.sampling import Likelihood, Sampling, _adjusted, _shaped, choose, likelihoods, stream
 
 
 @dataclass
@@ -14,6 +14,7 @@ class Row:
     tokens: list[int]
     sampling: Sampling
     number: int = 0
+    prompt_tokens: int = 1
 
     def __post_init__(self) -> None:
         self.stream = stream(self.sampling.seed, self.number)
@@ -43,9 +44,40 @@ def test_repetition_penalty_is_transformers() -> None:
     seen = [[1, 2, 2, 7], [0, 5, 9, 29]]
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(seen), logits.clone())
     rows = [Row(tokens, Sampling(repetition_penalty=1.7)) for tokens in seen]
-    found = torch.stack([_penalised(row, one) for row, one in zip(logits, rows, strict=True)])
+    found = torch.stack([_adjusted(row, one) for row, one in zip(logits, rows, strict=True)])
     torch.testing.assert_close(found, expected)
     assert choose(logits, rows) == expected.argmax(-1).tolist()
+
+
+def test_penalties_count_what_was_said_and_biases_are_added() -> None:
+    logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(3))
+    how = Sampling(presence_penalty=0.5, frequency_penalty=-0.25, logit_bias=((4, 100), (9, -2)))
+    row = Row([3, 3, 5, 6, 6, 6], how, prompt_tokens=3)  # the prompt's own tokens do not count
+    expected = logits[0].clone()
+    expected[6] -= 0.5 - 3 * 0.25
+    expected[4] += 100
+    expected[9] -= 2
+    before = logits.clone()
+    torch.testing.assert_close(_adjusted(logits[0], row), expected)
+    torch.testing.assert_close(logits, before)
+    assert choose(logits, [row]) == [4]
+    for alone in ({"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"logit_bias": ((1, -100),)}):
+        likeliest = torch.zeros(1, 3)
+        likeliest[0, 1] = 1
+        assert choose(likeliest, [Row([0, 1], Sampling(**alone))]) != [1]
+
+
+def test_likelihoods_are_of_the_models_own_logits() -> None:
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(4))
+    rows = [Row([1], Sampling(temperature=9.0, top_k=1, logprobs=count)) for count in (2, None, 0)]
+    first, none, alone = likelihoods(logits, [7, 1, 2], rows)
+    known = logits.log_softmax(-1)
+    assert none is None
+    assert alone == Likelihood(2, known[2, 2].item(), ())
+    assert first is not None
+    assert (first.token, first.logprob) == (7, known[0, 7].item())
+    ordered = known[0].sort(descending=True)
+    assert first.likeliest == tuple(zip(ordered.indices[:2].tolist(), ordered.values[:2].tolist(), strict=True))
 
 
 def test_a_prompts_draws_depend_on_its_number_and_the_seed_alone() -> None:
@@ -76,6 +108,8 @@ def test_each_row_is_drawn_by_its_own_settings() -> None:
         ({"top_k": -1}, "top_k=-1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: it must be at least 1"),
         ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"presence_penalty": 3}, "presence_penalty=3: it must be from -2 to 2"),
+        ({"logit_bias": ((1, 200.0),)}, "logit_bias="),
     ],
 )
 def test_what_no_value_may_be(settings: dict[str, float], message: str) -> None:

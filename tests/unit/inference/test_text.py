@@ -1,6 +1,14 @@
 """Text is shown as it comes, up to a stop text, and never a part of a character."""
 
-from mixtral_recipes.inference.text import GrowingText
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from mixtral_recipes import embedded
+from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.inference.text import GrowingText, TokenTexts
 
 
 class Bytes:
@@ -36,3 +44,40 @@ def test_what_only_began_like_a_stop_text_is_shown_at_the_end() -> None:
     pieces, found = shown("a ##", "###")
     assert not found.stopped
     assert "".join(pieces) == "a ##"
+
+
+def sentencepiece_like() -> Any:
+    """A tokenizer as Mixtral's: spaces are part of words, and what it does not know is bytes."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "\u2581a", "\u2581b"]
+    model = tokenizers.models.BPE(
+        {word: number for number, word in enumerate(words)}, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True
+    )
+    found = tokenizers.Tokenizer(model)
+    found.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    found.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_a_token_alone_has_its_space_its_name_and_its_bytes() -> None:
+    tokenizer = sentencepiece_like()
+    texts = TokenTexts(tokenizer)
+    number = tokenizer.get_vocab().__getitem__
+    assert texts(number("\u2581a")) == (" a", [32, 97])
+    assert texts(number("a")) == ("a", [97])
+    assert texts(number("</s>")) == ("</s>", [*b"</s>"])
+    assert texts(number("<0x41>")) == ("A", [0x41])
+    assert texts(number("<0xE2>"))[1] == [0xE2]
+    assert texts(number("<0xE2>"))[0] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_tokens_of_a_byte_level_tokenizer_make_up_their_text() -> None:
+    tokenizer = load_tokenizer(embedded.resolve("embedded://mixtral_tiny"))
+    texts = TokenTexts(tokenizer)
+    text = "Where is Paris , then?\n\n2 + 2"
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "".join(texts(token)[0] for token in tokens) == text
+    assert bytes(byte for token in tokens for byte in texts(token)[1] or ()) == text.encode()
+    part = tokenizer("\N{GREEK SMALL LETTER OMEGA}", add_special_tokens=False)["input_ids"][0]
+    assert texts(part) == ("\N{REPLACEMENT CHARACTER}", None)

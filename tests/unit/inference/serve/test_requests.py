@@ -23,6 +23,9 @@ def test_what_is_read() -> None:
     found = completion(temperature=0.5, top_k=-1, top_p=0.9, stop="\n", seed=-3, repetition_penalty=1.1).sampling(7)
     assert (found.max_new_tokens, found.temperature, found.top_k, found.top_p) == (7, 0.5, 0, 0.9)
     assert (found.stop, found.seed, found.repetition_penalty) == (("\n",), -3, 1.1)
+    found = completion(presence_penalty=-2, frequency_penalty=0.5, logit_bias={"3": -100, "5": 1.5}).sampling(7, 4)
+    assert (found.presence_penalty, found.frequency_penalty) == (-2, 0.5)
+    assert (found.logit_bias, found.logprobs) == (((3, -100), (5, 1.5)), 4)
     assert completion().sampling(1).temperature == 1.0
     assert completion().sampling(1).seed != completion().sampling(1).seed
 
@@ -84,10 +87,14 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [["a"]]}, "prompt"),
         ({"prompt": None}, "prompt"),
-        ({"logprobs": 5}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
         ({"echo": True}, "echo"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": "a"}, "presence_penalty"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
         ({"temprature": 0.5}, "temprature"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
@@ -98,6 +105,13 @@ def test_what_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     assert told.value.status == 400
     assert (told.value.param or "").startswith(param)
     assert str(told.value).startswith(param)
+
+
+def test_the_likeliest_tokens_go_with_likelihoods() -> None:
+    assert chat(logprobs=True, top_logprobs=3).top_logprobs == 3
+    with pytest.raises(Refused, match="top_logprobs: goes with logprobs=true alone") as told:
+        chat(top_logprobs=3)
+    assert told.value.param == "top_logprobs"
 
 
 def test_of_a_field_with_several_forms_it_is_said_what_is_wrong_in_the_nearest() -> None:
