@@ -11,7 +11,7 @@ from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
-from mixtral_recipes.system.hub_ids import is_hub_id
+from mixtral_recipes.system.hub_ids import is_hub_id, refuse_misspelt_path
 
 _NEMO = "nemo://"
 
@@ -52,6 +52,8 @@ def parse_source(source: str) -> Path | HubId:
     repo, _, revision = text.partition("@")
     if repo.count("/") != 1 or not is_hub_id(repo):
         raise CheckpointError(f"{source} is neither a folder that exists nor a Hub id (org/name).")
+    if not source.startswith("hf://"):
+        refuse_misspelt_path(text, "model", CheckpointError)
     return HubId(repo, revision or None)
 
 

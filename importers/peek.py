@@ -36,6 +36,21 @@ def peek(source: str) -> Path | None:
     return kept[-1].parent if kept else _cached(place)
 
 
+def still_to_come(source: str) -> str | None:
+    """What must happen before a run can start from a model, in words; None where it is on this machine.
+
+    Args:
+        source: As `resolve.resolve` takes it, and `resolve.check_source` passed it.
+    """
+    if peek(source) is not None:
+        return None
+    if source.startswith("nemo://") and not locations.is_path(source):
+        return f"{source} is not imported yet; before it runs: mixtral-recipes import hf://{source.removeprefix('nemo://')}"
+    if isinstance(locations.parse_source(source), Path):
+        return None
+    return f"{source} is not on this machine yet; it is fetched and imported when the run starts."
+
+
 def _cached(place: locations.HubId) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 

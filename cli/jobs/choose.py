@@ -118,7 +118,7 @@ def prepare(options: JobOptions) -> Job:
     folder = (options.place.dir or Path(recipe.log.log_dir or "runs")).expanduser().absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
     _check(recipe, recipe_name, task, options)
-    for line in notes:
+    for line in notes + _still_to_come(recipe, options):
         note(line)
     return Job(recipe_name, task, recipe, where, name, folder / name)
 
@@ -273,17 +273,29 @@ def _read_through(data: Any) -> None:
 def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
     from mixtral_recipes.executors.preflight import preflight
 
-    preflight(recipe, options.hardware, elsewhere=options.place.executor is ExecutorName.slurm and _elsewhere(options))
+    preflight(recipe, options.hardware, elsewhere=_has_other_files(options))
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
         raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
         raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
 
 
-def _elsewhere(options: JobOptions) -> bool:
-    """Whether a cluster's jobs have other files than this machine: in a container, or behind ssh."""
+def _still_to_come(recipe: Any, options: JobOptions) -> list[str]:
+    """What the run's weights need first, as far as this machine can tell."""
+    from mixtral_recipes.importers.peek import still_to_come
+
+    start: Any = getattr(recipe.resume, "restore_config", None)
+    unknown = start is None or not start.path or _has_other_files(options)
+    line = None if unknown else still_to_come(start.path)
+    return [line] if line else []
+
+
+def _has_other_files(options: JobOptions) -> bool:
+    """Whether the job is a cluster's and has other files than this machine: in a container, or behind ssh."""
     from mixtral_recipes.executors.slurm.profile import cluster
 
+    if options.place.executor is not ExecutorName.slurm:
+        return False
     site = cluster(options.place.cluster)
     return bool(site.ssh) or site.mode != "venv"
 

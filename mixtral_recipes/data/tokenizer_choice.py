@@ -6,8 +6,15 @@ from typing import Any
 from mixtral_recipes.data import tokenizer_files
 from mixtral_recipes.data.records.chat_templates import named_template
 from mixtral_recipes.data.tokenizers import load_tokenizer, vocabulary_size
+from mixtral_recipes.embedded import PREFIX
 from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError
 from mixtral_recipes.settings.tokenizer import AutoTokenizer, NullTokenizer
+from mixtral_recipes.system.hub_ids import warn_of_a_word
+
+_NO_DOWNLOAD = (
+    *(f"{tokenizer_files.MISTRAL}{name}" for name in tokenizer_files.MISTRAL_FILES),
+    f"{PREFIX}mixtral_tiny",
+)
 
 
 def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError) -> Any:
@@ -38,7 +45,7 @@ def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError
 
 
 def check_place(named: Any) -> None:
-    """Refuse a tokenizer that cannot be found, without reading it or asking the Hub.
+    """Refuse a tokenizer that cannot be found, and warn of a doubtful one, without reading it or asking the Hub.
 
     Args:
         named: As `chosen_tokenizer` takes it.
@@ -48,7 +55,9 @@ def check_place(named: Any) -> None:
     """
     by_files = isinstance(named, AutoTokenizer) and named.vocab_file
     if isinstance(named, str | Path | AutoTokenizer) and not by_files:
-        tokenizer_files.refuse_nowhere(described(named), DataError)
+        name = described(named)
+        tokenizer_files.refuse_nowhere(name, DataError)
+        warn_of_a_word(name, "model", _NO_DOWNLOAD)
 
 
 def described(named: Any) -> str:

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, MixtralRecipesError, in_short
-from mixtral_recipes.system.hub_ids import is_hub_id
+from mixtral_recipes.system.hub_ids import is_hub_id, refuse_misspelt_path
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.schema import typed
 
@@ -138,6 +138,7 @@ def refuse_nowhere(source: str | Path, error: type[MixtralRecipesError]) -> None
         return
     if not is_hub_id(name.partition("@")[0]):
         raise error(f"tokenizer {source}: neither a folder or file that exists nor a Hub id (org/name).")
+    refuse_misspelt_path(str(source), "model", error)
 
 
 def size_on_disk(source: str | Path) -> int | None:

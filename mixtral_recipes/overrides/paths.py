@@ -279,7 +279,14 @@ def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
         return {}
     if node.args or any(keyword.arg is None for keyword in node.keywords):
         raise RecipeError(f"{path}: write arguments by name, e.g. LoRA(dim=16).")
+    return {str(keyword.arg): _literal(keyword, path) for keyword in node.keywords}
+
+
+def _literal(keyword: ast.keyword, path: str) -> Any:
     try:
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        return ast.literal_eval(keyword.value)
     except ValueError:
-        raise RecipeError(f"{path}: arguments must be plain values.") from None
+        written = ast.unparse(keyword.value)
+        raise RecipeError(
+            f"{path}: {keyword.arg}={written} is not a plain value; text stands in quotes: {keyword.arg}='TEXT'."
+        ) from None

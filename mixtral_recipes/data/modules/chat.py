@@ -13,7 +13,7 @@ from mixtral_recipes.data.records.bad_records import BadRecord
 from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.learning import check_learn
-from mixtral_recipes.data.records.open import check_place, open_source
+from mixtral_recipes.data.records.open import check_named, open_source
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
@@ -65,7 +65,7 @@ class ChatDataModule(DataModule):
 
     def check_places(self) -> None:
         """As the base says."""
-        check_place(self.dataset_root)
+        check_named(self.dataset_root)
 
     def pipeline(self) -> RecordPipeline:
         """The way of its records to samples."""

@@ -9,7 +9,7 @@ from mixtral_recipes.data.batches.fit import Fit
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.records.bad_records import BadRecord
-from mixtral_recipes.data.records.open import Source, check_place, open_source
+from mixtral_recipes.data.records.open import Source, check_named, open_source
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.records.squad import Question, questions_of
@@ -60,7 +60,7 @@ class SquadDataModule(DataModule):
     def check_places(self) -> None:
         """As the base says."""
         if self.dataset_root is not None:
-            check_place(self.dataset_root)
+            check_named(self.dataset_root)
 
     def pipeline(self) -> RecordPipeline:
         """The way of its records to samples; no passage is in two splits."""

@@ -16,6 +16,7 @@ from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.system.hub_ids import close_to, refuse_misspelt_path, warn_of_a_word
 from mixtral_recipes.system.pointers import refuse_pointer
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?(?:@([\w./-]+))?")
@@ -110,7 +111,14 @@ def check_place(spec: str | Path | None) -> Source | None:
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
         raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
+    refuse_misspelt_path(str(spec), "dataset", DataError)
     return None
+
+
+def check_named(spec: str | Path | None) -> None:
+    """As `check_place`, which also warns of a word that is taken for a Hub id."""
+    if check_place(spec) is None:
+        warn_of_a_word(str(spec), "dataset", ("embedded://squad",))
 
 
 def _file_splits(spec: str, path: Path) -> Source:
@@ -148,7 +156,7 @@ def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, 
     except Exception as error:  # datasets raises its own, requests', and Python's
         raise DataError(
             f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {in_short(error)}); check "
-            "the name and the network, or give a local file with --data PATH."
+            f"the name and the network, or give a local file with --data PATH.{close_to(spec, ('squad',))}"
         ) from error
     spelled = [(name, s) for name, some in SPLITS.items() for s in (f"{name}_sft", *some)]
     found = {name: loaded[s] for name, s in spelled if s in loaded}
