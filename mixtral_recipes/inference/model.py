@@ -60,12 +60,18 @@ def join(topology: Topology) -> Topology:
         The layout without sequence parallelism, since a step of generation is one token.
 
     Raises:
-        RecipeError: the layout cannot generate.
+        RecipeError: the layout cannot generate, or is not that of the processes that were started.
     """
     if topology.virtual_pipeline_model_parallel_size or topology.context_parallel_size > 1:
         raise RecipeError("generation runs without interleaved pipelines and context parallelism; leave them out.")
     topology = dataclasses.replace(topology, sequence_parallel=False)
     place = distributed.ProcessPlace.from_environment()
+    if topology.world_size != place.world_size:
+        raise RecipeError(
+            f"--devices {topology.world_size}, but {place.world_size} process(es) were started; give the number that "
+            "was started, or, where nothing was, take the launcher's variables out of the environment: unset "
+            "TORCHELASTIC_RUN_ID."
+        )
     distributed.initialize(topology, place, distributed.choose_device("auto", place), seed=0)
     atexit.register(distributed.shut_down)  # a group that outlives the interpreter now and then aborts the process
     return topology
