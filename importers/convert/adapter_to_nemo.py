@@ -153,7 +153,7 @@ def _nemo_base(parent: Lineage, final: Path) -> tuple[str, str]:
     """The NeMo checkpoint of the base: where it was imported from, or where it is to be exported to; and how."""
     base = parent.parent("base")
     source = base.record.parent("source") if base else None
-    if source and source.path and Path(source.path).is_dir() and recognise(Path(source.path)).form is Form.NEMO:
+    if source and source.path and os.access(source.path, os.R_OK) and recognise(Path(source.path)).form is Form.NEMO:
         return str(recognise(Path(source.path)).folder), "it was imported from there"
     named = f"{final}-base"
     where = base.path if base and base.path else "BASE"

@@ -1,5 +1,6 @@
 """A model followed back to its source, every link compared with what was recorded of it."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Follower:
 
     def _compare(self, parent: Parent, child: _Child) -> Link:
         place = self.base if parent.role == "base" and self.base else Path(parent.path) if parent.path else None
-        if place is None or not place.exists():
+        if place is None or not os.access(place, os.R_OK):  # it may be in the home folder of someone else
             named = parent.record.kind == "source" and "id" in parent.record.origin
             return Link(parent.role, parent.record, place, "named" if named else "absent")
         self.say(f"Reading {place}")

@@ -1,5 +1,6 @@
 """A link between two folders, compared: what every reader of it asks before it believes a path."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ def base_of(adapter: Path, base: Path | None = None, *, place_option: str = "--b
     if parent is None:
         raise CheckpointError(f"{adapter}: its lineage does not say what the adapters adapt.")
     place = base or Path(parent.path or "")
-    if not (place / "manifest.json").is_file():
+    if not os.access(place / "manifest.json", os.R_OK):
         wanted = parent.record.identity
         raise CheckpointError(
-            f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}; "
+            f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}, or may not be read; "
             f"say where it is now with {place_option}, or import it again."
         )
     problem = mismatch(parent.record.identity, identity_of(place))

@@ -1,9 +1,12 @@
 """An adapter's base is believed by content, wherever it lies."""
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.lineage import record
+from mixtral_recipes.checkpoints.lineage.chain import Follower
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tokenizer, identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of, source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
@@ -70,11 +74,43 @@ def test_a_base_that_moved_is_named_and_compared(tmp_path: Path) -> None:
     base = model(tmp_path / "base")
     adapter = adapters_on(base, tmp_path / "adapter")
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match=r"is not at .*base; say where it is now with --base PATH"):
+    with pytest.raises(
+        CheckpointError, match=r"is not at .*base, or may not be read; say where it is now with --base PATH"
+    ):
         base_of(adapter)
     assert base_of(adapter, moved) == moved
     with pytest.raises(CheckpointError, match="is not the base of"):
         base_of(adapter, model(tmp_path / "other", weights="v"))
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's rights, where the tests have them."""
+    root = os.getuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+def test_a_base_in_a_home_folder_of_someone_else_is_not_there() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to others
+        home, shared = Path(name, "home"), Path(name, "shared")
+        home.mkdir()
+        shared.mkdir()
+        adapter = adapters_on(model(home / "base"), shared / "adapter")
+        Path(name).chmod(0o755)
+        home.chmod(0)
+        try:
+            with as_nobody():
+                with pytest.raises(CheckpointError, match=r"is not at .*base, or may not be read; say where it is now"):
+                    base_of(adapter)
+                assert Follower(lambda *_: {}).follow(adapter)[1].state == "absent"
+        finally:
+            home.chmod(0o700)
 
 
 @pytest.mark.parametrize(
