@@ -17,7 +17,8 @@ from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
 from mixtral_recipes.planner.search import MOST_GPUS, Candidate, counts, search, smallest
 from mixtral_recipes.planner.workload import Workload
-from mixtral_recipes.recipes.outline import SCHEMES, Question, outline
+from mixtral_recipes.recipes import catalog
+from mixtral_recipes.recipes.outline import Question, outline
 from mixtral_recipes.system import machine
 
 _HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0, "": 1.0}
@@ -200,13 +201,11 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
 
         return None, _whole(read_recipe(ask.yaml), overrides)
     if ask.recipe is None:
-        from mixtral_recipes.recipes import catalog
-
         raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
     task = ask.task.value if ask.task else "finetune"
     scheme = (ask.peft or "lora").lower()
-    if scheme not in SCHEMES:
-        raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(SCHEMES)}.")
+    if scheme not in catalog.PEFT_SCHEMES:
+        raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(catalog.PEFT_SCHEMES)}.")
     question = Question(
         ask.recipe,
         task,

@@ -76,14 +76,8 @@ class Topology:
 
     def megatron_sizes(self) -> dict[str, Any]:
         """Every parallel size under its name in Megatron's config and in `initialize_model_parallel`."""
-        return {
-            "tensor_model_parallel_size": self.tensor_model_parallel_size,
-            "pipeline_model_parallel_size": self.pipeline_model_parallel_size,
-            "virtual_pipeline_model_parallel_size": self.virtual_pipeline_model_parallel_size,
-            "context_parallel_size": self.context_parallel_size,
-            "expert_model_parallel_size": self.expert_model_parallel_size,
-            "expert_tensor_parallel_size": self.expert_tp,
-        }
+        found = self.settings() | {"expert_tensor_parallel_size": self.expert_tp}
+        return {name: size for name, size in found.items() if name != "sequence_parallel"}
 
     def num_microbatches(self, batch: BatchShape) -> int:
         """Forward passes per optimizer step on each data-parallel rank."""

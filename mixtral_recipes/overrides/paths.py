@@ -144,8 +144,8 @@ def get(holder: Any, name: Any) -> Any:
     field = {field.name: field for field in dataclasses.fields(target)}[name]
     if field.default_factory is dataclasses.MISSING:
         return getattr(holder, name, None)
-    parts = [option for option in options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
-    assign(holder, name, run.Config(_class(parts[0])) if parts else field.default_factory())
+    parts: list[Any] = [option for option in options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
+    assign(holder, name, run.Config(parts[0]) if parts else field.default_factory())
     return getattr(holder, name)
 
 
@@ -187,21 +187,16 @@ def annotation(holder: Any, name: Any) -> Any:
     return conformity.annotation(fdl.get_callable(holder), name)
 
 
-def _class(option: Any) -> Any:
-    """A class among a setting's types; type checkers take a dataclass for an instance too."""
-    return option
-
-
 def _create(holder: Any, name: Any, text: str) -> Any:
     """Fill in a part that is None, where its class is plain from its type."""
     allowed = options(annotation(holder, name))
-    classes = [option for option in allowed if dataclasses.is_dataclass(option)]
+    classes: list[Any] = [option for option in allowed if dataclasses.is_dataclass(option)]
     if name == "peft":
         raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora or peft_scheme='lora' first.")
     if dict in [typing.get_origin(option) or option for option in allowed]:
         part: Any = {}
     elif classes:
-        part = run.Config(_class(classes[0]))
+        part = run.Config(classes[0])
     else:
         raise RecipeError(f"{text}: {name} is None.")
     assign(holder, name, part)

@@ -119,18 +119,11 @@ def _full(data: dict[str, Any], task: str) -> run.Partial[Any]:
 
 def _short(data: dict[str, Any], name: str, task: str) -> run.Partial[Any]:
     function = loading.recipe_function(name, task)
-    arguments = {key: data.pop(key) for key in list(data) if key in _argument_names(function)}
-    recipe = function(**{key: _argument(function, key, value) for key, value in arguments.items()})
+    known = inspect.signature(function).parameters
+    arguments = {key: data.pop(key) for key in list(data) if key in known and key != "fn"}
+    recipe = function(**{key: values.check(value, known[key].annotation, key) for key, value in arguments.items()})
     _merge(recipe, data, "")
     return recipe
-
-
-def _argument_names(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "fn"]
-
-
-def _argument(function: Any, name: str, value: Any) -> Any:
-    return values.check(value, inspect.signature(function).parameters[name].annotation, name)
 
 
 def _merge(holder: Any, data: dict[str, Any], path: str) -> None:

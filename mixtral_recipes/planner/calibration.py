@@ -6,6 +6,7 @@ A measurement replaces fields of the card (`measure.py`); a run corrects them by
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from mixtral_recipes.planner import cards
 from mixtral_recipes.planner.cards import Card
@@ -31,12 +32,12 @@ def corrected(card: Card) -> Card:
     """A card with what was measured of it."""
     found = kept().get(card.name, {})
     names = {field.name for field in dataclasses.fields(Card)}
-    known = {
+    known: dict[str, Any] = {
         name: float(value)
         for name, value in found.items()
         if name in names and isinstance(value, int | float) and math.isfinite(value) and value > 0
     }
-    return card.corrected(**known) if known else card
+    return dataclasses.replace(card, **known)
 
 
 def keep(name: str, fields: dict[str, float]) -> str:

@@ -4,7 +4,6 @@ Sources of the data sheets: NVIDIA's product pages (A100, H100 SXM, H200 SXM, HG
 4090 and 5090), dense figures. Memory is what CUDA shows of the nominal size.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError, nearest
@@ -49,10 +48,6 @@ class Card:
     multiprocessors: int = 132
     mxfp8: bool = False
     launch_us: float = 7.0
-
-    def corrected(self, **fields: float) -> "Card":
-        """The card with fields that were measured (`calibration`)."""
-        return dataclasses.replace(self, **fields)
 
 
 _GIB = 1.073741824

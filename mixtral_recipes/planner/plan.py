@@ -157,7 +157,8 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
     if card.fp8_tflops and not job.fp8_recipe and job.dtype_bytes == 2:
         recipe = "mxfp8" if card.mxfp8 else "delayed"
         gathered = True if card.mxfp8 else None  # as the recipes have it
-        in_fp8 = dataclasses.replace(job, fp8_recipe=recipe, fp8_param_gather=gathered, batch=_fp8(batch))
+        numbers = dataclasses.replace(batch, fp8=True)
+        in_fp8 = dataclasses.replace(job, fp8_recipe=recipe, fp8_param_gather=gathered, batch=numbers)
         found.append(("FP8", in_fp8))
     if not batch.packed:
         double = dataclasses.replace(batch, micro_batch_size=2 * batch.micro_batch_size)
@@ -169,7 +170,3 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
     if job.trains_all and not job.pretrains:
         found.append(("LoRA", dataclasses.replace(job, adapters=Adapters())))
     return found
-
-
-def _fp8(batch: Any) -> Any:
-    return dataclasses.replace(batch, fp8=True)

@@ -19,7 +19,6 @@ from mixtral_recipes.planner.workload import Recompute, Workload
 SAFE = 0.95
 RECOMPUTED = Recompute("full")
 MOST_GPUS = 1024  # that a search goes up to
-_RECOMPUTE = (Recompute(), RECOMPUTED)
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,17 @@ def layouts(world_size: int, job: Workload, *, per_node: int = 8) -> Iterator[To
                     yield Topology(world_size, tp, pp, vpp, cp, ep, etp, sequence_parallel=tp > 1)
 
 
-def search(
-    job: Workload,
-    card: Card,
-    world_size: int,
-    *,
-    micro_batches: Sequence[int] = (),
-    recompute: Sequence[Recompute] = _RECOMPUTE,
-) -> Iterator[Candidate]:
+def search(job: Workload, card: Card, world_size: int, *, micro_batches: Sequence[int] = ()) -> Iterator[Candidate]:
     """Every layout that runs and fits, the fastest first; of those as fast as each other, the one with fewer axes.
 
-    Memory takes longer to count than time, so it is counted when a layout's turn comes.
+    Memory takes longer to count than time, so it is counted when a layout's turn comes. What does not fit is tried
+    again with every layer recomputed, which makes a step longer.
 
     Args:
         job: The job; its layout is replaced.
         card: The GPU.
         world_size: How many of them.
         micro_batches: Micro batches to try beside the job's own.
-        recompute: What may be recomputed; the first that fits is taken in each layout. Each makes a step longer.
     """
     sizes = sorted({job.batch.micro_batch_size, *(() if job.batch.packed else micro_batches)})
     waiting: list[tuple[tuple[float, int], int, Workload, Time]] = []
@@ -101,17 +93,16 @@ def search(
         heapq.heappush(waiting, ((round(time.step, 4), trial.topology.model_ranks), next(number), trial, time))
 
     for trial in _running(job, card, world_size, sizes):
-        wait(dataclasses.replace(trial, recompute=recompute[0]))
+        wait(dataclasses.replace(trial, recompute=Recompute()))
     while waiting:
         key, equal = waiting[0][0], []
         while waiting and waiting[0][0] == key:
             _, _, trial, time = heapq.heappop(waiting)
             taken = memory.of_job(trial, card)
-            more = recompute[recompute.index(trial.recompute) + 1 :]
             if taken.total <= SAFE * card.memory_gb:
                 equal.append(Candidate(trial, taken, time))
-            elif more:
-                wait(dataclasses.replace(trial, recompute=more[0]))
+            elif trial.recompute != RECOMPUTED:
+                wait(dataclasses.replace(trial, recompute=RECOMPUTED))
         yield from sorted(equal, key=lambda one: one.memory.total)
 
 
@@ -130,7 +121,7 @@ def fewest(job: Workload, card: Card, *, most: int = MOST_GPUS) -> int | None:
     """The fewest GPUs that hold a job in some layout; None if ``most`` are not enough."""
     for world_size in counts(card.per_node, most):
         for trial, choice in itertools.product(
-            _running(job, card, world_size, (job.batch.micro_batch_size,)), reversed(_RECOMPUTE)
+            _running(job, card, world_size, (job.batch.micro_batch_size,)), (RECOMPUTED, Recompute())
         ):
             if memory.of_job(dataclasses.replace(trial, recompute=choice), card).total <= SAFE * card.memory_gb:
                 return world_size

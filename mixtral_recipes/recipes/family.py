@@ -187,16 +187,9 @@ class Recipe:
         Raises:
             RecipeError: a precision the recipe does not offer, or hardware that is not known.
         """
+        gpus = (num_nodes, num_gpus_per_node)
         layout = default_layout(
-            Question(
-                self.name,
-                "pretrain",
-                hardware,
-                num_nodes,
-                num_gpus_per_node,
-                precision,
-                performance_mode=performance_mode,
-            )
+            Question(self.name, "pretrain", hardware, *gpus, precision, performance_mode=performance_mode)
         )
         recipe = run.Partial(
             fn,
@@ -273,18 +266,8 @@ class Recipe:
         model = self.model()
         if instruct and self.entry.instruct in INSTRUCT_VOCABULARY:
             model.config.vocab_size = INSTRUCT_VOCABULARY[self.entry.instruct]
-        layout = default_layout(
-            Question(
-                self.name,
-                "finetune",
-                hardware,
-                num_nodes,
-                num_gpus_per_node,
-                precision,
-                str(peft_scheme or "none").lower(),
-                packed_sequence,
-            )
-        )
+        gpus, scheme = (num_nodes, num_gpus_per_node), str(peft_scheme or "none").lower()
+        layout = default_layout(Question(self.name, "finetune", hardware, *gpus, precision, scheme, packed_sequence))
         recipe = finetune_default.default_finetune_recipe(
             model, starting_weights(self.entry, instruct), dir, name, packed_sequence=packed_sequence
         )

@@ -17,10 +17,8 @@ from mixtral_recipes.planner.search import SAFE, search
 from mixtral_recipes.planner.verdict import leanest
 from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes import catalog
-from mixtral_recipes.recipes.catalog import Layout, RecipeEntry
+from mixtral_recipes.recipes.catalog import PEFT_SCHEMES, Layout, RecipeEntry
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
-
-SCHEMES = catalog.PEFT_SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +108,8 @@ def job_of(asked: Question) -> Workload:
 
 def _in_layout(asked: Question, layout: Layout) -> Any:
     entry = catalog.entry(asked.recipe)
-    if asked.peft_scheme not in SCHEMES:
-        raise RecipeError(f"peft_scheme={asked.peft_scheme!r} is not known; use {', '.join(SCHEMES)}.")
+    if asked.peft_scheme not in PEFT_SCHEMES:
+        raise RecipeError(f"peft_scheme={asked.peft_scheme!r} is not known; use {', '.join(PEFT_SCHEMES)}.")
     tunes = asked.task == "finetune"
     if tunes and asked.peft_scheme == "qlora" and asked.precision == "fp8":
         raise RecipeError("precision='fp8' does not go with peft_scheme='qlora', whose base is in 4 bits; take 'bf16'.")

@@ -145,9 +145,7 @@ def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *,
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT, **alone
         )
-    parallel_state.initialize_model_parallel(
-        **topology.megatron_sizes(),
-    )
+    parallel_state.initialize_model_parallel(**topology.megatron_sizes())
     seed_everything(seed)
 
 

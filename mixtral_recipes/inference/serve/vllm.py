@@ -47,16 +47,8 @@ class VLLM:
         base, _, revision = (base, "", "") if Path(base).is_dir() else base.partition("@")
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         return [
-            *(
-                "vllm",
-                "serve",
-                base,
-                *(("--revision", revision) if revision else ()),
-                "--host",
-                self.host,
-                "--port",
-                str(self.port),
-            ),
+            *("vllm", "serve", base, *(("--revision", revision) if revision else ())),
+            *("--host", self.host, "--port", str(self.port)),
             *("--served-model-name", self.name if adapter is None else f"{self.name}-base"),
             *("--tensor-parallel-size", str(self.devices), "--max-num-seqs", str(self.rows)),
             *(("--max-model-len", str(self.context)) if self.context else ()),

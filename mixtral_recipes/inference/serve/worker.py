@@ -218,9 +218,7 @@ class Worker:
                 self._forget(row)
         grown: list[tuple[Row, str]] = []
         try:
-            if self._waiting and (
-                count := fit(list(itertools.islice(self._waiting, self._batch.free)), self._batch.free)
-            ):
+            if count := fit(self._waiting, self._batch.free):
                 grown += self._batch.add([self._waiting.popleft() for _ in range(count)])
             if len(self._batch):
                 grown += self._batch.step()

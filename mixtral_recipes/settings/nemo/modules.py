@@ -43,24 +43,17 @@ def of_nemo(name: str) -> Any:
     if isinstance(rule, Renamed):
         return getattr(importlib.import_module(_PACKAGE), rule.to)
     if isinstance(rule, Ignored):
-        return _stand_in(name, rule.why)
+        return _made(name, (NotNeeded,), why=rule.why)
     if isinstance(rule, Base):
-        return _base(name)
+        return _made(name, (), __doc__="To derive from.")
     raise AttributeError(name)
 
 
-def _stand_in(name: str, why: str) -> type[NotNeeded]:
-    made = globals().get(name)
-    if made is None:  # kept under its name, so that recipes with it can be stored
-        made = globals()[name] = type(name, (NotNeeded,), {"why": why, "__module__": __name__})
-    return made
-
-
-def _base(name: str) -> type:
-    made = globals().get(name)
-    if made is None:
-        made = globals()[name] = type(name, (), {"__module__": __name__, "__doc__": "To derive from."})
-    return made
+def _made(name: str, bases: tuple[type, ...], **body: str) -> type:
+    """A class, kept under its name, so that recipes with it can be stored."""
+    if name not in globals():
+        globals()[name] = type(name, bases, {"__module__": __name__, **body})
+    return globals()[name]
 
 
 def attribute(module: str, name: str, *, alone: bool = False) -> Any:

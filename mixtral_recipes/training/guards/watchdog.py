@@ -69,11 +69,8 @@ class Watchdog:
             idle = time.monotonic() - self._last
             if idle > self.limit:
                 self._end(f"no progress for {idle:.0f} s in {self._doing}: a rank is lost or hangs", stay=True)
-            if self._launched() and os.getppid() != self._parent:
+            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._parent:
                 self._end("the process that started this rank is gone")
-
-    def _launched(self) -> bool:
-        return "TORCHELASTIC_RUN_ID" in os.environ
 
     def _end(self, reason: str, *, stay: bool = False) -> None:
         path = self.folder / f"rank-{self.rank}.txt"

@@ -33,7 +33,8 @@ class Routing:
     @property
     def imbalance(self) -> float:
         """The busiest expert's load over an even share, the worst layer's; 1.0 is perfectly even."""
-        return imbalance(self.load)
+        share = self.load.sum(1, keepdim=True).clamp(min=1) / self.load.shape[1]
+        return float((self.load / share).max())
 
     @property
     def entropy(self) -> Tensor:
@@ -132,12 +133,6 @@ class CollapseWatch:
                     "model.config.moe_aux_loss_coeff or lower optim.config.lr."
                 )
         return warnings
-
-
-def imbalance(counts: Tensor) -> float:
-    """The busiest expert's load over an even share, the worst layer's; 1.0 is perfectly even."""
-    share = counts.sum(1, keepdim=True).clamp(min=1) / counts.shape[1]
-    return float((counts / share).max())
 
 
 def read_aux_losses(num_layers: int, num_microbatches: int) -> dict[str, list[float]]:

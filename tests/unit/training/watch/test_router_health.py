@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
 from mixtral_recipes.training.watch import router_health
-from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, Routing, imbalance
+from mixtral_recipes.training.watch.router_health import CollapseWatch, RouterHealth, Routing
 
 
 class _Router(TopKRouter):
@@ -60,8 +60,8 @@ def test_entropy_and_imbalance() -> None:
     even, lopsided = torch.full((1, 4), 10.0), torch.tensor([[40.0, 0, 0, 0]])
     assert Routing(even, torch.zeros(1)).entropy.tolist() == [pytest.approx(1.0)]
     assert Routing(lopsided, torch.zeros(1)).entropy.tolist() == [pytest.approx(0.0, abs=1e-6)]
-    assert imbalance(even) == 1.0
-    assert imbalance(lopsided) == 4.0
+    assert Routing(even, torch.zeros(1)).imbalance == 1.0
+    assert Routing(lopsided, torch.zeros(1)).imbalance == 4.0
 
 
 def _step(*load: float) -> Routing:
