@@ -16,7 +16,7 @@ import torch
 
 import mixtral_recipes as llm
 from mixtral_recipes import api
-from mixtral_recipes.errors import CheckpointError, MixtralRecipesWarning, RecipeError
+from mixtral_recipes.errors import CheckpointError, LaunchError, MixtralRecipesWarning, RecipeError
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.conformity import annotation, default, options
@@ -108,7 +108,7 @@ def told_by(target: Any, given: dict[str, Any]) -> list[str]:
     """The warnings of a call; functions that would go on to work stop at what they lack."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(CheckpointError, LaunchError):
             target(**given)
     return [str(warning.message) for warning in found if warning.category is MixtralRecipesWarning]
 
