@@ -183,17 +183,11 @@ _LAYOUTS_8X22B = {
         8, 8, 1, None, 1, 8, 1, why=f"NeMo's TP8 EP8 with the sequence parallelism its MoE layer needs; {_IN_NODE}."
     ),
     "full": _layout(
-        8,
-        8,
-        4,
-        14,
-        1,
-        8,
-        1,
+        8, 8, 4, 14, 1, 8, 1,
         why=f"NeMo's TP8 PP4 EP8, which needs 256 GPUs with expert TP 8 and 32 with 1; {_IN_NODE}.",
     ),
     "full@h200": _layout(4, 8, 4, 14, 1, 8, 1, why="The same layout, one copy: 32 GPUs of 141 GB hold it."),
-}
+}  # fmt: skip
 _LAYOUTS_8X22B_16K = {
     "pretrain": _layout(16, 4, 4, 14, 4, 8, 1, why=f"TP4 x CP4 leave 1024 tokens per rank, as at 4k; {_IN_NODE}."),
     "pretrain@h200": _layout(16, 2, 4, 14, 4, 8, 1, why=f"TP2 x CP4 fill a node: 2048 tokens per rank; {_IN_NODE}."),
@@ -215,17 +209,10 @@ _LAYOUTS_8X22B_64K = {
     "performance": _layout(16, 8, 4, 14, 2, 1, recompute=True, why=f"{_NEMO_FAST} Recomputed, as without it."),
     "peft": _layout(8, 8, 1, None, 8, 8, 1, why=f"TP8 in a node, CP8 across eight: 1024 tokens per rank; {_IN_NODE}."),
     "full": _layout(
-        16,
-        8,
-        4,
-        14,
-        4,
-        8,
-        1,
-        recompute=True,
+        16, 8, 4, 14, 4, 8, 1, recompute=True,
         why=f"TP8 x CP4 x PP4 fill 128 GPUs; 2048 tokens per rank, recomputed; {_IN_NODE}.",
     ),
-}
+}  # fmt: skip
 _LAYOUTS_8X3B = {
     "pretrain": _layout(4, 1, 1, None, 1, 8, why="18 B parameters fit without a pipeline; EP8 inside a node."),
     "performance": _layout(4, 8, 1, None, 1, 1, why=_NEMO_FAST),
@@ -270,12 +257,7 @@ _ENTRIES = (
         "mixtral_8x22b_16k", "Mixtral 8x22B", MIXTRAL_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K, "8x22B on long texts"
     ),
     _entry(
-        "mixtral_8x22b_64k",
-        "Mixtral 8x22B",
-        MIXTRAL_8X22B,
-        65536,
-        _8X22B,
-        _LAYOUTS_8X22B_64K,
+        "mixtral_8x22b_64k", "Mixtral 8x22B", MIXTRAL_8X22B, 65536, _8X22B, _LAYOUTS_8X22B_64K,
         "8x22B on very long texts",
     ),
     _entry("mixtral_8x3b", "Mixtral 8x3B", MIXTRAL_8X3B, 4096, (None, None), _LAYOUTS_8X3B, "NeMo's smaller Mixtral"),
@@ -299,7 +281,7 @@ _ENTRIES = (
         packed_batch=8,  # packs of 256 tokens, about two samples each
         micro_batch=16,
     ),
-)
+)  # fmt: skip
 
 CATALOG: dict[str, RecipeEntry] = {entry.name: entry for entry in _ENTRIES}
 
