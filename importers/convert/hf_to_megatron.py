@@ -82,9 +82,17 @@ def import_checkpoint(
             origin["path"] = str(opened.folder)  # of a checkpoint whose weights/ was given, the folder above
         left_behind = origin.pop("left_behind", []) or opened.left_behind
         place = Path(os.path.abspath(output)) if output else kept.place_of(opened, origin, wanted)
+
+        def find() -> tuple[Path, bool]:
+            folder, there = (place, False) if output else kept.find(place, opened, origin)
+            return folder, there and not overwrite
+
+        final, there = first(find, group)  # it may be in a home folder that nobody here may write to
+        if there:
+            return final
         with first_holds(lambda: held(place), group):
-            final, there = (place, False) if output else first(lambda: kept.find(place, opened, origin), group)
-            if there and not overwrite:
+            final, there = first(find, group)  # another process may have made it while this one waited
+            if there:
                 return final
             before = settled_state(opened.weights)
 

@@ -41,7 +41,7 @@ def place_of(source: Source, origin: dict[str, Any], dtype: str | None) -> Path:
 def find(place: Path, source: Source, origin: dict[str, Any]) -> tuple[Path, bool]:
     """The folder of a source's import, and whether it is there: what is there may be another's of the same name.
 
-    Call it while holding ``place``.
+    If it is not there, call it again while holding ``place``.
 
     Raises:
         CheckpointError: a folder there has a damaged manifest.

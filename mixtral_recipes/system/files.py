@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system import home
 from mixtral_recipes.system.json_files import MOST_BYTES, parse_object
 
 _LEFTOVERS = ("partial", "replaced", "deleted")
@@ -206,10 +208,18 @@ def lines_of(file: BinaryIO, longest: int) -> Iterator[bytes | None]:
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder, and any parent that is missing, for its owner only (mkdir's mode leaves parents open)."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Create a folder, and any parent that is missing, for its owner only (mkdir's mode leaves parents open).
+
+    Raises:
+        EnvironmentProblem: it cannot be made.
+    """
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        place = home.elsewhere(path)
+        raise EnvironmentProblem(f"{path} cannot be made ({error.strerror}); {place} you may write to.") from error
     return path
 
 

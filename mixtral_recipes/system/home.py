@@ -40,6 +40,13 @@ def jobs_home() -> Path:
     return _folder("NEMORUN_HOME", home() / "jobs")
 
 
+def elsewhere(path: Path) -> str:
+    """How a user has something put into another folder: of our own, by the variable that names it."""
+    if os.environ.get("NEMORUN_HOME") and path.is_relative_to(jobs_home()):
+        return "set NEMORUN_HOME to a folder"
+    return "set MIXTRAL_RECIPES_HOME to a folder" if path.is_relative_to(home()) else "choose a folder"
+
+
 def _folder(variable: str, default: Path) -> Path:
     """A variable's folder, absolute: jobs start elsewhere, and a ``~`` in sbatch or YAML meets no shell."""
     return Path(os.environ.get(variable) or default).expanduser().absolute()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mixtral_recipes.errors import EnvironmentProblem, LaunchError
+from mixtral_recipes.system import home
 from mixtral_recipes.system.files import sibling
 
 _in_use: list[int] = []
@@ -84,11 +85,9 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            elsewhere = "a folder you may write to, on a file system with locks"
-            choose = "a shorter name" if error.errno == errno.ENAMETOOLONG else elsewhere
-            raise EnvironmentProblem(
-                f"{file.parent} cannot be locked ({error.strerror or error}); choose {choose}."
-            ) from error
+            mend = f"{home.elsewhere(file)} you may write to, on a file system with locks"
+            mend = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else mend
+            raise EnvironmentProblem(f"{file.parent} cannot be locked ({error.strerror or error}); {mend}.") from error
     try:
         yield
     finally:

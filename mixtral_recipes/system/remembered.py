@@ -5,11 +5,13 @@ them. The time of change (ctime) is the file system's own: whatever writes to a 
 moves it on.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.system.files import write_text
 from mixtral_recipes.system.locks import held
 
@@ -29,7 +31,11 @@ def remembered(home: Path, files: Sequence[Path], question: str, look: Callable[
     memo = _memo(home, question, state_of(files))
     if memo.is_file():
         return memo.read_text()
-    with held(memo):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(memo))
+        except EnvironmentProblem:  # nothing can be kept there
+            return look()
         if memo.is_file():
             return memo.read_text()
         before = settled_state(files)
@@ -39,7 +45,7 @@ def remembered(home: Path, files: Sequence[Path], question: str, look: Callable[
 
 
 def remember(home: Path, files: Sequence[Path], question: str, answer: str, *, since: str | None) -> None:
-    """Keep an answer that was found out while files were read, unless they may have changed meanwhile.
+    """Keep an answer that was found out while files were read, unless they may have changed meanwhile, or it cannot be.
 
     Args:
         home: As for `remembered`.
@@ -49,8 +55,9 @@ def remember(home: Path, files: Sequence[Path], question: str, answer: str, *, s
         since: `settled_state` before they were read.
     """
     if since is not None and state_of(files) == since:
-        home.mkdir(parents=True, exist_ok=True)
-        write_text(_memo(home, question, since), answer)
+        with contextlib.suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+            write_text(_memo(home, question, since), answer)
 
 
 def settled_state(files: Sequence[Path]) -> str | None:

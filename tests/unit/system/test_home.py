@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.system.home import data_home, home, jobs_home, models_home, runs_home
+from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system.files import private_folder
+from mixtral_recipes.system.home import data_home, elsewhere, home, jobs_home, models_home, runs_home
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +40,17 @@ def test_tilde_and_relative_paths_become_absolute(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(variable, "kept")
     assert folder() == tmp_path / "kept"
+
+
+def test_a_home_folder_that_cannot_be_made_is_refused_with_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert elsewhere(Path("/proc/a")) == "choose a folder"
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", "/proc/a")
+    assert elsewhere(jobs_home()) == "set MIXTRAL_RECIPES_HOME to a folder"
+    with pytest.raises(
+        EnvironmentProblem, match=r"/proc/a/runs/1 cannot be made \(No such .*; set MIXTRAL_RECIPES_HOME"
+    ):
+        private_folder(runs_home() / "1")
+    monkeypatch.setenv("NEMORUN_HOME", "/proc/b")
+    assert elsewhere(jobs_home() / "job") == "set NEMORUN_HOME to a folder"

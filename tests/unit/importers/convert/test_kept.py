@@ -1,5 +1,6 @@
 """A kept import is given for a source whose content is what was imported, and for no other."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.importers.convert import kept
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
@@ -89,6 +91,23 @@ def test_what_was_imported_is_not_read_again(make_model: Any, monkeypatch: pytes
     monkeypatch.setattr(kept, "holds", lambda *args: pytest.fail("the weights were read again"))
     folder, _, _ = make_model()
     assert imported(folder) == imported(folder)
+
+
+@pytest.mark.usefixtures("_age")
+def test_an_import_is_found_in_a_home_folder_that_may_only_be_read(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    folder, _, _ = make_model()
+    first = imported(folder)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert imported(folder) == first
+    with pytest.raises(
+        EnvironmentProblem, match=r"\(Read-only file system\); set MIXTRAL_RECIPES_HOME to a folder you"
+    ):
+        imported(folder, dtype="fp16")
 
 
 def test_a_kept_import_that_lost_a_file_is_made_again(make_model: Any, tmp_path: Path) -> None:
