@@ -284,9 +284,8 @@ def _still_to_come(recipe: Any, options: JobOptions) -> list[str]:
     """What the run's weights need first, as far as this machine can tell."""
     from mixtral_recipes.importers.peek import still_to_come
 
-    start: Any = getattr(recipe.resume, "restore_config", None)
-    unknown = start is None or not start.path or _has_other_files(options)
-    line = None if unknown else still_to_come(start.path)
+    start = getattr(getattr(recipe.resume, "restore_config", None), "path", None)
+    line = still_to_come(start) if start and not _has_other_files(options) else None
     return [line] if line else []
 
 
