@@ -2,12 +2,15 @@
 
 It starts ``python`` from PATH, which may be another one; it starts nothing where SLURM_PROCID is not 0, as in a shell
 inside an allocation; a script whose job failed ends with 0; Ctrl-C does not reach the job; and the job's process loads
-the script to find its classes, which starts the job again unless ``if __name__ == "__main__"`` stands in the way.
+the script to find its classes, which starts the job again unless ``if __name__ == "__main__"`` stands in the way. When
+a task of a group has ended the others are asked to end, and one that was just ending counts as failed.
 """
 
+import atexit
 import contextlib
 import functools
 import importlib
+import itertools
 import json
 import os
 import re
@@ -35,6 +38,9 @@ class StartedAlready(LaunchError):
 
 def activate() -> None:
     """Change nemo_run's local jobs, once: now, or as soon as a script imports nemo_run."""
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is not None and program.name == "nemo_run.core.runners.fdl_runner":  # this is a job's process
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     experiments = sys.modules.get("nemo_run.run.experiment")
     if experiments is None:
         imports.around(_then_changed, "nemo_run")
@@ -273,27 +279,32 @@ def _on_one_machine(job: Any) -> bool:
 def _told(wait: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(wait)
     def waited(self: Any, jobs: list[Any]) -> None:
-        ours = [job for job in jobs if _on_one_machine(job) and _is_ours(getattr(job, "task", None))]
+        ours = [job for job in jobs if _on_one_machine(job) and all(map(_is_ours, _tasks(job)))]
         with _signals_passed_on(self, ours):
             wait(self, jobs)
         for job in ours:
-            _raise_for(self, job)
+            for app in _apps(self, job):
+                _raise_for(app, job)
 
     return waited
 
 
-def _raise_for(experiment: Any, job: Any) -> None:
-    """Raise what a job ended with.
+def _tasks(job: Any) -> list[Any]:
+    """What a job, or a group of jobs, calls."""
+    return getattr(job, "tasks", None) or [getattr(job, "task", None)]
+
+
+def _raise_for(app: Any, job: Any) -> None:
+    """Raise what a job, or a task of a group, ended with; of a group nemo_run's status says how its last task is.
 
     Raises:
         LaunchError: it failed.
         Preempted: it was asked to stop, and saved.
     """
-    status = experiment._runner.status(job.handle) if job.handle else None
-    if status is None or status.state.name == "SUCCEEDED":
+    if app.state.name == "SUCCEEDED":
         return
     try:
-        message = json.loads(status.structured_error_msg)["message"]
+        message = json.loads(app.get_structured_error_msg())["message"]
         text, code = message["message"], message["extraInfo"].get("exit_code")
     except (ValueError, KeyError, TypeError, AttributeError):  # it ended without a word
         text, code = f"its log is in {job.executor.job_dir}", None
@@ -310,10 +321,10 @@ def _signals_passed_on(experiment: Any, jobs: list[Any]) -> Iterator[None]:
         return
 
     def forward(number: int, _frame: Any) -> None:
-        for job in jobs:
-            for process in _processes(experiment, job):
-                if process.poll() is None:
-                    process.send_signal(number)
+        for app in (app for job in jobs for app in _apps(experiment, job)):
+            for replica in itertools.chain(*app.role_replicas.values()):
+                if replica.proc.poll() is None:
+                    replica.proc.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -323,7 +334,11 @@ def _signals_passed_on(experiment: Any, jobs: list[Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _processes(experiment: Any, job: Any) -> list[Any]:
-    """The processes nemo_run started for a job. It offers no public way to them; a test watches this seam."""
-    scheduler, _, app_id = experiment._runner._scheduler_app_id(job.handle, check_session=False)
-    return [replica.proc for replicas in scheduler._apps[app_id].role_replicas.values() for replica in replicas]
+def _apps(experiment: Any, job: Any) -> list[Any]:
+    """What nemo_run started: one for a job, of a group one for each task.
+
+    It offers no public way to them; a test watches this seam.
+    """
+    handles = [handle for handle in getattr(job, "handles", [job.handle]) if handle]
+    found = [experiment._runner._scheduler_app_id(handle, check_session=False) for handle in handles]
+    return [scheduler._apps[app_id] for scheduler, _, app_id in found]

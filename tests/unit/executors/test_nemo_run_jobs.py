@@ -45,6 +45,36 @@ def test_a_failed_job_fails_its_script(tmp_path: Path) -> None:
     assert "LaunchError: job mixtral_recipes.embedded.resolve failed" in done.stderr
 
 
+def test_a_task_of_a_group_that_failed_fails_the_script(tmp_path: Path) -> None:
+    group = (
+        "tasks = [run.Partial(embedded.resolve, spec=f'embedded://{name}') for name in ('nothing', 'squad')]\n"
+        "with run.Experiment('group') as group:\n"
+        "    group.add(tasks, executor=[run.LocalExecutor(), run.LocalExecutor()], name='both')\n"
+        "    group.run(detach=False)"
+    )
+    done = subprocess.run(**script(tmp_path, group), capture_output=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "LaunchError: job both failed" in done.stderr
+
+
+def test_a_job_that_has_done_its_task_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    import atexit
+    import importlib.util
+    import signal
+
+    from mixtral_recipes.executors import nemo_run_jobs
+
+    runner = importlib.util.find_spec("nemo_run.core.runners.fdl_runner")
+    asked: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: asked.append(call))
+    end = (signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    nemo_run_jobs.activate()
+    assert end not in asked  # a script is stopped as ever
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", runner)
+    nemo_run_jobs.activate()
+    assert end in asked
+
+
 @pytest.mark.parametrize(
     "order",
     ["from mixtral_recipes import pretrain; import nemo_run", "import nemo_run; from mixtral_recipes import pretrain"],
