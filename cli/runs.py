@@ -118,7 +118,9 @@ def cancel(*, run: Run, json: Json = False) -> None:
     """Stop a run; its ranks are asked to save first."""
     from mixtral_recipes.executors.runs import records, states
 
-    record = records.find(run)
+    found = records.find_all(run)
+    running = (record for record in found if states.state(record).state not in states.FINAL)
+    record = next(running, found[0])
     states.cancel(record)
     if json:
         print_json({"run": record.id, "cancelled": True})

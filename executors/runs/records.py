@@ -118,6 +118,11 @@ def find(run_id: str) -> RunRecord:
     Raises:
         LaunchError: nothing matches; the message lists close names.
     """
+    return find_all(run_id)[0]
+
+
+def find_all(run_id: str) -> list[RunRecord]:
+    """As `find`: all records with this id, else with this name, else with this run folder, the newest first."""
     records = all_records()
     folder = Path(run_id).expanduser().absolute()
     for matches in (
@@ -125,9 +130,8 @@ def find(run_id: str) -> RunRecord:
         lambda record: run_id == record.name,
         lambda record: folder == Path(record.run_dir),
     ):
-        for record in records:
-            if matches(record):
-                return record
+        if found := [record for record in records if matches(record)]:
+            return found
     raise LaunchError(f"no run {run_id!r}.{_close(run_id, [record.name for record in records])}")
 
 

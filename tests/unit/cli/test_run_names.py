@@ -1,6 +1,7 @@
 """A run by its name, id, Slurm job id or folder, wherever a command takes a run or its checkpoint."""
 
 import json
+import os
 from pathlib import Path
 
 import nemo_run as run
@@ -17,6 +18,7 @@ from mixtral_recipes.settings.evaluation import ApiEndpoint, EvaluationTarget
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.system import locks
+from mixtral_recipes.system.machine import process_start
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,21 @@ def test_runs_takes_every_spelling_of_a_run(tmp_path: Path, capsys: pytest.Captu
     for spelled in spellings(record):
         assert main.run(["runs", "status", spelled, "--json"]) == 0, spelled
         assert json.loads(capsys.readouterr().out)["id"] == record.id
+
+
+def test_cancel_takes_the_run_that_has_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append(pid))
+    running = recorded(tmp_path / "elsewhere" / "first")
+    running.state, running.host, running.pid = "running", os.uname().nodename, os.getpid()
+    running.pid_start = process_start(os.getpid())
+    running.save()
+    refused = recorded(tmp_path / "another" / "first")  # started while the first one ran
+    refused.created, refused.state = 2.0, "failed"
+    refused.save()
+    assert main.run(["runs", "cancel", "first"]) == 0
+    assert killed == [os.getpid()]
+    assert main.run(["runs", "cancel", refused.id]) == 2
 
 
 def test_the_status_of_a_run_is_lines_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
