@@ -122,10 +122,6 @@ class _Layer:
     context_links: float = 0.0
     kernels: float = 0.0
 
-    @property
-    def device(self) -> float:
-        return sum(getattr(self, name) for name in _PARTS)
-
 
 _PARTS = ("products", "attention", "streaming", "expert_links", "tensor_links", "context_links")
 

@@ -57,7 +57,6 @@ class RecipeEntry:
             ``@hardware`` where a GPU needs a layout of its own -> its layout.
         needs_gpu: Whether it can only run on GPUs.
         precisions: Precision choices, the default first.
-        about: One line.
         pretrain_steps: Optimizer steps of pretraining.
         finetune_steps: Of fine-tuning.
         pretrain_batch: Sequences per step.
@@ -76,7 +75,6 @@ class RecipeEntry:
     layouts: dict[str, Layout] = field(hash=False)
     needs_gpu: bool = True
     precisions: tuple[str, ...] = PRECISIONS
-    about: str = ""
     pretrain_steps: int = PRETRAIN_STEPS
     finetune_steps: int = 1000
     pretrain_batch: int = 512
@@ -237,30 +235,22 @@ def _entry(
     seq_length: int,
     checkpoints: tuple[str | None, str | None],
     layouts: dict[str, Layout],
-    about: str,
 ) -> RecipeEntry:
     """A large model's entry: fine-tuning at 2k tokens (NeMo's), or at the full length for the long variants."""
     finetune_seq_length = 2048 if seq_length == 4096 else seq_length
     # NeMo's 64k variants leave max_position_embeddings at 4096; here it follows the sequence length.
     shape = dataclasses.replace(shape, max_position_embeddings=seq_length)
-    return RecipeEntry(name, model, shape, seq_length, finetune_seq_length, *checkpoints, layouts=layouts, about=about)
+    return RecipeEntry(name, model, shape, seq_length, finetune_seq_length, *checkpoints, layouts=layouts)
 
 
 _ENTRIES = (
-    _entry("mixtral_8x7b", "Mixtral 8x7B", MIXTRAL_8X7B, 4096, _8X7B, _LAYOUTS_8X7B, "Mixtral 8x7B"),
-    _entry("mixtral_8x7b_16k", "Mixtral 8x7B", MIXTRAL_8X7B, 16384, _8X7B, _LAYOUTS_8X7B_16K, "8x7B on long texts"),
-    _entry(
-        "mixtral_8x7b_64k", "Mixtral 8x7B", MIXTRAL_8X7B, 65536, _8X7B, _LAYOUTS_8X7B_64K, "8x7B on very long texts"
-    ),
-    _entry("mixtral_8x22b", "Mixtral 8x22B", MIXTRAL_8X22B, 4096, _8X22B, _LAYOUTS_8X22B, "Mixtral 8x22B"),
-    _entry(
-        "mixtral_8x22b_16k", "Mixtral 8x22B", MIXTRAL_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K, "8x22B on long texts"
-    ),
-    _entry(
-        "mixtral_8x22b_64k", "Mixtral 8x22B", MIXTRAL_8X22B, 65536, _8X22B, _LAYOUTS_8X22B_64K,
-        "8x22B on very long texts",
-    ),
-    _entry("mixtral_8x3b", "Mixtral 8x3B", MIXTRAL_8X3B, 4096, (None, None), _LAYOUTS_8X3B, "NeMo's smaller Mixtral"),
+    _entry("mixtral_8x7b", "Mixtral 8x7B", MIXTRAL_8X7B, 4096, _8X7B, _LAYOUTS_8X7B),
+    _entry("mixtral_8x7b_16k", "Mixtral 8x7B", MIXTRAL_8X7B, 16384, _8X7B, _LAYOUTS_8X7B_16K),
+    _entry("mixtral_8x7b_64k", "Mixtral 8x7B", MIXTRAL_8X7B, 65536, _8X7B, _LAYOUTS_8X7B_64K),
+    _entry("mixtral_8x22b", "Mixtral 8x22B", MIXTRAL_8X22B, 4096, _8X22B, _LAYOUTS_8X22B),
+    _entry("mixtral_8x22b_16k", "Mixtral 8x22B", MIXTRAL_8X22B, 16384, _8X22B, _LAYOUTS_8X22B_16K),
+    _entry("mixtral_8x22b_64k", "Mixtral 8x22B", MIXTRAL_8X22B, 65536, _8X22B, _LAYOUTS_8X22B_64K),
+    _entry("mixtral_8x3b", "Mixtral 8x3B", MIXTRAL_8X3B, 4096, (None, None), _LAYOUTS_8X3B),
     RecipeEntry(
         name="mixtral_tiny",
         model="Mixtral tiny",
@@ -272,7 +262,6 @@ _ENTRIES = (
         layouts=_LAYOUTS_TINY,
         needs_gpu=False,
         precisions=("fp32", "bf16", "fp8"),
-        about="4 layers, trains on a laptop's CPU",
         # Found by trying (two cores, LoRA of dim 32 on all linear layers): docs/reference/recipes/mixtral_tiny.md.
         pretrain_steps=400,
         finetune_steps=120,
@@ -281,7 +270,7 @@ _ENTRIES = (
         packed_batch=8,  # packs of 256 tokens, about two samples each
         micro_batch=16,
     ),
-)  # fmt: skip
+)
 
 CATALOG: dict[str, RecipeEntry] = {entry.name: entry for entry in _ENTRIES}
 
