@@ -355,7 +355,7 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
                 return fit(ready, run_log)
     except Exception as error:
         if run_log is not None:
-            run_log.event("end", {"error": f"{type(error).__name__}: {error}"})
+            run_log.fail(error)
         raise
     finally:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
@@ -83,7 +83,8 @@ def export_adapter(
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
-        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        # By Python: an error of the disk would come out of save_file as one of safetensors.
+        (staging / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         record = Lineage(
             "export",

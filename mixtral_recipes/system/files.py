@@ -39,20 +39,27 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     temporary = sibling(path, f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
-        yield temporary
-        sync_file(temporary)
+        with naming(path):
+            yield temporary
+            sync_file(temporary)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and (error.filename == str(temporary) or _is_of_a_disk(error)):
+        if isinstance(error, OSError) and error.filename == str(temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
-def _is_of_a_disk(error: OSError) -> bool:
-    """Whether a disk would not take what was written to an open file: such an error names no file."""
-    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give a file's name to an error of the disk, which has none where it is of a write to a file that is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def staging_path(final: Path) -> Path:
@@ -72,17 +79,16 @@ def replacing_folder(final: Path) -> Iterator[Path]:
     staging, replaced = staging_path(final), _beside(final, "replaced")
     staging.mkdir(parents=True)
     try:
-        yield staging
-        sync_tree(staging)
+        with naming(final):
+            yield staging
+            sync_tree(staging)
         if final.exists():
             final.rename(replaced)
         staging.rename(final)
         sync_folder(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException as error:
+    except BaseException:
         clear_leftovers(final)
-        if isinstance(error, OSError) and _is_of_a_disk(error):
-            raise OSError(error.errno, error.strerror, str(final)) from error
         raise
 
 
@@ -102,8 +108,9 @@ def replacing_files(final: Path, beside: Sequence[str]) -> Iterator[Path]:
     staging = staging_path(final)
     staging.mkdir(parents=True)
     try:
-        yield staging
-        sync_tree(staging)
+        with naming(final):
+            yield staging
+            sync_tree(staging)
         for name in (*beside, final.name):
             (staging / name).replace(final.parent / name)
         sync_folder(final.parent)

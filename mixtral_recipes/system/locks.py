@@ -69,9 +69,10 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
     def claim(descriptor: int) -> None:
         if not file.exists() or not os.path.samestat(os.fstat(descriptor), file.stat()):
             raise _Removed
-        os.ftruncate(descriptor, 0)
         text = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n"
-        os.pwrite(descriptor, text.encode(), 0)
+        with contextlib.suppress(OSError):  # a lock holds on a full disk too
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
 
     # flock(2), never filelock's stand-in for it, which a killed process leaves behind
     lock = FileLock(file, blocking=wait, thread_local=False, fallback_to_soft=False, on_acquired=claim)

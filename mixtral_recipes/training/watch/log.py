@@ -1,14 +1,17 @@
 """Seeing a run: progress lines or a live bar, metrics.jsonl, TensorBoard, Weights & Biases, MLflow."""
 
+import contextlib
 import json
 import math
 import shutil
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mixtral_recipes.settings.log import NeMoLogger
+from mixtral_recipes.system.files import naming
 from mixtral_recipes.system.progress import terminal_bar
 from mixtral_recipes.training.watch.writers import scalar_writers
 
@@ -65,10 +68,8 @@ class RunLog:
         if self._file is not None:
             plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in facts.items()}
             line = json.dumps({"kind": kind, "time": round(time.time(), 3), **plain}, default=str) + "\n"
-            try:
+            with naming(Path(self._file.name)):
                 self._file.write(line)
-            except OSError as error:  # of a disk that is full: it names no file
-                raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def training(self, metrics: dict[str, Any], *, show: bool) -> None:
         """Record one training step; also show it when it is time for a line."""
@@ -94,14 +95,22 @@ class RunLog:
         for writer in self._scalars:
             writer.write(numbers, metrics["step"])
 
+    def fail(self, error: Exception) -> None:
+        """Record what ended the run, and finish; where a full disk prevents that, the error itself says more."""
+        with contextlib.suppress(OSError):
+            self.event("end", {"error": f"{type(error).__name__}: {error}"})
+        with contextlib.suppress(OSError):
+            self.close()
+
     def close(self) -> None:
         """Finish every writer. Can be called twice."""
-        for writer in (*self._scalars, self._file):
-            if writer is not None:
-                writer.close()
         if self._bar:
             self._bar.stop()
+        writers = (*self._scalars, self._file)
         self._scalars, self._bar, self._file = [], None, None
+        for writer in writers:
+            if writer is not None:
+                writer.close()
 
 
 def _by_source(m: dict[str, Any], start: str) -> str:

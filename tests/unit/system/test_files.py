@@ -95,26 +95,31 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 def test_a_disk_that_takes_no_more_leaves_the_name_as_it_was_and_is_told_by_it(tmp_path: Path) -> None:
     """A write to an open file fails without saying which file it was."""
-    whole, folder = tmp_path / "whole.json", tmp_path / "folder"
+    whole, folder, model = tmp_path / "whole.json", tmp_path / "folder", tmp_path / "model.gguf"
     write_text(whole, "before")
     code = """if True:
         import resource, sys
         from pathlib import Path
         from mixtral_recipes.errors import of_the_machine
-        from mixtral_recipes.system.files import replacing_folder, write_text
+        from mixtral_recipes.system.files import replacing_files, replacing_folder, write_text
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         def within():
             with replacing_folder(Path(sys.argv[2])) as staging, (staging / "weights").open("wb") as file:
                 file.write(bytes(8192))
-        for write in (lambda: write_text(Path(sys.argv[1]), "x" * 8192), within):
+        def with_others():
+            with replacing_files(Path(sys.argv[3]), ["card"]) as staging, (staging / "model.gguf").open("wb") as file:
+                file.write(bytes(8192))
+        for write in (lambda: write_text(Path(sys.argv[1]), "x" * 8192), within, with_others):
             try:
                 write()
             except OSError as error:
                 print(of_the_machine(error))
     """
-    done = subprocess.run([sys.executable, "-c", code, whole, folder], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, whole, folder, model], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == [
-        f"{path}: File too large; raise `ulimit -f`, or choose another disk." for path in (whole, folder)
+        f"{path}: File too large; raise `ulimit -f`, or choose another disk." for path in (whole, folder, model)
     ]
     assert os.listdir(tmp_path) == ["whole.json"]
     assert whole.read_text() == "before"

@@ -1,6 +1,7 @@
 """Killed, raced, interrupted: a checkpoint has its name only when it is whole."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import pytest
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.publish import publish
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
 from mixtral_recipes.importers.convert import hf_to_megatron
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.importers.exports import FORMATS, export
+from mixtral_recipes.settings.peft import LoRA
+from tests.adapter_folder import make_adapter
 
 # Set MIXTRAL_RECIPES_KILLS=20 for the full number.
 KILLS = int(os.environ.get("MIXTRAL_RECIPES_KILLS", "5"))
@@ -68,6 +72,25 @@ def test_interrupt_leaves_nothing(make_model, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(str(folder), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("target", [name for name in FORMATS if name != "gguf"])  # that needs a real tokenizer
+@pytest.mark.parametrize("most", [0, 16384])
+def test_a_disk_that_takes_no_more_ends_an_export_in_a_line_that_names_the_place(
+    make_model, tmp_path: Path, target: str, most: int
+) -> None:
+    folder, _, _ = make_model()
+    adapter = make_adapter(import_checkpoint(str(folder), tmp_path / "base"), LoRA(dim=4), tmp_path / "adapter")
+    output = tmp_path / "out" / "model"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises((OSError, EnvironmentProblem)) as error:
+            export(adapter, output, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(output.parent) in str(error.value)
+    assert list(output.parent.iterdir()) == []
 
 
 def test_publish(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def test_lines_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert entries[0]["expert_load"] == [[1, 2]]
 
 
+def test_a_full_disk_is_told_and_hides_nothing_that_ended_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.parent.mkdir()
+    file.symlink_to("/dev/full")
+    log = RunLog(NeMoLogger("run", str(tmp_path)), 10, is_writer=True)
+    with pytest.raises(OSError, match=f"No space left on device: '{file}'$"):
+        log.event("save", {"step": 4})
+    log.fail(ValueError("what ended it"))
+    log.close()
+
+
 def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(NeMoLogger("run", str(tmp_path), wandb=WandbLogger()), 10, is_writer=False)
     log.training(STEP, show=True)
