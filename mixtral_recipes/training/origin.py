@@ -104,19 +104,9 @@ class Origin:
 
 # What makes a scheme's tensors and product what they are; the rest says how they are trained on.
 _DECIDES = (
-    "target_modules",
-    "exclude_modules",
-    "dim",
-    "alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "bits",
-    "block_size",
-    "layers",
-    "experts",
-    "modules_to_save",
-)
+    "target_modules", "exclude_modules", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bits",
+    "block_size", "layers", "experts", "modules_to_save",
+)  # fmt: skip
 
 
 def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:

@@ -38,28 +38,11 @@ NUMBERS = [
     )
 ]
 TEXTS = [
-    *("", " ", "8", "true", "null", "nan", "-1", "1e400", "٣", "a" * 5000, "../../../../etc/passwd", "/etc/passwd"),
-    *(
-        "/proc/self/environ",
-        "~",
-        "\x00",
-        "\x1b[2J\x1b[31mred",
-        "\u202e",
-        "\ud800",
-        "%s%n{0}{x!r}",
-        "<script>alert(1)</script>",
-    ),
-    *(
-        "{{ 9 ** 9 ** 9 }}",
-        "(" * 200,
-        "(a+)+$",
-        "hf://nobody/nothing",
-        "nemo://x",
-        "\n\nerror: made up",
-        "__class__",
-        "os.system",
-    ),
-]
+    "", " ", "8", "true", "null", "nan", "-1", "1e400", "٣", "a" * 5000, "../../../../etc/passwd", "/etc/passwd",
+    "/proc/self/environ", "~", "\x00", "\x1b[2J\x1b[31mred", "\u202e", "\ud800", "%s%n{0}{x!r}",
+    "<script>alert(1)</script>", "{{ 9 ** 9 ** 9 }}", "(" * 200, "(a+)+$", "hf://nobody/nothing", "nemo://x",
+    "\n\nerror: made up", "__class__", "os.system",
+]  # fmt: skip
 NESTED = [Raw("[" * depth + "]" * depth) for depth in (3, 500, 100_000)] + [
     Raw('{"a":' * depth + "1" + "}" * depth) for depth in (3, 500, 100_000)
 ]
@@ -70,82 +53,14 @@ HOSTILE = [*NUMBERS, *TEXTS, *NESTED, *CONTAINERS, True, False, None]
 
 # Words for texts that are no JSON: TOML, YAML, Jinja, Python.
 SNIPPETS = [
-    *(
-        "&a [*a, *a]",
-        "*nowhere",
-        "<<: *x",
-        "!!python/object/apply:os.system [id]",
-        "!!binary aGk=",
-        "1:30:00",
-        "0o17",
-        "~",
-        "\t",
-    ),
-    *(
-        "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n",
-        "? [a]\n: b\n",
-        "{a: 1, a: 2}",
-        "2026-01-01",
-        "2026-01-01T00:00:00Z",
-    ),
-    *(
-        "[[stage]]",
-        "[stage]",
-        "[a.b.c]",
-        "'''",
-        '"""',
-        "inf",
-        "nan",
-        "1e400",
-        "-1",
-        "0",
-        "9" * 400,
-        "yes",
-        "no",
-        "on",
-        "null",
-        "[]",
-        "{}",
-    ),
-    *(
-        "{% for a in range(10**9) %}x{% endfor %}",
-        "{{ x * 10**9 }}",
-        "{% include '/etc/passwd' %}",
-        "{{ ''.__class__.__mro__ }}",
-    ),
-    *(
-        '"\x00"',
-        '"../../x"',
-        '"/etc/passwd"',
-        '"--help"',
-        '"-"',
-        "=",
-        ":",
-        "[",
-        "]",
-        "{",
-        "}",
-        "#",
-        ",",
-        "\\",
-        "'",
-        '"',
-        "é",
-        "\u2028",
-    ),
-    *(
-        "_target_: os.system",
-        "_partial_: true",
-        "None",
-        "lambda: 0",
-        "import os",
-        "def f(",
-        "class",
-        "\x1b[31m",
-        "a" * 3000,
-        "[" * 2000,
-    ),
-]
+    "&a [*a, *a]", "*nowhere", "<<: *x", "!!python/object/apply:os.system [id]", "!!binary aGk=", "1:30:00", "0o17",
+    "~", "\t", "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n", "? [a]\n: b\n", "{a: 1, a: 2}", "2026-01-01",
+    "2026-01-01T00:00:00Z", "[[stage]]", "[stage]", "[a.b.c]", "'''", '"""', "inf", "nan", "1e400", "-1", "0",
+    "9" * 400, "yes", "no", "on", "null", "[]", "{}", "{% for a in range(10**9) %}x{% endfor %}", "{{ x * 10**9 }}",
+    "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", '"\x00"', '"../../x"', '"/etc/passwd"', '"--help"',
+    '"-"', "=", ":", "[", "]", "{", "}", "#", ",", "\\", "'", '"', "é", "\u2028", "_target_: os.system",
+    "_partial_: true", "None", "lambda: 0", "import os", "def f(", "class", "\x1b[31m", "a" * 3000, "[" * 2000,
+]  # fmt: skip
 
 
 @st.composite

@@ -8,18 +8,9 @@ from mixtral_recipes.checkpoints.lineage.record import Lineage
 COLUMNS = ("link", "what", "weights", "tokenizer", "data", "code")
 # What a recipe is known by, of the hundreds of settings a record holds.
 _TOLD = (
-    "model.config.class",
-    "peft.class",
-    "peft.dim",
-    "peft.alpha",
-    "peft.bits",
-    "data.class",
-    "data.seq_length",
-    "data.global_batch_size",
-    "optim.config.lr",
-    "trainer.max_steps",
-    "trainer.plugins.precision",
-)
+    "model.config.class", "peft.class", "peft.dim", "peft.alpha", "peft.bits", "data.class", "data.seq_length",
+    "data.global_batch_size", "optim.config.lr", "trainer.max_steps", "trainer.plugins.precision",
+)  # fmt: skip
 
 
 def rows(record: Lineage) -> list[dict[str, str]]:

@@ -18,18 +18,9 @@ PANELS = {
 WITHOUT_JSON = {"runs logs", "chat"}
 # The same option may say different things only where it is a different thing.
 OWN_TEXTS = {
-    "--all",
-    "--compare",
-    "--data",
-    "--executor",
-    "--output",
-    "--peft",
-    "--png",
-    "--rank",
-    "--recipe",
-    "--slurm",
+    "--all", "--compare", "--data", "--executor", "--output", "--peft", "--png", "--rank", "--recipe", "--slurm",
     "--yaml",
-}
+}  # fmt: skip
 
 
 def commands() -> Iterator[tuple[str, Any]]:
