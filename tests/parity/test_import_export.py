@@ -16,14 +16,9 @@ from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, our_run, save_adapters, tokens
+from tests.parity.hf_mixtral import Folders, hf_model, our_logits, our_run, save_adapters, tokens
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
 
 
 def transformers_logits(folder: Path) -> tuple[Tensor, list[str]]:

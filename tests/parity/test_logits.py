@@ -15,11 +15,6 @@ from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_logits, o
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
-
-
 def transformers_logits(folders: Folders) -> Tensor:
     """What transformers says to `tokens`."""
     with torch.no_grad():

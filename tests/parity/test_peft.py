@@ -17,18 +17,13 @@ from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
 from tests.distributed.small_run import SmallData
-from tests.parity.hf_mixtral import CLIP, LR, Folders, hf_model, make_model, our_run
+from tests.parity.hf_mixtral import CLIP, LR, Folders, hf_model, our_run
 
 TOLERANCE = 1e-5  # relative, fp32
 STEPS = 5
 DIM, ALPHA = 4, 8
 
 Steps = tuple[list[float], list[float]]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
 
 
 def our_steps(folders: Folders, peft: LoRA) -> tuple[Steps, dict[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from mixtral_recipes.importers.peft.export import export_adapter
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch
 from tests.distributed.small_run import fill, relative_error
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, our_run, save_adapters, tokens
+from tests.parity.hf_mixtral import Folders, hf_model, our_run, save_adapters, tokens
 
 TOLERANCE = 1e-5  # of the largest logit; fp32, four layers
 ATTENTION = ["linear_qkv", "linear_proj"]
@@ -40,11 +40,6 @@ LAYOUTS = {
     "etp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 2},
     "pp2": {"pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32},
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
 
 
 def filled_adapter(folders: Folders, peft: LoRA, saved: Path, layout: dict[str, Any]) -> Path:

@@ -21,7 +21,7 @@ from mixtral_recipes.importers.resolve import import_any
 from mixtral_recipes.system.files import sha256
 from tests.distributed.harness import launch
 from tests.distributed.small_run import relative_error
-from tests.parity.hf_mixtral import Folders, hf_model, make_model, tokens
+from tests.parity.hf_mixtral import Folders, hf_model, tokens
 from tests.parity.test_peft_export import merged_logits, peft_logits
 from tests.unit.importers.hf.test_bin_files import in_big_endian, zip_again
 
@@ -45,11 +45,6 @@ CASES: dict[str, dict[str, Any]] = {
     "whole": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
     "dora": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "use_dora": True},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return launch(1, make_model, str(tmp_path_factory.mktemp("model")))[0]
 
 
 def trained_by_peft(folders: Folders, settings: dict[str, Any], output: Path) -> Tensor:
