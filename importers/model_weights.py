@@ -70,7 +70,8 @@ def canonical_rows(saved: ModelWeights, dims: ModelShape, change: Change | None 
     found: dict[str, Rows] = {}
     for name, (weight, layer, expert, ranges) in canonical_sources(dims).items():
         matrix: Rows = saved.matrix(weight, layer, expert)
-        found[name] = RowRanges(change(weight, layer, expert, matrix) if change else matrix, ranges)
+        matrix = change(weight, layer, expert, matrix) if change else matrix
+        found[name] = RowRanges([(matrix, start, stop) for start, stop in ranges])
     return found
 
 

@@ -17,69 +17,34 @@ _PIECE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class RowRanges:
-    """Stretches of a tensor's rows, one after the other, as a tensor of their own.
+    """Stretches of the rows of one tensor, or of several of one type and width, as a tensor of their own.
 
     Attributes:
-        source: Where the rows are.
-        ranges: (first row, row after the last) of each stretch.
+        ranges: (tensor, first row, row after the last) of each stretch, one below the other.
     """
 
-    source: Rows
-    ranges: Sequence[tuple[int, int]]
+    ranges: Sequence[tuple[Rows, int, int]]
 
     @property
     def dtype(self) -> str:
-        return self.source.dtype
+        return self.ranges[0][0].dtype
 
     @property
     def rows(self) -> int:
-        return sum(stop - start for start, stop in self.ranges)
+        return sum(stop - start for _, start, stop in self.ranges)
 
     @property
     def row_bytes(self) -> int:
-        return self.source.row_bytes
-
-    def read(self, start: int, count: int, out: memoryview) -> None:
-        """Fill ``out`` with rows ``start`` to ``start + count``."""
-        done, at = 0, 0
-        for first, last in self.ranges:
-            low, high = max(start, at), min(start + count, at + last - first)
-            if low < high:
-                self.source.read(first + low - at, high - low, out[done * self.row_bytes :])
-                done += high - low
-            at += last - first
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Tensors of one width, one below the other.
-
-    Attributes:
-        sources: The tensors.
-    """
-
-    sources: Sequence[Rows]
-
-    @property
-    def dtype(self) -> str:
-        return self.sources[0].dtype
-
-    @property
-    def rows(self) -> int:
-        return sum(source.rows for source in self.sources)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.sources[0].row_bytes
+        return self.ranges[0][0].row_bytes
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
         at = 0
-        for source in self.sources:
-            low, high = max(start, at), min(start + count, at + source.rows)
+        for source, first, last in self.ranges:
+            low, high = max(start, at), min(start + count, at + last - first)
             if low < high:
-                source.read(low - at, high - low, out[(low - start) * self.row_bytes :])
-            at += source.rows
+                source.read(first + low - at, high - low, out[(low - start) * self.row_bytes :])
+            at += last - first
 
 
 @dataclass(frozen=True)

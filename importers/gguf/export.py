@@ -37,7 +37,7 @@ from mixtral_recipes.importers.gguf.tokenizer import Vocabulary, vocabulary_of
 from mixtral_recipes.importers.gguf.types import QUANTIZATIONS, Quantization, check_rows, quantization_of, tensor_type
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import StoredParts, gguf_tensors
-from mixtral_recipes.importers.views import Joined, TurnedHeads
+from mixtral_recipes.importers.views import RowRanges, TurnedHeads
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import cores, io_threads
@@ -196,7 +196,7 @@ class _Export:
         """A tensor's rows in the file's order, in the checkpoint's type."""
         if parts.order == "interleaved":
             return TurnedHeads(rows[parts.names[0]], self.dims.head_dim, stored="halves")
-        return Joined([rows[name] for name in parts.names])
+        return RowRanges([(rows[name], 0, rows[name].rows) for name in parts.names])
 
     def _nbytes(self, kind: Quantization) -> int:
         return sum(_nbytes(parts.shape, tensor_type(name, parts, kind)) for name, parts in self.tensors.items())

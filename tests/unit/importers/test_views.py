@@ -25,7 +25,7 @@ def test_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int,
     tensor = torch.randn(24, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
     extent = stored(tensor, tmp_path / "weights")
     assert torch.equal(
-        read_in_pieces(RowRanges(extent, [(20, 24), (3, 8), (8, 9)]), piece, dtype),
+        read_in_pieces(RowRanges([(extent, 20, 24), (extent, 3, 8), (extent, 8, 9)]), piece, dtype),
         tensor[[*range(20, 24), *range(3, 9)]],
     )
     halves = torch.cat([torch.cat([head[0::2], head[1::2]]) for head in tensor.split(8)])
