@@ -5,9 +5,11 @@ nemo_run imports this module through the entry-point group ``nemo_run.cli``, als
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import logging
 import re
 import traceback
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fiddle as fdl
 import nemo_run as run
 import typer
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args
@@ -22,6 +25,7 @@ from nemo_run.cli.lazy import LazyEntrypoint
 
 import mixtral_recipes.recipes  # noqa: F401  # hides the libraries' warnings
 from mixtral_recipes import api
+from mixtral_recipes.cli import output
 from mixtral_recipes.cli.main import say
 from mixtral_recipes.errors import (
     EnvironmentProblem,
@@ -36,6 +40,7 @@ from mixtral_recipes.executors import torchrun as _torchrun  # noqa: F401  # reg
 from mixtral_recipes.overrides import paths, yaml_file
 from mixtral_recipes.recipes import data as _data  # noqa: F401  # registers data=mock and data=squad
 from mixtral_recipes.recipes.catalog import names
+from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.system.yaml_files import load_plain
 
 _SCRIPT_S = re.compile(r"(?<![\w./-])recipe\.(?=[a-z_]+\.[a-z_])")  # how a script writes a setting
@@ -70,12 +75,19 @@ class RecipeContext(run.cli.RunContext):
                 self.executor = parse_cli_args(self.executor, own)  # pyright: ignore[reportArgumentType]
             return super().parse_args(args, lazy)
 
+    def _should_continue(self, skip_confirmation: bool) -> bool:
+        """As nemo_run calls it before it calls a task, whose answer, scores or folder it would drop."""
+        go_on = super()._should_continue(skip_confirmation)
+        if go_on and (self.direct or self.executor is None):
+            fdl.update_callable(self._recipe, _shown(fdl.get_callable(self._recipe)))
+        return go_on
+
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> Any:
         """The recipe that factory or file, and settings, make; before a dry run prints it, it is checked."""
         for text in args:
             if text.startswith(("executor=", "executor.", "plugins=", "plugins.")):
                 raise RecipeError(f"{text}: write run.{text}")
-        recipe = self._of_file(fn, args) or self._of_factory(fn, args, default_kwargs)
+        recipe = self._recipe = self._of_file(fn, args) or self._of_factory(fn, args, default_kwargs)
         parameters = [each for each in inspect.signature(fn).parameters.values() if each.kind is not each.VAR_KEYWORD]
         required = [each.name for each in parameters if each.default is each.empty]
         missing = [name for name in required if name not in recipe.__arguments__]
@@ -100,6 +112,12 @@ class RecipeContext(run.cli.RunContext):
         return recipe
 
     def _of_factory(self, fn: Any, args: list[str], default_kwargs: dict[str, Any]) -> Any:
+        named = str(self.factory).partition("(")[0]
+        if named in names() and fn is api.validate:  # what fine-tuning validates with
+            given = dict(self._of_factory(api.finetune, args, default_kwargs).__arguments__)
+            return run.Partial(fn, model_transform=given.pop("peft", None), **given)
+        if named in names() and fn not in (api.pretrain, api.finetune):
+            raise RecipeError(f"--factory {named} is for pretrain, finetune and validate, not for {fn.__name__}.")
         try:
             with _in_short():
                 return super().parse_fn(fn, args, **default_kwargs)
@@ -110,6 +128,24 @@ class RecipeContext(run.cli.RunContext):
                 raise RecipeError(f"{error}.{nearest(str(self.factory), names())}") from None
             paths.apply(recipe, [text for text in args if "=@" not in text])  # says which setting, and what is near it
             raise
+
+
+def _shown(task: Callable[..., Any]) -> Callable[..., Any]:
+    """A task that shows what it returns."""
+
+    @functools.wraps(task)
+    def called(*args: Any, **kwargs: Any) -> None:
+        result = task(*args, **kwargs)
+        if launched_rank() != 0:
+            return
+        if isinstance(result, dict):
+            output.say(json.dumps({name: value for name, value in result.items() if name != "predictions"}, indent=1))
+        for each in result if isinstance(result, list) else []:
+            output.say(each if isinstance(each, str) else f"> {each.prompt}\n{each.generated_text}\n")
+        if isinstance(result, Path):
+            output.say(result)
+
+    return called
 
 
 @contextlib.contextmanager

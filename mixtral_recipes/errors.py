@@ -24,6 +24,10 @@ _IN_PYTHON = {
     "--peft lora": "peft_scheme='lora'",
     "--peft dora": "peft_scheme='dora'",
     "--peft qlora": "peft_scheme='qlora'",
+    "--format": "target",
+    "--base": "base",
+    "--dtype": "dtype",
+    "--max-shard-size": "max_shard_size",
     "--overwrite": "overwrite=True",
     "--output": "output_path",
 }
@@ -167,7 +171,17 @@ def advice_for_scripts() -> Iterator[None]:
 
 
 def in_python(text: str) -> str:
-    """An error's text with a script's words for options and settings: ``recipe.trainer.max_steps`` and the like."""
+    """An error's text with a script's words for options and settings: ``recipe.trainer.max_steps`` and the like.
+
+    A command that is to be typed stays as it is.
+    """
+    import re
+
+    parts = re.split(r"(`mixtral-recipes [^`]*`)", text)
+    return "".join(part if number % 2 else _in_python(part) for number, part in enumerate(parts))
+
+
+def _in_python(text: str) -> str:
     import re
 
     for option, name in _IN_PYTHON.items():

@@ -65,6 +65,8 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
         DataError: names the line of a record without an ``input``.
     """
     if input_dataset is None:
+        if isinstance(prompts, str):
+            raise RecipeError(f"generate: prompts={prompts[:40]!r} is one text; write prompts=[...], a list of texts.")
         if not prompts:
             raise RecipeError("generate: give prompts, or input_dataset.")
         return list(prompts)

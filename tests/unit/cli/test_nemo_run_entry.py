@@ -10,8 +10,10 @@ from nemo_run.cli.api import Entrypoint
 from nemo_run.cli.config import ConfigSerializer
 
 import mixtral_recipes as llm
+from mixtral_recipes.cli import nemo_run_entry
 from mixtral_recipes.cli.nemo_run_entry import RecipeContext
-from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.errors import LaunchError, Preempted, RecipeError
+from mixtral_recipes.evaluation.asked import Generated
 from mixtral_recipes.executors import nemo_run_jobs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -84,6 +86,31 @@ def test_a_recipe_of_ones_own_package_is_named_by_its_path(tmp_path: Path, monke
     found: Any = context("their_lab.narrow(name='mine')", dryrun=False).parse_fn(llm.finetune, ["peft.dim=4"])
     peft, trainer = cast(Any, fdl.build(found.peft)), cast(Any, fdl.build(found.trainer))
     assert (found.log.name, type(peft).__name__, peft.dim, trainer.callbacks[0].above) == ("mine", "NarrowLoRA", 4, 5.0)
+
+
+def test_a_recipe_validates_and_is_for_no_other_task() -> None:
+    found: Any = context("mixtral_tiny(num_gpus_per_node=1)", dryrun=False).parse_fn(llm.validate, ["peft.dim=4"])
+    assert (found.__fn_or_cls__, found.model_transform.dim, found.trainer.devices) == (llm.validate, 4, 1)
+    with pytest.raises(RecipeError, match="is for pretrain, finetune and validate, not for train"):
+        context("mixtral_tiny").parse_fn(llm.train, [])
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ([Generated("Where?", "Here.")], "> Where?\nHere.\n\n"),
+        (["Here.\x1b[2J"], "Here.\\x1b[2J\n"),
+        ({"f1": 5.0, "predictions": {"one": "a"}}, '{\n "f1": 5.0\n}\n'),
+        (Path("out/hf"), "out/hf\n"),
+    ],
+)
+def test_what_a_task_returns_is_shown(
+    result: Any, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = context(None, name="generate", dryrun=False, skip_confirmation=True)
+    monkeypatch.setattr(nemo_run_entry, "_shown", lambda task, show=nemo_run_entry._shown: show(lambda *a, **k: result))
+    command.cli_execute(llm.generate, ["path=x", "prompts=['Where?']"])
+    assert capsys.readouterr().out.endswith("Launching generate...\n" + shown)
 
 
 def test_a_recipe_file_is_for_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

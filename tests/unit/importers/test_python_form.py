@@ -56,7 +56,7 @@ def test_another_model_is_refused_before_anything_is_written(make_model, tmp_pat
 def test_other_targets_and_options_without_effect_are_refused(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model()
     checkpoint = import_ckpt(model(), folder, tmp_path / "megatron")
-    with pytest.raises(CheckpointError, match="--format onnx is not known"):
+    with pytest.raises(CheckpointError, match="target onnx is not known"):
         export_ckpt(checkpoint, "onnx")
-    with pytest.raises(CheckpointError, match="--max-shard-size has no effect with --format peft"):
+    with pytest.raises(CheckpointError, match="max_shard_size has no effect with target peft"):
         export_ckpt(checkpoint, "hf-peft", max_shard_size="5GB")

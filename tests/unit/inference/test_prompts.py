@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation.asked import prompts_of
 from mixtral_recipes.inference.prompts import read
 
@@ -21,6 +21,9 @@ def test_nemos_input_dataset_is_read_the_same_way(tmp_path: Path) -> None:
     file, odd = tmp_path / "questions.jsonl", "a\u2028b"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"input": odd}, ensure_ascii=False).encode() + b"\n\n")
     assert prompts_of(None, file) == [odd]
+    assert prompts_of(("a", "b"), None) == ["a", "b"]
+    with pytest.raises(RecipeError, match=r"prompts='Where\?' is one text; write prompts=\[\.\.\.\]"):
+        prompts_of("Where?", None)
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
