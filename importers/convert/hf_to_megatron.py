@@ -142,8 +142,8 @@ class _Import:
 
     def run(self, threads: int, *, progress: bool) -> None:
         """Write weights, context and manifest; this process does its share."""
-        from mixtral_recipes.checkpoints.format.writer import write_items
-        from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes, share
+        from mixtral_recipes.checkpoints.format.writer import dealt, write_items
+        from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes
 
         dtypes = self._dtypes_on_disk()
         chunks = chunks_of(self.source.dims, dtypes)
@@ -151,7 +151,7 @@ class _Import:
         weights = self.staging / "weights"
         rank, count = rank_and_size()
         first(lambda: _prepare(weights, total), self.group)
-        mine = share(chunks, count)[rank]
+        mine = dealt(chunks, count, lambda chunk: chunk.nbytes)[rank]
         objects = object_bytes(self.source.dims) if rank == 0 else {}
 
         def write() -> "tuple[list[WrittenFile], dict[str, str]]":

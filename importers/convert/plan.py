@@ -73,17 +73,6 @@ def _check_complete(chunks: list[Chunk]) -> None:
             raise CheckpointError(f"{chunk.key}: the items to write do not add up to {list(chunk.size)}.")
 
 
-def share(chunks: list[Chunk], count: int) -> list[list[Chunk]]:
-    """Deal chunks out so that every share has about the same bytes; the same answer in every process."""
-    shares: list[list[Chunk]] = [[] for _ in range(count)]
-    filled = [0] * count
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.nbytes):
-        least = filled.index(min(filled))
-        shares[least].append(chunk)
-        filled[least] += chunk.nbytes
-    return shares
-
-
 def items_of(tensors: Mapping[str, Rows], chunks: list[Chunk], objects: dict[str, bytes]) -> list[tuple[Item, Record]]:
     """Chunks and objects as the writer takes them; ``tensors`` says where the canonical rows are."""
     return [object_item(key, content) for key, content in objects.items()] + [

@@ -8,7 +8,7 @@ would have written. Training writes tensors it has in memory, import rows it rea
 import io
 import math
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,17 @@ def rows_item(
     return Item(key, offsets, sizes, whole, kind), record
 
 
+def dealt[T](things: Iterable[T], count: int, nbytes: Callable[[T], int]) -> list[list[T]]:
+    """So many shares of things, about as large as each other; the same ones in every process."""
+    shares: list[list[T]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for thing in sorted(things, key=nbytes, reverse=True):
+        least = filled.index(min(filled))
+        shares[least].append(thing)
+        filled[least] += nbytes(thing)
+    return shares
+
+
 def write_items(
     folder: Path, rank: int, items: Iterable[tuple[Item, Record]], stream: Stream | None = None
 ) -> list[WrittenFile]:
@@ -104,13 +115,8 @@ def write_items(
         EnvironmentProblem: the disk is full.
     """
     stream = stream or Stream(1)
-    files: list[list[tuple[Item, Record]]] = [[] for _ in range(stream.threads)]
-    filled = [0] * len(files)
-    for item, record in sorted(items, key=lambda pair: -pair[1].length):
-        least = filled.index(min(filled))
-        files[least].append((item, record))
-        filled[least] += record.length
     runs = []
+    files = dealt(items, stream.threads, lambda pair: pair[1].length)
     for index, content in enumerate(files):
         records = [record for _, record in content]
         lay_out(records)

@@ -8,8 +8,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
+from mixtral_recipes.checkpoints.format.writer import dealt
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.convert.plan import chunks_of, share
+from mixtral_recipes.importers.convert.plan import chunks_of
 from mixtral_recipes.importers.hf.source import open_source
 from mixtral_recipes.importers.mapping import WEIGHTS, disk_shape
 from mixtral_recipes.layout.shapes import MIXTRAL_8X7B
@@ -54,7 +55,7 @@ def test_experts_are_where_they_belong(make_model, tmp_path: Path) -> None:
 
 def test_shares_are_even_and_complete() -> None:
     chunks = chunks_of(MIXTRAL_8X7B, dict.fromkeys((weight.disk for weight in WEIGHTS), "BF16"))
-    shares = share(chunks, 8)
+    shares = dealt(chunks, 8, lambda chunk: chunk.nbytes)
     sizes = [sum(chunk.nbytes for chunk in part) for part in shares]
     assert sum(sizes) == 2 * 46_702_792_704
     assert max(sizes) < 1.01 * min(sizes)
