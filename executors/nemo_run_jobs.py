@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_for_scripts
+from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.executors.runs.checkpoints import with_start
 from mixtral_recipes.settings.objects import as_configs
@@ -155,6 +156,7 @@ def check(task: Any, executor: Any) -> tuple[Any, Any]:
         if isinstance(executor, list):
             return task, executor
         _refuse_without_commit(executor)
+        executor = with_own_modules(executor, task)
         return task, _with_ranks(executor, task.trainer) if _trains(task) else executor
 
 

@@ -18,7 +18,7 @@ _SKIPPED = {".git", ".venv", "venv", "__pycache__", "node_modules", "build", "di
 
 @dataclass(kw_only=True)
 class WorkingTreePackager(Packager):
-    """Packs every tracked or unignored file under ``roots`` into the job folder's ``code``.
+    """Packs every tracked or unignored file under ``roots``, and ``modules``, into the job folder's ``code``.
 
     Files that a .gitignore names stay, tracked or not, and so do files that hold keys by their name (``.env``,
     ``id_rsa``, ``*.pem``). A folder that is not a git checkout is packed without its hidden files, environments and
@@ -28,6 +28,8 @@ class WorkingTreePackager(Packager):
 
     #: Folders to pack; a later one wins where both hold a file of the same name.
     roots: list[str] = field(default_factory=list)
+    #: Folders of packages, and files of modules, that are packed under their own names.
+    modules: list[str] = field(default_factory=list)
     #: Refuse to pack more than this; it is copied for every job.
     max_mib: int = 200
 
@@ -37,14 +39,17 @@ class WorkingTreePackager(Packager):
         Raises:
             LaunchError: more than ``max_mib``; the message names the largest files.
         """
-        if not self.roots:
+        if not self.roots and not self.modules:
             return ""
         archive = Path(job_dir, f"{name}.tar.gz")
         if archive.exists():
             return str(archive)
         manifest: dict[str, object] = {"roots": []}
         packed: dict[str, Path] = {}
-        for root in map(Path, self.roots):
+        places = [(Path(root), Path()) for root in self.roots]
+        packed |= {module.name: module for module in map(Path, self.modules) if module.is_file()}
+        places += [(module, Path(module.name)) for module in map(Path, self.modules) if module.is_dir()]
+        for root, name_there in places:
             files = working_files(root)
             ignored = tracked_though_ignored(root)
             needed = sorted(str(file) for file in files if file in ignored)
@@ -57,7 +62,7 @@ class WorkingTreePackager(Packager):
                     stacklevel=2,
                 )
             stay = [str(file) for file in files if holds_keys(file) or _leads_to_keys(root / file) or file in ignored]
-            packed |= {str(file): root / file for file in files if str(file) not in stay}
+            packed |= {str(name_there / file): root / file for file in files if str(file) not in stay}
             manifest["roots"].append({"path": str(root), **git_state(root), "left_out": stay})  # type: ignore[attr-defined]
         self._check_size(packed)
         manifest["files"] = {file: _digest(source) for file, source in sorted(packed.items())}

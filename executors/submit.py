@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.jobs_home import use_jobs_home
 from mixtral_recipes.executors.names import check_name, check_path
+from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
@@ -118,6 +119,7 @@ def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]"
         return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)
     settings.recipe_file = str(folder / "recipe.json")
     store(task.recipe, Path(settings.recipe_file))
+    executor = with_own_modules(executor, task.recipe)
     accelerator = getattr(getattr(task.recipe, "trainer", None), "accelerator", "")
     if accelerator == "gpu":
         settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))

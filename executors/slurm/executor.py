@@ -27,7 +27,7 @@ def slurm_executor(
         nproc_per_node: Ranks per node; torchrun starts them.
         cluster_name: A profile in clusters.toml, whose settings are the defaults for ``settings``.
         code: Folders whose working trees are sent along; None sends the checkout this package runs from (nothing for
-            an installed wheel).
+            an installed wheel). The modules of a recipe that are not installed go along too.
         settings: Any field of :class:`mixtral_recipes.executors.slurm.profile.Cluster`.
 
     Raises:

@@ -48,10 +48,10 @@ class Site:
             yield
 
     def executor(self, nodes: int = 2, nproc: int = 1, **settings: Any) -> Any:
-        """An executor for this cluster whose jobs can import slurm_job."""
+        """An executor for this cluster; its jobs take slurm_job along, as they would modules of a user's own."""
         from mixtral_recipes.executors.slurm.executor import slurm_executor
 
-        env = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"} | settings.pop("env", {})
+        env = {"OMP_NUM_THREADS": "1"} | settings.pop("env", {})
         return slurm_executor(nodes, nproc, account="none", partition="debug", env=env, **settings)
 
     def recipe(self, name: str, nodes: int = 2, nproc: int = 1, **job: Any) -> Any:
