@@ -44,7 +44,7 @@ def launch(
     """
     check_name(name)
     if executor == "direct":
-        return _direct(recipe, name, Path(run_dir), dry_run)
+        return _direct(recipe, Path(run_dir), dry_run)
     if executor == "local":
         if detach:
             raise LaunchError("--detach does not fit --executor local; use nohup or tmux, or --executor slurm.")
@@ -62,7 +62,7 @@ def size(recipe: Any) -> tuple[int, int]:
     return int(getattr(trainer, "num_nodes", 1) or 1), int(getattr(trainer, "devices", 1) or 1)
 
 
-def _direct(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
+def _direct(recipe: Any, run_dir: Path, dry_run: bool) -> dict[str, Any]:
     import fiddle as fdl
 
     if dry_run:

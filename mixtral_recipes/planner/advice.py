@@ -37,6 +37,14 @@ class Advice:
         return f"{self.setting or 'advice'}: {self.why} [{self.source}]"
 
 
+_ADAPTERS_FIRST = Advice(
+    "--peft lora",
+    "up to some hundred million tokens adapters reach what training all weights reaches, and forget less of what the "
+    "model knew.",
+    f"{_LESS}; {_REGRET}",
+)
+
+
 def advise(chosen: Candidate, card: Card, data: Mapping[str, Any] | None) -> list[Advice]:
     """Recommendations for a job.
 
@@ -46,7 +54,7 @@ def advise(chosen: Candidate, card: Card, data: Mapping[str, Any] | None) -> lis
         data: ``samples``, ``tokens`` and ``mean_tokens`` of the training split; None where no data was named.
     """
     job = chosen.job
-    found = list(_adapters(job, card, data)) if job.adapters else [_full(job)]
+    found = list(_adapters(job, card, data)) if job.adapters else [_ADAPTERS_FIRST]
     if job.shape.hidden_size > 1000:  # a tiny model has its own
         found.append(_learning_rate(job))
     if data:
@@ -89,15 +97,6 @@ def _fits(job: Workload, card: Card, rank: int) -> bool:
     assert job.adapters is not None
     trial = dataclasses.replace(job, adapters=dataclasses.replace(job.adapters, dim=rank))
     return memory.of_job(trial, card).total <= SAFE * card.memory_gb
-
-
-def _full(job: Workload) -> Advice:
-    return Advice(
-        "--peft lora",
-        "up to some hundred million tokens adapters reach what training all weights reaches, and forget less of what "
-        "the model knew.",
-        f"{_LESS}; {_REGRET}",
-    )
 
 
 def _learning_rate(job: Workload) -> Advice:
