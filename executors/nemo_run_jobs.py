@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_f
 from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.executors.runs.checkpoints import with_start
+from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
 from mixtral_recipes.system.machine import at_a_prompt
@@ -123,21 +124,23 @@ def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(add)
     def added(self: Any, task: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
         refuse_while_loading()
+        earlier = [each for job in self.jobs for each in _tasks(job)]
         if isinstance(task, list):
-            task = [check(each, executor)[0] for each in task]
+            task = [check(each, executor, earlier)[0] for each in task]
         else:
-            task, executor = check(task, executor)
+            task, executor = check(task, executor, earlier)
         return add(self, task, executor, *args, **kwargs)
 
     return added
 
 
-def check(task: Any, executor: Any) -> tuple[Any, Any]:
+def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, Any]:
     """Look through one of our recipes and what will run it; any other task is left alone.
 
     Args:
         task: A recipe, or what else nemo_run takes.
         executor: Its executor, or several.
+        earlier: What its experiment runs before: it may start from a run that has made nothing yet.
 
     Returns:
         The recipe as nemo_run keeps it, and an executor that starts its ranks.
@@ -150,9 +153,10 @@ def check(task: Any, executor: Any) -> tuple[Any, Any]:
     with advice_for_scripts():
         task = as_text(task)
         if _trains(task):
-            if "resume" in task.__arguments__:
+            awaited = any(_starts_from(task, run) for run in earlier)
+            if "resume" in task.__arguments__ and not awaited:
                 task.resume = with_start(task.resume)
-            preflight(task, None, elsewhere=_elsewhere(executor))
+            preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
         if isinstance(executor, list):
             return task, executor
         _refuse_without_commit(executor)
@@ -245,6 +249,15 @@ def _trains(task: Any) -> bool:
 
 def _is_ours(task: Any) -> bool:
     return getattr(getattr(task, "__fn_or_cls__", None), "__module__", "").startswith("mixtral_recipes.")
+
+
+def _starts_from(recipe: Any, earlier: Any) -> bool:
+    """Whether a recipe starts from the run of another one: its name, its folder, or something in that."""
+    start = getattr(getattr(getattr(recipe, "resume", None), "restore_config", None), "path", None)
+    if not (start and _trains(earlier) and getattr(earlier, "log", None)):
+        return False
+    folder, place = run_folder(earlier.log).absolute(), Path(start).expanduser().absolute()
+    return start == earlier.log.name or folder in (place, *place.parents)
 
 
 def _elsewhere(executor: Any) -> bool:

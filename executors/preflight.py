@@ -38,7 +38,7 @@ from mixtral_recipes.training.states import check_states
 from mixtral_recipes.training.watch import callbacks
 
 
-def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = False) -> None:
+def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = False, awaited: bool = False) -> None:
     """Refuse a recipe that cannot run, and warn of settings that have no effect.
 
     Args:
@@ -46,6 +46,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
         hardware: The card whose memory it must fit, not asked where the recipe runs without a GPU; None asks for none.
         elsewhere: Whether the job's files and packages are not this machine's (a container, a cluster reached by
             ssh): what is missing here is then a warning.
+        awaited: Whether another run makes what the recipe starts from.
 
     Raises:
         CheckpointError: what it starts from is not there, or cannot be taken.
@@ -65,8 +66,9 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
         model: Any = _built(recipe, "model")
     names = ("trainer", "resume", "peft", "tokenizer", "optim")
     trainer, resume, peft, tokenizer, optim = (_built(recipe, name) for name in names)
-    if not elsewhere and resume is not None and resume.restore_config is not None and resume.restore_config.path:
-        check_source(resume.restore_config.path)
+    start = resume.restore_config and resume.restore_config.path if resume is not None else None
+    if start and not (elsewhere or awaited):
+        check_source(start)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"
     tokenizer = of_recipe(tokenizer, recipe.data)

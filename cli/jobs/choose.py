@@ -190,29 +190,24 @@ def _processes(options: JobOptions) -> int:
 
 
 def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, str, Any]:
-    from mixtral_recipes.overrides import paths as overrides
-    from mixtral_recipes.overrides.yaml_file import automodel_file, header, read_recipe
+    from mixtral_recipes.overrides.yaml_file import SIZES, automodel_file, header, read_recipe
 
     if options.chosen.recipe:
         raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
     recipe_name, task = header(file)
     if options.task and task != options.task:
         raise RecipeError(f"{file} is a {task} recipe; run it with: mixtral-recipes run {file}")
-    sizes = {"num_nodes": "trainer.num_nodes", "num_gpus_per_node": "trainer.devices"}
     given = {name: value for name, value in options.arguments.items() if name != "hardware"}  # that is for preflight
     for argument in given:
-        if argument not in sizes:
+        if argument not in SIZES:
             raise RecipeError(f"--{argument.replace('_', '-')} does not go with a recipe file; write it into {file}.")
     automodel = automodel_file(file)
     if automodel is not None:
-        sizes_and_card = {name: value for name, value in options.arguments.items() if name in (*sizes, "hardware")}
+        sizes_and_card = {name: value for name, value in options.arguments.items() if name in (*SIZES, "hardware")}
         recipe = automodel.recipe(**sizes_and_card)
         notes += automodel.notes
         return recipe_name, task, recipe
-    recipe = read_recipe(file)
-    for argument, value in given.items():
-        overrides.set_value(recipe, sizes[argument], value)
-    return recipe_name, task, recipe
+    return recipe_name, task, read_recipe(file, **given)
 
 
 def _change(recipe: Any, options: JobOptions) -> None:

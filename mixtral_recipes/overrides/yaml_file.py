@@ -34,6 +34,7 @@ from mixtral_recipes.system.files import write_text
 from mixtral_recipes.system.yaml_files import load_plain
 
 _TARGET, _PARTIAL, _CALL = "_target_", "_partial_", "_call_"
+SIZES = {"num_nodes": "trainer.num_nodes", "num_gpus_per_node": "trainer.devices"}
 _FROM = "recipe"  # in a full file: which recipe it was written from
 
 
@@ -86,11 +87,13 @@ def automodel_file(path: Path) -> AutoModelFile | None:
         return AutoModelFile(data) if is_automodel(data) else None
 
 
-def read_recipe(path: Path) -> run.Partial[Any]:
+def read_recipe(path: Path, **sizes: int) -> run.Partial[Any]:
     """Read a recipe file.
 
     Args:
         path: A YAML file of either form.
+        **sizes: ``num_nodes`` and ``num_gpus_per_node``, which count more than the file's. Of a short file the recipe's
+            function gets them, and lays the model out by them.
 
     Returns:
         The recipe.
@@ -104,7 +107,10 @@ def read_recipe(path: Path) -> run.Partial[Any]:
             return AutoModelFile(data).recipe()
         name, task = _header(data, path)
         data.pop(_FROM, None)
-        return _full(data, task) if _TARGET in data else _short(data, name, task)
+        recipe = _full(data, task) if _TARGET in data else _short(data | sizes, name, task)
+        for size, value in sizes.items():
+            overrides.set_value(recipe, SIZES[size], value)
+        return recipe
 
 
 def _full(data: dict[str, Any], task: str) -> run.Partial[Any]:

@@ -9,7 +9,7 @@ import nemo_run as run
 import pytest
 
 import mixtral_recipes as llm
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import CheckpointError, LaunchError
 from mixtral_recipes.executors.nemo_run_jobs import check
 from mixtral_recipes.executors.slurm.executor import slurm_executor
 
@@ -28,6 +28,22 @@ def recipe(nodes: int = 1) -> Any:
     made = llm.mixtral_tiny.finetune_recipe(num_nodes=nodes, num_gpus_per_node=2)
     made.data.global_batch_size = 64
     return made
+
+
+@pytest.mark.parametrize("start", ["first", "runs/first", "runs/first/checkpoints/latest"])
+def test_a_recipe_may_start_from_the_run_before_it(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    (tmp_path / "runs").mkdir()
+    first, second = recipe(), recipe()
+    first.log.name = "first"
+    second.resume.restore_config.path = start
+    with pytest.raises((CheckpointError, LaunchError)):
+        check(second, run.LocalExecutor())
+    with pytest.raises((CheckpointError, LaunchError)):
+        check(second, run.LocalExecutor(), [run.Script(inline="true"), recipe()])
+    task, _ = check(second, run.LocalExecutor(), [first])
+    assert task.resume.restore_config.path == start  # its process looks which checkpoint there is then
 
 
 @pytest.mark.parametrize(

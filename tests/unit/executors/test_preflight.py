@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -298,5 +299,5 @@ def test_a_recipe_written_by_hand_is_checked_and_a_conversion_is_not(monkeypatch
     tasks = [run.Partial(task, data=run.Config(llm.MockDataModule), **parts) for task in trained]
     tasks += [run.Partial(llm.generate, "checkpoint", trainer=parts["trainer"], prompts=["a"]), "a word"]
     for task in tasks:
-        assert checked(None, task, run.LocalExecutor()) == task
+        assert checked(types.SimpleNamespace(jobs=[]), task, run.LocalExecutor()) == task
     assert [recipe.__fn_or_cls__ for recipe in seen] == list(trained)

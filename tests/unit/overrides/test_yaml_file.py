@@ -25,6 +25,16 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
+def test_sizes_from_outside_lay_a_short_file_out(tmp_path: Path) -> None:
+    file = write(tmp_path, "recipe: mixtral_tiny.finetune\nnum_gpus_per_node: 4\ntrainer: {num_nodes: 3, max_steps: 7}")
+    expected = llm.mixtral_tiny.finetune_recipe(num_nodes=1, num_gpus_per_node=1)
+    expected.trainer.max_steps = 7
+    assert expected.trainer.strategy.expert_model_parallel_size == 1  # of two processes it would be 2
+    assert read_recipe(file, num_nodes=1, num_gpus_per_node=1) == expected
+    write_recipe(expected, file)
+    assert read_recipe(file, num_gpus_per_node=2).trainer.devices == 2
+
+
 def test_a_short_file_is_the_recipe_with_what_differs(tmp_path: Path) -> None:
     file = write(
         tmp_path,
