@@ -123,6 +123,10 @@ class Adapter(nn.Module):
         Returns:
             [..., out], laid out and typed as ``output``.
         """
+        rows, factors = self._add_low_rank(output, x), self.factors()
+        return rows if factors is None else rows * factors.to(rows.dtype)
+
+    def _add_low_rank(self, output: Tensor, x: Tensor) -> Tensor:
         if self.dropout_position == "pre":
             x = self.dropout(x)
         low = self._share(F.linear(x.to(self.lora_a.dtype), self.lora_a))  # [t, r]

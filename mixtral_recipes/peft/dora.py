@@ -44,10 +44,6 @@ class DoRAAdapter(Adapter):
             torch.distributed.all_reduce(squares, group=self.tp_group)
         return squares.clamp(min=0).sqrt()
 
-    def add_to(self, output: Tensor, x: Tensor) -> Tensor:
-        """As the base class's, rows brought to their learned lengths."""
-        return super().add_to(output, x) * self.factors().to(output.dtype)
-
     def factors(self) -> Tensor:
         """What brings the rows to their learned lengths."""
         return stretch(self.magnitude.flatten().float(), self.row_lengths())

@@ -105,6 +105,13 @@ def test_a_gated_layers_b_keeps_gate_and_up_apart() -> None:
     torch.testing.assert_close(adapter.delta(), torch.cat([gate, up]))
 
 
+class Halved(Adapter):
+    """An adapter with a forward pass of its own."""
+
+    def add_to(self, output: Tensor, x: Tensor) -> Tensor:
+        return super().add_to(output, x / 2)
+
+
 COUNTS = [3, 0, 5, 1]
 
 
@@ -116,8 +123,9 @@ COUNTS = [3, 0, 5, 1]
         (Adapter, LoRA(dim=4, alpha=12)),
         (DoRAAdapter, DoRA(dim=8, alpha=12)),
         (Adapter, LoRA(dim=2, dropout_position="post")),
+        (Halved, LoRA(dim=4)),
     ],
-    ids=["lora", "dora", "post"],
+    ids=["lora", "dora", "post", "another"],
 )
 def test_experts_together_are_the_experts_one_by_one(
     kind: type[Adapter],
