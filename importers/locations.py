@@ -11,7 +11,7 @@ from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.recognise import Form, required
 from mixtral_recipes.system.home import models_home
-from mixtral_recipes.system.hub_ids import is_hub_id, refuse_misspelt_path
+from mixtral_recipes.system.hub_ids import close_to, is_hub_id, refuse_misspelt_path
 
 _NEMO = "nemo://"
 
@@ -47,7 +47,7 @@ def parse_source(source: str) -> Path | HubId:
     path = Path(text).expanduser()
     if path.exists() or text.startswith(("/", ".", "~")):
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist.")
+            raise CheckpointError(f"{path} does not exist.{close_to(str(path))}")
         return path.resolve()
     repo, _, revision = text.partition("@")
     if repo.count("/") != 1 or not is_hub_id(repo):

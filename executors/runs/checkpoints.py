@@ -50,24 +50,25 @@ def base_folder(text: str | Path | None) -> Path | None:
 
 
 def with_start(resume: Any) -> Any:
-    """A recipe's ``resume`` whose weights to start from are a place: of a run, its newest whole checkpoint.
+    """A copy of a recipe's ``resume`` that names places where it named runs: of a run, its newest whole checkpoint.
 
     All ranks call it together.
 
     Args:
-        resume: An AutoResume, or a config of one, which is not changed; or None.
+        resume: An AutoResume, or a config of one; or None.
 
     Raises:
-        CheckpointError: the run has no complete checkpoint.
-        LaunchError: it is neither a folder nor a run.
+        CheckpointError: a run has no complete checkpoint.
+        LaunchError: one that is named is neither a folder nor a run.
     """
-    named = getattr(getattr(resume, "restore_config", None), "path", None)
-    place = named and str(_of_run(str(named), lambda text: text, together=True))
-    if place == named:
-        return resume
-    resume = copy.deepcopy(resume)
-    resume.restore_config.path = place
-    return resume
+    made = copy.deepcopy(resume)
+    restore = getattr(made, "restore_config", None)
+    for holder, name in ((restore, "path"), (restore, "adapter_path"), (made, "resume_from_path")):
+        named = str(getattr(holder, name, None) or "")
+        place = named and str(_of_run(named, lambda text: text, together=True))
+        if place != named:
+            setattr(holder, name, place)
+    return made
 
 
 def _of_run[T](text: str, otherwise: Callable[[str], T], *, together: bool = False) -> Path | T:

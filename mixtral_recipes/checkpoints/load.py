@@ -48,7 +48,7 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         say(f"WARNING: passing over {path.name}: {damage}")
     if found:
         raise CheckpointError(
-            f"{checkpoints}: none of its {len(found)} checkpoint(s) is whole; start a run of another --name, or "
+            f"{found[0].parent}: none of its {len(found)} checkpoint(s) is whole; start a run of another --name, or "
             "set resume.resume_if_exists=False to begin anew here."
         )
     if resume.resume_if_exists and not resume.resume_ignore_no_checkpoint:
@@ -68,7 +68,8 @@ def _own_checkpoints(resume: AutoResume, checkpoints: Path) -> list[Path]:
     folder = Path(resume.resume_from_directory).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"resume.resume_from_directory={folder}: no such folder.")
-    return [path.resolve() for path in list_checkpoints(folder)]
+    of_run = folder / "checkpoints"
+    return [path.resolve() for path in list_checkpoints(of_run if of_run.is_dir() else folder)]
 
 
 def load_model(

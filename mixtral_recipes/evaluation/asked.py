@@ -45,6 +45,10 @@ def sampling_of(given: Any, seed: int = 0) -> Sampling:
         return Sampling(_MEGATRONS_DEFAULT, seed=seed)
     if isinstance(given, Sampling):
         return given
+    if not hasattr(given, "num_tokens_to_generate"):
+        raise RecipeError(
+            f"generate: inference_params is a {type(given).__name__}; give Megatron's SamplingParams, or our Sampling."
+        )
     if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
         raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
     tokens = given.num_tokens_to_generate
@@ -127,6 +131,8 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
     Raises:
         RecipeError: there is no task of that name.
     """
+    if not isinstance(config, EvaluationConfig):
+        raise RecipeError(f"evaluate: eval_cfg is a {type(config).__name__}; give an EvaluationConfig(...).")
     params = config.params
     on_squad = config.type == "squad"
     asked = Asked(

@@ -92,7 +92,9 @@ def refuse_without_template(tokenizer: Any) -> None:
         DataError: it has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError("this model's tokenizer has no chat template; use `mixtral-recipes generate` without --chat.")
+        raise DataError(
+            "this model's tokenizer has no chat template; leave --chat out (of `mixtral-recipes generate`)."
+        )
 
 
 def text_of(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:

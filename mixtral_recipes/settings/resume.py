@@ -17,8 +17,9 @@ class RestoreConfig:
         load_optim_state: Whether the optimizer's moments and step count are taken too (from a training checkpoint).
         resize_vocab: Whether the vocabulary may grow, to ``model.config.vocab_size`` or else to what the tokenizer
             needs; each new token's rows start from the mean of the checkpoint's.
-        adapter_path: An adapter checkpoint whose adapters are trained on. ``path`` is then where its base is now, which
-            is compared by content; None takes the adapters of ``path`` itself, if it holds some.
+        adapter_path: An adapter checkpoint, or a run that made one, whose adapters are trained on. ``path`` is then
+            where its base is now, which is compared by content; None takes the adapters of ``path`` itself, if it holds
+            some.
     """
 
     path: str | None = None
@@ -37,9 +38,9 @@ class AutoResume:
         restore_config: Weights to start from when the run has no checkpoint yet.
         resume_if_exists: Whether to resume from the run's own newest checkpoint.
         resume_ignore_no_checkpoint: Whether the run may start without one.
-        resume_from_path: A checkpoint to resume from instead of searching, of all weights or of adapters.
-        resume_from_directory: A folder of checkpoints whose newest whole one is resumed from where the run has none
-            of its own.
+        resume_from_path: A checkpoint to resume from instead of searching, of all weights or of adapters; or a run.
+        resume_from_directory: A folder of checkpoints, or of a run, whose newest whole one is resumed from where the
+            run has none of its own.
     """
 
     restore_config: RestoreConfig | None = None

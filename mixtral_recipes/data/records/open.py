@@ -110,7 +110,7 @@ def check_place(spec: str | Path | None) -> Source | None:
     named = _HUB_ID.fullmatch(str(spec))
     looks_like_path = path is not None and (str(spec).startswith((".", "/", "~")) or suffix_of(path) in SUFFIXES)
     if named is None or looks_like_path:
-        raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).")
+        raise DataError(f"{spec}: no such file or folder, and not a Hub id (org/name).{close_to(str(spec))}")
     refuse_misspelt_path(str(spec), "dataset", DataError)
     return None
 

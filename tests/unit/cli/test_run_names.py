@@ -7,6 +7,7 @@ from pathlib import Path
 import nemo_run as run
 import pytest
 
+from mixtral_recipes.checkpoints.load import find_checkpoint
 from mixtral_recipes.checkpoints.retention import Kept, remove_unused
 from mixtral_recipes.cli import main
 from mixtral_recipes.cli.options.runs import complete_run
@@ -197,6 +198,20 @@ def test_training_starts_from_a_run_or_from_what_is_named(tmp_path: Path) -> Non
     with pytest.raises(LaunchError, match="no folder or run 'fist'"):
         start("fist")
     assert checkpoints.with_start(AutoResume()) == AutoResume()
+    others = checkpoints.with_start(AutoResume(RestoreConfig("model", adapter_path="first"), resume_from_path="77"))
+    for place in (others.restore_config.adapter_path, others.resume_from_path):
+        assert Path(place).resolve() == newest
+    assert others.restore_config.path == "model"
+
+
+def test_a_run_may_resume_from_another_one_s_folder(tmp_path: Path) -> None:
+    first = Path(recorded(tmp_path / "first").run_dir)
+    newest = saved(first / "checkpoints" / "step=10", 10)
+    for folder in (first, first / "checkpoints"):
+        assert find_checkpoint(AutoResume(resume_from_directory=str(folder)), tmp_path / "second") == newest
+    (newest / "context" / "run.json").write_text('{"step": 10, "consumed_samples": 11}')
+    with pytest.raises(CheckpointError, match=f"^{first}/checkpoints: none of its 1 checkpoint"):
+        find_checkpoint(AutoResume(resume_from_directory=str(first)), tmp_path / "second")
 
 
 def test_a_run_whose_folder_was_moved_is_told_so(tmp_path: Path) -> None:

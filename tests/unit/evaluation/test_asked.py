@@ -1,12 +1,13 @@
 """What NeMo's SamplingParams ask for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.evaluation.asked import sampling_of
+from mixtral_recipes.evaluation.asked import evaluate, sampling_of
 from mixtral_recipes.inference.sampling import Sampling
 
 
@@ -25,6 +26,13 @@ def test_draws() -> None:
     assert found == Sampling(30, temperature=0.7, top_k=5, top_p=1.0, seed=3)
     assert sampling_of(asked(top_p=0.9)) == Sampling(30, temperature=1.0, top_p=0.9)
     assert sampling_of(found, 4) == found
+
+
+def test_what_is_neither_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match="inference_params is a dict; give Megatron's SamplingParams"):
+        sampling_of({"top_k": 1})
+    with pytest.raises(RecipeError, match="eval_cfg is a dict; give an EvaluationConfig"):
+        evaluate(Path("checkpoint"), {"type": "squad"})  # pyright: ignore[reportArgumentType]
 
 
 def test_probabilities_are_not_returned() -> None:

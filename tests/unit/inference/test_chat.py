@@ -64,7 +64,7 @@ def test_a_template_without_end_is_refused(condition: str, monkeypatch: pytest.M
 
 
 def test_a_tokenizer_without_a_template() -> None:
-    with pytest.raises(DataError, match=r"has no chat template; use .* without --chat"):
+    with pytest.raises(DataError, match=r"has no chat template; leave --chat out .of `mixtral-recipes generate`"):
         Conversation(Tokenizer(template=None))
 
 
