@@ -36,6 +36,24 @@ def test_files_that_are_named_exist(file: Path) -> None:
     assert not missing
 
 
+def test_names_in_a_step_are_in_the_files_it_names() -> None:
+    """A step of docs/extending.md names files, and what is in them."""
+    steps = re.findall(r"^\d\. (.*?)(?=^\d\. |^#|\n\n|\Z)", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    assert len(steps) > 15
+    for step in steps:
+        codes = re.findall(r"`([^`\s]+)`", step)
+        texts = [path.read_text() for code in codes for path in _files_of(code)]
+        names = [code for code in codes if re.fullmatch(r"[A-Za-z]\w+", code)]
+        assert not [name for name in names if not any(re.search(rf"\b{name}\b", text) for text in texts)], step
+
+
+def _files_of(code: str) -> list[Path]:
+    """The files that a path in a step means."""
+    pattern = re.sub(r"<\w+>", "*", code)
+    folders = (ROOT, ROOT / "mixtral_recipes")
+    return [path for folder in folders for path in folder.glob(pattern)] if code.endswith(".py") else []
+
+
 def _is_ours(place: Place) -> bool:
     """Whether a piece of code names a file or folder of this tree."""
     text = place.text
