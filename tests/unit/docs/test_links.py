@@ -45,6 +45,9 @@ def test_names_in_a_step_are_in_the_files_it_names() -> None:
         texts = [path.read_text() for code in codes for path in _files_of(code)]
         names = [code for code in codes if re.fullmatch(r"[A-Za-z]\w+", code)]
         assert not [name for name in names if not any(re.search(rf"\b{name}\b", text) for text in texts)], step
+        for name, code in re.findall(r"`(\w+)` in\s`([^`]+\.py)`", step):
+            text = "".join(path.read_text() for path in _files_of(code))
+            assert re.search(rf"^(def |class |){name}\b", text, re.M), f"{name} is not in {code}"
 
 
 def _files_of(code: str) -> list[Path]:
