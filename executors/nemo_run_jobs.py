@@ -26,6 +26,7 @@ from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_f
 from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.executors.runs.checkpoints import with_start
+from mixtral_recipes.executors.slurm.status import one_line
 from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
@@ -273,11 +274,18 @@ def _elsewhere(executor: Any) -> bool:
 
 
 def _single_node(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Start jobs of this machine whatever Slurm's variables say; say in a line what sbatch said to a recipe."""
+
     @functools.wraps(run)
     def ran(self: Any, *args: Any, **kwargs: Any) -> Any:
         hidden = os.environ.pop("SLURM_PROCID", None) if all(map(_on_one_machine, self.jobs)) else None
         try:
             return run(self, *args, **kwargs)
+        except Exception as error:
+            stderr = getattr(getattr(error, "result", None), "stderr", "")  # of sbatch
+            if not stderr or not any(_is_ours(task) for job in self.jobs for task in _tasks(job)):
+                raise
+            raise LaunchError(f"the job was not submitted: {one_line(stderr)}.") from error
         finally:
             if hidden is not None:
                 os.environ["SLURM_PROCID"] = hidden

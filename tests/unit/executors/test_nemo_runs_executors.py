@@ -3,13 +3,17 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nemo_run as run
 import pytest
+from invoke.exceptions import UnexpectedExit
+from invoke.runners import Result
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import CheckpointError, LaunchError
+from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.nemo_run_jobs import check
 from mixtral_recipes.executors.slurm.executor import slurm_executor
 
@@ -44,6 +48,19 @@ def test_a_recipe_may_start_from_the_run_before_it(start: str, tmp_path: Path, m
         check(second, run.LocalExecutor(), [run.Script(inline="true"), recipe()])
     task, _ = check(second, run.LocalExecutor(), [first])
     assert task.resume.restore_config.path == start  # its process looks which checkpoint there is then
+
+
+def test_what_sbatch_refuses_is_a_line() -> None:
+    refusal = Result(command="sbatch --parsable x.sh", exited=1, stderr="sbatch: error: a\nsbatch: fatal: b\n")
+
+    def submit(_: Any) -> None:
+        raise UnexpectedExit(refusal)
+
+    ran, job = nemo_run_jobs._single_node(submit), SimpleNamespace(executor=slurm())
+    with pytest.raises(LaunchError, match=r"^the job was not submitted: fatal: b\.$"):
+        ran(SimpleNamespace(jobs=[SimpleNamespace(task=recipe(), **vars(job))]))
+    with pytest.raises(UnexpectedExit):  # whose jobs `submit` takes out of the queue again
+        ran(SimpleNamespace(jobs=[SimpleNamespace(task=run.Script(inline="true"), **vars(job))]))
 
 
 @pytest.mark.parametrize(
