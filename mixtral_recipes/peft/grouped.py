@@ -42,7 +42,8 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
     """
     first = next(adapter for adapter in adapters if adapter is not None)
     dtype = first.lora_a.dtype
-    own = any(type(adapter).add_to is not Adapter.add_to for adapter in adapters if adapter is not None)
+    # Of a class of one's own, or an adapter that is left out for a while (`InferenceModel.without_adapters`).
+    own = any(one is not None and getattr(one.add_to, "__func__", None) is not Adapter.add_to for one in adapters)
     if own or (x.is_cuda and dtype != torch.bfloat16):  # there is no other kernel
         return add_one_by_one(adapters, output, x, tokens_per_expert)
     rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)

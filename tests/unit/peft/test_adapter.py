@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.peft import grouped
 from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.dora import DoRAAdapter
-from mixtral_recipes.peft.grouped import GroupedAdapter, add_one_by_one
+from mixtral_recipes.peft.grouped import GroupedAdapter, add_of_experts, add_one_by_one
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.fake_world import one_of
 
@@ -153,6 +154,23 @@ def test_experts_together_are_the_experts_one_by_one(
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize(("kind", "scheme"), [(Adapter, LoRA(dim=8)), (DoRAAdapter, DoRA(dim=8))], ids=["lora", "dora"])
+def test_a_model_without_its_adapters_has_none_on_experts_that_are_computed_together(
+    kind: type[Adapter], scheme: LoRA
+) -> None:
+    name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc2"
+    adapters = [trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in range(2)]
+    layers = nn.ModuleList(nn.Module() for _ in adapters)
+    for layer, adapter in zip(layers, adapters, strict=True):
+        layer.adapter = adapter
+    output, x = torch.randn(9, 16), torch.randn(9, 24)
+    added = add_of_experts(adapters, output, x, [4, 5])
+    with InferenceModel.without_adapters(cast(Any, SimpleNamespace(chunk=layers))):
+        torch.testing.assert_close(add_of_experts(adapters, output, x, [4, 5]), output)
+    torch.testing.assert_close(add_of_experts(adapters, output, x, [4, 5]), added)
+    assert not torch.equal(added, output)
+
+
 def test_a_length_learns_from_thousands_of_rows() -> None:
     """Added up in bf16 row by row, a third of this gradient would be lost."""
     torch.manual_seed(0)
@@ -168,7 +186,7 @@ def test_a_length_learns_from_thousands_of_rows() -> None:
         return torch.cat([cast(Tensor, cast(Any, adapter).magnitude.grad).float() for adapter in adapters])
 
     expected = of_lengths(add_one_by_one)
-    assert (of_lengths(grouped.add_of_experts) - expected).norm() < 0.01 * expected.norm()
+    assert (of_lengths(add_of_experts) - expected).norm() < 0.01 * expected.norm()
 
 
 class _AsOnBlackwell(torch.autograd.Function):
