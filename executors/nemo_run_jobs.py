@@ -136,7 +136,7 @@ def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, Any]:
-    """Look through one of our recipes and what will run it; any other task is left alone.
+    """Look through one of our recipes and what will run it; any other task is left as it is.
 
     Args:
         task: A recipe, or what else nemo_run takes.
@@ -144,13 +144,13 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
         earlier: What its experiment runs before: it may start from a run that has made nothing yet.
 
     Returns:
-        The recipe as nemo_run keeps it, and an executor that starts its ranks.
+        The recipe as nemo_run keeps it, and an executor that starts its ranks and sends the modules it comes from.
 
     Raises:
         MixtralRecipesError: as `preflight`; or the executor can pack nothing, or starts another number of ranks.
     """
     if not _is_ours(task):
-        return task, executor
+        return task, executor if isinstance(executor, list) else with_own_modules(executor, task)
     with advice_for_scripts():
         task = as_text(task)
         if _trains(task):

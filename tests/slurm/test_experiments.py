@@ -43,6 +43,7 @@ def test_failed_stage_stops_the_rest(plain: Site, tmp_path: Path) -> None:
 def test_experiment_from_python_waits_without_sacct(plain: Site) -> None:
     import nemo_run as run
 
+    import mixtral_recipes.api  # noqa: F401  # as a script has it: from then on experiments send a task's own modules
     from mixtral_recipes.executors.jobs_home import use_jobs_home
 
     use_jobs_home()

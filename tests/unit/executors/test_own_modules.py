@@ -1,6 +1,7 @@
 """A Slurm job takes along what its recipe needs of the user's own modules, and nothing that is installed."""
 
 import importlib
+import sys
 import tarfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import nemo_run as run
 import pytest
 
 import mixtral_recipes as llm
+from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.own_modules import own_modules, with_own_modules
 from mixtral_recipes.executors.slurm.executor import slurm_executor
 
@@ -22,6 +24,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "its_words.py").touch()
     (folder / "another.py").touch()
     monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.startswith(("lab_of_a_user", "its_words"))]:
+        monkeypatch.delitem(sys.modules, name)  # of another test's folder
     return folder
 
 
@@ -37,3 +41,14 @@ def test_the_modules_of_a_recipe_go_along(lab: Path, tmp_path: Path) -> None:
         names = archive.getnames()
     assert names == ["its_words.py", "lab_of_a_user/deep/warn.py", "lab_of_a_user/notes.txt"]
     assert executor.packager.package(tmp_path, str(tmp_path), "none") == ""
+
+
+def test_so_do_those_of_a_task_that_is_no_recipe_of_ours(lab: Path) -> None:
+    executor = slurm_executor(account="none", partition="debug", code=())
+    task = run.Partial(importlib.import_module("lab_of_a_user.deep.warn").Warn)
+    same, sends = nemo_run_jobs.check(task, executor)
+    assert same is task
+    assert sends.packager.modules == [str(lab / "its_words.py"), str(lab / "lab_of_a_user")]
+    local = run.LocalExecutor()
+    assert nemo_run_jobs.check(task, local) == (task, local)
+    assert nemo_run_jobs.check(task, [local]) == (task, [local])
