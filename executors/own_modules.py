@@ -21,7 +21,8 @@ def with_own_modules(executor: Any, recipe: Any) -> Any:
 
     if isinstance(packager := executor.packager, WorkingTreePackager):
         executor = executor.clone()
-        executor.packager = dataclasses.replace(packager, modules=own_modules(recipe, packager.roots))
+        modules = {*packager.modules, *own_modules(recipe, packager.roots)}  # a job's script has none, its recipe may
+        executor.packager = dataclasses.replace(packager, modules=sorted(modules))
     return executor
 
 

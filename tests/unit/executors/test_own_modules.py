@@ -49,6 +49,7 @@ def test_so_do_those_of_a_task_that_is_no_recipe_of_ours(lab: Path) -> None:
     same, sends = nemo_run_jobs.check(task, executor)
     assert same is task
     assert sends.packager.modules == [str(lab / "its_words.py"), str(lab / "lab_of_a_user")]
+    assert nemo_run_jobs.check(run.Script("true"), sends)[1].packager.modules == sends.packager.modules
     local = run.LocalExecutor()
     assert nemo_run_jobs.check(task, local) == (task, local)
     assert nemo_run_jobs.check(task, [local]) == (task, [local])
