@@ -12,7 +12,7 @@ from mixtral_recipes.errors import EnvironmentProblem, LaunchError
 from mixtral_recipes.system import home
 from mixtral_recipes.system.files import sibling
 
-_in_use: list[int] = []
+_in_use: dict[Path, int] = {}
 
 
 class _Removed(Exception):
@@ -101,8 +101,11 @@ def use(file: Path) -> None:
     Whoever calls it looks afterwards whether the file is still there. It does nothing on a file system without locks.
     """
     with contextlib.suppress(OSError):
-        _in_use.append(os.open(file, os.O_RDONLY))
-        fcntl.flock(_in_use[-1], fcntl.LOCK_SH)
+        descriptor = os.open(file, os.O_RDONLY)
+        before, _in_use[file] = _in_use.get(file), descriptor  # the same file, or another one by now
+        if before is not None:
+            os.close(before)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

@@ -43,15 +43,18 @@ def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
 
 
 def test_what_a_command_reads_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_in_use", reading := [])
+    monkeypatch.setattr(locks, "_in_use", reading := {})
     found = [Kept(tmp_path / name, 1, 1.0) for name in ("read", "unread", "damaged")]
     for kept in found[:2]:
         kept.path.mkdir()
         (kept.path / "manifest.json").touch()
     found[2].path.mkdir()
-    locks.use(found[0].path / "manifest.json")
+    open_files = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):  # as a script that asks a run again and again
+        locks.use(found[0].path / "manifest.json")
+    assert len(os.listdir("/proc/self/fd")) == open_files + 1
     remove_unused(found)
     assert [path.name for path in tmp_path.iterdir()] == ["read"]
-    os.close(*reading)  # as the end of the command does
+    os.close(*reading.values())  # as the end of the command does
     remove_unused(found[:1])
     assert list(tmp_path.iterdir()) == []
