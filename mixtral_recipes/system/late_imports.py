@@ -228,9 +228,14 @@ class _Names(dict[str, Any]):
             with contextlib.suppress(AttributeError):
                 return theirs(name)
         below = f"{self._module.__name__}.{name}"
-        if "__path__" in vars(self._module) and not name.startswith("__") and importlib.util.find_spec(below):
+        if "__path__" in vars(self._module) and _could_be_below(name) and importlib.util.find_spec(below):
             return importlib.import_module(below)
         raise AttributeError(f"module {self._module.__name__!r} has no attribute {name!r}")
+
+
+def _could_be_below(name: str) -> bool:
+    """Whether a package may be asked for a module of this name; torch.compile asks packages for ``torch.device``."""
+    return name.isidentifier() and not name.startswith("__")
 
 
 class _Loader(SourceFileLoader):

@@ -77,15 +77,30 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
         # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        # Read by torch at the first allocation. Routing gives experts other sizes at every step, which the allocator's
-        # fixed segments leave gaps between; NVIDIA's docs for Megatron Bridge name this as the first cure.
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-            os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-        torch.cuda.set_device(place.local_rank)
-        return torch.device("cuda", place.local_rank)
+            _let_segments_grow(device)
+        return device
     cpu_device.activate()
     torch.set_num_threads(min(torch.get_num_threads(), machine.cores()))  # torch looks at no container's share
     return torch.device("cpu")
+
+
+def _let_segments_grow(device: torch.device) -> None:
+    """Keep memory whole: routing gives experts other sizes at every step, which fixed segments leave gaps between.
+
+    A driver may not do it: virtual GPUs and sandboxes have those. Torch finds out when it allocates.
+
+    Source: NVIDIA's docs for Megatron Bridge name it as the first cure of fragmented memory.
+    """
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # read at the first allocation
+    try:
+        torch.empty(1, device=device)
+    except RuntimeError:
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:False"  # for processes that this one starts
+        older = torch.cuda.memory._set_allocator_settings
+        getattr(torch._C, "_accelerator_setAllocatorSettings", older)("expandable_segments:False")
 
 
 def _refuse_gpus_torch_cannot_use() -> None:

@@ -91,6 +91,7 @@ def test_whoever_looks_from_outside_finds_them_too(shop: types.ModuleType) -> No
     assert shop.cake is sys.modules["shop.cake"]  # a module below, as a package that imports all of itself has it
     assert shop.from_theirs == "theirs"
     assert not hasattr(shop, "pears")
+    assert not hasattr(shop, "shop.bread")  # torch.compile asks its packages for dotted names
 
 
 def test_a_name_that_is_not_there_is_an_import_error_when_it_is_used(shop: types.ModuleType) -> None:

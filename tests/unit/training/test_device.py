@@ -25,6 +25,12 @@ torch.cuda.is_available = lambda: True
 torch.cuda.set_device = lambda index: None
 from mixtral_recipes.training.distributed import ProcessPlace, choose_device
 
+def allocated(*sizes, device):
+    torch._C._cuda_memorySnapshot(None)  # as at an allocation, settings are read
+    if "DRIVER_REFUSES" in os.environ:
+        raise RuntimeError("CUDA driver error: operation not supported")
+
+torch.empty = allocated
 for said in eval(sys.argv[1]):
     if os.fork() == 0:  # the allocator reads its settings once
         os.environ.update(said)
@@ -41,7 +47,8 @@ def test_the_environment_of_a_gpu() -> None:
     found = {
         "cuda:0 1 True": {},
         "cuda:0 32 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
-        "cuda:0 1 False": {"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+        "cuda:0 2 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "2", "PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+        "cuda:0 1 False": {"DRIVER_REFUSES": "1"},
     }
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
