@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 from torch._C._distributed_c10d import HashStore
 
 from mixtral_recipes.cpu import device as cpu_device
@@ -175,6 +176,7 @@ def seed_everything(seed: int) -> None:
 
 def shut_down() -> None:
     """Leave every group. Safe to call when none was joined."""
+    destroy_moe_metrics_tracker()  # keeps the groups of each loss, and as many places as there were layers
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():

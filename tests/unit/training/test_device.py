@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
 from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
@@ -59,6 +60,12 @@ def test_the_environment_of_a_gpu() -> None:
         check=False,
     )
     assert done.stdout.splitlines() == list(found), done.stderr
+
+
+def test_the_next_run_of_a_process_finds_no_losses_of_this_ones_groups_and_layers() -> None:
+    get_moe_metrics_tracker().record("load_balancing_loss", torch.ones(()), layer_number=1, num_layers=2)
+    distributed.shut_down()
+    assert not get_moe_metrics_tracker().metrics
 
 
 def test_no_more_threads_than_a_container_gets_the_time_of(monkeypatch: pytest.MonkeyPatch) -> None:
