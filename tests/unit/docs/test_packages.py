@@ -59,6 +59,7 @@ def imported(*folders: str) -> dict[str, str]:
             found |= {module.partition(".")[0]: name for module in modules}
     beside = [
         *(ROOT / "tests" / "slurm").glob("slurm_*.py"),
+        *(ROOT / "tests" / "card" / "site").glob("*.py"),
         *(ROOT / "scripts").glob("*.py"),
         *(ROOT / "benchmarks").glob("*.py"),
     ]  # imported by bare names

@@ -1,0 +1,36 @@
+// The card that is not there: its memory and what it says of itself. FAKE_CARDS is how many there are, and
+// FAKE_CARD_MAPS=0 a driver that cannot map memory.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <utility>
+
+namespace card {
+constexpr size_t kMemory = 141'000'000'000;
+inline const char* const kName = "NVIDIA H200";
+extern thread_local int current_device;
+
+void* allocate(size_t bytes);
+void release(void* p);
+size_t used();
+// The allocation that an address lies in; start is null where there is none.
+std::pair<char*, size_t> allocation_of(const void* p);
+int attribute(int which);
+// What a library finds by its name; a function that does nothing, and says that all went well, where there is none.
+void* function(const char* name);
+
+inline int number(const char* variable, int otherwise) {
+  const char* text = getenv(variable);
+  return text ? atoi(text) : otherwise;
+}
+
+// Streams, modules and functions are numbers.
+template <class T>
+void new_handle(T* handle) {
+  static size_t last = 0x1000;
+  *handle = reinterpret_cast<T>(last += 16);
+}
+}  // namespace card

@@ -1,0 +1,120 @@
+"""Whole runs on Transformer Engine's layers, on the card of `tests/card`: as long as no GPU is there to run them on.
+
+The card's memory is this machine's and the CPU computes what kernels would, so numbers are compared with those of our
+plain layers on the CPU. What is slow, or wrong in a kernel itself, only a GPU shows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.card.build import build, environment, toolkit_headers
+
+STRATEGY = "trainer.strategy."
+SPREAD = {
+    "experts": [],  # the recipe's own way
+    "tensors": [
+        f"{STRATEGY}tensor_model_parallel_size=2",
+        f"{STRATEGY}sequence_parallel=true",
+        f"{STRATEGY}expert_model_parallel_size=1",
+    ],
+    "sequence": [f"{STRATEGY}context_parallel_size=2", f"{STRATEGY}expert_model_parallel_size=1"],
+    "layers": [
+        f"{STRATEGY}pipeline_model_parallel_size=2",
+        f"{STRATEGY}virtual_pipeline_model_parallel_size=2",
+        f"{STRATEGY}expert_model_parallel_size=1",
+    ],
+}
+FP8 = {
+    "delayed": ["trainer.plugins.fp8=hybrid", "trainer.plugins.fp8_recipe=delayed"],
+    "tensorwise": ["trainer.plugins.fp8=hybrid", "trainer.plugins.fp8_recipe=tensorwise"],
+    "blockwise": ["trainer.plugins.fp8=e4m3", "trainer.plugins.fp8_recipe=blockwise"],
+}
+SHORT = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "data.global_batch_size=8", "data.micro_batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card's libraries."""
+    import torch
+    import transformer_engine
+
+    toolkit = toolkit_headers()
+    if toolkit is None:
+        pytest.skip("needs CUDA's headers: nvcc is not on PATH")
+    folder = tmp_path_factory.mktemp("card")
+    build(folder, Path(torch.__file__).parents[1], toolkit, Path(transformer_engine.__file__).parent)
+    return folder
+
+
+def command(environment: dict[str, str], *words: str, compiled: bool = False) -> str:
+    """What a command prints, in a process of its own."""
+    own = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "0" if compiled else "1"}
+    process = subprocess.run(
+        [sys.executable, "-m", "mixtral_recipes.cli.main", *words, "--debug"],
+        env={name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    return process.stdout
+
+
+def trained(
+    folder: Path, environment: dict[str, str], *words: str, cards: int = 1, compiled: bool = False
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step of a short fine-tuning; what torch compiles computes nothing on the card."""
+    place = ["--executor", "direct"] if cards == 1 else ["--num-gpus-per-node", str(cards)]
+    asked = ["--dir", str(folder), "--name", "run", "--evaluate", "0", "--no-export", *place]
+    printed = command(environment, "finetune", *asked, *SHORT, *words, compiled=compiled)
+    assert not environment or "layers: Transformer Engine" in printed
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[float, float]]]:
+    """By adapter, what our plain layers on the CPU find."""
+    return {
+        peft: trained(
+            tmp_path_factory.mktemp(peft),
+            {},
+            "--peft",
+            peft,
+            "trainer.devices=1",
+            "trainer.strategy.expert_model_parallel_size=1",
+        )
+        for peft in ("lora", "none")
+    }
+
+
+def close(found: list[tuple[float, float]], expected: list[tuple[float, float]], by: float) -> bool:
+    """Whether losses differ by less than a share, and gradient norms by less than three times as much."""
+    pairs = zip(found, expected, strict=True)
+    return all(abs(a[0] / b[0] - 1) < by and abs(a[1] / b[1] - 1) < 3 * by for a, b in pairs)
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_two_cards_train_as_the_cpu_does(
+    spread: str, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
+) -> None:
+    found = trained(tmp_path, environment(card, 2), "--peft", "lora", *SPREAD[spread], cards=2)
+    assert close(found, plain["lora"], by=0.01), (found, plain["lora"])
+
+
+@pytest.mark.parametrize("recipe", FP8)
+def test_all_weights_are_trained_in_fp8(
+    recipe: str, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
+) -> None:
+    found = trained(tmp_path, environment(card), "--peft", "none", *FP8[recipe])
+    assert close(found, plain["none"], by=0.04), (found, plain["none"])
+
+
+def test_a_run_in_the_commands_own_process_compiles(card: Path, tmp_path: Path) -> None:
+    trained(tmp_path, environment(card), "--peft", "lora", "trainer.max_skipped_steps=2", compiled=True)
