@@ -108,6 +108,13 @@ def test_two_cards_train_as_the_cpu_does(
     assert close(found, plain["lora"], by=0.01), (found, plain["lora"])
 
 
+def test_packed_sequences_are_spread(card: Path, tmp_path: Path) -> None:
+    words = ["--peft", "lora", "--packed", *SPREAD["sequence"], "data.global_batch_size=4", "data.micro_batch_size=1"]
+    on_cpu, on_cards = tmp_path / "cpu", tmp_path / "cards"
+    expected, found = trained(on_cpu, {}, *words, cards=2), trained(on_cards, environment(card, 2), *words, cards=2)
+    assert close(found, expected, by=0.01), (found, expected)
+
+
 @pytest.mark.parametrize("recipe", FP8)
 def test_all_weights_are_trained_in_fp8(
     recipe: str, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import card_te_context as context
 import card_te_fp8 as fp8
 import card_te_routing as routing
 import torch
@@ -20,7 +21,7 @@ def install() -> None:
     """Wrap the functions that training needs."""
     tex = sys.modules["transformer_engine_torch"]
     fp8.learn_formats(tex.DType)
-    for name, fill in {**_FILLED, **fp8.FILLED, **routing.FILLED}.items():
+    for name, fill in {**_FILLED, **context.FILLED, **fp8.FILLED, **routing.FILLED}.items():
         setattr(tex, name, filled(getattr(tex, name), fill))
     tex.fused_attn_fwd, tex.fused_attn_bwd = _attention, _attention_backward
     backend = tex.NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen
@@ -94,9 +95,12 @@ def _rope(sign: int) -> Function:
 def _sequences(layout: str, q: Tensor, k: Tensor, starts: list[Tensor]) -> list[tuple[Any, Any]]:
     """How q-like and k-like tensors are indexed for one sequence each."""
     if "THD" in layout:
-        a, b = (on_cpu(each).tolist() for each in starts)
-        ends = zip(a, a[1:], b, b[1:], strict=False)
-        return [(slice(i, j), slice(x, y)) for i, j, x, y in ends if j > i]
+        ends, places = starts[:2], starts[2:] or starts  # lengths, and where they begin if there is room between them
+        pieces = []
+        for end, place in zip(ends, places, strict=True):
+            lengths, first = on_cpu(end).diff().tolist(), on_cpu(place).tolist()
+            pieces.append([slice(at, at + length) for at, length in zip(first, lengths, strict=False)])
+        return [(i, j) for i, j in zip(*pieces, strict=True) if i.stop > i.start]
     if layout.startswith("NVTE_SBHD"):
         return [((slice(None), n), (slice(None), n)) for n in range(q.shape[1])]
     return [(n, n) for n in range(q.shape[0])]
@@ -116,7 +120,7 @@ def _floats(values: tuple[Any, ...], n: int) -> list[Tensor]:
 
 
 def _whole(values: tuple[Any, ...]) -> list[Tensor]:
-    return [each for each in values if isinstance(each, Tensor) and each.dtype == torch.int32][:2]
+    return [each for each in values if isinstance(each, Tensor) and each.dtype == torch.int32][:4]
 
 
 def _statistics(of: Tensor, layout: str, where: Any, number: int) -> Tensor:
