@@ -4,6 +4,7 @@ They stand in front of the real ones by LD_PRELOAD. What this folder's C++ defin
 that torch, Transformer Engine and Triton could ask CUDA's libraries for does nothing and says that all went well.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,15 +17,16 @@ _CUDA = re.compile(r"(__)?(cuda|cu[A-Z]|cublas|cudnn|nvrtc|nccl|nvml)\w+")
 _TAKEN = ("libcudart.so.13", "libcudnn.so.9", "libcublas.so.13", "libcublasLt.so.13", "libnvrtc.so.13")
 
 
-def build(folder: Path, site_packages: Path, toolkit: Path, transformer_engine: Path) -> None:
-    """Compile into a folder, which takes about fifteen seconds.
+def build(folder: Path) -> None:
+    """Compile into a folder, which takes about fifteen seconds, for the torch and Transformer Engine of this Python.
 
-    Args:
-        folder: Where to.
-        site_packages: Where torch and NVIDIA's packages are.
-        toolkit: CUDA's headers.
-        transformer_engine: Its package.
+    Raises:
+        RuntimeError: CUDA's headers are not here.
     """
+    toolkit = toolkit_headers()
+    if toolkit is None:
+        raise RuntimeError("CUDA's headers are needed: nvcc is not on PATH")
+    site_packages, transformer_engine = _place("torch").parent, _place("transformer_engine")
     nvidia = site_packages / "nvidia"
     headers = [f"-I{toolkit}", *(f"-I{nvidia / name / 'include'}" for name in ("cudnn", "nccl"))]
     headers += ["-idirafter", str(nvidia / "cu13/include")]
@@ -76,6 +78,13 @@ def environment(folder: Path, cards: int = 1) -> dict[str, str]:
         "FAKE_CARD_LINKS": str(links),
         "PYTHONPATH": os.pathsep.join([str(HERE / "site"), str(HERE.parents[1])]),
     }
+
+
+def _place(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _answer(name: str) -> int:

@@ -1,5 +1,5 @@
-// The card that is not there: its memory and what it says of itself. FAKE_CARDS is how many there are, and
-// FAKE_CARD_MAPS=0 a driver that cannot map memory.
+// The card that is not there: its memory and what it says of itself. FAKE_CARDS is how many there are, unless
+// CUDA_VISIBLE_DEVICES is empty, and FAKE_CARD_MAPS=0 a driver that cannot map memory.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -25,6 +25,11 @@ void* function(const char* name);
 inline int number(const char* variable, int otherwise) {
   const char* text = getenv(variable);
   return text ? atoi(text) : otherwise;
+}
+
+inline int cards() {
+  const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+  return visible && !*visible ? 0 : number("FAKE_CARDS", 1);
 }
 
 // Streams, modules and functions are numbers.

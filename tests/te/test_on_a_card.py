@@ -40,14 +40,10 @@ SHORT = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "data.global_batc
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The card's libraries."""
-    import torch
-    import transformer_engine
-
-    toolkit = toolkit_headers()
-    if toolkit is None:
+    if toolkit_headers() is None:
         pytest.skip("needs CUDA's headers: nvcc is not on PATH")
     folder = tmp_path_factory.mktemp("card")
-    build(folder, Path(torch.__file__).parents[1], toolkit, Path(transformer_engine.__file__).parent)
+    build(folder)
     return folder
 
 

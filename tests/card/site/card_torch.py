@@ -34,9 +34,9 @@ def on_cpu(tensor: Tensor) -> Tensor:
     return same.set_(bytes_, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def on_card(tensor: Tensor) -> Tensor:
-    """A copy on the current card."""
-    copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda")
+def on_card(tensor: Tensor, card: torch.device | str = "cuda") -> Tensor:
+    """A copy on a card, the current one where none is named."""
+    copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=card)
     if tensor.numel():
         on_cpu(copy).copy_(tensor)
     return copy
@@ -100,13 +100,14 @@ def _computed_by_cpu(operator: Any, name: str) -> Callable[..., Any]:
             if not isinstance(value, Tensor) or value.device.type != "cpu":
                 return value
             if id(value) not in pairs:
-                return on_card(value)
+                return on_card(value, card)
             same, original = pairs[id(value)]
             if same.shape != original.shape:  # an ``out`` that was made larger
                 on_cpu(original.resize_(same.shape)).copy_(same)
             return original
 
         flat, shape = pytree.tree_flatten((args, named))
+        card = _card_of(flat)
         if not name.startswith(_FROM_ANYWHERE):
             _refuse_two_devices(flat, name)
         given, named = pytree.tree_unflatten([here(value) for value in flat], shape)
@@ -119,6 +120,13 @@ def _computed_by_cpu(operator: Any, name: str) -> Callable[..., Any]:
         return pytree.tree_map(there, result)
 
     return compute
+
+
+def _card_of(values: list[Any]) -> torch.device:
+    devices = (value.device if isinstance(value, Tensor) else value for value in values)
+    return next(
+        (each for each in devices if isinstance(each, torch.device) and each.type == "cuda"), torch.device("cuda")
+    )
 
 
 def _refuse_two_devices(values: list[Any], name: str) -> None:

@@ -1,0 +1,28 @@
+"""Run Python where there seem to be GPUs: ``.venv-te/bin/python -m tests.card [--cards N] -m pytest tests/gpu``.
+
+The CPU computes torch's and Transformer Engine's kernels. What torch compiles would compute nothing on this card, so it
+is left uncompiled; nor do Triton's own kernels, unless TRITON_INTERPRET=1 has them interpreted.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.card.build import build, environment
+
+
+def main(words: list[str]) -> int:
+    """Build the card, run, and take it away; the exit code is the command's."""
+    cards = 1
+    if words[:1] == ["--cards"]:
+        cards, words = int(words[1]), words[2:]
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        own = {"TORCH_COMPILE_DISABLE": "1"} | dict(os.environ) | environment(Path(folder), cards)
+        return subprocess.run([sys.executable, *words], env=own, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
