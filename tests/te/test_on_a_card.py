@@ -111,11 +111,13 @@ def test_packed_sequences_are_spread(card: Path, tmp_path: Path) -> None:
     assert close(found, expected, by=0.01), (found, expected)
 
 
-@pytest.mark.parametrize("recipe", FP8)
+@pytest.mark.parametrize(("recipe", "spread"), [("delayed", None), ("tensorwise", None), ("blockwise", "tensors")])
 def test_all_weights_are_trained_in_fp8(
-    recipe: str, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
+    recipe: str, spread: str | None, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
 ) -> None:
-    found = trained(tmp_path, environment(card), "--peft", "none", *FP8[recipe])
+    cards = 2 if spread else 1
+    words = ["--peft", "none", *FP8[recipe], *SPREAD.get(spread or "", [])]
+    found = trained(tmp_path, environment(card, cards), *words, cards=cards)
     assert close(found, plain["none"], by=0.04), (found, plain["none"])
 
 

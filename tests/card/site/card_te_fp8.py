@@ -132,6 +132,10 @@ def _transpose(out: Tensor, data: Tensor, *rest: Any) -> None:
     on_cpu(out).copy_(on_cpu(data).flatten(0, -2).T.reshape(out.shape))
 
 
+def _swap_first_dims(out: Tensor, tensor: Tensor, *rest: Any) -> None:
+    on_cpu(out).copy_(on_cpu(tensor).transpose(0, 1).reshape(out.shape))
+
+
 def _amax(out: None, tensor: Tensor, amax: Tensor) -> None:
     on_cpu(amax).fill_(on_cpu(tensor).float().abs().max())
 
@@ -165,6 +169,7 @@ FILLED: dict[str, Callable[..., None]] = {
     "multi_tensor_quantize": _quantize_all,
     "dequantize": _dequantize,
     "fp8_transpose": _transpose,
+    "swap_first_dims": _swap_first_dims,
     "compute_amax": _amax,
     "multi_tensor_compute_scale_and_scale_inv": _scales_of,
     "fused_amax_and_scale_update_after_reduction": _next_scales,
