@@ -4,10 +4,12 @@ Loads torch only where there is more than one process.
 """
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,34 @@ def rank_and_size() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if distributed else (0, 1)
 
 
+_meetings = itertools.count()
+
+
+def meet(backend: str, timeout: timedelta | None = None) -> None:
+    """Join the processes torchrun started in the default process group; a process alone needs no rendezvous.
+
+    Torch names that group and its keys in torchrun's store alike each time, so that a rank that comes first would find
+    there where the others were the last time: every meeting has keys of its own.
+
+    Args:
+        backend: gloo or nccl.
+        timeout: After which a collective fails; None takes torch's.
+    """
+    from torch._C._distributed_c10d import HashStore, PrefixStore
+    from torch.distributed import init_process_group
+    from torch.distributed.rendezvous import rendezvous
+
+    waits: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    if launched_size() == 1:
+        init_process_group(backend, store=HashStore(), rank=0, world_size=1, **waits)
+        return
+    store, rank, size = next(rendezvous("env://", **waits))
+    store = PrefixStore(f"meeting_{next(_meetings)}", store)
+    if timeout is not None:
+        store.set_timeout(timeout)
+    init_process_group(backend, store=store, rank=rank, world_size=size, **waits)
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Any]:
     """Join the processes torchrun started, over gloo; where they have joined already, yield a gloo group of all.
@@ -76,7 +106,7 @@ def joined() -> Iterator[Any]:
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+        meet("gloo")
         try:
             yield None
         finally:

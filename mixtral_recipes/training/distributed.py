@@ -13,7 +13,6 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
-from torch._C._distributed_c10d import HashStore
 
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
@@ -156,11 +155,7 @@ def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *,
             "was, take the launcher's variables out of the environment: unset TORCHELASTIC_RUN_ID."
         )
     if not torch.distributed.is_initialized():
-        # A process alone needs no rendezvous server; a file-less in-memory store does.
-        alone = {"store": HashStore(), "rank": 0, "world_size": 1} if place.world_size == 1 else {}
-        torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT, **alone
-        )
+        ranks.meet("nccl" if device.type == "cuda" else "gloo", _COLLECTIVE_TIMEOUT)
     parallel_state.initialize_model_parallel(**topology.megatron_sizes())
     seed_everything(seed)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.card.build import build, environment, toolkit_headers
+from tests.gpu.small_runs import FP8
 
 STRATEGY = "trainer.strategy."
 SPREAD = {
@@ -29,11 +30,6 @@ SPREAD = {
         f"{STRATEGY}expert_model_parallel_size=1",
     ],
 }
-FP8 = {
-    "delayed": ["trainer.plugins.fp8=hybrid", "trainer.plugins.fp8_recipe=delayed"],
-    "tensorwise": ["trainer.plugins.fp8=hybrid", "trainer.plugins.fp8_recipe=tensorwise"],
-    "blockwise": ["trainer.plugins.fp8=e4m3", "trainer.plugins.fp8_recipe=blockwise"],
-}
 SHORT = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "data.global_batch_size=8", "data.micro_batch_size=4"]
 
 
@@ -47,12 +43,12 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(environment: dict[str, str], *words: str, compiled: bool = False) -> str:
+def command(variables: dict[str, str], *words: str, compiled: bool = False) -> str:
     """What a command prints, in a process of its own."""
     own = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "0" if compiled else "1"}
     process = subprocess.run(
         [sys.executable, "-m", "mixtral_recipes.cli.main", *words, "--debug"],
-        env={name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own | environment,
+        env={name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -63,13 +59,13 @@ def command(environment: dict[str, str], *words: str, compiled: bool = False) ->
 
 
 def trained(
-    folder: Path, environment: dict[str, str], *words: str, cards: int = 1, compiled: bool = False
+    folder: Path, variables: dict[str, str], *words: str, cards: int = 1, compiled: bool = False
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of a short fine-tuning; what torch compiles computes nothing on the card."""
     place = ["--executor", "direct"] if cards == 1 else ["--num-gpus-per-node", str(cards)]
     asked = ["--dir", str(folder), "--name", "run", "--evaluate", "0", "--no-export", *place]
-    printed = command(environment, "finetune", *asked, *SHORT, *words, compiled=compiled)
-    assert not environment or "layers: Transformer Engine" in printed
+    printed = command(variables, "finetune", *asked, *SHORT, *words, compiled=compiled)
+    assert not variables or "layers: Transformer Engine" in printed
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
 
@@ -116,7 +112,8 @@ def test_all_weights_are_trained_in_fp8(
     recipe: str, spread: str | None, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
 ) -> None:
     cards = 2 if spread else 1
-    words = ["--peft", "none", *FP8[recipe], *SPREAD.get(spread or "", [])]
+    asked = [f"trainer.plugins.{name}={value}" for name, value in FP8[recipe].items()]
+    words = ["--peft", "none", *asked, *SPREAD.get(spread or "", [])]
     found = trained(tmp_path, environment(card, cards), *words, cards=cards)
     assert close(found, plain["none"], by=0.04), (found, plain["none"])
 
