@@ -5,7 +5,6 @@ comes with the config.json that describes it, which every checkpoint and export 
 """
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +97,7 @@ def agree(
     rows = stored["vocab_size"]
     wanted = config.vocab_size if config.is_given("vocab_size") else None
     size = _vocab_size(wanted, rows, base, vocabulary, resize_vocab=resize_vocab)
-    agreed = dataclasses.replace(config, **taken, vocab_size=size)
+    agreed = config.changed(**taken, vocab_size=size)
     written = [*_CHANGEABLE, *(name for name in _TRAINING if config.is_given(name)), "vocab_size"]
     return Agreed(agreed, _described(published, agreed, written), rows)
 

@@ -149,7 +149,7 @@ class InferenceModel:
         scheme = StoredAdapters(checkpoint).scheme if adapters else None
         quantized = base_format(scheme)
         if quantized is not None:
-            config = dataclasses.replace(config, perform_initialization=False)
+            config = config.changed(perform_initialization=False)
         (chunk,) = build_model(config, adapters=scheme is not None, base=quantized)
         load_model([chunk], base)
         if scheme is not None:

@@ -1,7 +1,7 @@
 """Fused kernels and grouped products, in one table: what each does, and what it needs.
 
 All are off in the configurations, so that a model builds anywhere. Where Transformer Engine runs, `accelerated`
-switches them on, unless ``model.config.accelerate=False`` leaves every field as the recipe has it.
+switches on those that the recipe does not give; ``model.config.accelerate=False`` leaves every field as it has it.
 """
 
 from collections.abc import Callable
@@ -146,7 +146,8 @@ def accelerated(
     """Fields to set where Transformer Engine runs.
 
     Args:
-        config: The recipe's configuration; ``accelerate=False`` sets nothing.
+        config: The recipe's configuration; ``accelerate=False`` sets nothing, and a field that is given is set only
+            off where it cannot be carried out, or not exactly.
         adapters: Whether the weights are frozen under adapters: then no weight gradient is accumulated.
         quantized: Whether they are quantised: then experts are multiplied one by one, by our layers.
         dtype: Of the weights, as the precision has it.
@@ -157,27 +158,32 @@ def accelerated(
     fields = {
         knob.field: knob.value
         for knob in KNOBS
-        if knob.transformer_engine is None or found >= _as_numbers(knob.transformer_engine)
+        if not config.is_given(knob.field)
+        and (knob.transformer_engine is None or found >= _as_numbers(knob.transformer_engine))
     }
+    return fields | dict.fromkeys(_cannot_be(config, adapters=adapters, quantized=quantized, dtype=dtype), False)
+
+
+def _cannot_be(config: MixtralConfig, *, adapters: bool, quantized: bool, dtype: torch.dtype) -> set[str]:
+    """What is off whatever the recipe gives."""
+    off = set[str]()
     if adapters:
-        # The kernel writes into weight.main_grad, which a frozen weight has not.
-        fields["gradient_accumulation_fusion"] = False
+        off.add("gradient_accumulation_fusion")  # written into weight.main_grad, which a frozen weight has not
     if quantized:
-        fields["moe_grouped_gemm"] = False
+        off.add("moe_grouped_gemm")
     if config.moe_router_topk == 1:
-        fields["moe_router_fusion"] = False  # not known to take one expert without pre-softmax
+        off.add("moe_router_fusion")  # not known to take one expert without pre-softmax
     if _losses(config) & _FRACTIONAL or not _fused_router_takes(config):
-        fields["moe_router_fusion"] = False
+        off.add("moe_router_fusion")
     if dtype is not torch.bfloat16:
-        fields["cross_entropy_loss_fusion"] = False  # it rounds the logits' gradient to bf16, whatever they are
+        off.add("cross_entropy_loss_fusion")  # it rounds the logits' gradient to bf16, whatever they are
     if config.deterministic_mode:
         # Compiled anew for other shapes, they add up the vocabulary, or an expert's width for the gradient of its
         # probability, in another order. Megatron-LM refuses the first.
-        fields |= {"cross_entropy_loss_fusion": False, "bias_activation_fusion": False}
-    if config.moe_expert_capacity_factor is not None:
-        # Megatron: fused permutation has no dropping without padding.
-        fields["moe_permute_fusion"] = config.moe_pad_expert_input_to_capacity
-    return fields
+        off |= {"cross_entropy_loss_fusion", "bias_activation_fusion"}
+    if config.moe_expert_capacity_factor is not None and not config.moe_pad_expert_input_to_capacity:
+        off.add("moe_permute_fusion")  # Megatron: fused permutation has no dropping without padding
+    return off
 
 
 def _fused_router_takes(config: MixtralConfig) -> bool:

@@ -74,7 +74,8 @@ class MixtralConfig(TransformerConfig):
     bf16: bool = True
     params_dtype: torch.dtype = torch.bfloat16
 
-    # Fused kernels (`models/acceleration.py`) are switched on where they run; False leaves the fields below alone.
+    # Fused kernels (`models/acceleration.py`) are switched on where they run, each unless it is given; False leaves all
+    # of them alone.
     accelerate: bool = True
     bias_activation_fusion: bool = False
     bias_dropout_fusion: bool = False
@@ -94,6 +95,12 @@ class MixtralConfig(TransformerConfig):
         """Whether a field was named when the configuration was made, or set since."""
         default = type(self).__dataclass_fields__[name].default
         return name in self.__dict__["_given"] or getattr(self, name) != default
+
+    def changed(self, **fields: Any) -> Self:
+        """A copy with other values, checked by Megatron; unlike `dataclasses.replace`'s it knows what was given."""
+        copy = dataclasses.replace(self, **fields)
+        copy.__dict__["_given"] = self.__dict__["_given"] | fields.keys()
+        return copy
 
     def __post_init__(self) -> None:
         """As Megatron's, but for two things it refuses.
@@ -193,8 +200,7 @@ def with_topology(config: MixtralConfig, topology: Topology, **overrides: Any) -
         topology: Where the parallel sizes come from.
         **overrides: Further fields (precision, overlap).
     """
-    return dataclasses.replace(
-        config,
+    return config.changed(
         **topology.megatron_sizes(),
         sequence_parallel=topology.sequence_parallel,
         # Megatron fills this in from the pipeline size, which is 1 in a recipe's own configuration.

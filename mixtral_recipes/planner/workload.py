@@ -98,7 +98,8 @@ class Workload:
         topk: Experts per token.
         fused_attention: Whether attention stores no scores (flash, cuDNN or torch's fused kernels).
         transformer_engine: Whether layers are Transformer Engine's; else ours in plain PyTorch.
-        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself (``model.config.accelerate``).
+        wgrad_fusion: Whether a product adds a weight's gradient to its buffer by itself
+            (``model.config.gradient_accumulation_fusion``, else ``accelerate``).
         fused: Whether permutation, rotation, gate and loss are fused kernels (likewise).
         frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
         lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
@@ -195,11 +196,21 @@ class Workload:
             topk=config.moe_router_topk,
             fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),
             transformer_engine=gpu,
-            wgrad_fusion=gpu and bool(getattr(config, "accelerate", True)),
+            wgrad_fusion=gpu and _adds_gradients(config),
             frees_outputs=bool(getattr(config, "deallocate_pipeline_outputs", False)),
             fused=gpu and bool(getattr(config, "accelerate", True)),
             pretrains=getattr(getattr(recipe, "__fn_or_cls__", recipe), "__name__", "") == "pretrain",
         )
+
+
+def _adds_gradients(config: Any) -> bool:
+    field = "gradient_accumulation_fusion"
+    is_given = getattr(config, "is_given", None)  # of one that is built
+    if is_given is not None:
+        value = getattr(config, field) if is_given(field) else None
+    else:
+        value = getattr(config, "__arguments__", vars(config)).get(field)
+    return bool(config.accelerate if value is None else value)
 
 
 def _of(recipe: Any, path: str, default: Any) -> Any:

@@ -133,6 +133,7 @@ def _config(entry: RecipeEntry, layout: Layout) -> SimpleNamespace:
         moe_expert_capacity_factor=None,
         attention_backend="auto",
         accelerate=True,
+        gradient_accumulation_fusion=None,
         recompute_granularity="full" if layout.recompute else None,
         recompute_method="uniform" if layout.recompute else None,
         recompute_num_layers=1 if layout.recompute else None,

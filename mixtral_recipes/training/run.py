@@ -194,7 +194,7 @@ def _configured(
         fast = accelerated(
             config, adapters=peft is not None, quantized=base is not None, dtype=settings["params_dtype"]
         )
-    if not on_transformer_engine or base is not None:  # quantised experts are not Transformer Engine's
+    if not (on_transformer_engine and fast.get("moe_grouped_gemm", config.moe_grouped_gemm)):
         refuse_without(config, grouped_only=on_transformer_engine)
     if base is not None and weights is not None:  # no random weights are drawn where others are quantised
         fast["perform_initialization"] = False

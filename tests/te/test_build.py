@@ -205,6 +205,14 @@ def test_accelerate_false_leaves_the_fields_alone(build_rank: BuildRank) -> None
     assert "local_experts.0.linear_fc1.weight" in "".join(name for name, _ in chunk.named_parameters())
 
 
+def test_a_field_that_is_given_is_left_alone_by_itself(build_rank: BuildRank) -> None:
+    recipe, hardware = pretraining("mixtral_8x7b", 64, "bf16")
+    recipe.model.config.apply_rope_fusion = False
+    (chunk, *_) = build_rank(recipe, 0, hardware)
+    assert not chunk.config.apply_rope_fusion
+    assert chunk.config.moe_permute_fusion
+
+
 @pytest.mark.parametrize(
     ("fp8_recipe", "has", "needs"), [("mxfp8", "h100", "Blackwell"), ("delayed", "a100", "Hopper")]
 )

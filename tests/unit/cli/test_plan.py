@@ -116,6 +116,7 @@ OVERRIDES = [
     "model.config.recompute_num_layers=3", "model.config.num_layers=16", "trainer.plugins.fp8=hybrid",
     "trainer.plugins.fp8_recipe=blockwise", "peft.dim=8", "peft.target_modules=attention",
     "trainer.strategy.ddp.overlap_grad_reduce=True", "trainer.devices=4", "model.config.accelerate=False",
+    "model.config.gradient_accumulation_fusion=True", "model.config.gradient_accumulation_fusion=False",
     "model.config.moe_expert_capacity_factor=1.5", "optim.config.use_distributed_optimizer=False",
 ]  # fmt: skip
 

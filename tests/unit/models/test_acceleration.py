@@ -14,7 +14,7 @@ from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models import acceleration
-from mixtral_recipes.models.acceleration import accelerated, refuse_without
+from mixtral_recipes.models.acceleration import KNOBS, accelerated, refuse_without
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
@@ -117,6 +117,18 @@ def test_the_router_is_fused_where_its_kernel_takes_it(
 ) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
     assert accelerated(MixtralConfigTiny(**fields), adapters=False)["moe_router_fusion"] is fused
+
+
+def test_what_is_given_is_left_alone_but_for_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    everything = {knob.field for knob in KNOBS}
+    assert accelerated(MixtralConfigTiny(), adapters=True).keys() == everything
+    names = everything - {"cross_entropy_fusion_impl", "gradient_accumulation_fusion"}
+    for name in names:
+        given = MixtralConfigTiny(**{name: False}).changed(rotary_base=5e5)  # as agreeing with a checkpoint does
+        assert name not in accelerated(given, adapters=True), name
+    off = accelerated(MixtralConfigTiny(gradient_accumulation_fusion=True), adapters=True)
+    assert off["gradient_accumulation_fusion"] is False
 
 
 def test_what_is_asked_to_be_deterministic_leaves_out_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,12 @@ def test_what_is_set_afterwards_or_by_position_is_given() -> None:
     assert not MixtralConfig8x7B().is_given("num_layers")
 
 
+def test_a_changed_copy_knows_what_was_given_and_what_is_changed() -> None:
+    made = MixtralConfigTiny(rotary_base=1e4).changed(apply_rope_fusion=False)
+    given = ("rotary_base", "apply_rope_fusion", "cross_entropy_loss_fusion", "layernorm_epsilon")
+    assert [made.is_given(name) for name in given] == [True, True, False, False]
+
+
 def test_one_expert_per_token_is_a_mixtral_and_stays_without_pre_softmax() -> None:
     assert MixtralConfigTiny(moe_router_topk=1).moe_router_pre_softmax is False
     assert MixtralConfigTiny(moe_router_topk=1, moe_router_pre_softmax=True).moe_router_pre_softmax is True
