@@ -27,7 +27,8 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe, such as mixtral_8x7b.pretrain or mixtral_8x7b.finetune(num_nodes=2), or a YAML file.",
+        help="A recipe, such as mixtral_8x7b.pretrain or mixtral_8x7b.finetune(num_nodes=2), your MODULE.FUNCTION, or "
+        "a YAML file.",
         autocompletion=complete_spec,
     ),
 ]
@@ -101,16 +102,17 @@ def show_command(
     elif yaml:
         from mixtral_recipes.overrides.yaml_file import to_yaml
 
-        print(to_yaml(recipe, name=spec.partition(".")[0]), end="")
+        print(to_yaml(recipe, name=_name(spec)), end="")
     else:
         _print_overview(about)
         _print_tree(spec, flat(recipe, defaults=all))
 
 
-def _name(spec: str) -> str:
-    """The recipe a spec names; of a file, the one it was made from."""
+def _name(spec: str) -> str | None:
+    """The recipe of ours that a spec names; of a file, the one it was made from."""
     if not spec.endswith((".yaml", ".yml")):
-        return re.split(r"[.(]", spec, maxsplit=1)[0]
+        name = re.split(r"[.(]", spec, maxsplit=1)[0]
+        return name if name in catalog.CATALOG else None
     from mixtral_recipes.overrides.yaml_file import header
 
     return header(Path(spec))[0]

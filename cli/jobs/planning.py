@@ -118,7 +118,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         note(text)
     card = calibration.corrected(cards.card(_card_here(ask) if ask.hardware is None else ask.hardware))
     of_data = of_records(overrides) if work.data else []
-    question, recipe = _recipe(ask, card, [text for text in overrides if text not in of_data])
+    name, recipe = _recipe(ask, card, [text for text in overrides if text not in of_data])
     job = Workload.of(recipe)
     if card.name == "cpu":
         job = job.on_cpu()
@@ -145,7 +145,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         note("simulating the first and last pipeline stage")
         more["simulation"] = simulate.compare(job, card)
         notes.append(simulate.describe(more["simulation"]))
-    return Answer(_title(question, job, card), card, made, notes, more)
+    return Answer(_title(name, job, card), card, made, notes, more)
 
 
 def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
@@ -173,8 +173,7 @@ def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
         raise RecipeError("--epochs counts passes over --data; name the data, or set trainer.max_steps=N.")
 
 
-def _title(question: Question | None, job: Workload, card: Card) -> str:
-    name = f"{question.recipe}.{question.task}" if question else "recipe"
+def _title(name: str, job: Workload, card: Card) -> str:
     trained = "all weights"
     if job.adapters:
         scheme = "QLoRA" if job.adapters.quantized else "DoRA" if job.adapters.magnitudes else "LoRA"
@@ -192,16 +191,18 @@ def _card_here(ask: AskOptions) -> str:
     return cards.named(machine.gpu_name()) or "h100"
 
 
-def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question | None, Any]:
-    """The recipe in outline; whole, with torch, where an outline cannot hold what was asked."""
+def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[str, Any]:
+    """What to call the recipe, and its outline; the whole, with torch, where an outline cannot hold what was asked."""
     from mixtral_recipes.overrides import outline_paths
 
     if ask.yaml is not None:
         from mixtral_recipes.overrides.yaml_file import read_recipe
 
-        return None, _whole(read_recipe(ask.yaml), overrides)
+        return ask.yaml.name, _whole(read_recipe(ask.yaml), overrides)
     if ask.recipe is None:
         raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
+    if "." in ask.recipe:
+        return ask.recipe, _whole(_own(ask.recipe, ask), overrides)
     task = ask.task.value if ask.task else "finetune"
     scheme = (ask.peft or "lora").lower()
     if scheme not in catalog.PEFT_SCHEMES:
@@ -221,9 +222,26 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[Question
     try:
         outline_paths.apply(found, overrides)
     except outline_paths.NeedsRecipe:
-        return question, _whole(_loaded(question), overrides)
-    found.trainer.plugins.check()
-    return question, found
+        found = _whole(_loaded(question), overrides)
+    else:
+        found.trainer.plugins.check()
+    return f"{question.recipe}.{task}", found
+
+
+def _own(path: str, ask: AskOptions) -> Any:
+    from mixtral_recipes.overrides.loading import load_own
+
+    asked = {
+        "precision": ask.precision,
+        "hardware": ask.hardware,
+        "num_nodes": ask.num_nodes,
+        "num_gpus_per_node": ask.num_gpus_per_node or ask.nproc_per_node,
+        "peft_scheme": ask.peft,
+        "packed_sequence": ask.packed,
+        "performance_mode": ask.performance_mode or None,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return load_own(path, ask.task and ask.task.value, **given)
 
 
 def _loaded(question: Question) -> Any:

@@ -30,7 +30,12 @@ class AskOptions:
     task: Annotated[Task | None, job_option("--task", metavar="TASK", help="pretrain or finetune (default).")] = None
     recipe: Annotated[
         str | None,
-        job_option("--recipe", metavar="NAME", help="Recipe name (`recipes list`).", autocompletion=complete_recipe),
+        job_option(
+            "--recipe",
+            metavar="NAME",
+            help="One of `recipes list`, or your MODULE.FUNCTION.",
+            autocompletion=complete_recipe,
+        ),
     ] = None
     yaml: Annotated[Path | None, job_option("--yaml", metavar="FILE", help="The recipe in this file.")] = None
     peft: Annotated[

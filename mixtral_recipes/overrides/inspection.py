@@ -17,14 +17,15 @@ from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings.nemo.calls import not_ours
 
-_SPEC = re.compile(r"(\w+)(?:\.(\w+))?(\(.*\))?")
+_SPEC = re.compile(r"(\w+(?:\.\w+)*)(\(.*\))?")
 
 
 def recipe_of(spec: str, default_task: str = "finetune") -> Any:
     """The recipe that a user names.
 
     Args:
-        spec: ``mixtral_8x7b.pretrain``, ``mixtral_8x7b.finetune(peft_scheme='dora')``, or a YAML file.
+        spec: ``mixtral_8x7b.pretrain``, ``mixtral_8x7b.finetune(peft_scheme='dora')``, a function of the user's own
+            (``mylab.recipes.narrow``), or a YAML file.
         default_task: What a name without a task means.
 
     Raises:
@@ -37,8 +38,12 @@ def recipe_of(spec: str, default_task: str = "finetune") -> Any:
     match = _SPEC.fullmatch(spec)
     if not match:
         raise RecipeError(f"{spec!r} names no recipe; write e.g. mixtral_8x7b.finetune, or a .yaml file.")
-    name, task, call = match[1], match[2] or default_task, match[3]
-    return loading.load(catalog.entry(name).name, task, **(_arguments(spec, call) if call else {}))
+    path, call = match.groups()
+    arguments = _arguments(spec, call) if call else {}
+    name, _, task = path.partition(".")
+    if task and name not in catalog.CATALOG:
+        return loading.load_own(path, **arguments)
+    return loading.load(catalog.entry(name).name, task or default_task, **arguments)
 
 
 def _arguments(spec: str, call: str) -> dict[str, Any]:
@@ -54,12 +59,12 @@ def _arguments(spec: str, call: str) -> dict[str, Any]:
         ) from None
 
 
-def overview(recipe: Any, name: str) -> dict[str, Any]:
+def overview(recipe: Any, name: str | None) -> dict[str, Any]:
     """A recipe in a few figures: its model's sizes, its layout, and why that is the default.
 
     Args:
         recipe: The recipe.
-        name: Its name, as far as one is known.
+        name: Its name in the catalog, as far as one is known.
 
     Returns:
         ``model``, ``layout``, ``why`` and ``trained``: parameters by kind of module, empty where all weights are

@@ -1,6 +1,7 @@
 """From a recipe's name to its configuration."""
 
 import contextlib
+import difflib
 import importlib
 import inspect
 import traceback
@@ -48,12 +49,12 @@ def recipe_function(recipe_name: str, task: str) -> Any:
     return getattr(module, f"{task}_recipe")
 
 
-def load_own(path: str, task: str, **arguments: Any) -> Any:
+def load_own(path: str, task: str | None = None, **arguments: Any) -> Any:
     """Import a function of the user's own and call it. A person typed its name: what a file says never gets here.
 
     Args:
         path: ``MODULE.FUNCTION``.
-        task: ``pretrain`` or ``finetune``.
+        task: ``pretrain`` or ``finetune``; None takes the function's.
         **arguments: The function's arguments.
 
     Returns:
@@ -77,14 +78,15 @@ def load_own(path: str, task: str, **arguments: Any) -> Any:
     made = fdl.get_callable(recipe) if isinstance(recipe, fdl.Partial) else None
     if made is None or made.__module__ != "mixtral_recipes.api" or made.__name__ not in TASKS:
         raise RecipeError(f"{path} returned {type(recipe).__name__}, not a recipe; return one of ours, changed.")
-    if made.__name__ != task:
+    if task is not None and made.__name__ != task:
         raise RecipeError(f"{path} makes a recipe for {made.__name__}, not for {task}.")
     return as_text(recipe)
 
 
 def _own_function(path: str) -> Any:
     module_name, _, name = path.rpartition(".")
-    ours = f" Did you mean {module_name!r}?" if module_name in catalog.names() else ""
+    close = difflib.get_close_matches(module_name, catalog.names(), n=1)
+    ours = f" Did you mean the recipe {close[0]!r}?" if close else ""
     try:
         with _blamed(path):
             module = importlib.import_module(module_name)
@@ -93,13 +95,13 @@ def _own_function(path: str) -> Any:
         if not isinstance(cause, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{cause.name}."):
             raise
         raise RecipeError(
-            f"--recipe {path}: {in_short(cause)}; a function of your own is named MODULE.FUNCTION, in a "
+            f"recipe {path}: {in_short(cause)}; a function of your own is named MODULE.FUNCTION, in a "
             f"package that is installed or that PYTHONPATH leads to.{ours}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [known for known, value in vars(module).items() if inspect.isroutine(value)]
-        raise RecipeError(f"--recipe {path}: {module_name} has no function {name!r}.{nearest(name, functions)}")
+        raise RecipeError(f"recipe {path}: {module_name} has no function {name!r}.{nearest(name, functions)}")
     return function
 
 
@@ -113,4 +115,4 @@ def _blamed(path: str) -> Iterator[None]:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
-        raise RecipeError(f"--recipe {path}: {type(error).__name__}: {in_short(error)}{place}") from error
+        raise RecipeError(f"recipe {path}: {type(error).__name__}: {in_short(error)}{place}") from error

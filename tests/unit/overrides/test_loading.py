@@ -1,5 +1,6 @@
 """A recipe of one's own, named by its function."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,33 @@ def test_a_command_names_it_by_its_path(capsys: pytest.CaptureFixture[str]) -> N
     assert "torchrun --nproc-per-node 1" in shown
 
 
+def test_it_is_shown_compared_and_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = answer(capsys, "recipes", "show", "own_lab.narrow(num_gpus_per_node=1)", "peft.dim=4")
+    assert shown["settings"]["peft.dim"] == 4
+    assert shown["layout"]["num_gpus_per_node"] == 1
+    found = answer(capsys, "recipes", "diff", "mixtral_tiny.finetune", "own_lab.narrow")["differences"]
+    assert {"trainer.callbacks[0].above", "peft.dim"} <= {one["path"] for one in found}
+    wide, narrow = (
+        answer(capsys, "plan", "--recipe", name, "--num-gpus-per-node", "1", "--hardware", "h100")["memory_gb"]
+        for name in ("mixtral_tiny", "own_lab.narrow")
+    )
+    assert 0 < narrow["adapters"] < wide["adapters"]
+    assert answer(capsys, "plan", "--recipe", "own_lab.pre", "data.seq_length=128")["memory_gb"]["total"] > 0
+    assert main.run(["plan", "--recipe", "own_lab.pre", "--task", "finetune"]) == 2
+    assert "makes a recipe for pretrain, not for finetune" in capsys.readouterr().err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main.run([*words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "said"),
     [
-        ("mixtral_8x7b.finetune", {}, r"No module named 'mixtral_8x7b'; .* Did you mean 'mixtral_8x7b'\?"),
+        ("mixtral_8x7b.finetune", {}, r"No module named 'mixtral_8x7b'; .* Did you mean the recipe 'mixtral_8x7b'\?"),
+        ("mixtral_8x7.finetune", {}, r"No module named 'mixtral_8x7'; .* Did you mean the recipe 'mixtral_8x7b'\?"),
         ("own_lab.narow", {}, r"own_lab has no function 'narow'\. Did you mean 'narrow'\?"),
         ("own_lab.number", {}, "own_lab.number returned int, not a recipe"),
         ("own_lab.pre", {}, "own_lab.pre makes a recipe for pretrain, not for finetune"),
