@@ -6,6 +6,7 @@ from typing import Any
 from mixtral_recipes.cli.jobs.choose import Job, JobOptions, prepare
 from mixtral_recipes.cli.options.result import AfterTrainingOptions
 from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.system.files import refuse_unwritable
 
 
 def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> None:
@@ -96,8 +97,10 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
     """Run a job and return its result: the loop's, with the recipe's name."""
     from mixtral_recipes.executors.launch import launch as start
 
-    note(describe(job))
     executor: Any = job.place.executor
+    if executor != "slurm":  # a node may see folders that this machine does not
+        refuse_unwritable(job.run_dir)
+    note(describe(job))
     if dry_run and executor == "local" and job.recipe.trainer.num_nodes > 1:
         note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
         return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}

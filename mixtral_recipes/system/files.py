@@ -230,6 +230,19 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a folder that could not be made or written to, before work is done for it; makes nothing.
+
+    Raises:
+        EnvironmentProblem: names the folder above it that is a file, or may not be written to.
+    """
+    there = next(each for each in (path, *path.parents) if os.path.exists(each))  # Path's may raise
+    if not there.is_dir():
+        raise EnvironmentProblem(f"{path} cannot be made: {there} is a file; {home.elsewhere(path)} you may write to.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
+
+
 def sha256(path: Path, start: int = 0, length: int | None = None) -> str:
     """SHA-256 of a file, or of a stretch of it, in hex."""
     digest = hashlib.sha256()

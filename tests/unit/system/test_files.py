@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.system.files import (
     clear_all_leftovers,
     private_folder,
     read_json,
+    refuse_unwritable,
     remove_folder,
     replacing,
     replacing_folder,
@@ -210,3 +212,16 @@ def test_a_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
             break
         time.sleep(0.01)
     assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    refuse_unwritable(tmp_path / "a" / "b")
+    refuse_unwritable(tmp_path)
+    assert not (tmp_path / "a").exists()
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(EnvironmentProblem, match=f"{path} cannot be made: {tmp_path}/file is a file; choose a"):
+            refuse_unwritable(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(EnvironmentProblem, match=f"^{tmp_path} may not be written to; choose a folder"):
+        refuse_unwritable(tmp_path / "a" / "b")

@@ -76,3 +76,12 @@ def test_a_place_keeps_what_was_given() -> None:
     assert found.settings == {"account": "a", "retries": 0, "mem": "8G"}
     with pytest.raises(LaunchError, match="--account, --retries, --slurm: no effect with --executor local"):
         place(PlaceOptions(account="a", retries=0, slurm=["mem=8G"]))
+
+
+def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    line = ["finetune", "--recipe", "mixtral_tiny", "--dir", str(tmp_path / "file"), "--name", "a", "--dry-run"]
+    assert main.run(line) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/file/a cannot be made: {tmp_path}/file is a file; choose a folder you may write to.\n"
+    )
