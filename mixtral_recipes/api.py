@@ -28,6 +28,7 @@ from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
+from mixtral_recipes.settings.objects import built
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
@@ -48,8 +49,18 @@ _SQUAD = EvaluationConfig()
 nemo_run_jobs.activate()  # a script may write its recipe without any of ours
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+def _task[F: Callable[..., Any]](function: F) -> F:
+    """A task: of a config it takes what that makes, and its error is left where whoever started it looks for it."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with ranks_from_here.told_to_scheduler(), advice_for_scripts():
+            return function(*map(built, args), **{name: built(value) for name, value in kwargs.items()})
+
+    return called  # pyright: ignore[reportReturnType]
+
+
+@_task
 def train(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -87,8 +98,7 @@ def train(
     return _run(train, parts, tokenizer, functools.partial(_train, "train"))
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 def pretrain(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -104,8 +114,7 @@ def pretrain(
     return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 def finetune(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -131,8 +140,7 @@ def finetune(
     return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 def validate(
     model: MixtralModel,
     data: DataModule | LightningData,
@@ -156,8 +164,7 @@ def validate(
     return _run(validate, parts, tokenizer, _validate)
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 def import_ckpt(
     model: MixtralModel, source: str | Path, output_path: str | Path | None = None, overwrite: bool = False
 ) -> Path:
@@ -171,11 +178,12 @@ def import_ckpt(
 
     Raises:
         CheckpointError: the source is incomplete, damaged, or not a Mixtral.
-        RecipeError: it is a different Mixtral from ``model``.
+        RecipeError: it is a different Mixtral from ``model``, or that is no model.
     """
     from mixtral_recipes.importers.agreement import refuse_another
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
+    check_settings(import_ckpt, {"model": model, "source": source})
     return import_checkpoint(
         str(source),
         Path(output_path).expanduser() if output_path else None,
@@ -184,8 +192,7 @@ def import_ckpt(
     )
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 @takes_nemos_arguments
 def export_ckpt(
     path: str | Path, target: str = "hf", output_path: str | Path | None = None, overwrite: bool = False, **options: Any
@@ -211,8 +218,7 @@ def export_ckpt(
     return export(source, output, target, overwrite=overwrite, **options)
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 @takes_nemos_arguments
 def generate(
     path: str | Path,
@@ -272,8 +278,7 @@ def generate(
     return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-@ranks_from_here.told_to_scheduler()
-@advice_for_scripts()
+@_task
 @takes_nemos_arguments
 def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
     """Score a model on held-out SQuAD questions or tasks of lm-evaluation-harness, with NeMo's arguments.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import PurePath
 from typing import Any
 
@@ -41,8 +41,23 @@ def as_configs(recipe: Any) -> Any:
         return {key: as_configs(value) for key, value in recipe.items()}
     if isinstance(recipe, PurePath):
         return str(recipe)
-    ours = type(recipe).__name__ in (*OURS, *THEIRS) and dataclasses.is_dataclass(recipe)
-    return _config(recipe) if ours else recipe
+    return _config(recipe) if _is_settings(recipe) else recipe
+
+
+def built(value: Any) -> Any:
+    """What a config makes, one inside an object of a settings class too; anything else is left as it is."""
+    return fdl.build(as_configs(value)) if _holds_config(value) else value
+
+
+def _holds_config(value: Any) -> bool:
+    if isinstance(value, fdl.Buildable):
+        return True
+    inner: Iterable[Any] = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    return any(map(_holds_config, vars(value).values() if _is_settings(value) else inner))
+
+
+def _is_settings(value: Any) -> bool:
+    return type(value).__name__ in (*OURS, *THEIRS) and dataclasses.is_dataclass(value)
 
 
 def _config(made: Any) -> Any:

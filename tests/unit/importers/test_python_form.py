@@ -7,6 +7,7 @@ import pytest
 from mixtral_recipes.api import export_ckpt, import_ckpt
 from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel
+from mixtral_recipes.settings.objects import as_configs
 
 
 def model(**fields: int) -> MixtralModel:
@@ -51,6 +52,16 @@ def test_another_model_is_refused_before_anything_is_written(make_model, tmp_pat
     with pytest.raises(RecipeError, match=r"model\.config\.num_layers=3, but the checkpoint .*hf has 2"):
         import_ckpt(model(num_layers=3), str(folder), tmp_path / "megatron")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_model_may_be_a_config_as_a_recipe_s_is(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model()
+    for number, given in enumerate((as_configs(model()), MixtralModel(as_configs(model().config)))):
+        assert import_ckpt(given, folder, tmp_path / f"{number}").is_dir()
+    for wrong in ("mixtral_8x7b", model().config):
+        with pytest.raises(RecipeError, match=r"model=.*: needs a MixtralModel"):
+            import_ckpt(wrong, folder, tmp_path / "megatron")
+    assert not (tmp_path / "megatron").exists()
 
 
 def test_other_targets_and_options_without_effect_are_refused(make_model, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mixtral_recipes.recipes.log import default
 from mixtral_recipes.recipes.optim import adam
 from mixtral_recipes.recipes.precision import mixed_precision
 from mixtral_recipes.recipes.precision.mixed_precision import bf16_mixed
-from mixtral_recipes.settings.objects import as_configs
+from mixtral_recipes.settings.objects import as_configs, built
 
 
 class Mine(llm.MockDataModule):
@@ -111,6 +111,20 @@ def test_a_notebooks_class_is_refused_before_its_job_looks_for_it(monkeypatch: p
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(RecipeError, match=r"Mine is defined in this notebook, .*direct=True"):
         as_text(recipe)
+
+
+def test_configs_are_built_inside_objects_too() -> None:
+    made = built(run.Config(llm.MixtralModel, config=run.Config(llm.MixtralConfig8x7B, num_layers=2)))
+    assert isinstance(made.config, llm.MixtralConfig8x7B)
+    assert made.config.is_given("num_layers")
+    callbacks = [run.Config(llm.TimingCallback)]
+    trainer = built(llm.Trainer(max_steps=2, callbacks=callbacks, strategy=run.Config(llm.MegatronStrategy)))  # pyright: ignore[reportArgumentType]
+    assert isinstance(trainer.callbacks[0], llm.TimingCallback)
+    assert isinstance(trainer.strategy, llm.MegatronStrategy)
+    assert trainer.max_steps == 2
+    mine = Mine(4)
+    assert built(mine) is mine
+    assert built(made) is made
 
 
 def test_autoconvert_calls_what_returns_a_config() -> None:
