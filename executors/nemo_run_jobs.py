@@ -30,6 +30,7 @@ from mixtral_recipes.executors.slurm.status import one_line
 from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
+from mixtral_recipes.system.files import refuse_unwritable
 from mixtral_recipes.system.machine import at_a_prompt
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
@@ -158,11 +159,20 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
             if "resume" in task.__arguments__ and not awaited:
                 task.resume = with_start(task.resume)
             preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
+            _refuse_without_place(executor, task)
         if isinstance(executor, list):
             return task, executor
         _refuse_without_commit(executor)
         executor = with_own_modules(executor, task)
         return task, _with_ranks(executor, task.trainer) if _trains(task) else executor
+
+
+def _refuse_without_place(executor: Any, task: Any) -> None:
+    """Refuse a run on this machine whose folder cannot be made; a cluster's node may see other folders."""
+    from nemo_run import LocalExecutor
+
+    if isinstance(executor, LocalExecutor) and getattr(task, "log", None):
+        refuse_unwritable(run_folder(task.log).absolute())
 
 
 def _refuse_without_commit(executor: Any) -> None:

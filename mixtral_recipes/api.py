@@ -34,7 +34,7 @@ from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import clear_all_leftovers, write_json, write_text
+from mixtral_recipes.system.files import clear_all_leftovers, refuse_unwritable, write_json, write_text
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
@@ -305,11 +305,7 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
 def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:
     """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any.
 
-    Args:
-        task: What was called.
-        parts: With what.
-        tokenizer: The tokenizer as it was named, which decides whether the data module's is read.
-        work: What each process does.
+    The tokenizer is as it was named, which decides whether the data module's is read; `work` is each process's.
     """
     nemo_run_jobs.refuse_while_loading()
     parts.resume = with_start(parts.resume)
@@ -330,6 +326,8 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         if launched_rank() == 0:
             print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
         return run_dir
+    if launched_rank() == 0:
+        refuse_unwritable(run_dir)
     if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
         work(parts)
         distributed.free_memory()

@@ -9,12 +9,13 @@ import threading
 from pathlib import Path
 
 import fiddle as fdl
+import nemo_run as run
 import pytest
 import torch
 
 from mixtral_recipes import api
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, LaunchError, Preempted
-from mixtral_recipes.executors import local, ranks_from_here
+from mixtral_recipes.executors import local, nemo_run_jobs, ranks_from_here
 from mixtral_recipes.executors.runs import records, states
 from mixtral_recipes.executors.stored import load_call, store_call
 from mixtral_recipes.recipes import mixtral_tiny
@@ -74,6 +75,21 @@ def test_no_ranks_are_started_for_gpus_that_are_not_there(tmp_path: Path, monkey
         EnvironmentProblem, match=r"no usable CUDA device; run on a GPU node \(executor=run.SlurmExecutor"
     ):
         fdl.build(recipe)()
+
+
+def test_a_run_without_a_place_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_from_here, "start", lambda *_, **__: pytest.fail("ranks were started"))
+    monkeypatch.setattr(api, "_train", lambda *_: pytest.fail("a run was started"))
+    (tmp_path / "file").touch()
+    for devices in (1, 2):
+        recipe = mixtral_tiny.pretrain_recipe(name="x", dir=str(tmp_path / "file"), num_gpus_per_node=devices)
+        with pytest.raises(EnvironmentProblem, match=rf"{tmp_path}/file/x cannot be made: {tmp_path}/file is a file"):
+            fdl.build(recipe)()
+        with pytest.raises(EnvironmentProblem, match="cannot be made"):
+            nemo_run_jobs.check(recipe, run.LocalExecutor())
+        nemo_run_jobs.check(recipe, run.SlurmExecutor(account="a", ntasks_per_node=devices, packager=run.Packager()))
 
 
 def test_ranks_run_under_this_interpreter_and_not_under_one_from_path(tmp_path: Path) -> None:
