@@ -52,11 +52,19 @@ def _arguments(spec: str, call: str) -> dict[str, Any]:
         assert isinstance(node, ast.Call)
         if node.args:
             raise ValueError
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+        return {str(keyword.arg): _value(spec, keyword) for keyword in node.keywords}
     except (SyntaxError, ValueError):
         raise RecipeError(
             f"{spec!r}: write arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
         ) from None
+
+
+def _value(spec: str, keyword: ast.keyword) -> Any:
+    try:
+        return ast.literal_eval(keyword.value)
+    except ValueError:
+        given = ast.unparse(keyword.value)
+        raise RecipeError(f"{spec}: {keyword.arg}={given} is no value; text has quotes: '{given}'.") from None
 
 
 def overview(recipe: Any, name: str | None) -> dict[str, Any]:

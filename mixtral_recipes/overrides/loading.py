@@ -84,6 +84,7 @@ def load_own(path: str, task: str | None = None, **arguments: Any) -> Any:
 
 
 def _own_function(path: str) -> Any:
+    catalog.refuse_call(path)
     module_name, _, name = path.rpartition(".")
     close = difflib.get_close_matches(module_name, catalog.names(), n=1)
     ours = f" Did you mean the recipe {close[0]!r}?" if close else ""

@@ -287,5 +287,19 @@ def entry(name: str) -> RecipeEntry:
         RecipeError: no such recipe; names the closest.
     """
     if name not in CATALOG:
+        refuse_call(name)
         raise RecipeError(f"recipe {name!r} is not known.{nearest(name, names())}")
     return CATALOG[name]
+
+
+def refuse_call(name: str) -> None:
+    """Refuse arguments where a recipe is only named.
+
+    Raises:
+        RecipeError: there are some, as ``nemo llm --factory`` takes them.
+    """
+    if "(" in name:
+        raise RecipeError(
+            f"recipe {name}: write {name.partition('(')[0]}, and what is asked of it beside that: options "
+            "(--num-nodes 2) and settings (trainer.max_steps=10)."
+        )

@@ -10,7 +10,8 @@ import pytest
 from mixtral_recipes.cli import main
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides import paths, yaml_file
-from mixtral_recipes.overrides.loading import load_own
+from mixtral_recipes.overrides.inspection import recipe_of
+from mixtral_recipes.overrides.loading import load, load_own
 
 ROOT = Path(__file__).resolve().parents[3]
 MORE = """
@@ -89,11 +90,24 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
         ("misspelt_lab.x", {}, r"misspelt_lab.x: SyntaxError: .*misspelt_lab.py, line 1\)"),
         ("incomplete_lab.x", {}, r"No module named 'nowhere_at_all' \(.*incomplete_lab.py:1\)"),
         (".x", {}, "Empty module name"),
+        ("own_lab.narrow(dim=1.5)", {}, r"write own_lab.narrow, and what is asked of it beside that: options"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(path: str, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_own(path, "finetune", **arguments)
+
+
+def test_arguments_in_a_recipe_s_name_are_refused_where_only_the_name_counts() -> None:
+    with pytest.raises(RecipeError, match=r"recipe mixtral_8x7b\(num_nodes=2\): write mixtral_8x7b, and what is asked"):
+        load("mixtral_8x7b(num_nodes=2)", "finetune")
+
+
+def test_text_without_quotes_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"peft_scheme=dora is no value; text has quotes: 'dora'"):
+        recipe_of("mixtral_8x7b.finetune(peft_scheme=dora)")
+    with pytest.raises(RecipeError, match="write arguments by name"):
+        recipe_of("mixtral_8x7b.finetune('dora')")
 
 
 def test_a_file_cannot_name_it_and_says_who_can(tmp_path: Path) -> None:
