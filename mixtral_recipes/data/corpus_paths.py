@@ -15,7 +15,7 @@ import numpy as np
 from mixtral_recipes.data.cache import content_hash, is_prepared, prepared, remembered
 from mixtral_recipes.data.corpus_index import check_index
 from mixtral_recipes.data.records.files import suffix_of
-from mixtral_recipes.data.records.folders import by_split, files_in
+from mixtral_recipes.data.records.folders import by_split, files_in, is_about_the_folder
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.parse import is_json_lines
@@ -110,12 +110,14 @@ def corpus_at(path: Path) -> Path | None:
 def folder_files(folder: Path) -> dict[str, list[Path]]:
     """The corpora (as ``.idx`` files) of a folder, or else its text files, by split.
 
-    A split is told by the name of the file or of the folder it is in; where none is named so, all are ``train``.
+    A split is told by the name of the file or of the folder it is in; where none is named so, all are ``train``. A
+    README and a licence are no documents.
 
     Raises:
         DataError: there are neither.
     """
-    files = [p for p in files_in(folder, (".idx",)) if corpus_at(p)] or files_in(folder, TEXT_SUFFIXES)
+    files = [p for p in files_in(folder, (".idx",)) if corpus_at(p)]
+    files = files or [p for p in files_in(folder, TEXT_SUFFIXES) if not is_about_the_folder(p)]
     if not files:
         raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")
     found = by_split(folder, files)

@@ -64,7 +64,8 @@ def _fetched(name: str, kind: Kind) -> bool:
 def close_to(name: str, known: Iterable[str] = ()) -> str:
     """Suffix for a message: the closest name in the folder, or of those known, of which what follows ``://`` counts."""
     folder = Path(name).expanduser().parent
-    here = {entry.name: str(folder / entry.name) for entry in folder.iterdir()} if folder.is_dir() else {}
+    entries = filter(Path.exists, folder.iterdir()) if folder.is_dir() else ()
+    here = {entry.name: str(folder / entry.name) for entry in entries}
     spelled = here | {each.rpartition("://")[2]: each for each in known}
     close = difflib.get_close_matches(Path(name).name, spelled, n=1)
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""

@@ -1,7 +1,8 @@
 """The data files of a folder, and which split each is of: the one way a folder is looked through."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mixtral_recipes.data.records.files import suffix_of
@@ -20,11 +21,28 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Its files with one of these endings, at any depth; nothing hidden, and of a Hub's cache the current revision.
 
     Raises:
-        DataError: it is a Hub's cache with several revisions, none of which is the current one.
+        DataError: it is a Hub's cache with several revisions, none of which is the current one; a folder in it cannot
+            be read; a file in it is a link to nothing.
     """
     root = _revision(folder) if (folder / "snapshots").is_dir() else folder
-    inside = [p for p in sorted(root.rglob("*")) if suffix_of(p) in suffixes and p.name not in _ABOUT and p.is_file()]
-    return [p for p in inside if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    found = [path for path in sorted(_below(root)) if suffix_of(path) in suffixes and path.name not in _ABOUT]
+    broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
+    if broken is not None:
+        raise DataError(f"{broken}: a link to {os.readlink(broken)}, which is not there; mend it, or remove it.")
+    return [path for path in found if path.is_file()]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """What is in it and in its folders, linked ones too, but for links to a folder they are themselves in."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+
+    for name, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        here = Path(name)
+        around = {part.resolve() for part in (here, *here.parents) if part.is_relative_to(root)}
+        folders[:] = [each for each in folders if each[0] != "." and (here / each).resolve() not in around]
+        yield from (here / each for each in files if each[0] != ".")
 
 
 def by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -57,6 +75,11 @@ def are_one_set(files: Sequence[Path]) -> bool:
     """Whether they are a single file, or the shards of one set (``data-00000-of-00002.arrow``)."""
     names = {match.groups() if (match := _SHARD.fullmatch(file.name)) else file.name for file in files}
     return len(files) == 1 or (len(names) == 1 and len({file.parent for file in files}) == 1)
+
+
+def is_about_the_folder(file: Path) -> bool:
+    """Whether it is the folder's README or licence, whatever its ending."""
+    return file.stem.lower() in _ABOUT_THE_FOLDER
 
 
 def told_apart(files: Sequence[Path]) -> str:

@@ -480,3 +480,61 @@ def test_several_folders_taken_together_are_named(tmp_path: Path) -> None:
         (tmp_path / config).mkdir()
         write_jsonl(tmp_path / config / "train.jsonl", [{"question": "q", "answer": "a"}])
     assert "(from 2 folders together: main, socratic)" in recognize(tmp_path).description
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for name in ("elsewhere/more/b.jsonl", "data/train/a.jsonl", "held/c.jsonl"):
+        write_jsonl(tmp_path / name, ROWS)
+    (folder / "train" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (folder / "train" / "back").symlink_to(folder)  # a way round without end
+    (folder / "validation").symlink_to(tmp_path / "held")
+    names = {
+        split: [str(file.relative_to(folder)) for file in some] for split, some in open_source(folder).files.items()
+    }
+    assert names == {"train": ["train/a.jsonl", "train/more/b.jsonl"], "validation": ["validation/c.jsonl"]}
+
+
+def test_a_folder_with_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002.jsonl", "notes"):
+        write_jsonl(tmp_path / name, ROWS)
+    (tmp_path / "a-note").symlink_to("gone")
+    assert open_source(tmp_path).files["train"] == [tmp_path / "train-00000-of-00002.jsonl"]
+    lost = tmp_path / "train-00001-of-00002.jsonl"
+    lost.symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.jsonl: a link to gone\.jsonl, which is not there"):
+        recognize(tmp_path)
+    with pytest.raises(DataError, match=r"no such file or folder, and not a Hub id \(org/name\)\.$"):
+        recognize(lost.rename(tmp_path / "x.jsonl"))
+
+
+def test_a_folder_inside_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in ("train.jsonl", "train/a.jsonl"):
+        write_jsonl(tmp_path / name, ROWS)
+    look = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "train":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"train: cannot be read \(Permission denied\)"):
+        open_source(tmp_path)
+
+
+def test_a_readme_is_no_document(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": "A dark night."}])
+    for name in ("README.md", "LICENSE.txt"):
+        (tmp_path / name).write_text("About them.")
+    found = recognize(tmp_path)
+    assert found.kind == "text"
+    assert found.source
+    assert [record.value for record in found.source.records("train")] == [{"text": "A dark night."}] * 2
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, ROWS[:2])
+    with pytest.raises(DataError, match=r"no training split .* found a\.jsonl, b\.jsonl"):
+        recognize(tmp_path)
