@@ -90,17 +90,19 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
 def _let_segments_grow(device: torch.device) -> None:
     """Keep memory whole: routing gives experts other sizes at every step, which fixed segments leave gaps between.
 
-    A driver may not do it: virtual GPUs and sandboxes have those. Torch finds out when it allocates.
+    A driver may not do it: virtual GPUs and sandboxes have those. Torch finds out when it allocates, so what this
+    process has already (a notebook, a run before) is left as it is. So is the environment: another process asks anew.
 
     Source: NVIDIA's docs for Megatron Bridge name it as the first cure of fragmented memory.
     """
-    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # read at the first allocation
+    if torch.cuda.memory_reserved(device):
+        return
+    settings = getattr(torch._C, "_accelerator_setAllocatorSettings", torch.cuda.memory._set_allocator_settings)
+    settings("expandable_segments:True")
     try:
         torch.empty(1, device=device)
     except RuntimeError:
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:False"  # for processes that this one starts
-        older = torch.cuda.memory._set_allocator_settings
-        getattr(torch._C, "_accelerator_setAllocatorSettings", older)("expandable_segments:False")
+        settings("expandable_segments:False")
 
 
 def _refuse_gpus_torch_cannot_use() -> None:

@@ -27,17 +27,18 @@ torch.cuda.set_device = lambda index: None
 from mixtral_recipes.training.distributed import ProcessPlace, choose_device
 
 def allocated(*sizes, device):
-    torch._C._cuda_memorySnapshot(None)  # as at an allocation, settings are read
     if "DRIVER_REFUSES" in os.environ:
         raise RuntimeError("CUDA driver error: operation not supported")
 
 torch.empty = allocated
+torch.cuda.memory_reserved = lambda device: int(os.environ.get("RESERVED", "0"))
 for said in eval(sys.argv[1]):
     if os.fork() == 0:  # the allocator reads its settings once
         os.environ.update(said)
         device = choose_device("auto", ProcessPlace(0, 0, 1))
         allocator = torch._C._cuda_memorySnapshot(None)["allocator_settings"]
         print(device, os.environ["CUDA_DEVICE_MAX_CONNECTIONS"], allocator["expandable_segments"], flush=True)
+        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == said.get("PYTORCH_CUDA_ALLOC_CONF")  # ranks ask anew
         os._exit(0)
     os.wait()
 """
@@ -50,6 +51,7 @@ def test_the_environment_of_a_gpu() -> None:
         "cuda:0 32 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
         "cuda:0 2 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "2", "PYTORCH_ALLOC_CONF": "expandable_segments:False"},
         "cuda:0 1 False": {"DRIVER_REFUSES": "1"},
+        "cuda:0 3 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "3", "RESERVED": "2097152"},
     }
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
