@@ -33,7 +33,8 @@ def data_of(values: Values, replaced: Any, packed: int) -> Any:
         config = run.Config(class_named("MockDataModule"), num_train_samples=samples, vocab_size=vocab)
     else:
         known = "make_squad_dataset, ColumnMappedTextInstructionDataset, ChatDataset, MockIterableDataset"
-        raise RecipeError(f"dataset._target_={target}: is not read; use one of {known}, or finetune --data.")
+        what = f"dataset._target_={target}: is not read" if target else "dataset._target_ is not set"
+        raise RecipeError(f"{what}; use one of {known}, or finetune --data.")
     if packed:
         specs = run.Config(class_named("PackedSequenceSpecs"), packed_sequence_size=packed)
         config.packed_sequence_specs, config.seq_length = specs, packed

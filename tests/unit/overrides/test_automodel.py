@@ -268,6 +268,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another loss": ({"loss_fn": {"_target_": "x.Hinge"}}, "the loss is cross-entropy"),
     "another optimizer": ({"optimizer": {"_target_": "os.system"}}, "optimizer._target_=system: use torch.optim.Adam"),
     "another data set": ({"dataset": {"_target_": "x.HellaSwag"}}, "dataset._target_=HellaSwag: is not read"),
+    "no data set": ({"dataset": {"_target_": None}}, "dataset._target_ is not set; use one of make_squad_dataset"),
     "a part": ({"dataset": {"split": "train[:100]"}}, "dataset.split='train[:100]': cannot be had"),
     "a schedule": ({"lr_scheduler": {"lr_decay_style": "WSD"}}, "use cosine, linear, constant"),
     "a pipeline": ({"distributed": {"pp_size": 2, "pipeline": {"pp_schedule": "ZBVZeroBubble"}}}, "use 1f1b or"),
