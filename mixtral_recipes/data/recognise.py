@@ -28,7 +28,7 @@ from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.records.squad import questions_of
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import PREFIX, resolve
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, some_of
 
 _LOOKED_AT = 20
 _SHARE = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
@@ -125,16 +125,25 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
     size = f"{len(every)} file(s), splits {', '.join(files)}"
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
-    if all(suffix_of(file) in PLAIN_TEXT for file in every):
+    plain = [file for file in every if suffix_of(file) in PLAIN_TEXT]
+    if len(plain) == len(every):
         return _pretraining(spec, f"plain text, documents between blank lines, {size}", "text", None, files)
     try:
-        return _by_records(spec, open_source(spec), columns)
+        found = _by_records(spec, open_source(spec), columns)
     except DataError:
         # Only documents need no file named after a split.
-        found = _by_records(spec, Source(str(spec), files, {}), columns)
+        records = {split: [file for file in some if file not in plain] for split, some in files.items()}
+        if not records["train"]:
+            raise
+        found = _by_records(spec, Source(str(spec), records, {}), columns)
         if found.kind != "text":
             raise
-        return found
+    if found.kind == "text" and plain:
+        raise DataError(
+            f"{spec}: has documents in records and in plain text ({some_of([file.name for file in plain], 3)}); give "
+            "each kind a folder of its own, and name both (--data A --data B)."
+        )
+    return found
 
 
 def _by_records(spec: str | Path, source: Source, columns: Mapping[str, str | None]) -> Recognized:

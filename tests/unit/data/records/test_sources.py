@@ -538,3 +538,17 @@ def test_a_readme_is_no_document(tmp_path: Path) -> None:
         write_jsonl(tmp_path / name, ROWS[:2])
     with pytest.raises(DataError, match=r"no training split .* found a\.jsonl, b\.jsonl"):
         recognize(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["a.jsonl", "a.jsonl b.jsonl"])
+def test_records_beside_plain_text_are_not_half_read(tmp_path: Path, names: str) -> None:
+    for name in names.split():
+        write_jsonl(tmp_path / name, [{"text": "A dark night."}])
+    (tmp_path / "notes.txt").write_text("It rained.")
+    with pytest.raises(DataError, match=r"documents in records and in plain text \(notes\.txt\)"):
+        recognize(tmp_path)
+    for name in names.split():
+        (tmp_path / name).rename(tmp_path / f"valid-{name}")
+    (tmp_path / "notes.txt").rename(tmp_path / "train.txt")
+    with pytest.raises(DataError, match=r"no training split .* found valid-a\.jsonl"):
+        recognize(tmp_path)
