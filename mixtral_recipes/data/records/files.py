@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from mixtral_recipes.errors import DataError
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 _SNIFFED = 512
+_PACKED = 1 << 16
 LIMIT = "MIXTRAL_RECIPES_LONGEST_LINE"
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
@@ -109,7 +111,48 @@ def _unpacking(path: Path, packer: str) -> Any:
         import pyarrow as pa
 
         return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-    return {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[packer](path, "rb")
+    if packer == "gz":
+        return gzip.open(path)
+    return _Streams(path, {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}[packer])
+
+
+class _Streams:
+    """The streams of a bz2 or xz file, one after another, to its end.
+
+    Python's own readers stop without a word at a second stream whose beginning is damaged.
+    """
+
+    def __init__(self, path: Path, unpacker: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> None:
+        self._file = path.open("rb")
+        self._new = unpacker
+        self._unpacker = unpacker()
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        content = b""
+        while not content:
+            packed = b""
+            if self._unpacker.eof:
+                packed = self._unpacker.unused_data.lstrip(b"\0") or self._after_zeros()
+                if not packed:
+                    break
+                self._unpacker = self._new()
+            elif self._unpacker.needs_input:
+                packed = self._file.read(_PACKED)
+                if not packed:
+                    raise EOFError("it ends in the middle of a stream")
+            content = self._unpacker.decompress(packed, size)
+        return content
+
+    def _after_zeros(self) -> bytes:
+        while packed := self._file.read(_PACKED):
+            if packed := packed.lstrip(b"\0"):  # xz may pad its streams
+                break
+        return packed
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _other_encoding(start: bytes) -> str | None:

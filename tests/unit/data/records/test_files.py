@@ -71,6 +71,21 @@ def test_a_broken_packing_is_said(tmp_path: Path, packed: str) -> None:
         list(read_records(path))
 
 
+@pytest.mark.parametrize("packed", PACKERS)
+def test_all_parts_of_a_packed_file_are_read_or_refused(tmp_path: Path, packed: str) -> None:
+    """Packers write files in parts where several work on them, and files are joined with `cat`."""
+    path = tmp_path / f"a.jsonl{packed}"
+    many = 5000 * LINES  # more than a block of what is read at a time
+    one, two = PACKERS[packed](LINES.encode()), PACKERS[packed](many.encode())
+    padding = {".xz": bytes(4), ".gz": bytes(7)}.get(packed, b"")
+    path.write_bytes(one + padding + two + one)
+    assert sum(1 for _ in read_records(path)) == 5002 * len(ROWS)
+    for broken in (b"x" + two, two[:2] + b"x" + two[3:], two[: len(two) // 2], b"more"):
+        path.write_bytes(one + broken)
+        with pytest.raises(DataError, match=f"{path}: cannot be read"):
+            list(read_records(path))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz"])
 def test_other_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> None:
