@@ -22,7 +22,7 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
     Raises:
         DataError: it is a Hub's cache with several revisions, none of which is the current one; a folder in it cannot
-            be read; a file in it is a link to nothing.
+            be read, or is there twice; a file in it is a link to nothing.
     """
     root = _revision(folder) if (folder / "snapshots").is_dir() else folder
     found = [path for path in sorted(_below(root)) if suffix_of(path) in suffixes and path.name not in _ABOUT]
@@ -38,8 +38,15 @@ def _below(root: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
 
+    read: dict[Path, Path] = {}
     for name, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         here = Path(name)
+        other = read.setdefault(here.resolve(), here)
+        if other != here:
+            raise DataError(
+                f"{here} and {other} are one folder, whose files would be read twice; remove the link, or name the "
+                "folders that are to be read."
+            )
         around = {part.resolve() for part in (here, *here.parents) if part.is_relative_to(root)}
         folders[:] = [each for each in folders if each[0] != "." and (here / each).resolve() not in around]
         yield from (here / each for each in files if each[0] != ".")

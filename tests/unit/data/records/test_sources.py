@@ -495,6 +495,15 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     assert names == {"train": ["train/a.jsonl", "train/more/b.jsonl"], "validation": ["validation/c.jsonl"]}
 
 
+@pytest.mark.parametrize("link", ["latest", "v3"])
+def test_a_folder_that_is_there_twice_is_refused(tmp_path: Path, link: str) -> None:
+    for name in ("v1", "v2"):
+        write_jsonl(tmp_path / name / "a.jsonl", ROWS)
+    (tmp_path / link).symlink_to("v2")
+    with pytest.raises(DataError, match=f"{tmp_path}/.* and {tmp_path}/.* are one folder, .* read twice; remove"):
+        recognize(tmp_path)
+
+
 def test_a_folder_with_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002.jsonl", "notes"):
         write_jsonl(tmp_path / name, ROWS)
