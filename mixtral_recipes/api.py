@@ -236,7 +236,7 @@ def generate(
 ) -> list[Any]:
     """Continue prompts with a checkpoint, with NeMo's arguments and ours.
 
-    On Megatron, by all processes of a job that torchrun started (experts are spread over them), or in this one.
+    On Megatron, by all processes of a job that torchrun started, over which experts are spread, or in this one.
 
     Args:
         path: A checkpoint, of adapters too, or whatever else the command `generate` takes: a run's name, a Hub id.
@@ -246,9 +246,8 @@ def generate(
         max_batch_size: The maximum number of prompts generated together.
         random_seed: Seed of the draws; None takes one from torch's random numbers.
         inference_params: Megatron's ``SamplingParams`` (``CommonInferenceParams``), of which ``temperature``,
-            ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; or our
-            `mixtral_recipes.inference.sampling.Sampling`, which has a seed of its own; None takes the likeliest 30
-            tokens.
+            ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; or our `mixtral_recipes.inference.sampling`'s
+            ``Sampling``, which has a seed of its own; None takes the likeliest 30 tokens.
         text_only: Whether texts come back, and not objects with ``prompt`` and ``generated_text``.
         output_path: A file that gets the texts too, one JSON string a line.
         chat: Whether each prompt is a question, put into the tokenizer's chat template.
@@ -256,10 +255,14 @@ def generate(
 
     Raises:
         CheckpointError: there is no such model, or it cannot be loaded.
+        EnvironmentProblem: ``output_path`` is in a folder that cannot be made.
         RecipeError: no prompts are given, or one is too long.
     """
     from mixtral_recipes.evaluation import asked
 
+    output = Path(output_path).expanduser().absolute() if output_path and launched_rank() == 0 else None
+    if output is not None:
+        refuse_unwritable(output.parent)
     prompts = asked.prompts_of(prompts, input_dataset)
     seed = random_seed if random_seed is not None else int(torch.randint(2**62, ()))
     texts = asked.generate(
@@ -271,11 +274,9 @@ def generate(
         chat=chat,
         dtype=dtype,
     )
-    if output_path is not None and launched_rank() == 0:
-        write_text(Path(output_path).expanduser(), "".join(json.dumps(text) + "\n" for text in texts))
-    if text_only:
-        return texts
-    return [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    if output is not None:
+        write_text(output, "".join(json.dumps(text) + "\n" for text in texts))
+    return texts if text_only else [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 @_task

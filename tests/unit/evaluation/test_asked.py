@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.errors import RecipeError
+import mixtral_recipes as llm
+from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.evaluation.asked import evaluate, sampling_of
 from mixtral_recipes.inference.sampling import Sampling
 
@@ -38,3 +39,9 @@ def test_what_is_neither_is_refused_by_name() -> None:
 def test_probabilities_are_not_returned() -> None:
     with pytest.raises(RecipeError, match="only texts are returned"):
         sampling_of(asked(return_log_probs=True))
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):
+        llm.generate("no model", prompts=["a prompt"], output_path=tmp_path / "file" / "texts.jsonl")
