@@ -13,12 +13,13 @@ from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross
 
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models import acceleration
+from mixtral_recipes.models import acceleration, kernels
 from mixtral_recipes.models.acceleration import KNOBS, accelerated, refuse_without
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
+from mixtral_recipes.training import run
 from mixtral_recipes.training.model import check_megatron_config
 from tests.fake_world import one_of
 
@@ -129,6 +130,18 @@ def test_what_is_given_is_left_alone_but_for_what_cannot_be(monkeypatch: pytest.
         assert name not in accelerated(given, adapters=True), name
     off = accelerated(MixtralConfigTiny(gradient_accumulation_fusion=True), adapters=True)
     assert off["gradient_accumulation_fusion"] is False
+
+
+def test_what_only_grouped_experts_do_is_refused_where_they_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    monkeypatch.setattr(kernels, "transformer_engine_usable", lambda: True)
+    monkeypatch.setattr(run, "with_topology", lambda config, topology, **fields: fields)  # Megatron asks for kernels
+    fields: dict[str, Any] = SELECTIVE | {"recompute_modules": ["moe_act"]}
+    settings = {"params_dtype": torch.bfloat16}
+    found: Any = run._configured(MixtralConfigTiny(**fields), Topology(1), settings, None, None)
+    assert found["moe_grouped_gemm"]
+    with pytest.raises(RecipeError, match=r"moe_act.* is for Transformer Engine's grouped experts"):
+        run._configured(MixtralConfigTiny(**fields, moe_grouped_gemm=False), Topology(1), settings, None, None)
 
 
 def test_what_is_asked_to_be_deterministic_leaves_out_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
