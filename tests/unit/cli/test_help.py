@@ -18,8 +18,7 @@ PANELS = {
 WITHOUT_JSON = {"runs logs", "chat"}
 # The same option may say different things only where it is a different thing.
 OWN_TEXTS = {
-    "--all", "--compare", "--data", "--executor", "--output", "--peft", "--png", "--rank", "--recipe", "--slurm",
-    "--yaml",
+    "--all", "--compare", "--data", "--executor", "--output", "--peft", "--png", "--rank", "--slurm", "--yaml",
 }  # fmt: skip
 
 
