@@ -313,7 +313,7 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
     run_dir = parts.log.run_dir.absolute()
     for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
         if launched_rank() == 0:
-            warnings.warn(notice, MixtralRecipesWarning, stacklevel=3)
+            warnings.warn(notice, MixtralRecipesWarning, skip_file_prefixes=(str(Path(__file__).parent),))
     seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer, parts.data)
     check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
     check_megatron_config(seen, parts.trainer)

@@ -9,7 +9,7 @@ import nemo_run as run
 import pytest
 
 import mixtral_recipes as llm
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides.loading import load
 from mixtral_recipes.settings import classes
@@ -182,6 +182,19 @@ def test_finetune_called_with_objects_refuses_before_anything_is_built() -> None
             trainer=llm.Trainer(devices="auto"),  # pyright: ignore[reportArgumentType]
             resume=llm.AutoResume(restore_config=llm.RestoreConfig(path="embedded://mixtral_tiny")),
         )
+
+
+@pytest.mark.filterwarnings("ignore:full scope")  # Megatron's own
+def test_a_warning_names_the_line_that_called() -> None:
+    recipe = load("mixtral_tiny", "finetune")
+    recipe.model.config.bf16 = True
+    recipe.trainer.strategy.tensor_model_parallel_size = 3
+    with (
+        pytest.warns(MixtralRecipesWarning, match=r"bf16=True has no effect") as told,
+        pytest.raises(RecipeError, match="tensor_model_parallel_size=3"),
+    ):
+        llm.finetune(**fdl.ordered_arguments(recipe))
+    assert {Path(each.filename) for each in told if each.category is MixtralRecipesWarning} == {Path(__file__)}
 
 
 def test_a_part_that_is_not_given_is_named() -> None:
