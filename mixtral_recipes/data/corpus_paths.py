@@ -75,7 +75,9 @@ def check_place(name: str) -> None:
         DataError: it is not.
     """
     path = resolve(name).expanduser() if not name.startswith(HUB) else None
-    if path is None or corpus_at(path) is not None or path.exists():
+    if path is None or corpus_at(path) is not None or path.is_dir():
+        return
+    if path.exists() and path.suffix not in (".bin", ".idx"):
         return
     whole = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     missing = next(file for end in (".bin", ".idx") if not (file := whole.with_name(whole.name + end)).is_file())
@@ -114,9 +116,11 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     README and a licence are no documents.
 
     Raises:
-        DataError: there are neither.
+        DataError: there are neither, or one half of a corpus is not there.
     """
-    files = [p for p in files_in(folder, (".idx",)) if corpus_at(p)]
+    files = files_in(folder, (".idx",))
+    for half in (*files, *(files_in(folder, (".bin",)) if files else ())):
+        check_place(str(half))
     files = files or [p for p in files_in(folder, TEXT_SUFFIXES) if not is_about_the_folder(p)]
     if not files:
         raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
+from mixtral_recipes.data.corpus_paths import HUB, check_place, corpus_at, folder_files
 from mixtral_recipes.data.records.bad_records import passed_over
 from mixtral_recipes.data.records.conversations import renamed
 from mixtral_recipes.data.records.files import suffix_of
-from mixtral_recipes.data.records.folders import told_apart
+from mixtral_recipes.data.records.folders import files_in, told_apart
 from mixtral_recipes.data.records.forms import (
     BESIDE_A_PROMPT,
     Form,
@@ -26,7 +26,7 @@ from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.parse import SUFFIXES
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.records.squad import questions_of
-from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
+from mixtral_recipes.data.records.text_parts import PLAIN_TEXT, TEXT_SUFFIXES
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError, some_of
 
@@ -89,6 +89,8 @@ def recognize(spec: str | Path, columns: Mapping[str, str | None] | None = None)
     path = resolve(spec).expanduser()
     if corpus_at(path) is not None:
         return _pretraining(spec, "an indexed corpus (.bin and .idx)", "corpus", None)
+    if path.suffix in (".bin", ".idx"):
+        check_place(text)
     if path.is_file() and suffix_of(path) in PLAIN_TEXT:
         return _pretraining(spec, "plain text, documents between blank lines", "text", None, {"train": [path]})
     if path.is_dir():
@@ -122,7 +124,8 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
     """A folder of corpora or of plain text, of documents in any number of files, or of records by split."""
     files = folder_files(folder)
     every = [file for some in files.values() for file in some]
-    size = f"{len(every)} file(s), splits {', '.join(files)}"
+    unread = told_apart([file for file in files_in(folder, (".idx", *TEXT_SUFFIXES)) if file not in every])
+    size = f"{len(every)} file(s), splits {', '.join(files)}" + (f"; not read: {unread}" if unread else "")
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
     plain = [file for file in every if suffix_of(file) in PLAIN_TEXT]

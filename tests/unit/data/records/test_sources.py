@@ -194,6 +194,31 @@ def test_folders_are_recognised(tmp_path: Path, names: str, row: Any, kind: str,
     assert says in found.description
 
 
+@pytest.mark.parametrize("missing", ["b.bin", "b.idx"])
+def test_half_a_corpus_in_a_folder_is_refused(tmp_path: Path, missing: str) -> None:
+    for name in {"a.bin", "a.idx", "b.bin", "b.idx"} - {missing}:
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=f"{missing}: no such file"):
+        recognize(tmp_path)
+    with pytest.raises(DataError, match=f"{missing}: no such file"):
+        recognize(tmp_path / next(name for name in ("b.bin", "b.idx") if name != missing))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("a.bin a.idx a.jsonl README.md", "corpora (.bin and .idx), 1 file(s), splits train; not read: a.jsonl"),
+        ("train.bin train.idx c.bin c.idx", "1 file(s), splits train; not read: c.idx"),
+        ("train.txt more.txt LICENSE.txt", "1 file(s), splits train; not read: more.txt"),
+        ("a.txt b.txt README.md", "2 file(s), splits train"),
+    ],
+)
+def test_what_is_not_read_in_a_folder_of_corpora_or_text_is_named(tmp_path: Path, names: str, says: str) -> None:
+    for name in names.split():
+        (tmp_path / name).write_text("It was a dark night.")
+    assert recognize(tmp_path).description.endswith(says)
+
+
 def test_a_folder_of_other_records_needs_a_training_split(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(tmp_path / name, [{"input": "a", "output": "b"}])
