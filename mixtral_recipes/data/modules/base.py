@@ -110,6 +110,7 @@ class DataModule:
         if tokenizer is None:
             name = type(self).__name__
             raise DataError(f"{name} needs a tokenizer; the checkpoint has none in its context folder.")
+        pipeline.tell_what_is_not_read()
         self.made_from = pipeline.identity(tokenizer)
         return pipeline
 

@@ -80,12 +80,18 @@ def test_folder_splits(tmp_path: Path, names: tuple[str, ...], splits: dict[str,
     assert {split: len(paths) for split, paths in open_source(tmp_path).files.items()} == splits
 
 
-def test_files_of_no_split_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_no_split_are_named(
+    tmp_path: Path, tokenizer: Any, streaming: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("train.jsonl", "more.jsonl"):
         write_jsonl(tmp_path / name, ROWS)
     for name in ("notes.txt", "README.md"):
         (tmp_path / name).write_text("x")
     assert "one split (in no split, so not read: more.jsonl, notes.txt)," in recognize(tmp_path).description
+    FineTuningDataModule(dataset_root=tmp_path, seq_length=32, streaming=streaming).setup(tokenizer)
+    told = f"data: in no split of {tmp_path}, so not read: more.jsonl, notes.txt"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
 
 
 def test_a_hubs_cache_is_read_at_its_current_revision(tmp_path: Path) -> None:
