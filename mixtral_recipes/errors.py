@@ -5,7 +5,7 @@ Anything else that escapes is our bug: exit code 1.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 # What a command's option is called in a script; the longer spellings stand first.
 _IN_PYTHON = {
@@ -146,7 +146,7 @@ def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:
     return hint + (f" Valid: {', '.join(sorted(valid))}." if 0 < len(valid) <= 24 else "")
 
 
-def some_of(names: list[str], most: int) -> str:
+def some_of(names: Sequence[str], most: int) -> str:
     """The first of many names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

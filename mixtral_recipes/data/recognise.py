@@ -12,7 +12,7 @@ from mixtral_recipes.data.corpus_paths import HUB, check_place, corpus_at, folde
 from mixtral_recipes.data.records.bad_records import passed_over
 from mixtral_recipes.data.records.conversations import renamed
 from mixtral_recipes.data.records.files import suffix_of
-from mixtral_recipes.data.records.folders import files_in, told_apart
+from mixtral_recipes.data.records.folders import files_in, names_of_data
 from mixtral_recipes.data.records.forms import (
     BESIDE_A_PROMPT,
     Form,
@@ -124,8 +124,8 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
     """A folder of corpora or of plain text, of documents in any number of files, or of records by split."""
     files = folder_files(folder)
     every = [file for some in files.values() for file in some]
-    unread = told_apart([file for file in files_in(folder, (".idx", *TEXT_SUFFIXES)) if file not in every])
-    size = f"{len(every)} file(s), splits {', '.join(files)}" + (f"; not read: {unread}" if unread else "")
+    unread = names_of_data([file for file in files_in(folder, (".idx", *TEXT_SUFFIXES)) if file not in every])
+    size = f"{len(every)} file(s), splits {', '.join(files)}" + (f"; not read: {some_of(unread, 3)}" if unread else "")
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)
     plain = [file for file in every if suffix_of(file) in PLAIN_TEXT]
@@ -210,8 +210,8 @@ class _Looked:
         if len(folders := sorted({file.parent.name for file in self.source.files.get("train", ())})) > 1:
             more = ", ..." if len(folders) > 3 else ""
             size += f" (from {len(folders)} folders together: {', '.join(folders[:3])}{more})"
-        if unread := told_apart(self.source.unread):
-            size += f" (in no split, so not read: {unread})"
+        if self.source.unread:
+            size += f" (in no split, so not read: {some_of(self.source.unread, 3)})"
         return size
 
     @property

@@ -18,11 +18,10 @@ from mixtral_recipes.data.batches.samples import SampleStore, tokenized_splits
 from mixtral_recipes.data.cache import tokenizer_hash
 from mixtral_recipes.data.records.bad_records import BadRecord, Skipped, check_policy, passed_over, stop
 from mixtral_recipes.data.records.conversations import Conversation
-from mixtral_recipes.data.records.folders import told_apart
 from mixtral_recipes.data.records.open import Source
 from mixtral_recipes.data.records.pairs import Pair
 from mixtral_recipes.data.records.record import SPLITS, Record
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.errors import DataError, some_of
 from mixtral_recipes.system.ranks import launched_rank
 
 _AT_ONCE = 256
@@ -177,8 +176,9 @@ class RecordPipeline:
         }
 
     def tell_what_is_not_read(self) -> None:
-        """Name the data files of a folder that are of no split."""
-        if launched_rank() == 0 and (unread := told_apart(self.source.unread)):
+        """Name what the source has beside its splits."""
+        if launched_rank() == 0 and self.source.unread:
+            unread = some_of(self.source.unread, 3)
             print(f"data: in no split of {self.source.spec}, so not read: {unread}", file=sys.stderr)
 
     def _samples(self, folder: Path, tokenizer: Any) -> dict[str, tuple[Iterator[Encoded], Tally]]:

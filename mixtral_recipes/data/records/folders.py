@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.record import SPLITS, is_of_split
-from mixtral_recipes.errors import DataError, some_of
+from mixtral_recipes.errors import DataError
 
 # What `datasets` writes beside the records.
 _ABOUT = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
@@ -89,10 +89,9 @@ def is_about_the_folder(file: Path) -> bool:
     return file.stem.lower() in _ABOUT_THE_FOLDER
 
 
-def told_apart(files: Sequence[Path]) -> str:
-    """Names of files nothing was read from, for the user; those about the folder are not data."""
-    names = [file.name for file in files if not file.name.lower().startswith(_ABOUT_THE_FOLDER)]
-    return some_of(names, 3)
+def names_of_data(files: Sequence[Path]) -> tuple[str, ...]:
+    """The names of files, but of those that are about the folder."""
+    return tuple(file.name for file in files if not file.name.lower().startswith(_ABOUT_THE_FOLDER))
 
 
 def _revision(folder: Path) -> Path:

@@ -79,14 +79,19 @@ def json_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
 
 
 def json_splits(path: Path) -> list[str]:
-    """The names of the splits a JSON file holds, as they stand there; none where it holds plain records."""
-    found: dict[str, None] = {}
+    """The names of the splits a JSON file holds, as they stand there; none where it holds plain records.
+
+    Raises:
+        DataError: two of them are names of one split.
+    """
+    found: dict[str, str] = {}
     with open_bytes(path) as file:
         for name, _ in _records(_Cursor(path, file), passed_over):
             if name.lower() not in SPLIT_NAMES:
                 return []
-            found[name] = None
-    return list(found)
+            if (other := found.setdefault(SPLIT_NAMES[name.lower()], name)) != name:
+                raise DataError(f"{path}: {other} and {name} are names of one split; put their records into one list.")
+    return list(found.values())
 
 
 class _Value(NamedTuple):

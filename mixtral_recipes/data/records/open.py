@@ -9,7 +9,7 @@ from typing import Any
 from mixtral_recipes.data.cache import content_hash, sampled_hash
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import suffix_of
-from mixtral_recipes.data.records.folders import are_one_set, by_split, files_in
+from mixtral_recipes.data.records.folders import are_one_set, by_split, files_in, names_of_data
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.parse import SUFFIXES, read_records
 from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
@@ -32,7 +32,7 @@ class Source:
         hub: Splits of a Hub data set, as `datasets` gave them.
         names_inside: The splits' own names, where one JSON file holds several.
         streaming: Whether it is read as it comes, and never all of it before a run starts.
-        unread: Data files of its folder that are of no split.
+        unread: Names of data files, or of splits on the Hub, that are of none of these splits.
     """
 
     spec: str
@@ -40,7 +40,7 @@ class Source:
     hub: dict[str, Any] = field(default_factory=dict)
     names_inside: dict[str, str] = field(default_factory=dict)
     streaming: bool = False
-    unread: tuple[Path, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for path in (path for paths in self.files.values() for path in paths):
@@ -88,7 +88,7 @@ def open_source(spec: str | Path | None, *, streaming: bool = False) -> Source:
         return replace(found, streaming=streaming)
     named = _HUB_ID.fullmatch(str(spec))
     assert named is not None  # `check_place` has seen to that
-    return Source(str(spec), hub=_hub_splits(str(spec), *named.groups(), streaming=streaming), streaming=streaming)
+    return _on_the_hub(str(spec), *named.groups(), streaming=streaming)
 
 
 def check_place(spec: str | Path | None) -> Source | None:
@@ -144,10 +144,10 @@ def _folder_splits(spec: str, folder: Path) -> Source:
         raise DataError(
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
-    return Source(spec, found, unread=(*unnamed, *files_in(folder, PLAIN_TEXT)))
+    return Source(spec, found, unread=names_of_data((*unnamed, *files_in(folder, PLAIN_TEXT))))
 
 
-def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> dict[str, Any]:
+def _on_the_hub(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> Source:
     import datasets
 
     try:
@@ -159,7 +159,8 @@ def _hub_splits(spec: str, repo: str, config: str | None, revision: str | None, 
             f"the name and the network, or give a local file with --data PATH.{close_to(spec, ('squad',))}"
         ) from error
     spelled = [(name, s) for name, some in SPLITS.items() for s in (f"{name}_sft", *some)]
-    found = {name: loaded[s] for name, s in spelled if s in loaded}
-    if "train" not in found:
+    named = {name: s for name, s in spelled if s in loaded}
+    if "train" not in named:
         raise DataError(f"{spec}: has no train split; it has {', '.join(map(str, loaded))}.")
-    return found
+    unread = tuple(str(s) for s in loaded if s not in named.values())
+    return Source(spec, hub={name: loaded[s] for name, s in named.items()}, streaming=streaming, unread=unread)

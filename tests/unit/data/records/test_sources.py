@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.data import recognize
+from mixtral_recipes.data.corpus_paths import own_splits
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.parse import read_records
@@ -252,6 +253,27 @@ def test_hub_data_sets_are_read_by_name_config_and_revision(monkeypatch: pytest.
     module = FineTuningDataModule(dataset_root="org/name", seq_length=32)
     module.setup(tokenizer)
     assert [len(module._sets[name]) for name in ("train", "validation", "test")] == [28, 2, 2]  # pyright: ignore[reportArgumentType]
+
+
+def test_splits_on_the_hub_that_are_not_read_are_named(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS)
+    splits = datasets.DatasetDict(train_sft=rows, test_sft=rows, train_gen=rows, unsupervised=rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
+    assert "(in no split, so not read: train_gen, unsupervised)" in recognize("org/name").description
+    FineTuningDataModule(dataset_root="org/name", seq_length=32).setup(tokenizer)
+    assert "data: in no split of org/name, so not read: train_gen, unsupervised" in capsys.readouterr().err
+
+
+def test_a_json_file_with_two_names_of_one_split_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps({"train": ROWS, "dev": ROWS, "validation": ROWS}))
+    for read in (open_source, own_splits):
+        with pytest.raises(DataError, match=r"all.json: dev and validation are names of one split"):
+            read(str(path))
 
 
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
