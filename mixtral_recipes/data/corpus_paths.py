@@ -69,21 +69,24 @@ def corpora(
 
 
 def check_place(name: str) -> None:
-    """Look whether an entry of ``paths`` is there, and read nothing; what is on the Hub is not asked for.
+    """Look whether an entry of ``paths`` is there, and read no file; what is on the Hub is not asked for.
 
     Raises:
-        DataError: it is not.
+        DataError: it is not, or half of it, or the folder holds neither corpora nor text.
     """
     path = resolve(name).expanduser() if not name.startswith(HUB) else None
-    if path is None or corpus_at(path) is not None or path.is_dir():
+    if path is None or corpus_at(path) is not None:
         return
-    if path.exists() and path.suffix not in (".bin", ".idx"):
-        return
-    whole = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    missing = next(file for end in (".bin", ".idx") if not (file := whole.with_name(whole.name + end)).is_file())
-    raise DataError(
-        f"{missing}: no such file; `mixtral-recipes data prepare TEXT --output {whole}` makes it (a data set on "
-        "the Hub is written hf://org/name)."
+    if path.is_dir():
+        folder_files(path)
+    elif not path.exists():
+        raise _not_there(path.with_suffix("") if path.suffix in (".bin", ".idx") else path, ".bin")
+
+
+def _not_there(prefix: Path, ending: str) -> DataError:
+    return DataError(
+        f"{prefix}{ending}: no such file; `mixtral-recipes data prepare TEXT --output {prefix}` makes it (a data set "
+        "on the Hub is written hf://org/name)."
     )
 
 
@@ -99,14 +102,21 @@ def own_splits(name: str) -> list[str]:
 
 
 def corpus_at(path: Path) -> Path | None:
-    """The prefix of the corpus at a path (with or without ``.bin`` or ``.idx``); None if there is none."""
+    """The prefix of the corpus at a path (with or without ``.bin`` or ``.idx``); None if there is none.
+
+    Raises:
+        DataError: one half of it is not there.
+    """
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     if not prefix.name:  # this folder, or the root
         return None
     files = [prefix.with_name(prefix.name + ending) for ending in (".bin", ".idx")]
     for file in files:
         refuse_pointer(file, DataError)
-    return prefix if all(file.is_file() for file in files) else None
+    there = [file for file in files if file.is_file()]
+    if len(there) == 1 and (path in there or not path.exists()):
+        raise _not_there(prefix, ".idx" if there == files[:1] else ".bin")
+    return prefix if len(there) == 2 else None
 
 
 def folder_files(folder: Path) -> dict[str, list[Path]]:
@@ -120,7 +130,7 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     """
     files = files_in(folder, (".idx",))
     for half in (*files, *(files_in(folder, (".bin",)) if files else ())):
-        check_place(str(half))
+        corpus_at(half)
     files = files or [p for p in files_in(folder, TEXT_SUFFIXES) if not is_about_the_folder(p)]
     if not files:
         raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.data.corpus_paths import HUB, check_place, corpus_at, folder_files
+from mixtral_recipes.data.corpus_paths import HUB, corpus_at, folder_files
 from mixtral_recipes.data.records.bad_records import passed_over
 from mixtral_recipes.data.records.conversations import renamed
 from mixtral_recipes.data.records.files import suffix_of
@@ -89,8 +89,6 @@ def recognize(spec: str | Path, columns: Mapping[str, str | None] | None = None)
     path = resolve(spec).expanduser()
     if corpus_at(path) is not None:
         return _pretraining(spec, "an indexed corpus (.bin and .idx)", "corpus", None)
-    if path.suffix in (".bin", ".idx"):
-        check_place(text)
     if path.is_file() and suffix_of(path) in PLAIN_TEXT:
         return _pretraining(spec, "plain text, documents between blank lines", "text", None, {"train": [path]})
     if path.is_dir():

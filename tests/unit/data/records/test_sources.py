@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.data import recognize
-from mixtral_recipes.data.corpus_paths import own_splits
+from mixtral_recipes.data.corpus_paths import check_place, own_splits
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.records.open import open_source
 from mixtral_recipes.data.records.parse import read_records
@@ -202,13 +202,13 @@ def test_folders_are_recognised(tmp_path: Path, names: str, row: Any, kind: str,
 
 
 @pytest.mark.parametrize("missing", ["b.bin", "b.idx"])
-def test_half_a_corpus_in_a_folder_is_refused(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize("named", ["", "b", "b.bin", "b.idx"])
+def test_half_a_corpus_is_refused(tmp_path: Path, missing: str, named: str) -> None:
     for name in {"a.bin", "a.idx", "b.bin", "b.idx"} - {missing}:
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=f"{missing}: no such file"):
-        recognize(tmp_path)
-    with pytest.raises(DataError, match=f"{missing}: no such file"):
-        recognize(tmp_path / next(name for name in ("b.bin", "b.idx") if name != missing))
+    for read in (recognize, check_place):
+        with pytest.raises(DataError, match=f"{missing}: no such file"):
+            read(str(tmp_path / named))
 
 
 @pytest.mark.parametrize(
