@@ -127,13 +127,29 @@ def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
     def added(self: Any, task: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
         refuse_while_loading()
         earlier = [each for job in self.jobs for each in _tasks(job)]
-        if isinstance(task, list):
-            task = [check(each, executor, earlier)[0] for each in task]
-        else:
-            task, executor = check(task, executor, earlier)
-        return add(self, task, executor, *args, **kwargs)
+        checked = _check_group if isinstance(task, list) else check
+        return add(self, *checked(task, executor, earlier), *args, **kwargs)
 
     return added
+
+
+def _check_group(tasks: list[Any], executor: Any, earlier: Sequence[Any]) -> tuple[list[Any], Any]:
+    """As `check`, for tasks that run side by side in one job: on an executor each, or on one for all.
+
+    Raises:
+        LaunchError: their number does not fit; or one is `slurm_executor`'s, whose script starts one task.
+    """
+    executors = executor if isinstance(executor, list) else [executor]
+    if any(map(_ranks_of_ours, executors)):
+        raise LaunchError(
+            "a slurm_executor starts one task per job, and this is a list of them: add each by itself; without "
+            "dependencies they run side by side."
+        )
+    if len(executors) not in (1, len(tasks)):
+        raise LaunchError(f"{len(executors)} executors for {len(tasks)} tasks; give one for all, or one for each.")
+    each = executors if len(executors) > 1 else executors * len(tasks)
+    checked = [check(task, its, earlier) for task, its in zip(tasks, each, strict=True)]
+    return [task for task, _ in checked], [its for _, its in checked[: len(executors)]]
 
 
 def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, Any]:
@@ -141,7 +157,7 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
 
     Args:
         task: A recipe, or what else nemo_run takes.
-        executor: Its executor, or several.
+        executor: Its executor.
         earlier: What its experiment runs before: it may start from a run that has made nothing yet.
 
     Returns:
@@ -151,7 +167,7 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
         MixtralRecipesError: as `preflight`; or the executor can pack nothing, or starts another number of ranks.
     """
     if not _is_ours(task):
-        return task, executor if isinstance(executor, list) else with_own_modules(executor, task)
+        return task, with_own_modules(executor, task)
     with advice_for_scripts():
         task = as_text(task)
         if _trains(task):
@@ -160,8 +176,6 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
                 task.resume = with_start(task.resume)
             preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
             _refuse_without_place(executor, task)
-        if isinstance(executor, list):
-            return task, executor
         _refuse_without_commit(executor)
         executor = with_own_modules(executor, task)
         return task, _with_ranks(executor, task.trainer) if _trains(task) else executor
@@ -199,10 +213,9 @@ def _with_ranks(executor: Any, trainer: Any) -> Any:
     """
     from nemo_run import LocalExecutor, SlurmExecutor
 
-    nodes, per_node, ours = executor.nnodes(), executor.nproc_per_node(), None
+    nodes, per_node, ours = executor.nnodes(), executor.nproc_per_node(), _ranks_of_ours(executor)
     slurm = isinstance(executor, SlurmExecutor)
     if slurm:
-        ours = getattr(executor.job_details, "nproc_per_node", None)  # of `slurm_executor`, whose script has torchrun
         per_node = ours or executor.torchrun_nproc_per_node or executor.ntasks_per_node
     if executor.launcher is None and ours is None:
         if isinstance(executor, LocalExecutor) or (nodes == 1 and not (slurm and per_node > 1)):
@@ -215,6 +228,11 @@ def _with_ranks(executor: Any, trainer: Any) -> Any:
             f"{type(executor).__name__} starts {nodes} x {per_node} process(es); make them equal."
         )
     return executor
+
+
+def _ranks_of_ours(executor: Any) -> int | None:
+    """Ranks per node of a `slurm_executor`, whose script starts them with torchrun; None of any other executor."""
+    return getattr(getattr(executor, "job_details", None), "nproc_per_node", None)
 
 
 def as_text(recipe: Any) -> Any:
@@ -276,8 +294,6 @@ def _elsewhere(executor: Any) -> bool:
     from nemo_run import LocalExecutor, SlurmExecutor
     from nemo_run.core.tunnel.client import SSHTunnel
 
-    if isinstance(executor, list):
-        return any(map(_elsewhere, executor))
     if isinstance(executor, SlurmExecutor):
         return bool(executor.container_image) or isinstance(executor.tunnel, SSHTunnel)
     return not isinstance(executor, LocalExecutor)

@@ -117,3 +117,27 @@ def test_a_commit_is_packed_only_where_there_is_one(tmp_path: Path, monkeypatch:
 def test_what_is_not_a_recipe_is_left_alone() -> None:
     script, executor = run.Script(inline="true"), slurm(ntasks_per_node=4, packager=run.GitArchivePackager())
     assert check(script, executor) == (script, executor)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_tasks_of_a_group_get_their_ranks(many: bool, tmp_path: Path) -> None:
+    given = [slurm(ntasks_per_node=2), slurm(ntasks_per_node=2)] if many else slurm(ntasks_per_node=2)
+    with run.Experiment("group", base_dir=str(tmp_path)) as experiment:
+        experiment.add([recipe(), recipe()], executor=given, name="both")
+        executor: Any = experiment.jobs[0].executors  # type: ignore[union-attr]
+    assert executor.launcher == "torchrun"
+    assert len(executor.resource_group) == (2 if many else 0)
+
+
+@pytest.mark.parametrize(
+    ("executor", "told"),
+    [
+        (lambda: slurm(ntasks_per_node=4), r"devices is 1 x 2, but the SlurmExecutor starts 1 x 4"),
+        (lambda: [slurm(ntasks_per_node=2), slurm(ntasks_per_node=4)], r"devices is 1 x 2, but .* starts 1 x 4"),
+        (lambda: [slurm()] * 3, r"^3 executors for 2 tasks; give one for all, or one for each\.$"),
+        (lambda: slurm_executor(1, 2), r"^a slurm_executor starts one task per job, .*: add each by itself"),
+    ],
+)
+def test_a_group_that_could_not_run_is_refused(executor: Callable[[], Any], told: str, tmp_path: Path) -> None:
+    with run.Experiment("group", base_dir=str(tmp_path)) as experiment, pytest.raises(LaunchError, match=told):
+        experiment.add([recipe(), recipe()], executor=executor(), name="both")
