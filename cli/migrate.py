@@ -1,6 +1,5 @@
 """`mixtral-recipes migrate`: what changes in a script that was written for NeMo."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,10 +54,9 @@ def command(
 
 def _write(script: Path, target: Path, read: list[Any]) -> None:
     """Write one changed file, or a folder with everything in it."""
-    from mixtral_recipes.system.files import write_text
+    from mixtral_recipes.system.files import copy_folder, write_text
 
     if script.is_dir():
-        skipped = shutil.ignore_patterns("__pycache__", ".git", target.name)
-        shutil.copytree(script, target, dirs_exist_ok=True, ignore=skipped)
+        copy_folder(script, target, without=("__pycache__", ".git", target.name))
     for found in read:
         write_text(target / found.path.relative_to(script) if script.is_dir() else target, found.source)

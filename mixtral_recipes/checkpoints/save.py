@@ -25,7 +25,7 @@ from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
-from mixtral_recipes.system.files import replacing_folder, size_of, staging_path
+from mixtral_recipes.system.files import copy_folder, replacing_folder, size_of, staging_path
 from mixtral_recipes.system.ranks import rank_and_size
 
 _ALIGNMENT = 64
@@ -208,7 +208,7 @@ class Save:
         context = staging / "context"
         write_metadata(staging / "weights", files)
         if self.destination.context is not None:
-            shutil.copytree(self.destination.context, context)
+            copy_folder(self.destination.context, context)
         context.mkdir(exist_ok=True)
         (context / "run.json").write_text(json.dumps(self.destination.run_facts, indent=1) + "\n")
         source = {key: self.destination.run_facts.get(key) for key in ("run", "step")}

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -234,13 +234,39 @@ def refuse_unwritable(path: Path) -> None:
     """Refuse a folder that could not be made or written to, before work is done for it; makes nothing.
 
     Raises:
-        EnvironmentProblem: names the folder above it that is a file, or may not be written to.
+        EnvironmentProblem: names the folder above it that is a file, or may not be written to; or a name is too long.
     """
     there = next(each for each in (path, *path.parents) if os.path.exists(each))  # Path's may raise
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if long := [part for part in path.parts if len(os.fsencode(part)) > longest]:
+        raise EnvironmentProblem(f"{long[0]} is too long a name for a folder; use at most {longest} bytes.")
     if not there.is_dir():
         raise EnvironmentProblem(f"{path} cannot be made: {there} is a file; {home.elsewhere(path)} you may write to.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
+
+
+def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> None:
+    """Copy what is in a folder into another; shutil.copytree goes on after an error, and raises a list of texts.
+
+    Args:
+        source: The folder.
+        target: Is made where it is missing.
+        without: Names of folders that stay behind, wherever they are.
+
+    Raises:
+        OSError: names the file that could not be read or written.
+    """
+    for folder, folders, files in os.walk(source, followlinks=True):
+        folders[:] = [name for name in folders if name not in without]
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            try:
+                shutil.copy2(Path(folder, name), place / name)
+            except OSError as error:  # of a write it names the file that is read first, or none
+                at = error.filename2 or error.filename or place / name
+                raise OSError(error.errno, error.strerror, str(at)) from error
 
 
 def sha256(path: Path, start: int = 0, length: int | None = None) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.resolve import resolve
 from mixtral_recipes.settings.peft import LoRA, QLoRA, kind_of, scheme_of
 from mixtral_recipes.settings.resume import AutoResume
-from mixtral_recipes.system.files import read_json, replacing_folder, write_json
+from mixtral_recipes.system.files import copy_folder, read_json, replacing_folder, write_json
 
 # How the place of a base that moved is given to training.
 _PLACE = "--restore-from PATH resume.restore_config.adapter_path=ADAPTER"
@@ -163,7 +162,7 @@ def context_folder(
         return folder
     with replacing_folder(folder) as staging:
         if base is not None:
-            shutil.copytree(base / "context", staging, dirs_exist_ok=True)
+            copy_folder(base / "context", staging)
             (staging / "run.json").unlink(missing_ok=True)
         write_json(staging / "config.json", published)
         if tokenizer is not None and not own_tokenizer:

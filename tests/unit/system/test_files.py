@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.errors import EnvironmentProblem, of_the_machine
 from mixtral_recipes.system.files import (
     clear_all_leftovers,
+    copy_folder,
     private_folder,
     read_json,
     refuse_unwritable,
@@ -222,6 +223,24 @@ def test_a_folder_that_cannot_be_made_is_known_before(tmp_path: Path, monkeypatc
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
         with pytest.raises(EnvironmentProblem, match=f"{path} cannot be made: {tmp_path}/file is a file; choose a"):
             refuse_unwritable(path)
+    with pytest.raises(
+        EnvironmentProblem, match=f"^{'é' * 128} is too long a name for a folder; use at most 255 bytes"
+    ):
+        refuse_unwritable(tmp_path / ("é" * 128) / "a")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(EnvironmentProblem, match=f"^{tmp_path} may not be written to; choose a folder"):
         refuse_unwritable(tmp_path / "a" / "b")
+
+
+def test_a_folder_that_cannot_be_copied_is_an_error_of_one_file(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "more" / "left").mkdir(parents=True)
+    for name in ("a", "more/b", "more/left/c"):
+        (source / name).write_text(name)
+    copy_folder(source, target, without=["left"])
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == ["a", "more", "more/b"]
+    (target / "a").unlink()
+    (target / "a").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/target/a'") as caught:
+        copy_folder(source, target)
+    assert of_the_machine(caught.value) is not None  # as it is not of what shutil.copytree raises
