@@ -257,7 +257,6 @@ def profiles() -> dict[str, dict[str, Any]]:
         return {}
     tables = read_table(path, LaunchError)
     for name, table in tables.items():
-        check_name(name, f"{path}: cluster name")
         if not isinstance(table, dict):
             raise LaunchError(f"{path}: {name} = {table!r} stands outside a table; write it under [a-cluster-name].")
     return tables
@@ -276,6 +275,7 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
         known = profiles()
         if name not in known:
             raise LaunchError(f"no cluster {name!r} in {profile_file()}.{nearest(name, list(known))}")
+        check_name(name, f"{profile_file()}: cluster name")
         table = dict(known[name])
     if not any(settings.get(key) or table.get(key) for key in ("venv", "container_image", "ssh")):
         table["venv"] = sys.prefix  # the environment this process runs in, on a file system that all nodes see

@@ -47,11 +47,18 @@ def test_unknown_name_and_key_give_the_nearest(file: Path) -> None:
         cluster("big", partitoin="x")
 
 
-@pytest.mark.parametrize("text", ["[big", "account = 'x'", "['a b']\naccount='x'"])
+@pytest.mark.parametrize("text", ["[big", "account = 'x'"])
 def test_broken_file_is_named(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(LaunchError, match=r"clusters\.toml"):
         profiles()
+
+
+def test_a_profile_that_cannot_be_used_is_in_no_other_ones_way(file: Path) -> None:
+    file.write_text(f"{PROFILES}\n['a b']\naccount = 'x'\n")
+    assert cluster("big").account == "research"
+    with pytest.raises(LaunchError, match=r"clusters\.toml: cluster name 'a b' is not allowed"):
+        cluster("a b")
 
 
 def test_ssh_needs_paths_over_there() -> None:
