@@ -20,6 +20,7 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import typer
+from nemo_run.cli.api import EXECUTOR_CLASSES, list_factories
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args
 from nemo_run.cli.lazy import LazyEntrypoint
 
@@ -74,6 +75,19 @@ class RecipeContext(run.cli.RunContext):
                     raise RecipeError(f"run.executor.{own[0]}: name an executor, e.g. run.executor=torchrun.")
                 self.executor = parse_cli_args(self.executor, own)  # pyright: ignore[reportArgumentType]
             return super().parse_args(args, lazy)
+
+    def parse_executor(self, name: str, *args: str) -> Any:
+        """As nemo_run calls it; its own refusal names no executor that there is."""
+        try:
+            return super().parse_executor(name, *args)
+        except ValueError as error:
+            if str(error) != f"Executor {name} not found":
+                raise
+            known = sorted({each.__name__ for kind in EXECUTOR_CLASSES for each in list_factories(kind)})
+            raise RecipeError(
+                f"run.executor={name}: there is none of this name; leave it out to run on this machine."
+                f"{nearest(name, known)}"
+            ) from None
 
     def _should_continue(self, skip_confirmation: bool) -> bool:
         """As nemo_run calls it before it calls a task, whose answer, scores or folder it would drop."""

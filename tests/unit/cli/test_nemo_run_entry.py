@@ -39,7 +39,7 @@ def refusal(command: RecipeContext, args: list[str], capsys: pytest.CaptureFixtu
         (["trainer.max_steps=many"], "trainer.max_steps=many: needs a whole number."),
         (["executor=torchrun"], "write run.executor=torchrun"),
         (["run.executor.ntasks_per_node=2"], "name an executor, e.g. run.executor=torchrun."),
-        (["run.executor=torchrunn"], "Executor torchrunn not found"),
+        (["run.executor=torchrunn"], "leave it out to run on this machine. Did you mean 'torchrun'?"),
         (["run.executor=torchrun", "run.executor.ntask=2"], "No parameter named 'ntask' exists"),
         (["run.executor=torchrun", "run.executor.ntasks_per_node=3"], "trainer.num_nodes x trainer.devices is 1 x 2"),
         (["trainer.devices=3"], "To repair: trainer.strategy.expert_model_parallel_size=1 data.global_batch_size=48"),
