@@ -64,10 +64,11 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
     arguments = command(record.nproc_per_node, file)
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(open(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), "wb")) for log in logs)
-        # in a session of its own: Ctrl-C reaches it through us only, and once
+        # in a session of its own: Ctrl-C reaches it through us only, and once; with the run folder's lock: it goes on
+        # if we are killed
         agent = subprocess.Popen(
             arguments, env=_environment(record.nproc_per_node, attempt), stdin=subprocess.DEVNULL, stdout=out,
-            stderr=err, start_new_session=True,
+            stderr=err, start_new_session=True, close_fds=False,
         )  # fmt: skip
     with _forwarded_signals(agent), _shown(logs, prefixed=record.nproc_per_node > 1):
         record.pid, record.pid_start, record.state = agent.pid, process_start(agent.pid), "running"

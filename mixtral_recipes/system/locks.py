@@ -1,4 +1,7 @@
-"""Locks between processes, of one machine or of all that share a disk. A lock dies with the process that holds it."""
+"""Locks between processes, of one machine or of all that share a disk.
+
+A lock dies with the process that holds it, and with those that it handed the lock on to (``close_fds=False``).
+"""
 
 import contextlib
 import errno
@@ -70,6 +73,7 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
         if not file.exists() or not os.path.samestat(os.fstat(descriptor), file.stat()):
             raise _Removed
         text = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n"
+        os.set_inheritable(descriptor, True)
         with contextlib.suppress(OSError):  # a lock holds on a full disk too
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, text.encode(), 0)

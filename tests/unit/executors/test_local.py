@@ -1,5 +1,6 @@
 """Real processes on this machine: torchrun, or one rank by itself."""
 
+import contextlib
 import json
 import os
 import signal
@@ -79,6 +80,29 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path: Path) -> None:
     stored = Path(record.job_dir, "recipe.json")
     stored.write_text(stored.read_text().replace("1000", str(step + 2)))
     assert restart(record)["steps"] == step + 2
+
+
+def test_a_killed_command_leaves_its_run_folder_locked(tmp_path: Path) -> None:
+    state = tmp_path / "runs" / "left" / "state.json"
+    command = os.fork()
+    if command == 0:
+        with contextlib.suppress(BaseException):
+            start(tmp_path, "left", steps=1000, step_s=0.1)
+        os._exit(1)
+    while not state.exists():
+        time.sleep(0.05)
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    record = records.find("left")
+    with pytest.raises(LaunchError, match=r"left is in use by another run .*; choose another --name or --dir, or"):
+        start(tmp_path, "left", steps=1000)
+    assert runs.state(record).state == "running"
+    assert records.all_records() == [record]
+    runs.cancel(record)
+    while runs.state(record).state == "running":
+        time.sleep(0.05)
+    assert runs.state(record).state == "preempted"
+    assert start(tmp_path, "left", steps=json.loads(state.read_text())[0])["steps"] > 0
 
 
 def test_plain_nemo_run(tmp_path: Path) -> None:
