@@ -14,7 +14,7 @@ from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.parse import SUFFIXES, read_records
 from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
-from mixtral_recipes.embedded import resolve
+from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError, in_short
 from mixtral_recipes.system.hub_ids import close_to, refuse_misspelt_path, warn_of_a_word
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -144,7 +144,8 @@ def _folder_splits(spec: str, folder: Path) -> Source:
         raise DataError(
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
-    return Source(spec, found, unread=names_of_data((*unnamed, *files_in(folder, PLAIN_TEXT))))
+    others = names_of_data((*unnamed, *files_in(folder, PLAIN_TEXT)))
+    return Source(spec, found, unread=others if not spec.startswith(PREFIX) else ())  # nobody forgot what ships here
 
 
 def _on_the_hub(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> Source:

@@ -169,6 +169,7 @@ def test_well_known_forms_that_are_not_read_say_how_to_write_them(
 def test_other_things_that_are_recognised(tmp_path: Path) -> None:
     assert recognize("squad").kwargs == {"dataset_root": None}
     assert recognize("embedded://squad").module_class.__name__ == "SquadDataModule"
+    assert "not read" not in recognize("embedded://squad").description
     assert recognize("embedded://squad/train.json").kind == "squad"
     (tmp_path / "c.bin").touch()
     (tmp_path / "c.idx").touch()
