@@ -25,8 +25,10 @@ from typing import Any
 from mixtral_recipes.errors import LaunchError, Preempted, RecipeError, advice_for_scripts
 from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
+from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.checkpoints import with_start
 from mixtral_recipes.executors.slurm.status import one_line
+from mixtral_recipes.executors.submit import complete
 from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
@@ -60,6 +62,8 @@ def activate() -> None:
     experiment._add_job_group = _checked(experiment._add_job_group)
     experiment.run = _single_node(experiment.run)
     experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
+    job = sys.modules["nemo_run.run.job"].Job
+    job.launch = _recorded(job.launch)
     entrypoint = sys.modules["nemo_run.cli.api"].Entrypoint
     entrypoint.main = _as_our_command(entrypoint.main)
 
@@ -297,6 +301,23 @@ def _elsewhere(executor: Any) -> bool:
     if isinstance(executor, SlurmExecutor):
         return bool(executor.container_image) or isinstance(executor.tunnel, SSHTunnel)
     return not isinstance(executor, LocalExecutor)
+
+
+def _recorded(launch: Callable[..., None]) -> Callable[..., None]:
+    """Keep the record of a run that a `slurm_executor` has submitted."""
+
+    @functools.wraps(launch)
+    def launched(self: Any, *args: Any, **kwargs: Any) -> None:
+        launch(self, *args, **kwargs)
+        task, job_id = self.task, self.handle.rpartition("/")[2]
+        if not job_id.isdigit() or _ranks_of_ours(self.executor) is None:  # a dry run, or one in this process, has none
+            return
+        if _trains(task) and getattr(task, "log", None):
+            record = records.new(task.log.name, run_folder(task.log), "slurm", task.__fn_or_cls__.__name__)
+            record.job_id = job_id
+            complete(record, self.executor)
+
+    return launched
 
 
 def _single_node(run: Callable[..., Any]) -> Callable[..., Any]:

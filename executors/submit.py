@@ -72,7 +72,7 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
         stderr = getattr(getattr(error, "result", None), "stderr", "")
         raise LaunchError(f"the job was not submitted: {one_line(stderr or str(error))}.") from error
     for task, job in zip(tasks, jobs, strict=True):
-        _complete(task.record, job)
+        complete(task.record, job)
     return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
 
 
@@ -126,8 +126,13 @@ def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]"
     return executor, run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
 
 
-def _complete(record: RunRecord, job: Any) -> None:
-    """Write down where a submitted job is."""
+def complete(record: RunRecord, job: Any) -> None:
+    """Write down where a submitted job is.
+
+    Args:
+        record: The record, with its job id.
+        job: The job's own `slurm_executor`.
+    """
     from nemo_run.core.tunnel.client import SSHTunnel
 
     from mixtral_recipes.executors.slurm.scheduler import tunnel_address

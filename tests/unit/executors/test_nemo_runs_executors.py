@@ -1,6 +1,7 @@
 """nemo_run's executors with our recipes: each starts the recipe's ranks, or is refused before anything is sent."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import mixtral_recipes as llm
 from mixtral_recipes.errors import CheckpointError, LaunchError
 from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.nemo_run_jobs import check
+from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.slurm.executor import slurm_executor
 
 
@@ -141,3 +143,21 @@ def test_the_tasks_of_a_group_get_their_ranks(many: bool, tmp_path: Path) -> Non
 def test_a_group_that_could_not_run_is_refused(executor: Callable[[], Any], told: str, tmp_path: Path) -> None:
     with run.Experiment("group", base_dir=str(tmp_path)) as experiment, pytest.raises(LaunchError, match=told):
         experiment.add([recipe(), recipe()], executor=executor(), name="both")
+
+
+def test_a_job_that_a_script_submits_is_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys.modules["nemo_run.run.job"], "launch", lambda **_: ("slurm_tunnel://nemo_run/7", None))
+    made = recipe(2)
+    made.log.log_dir, made.log.name = str(tmp_path), "mine"
+    with run.Experiment("one", base_dir=str(tmp_path)) as experiment:
+        experiment.add(made, executor=slurm_executor(2, 2, partition="p"), name="task")
+        (job,) = experiment.jobs
+        job._executable = object()  # type: ignore[union-attr]
+        job.launch(wait=False, runner=None, dryrun=True)  # type: ignore[arg-type]
+        assert records.all_records() == []
+        job.launch(wait=False, runner=None)  # type: ignore[arg-type]
+    record = records.find("mine")
+    assert (record.executor, record.recipe, record.job_id) == ("slurm", "finetune", "7")
+    assert (record.nodes, record.nproc_per_node) == (2, 2)
+    assert (record.run_dir, record.job_dir) == (str(tmp_path / "mine"), job.executor.job_dir)
