@@ -57,7 +57,7 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
 
     Raises:
         LaunchError: a rank failed; the message names it and its error.
-        Preempted: the job was asked to stop and saved.
+        Preempted: the job was asked to stop, and saved what it had trained.
     """
     attempt = private_folder(Path(record.job_dir, "attempts", "0"))
     logs = (attempt / "stdout.log", attempt / "stderr.log")
@@ -70,7 +70,7 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
             arguments, env=_environment(record.nproc_per_node, attempt), stdin=subprocess.DEVNULL, stdout=out,
             stderr=err, start_new_session=True, close_fds=False,
         )  # fmt: skip
-    with _forwarded_signals(agent), _shown(logs, prefixed=record.nproc_per_node > 1):
+    with _forwarded_signals(agent) as passed_on, _shown(logs, prefixed=record.nproc_per_node > 1):
         record.pid, record.pid_start, record.state = agent.pid, process_start(agent.pid), "running"
         record.logs = [str(path) for path in logs]
         try:
@@ -79,7 +79,7 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
             exit_code = agent.wait()
     record.state = "succeeded" if exit_code == 0 else "failed"
     try:
-        raise_for_ranks(record, exit_code)
+        raise_for_ranks(record, exit_code, stopped=set(passed_on) == {signal.SIGTERM})
     except Preempted:
         record.state = "preempted"
         raise
@@ -108,20 +108,28 @@ def _environment(processes: int, attempt: Path) -> dict[str, str]:
     }
 
 
-def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:
+def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool = False) -> None:
     """Turn the ranks' recorded ends and the launcher's exit code into an exception, or return if all is well.
+
+    Args:
+        record: The run.
+        exit_code: The launcher's.
+        stopped: Whether the launcher was asked to stop: of a rank that has only just started there is no report then.
 
     Raises:
         LaunchError: with the failed rank and its error.
-        Preempted: every rank that ended early saved first.
+        Preempted: every rank that ended early saved first, or had nothing to save yet.
     """
     attempts = records.attempt_folders(record)
     if exit_code == 0 and not (attempts and (attempts[-1] / "preempted").exists()):
         return
     ends = records.rank_ends(attempts[-1]) if attempts else []
     failed = [end for end in ends if end["exit_code"] not in (0, Preempted.exit_code)]
+    resume = f"(`mixtral-recipes runs resume {record.id}`)"
     if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
-        raise Preempted(f"{record.name} was asked to stop and saved; start it again, or `runs resume {record.id}`.")
+        raise Preempted(f"{record.name}: {ends[0]['error']} {resume}")
+    if not ends and (stopped or exit_code == -signal.SIGTERM):
+        raise Preempted(f"{record.name}: asked to stop, and ended before it could save; start it again {resume}")
     silent = sorted(set(range(record.nodes * record.nproc_per_node)) - {end["rank"] for end in ends})
     see = f"see `mixtral-recipes runs logs {record.id}`"
     if failed and not (silent and records.lost_peer(failed[0])):
@@ -134,30 +142,33 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int) -> None:
 
 
 @contextlib.contextmanager
-def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass Ctrl-C, SIGTERM and a lost terminal on as SIGTERM, so that the ranks save; a second Ctrl-C kills."""
+def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Pass Ctrl-C, SIGTERM, SIGUSR1 and a lost terminal on as SIGTERM, so that the ranks save; a second Ctrl-C kills.
+
+    Yields what was passed on.
+    """
+    passed_on: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield passed_on
         return
-    asked = 0  # signals so far
 
     def forward(number: int, _frame: Any) -> None:
-        nonlocal asked
-        asked += 1
-        kill = asked > 1 and number == signal.SIGINT
+        kill = bool(passed_on) and number == signal.SIGINT
+        passed = signal.SIGKILL if kill else signal.SIGTERM
+        passed_on.append(passed)
         if number == signal.SIGINT and not kill:
             os.write(2, CTRL_C.encode())
         # torchrun starts the ranks in sessions of their own and passes SIGTERM on to them, but cannot pass on SIGKILL
         for pid in [*(children(agent.pid) if kill else ()), agent.pid]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+                os.kill(pid, passed)
 
-    handled = [signal.SIGINT, signal.SIGTERM]
+    handled = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         handled.append(signal.SIGHUP)
     before = {number: signal.signal(number, forward) for number in handled}
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.executors import local
 from mixtral_recipes.executors.launch import launch, restart
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
@@ -80,6 +81,14 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path: Path) -> None:
     stored = Path(record.job_dir, "recipe.json")
     stored.write_text(stored.read_text().replace("1000", str(step + 2)))
     assert restart(record)["steps"] == step + 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_ranks_get_every_signal_as_sigterm(number: int) -> None:
+    with subprocess.Popen(["sleep", "600"]) as agent, local._forwarded_signals(agent) as passed_on:
+        os.kill(os.getpid(), number)
+        assert agent.wait() == -signal.SIGTERM
+        assert passed_on == [signal.SIGTERM]
 
 
 def test_a_killed_command_leaves_its_run_folder_locked(tmp_path: Path) -> None:

@@ -90,6 +90,25 @@ def test_saved_ranks_mean_preempted_whatever_torchrun_says(tmp_path: Path) -> No
             raise_for_ranks(made, code)
 
 
+def test_a_stopped_run_says_what_it_saved(tmp_path: Path) -> None:
+    made = record(tmp_path)
+    end(Path(made.job_dir, "attempts", "0"), 0, 75, "stopped by SIGTERM at step 3; nothing was saved.")
+    with pytest.raises(Preempted, match=rf"^r: stopped .* nothing was saved\. .*runs resume {made.id}`"):
+        raise_for_ranks(made, 0)
+
+
+def test_ranks_that_were_stopped_as_they_started_are_not_lost(tmp_path: Path) -> None:
+    made = record(tmp_path, nproc_per_node=2)
+    for code, stopped in ((1, True), (-15, False)):
+        with pytest.raises(Preempted, match="asked to stop, and ended before it could save"):
+            raise_for_ranks(made, code, stopped=stopped)
+    with pytest.raises(LaunchError, match="ranks 0, 1 ended without a report"):
+        raise_for_ranks(made, -9)
+    end(Path(made.job_dir, "attempts", "0"), 1, 2, "of its own")
+    with pytest.raises(LaunchError, match="rank 1 failed: of its own"):
+        raise_for_ranks(made, 1, stopped=True)
+
+
 def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
     made = record(tmp_path)
     for number, code in ((2, 1), (10, 0)):
