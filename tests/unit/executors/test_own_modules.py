@@ -52,4 +52,3 @@ def test_so_do_those_of_a_task_that_is_no_recipe_of_ours(lab: Path) -> None:
     assert nemo_run_jobs.check(run.Script("true"), sends)[1].packager.modules == sends.packager.modules
     local = run.LocalExecutor()
     assert nemo_run_jobs.check(task, local) == (task, local)
-    assert nemo_run_jobs.check(task, [local]) == (task, [local])
