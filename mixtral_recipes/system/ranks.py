@@ -72,7 +72,8 @@ def meet(backend: str, timeout: timedelta | None = None) -> None:
     """Join the processes torchrun started in the default process group; a process alone needs no rendezvous.
 
     Torch names that group and its keys in torchrun's store alike each time, so that a rank that comes first would find
-    there where the others were the last time: every meeting has keys of its own.
+    there where the others were the last time: every meeting has keys of its own. And each time it has one more
+    ``[rank0]:`` put before the lines of an error that ends the process: one is kept.
 
     Args:
         backend: gloo or nccl.
@@ -83,14 +84,17 @@ def meet(backend: str, timeout: timedelta | None = None) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     waits: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    told = sys.excepthook
     if launched_size() == 1:
         init_process_group(backend, store=HashStore(), rank=0, world_size=1, **waits)
-        return
-    store, rank, size = next(rendezvous("env://", **waits))
-    store = PrefixStore(f"meeting_{next(_meetings)}", store)
-    if timeout is not None:
-        store.set_timeout(timeout)
-    init_process_group(backend, store=store, rank=rank, world_size=size, **waits)
+    else:
+        store, rank, size = next(rendezvous("env://", **waits))
+        store = PrefixStore(f"meeting_{next(_meetings)}", store)
+        if timeout is not None:
+            store.set_timeout(timeout)
+        init_process_group(backend, store=store, rank=rank, world_size=size, **waits)
+    if getattr(told, "__module__", None) == init_process_group.__module__:
+        sys.excepthook = told
 
 
 @contextlib.contextmanager

@@ -40,3 +40,17 @@ def test_a_rank_that_comes_first_does_not_look_where_the_others_were() -> None:
     finally:
         for process in processes:
             process.kill()
+
+
+def test_an_error_has_one_rank_before_it_however_often_its_process_has_met() -> None:
+    code = """
+import torch
+from mixtral_recipes.system import ranks
+
+for _ in range(3):
+    ranks.meet("gloo")
+    torch.distributed.destroy_process_group()
+raise ValueError("wrong")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[rank0]: ValueError: wrong"
