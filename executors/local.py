@@ -84,7 +84,8 @@ def run_processes(file: Path, record: records.RunRecord) -> None:
         record.state = "preempted"
         raise
     finally:
-        record.save()
+        with contextlib.suppress(OSError):  # a full disk changes nothing about how the run ended
+            record.save()
 
 
 def environment(processes: int, logs: Path) -> dict[str, str]:
@@ -114,7 +115,7 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
     Args:
         record: The run.
         exit_code: The launcher's.
-        stopped: Whether the launcher was asked to stop: of a rank that has only just started there is no report then.
+        stopped: Whether the launcher was asked to stop: a rank that has only just started leaves no report then.
 
     Raises:
         LaunchError: with the failed rank and its error.
@@ -128,8 +129,9 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
     resume = f"(`mixtral-recipes runs resume {record.id}`)"
     if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
         raise Preempted(f"{record.name}: {ends[0]['error']} {resume}")
-    if not ends and (stopped or exit_code == -signal.SIGTERM):
-        raise Preempted(f"{record.name}: asked to stop, and ended before it could save; start it again {resume}")
+    if not ends and (stopped or exit_code in (-signal.SIGTERM, Preempted.exit_code)):
+        said = "asked to stop, and ended without saying whether it saved"
+        raise Preempted(f"{record.name}: {said}; start the same command again {resume}")
     silent = sorted(set(range(record.nodes * record.nproc_per_node)) - {end["rank"] for end in ends})
     see = f"see `mixtral-recipes runs logs {record.id}`"
     if failed and not (silent and records.lost_peer(failed[0])):

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import MixtralRecipesError, Preempted, asked_by_command, of_the_machine
+from mixtral_recipes.errors import EnvironmentProblem, MixtralRecipesError, Preempted, asked_by_command, of_the_machine
 from mixtral_recipes.executors import error_file
 from mixtral_recipes.executors.runs.records import locked
 from mixtral_recipes.executors.stored import CALL, load_call, load_recipe, store_result
@@ -70,16 +70,20 @@ def _end(error: BaseException | None) -> dict[str, Any]:
     }
 
 
-def _record(end: dict[str, Any]) -> None:
-    """Write the end where the launcher and torchelastic look for it."""
+def _record(end: dict[str, Any]) -> bool:
+    """Write the end where the launcher and torchelastic look for it; whether it is where the launcher does."""
     folder = os.environ.get("MIXTRAL_RECIPES_ATTEMPT_DIR")
-    if folder:
-        private_folder(Path(folder))
-        write_json(Path(folder) / f"rank-{end['rank']}.json", end, private=True)
-        if end["exit_code"] == Preempted.exit_code:
-            Path(folder, "preempted").touch(mode=0o600)
-    if end["exit_code"] not in (0, Preempted.exit_code):
-        error_file.write(end["error"], end["traceback"], end["exit_code"])
+    try:
+        if folder:
+            private_folder(Path(folder))
+            write_json(Path(folder) / f"rank-{end['rank']}.json", end, private=True)
+            if end["exit_code"] == Preempted.exit_code:
+                Path(folder, "preempted").touch(mode=0o600)
+        if end["exit_code"] not in (0, Preempted.exit_code):
+            error_file.write(end["error"], end["traceback"], end["exit_code"])
+    except (OSError, EnvironmentProblem):  # a full disk changes nothing about how the rank ended
+        return False
+    return bool(folder)
 
 
 def _stopped_early(_number: int, _frame: Any) -> None:
@@ -95,7 +99,6 @@ def main() -> int:
     rank that saved and stopped ends with 0 there: torchrun then lets the other ranks finish their part of the save.
     """
     streams.prepare()
-    recorded = "MIXTRAL_RECIPES_ATTEMPT_DIR" in os.environ
     if "MIXTRAL_RECIPES_UMASK" in os.environ:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
     signal.signal(signal.SIGTERM, _stopped_early)
@@ -109,7 +112,7 @@ def main() -> int:
         error = caught
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, because another rank failed: this one is ending
     end = _end(error)
-    _record(end)
+    recorded = _record(end)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if end["exit_code"] == Preempted.exit_code and recorded:
         return 0

@@ -114,7 +114,8 @@ def of_the_machine(error: BaseException) -> MixtralRecipesError | None:
         return None
     import errno
 
-    where = f"{error.filename}: " if error.filename else ""
+    name = error.filename
+    where = f"{name.decode(errors='replace') if isinstance(name, bytes) else name}: " if name else ""
     advice = _ADVICE.get(errno.errorcode.get(error.errno, ""), "")
     return EnvironmentProblem(f"{where}{error.strerror or error}{'; ' * bool(advice)}{advice}.")
 

@@ -21,7 +21,7 @@ from mixtral_recipes.errors import LaunchError
 SECONDS_FOR_THE_OTHERS = 10.0
 
 # Called with the error before a rank is ended, so that whoever started it can record how it ended.
-before_exit: list[Callable[[BaseException], None]] = []
+before_exit: list[Callable[[BaseException], object]] = []
 
 
 class Watchdog:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +36,18 @@ def _fails_and_is_asked_to_stop() -> None:
         raise RecipeError("the loss is nan")
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("error", "code"), [("", 0), ("raise Preempted('saved')", 75), ("raise RecipeError('no')", 2)])
+def test_a_rank_whose_end_cannot_be_written_ends_as_it_would(error: str, code: int, tmp_path: Path) -> None:
+    """As where the job folder's disk is full, and the run's is not."""
+    (tmp_path / "file").touch()
+    program = (
+        "import sys\nfrom mixtral_recipes.errors import Preempted, RecipeError\n"
+        f"from mixtral_recipes.executors import rank\ndef call(_):\n    {error or 'pass'}\n"
+        "rank.call = call\nsys.exit(rank.main())"
+    )
+    environment = os.environ | {"MIXTRAL_RECIPES_ATTEMPT_DIR": str(tmp_path / "file" / "0")}
+    command = [sys.executable, "-c", program, "recipe.json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, {0: "", 75: "saved\n", 2: "no\n"}[code])

@@ -100,7 +100,7 @@ def test_a_stopped_run_says_what_it_saved(tmp_path: Path) -> None:
 def test_ranks_that_were_stopped_as_they_started_are_not_lost(tmp_path: Path) -> None:
     made = record(tmp_path, nproc_per_node=2)
     for code, stopped in ((1, True), (-15, False)):
-        with pytest.raises(Preempted, match="asked to stop, and ended before it could save"):
+        with pytest.raises(Preempted, match="asked to stop, and ended without saying whether it saved"):
             raise_for_ranks(made, code, stopped=stopped)
     with pytest.raises(LaunchError, match="ranks 0, 1 ended without a report"):
         raise_for_ranks(made, -9)
