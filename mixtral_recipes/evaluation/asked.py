@@ -1,13 +1,12 @@
 """What `llm.generate` and `llm.evaluate` do with NeMo's arguments."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.errors import DataError, RecipeError
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.evaluation.asked_for import Asked
 from mixtral_recipes.evaluation.evaluate import evaluate as evaluate_model
 from mixtral_recipes.evaluation.recorded import keep
@@ -15,8 +14,10 @@ from mixtral_recipes.evaluation.recorded_data import trained_by, trained_on
 from mixtral_recipes.evaluation.samples import AFTER
 from mixtral_recipes.inference.generate import generate as continuations
 from mixtral_recipes.inference.model import InferenceModel, every_process, join
+from mixtral_recipes.inference.prompts import read
 from mixtral_recipes.inference.prompts import tokens as as_tokens
 from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.inference.text import encoded
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import launched_rank
@@ -65,7 +66,7 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
     """The texts to go on from.
 
     Raises:
-        RecipeError: neither is given.
+        RecipeError: neither is given, or one is no text.
         DataError: names the line of a record without an ``input``.
     """
     if input_dataset is None:
@@ -73,20 +74,10 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
             raise RecipeError(f"generate: prompts={prompts[:40]!r} is one text; write prompts=[...], a list of texts.")
         if not prompts:
             raise RecipeError("generate: give prompts, or input_dataset.")
+        if (other := next((one for one in prompts if not isinstance(one, str)), None)) is not None:
+            raise RecipeError(f"generate: a prompt is {str(other)[:40]}, a {type(other).__name__}; give texts.")
         return list(prompts)
-    found: list[str] = []
-    try:
-        lines = Path(input_dataset).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{input_dataset}: {getattr(error, 'strerror', None) or error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(str(json.loads(line)["input"]))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{input_dataset}:{number}: is no JSON object with an 'input'.") from None
-    return found
+    return read(Path(input_dataset), "input", plain=False)
 
 
 def generate(
@@ -103,9 +94,7 @@ def generate(
     try:
         model = InferenceModel.load(checkpoint, join(every_process()), dtype=dtype)
         tokens = [
-            as_tokens(model.tokenizer, text, chat=True)
-            if chat
-            else list(model.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
+            as_tokens(model.tokenizer, text, chat=True) if chat else encoded(model.tokenizer, text, special=add_bos)
             for text in prompts
         ]
         return [one.text for one in continuations(model, tokens, sampling, batch_size=batch_size)]

@@ -7,6 +7,7 @@ from typing import Any
 from mixtral_recipes.data.records.chat_templates import template_of
 from mixtral_recipes.data.records.template_sandbox import render
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.inference.text import encoded
 
 Message = dict[str, str]
 
@@ -123,4 +124,4 @@ def text_of(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True)
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    return list(tokenizer(text_of(tokenizer, messages), add_special_tokens=False)["input_ids"])
+    return encoded(tokenizer, text_of(tokenizer, messages), special=False)

@@ -1,15 +1,22 @@
 """The prompts a user gives to a model, as tokens."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from mixtral_recipes.data.records.pairs import text_of
+from mixtral_recipes.data.records.parse import parse_object
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.inference.text import encoded
 
 
-def read(file: Path) -> list[str]:
-    """The prompts of a file: one a line, or one JSON object a line with a ``prompt``; ``-`` is standard input.
+def read(file: Path, field: str = "prompt", *, plain: bool = True) -> list[str]:
+    """The prompts of a file: one a line, or one JSON object a line that holds it; ``-`` is standard input.
+
+    Args:
+        file: The file.
+        field: What a prompt is called in an object.
+        plain: Whether a line that is no object is a prompt itself.
 
     Raises:
         DataError: it cannot be read, has none, or names the line that is broken.
@@ -18,28 +25,29 @@ def read(file: Path) -> list[str]:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         text.encode()  # in some locales Python reads bytes that are no text as halves of characters
     except (OSError, UnicodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}).") from error
+        raise DataError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     found = []
     for number, line in enumerate(text.split("\n"), 1):
-        if line.lstrip().startswith("{"):
-            try:
-                prompt = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{file}, line {number}: is no JSON object with a prompt ({error}).") from error
-            if not isinstance(prompt, str):
-                raise DataError(f"{file}, line {number}: the prompt must be a text.")
-            found.append(prompt)
-        elif line.strip():
+        where = f"{file}:{number}"
+        if not line.strip():
+            continue
+        if plain and not line.lstrip().startswith("{"):
             found.append(line)
+        else:
+            found.append(text_of(parse_object(line, where).get(field), field, where, empty=True))
     if not found:
         raise DataError(f"{file} holds no prompt.")
     return found
 
 
 def tokens(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
-    """A prompt's tokens, as the model was trained to see them: its first token, or the chat template, included."""
+    """A prompt's tokens, as the model was trained to see them: its first token, or the chat template, included.
+
+    Raises:
+        DataError: it is no text, or there is no chat template for it.
+    """
     if chat:
         from mixtral_recipes.inference.chat import tokens_of
 
         return tokens_of(tokenizer, [{"role": "user", "content": text}])
-    return list(tokenizer(text)["input_ids"])
+    return encoded(tokenizer, text)

@@ -1,8 +1,31 @@
-"""The text of tokens as they come."""
+"""The tokens of a text, and the text of tokens as they come."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from mixtral_recipes.errors import DataError
+
+
+def encoded(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """A text's tokens.
+
+    Args:
+        tokenizer: The model's.
+        text: The text.
+        special: Whether the tokenizer adds what a text begins with.
+
+    Raises:
+        DataError: it holds what is no character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"a prompt holds \\u{ord(text[error.start]):04x}, which is half of a UTF-16 pair or stands for a byte that "
+            "is not UTF-8; leave it out."
+        ) from error
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 class GrowingText:

@@ -3,12 +3,15 @@
 import io
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from mixtral_recipes import embedded
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation.asked import prompts_of
-from mixtral_recipes.inference.prompts import read
+from mixtral_recipes.inference.prompts import read, tokens
 
 
 def test_a_mark_at_the_beginning_and_rare_line_separators_are_no_part_of_the_lines(tmp_path: Path) -> None:
@@ -31,3 +34,40 @@ def test_standard_input_that_is_no_text_is_refused(errors: str, monkeypatch: pyt
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Why \xff?\n"), "utf-8", errors))
     with pytest.raises(DataError, match="-: cannot be read"):
         read(Path("-"))
+
+
+@pytest.mark.parametrize("field", ["prompt", "input"])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"FIELD": "a\\ud800"}', r"'FIELD' holds half of a UTF-16 pair \(\\ud800\)"),
+        ('{"FIELD": ' + "[" * 100_000, "nested too deeply"),
+        ('{"FIELD": null}', "'FIELD' is missing"),
+        ('{"FIELD": 5}', "'FIELD' is int, not text"),
+        ('{"other": "a"}', "'FIELD' is missing"),
+        ('{"FIELD": "a", "FIELD": "b"}', "field 'FIELD' appears twice"),
+    ],
+)
+def test_a_line_without_a_prompt_is_named(line: str, said: str, field: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"{field}": ""}}\n' + line.replace("FIELD", field))
+    with pytest.raises(DataError, match=":2: " + said.replace("FIELD", field)):
+        read(file) if field == "prompt" else prompts_of(None, file)
+
+
+def test_what_holds_no_prompt_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(" \n")
+    with pytest.raises(DataError, match="holds no prompt"):
+        prompts_of(None, file)
+    with pytest.raises(RecipeError, match=r"a prompt is 5, a int; give texts"):
+        prompts_of(cast(Any, ["a", 5]), None)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_that_is_no_text_is_refused(chat: bool) -> None:
+    """A word of the command line whose bytes are not UTF-8, or half of a pair from Python."""
+    tokenizer = load_tokenizer(embedded.resolve("embedded://mixtral_tiny"))
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(DataError, match=r"a prompt holds \\udce9, which is half of a UTF-16 pair"):
+        tokens(tokenizer, "caf\udce9", chat=chat)
