@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -212,6 +213,21 @@ def test_who_goes_away_leaves_the_batch(server: Server) -> None:
         asyncio.run(asyncio.sleep(0.1))
     assert server.count("rows_running") == server.count("rows_waiting") == 0
     assert server.count("rows_cancelled_total") > gone
+
+
+def test_who_goes_away_before_all_was_asked_is_no_failure_of_the_server(server: Server) -> None:
+    url, path = httpx.URL(server.url), "/v1/completions"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(head.encode() + b'{"model":')
+        asyncio.run(asyncio.sleep(0.2))
+    counted = f'mixtral_recipes_requests_total{{path="{path}",status="%s"}}'
+    for _ in range(600):
+        text = httpx.get(server.url.removesuffix("/v1") + "/metrics").text
+        if counted % 499 in text or counted % 500 in text:
+            break
+        asyncio.run(asyncio.sleep(0.1))
+    assert counted % 500 not in text
 
 
 BAD = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -262,7 +262,7 @@ class _Reply:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise Refused("The client went away.", status=499)
+                raise _gone()
             return work.result()
         finally:
             gone.cancel()
@@ -286,11 +286,18 @@ async def _bytes(request: Request) -> bytes:
     if kind != "application/json":  # what a browser sends to another site unasked is of another kind
         raise Refused("Content-Type must be application/json.", status=415)
     found = bytearray()
-    async for part in request.stream():
-        found += part
-        if len(found) > _MOST_BYTES:
-            raise Refused(f"A request may have {_MOST_BYTES} bytes.", status=413)
+    try:
+        async for part in request.stream():
+            found += part
+            if len(found) > _MOST_BYTES:
+                raise Refused(f"A request may have {_MOST_BYTES} bytes.", status=413)
+    except ClientDisconnect as error:
+        raise _gone() from error
     return bytes(found)
+
+
+def _gone() -> Refused:
+    return Refused("The client went away.", status=499)
 
 
 async def _disconnected(request: Request) -> None:
