@@ -17,7 +17,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from mixtral_recipes.errors import DataError, RecipeError, in_short, nearest
+from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError, in_short, nearest
 from mixtral_recipes.evaluation.likelihood import Ending, likelihoods
 from mixtral_recipes.inference.chat import text_of
 from mixtral_recipes.inference.generate import generate
@@ -26,6 +26,9 @@ from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.system.ranks import gathered
 
 _NEW_TOKENS = 256  # as lm_eval's `hf`, where a task does not say
+# Of a task's generation_kwargs: those that are read, and the others with what is done without them.
+_READ = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+_AS_IT_IS = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 _RESAMPLES = 1000  # for the error of metrics that have no formula; lm_eval's own 100,000 start processes of their own
 
 
@@ -100,9 +103,12 @@ def run_tasks(
                 bootstrap_iters=_RESAMPLES,
                 log_samples=False,
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (MixtralRecipesError, RuntimeError):  # the engine's own
+        raise
+    except Exception as error:  # a task file has templates and code, which raise what they like
+        what = type(error).__name__
         raise DataError(
-            f"--tasks {','.join(tasks.names)}: lm-evaluation-harness cannot run them ({in_short(error)})."
+            f"--tasks {','.join(tasks.names)}: lm-evaluation-harness cannot run them ({what}: {in_short(error)})."
         ) from error
     results = gathered(found)[0]["results"]  # the harness gives them to the first process of a machine
     return {task: _numbers(values) for task, values in results.items()}
@@ -204,6 +210,9 @@ class MegatronLM(TemplateLM):
             alike.setdefault(repr(request.args[1]), []).append(number)
         for numbers in alike.values():
             given: dict[str, Any] = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], _NEW_TOKENS))
+            for name in given.keys() - _READ:
+                if name not in _AS_IT_IS or given[name] != _AS_IT_IS[name]:
+                    raise RecipeError(f"generation_kwargs.{name}={given[name]!r} of a task is not done here.")
             ends = handle_stop_sequences(given["until"], eos=self.tokenizer.decode([self.eot_token_id]))
             new = given["max_gen_toks"]
             if new >= self.max_length:
@@ -216,6 +225,7 @@ class MegatronLM(TemplateLM):
                 temperature=given["temperature"] if given["do_sample"] else 0.0,
                 top_k=given.get("top_k", 0),
                 top_p=given.get("top_p", 1.0),
+                repetition_penalty=given.get("repetition_penalty", 1.0),
                 stop=tuple(filter(None, ends)),
             )
             found = generate(self.model, prompts, sampling, batch_size=self.batch_size)
