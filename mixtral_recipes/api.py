@@ -275,6 +275,7 @@ def generate(
         dtype=dtype,
     )
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, "".join(json.dumps(text) + "\n" for text in texts))
     return texts if text_only else [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 

@@ -12,7 +12,7 @@ from mixtral_recipes.evaluation.recorded import keep, run_of
 from mixtral_recipes.evaluation.samples import AFTER
 from mixtral_recipes.inference.model import join
 from mixtral_recipes.reports.page import write_report
-from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.files import refuse_unwritable, write_json
 from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.training import distributed
 
@@ -38,8 +38,13 @@ def measure(
 
     Returns:
         ``checkpoint``, ``scores``, ``samples`` and ``seconds`` of this evaluation.
+
+    Raises:
+        EnvironmentProblem: ``predictions`` could not be written; nothing is measured.
     """
     speaks = launched_rank() == 0
+    if predictions is not None:
+        refuse_unwritable(predictions.absolute().parent)
     started = time.perf_counter()
     try:
         found = evaluate(checkpoint, asked, join(topology), dtype=dtype, say=note if speaks else lambda text: None)
@@ -47,8 +52,11 @@ def measure(
         distributed.shut_down()
     if speaks:
         show(found.scores, found.samples)
-        if predictions is not None:
+        if predictions is not None and found.predictions:
+            predictions.parent.mkdir(parents=True, exist_ok=True)
             write_json(predictions, found.predictions)
+        elif predictions is not None:
+            note(f"{predictions} is not written: no question of SQuAD's was asked.")
         _keep(checkpoint, named, found)
     return {
         "checkpoint": str(checkpoint),

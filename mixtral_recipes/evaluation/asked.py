@@ -19,7 +19,7 @@ from mixtral_recipes.inference.prompts import tokens as as_tokens
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.inference.text import encoded
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
-from mixtral_recipes.system.files import write_json
+from mixtral_recipes.system.files import refuse_unwritable, write_json
 from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.training import distributed
 
@@ -118,10 +118,14 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
     """Ask a model held-out questions, or run tasks of lm-evaluation-harness; all ranks of a job call it together.
 
     Raises:
+        EnvironmentProblem: ``output_dir`` cannot be made; nothing is measured.
         RecipeError: there is no task of that name.
     """
     if not isinstance(config, EvaluationConfig):
         raise RecipeError(f"evaluate: eval_cfg is a {type(config).__name__}; give an EvaluationConfig(...).")
+    output = Path(config.output_dir).expanduser().absolute() if config.output_dir is not None else None
+    if output is not None:
+        refuse_unwritable(output)
     params = config.params
     on_squad = config.type == "squad"
     asked = Asked(
@@ -143,8 +147,7 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
     found = {**scores["squad"], "predictions": evaluation.predictions} if on_squad else scores["tasks"]
     if launched_rank() == 0:
         keep(checkpoint, None, evaluation, lambda text: None)
-        if config.output_dir is not None:
-            output = Path(config.output_dir).expanduser()
+        if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             write_json(output / "results.json", {"config": asdict(config)} | found)
     return found

@@ -45,3 +45,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_looked_for
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):
         llm.generate("no model", prompts=["a prompt"], output_path=tmp_path / "file" / "texts.jsonl")
+    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):
+        evaluate(tmp_path / "no model", llm.EvaluationConfig(type="squad", output_dir=str(tmp_path / "file")))
+
+
+def test_texts_may_go_to_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixtral_recipes.evaluation.asked.generate", lambda *args, **options: ["a text"])
+    monkeypatch.setattr("mixtral_recipes.api.model_checkpoint", lambda path: path)
+    llm.generate(tmp_path, prompts=["a prompt"], output_path=tmp_path / "new" / "texts.jsonl")
+    assert (tmp_path / "new" / "texts.jsonl").read_text() == '"a text"\n'
