@@ -85,12 +85,12 @@ def migrate(path: Path) -> Migrated:
         RecipeError: it cannot be read, or is no Python.
     """
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
         tree = ast.parse(source)
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"{path}:{getattr(error, 'lineno', 1)}: is no Python ({error}).") from error
+        raise RecipeError(f"{path}:{getattr(error, 'lineno', None) or 1}: is no Python ({error}).") from error
     except (MemoryError, RecursionError) as error:  # what Python's parser says of too many brackets
         raise RecipeError(f"{path}: is nested deeper than Python reads.") from error
     reader = _Reader(source)

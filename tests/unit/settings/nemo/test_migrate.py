@@ -313,8 +313,15 @@ def test_nothing_of_a_script_is_run_and_a_broken_one_is_named(tmp_path: Path) ->
     read(tmp_path, "raise SystemExit(3)\n")
     with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
         read(tmp_path, "from nemo import (\n")
+    with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
+        read(tmp_path, "import nemo\0")
     with pytest.raises(RecipeError, match="no such file or folder"):
         scripts_in(tmp_path / "none")
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_script(tmp_path: Path) -> None:
+    found = read(tmp_path, "\ufefffrom nemo.collections import llm\n")
+    assert found.source == "import mixtral_recipes as llm\n"
 
 
 def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
