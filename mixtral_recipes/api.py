@@ -25,6 +25,7 @@ from mixtral_recipes.planner.prediction import predict
 from mixtral_recipes.reports.page import write_report_of
 from mixtral_recipes.settings.changes import refuse_other_settings
 from mixtral_recipes.settings.check import check_settings
+from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.settings.evaluation import EvaluationConfig, EvaluationTarget
 from mixtral_recipes.settings.log import NeMoLogger
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
@@ -34,7 +35,7 @@ from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import clear_all_leftovers, refuse_unwritable, write_json, write_text
+from mixtral_recipes.system.files import clear_all_leftovers, refuse_unwritable, staging_path, write_json, write_text
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
@@ -330,6 +331,8 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         return run_dir
     if launched_rank() == 0:
         refuse_unwritable(run_dir)
+        longest = (log.ckpt or ModelCheckpoint()).folder_name(log.name, trainer.max_steps, 10**9, 99.99)
+        refuse_unwritable(staging_path(run_dir / "checkpoints" / longest))
     if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
         work(parts)
         distributed.free_memory()

@@ -8,7 +8,6 @@ every layout can read it.
 import dataclasses
 import itertools
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from mixtral_recipes.system.files import now, remove_folder, size_of
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 LATEST = "latest"
-_VAL_LOSS = re.compile(r"(?:val_loss=?)?\{val_loss[^}]*\}[-_]?")
 _COMMON = "common_state/shard_0_1"  # as Megatron names its one shared object
 
 
@@ -176,15 +174,7 @@ class Checkpointer:
         return pending.result() if pending is not None else None
 
     def _destination(self, position: Position, metrics: dict[str, float]) -> Destination:
-        filename = self.policy.filename
-        if "val_loss" not in metrics:  # nothing was held out, or nothing validated yet
-            filename = _VAL_LOSS.sub("", filename)
-        name = filename.format(
-            model_name=self._name,
-            val_loss=metrics.get("val_loss"),
-            step=position.step,
-            consumed_samples=position.consumed_samples,
-        )
+        name = self.policy.folder_name(self._name, position.step, position.consumed_samples, metrics.get("val_loss"))
         run_facts = {
             "run": self._name,
             **dataclasses.asdict(position),

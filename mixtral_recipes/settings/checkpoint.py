@@ -1,9 +1,12 @@
 """When checkpoints are written and which are kept, in NeMo's spelling."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
+
+_VAL_LOSS = re.compile(r"(?:val_loss=?)?\{val_loss[^}]*\}[-_]?")
 
 
 @takes_nemos_arguments
@@ -30,3 +33,8 @@ class ModelCheckpoint:
     train_time_interval: timedelta | None = None
     filename: str = "{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"
     max_disk_gb: float | None = None
+
+    def folder_name(self, model_name: str, step: int, consumed_samples: int, val_loss: float | None) -> str:
+        """The name of a checkpoint's folder; without a loss where nothing was held out, or nothing validated yet."""
+        filename = self.filename if val_loss is not None else _VAL_LOSS.sub("", self.filename)
+        return filename.format(model_name=model_name, val_loss=val_loss, step=step, consumed_samples=consumed_samples)
