@@ -66,6 +66,9 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
         model: Any = _built(recipe, "model")
     names = ("trainer", "resume", "peft", "tokenizer", "optim")
     trainer, resume, peft, tokenizer, optim = (_built(recipe, name) for name in names)
+    log = _built(recipe, "log")
+    if log is not None and getattr(log, "ckpt", None) is not None:
+        log.ckpt.folder_name(log.name, trainer.max_steps, 0, 0.0)
     start = resume.restore_config and resume.restore_config.path if resume is not None else None
     if start and not (elsewhere or awaited):
         check_source(start)

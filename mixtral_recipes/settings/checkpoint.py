@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 _VAL_LOSS = re.compile(r"(?:val_loss=?)?\{val_loss[^}]*\}[-_]?")
@@ -35,6 +36,15 @@ class ModelCheckpoint:
     max_disk_gb: float | None = None
 
     def folder_name(self, model_name: str, step: int, consumed_samples: int, val_loss: float | None) -> str:
-        """The name of a checkpoint's folder; without a loss where nothing was held out, or nothing validated yet."""
+        """The name of a checkpoint's folder; without a loss where nothing was held out, or nothing validated yet.
+
+        Raises:
+            RecipeError: ``filename`` asks for something else.
+        """
         filename = self.filename if val_loss is not None else _VAL_LOSS.sub("", self.filename)
-        return filename.format(model_name=model_name, val_loss=val_loss, step=step, consumed_samples=consumed_samples)
+        known = {"model_name": model_name, "val_loss": val_loss, "step": step, "consumed_samples": consumed_samples}
+        try:
+            return filename.format(**known)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            names = ", ".join(f"{{{name}}}" for name in known)
+            raise RecipeError(f"log.ckpt.filename={filename!r} cannot be filled in; use {names}.") from error

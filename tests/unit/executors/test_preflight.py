@@ -35,6 +35,13 @@ def test_a_precision_no_machine_has() -> None:
         preflight(recipe)
 
 
+def test_a_name_that_no_checkpoint_can_get() -> None:
+    recipe = llm.mixtral_tiny.finetune_recipe(num_gpus_per_node=1)
+    recipe.log.ckpt.filename = "{step}-{epoch}"
+    with pytest.raises(RecipeError, match=r"log.ckpt.filename='{step}-{epoch}' cannot be filled in; use {model_name}"):
+        preflight(recipe)
+
+
 def test_recomputing_what_only_grouped_products_can() -> None:
     """On GPUs `models/acceleration.py` groups the experts; a recipe need not."""
     recipe = loading.load("mixtral_8x7b", "finetune")
