@@ -54,9 +54,12 @@ def command(
         from mixtral_recipes.importers.hf.hub import upload
 
         result["hub"] = upload(folder, push_to_hub, private=not public)
-    if left := read_manifest(folder).get("left_behind"):
+    manifest = read_manifest(folder)
+    if left := manifest.get("left_behind"):
         result["left_behind"] = left
-        note(f"Left behind, as nothing in the model refers to it: {some_of(left, _SHOWN)}.")
+        adapter = manifest["kind"] == "adapter"
+        why = "an adapter has its base's tokenizer" if adapter else "nothing in the model refers to it"
+        note(f"Left behind, as {why}: {some_of(left, _SHOWN)}.")
     note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
     if json:
         print_json(result)

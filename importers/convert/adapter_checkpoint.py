@@ -30,6 +30,7 @@ def write_adapter_checkpoint(
     base: Path,
     sources: Sequence[Parent],
     origin: dict[str, Any],
+    left_behind: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write an adapter checkpoint.
@@ -41,6 +42,7 @@ def write_adapter_checkpoint(
         base: The checkpoint of the model it adapts; its context is copied.
         sources: What it was made from, for the lineage.
         origin: How, likewise; the manifest has it too.
+        left_behind: Files of the source that are not in it.
         overwrite: Replace an existing checkpoint.
 
     Returns:
@@ -67,7 +69,8 @@ def write_adapter_checkpoint(
         )
         parents = (Parent("base", lineage.of_checkpoint(base), os.path.abspath(base)), *sources)
         lineage.write(staging, Lineage("adapter", identity, origin=origin, parents=parents))
-        write_manifest(staging, "adapter", source=origin | {"path": str(read[-1])}, known=known)
+        extra = {"left_behind": list(left_behind)}
+        write_manifest(staging, "adapter", source=origin | {"path": str(read[-1])}, known=known, extra=extra)
     return final
 
 

@@ -20,12 +20,16 @@ from mixtral_recipes.importers.convert.adapter_checkpoint import (
     write_adapter_checkpoint,
 )
 from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, canonical_sources, shape_of
 from mixtral_recipes.importers.peft.source import PeftFolder, Projection, open_adapter
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import HF_WHOLE, DoRA, LoRA
+
+# Files of a peft folder that are read; its tokenizer is its base's.
+_READ = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "lineage.json")
 
 
 def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Path, *, overwrite: bool = False) -> Path:
@@ -57,6 +61,7 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
         base=base,
         sources=[folder_source(opened.folder, hash_of_adapter(opened.folder))],
         origin={"layout": "peft"},
+        left_behind=sidecars.left_behind(sidecars.names_in(folder), _READ),
         overwrite=overwrite,
     )
 

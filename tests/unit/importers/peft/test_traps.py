@@ -120,3 +120,11 @@ def test_another_kind_of_adapter_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
     with pytest.raises(CheckpointError, match="peft_type='IA3' cannot be taken"):
         read_settings(tmp_path)
+
+
+def test_its_own_tokenizer_is_left_behind_by_name(make_model, tmp_path: Path) -> None:
+    base = base_of_width(make_model, tmp_path, 48)
+    folder = export_adapter(make_adapter(base, LoRA(dim=2), tmp_path / "adapter"), tmp_path / "peft")
+    (folder / "tokenizer.json").write_text("{}")
+    made = import_any(str(folder), tmp_path / "again", base=str(base))
+    assert "tokenizer.json" in read_manifest(made)["left_behind"]
