@@ -1,5 +1,6 @@
 """`mixtral-recipes migrate`: what changes in a script that was written for NeMo."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,13 @@ def command(
 
 
 def _write(script: Path, target: Path, read: list[Any]) -> None:
-    """Write one changed file, or a folder with everything in it."""
-    from mixtral_recipes.system.files import copy_folder, write_text
+    """Write one changed file, or a folder with everything in it; what is already in that folder stays."""
+    from mixtral_recipes.system.files import copy_folder, replacing_folder, write_text
 
-    if script.is_dir():
-        copy_folder(script, target, without=("__pycache__", ".git", target.name))
-    for found in read:
-        write_text(target / found.path.relative_to(script) if script.is_dir() else target, found.source)
+    if not script.is_dir():
+        write_text(target, read[0].source)
+        return
+    with contextlib.nullcontext(target) if target.exists() else replacing_folder(target) as place:
+        copy_folder(script, place, without=("__pycache__", ".git", target.name, place.name))
+        for found in read:
+            write_text(place / found.path.relative_to(script), found.source)

@@ -103,12 +103,13 @@ def all_records() -> list[RunRecord]:
     """Every record, newest first; one that is damaged is told of and left out."""
     records = []
     for path in runs_home().glob("*/run.json"):
-        value = read_json(path)
-        if value and value.get("id") == path.parent.name:
-            try:
-                records.append(typed(value, RunRecord, path, LaunchError))
-            except LaunchError as error:
-                warnings.warn(f"a run is left out: {error}", MixtralRecipesWarning, stacklevel=2)
+        value = read_json(path) or {}
+        try:
+            if value.get("id") != path.parent.name:
+                raise LaunchError(f"{path}: is not this run's record, or is damaged; remove the folder.")
+            records.append(typed(value, RunRecord, path, LaunchError))
+        except LaunchError as error:
+            warnings.warn(f"a run is left out: {error}", MixtralRecipesWarning, stacklevel=2)
     return sorted(records, key=lambda record: record.created, reverse=True)
 
 

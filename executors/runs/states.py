@@ -45,7 +45,11 @@ def states(runs: list[RunRecord]) -> dict[str, JobState]:
         else:
             asked.setdefault(record.ssh, []).append(record)
     for ssh, waiting in asked.items():
-        answers = slurm_status.query([record.job_id for record in waiting], ssh=ssh)
+        jobs = [record.job_id for record in waiting]
+        try:
+            answers = slurm_status.query(jobs, ssh=ssh)
+        except LaunchError as error:  # a record that names no login node says nothing about the others
+            answers = {job: JobState("unknown", "nobody", str(error)) for job in jobs}
         for record in waiting:
             state = answers[record.job_id]
             if state.state == "unknown" or state.source == "sacct":

@@ -101,7 +101,7 @@ def check_merge(
             logits = models.logits(_tokens(opened.dims.vocab_size))
     finally:
         close_inputs()
-    size = _size(logits[_APART])
+    size = _size(logits[_APART]) or 1.0  # an output layer of zeros computes nothing else
     found = MergeCheck(
         _size(logits[_MERGED] - logits[_APART]) / size,
         _size(logits[_BASE] - logits[_APART]) / size,

@@ -1,6 +1,8 @@
 """`mixtral-recipes migrate` on a file and on a folder."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,38 @@ def test_the_copy_of_a_folder_has_everything(folder: Path) -> None:
     assert run(["migrate", "jobs", "--output", "new"]) == 0
     found = sorted(str(path.relative_to(folder / "new")) for path in (folder / "new").rglob("*") if path.is_file())
     assert found == ["data.txt", "more/plain.py", "train.py"]
+    assert "import mixtral_recipes as llm" in (folder / "new" / "train.py").read_text()
+
+
+def test_a_folder_that_cannot_be_copied_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    copy = shutil.copy2
+
+    def full(source: Path, target: Path) -> None:
+        if source.name == "plain.py":
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    assert run(["migrate", "jobs", "--output", "new"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_copy_inside_its_folder(folder: Path) -> None:
+    assert run(["migrate", ".", "--output", "new"]) == 0
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    own = ["jobs/data.txt", "jobs/more/plain.py", "jobs/train.py"]
+    assert found == [*own, *(f"new/{name}" for name in own)]
+
+
+def test_an_existing_folder_keeps_what_it_has(folder: Path) -> None:
+    (folder / "new").mkdir()
+    (folder / "new" / "notes.txt").write_text("mine")
+    assert run(["migrate", "jobs", "--output", "new", "--overwrite"]) == 0
+    assert (folder / "new" / "notes.txt").read_text() == "mine"
     assert "import mixtral_recipes as llm" in (folder / "new" / "train.py").read_text()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtral_recipes.errors import LaunchError, Preempted
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning, Preempted
 from mixtral_recipes.executors.local import raise_for_ranks
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
@@ -48,6 +48,22 @@ def test_files_are_private(tmp_path: Path, home: Path) -> None:
     assert made.path.parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"id": "another-123456"}', "[1]"])
+def test_a_damaged_record_is_told_of_and_the_others_are_listed(tmp_path: Path, text: str) -> None:
+    good, bad = record(tmp_path), record(tmp_path)
+    bad.path.write_text(text)
+    with pytest.warns(MixtralRecipesWarning, match=f"a run is left out: .*{bad.id}/run.json: is not this run's record"):
+        assert [one.id for one in records.all_records()] == [good.id]
+
+
+def test_a_record_of_no_login_node_hides_no_other(tmp_path: Path) -> None:
+    good = record(tmp_path, state="succeeded")
+    bad = record(tmp_path, executor="slurm", ssh="-oProxyCommand=x", job_id="7")
+    found = runs.states([good, bad])
+    assert found[good.id].state == "succeeded"
+    assert (found[bad.id].state, "is not a login node" in found[bad.id].detail) == ("unknown", True)
+
+
 def test_find_by_id_job_and_name(tmp_path: Path) -> None:
     old = record(tmp_path, "tune", created=1.0)
     new = record(tmp_path, "tune", created=2.0, job_id="77")
@@ -56,12 +72,6 @@ def test_find_by_id_job_and_name(tmp_path: Path) -> None:
     assert records.find("tune").id == new.id
     with pytest.raises(LaunchError, match="no run 'tun'"):
         records.find("tun")
-
-
-def test_unreadable_record_is_left_out(tmp_path: Path) -> None:
-    made = record(tmp_path)
-    made.path.write_text("{")
-    assert records.all_records() == []
 
 
 def test_lost_connection_is_not_the_cause(tmp_path: Path) -> None:

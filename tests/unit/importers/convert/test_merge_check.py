@@ -38,6 +38,14 @@ def base(make_model, tmp_path: Path) -> Path:
     return import_checkpoint(str(folder), tmp_path / "base", progress=False)
 
 
+def test_an_output_layer_of_zeros(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(change=lambda tensors: tensors["lm_head.weight"].zero_(), dtype=torch.float32)
+    base = import_checkpoint(str(folder), tmp_path / "base", progress=False)
+    checkpoint = make_adapter(base, LoRA(dim=4, alpha=8), tmp_path / "adapter")
+    found = lineage.read(export_checkpoint(checkpoint, tmp_path / "v4")).origin["merge_check"]
+    assert (found["logits_difference"], found["adapter_effect"]) == (0.0, 0.0)
+
+
 SCHEMES = [
     LoRA(dim=4, alpha=8),
     DoRA(dim=4, alpha=8),
