@@ -8,8 +8,8 @@
     _partial_: true
     trainer: {_target_: mixtral_recipes.settings.trainer.Trainer, ...}
 
-Files of NeMo AutoModel's are read too (`automodel/`). Reading a file runs nothing: classes are looked up in the table
-in `settings.classes`, everything else is plain data.
+Files that were written with NeMo 2.0 and name its classes are read too, and NeMo AutoModel's (`automodel/`). Reading a
+file runs nothing: classes are looked up in the table in `settings.classes`, everything else is plain data.
 """
 
 import contextlib
@@ -30,6 +30,8 @@ from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile, is_automodel
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
+from mixtral_recipes.settings.nemo.modules import NotHere, NotNeeded, of_nemo
+from mixtral_recipes.settings.nemo.names import NAMES, name_here
 from mixtral_recipes.system.files import write_text
 from mixtral_recipes.system.yaml_files import load_plain
 
@@ -56,7 +58,7 @@ def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
     if name is not None and not isinstance(name, str):
         raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
     if _TARGET in data:
-        task = classes.find(data[_TARGET], "tasks", _TARGET).__name__
+        task = _find(data[_TARGET], "tasks", _TARGET).__name__
         return (name or path.stem).partition(".")[0], task
     if name is None:
         raise RecipeError("names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
@@ -175,10 +177,21 @@ def _build(value: Any, where: str) -> Any:
         return _constant(value[_TARGET], where)
     if value.get(_CALL, True) is not True or value.get(_PARTIAL, False) is not False:
         raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} do not go with {value[_TARGET]!r}.")
-    config = run.Config(classes.find(value[_TARGET], "classes", where))
+    config = run.Config(_find(value[_TARGET], "classes", where))
     for key, item in arguments.items():
         _set(config, key, item, f"{where}.{key}")
     return config
+
+
+def _find(spelling: Any, table: str, where: str) -> Any:
+    """What a file names in `settings.classes`, under NeMo's path too; for what has no effect here a stand-in."""
+    name = name_here(spelling) if isinstance(spelling, str) else None
+    if name not in NAMES:
+        return classes.find(name if name in classes.names(table) else spelling, table, where)
+    try:
+        return of_nemo(name)
+    except NotHere as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _constant(spelling: Any, where: str) -> Any:
@@ -210,6 +223,12 @@ def to_yaml(recipe: run.Partial[Any], *, name: str | None = None) -> str:
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=False, width=120)
 
 
+def _is_not_needed(value: Any) -> bool:
+    """Whether it stands for a class of NeMo's that has nothing to do here; `settings.nemo.modules` says so when run."""
+    made = fdl.get_callable(value) if isinstance(value, fdl.Buildable) else type(value)
+    return isinstance(made, type) and issubclass(made, NotNeeded)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, fdl.Buildable):
         head: dict[str, Any] = {_TARGET: classes.spelling_of(fdl.get_callable(value))}
@@ -219,7 +238,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in value if not _is_not_needed(item)]
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, enum.Enum):

@@ -279,3 +279,17 @@ def instead_of(module: str) -> str:
     while module and module not in ELSEWHERE:
         module = module.rpartition(".")[0]
     return ELSEWHERE[module]
+
+
+def name_here(spelling: str) -> str | None:
+    """The name here of what has this path in NeMo or Lightning (``nemo.lightning.pytorch.trainer.Trainer``).
+
+    Returns:
+        None if no module of theirs that is in the table has this path.
+    """
+    module, _, name = spelling.rpartition(".")
+    for prefix, below in (("nemo.", ""), *((f"{package}.", "lightning.pytorch.") for package in LIGHTNINGS)):
+        if module.startswith(prefix) and below + module.removeprefix(prefix) in MODULES:
+            rule = NAMES.get(name)
+            return rule.to if isinstance(rule, Renamed) else name
+    return None

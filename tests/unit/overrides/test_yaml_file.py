@@ -252,3 +252,53 @@ def test_dates_stay_text_and_errors_name_the_line(tmp_path: Path) -> None:
     }
     with pytest.raises(RecipeError, match=r"recipe\.yaml:2: "):
         load_plain(write(tmp_path, "a: 1\nb: [1"), RecipeError)
+
+
+NEMOS_PLACES = {
+    "finetune": "nemo.collections.llm.api",
+    "pretrain": "nemo.collections.llm.api",
+    "MixtralModel": "nemo.collections.llm.gpt.model.mixtral",
+    "MixtralConfig8x7B": "nemo.collections.llm.gpt.model.mixtral",
+    "Trainer": "nemo.lightning.pytorch.trainer",
+    "MegatronStrategy": "nemo.lightning.pytorch.strategies.megatron_strategy",
+    "MegatronMixedPrecision": "nemo.lightning.pytorch.plugins.mixed_precision",
+    "TimingCallback": "nemo.utils.exp_manager",
+    "MockDataModule": "nemo.collections.llm.gpt.data.mock",
+    "SquadDataModule": "nemo.collections.llm.gpt.data.squad",
+    "PackedSequenceSpecs": "nemo.collections.llm.gpt.data.packed_sequence",
+    "NeMoLogger": "nemo.lightning.nemo_logger",
+    "TensorBoardLogger": "lightning.pytorch.loggers.tensorboard",
+    "ModelCheckpoint": "nemo.lightning.pytorch.callbacks.model_checkpoint",
+    "MegatronOptimizerModule": "nemo.lightning.pytorch.optim.megatron",
+    "CosineAnnealingScheduler": "nemo.lightning.pytorch.optim.lr_scheduler",
+    "AutoResume": "nemo.lightning.resume",
+    "RestoreConfig": "nemo.lightning.resume",
+    "LoRA": "nemo.collections.llm.peft.lora",
+}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [llm.mixtral_8x7b.finetune_recipe(packed_sequence=True), llm.mixtral_8x7b.pretrain_recipe()],
+    ids=["finetune", "pretrain"],
+)
+def test_a_file_that_was_written_with_nemo(tmp_path: Path, recipe: Any) -> None:
+    ours = to_yaml(recipe)
+    nemos = re.sub(r"mixtral_recipes\.(\w+)", lambda match: f"{NEMOS_PLACES[match[1]]}.{match[1]}", ours)
+    assert "mixtral_recipes" not in nemos
+    assert read_recipe(write(tmp_path, nemos)) == read_recipe(write(tmp_path, ours))
+
+
+def test_what_a_file_of_nemos_names_that_is_not_here(tmp_path: Path) -> None:
+    ours = to_yaml(llm.mixtral_8x7b.pretrain_recipe())
+    timing, callbacks = "mixtral_recipes.TimingCallback", "nemo.lightning.pytorch.callbacks"
+    ignored = write(tmp_path, ours.replace(timing, f"{callbacks}.flops_callback.FLOPsMeasurementCallback"))
+    read = read_recipe(ignored)
+    assert read.trainer.callbacks[0].__fn_or_cls__.__name__ == "FLOPsMeasurementCallback"
+    assert "FLOPs" not in to_yaml(read)
+    refused = write(tmp_path, ours.replace(timing, f"{callbacks}.model_callback.ModelCallback"))
+    with pytest.raises(RecipeError, match=r"trainer.callbacks\[0\]: ModelCallback is not here: write a callback"):
+        read_recipe(refused)
+    for other in ("nemo.collections.llm.gpt.model.llama.TimingCallback", "nemo.utils.exp_manager.os", "nemo.os.system"):
+        with pytest.raises(RecipeError, match="is not among the classes"):
+            read_recipe(write(tmp_path, ours.replace(timing, other)))
