@@ -35,7 +35,8 @@ def command(
     target = (output or sibling(script, f"{script.stem}_mixtral{script.suffix}")) if write or output else None
     if target is not None and target.exists() and not overwrite:
         raise RecipeError(f"{target} exists; choose another --output, or give --overwrite.")
-    read = [migrate.migrate(path) for path in migrate.scripts_in(script)]
+    written = target.resolve() if target is not None else None
+    read = [migrate.migrate(path) for path in migrate.scripts_in(script) if written not in path.resolve().parents]
     for found in read:
         for finding in found.findings:
             say(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
@@ -61,6 +62,6 @@ def _write(script: Path, target: Path, read: list[Any]) -> None:
         write_text(target, read[0].source)
         return
     with contextlib.nullcontext(target) if target.exists() else replacing_folder(target) as place:
-        copy_folder(script, place, without=("__pycache__", ".git", target.name, place.name))
+        copy_folder(script, place, without=("__pycache__", ".git", target.resolve(), place.resolve()))
         for found in read:
             write_text(place / found.path.relative_to(script), found.source)

@@ -122,7 +122,8 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
     """A folder of corpora or of plain text, of documents in any number of files, or of records by split."""
     files = folder_files(folder)
     every = [file for some in files.values() for file in some]
-    unread = names_of_data([file for file in files_in(folder, (".idx", *TEXT_SUFFIXES)) if file not in every])
+    read = set(every)
+    unread = names_of_data([file for file in files_in(folder, (".idx", *TEXT_SUFFIXES)) if file not in read])
     size = f"{len(every)} file(s), splits {', '.join(files)}" + (f"; not read: {some_of(unread, 3)}" if unread else "")
     if every[0].suffix == ".idx":
         return _pretraining(spec, f"indexed corpora (.bin and .idx), {size}", "corpus", None)

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -246,19 +246,20 @@ def refuse_unwritable(path: Path) -> None:
         raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
 
 
-def copy_folder(source: Path, target: Path, *, without: Iterable[str] = ()) -> None:
+def copy_folder(source: Path, target: Path, *, without: Container[str | Path] = ()) -> None:
     """Copy what is in a folder into another; shutil.copytree goes on after an error, and raises a list of texts.
 
     Args:
         source: The folder.
         target: Is made where it is missing.
-        without: Names of folders that stay behind, wherever they are.
+        without: Folders that stay behind: those of these names, and those at these absolute paths.
 
     Raises:
         OSError: names the file that could not be read or written.
     """
     for folder, folders, files in os.walk(source, followlinks=True):
-        folders[:] = [name for name in folders if name not in without]
+        here = Path(folder).resolve()
+        folders[:] = [name for name in folders if name not in without and here / name not in without]
         place = target / Path(folder).relative_to(source)
         place.mkdir(parents=True, exist_ok=True)
         for name in files:

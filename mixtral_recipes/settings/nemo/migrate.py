@@ -14,7 +14,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 from mixtral_recipes.settings.nemo.arguments import CALLS
-from mixtral_recipes.settings.nemo.names import LIGHTNINGS, MODULES, NAMES, instead_of
+from mixtral_recipes.settings.nemo.names import MODULES, NAMES, instead_of, lightnings_module
 from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Keys, Only, Renamed, Rule, notice, refusal
 from mixtral_recipes.settings.nemo.stated import stated_default
 
@@ -178,7 +178,7 @@ class _Reader:
                     self._say(node, "note", f"import {alias.name}: the name nemo is not bound any more; import by name")
                 self._edit(alias, start, start + len("nemo"), _OURS)
             elif top in ("lightning", "pytorch_lightning"):
-                ours = _of_lightning(alias.name)
+                ours = lightnings_module(alias.name)
                 if ours is None or alias.asname is None:
                     self._say(node, "note", f"{alias.name}: {_NO_LIGHTNING}")
                     continue
@@ -193,7 +193,7 @@ class _Reader:
             self.origins[alias.asname or alias.name] = f"{module}.{alias.name}"
         line = self.lines[node.lineno - 1]
         start = line.encode().index(module.encode(), node.col_offset)
-        ours = _of_lightning(module)
+        ours = lightnings_module(module)
         if ours is not None:
             self._edit(node, start, start + len(module), f"{_OURS}.{ours}")
             for alias in node.names:
@@ -322,15 +322,6 @@ def offered(ours: str) -> frozenset[str]:
             elif isinstance(node, ast.Compare):  # of a module's `__getattr__`
                 found |= {str(each.value) for each in node.comparators if isinstance(each, ast.Constant)}
     return frozenset(found)
-
-
-def _of_lightning(module: str) -> str | None:
-    """The module below ``mixtral_recipes.`` that stands for one of Lightning's; None where none does."""
-    for package in LIGHTNINGS:
-        if module == package or module.startswith(f"{package}."):
-            ours = f"lightning.pytorch{module.removeprefix(package)}"
-            return ours if ours in MODULES else None
-    return None
 
 
 class _NoDefaults:

@@ -281,6 +281,15 @@ def instead_of(module: str) -> str:
     return ELSEWHERE[module]
 
 
+def lightnings_module(module: str) -> str | None:
+    """The module below ``mixtral_recipes.`` that stands for one of Lightning's; None where none does."""
+    for package in LIGHTNINGS:
+        if module == package or module.startswith(f"{package}."):
+            ours = f"lightning.pytorch{module.removeprefix(package)}"
+            return ours if ours in MODULES else None
+    return None
+
+
 def name_here(spelling: str) -> str | None:
     """The name here of what has this path in NeMo or Lightning (``nemo.lightning.pytorch.trainer.Trainer``).
 
@@ -288,8 +297,8 @@ def name_here(spelling: str) -> str | None:
         None if no module of theirs that is in the table has this path.
     """
     module, _, name = spelling.rpartition(".")
-    for prefix, below in (("nemo.", ""), *((f"{package}.", "lightning.pytorch.") for package in LIGHTNINGS)):
-        if module.startswith(prefix) and below + module.removeprefix(prefix) in MODULES:
-            rule = NAMES.get(name)
-            return rule.to if isinstance(rule, Renamed) else name
-    return None
+    below = module.removeprefix("nemo.") if module.startswith("nemo.") else lightnings_module(module)
+    if below not in MODULES:
+        return None
+    rule = NAMES.get(name)
+    return rule.to if isinstance(rule, Renamed) else name

@@ -71,6 +71,14 @@ def test_a_copy_inside_its_folder(folder: Path) -> None:
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     own = ["jobs/data.txt", "jobs/more/plain.py", "jobs/train.py"]
     assert found == [*own, *(f"new/{name}" for name in own)]
+    assert run(["migrate", ".", "--output", "new", "--overwrite"]) == 0
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == found
+
+
+def test_a_folder_in_it_may_have_the_copys_name(folder: Path) -> None:
+    (folder / "jobs" / "more").rename(folder / "jobs" / "new")
+    assert run(["migrate", "jobs", "--output", "new"]) == 0
+    assert (folder / "new" / "new" / "plain.py").is_file()
 
 
 def test_an_existing_folder_keeps_what_it_has(folder: Path) -> None:
