@@ -134,7 +134,7 @@ class Adapter(nn.Module):
         if output.dtype == b.dtype and (self.dropout_position == "pre" or not self.dropout.p):
             rows = torch.addmm(output.flatten(0, -2), low.flatten(0, -2), b.t(), alpha=self.scale)
             return rows.view_as(output)
-        added = F.linear(low, b) * self.scale
+        added = F.linear(low * self.scale, b)
         if self.dropout_position == "post":
             added = self.dropout(added)
         return output + added.to(output.dtype)

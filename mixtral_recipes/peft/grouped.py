@@ -55,10 +55,11 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
     if first.dropout_position == "pre":
         x = first.dropout(x)
     low = _grouped_product(x.to(dtype), a.transpose(1, 2), offs=ends)  # [t, r]
-    added = _grouped_product(low, b.transpose(1, 2), offs=ends)
+    # Scaled while it is small: autograd would multiply a gradient as large as the output.
+    added = _grouped_product(low * first.scale, b.transpose(1, 2), offs=ends)
     if first.dropout_position == "post":
         added = first.dropout(added)
-    output = torch.add(output, added.to(output.dtype), alpha=first.scale)
+    output = output + added.to(output.dtype)
     factors = _factors(adapters)
     if factors is None:
         return output
