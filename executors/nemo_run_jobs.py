@@ -54,18 +54,27 @@ def activate() -> None:
     if hasattr(experiments.Experiment.run, "__wrapped__"):
         return
     importlib.import_module("mixtral_recipes.settings.serialization")  # teaches nemo_run what recipes hold
-    executor, experiment = experiments.LocalExecutor, experiments.Experiment
-    executor.assign = _with_this_python(executor.assign)
-    experiment.__init__ = _once(experiment.__init__)
+    experiment = experiments.Experiment
+    _around(experiments.LocalExecutor, "assign", _with_this_python)
+    _around(experiment, "__init__", _once)
     # what `add` calls: in ``experiment.add(llm.mixtral_8x7b.finetune_recipe())`` it is looked up before we are imported
-    experiment._add_single_job = _checked(experiment._add_single_job)
-    experiment._add_job_group = _checked(experiment._add_job_group)
-    experiment.run = _single_node(experiment.run)
-    experiment._wait_for_jobs = _told(experiment._wait_for_jobs)
-    job = sys.modules["nemo_run.run.job"].Job
-    job.launch = _recorded(job.launch)
-    entrypoint = sys.modules["nemo_run.cli.api"].Entrypoint
-    entrypoint.main = _as_our_command(entrypoint.main)
+    _around(experiment, "_add_single_job", _checked)
+    _around(experiment, "_add_job_group", _checked)
+    _around(experiment, "run", _single_node)
+    _around(experiment, "_wait_for_jobs", _told)
+    _around(sys.modules["nemo_run.run.job"].Job, "launch", _recorded)
+    _around(sys.modules["nemo_run.cli.api"].Entrypoint, "main", _as_our_command)
+
+
+def _around(holder: type, name: str, ours: Callable[..., Any]) -> None:
+    """Have a method's calls go to `ours`, with the method itself as the first argument."""
+    method = getattr(holder, name)
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return ours(method, *args, **kwargs)
+
+    setattr(holder, name, called)
 
 
 @contextlib.contextmanager
@@ -92,49 +101,31 @@ def refuse_while_loading() -> None:
         frame = frame.f_back
 
 
-def _once(init: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(init)
-    def made(self: Any, *args: Any, **kwargs: Any) -> None:
-        refuse_while_loading()
-        init(self, *args, **kwargs)
-
-    return made
+def _once(init: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    refuse_while_loading()
+    init(*args, **kwargs)
 
 
-def _with_this_python(assign: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(assign)
-    def assigned(self: Any, *args: Any, **kwargs: Any) -> None:
-        assign(self, *args, **kwargs)
-        self.env_vars.setdefault("PATH", str(Path(sys.executable).parent))  # the scheduler puts it before ours
-
-    return assigned
+def _with_this_python(assign: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
+    assign(self, *args, **kwargs)
+    self.env_vars.setdefault("PATH", str(Path(sys.executable).parent))  # the scheduler puts it before ours
 
 
-def _as_our_command(main: Callable[..., None]) -> Callable[..., None]:
+def _as_our_command(main: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
     """Have a script's ``run.cli.main(llm.finetune)`` run what ``nemo llm finetune`` does."""
-
-    @functools.wraps(main)
-    def called(self: Any, *args: Any, **kwargs: Any) -> None:
-        commands = sys.modules["nemo_run.cli"]
-        if self.fn.__module__.startswith("mixtral_recipes.") and self.run_ctx_cls is commands.RunContext:
-            commands.list_entrypoints()  # imports cli/nemo_run_entry.py
-            self.run_ctx_cls = self.fn.cli_entrypoint.run_ctx_cls
-        main(self, *args, **kwargs)
-
-    return called
+    commands = sys.modules["nemo_run.cli"]
+    if self.fn.__module__.startswith("mixtral_recipes.") and self.run_ctx_cls is commands.RunContext:
+        commands.list_entrypoints()  # imports cli/nemo_run_entry.py
+        self.run_ctx_cls = self.fn.cli_entrypoint.run_ctx_cls
+    main(self, *args, **kwargs)
 
 
-def _checked(add: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(add: Callable[..., Any], self: Any, task: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
     """Refuse a recipe that cannot run when it is added, before a dry run or a queue."""
-
-    @functools.wraps(add)
-    def added(self: Any, task: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_while_loading()
-        earlier = [each for job in self.jobs for each in _tasks(job)]
-        checked = _check_group if isinstance(task, list) else check
-        return add(self, *checked(task, executor, earlier), *args, **kwargs)
-
-    return added
+    refuse_while_loading()
+    earlier = [each for job in self.jobs for each in _tasks(job)]
+    checked = _check_group if isinstance(task, list) else check
+    return add(self, *checked(task, executor, earlier), *args, **kwargs)
 
 
 def _check_group(tasks: list[Any], executor: Any, earlier: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -303,41 +294,31 @@ def _elsewhere(executor: Any) -> bool:
     return not isinstance(executor, LocalExecutor)
 
 
-def _recorded(launch: Callable[..., None]) -> Callable[..., None]:
+def _recorded(launch: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
     """Keep the record of a run that a `slurm_executor` has submitted."""
-
-    @functools.wraps(launch)
-    def launched(self: Any, *args: Any, **kwargs: Any) -> None:
-        launch(self, *args, **kwargs)
-        task, job_id = self.task, self.handle.rpartition("/")[2]
-        if not job_id.isdigit() or _ranks_of_ours(self.executor) is None:  # a dry run, or one in this process, has none
-            return
-        if _trains(task) and getattr(task, "log", None):
-            record = records.new(task.log.name, run_folder(task.log), "slurm", task.__fn_or_cls__.__name__)
-            record.job_id = job_id
-            complete(record, self.executor)
-
-    return launched
+    launch(self, *args, **kwargs)
+    task, job_id = self.task, self.handle.rpartition("/")[2]
+    if not job_id.isdigit() or _ranks_of_ours(self.executor) is None:  # a dry run, or one in this process, has none
+        return
+    if _trains(task) and getattr(task, "log", None):
+        record = records.new(task.log.name, run_folder(task.log), "slurm", task.__fn_or_cls__.__name__)
+        record.job_id = job_id
+        complete(record, self.executor)
 
 
-def _single_node(run: Callable[..., Any]) -> Callable[..., Any]:
+def _single_node(run: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Start jobs of this machine whatever Slurm's variables say; say in a line what sbatch said to a recipe."""
-
-    @functools.wraps(run)
-    def ran(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hidden = os.environ.pop("SLURM_PROCID", None) if all(map(_on_one_machine, self.jobs)) else None
-        try:
-            return run(self, *args, **kwargs)
-        except Exception as error:
-            stderr = getattr(getattr(error, "result", None), "stderr", "")  # of sbatch
-            if not stderr or not any(_is_ours(task) for job in self.jobs for task in _tasks(job)):
-                raise
-            raise LaunchError(f"the job was not submitted: {one_line(stderr)}.") from error
-        finally:
-            if hidden is not None:
-                os.environ["SLURM_PROCID"] = hidden
-
-    return ran
+    hidden = os.environ.pop("SLURM_PROCID", None) if all(map(_on_one_machine, self.jobs)) else None
+    try:
+        return run(self, *args, **kwargs)
+    except Exception as error:
+        stderr = getattr(getattr(error, "result", None), "stderr", "")  # of sbatch
+        if not stderr or not any(_is_ours(task) for job in self.jobs for task in _tasks(job)):
+            raise
+        raise LaunchError(f"the job was not submitted: {one_line(stderr)}.") from error
+    finally:
+        if hidden is not None:
+            os.environ["SLURM_PROCID"] = hidden
 
 
 def _on_one_machine(job: Any) -> bool:
@@ -346,17 +327,13 @@ def _on_one_machine(job: Any) -> bool:
     return isinstance(job.executor, LocalExecutor) and job.executor.nnodes() == 1
 
 
-def _told(wait: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(wait)
-    def waited(self: Any, jobs: list[Any]) -> None:
-        ours = [job for job in jobs if _on_one_machine(job) and all(map(_is_ours, _tasks(job)))]
-        with _signals_passed_on(self, ours):
-            wait(self, jobs)
-        for job in ours:
-            for app in _apps(self, job):
-                _raise_for(app, job)
-
-    return waited
+def _told(wait: Callable[..., None], self: Any, jobs: list[Any]) -> None:
+    ours = [job for job in jobs if _on_one_machine(job) and all(map(_is_ours, _tasks(job)))]
+    with _signals_passed_on(self, ours):
+        wait(self, jobs)
+    for job in ours:
+        for app in _apps(self, job):
+            _raise_for(app, job)
 
 
 def _tasks(job: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """nemo_run's executors with our recipes: each starts the recipe's ranks, or is refused before anything is sent."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def test_what_sbatch_refuses_is_a_line() -> None:
     def submit(_: Any) -> None:
         raise UnexpectedExit(refusal)
 
-    ran, job = nemo_run_jobs._single_node(submit), SimpleNamespace(executor=slurm())
+    ran, job = functools.partial(nemo_run_jobs._single_node, submit), SimpleNamespace(executor=slurm())
     with pytest.raises(LaunchError, match=r"^the job was not submitted: fatal: b\.$"):
         ran(SimpleNamespace(jobs=[SimpleNamespace(task=recipe(), **vars(job))]))
     with pytest.raises(UnexpectedExit):  # whose jobs `submit` takes out of the queue again

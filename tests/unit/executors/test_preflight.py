@@ -1,5 +1,6 @@
 """What preflight refuses besides layouts (those: tests/unit/test_topology.py)."""
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -300,7 +301,7 @@ def test_an_optimizer_that_only_the_job_can_make_is_a_warning() -> None:
 def test_a_recipe_written_by_hand_is_checked_and_a_conversion_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(nemo_run_jobs, "preflight", lambda recipe, *a, **k: seen.append(recipe))
-    checked = nemo_run_jobs._checked(lambda self, task, *args, **kwargs: task)
+    checked = functools.partial(nemo_run_jobs._checked, lambda self, task, *args, **kwargs: task)
     parts = {"model": run.Config(llm.MixtralModel), "trainer": run.Config(llm.Trainer)}
     trained = (llm.pretrain, llm.finetune, llm.train)
     tasks = [run.Partial(task, data=run.Config(llm.MockDataModule), **parts) for task in trained]

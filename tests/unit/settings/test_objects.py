@@ -100,7 +100,7 @@ def test_what_nobody_can_write_down_is_refused_by_its_place() -> None:
 
 def test_objects_in_any_of_our_tasks_can_be_sent() -> None:
     task = run.Partial(llm.import_ckpt, model=llm.MixtralModel(llm.MixtralConfigTiny()), source="somewhere")
-    added = _checked(lambda experiment, task, executor: ZlibJSONSerializer().serialize(task))
+    added = functools.partial(_checked, lambda experiment, task, executor: ZlibJSONSerializer().serialize(task))
     back = fdl.build(ZlibJSONSerializer().deserialize(added(SimpleNamespace(jobs=[]), task, run.LocalExecutor())))
     assert back.keywords["model"].config.num_layers == llm.MixtralConfigTiny().num_layers
 
