@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.jobs.data_settings import columns_in
-from mixtral_recipes.cli.jobs.place import Place, place
+from mixtral_recipes.cli.jobs.place import slurm_settings
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
-from mixtral_recipes.cli.options.recipe import FineTuningOptions, PeftScheme, PretrainingOptions, RecipeOptions
+from mixtral_recipes.cli.options.recipe import (
+    FineTuningOptions,
+    PeftScheme,
+    PretrainingOptions,
+    RecipeOptions,
+    option_of,
+)
 from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
@@ -74,12 +80,13 @@ class JobOptions:
 
 @dataclass
 class Job:
-    """A recipe that passed its checks, and where it runs."""
+    """A recipe that passed its checks, where it runs, and there the settings over the cluster's profile."""
 
     recipe_name: str
     task: str
     recipe: Any
-    place: Place
+    place: PlaceOptions
+    slurm: dict[str, Any]
     name: str
     run_dir: Path
 
@@ -91,7 +98,7 @@ def prepare(options: JobOptions) -> Job:
         RecipeError: a recipe, setting or layout that cannot run.
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
-    where = place(options.place)
+    slurm = slurm_settings(options.place)
     notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.chosen.yaml, notes)
@@ -120,7 +127,7 @@ def prepare(options: JobOptions) -> Job:
     _check(recipe, recipe_name, task, options)
     for line in notes + _still_to_come(recipe, options):
         note(line)
-    return Job(recipe_name, task, recipe, where, name, folder / name)
+    return Job(recipe_name, task, recipe, options.place, slurm, name, folder / name)
 
 
 _SMALLEST = "mixtral_tiny"  # ships with the package, and trains on whatever there is
@@ -200,7 +207,7 @@ def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, 
     given = {name: value for name, value in options.arguments.items() if name != "hardware"}  # that is for preflight
     for argument in given:
         if argument not in SIZES:
-            raise RecipeError(f"--{argument.replace('_', '-')} does not go with a recipe file; write it into {file}.")
+            raise RecipeError(f"{option_of(argument)} does not go with a recipe file; write it into {file}.")
     automodel = automodel_file(file)
     if automodel is not None:
         sizes_and_card = {name: value for name, value in options.arguments.items() if name in (*SIZES, "hardware")}

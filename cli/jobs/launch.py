@@ -97,7 +97,7 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
     """Run a job and return its result: the loop's, with the recipe's name."""
     from mixtral_recipes.executors.launch import launch as start
 
-    executor: Any = job.place.executor
+    executor: Any = job.place.executor.value
     if executor != "slurm":  # a node may see folders that this machine does not
         refuse_unwritable(job.run_dir)
     note(describe(job))
@@ -108,9 +108,7 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
         from mixtral_recipes.executors.slurm.executor import slurm_executor
 
         trainer = job.recipe.trainer
-        executor = slurm_executor(
-            trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster, **job.place.settings
-        )
+        executor = slurm_executor(trainer.num_nodes, trainer.devices, cluster_name=job.place.cluster, **job.slurm)
     result = start(
         job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
     )

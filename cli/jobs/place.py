@@ -1,31 +1,13 @@
-"""Where a job runs, from its options."""
+"""What a job's options set of its cluster's profile."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from mixtral_recipes.cli.options.place import PlaceOptions
 from mixtral_recipes.errors import LaunchError
 
 
-@dataclass
-class Place:
-    """Where a job runs.
-
-    Attributes:
-        executor: ``direct``, ``local`` or ``slurm``.
-        cluster: A profile of clusters.toml, for Slurm.
-        detach: Whether to return once the job is queued.
-        settings: Settings over the profile's, e.g. ``{"partition": "gpu"}``.
-    """
-
-    executor: str = "local"
-    cluster: str | None = None
-    detach: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def place(options: PlaceOptions) -> Place:
-    """Where a job runs.
+def slurm_settings(options: PlaceOptions) -> dict[str, Any]:
+    """Settings over the profile's, e.g. ``{"partition": "gpu"}``.
 
     Raises:
         LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
@@ -34,11 +16,9 @@ def place(options: PlaceOptions) -> Place:
 
     own = {name: getattr(options, name) for name in ("account", "partition", "time", "retries")}
     given = {name: value for name, value in own.items() if value is not None}
-    executor, more = options.executor.value, options.slurm or []
-    settings = settings_from(more) | given
-    ignored = [f"--{name}" for name in (["cluster"] if options.cluster else []) + list(given)] + ["--slurm"] * bool(
-        more
-    )
-    if ignored and executor != "slurm":
-        raise LaunchError(f"{', '.join(ignored)}: no effect with --executor {executor}; use --executor slurm.")
-    return Place(executor, options.cluster, options.detach, settings)
+    settings = settings_from(options.slurm or []) | given
+    names = ["cluster"] * bool(options.cluster) + list(given) + ["slurm"] * bool(options.slurm)
+    if names and options.executor != "slurm":
+        ignored = ", ".join(f"--{name}" for name in names)
+        raise LaunchError(f"{ignored}: no effect with --executor {options.executor}; use --executor slurm.")
+    return settings

@@ -9,6 +9,7 @@ from typing import Any
 
 from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings, of_records
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, WorkOptions
+from mixtral_recipes.cli.options.recipe import option_of
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.planner import calibration, cards, plan, verdict
@@ -149,26 +150,17 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
 
 
 def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
-    tuning = {"--peft": ask.peft, "--packed": ask.packed}
-    recipes_own = {
-        "--recipe": ask.recipe,
-        "--task": ask.task,
-        "--precision": ask.precision,
-        "--num-nodes": ask.num_nodes,
-        "--num-gpus-per-node": ask.num_gpus_per_node or ask.nproc_per_node,
-        "--performance-mode": ask.performance_mode or None,
-        **tuning,
-    }
+    given = {"recipe": ask.recipe, "task": ask.task} | ask.arguments
+    tuning = ("peft_scheme", "packed_sequence")
     if ask.yaml is not None:
-        wrong, why = recipes_own, "does not go with a recipe file; change its settings with PATH=VALUE"
+        wrong, why = given.keys() - {"hardware"}, "does not go with a recipe file; change its settings with PATH=VALUE"
     elif ask.task is Task.pretrain:
         wrong, why = tuning, "applies only to fine-tuning; leave it out, or give --task finetune"
     else:
-        wrong = {"--performance-mode": recipes_own["--performance-mode"]}
-        why = "applies only to pretraining; give --task pretrain"
-    for option, value in wrong.items():
-        if value is not None:
-            raise RecipeError(f"{option} {why}.")
+        wrong, why = ("performance_mode",), "applies only to pretraining; give --task pretrain"
+    for name, value in given.items():
+        if name in wrong and value is not None:
+            raise RecipeError(f"{option_of(name)} {why}.")
     if work.epochs is not None and not work.data:
         raise RecipeError("--epochs counts passes over --data; name the data, or set trainer.max_steps=N.")
 
@@ -202,63 +194,25 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[str, Any
     if ask.recipe is None:
         raise RecipeError(f"choose a recipe with --recipe: {', '.join(catalog.names())}.")
     if "." in ask.recipe:
-        return ask.recipe, _whole(_own(ask.recipe, ask), overrides)
-    task = ask.task.value if ask.task else "finetune"
+        from mixtral_recipes.overrides.loading import load_own
+
+        return ask.recipe, _whole(load_own(ask.recipe, ask.task, **ask.arguments), overrides)
+    task = (ask.task or Task.finetune).value
     scheme = (ask.peft or "lora").lower()
     if scheme not in catalog.PEFT_SCHEMES:
         raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(catalog.PEFT_SCHEMES)}.")
-    question = Question(
-        ask.recipe,
-        task,
-        card.name,
-        ask.num_nodes,
-        ask.num_gpus_per_node or ask.nproc_per_node,
-        ask.precision,
-        scheme,
-        bool(ask.packed),
-        ask.performance_mode,
-    )
+    arguments = ask.arguments | {"hardware": card.name} | ({"peft_scheme": scheme} if task == "finetune" else {})
+    question = Question(ask.recipe, task, **arguments)
     found = outline(question)
     try:
         outline_paths.apply(found, overrides)
     except outline_paths.NeedsRecipe:
-        found = _whole(_loaded(question), overrides)
+        from mixtral_recipes.overrides.loading import load
+
+        found = _whole(load(ask.recipe, task, **arguments), overrides)
     else:
         found.trainer.plugins.check()
     return f"{question.recipe}.{task}", found
-
-
-def _own(path: str, ask: AskOptions) -> Any:
-    from mixtral_recipes.overrides.loading import load_own
-
-    asked = {
-        "precision": ask.precision,
-        "hardware": ask.hardware,
-        "num_nodes": ask.num_nodes,
-        "num_gpus_per_node": ask.num_gpus_per_node or ask.nproc_per_node,
-        "peft_scheme": ask.peft,
-        "packed_sequence": ask.packed,
-        "performance_mode": ask.performance_mode or None,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return load_own(path, ask.task and ask.task.value, **given)
-
-
-def _loaded(question: Question) -> Any:
-    from mixtral_recipes.overrides import loading
-
-    arguments = {
-        "hardware": question.hardware,
-        "num_nodes": question.num_nodes,
-        "num_gpus_per_node": question.num_gpus_per_node,
-    }
-    if question.precision:
-        arguments["precision"] = question.precision
-    if question.task == "finetune":
-        arguments |= {"peft_scheme": question.peft_scheme, "packed_sequence": question.packed_sequence}
-    else:
-        arguments["performance_mode"] = question.performance_mode
-    return loading.load(question.recipe, question.task, **arguments)
 
 
 def _whole(recipe: Any, overrides: list[str]) -> Any:

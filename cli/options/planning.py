@@ -4,7 +4,7 @@ import enum
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,20 @@ class AskOptions:
     num_nodes: NumNodes = None
     num_gpus_per_node: NumGpusPerNode = None
     nproc_per_node: NprocPerNode = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the recipe function that were given, e.g. ``{"num_nodes": 2}``."""
+        given = {
+            "precision": self.precision,
+            "num_nodes": self.num_nodes,
+            "num_gpus_per_node": self.num_gpus_per_node or self.nproc_per_node,
+            "performance_mode": self.performance_mode or None,
+            "peft_scheme": self.peft,
+            "packed_sequence": self.packed,
+            "hardware": self.hardware,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass

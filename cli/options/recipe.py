@@ -25,6 +25,11 @@ class PeftScheme(enum.StrEnum):
     none = "none"
 
 
+def option_of(argument: str) -> str:
+    """The option that gives an argument of the recipe functions, e.g. ``--peft`` for ``peft_scheme``."""
+    return f"--{argument.removesuffix('_scheme').removesuffix('_sequence').replace('_', '-')}"
+
+
 def complete_override(incomplete: str) -> list[str]:
     """Override paths that start with what is typed."""
     from mixtral_recipes.overrides.completion import PATHS
