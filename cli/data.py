@@ -109,16 +109,12 @@ def check(
     json: Json = False,
 ) -> None:
     """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
-    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
     from mixtral_recipes.data.check.check import check as check_data
-    from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
     from mixtral_recipes.system.progress import progress_bar
 
-    recognized = recognize(data, columns_in(settings or ()))
-    note(recognized.description)
-    wanted = module_settings(recognized, settings or ())
+    recognized, wanted = _recognized(data, settings or [])
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     with progress_bar("checking", None, unit="records") as advance:
         report = check_data(recognized, loaded, seq_length=seq_length, settings=wanted, progress=advance)
@@ -154,21 +150,17 @@ def show(
 
     Where there is no colour, what is learned stands in brackets.
     """
-    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
     from mixtral_recipes.data.batches.batch import Sample
-    from mixtral_recipes.data.recognise import recognize
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError, nearest
 
-    recognized = recognize(data, columns_in(settings or ()))
-    note(recognized.description)
+    recognized, wanted = _recognized(data, settings or [])
+    module = recognized.module(seq_length=seq_length, **wanted)
     loaded = load_tokenizer(tokenizer)
     if html is not None:
-        _write_page(recognized, settings, loaded, html, (split, count, seq_length))
+        _write_page(module.pipeline(), recognized.description, loaded, html, split, count)
         return
-    sets: dict[str, Any] = recognized.module(
-        seq_length=seq_length, **module_settings(recognized, settings or ())
-    ).datasets(loaded)
+    sets: dict[str, Any] = module.datasets(loaded)
     if split not in sets:
         raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
     out = console()
@@ -184,23 +176,28 @@ def show(
         print_json({"split": split, "samples": shown})
 
 
-def _write_page(
-    recognized: "Recognized", settings: list[str] | None, tokenizer: Any, file: Path, what: tuple[str, int, int]
-) -> None:
+def _recognized(data: str, settings: list[str]) -> tuple["Recognized", dict[str, Any]]:
+    """What a data set is, which is said, and the settings of the module that reads it."""
+    from mixtral_recipes.cli.jobs.data_settings import columns_in, module_settings
+    from mixtral_recipes.data.recognise import recognize
+
+    recognized = recognize(data, columns_in(settings))
+    note(recognized.description)
+    return recognized, module_settings(recognized, settings)
+
+
+def _write_page(pipeline: Any, description: str, tokenizer: Any, file: Path, split: str, count: int) -> None:
     import itertools
 
-    from mixtral_recipes.cli.jobs.data_settings import module_settings
     from mixtral_recipes.data.batches.fit import Tally
     from mixtral_recipes.data.check.page import write_page
     from mixtral_recipes.data.records.bad_records import Skipped
     from mixtral_recipes.errors import DataError
 
-    split, count, seq_length = what
-    pipeline = recognized.module(seq_length=seq_length, **module_settings(recognized, settings or ())).pipeline()
     if pipeline is None or split not in pipeline.splits:
-        raise DataError(f"{recognized.description}: no records in a {split} split to show.")
+        raise DataError(f"{description}: no records in a {split} split to show.")
     outcomes = itertools.islice(pipeline.outcomes(split, tokenizer, Skipped(), Tally()), count)
-    write_page(file, recognized.description, outcomes, tokenizer)
+    write_page(file, description, outcomes, tokenizer)
     note(f"page: {file}")
 
 
@@ -270,12 +267,9 @@ def _print_report(report: "Report", seq_length: int, *, limit: int | None) -> No
         counts = [(level, kind, f"{number:,}") for (level, kind), number in sorted(report.counts.items())]
         print_table(table(("level", "what", "records"), counts))
     for split, tally in report.tallies.items():
-        if report.unit == "tokens":
-            told = "; ".join(tally.sentences(seq_length))
-            out.print(in_a_line(f"{split}: {told}"), markup=False, soft_wrap=True)
-        elif tally.unused:
-            told = list(tally.sentences(seq_length))[-1]
-            out.print(in_a_line(f"{split}: {told}"), markup=False, soft_wrap=True)
+        if report.unit == "tokens" or tally.unused:
+            told = list(tally.sentences(seq_length))[0 if report.unit == "tokens" else -1 :]
+            out.print(in_a_line(f"{split}: {'; '.join(told)}"), markup=False, soft_wrap=True)
     titles = ("split", "records", f"{report.unit} in all", "shortest", "median", "99 %", "longest", "too long")
     rows: list[tuple[str, ...]] = []
     for split, lengths in report.lengths.items():
