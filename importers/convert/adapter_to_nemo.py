@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_config, hash_of_tokenizer
@@ -20,7 +18,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.megatron_to_nemo import write_common, write_context
 from mixtral_recipes.importers.convert.nemo_to_adapter import METADATA, TENSORS, module_of, nemo_shape
-from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters, open_adapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
@@ -54,17 +52,11 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     Raises:
         CheckpointError: it is no adapter, it is damaged, NeMo cannot express it, or ``base`` is another model.
     """
-    if read_manifest(checkpoint)["kind"] != "adapter":
-        raise CheckpointError(
-            f"{checkpoint} holds a whole model, not an adapter; --format nemo-peft is for LoRA and DoRA runs, "
-            "--format nemo exports it."
-        )
-    verify(checkpoint)
+    stored = open_adapters(checkpoint, "--format nemo-peft is for LoRA and DoRA runs, --format nemo exports it")
     parent = lineage.of_checkpoint(checkpoint)
     if base is not None:
         parent = parent.at("base", base_of(checkpoint, base))
     config = read_config(checkpoint / "context")
-    stored = StoredAdapters(checkpoint)
     settings = transform_settings(checkpoint, stored.scheme)
     shards = list(_shards(checkpoint, stored, hf_config.dims(config)))
     final = Path(os.path.abspath(output))

@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Parent
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapter_checkpoint import chosen, layer_names, write_adapter_checkpoint
-from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters, open_adapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS
@@ -124,12 +122,7 @@ def merge_adapters(
 
 
 def _open(checkpoint: Path) -> StoredAdapters:
-    if read_manifest(checkpoint)["kind"] != "adapter":
-        raise CheckpointError(
-            f"{checkpoint} holds a whole model, not an adapter; only adapters of one base are added up."
-        )
-    verify(checkpoint)
-    stored = StoredAdapters(checkpoint)
+    stored = open_adapters(checkpoint, "only adapters of one base are added up")
     if isinstance(stored.scheme, DoRA):
         raise CheckpointError(
             f"{checkpoint} is DoRA, whose rows have lengths of their own that cannot be added; export merges it into "

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.errors import CheckpointError
@@ -31,6 +33,18 @@ class LowRank:
     b: Tensor
     scale: float
     magnitude: Tensor | None = None
+
+
+def open_adapters(checkpoint: Path, otherwise: str) -> "StoredAdapters":
+    """The adapters of a checkpoint, its files compared with its manifest.
+
+    Raises:
+        CheckpointError: a file is damaged, or it is a model's, for which the message ends with `otherwise`.
+    """
+    if read_manifest(checkpoint)["kind"] != "adapter":
+        raise CheckpointError(f"{checkpoint} holds a whole model, not an adapter; {otherwise}.")
+    verify(checkpoint)
+    return StoredAdapters(checkpoint)
 
 
 class StoredAdapters:

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mixtral_recipes.checkpoints.format.integrity import verify
-from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter
 from mixtral_recipes.checkpoints.lineage.links import base_of
@@ -22,7 +20,7 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import adapter_card
 from mixtral_recipes.importers.convert.exported import describe
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
-from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
+from mixtral_recipes.importers.convert.stored_adapters import LowRank, open_adapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peft import layouts
@@ -57,16 +55,8 @@ def export_adapter(
     """
     if layout != "v4" and layout != "v5":
         raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
-    manifest = read_manifest(checkpoint)
-    if manifest["kind"] != "adapter":
-        raise CheckpointError(
-            f"{checkpoint} holds a whole model, not an adapter; --format peft is for LoRA and DoRA runs, "
-            "--format hf exports it."
-        )
-    verify(checkpoint)
-    config = read_config(checkpoint / "context")
-    dims = hf_config.dims(config)
-    stored = StoredAdapters(checkpoint)
+    stored = open_adapters(checkpoint, "--format peft is for LoRA and DoRA runs, --format hf exports it")
+    dims = hf_config.dims(read_config(checkpoint / "context"))
     _refuse_what_peft_cannot(checkpoint, stored.scheme)
 
     def read(layer: str) -> LowRank | None:
