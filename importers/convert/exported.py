@@ -16,51 +16,34 @@ from mixtral_recipes.importers.convert.card import with_scores
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.convert.quantized_base import ORIGINAL, as_trained_over, kept_dtype, merged_into
 from mixtral_recipes.importers.mapping import Weight, canonical_shapes
-from mixtral_recipes.importers.model_weights import Change
 from mixtral_recipes.layout.shapes import ModelShape
 
 
-def base_to_merge(checkpoint: Path, manifest: dict[str, Any], base: Path | None) -> Path | None:
-    """Where the base of an adapter checkpoint is; None for a model.
+def what_to_merge(
+    checkpoint: Path, manifest: dict[str, Any], base: Path | None, into: str | None, dtype: str | None = None
+) -> tuple[Path | None, str | None, str | None]:
+    """Where the base of a checkpoint's adapters is, what they are merged into, and what its weights are cast to.
 
     Args:
         checkpoint: The checkpoint.
         manifest: Its manifest.
-        base: Where the user says it is.
-
-    Raises:
-        CheckpointError: it is not there, another model is, or a base was named for a checkpoint that needs none.
-    """
-    if manifest["kind"] == "adapter":
-        return base_of(checkpoint, base)
-    if base is not None:
-        raise CheckpointError(f"{checkpoint} holds no adapters, so --base has no effect; leave it out.")
-    return None
-
-
-def into_of(
-    checkpoint: Path, base: Path | None, wanted: str | None, dtype: str | None
-) -> tuple[str | None, str | None]:
-    """What a checkpoint's adapters are merged into, and what its weights are cast to.
-
-    Args:
-        checkpoint: The checkpoint.
-        base: Where the base of its adapters is; None for a model.
-        wanted: What the user names (`quantized_base.merged_into`).
+        base: Where the user says the base is.
+        into: What the user names (`quantized_base.merged_into`).
         dtype: What the user wants the weights in, as safetensors spells it; None takes what the base has.
 
     Returns:
         None for each where there is no choice.
 
     Raises:
-        CheckpointError: they cannot be merged into that, or there are none.
+        CheckpointError: the base is not there, or another model is; they cannot be merged into that; or there are none.
     """
-    if base is None:
-        if wanted is not None:
-            raise CheckpointError(f"{checkpoint} holds no adapters, so --merge-into has no effect; leave it out.")
-        return None, dtype
-    into = merged_into(checkpoint, wanted)
-    return into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base)
+    if manifest["kind"] != "adapter":
+        for option, value in (("--base", base), ("--merge-into", into)):
+            if value is not None:
+                raise CheckpointError(f"{checkpoint} holds no adapters, so {option} has no effect; leave it out.")
+        return None, None, dtype
+    base, into = base_of(checkpoint, base), merged_into(checkpoint, into)
+    return base, into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base)
 
 
 def exported_rows(
@@ -112,7 +95,7 @@ def rows_of(
     saved = ModelWeights((base or checkpoint) / "weights", dims)
     if adapters is None:
         return canonical_rows(saved, dims)
-    trained_over = changed_base(checkpoint, into)
+    trained_over = as_trained_over(checkpoint, into)
 
     def merge(weight: Weight, layer: int | None, expert: int | None, rows: Rows) -> Rows:
         return adapters.merged(
@@ -122,16 +105,6 @@ def rows_of(
     rows = canonical_rows(saved, dims, merge)
     adapters.check_all_merged()
     return rows
-
-
-def changed_base(checkpoint: Path, into: str | None) -> Change | None:
-    """What is done to a base's matrices before adapters are merged into them; None leaves them as they are.
-
-    Args:
-        checkpoint: The adapter checkpoint.
-        into: As for `exported_rows`.
-    """
-    return None if into in (None, ORIGINAL) else as_trained_over(checkpoint)
 
 
 def check_digests(checkpoint: Path, manifest: dict[str, Any], digests: dict[str, str], dtype: str | None) -> None:

@@ -17,14 +17,12 @@ from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card
 from mixtral_recipes.importers.convert.exported import (
-    base_to_merge,
-    changed_base,
     check_digests,
     describe,
     export_lineage,
     exported_rows,
-    into_of,
     tensor_entries,
+    what_to_merge,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.merge_check import MergeCheck, check_merge
@@ -140,8 +138,8 @@ class _Export:
 
     def __post_init__(self) -> None:
         self.dims = hf_config.dims(self.config)
-        self.base = base_to_merge(self.checkpoint, self.manifest, self.base)
-        self.into, self.dtype = into_of(self.checkpoint, self.base, self.into, self.dtype)
+        merged = what_to_merge(self.checkpoint, self.manifest, self.base, self.into, self.dtype)
+        self.base, self.into, self.dtype = merged
 
     def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
         """Write weights, index, context, model card and provenance."""
@@ -202,8 +200,7 @@ class _Export:
         set_dtype(self.staging / "config.json", tensors[0].dtype)
         found = None
         if self.base is not None and not self.no_check:
-            change = changed_base(self.checkpoint, self.into)
-            found = check_merge(self.checkpoint, self.base, self.staging, change=change, progress=progress)
+            found = check_merge(self.checkpoint, self.base, self.staging, into=self.into, progress=progress)
         record = self._lineage(tensors, digests, found)
         card = model_card(record, self.config, self.layout, tensors[0].dtype, found)
         describe(self.staging, self.checkpoint, record, card)

@@ -25,13 +25,11 @@ from mixtral_recipes.checkpoints.lineage.identity import (
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import (
-    base_to_merge,
-    changed_base,
     check_digests,
     export_lineage,
     exported_rows,
-    into_of,
     tensor_entries,
+    what_to_merge,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
@@ -89,8 +87,7 @@ def export_nemo(
     cast = dtype_of(dtype)
     manifest, config = open_checkpoint(checkpoint)
     dims = hf_config.dims(config)
-    base = base_to_merge(checkpoint, manifest, base)
-    into, cast = into_of(checkpoint, base, merge_into, cast)
+    base, into, cast = what_to_merge(checkpoint, manifest, base, merge_into, cast)
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         rows = exported_rows(checkpoint, manifest, dims, base=base, dtype=cast, into=into)
@@ -100,8 +97,7 @@ def export_nemo(
         write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
         checked = None
         if base and not no_check:
-            change = changed_base(checkpoint, into)
-            checked = check_merge(checkpoint, base, staging, change=change, progress=progress)
+            checked = check_merge(checkpoint, base, staging, into=into, progress=progress)
         hashed = tensor_entries(dims, dtypes, digests)
         identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
         lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo", checked, into=into))

@@ -20,10 +20,11 @@ from torch import Tensor
 from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_as
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.quantized_base import as_trained_over
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import canonical_sources
-from mixtral_recipes.importers.model_weights import Change, ModelWeights, canonical_rows
+from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.peft.lengths import lengths_of, stretch
 from mixtral_recipes.system.progress import progress_bar
@@ -76,7 +77,7 @@ class MergeCheck:
 
 
 def check_merge(
-    checkpoint: Path, base: Path, merged: Path, *, change: Change | None = None, progress: bool = True
+    checkpoint: Path, base: Path, merged: Path, *, into: str | None = None, progress: bool = True
 ) -> MergeCheck:
     """Compare a merged model with the base and the adapter it was made of, in fp32 on the same tokens.
 
@@ -87,7 +88,7 @@ def check_merge(
         checkpoint: The adapter checkpoint.
         base: The checkpoint it adapts.
         merged: The model folder, finished but for its name.
-        change: What was done to the base's matrices before the adapter was merged into them.
+        into: What the adapter was merged into, as `quantized_base.merged_into` says.
         progress: Show a progress bar on a terminal.
 
     Raises:
@@ -97,7 +98,7 @@ def check_merge(
     shown = sum(rows.rows * rows.row_bytes for rows in opened.tensors.values())
     try:
         with progress_bar("Checking", shown, shown=progress) as on_bytes:
-            models = _Models(checkpoint, base, change, opened.config, opened.tensors, on_bytes)
+            models = _Models(checkpoint, base, into, opened.config, opened.tensors, on_bytes)
             logits = models.logits(_tokens(opened.dims.vocab_size))
     finally:
         close_inputs()
@@ -123,7 +124,7 @@ class _Models:
         self,
         checkpoint: Path,
         base: Path,
-        change: Change | None,
+        into: str | None,
         config: dict[str, Any],
         merged: Mapping[str, Rows],
         on_bytes: Callable[[int], None],
@@ -132,7 +133,7 @@ class _Models:
         dims = hf_config.dims(config)
         self._adapters = StoredAdapters(checkpoint)
         self._sources = canonical_sources(dims)
-        self._base = canonical_rows(ModelWeights(base / "weights", dims), dims, change)
+        self._base = canonical_rows(ModelWeights(base / "weights", dims), dims, as_trained_over(checkpoint, into))
         self._merged = merged
         self._on_bytes = on_bytes
 

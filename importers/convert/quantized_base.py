@@ -55,13 +55,16 @@ def merged_into(checkpoint: Path, wanted: str | None) -> str | None:
     return None if format is None else wanted or ORIGINAL
 
 
-def as_trained_over(checkpoint: Path) -> Change:
-    """What turns a base's matrices into those that a QLoRA adapter was trained over.
+def as_trained_over(checkpoint: Path, into: str | None) -> Change | None:
+    """What is done to a base's matrices before adapters are merged into them; None leaves them as they are.
 
     Args:
         checkpoint: The adapter checkpoint; its run.json says in which format, on which kind of device, and in which
             dtype the products were.
+        into: As `merged_into` says.
     """
+    if into in (None, ORIGINAL):
+        return None
     format = base_format(StoredAdapters(checkpoint).scheme)
     assert format is not None
     said = (read_json(checkpoint / "context" / "run.json") or {}).get("trained_over", {})

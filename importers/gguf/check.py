@@ -121,9 +121,7 @@ def compare(
     file: Path,
     sources: Mapping[str, Rows],
     *,
-    checkpoint: Path,
-    base: Path | None,
-    into: str | None,
+    model: reference.Model,
     tokenizer: Any,
     quantization: Quantization,
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -133,9 +131,7 @@ def compare(
     Args:
         file: The GGUF file.
         sources: The rows each of its tensors was made from, in the file's order.
-        checkpoint: The checkpoint, for its logits.
-        base: The base of its adapters; None for a model.
-        into: What they were merged into (`quantized_base.merged_into`).
+        model: The checkpoint, for its logits.
         tokenizer: The transformers tokenizer.
         quantization: What the file should be.
         on_bytes: Called with the number of bytes each time some are read.
@@ -145,8 +141,7 @@ def compare(
     """
     errors, counts = _compare_tensors(StoredFile(file), sources, on_bytes)
     with temporary_folder() as name:
-        merged = reference.Model(checkpoint, base, into)
-        next_tokens = _compare_tokens(file, merged, tokenizer, Path(name))
+        next_tokens = _compare_tokens(file, model, tokenizer, Path(name))
     found = Measured(errors, counts, next_tokens)
     _refuse(found.next_tokens, quantization)
     return found

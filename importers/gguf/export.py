@@ -19,16 +19,15 @@ from mixtral_recipes.checkpoints.lineage.told import hub_origin
 from mixtral_recipes.checkpoints.publish import publish_file
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import (
-    base_to_merge,
     check_digests,
     export_lineage,
     exported_rows,
-    into_of,
+    what_to_merge,
 )
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.gguf import check as checks
-from mixtral_recipes.importers.gguf import llama
+from mixtral_recipes.importers.gguf import llama, reference
 from mixtral_recipes.importers.gguf.encoded import Encoded, Hashed
 from mixtral_recipes.importers.gguf.extra import package
 from mixtral_recipes.importers.gguf.modelfile import modelfile
@@ -150,8 +149,7 @@ class _Export:
             {kind.name: block for kind, (block, _) in gguf.GGML_QUANT_SIZES.items()},
         )
         self.vocabulary = vocabulary_of(self.checkpoint / "context", self.dims.vocab_size)
-        self.base = base_to_merge(self.checkpoint, self.manifest, self.base)
-        self.into, _ = into_of(self.checkpoint, self.base, self.into, None)
+        self.base, self.into, _ = what_to_merge(self.checkpoint, self.manifest, self.base, self.into)
 
     def write(self, path: Path) -> dict[str, dict[str, Any]]:
         """Write the file; returns what lineage records of it: name -> dtype, shape and hash."""
@@ -184,9 +182,7 @@ class _Export:
             return checks.compare(
                 path,
                 sources,
-                checkpoint=self.checkpoint,
-                base=self.base,
-                into=self.into,
+                model=reference.Model(self.checkpoint, self.base, self.into),
                 tokenizer=self.vocabulary.tokenizer,
                 quantization=self.kind,
                 on_bytes=on_bytes,
