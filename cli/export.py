@@ -8,7 +8,7 @@ import typer
 from mixtral_recipes.cli.options.checkpoint import Checkpoint, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.export import FormOptions
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json, say
+from mixtral_recipes.cli.output import in_gb, note, print_json, say
 from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
 from mixtral_recipes.importers import exports
 
@@ -52,7 +52,7 @@ def command(
         from mixtral_recipes.importers.hf.hub import upload
 
         result["hub"] = upload(made, push_to_hub, private=not public)
-    note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
+    note(f"{in_gb(nbytes)} in {seconds:.1f} s")
     for line in _in_words(told):
         note(line)
     if json:

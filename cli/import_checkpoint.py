@@ -7,7 +7,7 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.result import Json
-from mixtral_recipes.cli.output import note, print_json, say
+from mixtral_recipes.cli.output import in_gb, note, print_json, say
 
 _SHOWN = 8  # names of files
 
@@ -58,9 +58,9 @@ def command(
     if left := manifest.get("left_behind"):
         result["left_behind"] = left
         adapter = manifest["kind"] == "adapter"
-        why = "an adapter has its base's tokenizer" if adapter else "nothing in the model refers to it"
+        why = "of an adapter only weights and settings are taken" if adapter else "nothing in the model refers to it"
         note(f"Left behind, as {why}: {some_of(left, _SHOWN)}.")
-    note(f"{nbytes / 1e9:.2f} GB in {seconds:.1f} s")
+    note(f"{in_gb(nbytes)} in {seconds:.1f} s")
     if json:
         print_json(result)
     else:

@@ -44,6 +44,11 @@ def print_table(made: "Table") -> None:
     console(width=_WIDEST).print(made)
 
 
+def in_gb(nbytes: int) -> str:
+    """A size in GB, or in MB where that would be next to nothing."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"
+
+
 def note(text: str) -> None:
     """One line for the person at the terminal, on stderr so that stdout stays a result."""
     print(printable(text), file=sys.stderr, flush=True)

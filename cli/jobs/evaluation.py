@@ -92,4 +92,4 @@ def _start(text: str, most: int = 150) -> str:
 
 def _end(text: str, most: int = 160) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= most else "... " + line[-most:]
+    return line if len(line) <= most else "... " + line[-most:].partition(" ")[2]

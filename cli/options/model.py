@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,10 +82,21 @@ class SamplingOptions:
         Raises:
             RecipeError: a value out of range.
         """
+        from mixtral_recipes.errors import MixtralRecipesWarning
         from mixtral_recipes.inference.sampling import Sampling
+        from mixtral_recipes.system.ranks import launched
 
         given: dict[str, Any] = {**vars(self), "stop": tuple(self.stop or ())}
-        return Sampling(**given)
+        made = Sampling(**given)
+        of_draws = [name for name in ("top_k", "top_p", "seed") if given[name] != getattr(Sampling, name)]
+        if of_draws and made.temperature == 0 and not launched():
+            options = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in of_draws)
+            warnings.warn(
+                f"{options}: no effect without --temperature, since at 0 nothing is drawn.",
+                MixtralRecipesWarning,
+                stacklevel=2,
+            )
+        return made
 
 
 Prompts = Annotated[

@@ -22,7 +22,7 @@ def with_experts_named[Scheme: LoRA](scheme: Scheme, num_layers: int, num_expert
         return scheme
     if scheme.router_load is None:
         raise RecipeError(
-            f"peft.experts={scheme.experts}: name a run that counted the experts' tokens, peft.router_load=RUN."
+            f"peft.experts={scheme.experts}: name the folder of a run that counted, peft.router_load=FOLDER."
         )
     if wanted > num_experts:
         raise RecipeError(f"peft.experts={scheme.experts}, but the model has {num_experts} experts.")
@@ -62,7 +62,9 @@ def read_load(path: Path) -> list[list[float]]:
                     for sums, layer in pairs
                 ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RecipeError(f"peft.router_load={path}: cannot be read as a run's metrics.jsonl ({error}).") from error
+        raise RecipeError(
+            f"peft.router_load={path}: cannot be read as a run's metrics.jsonl ({error}); name its folder."
+        ) from error
     if not total or not total[0]:
         raise RecipeError(f"peft.router_load={path}: no step of that run has the experts' load.")
     return total

@@ -47,7 +47,7 @@ def refusal(job: Workload, card: Card) -> str | None:
     shown = ", ".join(f"{name} {getattr(taken, name):.1f}" for name in _largest(taken)[:3])
     text = (
         f"{job.topology.describe()} on {job.topology.world_size} x {card.title}: needs {taken.total:.0f} GB on a GPU "
-        f"that has {taken.capacity:.0f}; {_largest(taken)[0]} takes most ({shown} GB)."
+        f"that has {taken.capacity:.0f}; most of it: {shown} GB."
     )
     found = [str(repair) for repair in repairs(job, card)]
     return text + (f" To fit: {'; or '.join(found)}." if found else "")

@@ -43,7 +43,7 @@ class LoRA:
         layers: The layers that are adapted, counted from 0: ``"8-31"``, ``"0,4-7"`` or a list; None is all.
         experts: The experts that are adapted, likewise, in every layer; ``"busiest:4"`` is the four of each layer that
             got most tokens in the run that ``router_load`` names. By layer, if it is a dict.
-        router_load: A run whose metrics.jsonl says how many tokens each expert got.
+        router_load: The folder of a run whose metrics.jsonl says how many tokens each expert got.
         modules_to_save: Modules trained whole beside the adapters: ``"word_embeddings"``, ``"output_layer"``.
         loraplus_lr_ratio: B's learning rate over that of everything else (LoRA+); None is 1.
     """

@@ -11,6 +11,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.records.bad_records import BadRecord
 from mixtral_recipes.data.records.chat_encoder import ChatEncoder
+from mixtral_recipes.data.records.chat_templates import template_for, template_of
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.learning import check_learn
 from mixtral_recipes.data.records.open import check_named, open_source
@@ -58,10 +59,10 @@ class ChatDataModule(DataModule):
     form = "conversations"
 
     def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
-        """As the base says: with the chat template that is named, and, where it may grow, the tokens for it."""
-        if self.chat_template is None or tokenizer is None:
+        """As the base says: with the chat template it learns, and, where it may grow, the tokens for it."""
+        if tokenizer is None or (self.chat_template is None and template_of(tokenizer)):
             return tokenizer
-        return with_template(tokenizer, self.chat_template, grow=grow)
+        return with_template(tokenizer, template_for(tokenizer, self.chat_template), grow=grow)
 
     def check_places(self) -> None:
         """As the base says."""

@@ -53,14 +53,14 @@ class MixedDataModule(DataModule):
         Raises:
             DataError: two of them name different chat templates.
         """
-        named = {source.chat_template for source in self.sources if getattr(source, "chat_template", None)}
+        conversations = [source for source in self.sources if hasattr(source, "chat_template")]
+        named = {source.chat_template for source in conversations if source.chat_template}
         if len(named) > 1:
             raise DataError(
                 f"data.sources: {len(named)} different chat templates; a model learns one, so name the same for all."
             )
-        for source in self.sources:
-            if getattr(source, "chat_template", None):
-                return source.tokenizer_for(tokenizer, grow=grow)
+        for source in sorted(conversations, key=lambda source: not source.chat_template):
+            tokenizer = source.tokenizer_for(tokenizer, grow=grow)
         return tokenizer
 
     def setup(self, tokenizer: Any) -> None:

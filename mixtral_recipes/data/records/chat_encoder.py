@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mixtral_recipes.data.batches.fit import Encoded
-from mixtral_recipes.data.records.chat_templates import default_template, named_template, template_of
+from mixtral_recipes.data.records.chat_templates import template_for
 from mixtral_recipes.data.records.conversations import Conversation, Message
 from mixtral_recipes.data.records.learning import Span
 from mixtral_recipes.data.records.template_sandbox import render
@@ -63,10 +63,9 @@ class ChatEncoder:
         if not getattr(tokenizer, "is_fast", False):
             raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a fast tokenizer (tokenizer.json).")
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        chat_template = named_template(chat_template) if chat_template is not None else None
         self.tokenizer = tokenizer
         self.limit = limit
-        self.template: str = chat_template or template_of(tokenizer) or default_template(set(added))
+        self.template: str = template_for(tokenizer, chat_template)
         self._marks_answers = bool(_GENERATION.search(self.template))
         # Those that JSON would write in another way never appear in it as they are.
         plain = [token for token in added if json.dumps(token, ensure_ascii=False) == f'"{token}"']

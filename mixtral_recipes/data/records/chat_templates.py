@@ -126,6 +126,22 @@ def template_of(tokenizer: Any, name: str = "default") -> str | None:
     return own[name]
 
 
+def template_for(tokenizer: Any, chat_template: str | None) -> str:
+    """The template that conversations are tokenized with: the one that is named, the tokenizer's own, or the default.
+
+    Args:
+        tokenizer: A fast transformers tokenizer.
+        chat_template: As `named_template` takes it, or None.
+
+    Raises:
+        DataError: there is no such template.
+    """
+    if chat_template is not None:
+        return named_template(chat_template)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return template_of(tokenizer) or default_template(added)
+
+
 def default_template(added_tokens: set[str]) -> str:
     """The template for a tokenizer that has none.
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mixtral_recipes.cli import chat
-from mixtral_recipes.errors import DataError
+from mixtral_recipes.cli.options.model import SamplingOptions
+from mixtral_recipes.errors import DataError, MixtralRecipesWarning
 from mixtral_recipes.inference import generate
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.system import ranks
@@ -45,3 +46,9 @@ def test_a_line_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch, erro
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8", errors))
     with pytest.raises(DataError, match="not UTF-8"):
         chat._ask()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_options_of_draws_are_warned_of_where_nothing_is_drawn() -> None:
+    with pytest.warns(MixtralRecipesWarning, match="--top-k 5, --seed 3: no effect without --temperature"):
+        assert SamplingOptions(top_k=5, seed=3).sampling() == Sampling(top_k=5, seed=3)
+    SamplingOptions(temperature=0.5, top_k=5, seed=3).sampling()  # a warning would be an error

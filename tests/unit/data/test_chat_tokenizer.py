@@ -8,8 +8,9 @@ import pytest
 from mixtral_recipes.data.chat_tokenizer import missing_markers, with_template
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.data.modules.mixed import MixedDataModule
+from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.data.records.chat_encoder import ChatEncoder
-from mixtral_recipes.data.records.chat_templates import CHATML
+from mixtral_recipes.data.records.chat_templates import CHATML, MIXTRAL_V1
 from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import DataError
 
@@ -37,8 +38,19 @@ def test_markers_stay_text_where_it_may_not(tokenizer: Any) -> None:
     assert "<|im_start|>" in same.decode(ChatEncoder(same).encode(TALK).tokens)
 
 
-def test_only_a_template_that_is_named_changes_the_tokenizer(tokenizer: Any) -> None:
-    assert ChatDataModule().tokenizer_for(tokenizer, grow=True) is tokenizer
+def test_a_tokenizer_without_a_template_gets_the_one_that_is_learned(tokenizer: Any) -> None:
+    assert not tokenizer.chat_template
+    made = ChatDataModule().tokenizer_for(tokenizer, grow=True)
+    assert made.chat_template == ChatEncoder(tokenizer).template == MIXTRAL_V1
+    assert ChatDataModule().tokenizer_for(made, grow=True) is made
+    assert not tokenizer.chat_template  # the one it was made of is as it was
+    mixed = MixedDataModule(sources=[SquadDataModule(), ChatDataModule()])
+    assert mixed.tokenizer_for(tokenizer, grow=False).chat_template == MIXTRAL_V1
+    mixed = MixedDataModule(sources=[ChatDataModule(), ChatDataModule(chat_template="chatml")])
+    assert mixed.tokenizer_for(tokenizer, grow=False).chat_template == CHATML
+
+
+def test_a_template_that_is_named_becomes_the_tokenizers(tokenizer: Any) -> None:
     assert ChatDataModule(chat_template="mixtral").tokenizer_for(tokenizer, grow=True).eos_token == "</s>"
     mixed = MixedDataModule(sources=[ChatDataModule(), ChatDataModule(chat_template="chatml")])
     assert mixed.tokenizer_for(tokenizer, grow=True).eos_token == "<|im_end|>"

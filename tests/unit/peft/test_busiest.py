@@ -31,12 +31,18 @@ def test_every_layer_has_its_own(logged: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experts": "busiest:2"}, "name a run that counted the experts' tokens, peft.router_load=RUN"),
+        (
+            {"experts": "busiest:2"},
+            "name the folder of a run that counted, peft.router_load=FOLDER",
+        ),
         ({"router_load": "{}"}, "needs peft.experts=busiest:N"),
         ({"experts": "busiest:x", "router_load": "{}"}, "write how many of each layer, e.g. busiest:4"),
         ({"experts": "busiest:0", "router_load": "{}"}, "write how many"),
         ({"experts": "busiest:5", "router_load": "{}"}, "but the model has 4 experts"),
-        ({"experts": "busiest:2", "router_load": "{}/nothing"}, "cannot be read as a run's metrics.jsonl"),
+        (
+            {"experts": "busiest:2", "router_load": "{}/nothing"},
+            "cannot be read as a run's metrics.jsonl .*; name its folder",
+        ),
     ],
 )
 def test_refusals(logged: Path, settings: dict[str, str], message: str) -> None:

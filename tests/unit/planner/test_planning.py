@@ -77,7 +77,7 @@ def test_what_cannot_fit_is_refused_with_repairs_that_do(asked: Question) -> Non
     job = job_of(asked)
     text = verdict.refusal(job, H100)
     assert text is not None
-    assert "takes most" in text
+    assert "; most of it: " in text
     assert "To fit: " in text
     for repair in verdict.repairs(job, H100):
         check(repair.found)
