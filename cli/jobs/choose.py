@@ -106,7 +106,7 @@ def prepare(options: JobOptions) -> Job:
         recipe_name, task = str(options.chosen.recipe), str(options.task)
         recipe = _own(options, recipe_name, task)
     else:
-        recipe_name, task = _choose(options), options.task or "finetune"
+        recipe_name, task = catalog.entry(options.chosen.recipe or _SMALLEST).name, options.task or "finetune"
         if options.chosen.recipe is None:
             notes.append(f"Taking --recipe {recipe_name}, a small Mixtral, on {_what_is_here(options)}.")
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
@@ -131,10 +131,6 @@ def prepare(options: JobOptions) -> Job:
 
 
 _SMALLEST = "mixtral_tiny"  # ships with the package, and trains on whatever there is
-
-
-def _choose(options: JobOptions) -> str:
-    return catalog.entry(options.chosen.recipe or _SMALLEST).name
 
 
 def _what_is_here(options: JobOptions) -> str:
@@ -210,8 +206,7 @@ def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, 
             raise RecipeError(f"{option_of(argument)} does not go with a recipe file; write it into {file}.")
     automodel = automodel_file(file)
     if automodel is not None:
-        sizes_and_card = {name: value for name, value in options.arguments.items() if name in (*SIZES, "hardware")}
-        recipe = automodel.recipe(**sizes_and_card)
+        recipe = automodel.recipe(**options.arguments)
         notes += automodel.notes
         return recipe_name, task, recipe
     return recipe_name, task, read_recipe(file, **given)
@@ -220,18 +215,18 @@ def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, 
 def _change(recipe: Any, options: JobOptions) -> None:
     from mixtral_recipes.overrides import paths as overrides
 
-    if options.tuning.restore_from is not None:
-        overrides.set_value(recipe, "resume.restore_config.path", options.tuning.restore_from)
-    if options.tuning.resize_vocab:
-        overrides.set_value(recipe, "resume.restore_config.resize_vocab", True)
-    if options.tuning.chat_template is not None:
-        overrides.set_value(recipe, "data.chat_template", options.tuning.chat_template)
-    if options.tuning.bits is not None:
-        if options.tuning.peft is not PeftScheme.qlora:
-            raise RecipeError(
-                f"--bits {options.tuning.bits} applies only to a quantised base; give --peft qlora, or leave it out."
-            )
-        overrides.set_value(recipe, "peft.bits", options.tuning.bits)
+    tuning = options.tuning
+    if tuning.bits is not None and tuning.peft is not PeftScheme.qlora:
+        raise RecipeError(f"--bits {tuning.bits} applies only to a quantised base; give --peft qlora, or leave it out.")
+    given = {
+        "resume.restore_config.path": tuning.restore_from,
+        "resume.restore_config.resize_vocab": tuning.resize_vocab or None,
+        "data.chat_template": tuning.chat_template,
+        "peft.bits": tuning.bits,
+    }
+    for path, value in given.items():
+        if value is not None:
+            overrides.set_value(recipe, path, value)
     overrides.apply(recipe, options.overrides)
     recipe.resume = with_start(recipe.resume)
 

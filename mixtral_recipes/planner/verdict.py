@@ -128,13 +128,9 @@ def _largest(taken: Memory) -> list[str]:
 def repairs(job: Workload, card: Card) -> list[Repair]:
     """Ways to make a job run: another layout on as many GPUs, more GPUs, fewer trained weights."""
     found: list[Repair] = []
-    same = nearest(job, card)
-    if same:
-        found.append(Repair(f"on {job.topology.world_size} GPUs", changes(job, same.job, card), same))
-    else:
-        more = _more_gpus(job, card)
-        if more:
-            found.append(Repair(f"on {more.job.topology.world_size} GPUs", changes(job, more.job, card), more))
+    other = nearest(job, card) or _more_gpus(job, card)
+    if other:
+        found.append(Repair(f"on {other.job.topology.world_size} GPUs", changes(job, other.job, card), other))
     for words, option, adapters in _lighter(job):
         lighter = nearest(dataclasses.replace(job, adapters=adapters), card)
         if lighter:

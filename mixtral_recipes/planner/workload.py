@@ -93,7 +93,6 @@ class Workload:
         distributed_optimizer: Whether the copies of a parameter share its optimizer state.
         sharded_weights: Whether they share weights and gradients too (fully sharded data parallelism).
         overlap_grad_reduce: Whether gradients are reduced while others are computed (and lie in buckets).
-        overlap_param_gather: Whether weights are gathered while others are used.
         capacity_factor: Tokens an expert takes over an even share, padded; None drops no token.
         topk: Experts per token.
         fused_attention: Whether attention stores no scores (flash, cuDNN or torch's fused kernels).
@@ -119,7 +118,6 @@ class Workload:
     distributed_optimizer: bool = True
     sharded_weights: bool = False
     overlap_grad_reduce: bool = True
-    overlap_param_gather: bool = True
     capacity_factor: float | None = None
     topk: int = 2
     fused_attention: bool = True
@@ -191,7 +189,6 @@ class Workload:
             distributed_optimizer=bool(_of(recipe, "optim.config.use_distributed_optimizer", True)),
             sharded_weights=sharding != "no_shard",
             overlap_grad_reduce=bool(getattr(ddp, "overlap_grad_reduce", False)),
-            overlap_param_gather=bool(getattr(ddp, "overlap_param_gather", False)),
             capacity_factor=_capacity(config, trainer),
             topk=config.moe_router_topk,
             fused_attention="unfused" not in str(getattr(config, "attention_backend", "")),

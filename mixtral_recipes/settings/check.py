@@ -16,7 +16,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
 from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Rule, notice, refusal, short
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 
@@ -45,7 +45,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
             if not conforms(value, wanted) and not _is_default(owner, name, value):
                 as_text = "; write str(path)" if isinstance(value, PurePath) else ""
                 instead = f"; {INSTEAD[name]}" if name in INSTEAD else as_text
-                refused.append(f"{where}={_short(value)}: needs {describe(wanted)}{instead}.")
+                refused.append(f"{where}={short(value)}: needs {describe(wanted)}{instead}.")
             elif secret := _secret(where, value):
                 refused.append(secret)
             elif wrong := out_of_range(where, str(name), value):
@@ -112,11 +112,6 @@ def _secret(where: str, value: Any) -> str | None:
 def _is_default(target: Any, name: str, value: Any) -> bool:
     """Megatron's own defaults are not always of the type they state."""
     return value is default(target, name)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_read(rule: Rule, parts: Mapping[Any, Any], task: str) -> bool:

@@ -153,10 +153,9 @@ def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterat
         for batch in batches():
             if not number:
                 _refuse_twice(path, batch.schema.names)
-            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                for value in batch.slice(start, _ROWS_AT_ONCE).to_pylist(maps_as_pydicts="lossy"):
-                    number += 1
-                    yield Record(value, f"{path}: row {number}")
+            for value in batch.to_pylist(maps_as_pydicts="lossy"):
+                number += 1
+                yield Record(value, f"{path}: row {number}")
     except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a time before all years
         raise DataError(f"{path}: not a readable {kind} ({error}).") from error
 

@@ -87,7 +87,7 @@ def refusal(rule: Rule, path: str, value: Any) -> str | None:
     for allowed in (rule.value, *rule.also):
         if _same(value, allowed) or getattr(value, "__name__", None) == allowed is not None:
             return None
-    return f"{path}={_short(value)}: must be {rule.value!r}: {rule.why}."
+    return f"{path}={short(value)}: must be {rule.value!r}: {rule.why}."
 
 
 def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str | None:
@@ -113,13 +113,14 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str 
         silent.append(given.get(rule.beside, dataclasses.MISSING))
     if any(_same(value, quiet) for quiet in silent):
         return None
-    return f"{path}={_short(value)} has no effect: {rule.why}."
+    return f"{path}={short(value)} has no effect: {rule.why}."
 
 
 def _same(value: Any, other: Any) -> bool:
     return value is other or (isinstance(value, bool) == isinstance(other, bool) and bool(value == other))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in a line, for messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
