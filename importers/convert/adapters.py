@@ -5,7 +5,6 @@ they adapt (`peft/names.py`), which the mapping has in a column of its own.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, read_as, read_rows, row_bytes_as, too_large
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
-from mixtral_recipes.importers.mapping import Weight
 from mixtral_recipes.peft.lengths import lengths_of, stretch
 
 
@@ -94,36 +91,3 @@ class CastRows:
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows, rounded to the type; what is too large for it, the writer refuses."""
         read_rows(self.trained, start, count, out[: count * self.row_bytes], self.dtype)
-
-
-class SavedAdapters:
-    """The adapters of a checkpoint on their way into its base."""
-
-    def __init__(self, checkpoint: Path, dtype: str | None = None) -> None:
-        """Open an adapter checkpoint.
-
-        Args:
-            checkpoint: Its folder; ``context/run.json`` names the scheme.
-            dtype: What merged matrices are rounded to, as safetensors spells it; None is what the base has.
-
-        Raises:
-            CheckpointError: the record of the scheme is missing.
-        """
-        self._stored, self._dtype = StoredAdapters(checkpoint), dtype
-
-    def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows) -> Rows:
-        """The matrix with this layer's adapter added; ``base`` itself where nothing adapts it."""
-        whole = self._stored.whole(weight.disk)
-        if whole is not None:
-            return CastRows(whole, self._dtype or base.dtype)
-        if not weight.adapted:
-            return base
-        layer_name = weight.adapted.format(layer=layer, expert=expert)
-        adapter = self._stored.read(layer_name)
-        if adapter is None:
-            return base
-        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude, layer_name, self._dtype)
-
-    def check_all_merged(self) -> None:
-        """Refuse to finish while an adapter has found no layer."""
-        self._stored.check_all_read()

@@ -15,7 +15,9 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import with_scores
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.convert.quantized_base import ORIGINAL, as_trained_over, kept_dtype, merged_into
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight, canonical_shapes
+from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 from mixtral_recipes.layout.shapes import ModelShape
 
 
@@ -88,22 +90,17 @@ def rows_of(
         into: As for `exported_rows`.
         dtype: What adapters are merged in; None is the base's type.
     """
-    from mixtral_recipes.importers.convert.adapters import SavedAdapters
-    from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
-
-    adapters = SavedAdapters(checkpoint, dtype) if base else None
     saved = ModelWeights((base or checkpoint) / "weights", dims)
-    if adapters is None:
+    if base is None:
         return canonical_rows(saved, dims)
-    trained_over = as_trained_over(checkpoint, into)
+    adapters, trained_over = StoredAdapters(checkpoint), as_trained_over(checkpoint, into)
 
     def merge(weight: Weight, layer: int | None, expert: int | None, rows: Rows) -> Rows:
-        return adapters.merged(
-            weight, layer, expert, trained_over(weight, layer, expert, rows) if trained_over else rows
-        )
+        rows = trained_over(weight, layer, expert, rows) if trained_over else rows
+        return adapters.merged(weight, layer, expert, rows, dtype)
 
     rows = canonical_rows(saved, dims, merge)
-    adapters.check_all_merged()
+    adapters.check_all_read()
     return rows
 
 

@@ -12,6 +12,8 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.adapters import CastRows, MergedRows
+from mixtral_recipes.importers.mapping import Weight
 from mixtral_recipes.peft import names
 from mixtral_recipes.peft import whole as whole_modules
 from mixtral_recipes.settings.peft import scheme_of
@@ -102,6 +104,17 @@ class StoredAdapters:
         """A weight that was trained whole, in memory; ``dtype`` as for adapters."""
         self._unused.discard(key)
         return self._stored.read_tensor(key, dtype)
+
+    def merged(self, weight: Weight, layer: int | None, expert: int | None, base: Rows, dtype: str | None) -> Rows:
+        """A base's matrix with its adapter added, in ``dtype`` or its own; itself where nothing adapts it."""
+        whole = self.whole(weight.disk)
+        if whole is not None:
+            return CastRows(whole, dtype or base.dtype)
+        name = (weight.adapted or "").format(layer=layer, expert=expert)
+        adapter = self.read(name) if name else None
+        if adapter is None:
+            return base
+        return MergedRows(base, adapter.a, adapter.b, adapter.scale, adapter.magnitude, name, dtype)
 
     def check_all_read(self) -> None:
         """Refuse to finish while an adapter has found no layer.

@@ -12,11 +12,11 @@ from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert import adapters
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_nemo import export_nemo
 from mixtral_recipes.importers.convert.merge_check import TOLERANCE, check_merge
+from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import Weight
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.adapter_folder import make_adapter
@@ -78,12 +78,14 @@ def test_rounding_to_16_bits_is_no_fault(base: Path, tmp_path: Path, dtype: str)
     assert 1e-5 < found["logits_difference"] < TOLERANCE[found["dtype"]]
 
 
-def without_adapter(merged: Merged, weight: Weight, layer: int, expert: int, rows: Rows) -> Rows:
+def without_adapter(merged: Merged, weight: Weight, layer: int, expert: int, rows: Rows, dtype: str | None) -> Rows:
     return rows
 
 
-def another_experts(merged: Merged, weight: Weight, layer: int, expert: int | None, rows: Rows) -> Rows:
-    return merged(weight, layer, None if expert is None else expert ^ 1, rows)
+def another_experts(
+    merged: Merged, weight: Weight, layer: int, expert: int | None, rows: Rows, dtype: str | None
+) -> Rows:
+    return merged(weight, layer, None if expert is None else expert ^ 1, rows, dtype)
 
 
 @pytest.mark.parametrize("wrong", [without_adapter, another_experts])
@@ -91,9 +93,9 @@ def test_a_wrong_merge_gets_no_name(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Rows]
 ) -> None:
     checkpoint = make_adapter(base, LoRA(dim=4, alpha=8), tmp_path / "adapter")
-    right = adapters.SavedAdapters.merged
-    monkeypatch.setattr(adapters.SavedAdapters, "merged", lambda *args: wrong(right.__get__(args[0]), *args[1:]))
-    monkeypatch.setattr(adapters.SavedAdapters, "check_all_merged", lambda self: None)
+    right = StoredAdapters.merged
+    monkeypatch.setattr(StoredAdapters, "merged", lambda *args: wrong(right.__get__(args[0]), *args[1:]))
+    monkeypatch.setattr(StoredAdapters, "check_all_read", lambda self: None)
     with pytest.raises(CheckpointError, match=r"merged model is not right: logits .* --no-check writes it"):
         export_checkpoint(checkpoint, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -112,8 +114,8 @@ def test_a_small_adapter_that_is_left_out_is_missed(
     assert "rounding takes much of that away, and --dtype fp32 would keep it" in (blurred / "README.md").read_text()
     kept = export_checkpoint(checkpoint, tmp_path / "kept", dtype="fp32")
     assert lineage.read(kept).origin["merge_check"]["logits_difference"] < 1e-5
-    monkeypatch.setattr(adapters.SavedAdapters, "merged", lambda self, weight, layer, expert, rows: rows)
-    monkeypatch.setattr(adapters.SavedAdapters, "check_all_merged", lambda self: None)
+    monkeypatch.setattr(StoredAdapters, "merged", lambda self, weight, layer, expert, rows, dtype: rows)
+    monkeypatch.setattr(StoredAdapters, "check_all_read", lambda self: None)
     with pytest.raises(CheckpointError, match="computes what the base does without the adapter"):
         export_checkpoint(checkpoint, tmp_path / "without")
 
