@@ -70,6 +70,9 @@ def evaluate(
     """
     record = lineage.of_checkpoint(checkpoint)
     work = _Measuring.of(asked, record)  # before a large model is loaded for nothing
+    if asked.data is not None:
+        for line in work.held_out():
+            say(line)
     for name, model, as_it_was in _models(checkpoint, record, topology, dtype, asked.compare, say):
         say(f"measuring: {name}")
         with as_it_was:
@@ -156,6 +159,16 @@ class _Measuring:
         own = run is not None and asked.data is None
         limit = run.recipe.get("trainer.limit_val_batches") if own and run is not None else None
         return cls(asked, data_of(run, asked.data), tasks, limit)
+
+    def held_out(self) -> Iterator[str]:
+        """What is said of data of which a part only is measured."""
+        for pipeline in self.data.pipelines() if self.data is not None else []:
+            if "validation" not in pipeline.source.splits:
+                yield (
+                    f"{pipeline.source.spec} has no validation split: what a run holds out of it is measured, "
+                    f"{100 * pipeline.val_proportion:g} %. For all of a file, give a folder with it as validation.json "
+                    "(or .jsonl, ...) beside a train.json."
+                )
 
     def setup(self, model: InferenceModel) -> None:
         """Read the data set as the first of the models reads it; no sequence is longer than its positions."""

@@ -50,5 +50,8 @@ def loss_on(model: InferenceModel, data: DataModule, limit_batches: int | None) 
     finally:
         model.chunk.eval()
     if found is None:
-        raise DataError(f"{data.form}: no validation split, so there is nothing to measure the loss on.")
+        raise DataError(
+            f"{data.form}: no validation split, and too little to hold any out, so there is nothing to measure on; "
+            "give a folder with a train and a validation file."
+        )
     return found

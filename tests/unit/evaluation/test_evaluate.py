@@ -36,3 +36,19 @@ def test_nothing_is_loaded_for_what_is_not_there(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MixtralRecipesError, match=message):
         evaluate(tmp_path, Asked(**asked), None)  # pyright: ignore[reportArgumentType]
+
+
+def test_data_of_which_a_part_is_measured_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = mock.Mock(return_value=Lineage("model", Identity()))
+    monkeypatch.setattr("mixtral_recipes.evaluation.evaluate.lineage.of_checkpoint", record)
+    monkeypatch.setattr("mixtral_recipes.evaluation.evaluate._models", lambda *given: iter(()))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.jsonl", "validation.jsonl"):
+        (folder / name).write_text('{"input": "a", "output": "b"}\n')
+    told: list[str] = []
+    evaluate(tmp_path, Asked(data=str(folder / "train.jsonl")), None, say=told.append)  # pyright: ignore[reportArgumentType]
+    assert len(told) == 1
+    assert "train.jsonl has no validation split: what a run holds out of it is measured, 5 %" in told[0]
+    evaluate(tmp_path, Asked(data=str(folder)), None, say=told.append)  # pyright: ignore[reportArgumentType]
+    assert len(told) == 1
