@@ -233,7 +233,9 @@ def test_pretrain_takes_data_as_finetune_does(
 
 
 @pytest.mark.usefixtures("without_gpu")
-def test_a_saved_recipe_runs_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_saved_recipe_runs_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = started(monkeypatch)
     line = ["finetune", "--recipe", "mixtral_tiny", "--dir", str(tmp_path), "--name", "a", "trainer.max_steps=7"]
     assert main.run(line) == 0
@@ -241,6 +243,8 @@ def test_a_saved_recipe_runs_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert str(tmp_path) not in Path("saved.yaml").read_text()
     assert main.run(["run", "saved.yaml", "--dir", str(tmp_path), "--name", "a"]) == 0
     assert main.run(["finetune", "--yaml", "saved.yaml", "--dir", str(tmp_path), "--name", "a"]) == 0
+    assert main.run(["finetune", "--yaml", "saved.yaml", "--peft", "lora"]) == 2
+    assert "--peft does not go with a recipe file; write it into saved.yaml." in capsys.readouterr().err
     assert calls[0][0] == calls[1][0] == calls[2][0]
 
 

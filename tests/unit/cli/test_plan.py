@@ -92,6 +92,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b --task pretrain --peft lora", "--peft applies only to fine-tuning"),
         ("--recipe mixtral_8x7b --performance-mode", "--performance-mode applies only to pretraining"),
         ("--yaml recipe.yaml --num-nodes 2", "--num-nodes does not go with a recipe file"),
+        ("--yaml recipe.yaml --no-packed", "--packed does not go with a recipe file"),
         ("--recipe mixtral_8x7b --deadline 1m --max-gpus 8", "allow more time or GPUs"),
         ("--recipe mixtral_8x22b --peft none --smallest --max-gpus 8", "no layout of up to 8"),
     ],
