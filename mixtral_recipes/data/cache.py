@@ -1,17 +1,21 @@
 """What is prepared once: folders named by the hash of everything they were made from, written under a lock."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.system import remembered as answers
 from mixtral_recipes.system.files import replacing_folder, sha256, write_json
 from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.locks import held
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MADE_FROM, _CONTENTS = "made_from.json", "contents.json"
 _PACKAGE = Path(__file__).parents[1]
@@ -34,20 +38,48 @@ def prepared(kind: str, made_from: Any, build: Callable[[Path], None]) -> Path:
         A folder that is complete, and whose files are as they were made: one that is damaged is made again. It carries
         ``made_from.json`` and the hashes of its files.
     """
+    with preparing(kind, made_from) as (folder, empty):
+        if empty is not None:
+            build(empty)
+    return folder
+
+
+@contextlib.contextmanager
+def preparing(kind: str, made_from: Any) -> Iterator[tuple[Path, Path | None]]:
+    """As `prepared`, for what several processes build together: one of them holds this meanwhile.
+
+    Args:
+        kind: A folder name under `data_home`, or the path of a folder elsewhere.
+        made_from: As for `prepared`.
+
+    Yields:
+        The folder, and the empty one to fill, which gets its name afterwards; None where all is there.
+    """
     text, folder = _place_of(kind, made_from)
     if folder.is_dir() and _damage_of(folder, text) is None:
-        return folder
+        yield folder, None
+        return
     with held(folder):
         if folder.is_dir():
             damage = _damage_of(folder, text)
             if damage is None:
-                return folder
+                yield folder, None
+                return
             print(f"data: {folder} is made again: {damage}", file=sys.stderr)
         with replacing_folder(folder) as staging:
-            build(staging)
+            yield folder, staging
             (staging / _MADE_FROM).write_text(text)
             write_json(staging / _CONTENTS, _contents_of(staging))
-    return folder
+
+
+def save_array(path: Path, array: "np.ndarray") -> None:
+    """`numpy.save`, which does not tell when the end of an array finds no room on the disk."""
+    import numpy as np
+
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def is_prepared(kind: str, made_from: Any) -> bool:

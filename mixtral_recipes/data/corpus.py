@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_recipes.data.cache import code_version
+from mixtral_recipes.data.cache import code_version, save_array
 from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
@@ -273,7 +273,7 @@ def _encode_part(part: TextPart, target: Path, encoder: Encoder, on_bad_record: 
             lengths.append(counts)
     write_json(target.with_suffix(".json"), {"empty": empty, "skipped": getattr(bad, "count", 0)})
     with replacing(target.with_suffix(".npy")) as staging:
-        np.save(staging, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
+        save_array(staging, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
 
 
 def record_of(prefix: Path) -> Path:

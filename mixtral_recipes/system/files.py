@@ -59,6 +59,8 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.errno is None and str(error).endswith(" written"):  # numpy: "20480 requested and 4096 written"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import MixtralRecipesError
+from mixtral_recipes.errors import MixtralRecipesError, of_the_machine
 from mixtral_recipes.system.locks import held_or_refused
 
 
@@ -172,7 +172,7 @@ def shared[T](work: Callable[[], T], group: Any = None) -> list[T]:
 
 
 def _sendable(error: Exception) -> Exception:
-    return error if isinstance(error, MixtralRecipesError) else RuntimeError(repr(error))
+    return error if isinstance(error, MixtralRecipesError) else of_the_machine(error) or RuntimeError(repr(error))
 
 
 @contextlib.contextmanager

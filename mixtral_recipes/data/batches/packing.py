@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.batches.batch import Batch, Sample
-from mixtral_recipes.data.cache import prepared
+from mixtral_recipes.data.cache import prepared, save_array
 from mixtral_recipes.errors import DataError
 
 
@@ -249,8 +249,8 @@ def _packs_once(lengths: np.ndarray, capacity: int) -> Packs:
 
     def build(folder: Path) -> None:
         packs = pack(lengths, capacity)
-        np.save(folder / "samples.npy", packs.samples)
-        np.save(folder / "starts.npy", packs.starts)
+        save_array(folder / "samples.npy", packs.samples)
+        save_array(folder / "starts.npy", packs.starts)
 
     folder = prepared("packs", {"lengths": digest, "capacity": capacity}, build)
     return Packs(np.load(folder / "samples.npy", mmap_mode="r"), np.load(folder / "starts.npy", mmap_mode="r"))

@@ -15,7 +15,7 @@ import numpy as np
 
 from mixtral_recipes.data.batches.batch import Sample
 from mixtral_recipes.data.batches.fit import Encoded, Tally
-from mixtral_recipes.data.cache import prepared, sampled_hash
+from mixtral_recipes.data.cache import prepared, sampled_hash, save_array
 
 _FILES = ("tokens.bin", "learned.bin", "starts.npy")
 
@@ -100,5 +100,5 @@ def write_store(folder: Path, samples: Iterable[Encoded], tally: Tally, vocab_si
             counts.append(len(sample.tokens))
     starts = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
-    np.save(folder / "starts.npy", starts)
+    save_array(folder / "starts.npy", starts)
     (folder / "about.json").write_text(json.dumps({"dtype": dtype.name, "tally": tally.as_dict()}))

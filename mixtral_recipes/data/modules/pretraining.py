@@ -1,7 +1,9 @@
 """Pretraining on Megatron's indexed corpora: documents run together and cut into full sequences."""
 
-import hashlib
+import contextlib
+import errno
 import math
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from mixtral_recipes.data.batches.batch import Batch, Samples
-from mixtral_recipes.data.cache import content_hash, sampled_hash
+from mixtral_recipes.data.cache import content_hash, preparing, sampled_hash
 from mixtral_recipes.data.corpus_paths import check_place, corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
-from mixtral_recipes.system.home import data_home
 from mixtral_recipes.system.json_files import finite_number
-from mixtral_recipes.system.locks import held
+from mixtral_recipes.system.ranks import first
 
 Blend = tuple[list[str], list[float] | None]
 
@@ -134,12 +135,9 @@ class PreTrainingDataModule(DataModule):
 
         blends = self._blends(tokenizer)
         self.made_from = _content(blends)
-        root = Path(self.index_mapping_dir) if self.index_mapping_dir else data_home() / "index_maps"
-        cache = root / _index_hash(blends)
         config = GPTDatasetConfig(
             random_seed=self.seed,
             sequence_length=self.seq_length,
-            path_to_cache=str(cache),
             tokenizer=CorpusTokenizer(tokenizer),  # pyright: ignore[reportArgumentType]
             reset_position_ids=self.reset_position_ids,
             reset_attention_mask=False,
@@ -152,15 +150,27 @@ class PreTrainingDataModule(DataModule):
         sizes = [self.num_train_samples, self.num_val_samples, self.num_test_samples]
         sizes = self._sizes_of_weighted(config, sizes)
         builder = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config)  # pyright: ignore[reportArgumentType]
-        try:
-            import torch
+        made_from = {"blends": blends, "of": self.made_from, "sizes": sizes, "length": self.seq_length}
+        kind = str(Path(self.index_mapping_dir).absolute()) if self.index_mapping_dir else "index_maps"
+        with contextlib.ExitStack() as stack:
+            folder, empty = first(lambda: stack.enter_context(preparing(kind, made_from | {"seed": self.seed})))
+            if empty is not None:
+                self._built(builder, empty)
+                first(lambda: _check_maps(empty))
+            first(stack.close)
+        return self._built(builder, folder)
 
-            if torch.distributed.is_initialized():
-                return builder.build()  # rank 0 builds the index maps, behind a barrier the others read them
-            with held(cache):
-                return builder.build()
+    def _built(self, builder: Any, maps: Path) -> list[Any]:
+        """The splits; rank 0 writes the index maps where they are missing, behind a barrier the others read them."""
+        builder.config.path_to_cache = str(maps)
+        try:
+            return builder.build()
         except (AssertionError, IndexError) as error:
             raise DataError(f"{self.paths}: Megatron cannot build this blend ({error}).") from error
+        except Exception as error:
+            if isinstance(error.__cause__, OSError):  # Megatron advises to change a setting of its own
+                raise error.__cause__ from None
+            raise
 
     def _blends(self, tokenizer: Any) -> dict[str, Any]:
         """``blend`` or ``blend_per_split`` of Megatron's config."""
@@ -216,10 +226,13 @@ def _check_split(text: str) -> None:
         )
 
 
-def _index_hash(blends: dict[str, Any]) -> str:
-    """Megatron names index maps by path; a corpus prepared again at its path must not meet its old ones."""
-    indexes = [content_hash(Path(prefix + ".idx")) for names, _ in _every(blends) for prefix in names]
-    return hashlib.sha256("".join(indexes).encode()).hexdigest()[:16]
+def _check_maps(folder: Path) -> None:
+    """Refuse index maps that are cut off: Megatron writes them with `numpy.save`, which may not tell of a full disk."""
+    for file in folder.glob("*.npy"):
+        try:
+            np.load(file, mmap_mode="r")
+        except (ValueError, EOFError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
 
 
 def _content(blends: dict[str, Any]) -> dict[str, Any]:

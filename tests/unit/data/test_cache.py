@@ -9,7 +9,7 @@ import pytest
 
 from mixtral_recipes.data import cache
 from mixtral_recipes.data.batches.packing import PackedDataset
-from mixtral_recipes.data.cache import content_hash, prepared, sampled_hash
+from mixtral_recipes.data.cache import content_hash, prepared, sampled_hash, save_array
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus
 from mixtral_recipes.system import remembered as memory
 
@@ -67,6 +67,16 @@ def test_what_was_prepared_and_damaged_is_made_again(
     assert (folder / "tokens.bin").read_bytes() == b"tokens"
     assert len(made) == 2
     assert "is made again" in capsys.readouterr().err
+
+
+def test_an_array_that_finds_no_room_is_told(tmp_path: Path) -> None:
+    for array in (np.arange(10, dtype=np.int64), np.empty(0, np.int32)):
+        save_array(tmp_path / "array.npy", array)
+        loaded = np.load(tmp_path / "array.npy")
+        assert loaded.dtype == array.dtype
+        assert np.array_equal(loaded, array)
+        with pytest.raises(OSError, match="No space left"):
+            save_array(Path("/dev/full"), array)
 
 
 @pytest.fixture

@@ -194,6 +194,37 @@ def test_corpus_prepared_again_meets_no_old_index_map(tmp_path: Path, tokenizer:
     assert "old" not in text_of(again, tokenizer, 5)
 
 
+@pytest.mark.parametrize("kept", [lambda b: b[:-40], lambda b: b[:-1] + bytes([b[-1] ^ 1])], ids=["cut", "other bytes"])
+def test_damaged_index_maps_are_made_again(
+    kept: Any, tmp_path: Path, prepared_corpus: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = module(str(prepared_corpus), tokenizer, index_mapping_dir=str(tmp_path))
+    (map_file,) = tmp_path.glob("*/*train-shuffle_index.npy")
+    map_file.write_bytes(kept(map_file.read_bytes()))
+    again = module(str(prepared_corpus), tokenizer, index_mapping_dir=str(tmp_path))
+    assert text_of(again, tokenizer, 20) == text_of(made, tokenizer, 20)
+    assert "is made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_index_maps_that_find_no_room_are_not_left_behind(
+    told: bool, tmp_path: Path, prepared_corpus: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(file: str, array: np.ndarray, **_: Any) -> None:
+        """As `numpy.save` on a full disk: of large arrays it tells, without a number, and of small ones it does not."""
+        with open(file, "wb") as out:
+            np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
+        if told:
+            raise OSError(f"{array.nbytes} requested and 0 written")
+
+    monkeypatch.setattr(np, "save", cut_short)
+    maps = tmp_path / "maps"
+    with pytest.raises(OSError, match="No space left on device") as error:
+        module(str(prepared_corpus), tokenizer, index_mapping_dir=str(maps))
+    assert str(error.value.filename).startswith(str(maps))
+    assert not list(maps.iterdir())
+
+
 @pytest.mark.parametrize(
     ("paths", "says"),
     [
