@@ -4,7 +4,8 @@ Codes and scales are plain tensors in the form of any checkpoint, cut as the wei
 any other reads its part. They belong to one base, one format and one kind of device, which their folder is named after.
 """
 
-import os
+import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.shards import QuantizedWeight, write_shares
+from mixtral_recipes.errors import EnvironmentProblem, of_the_machine
 from mixtral_recipes.peft.quantized.int8 import Int8
 from mixtral_recipes.peft.quantized.layers import Format, Quantized
 from mixtral_recipes.peft.quantized.nf4 import NESTED, NF4
-from mixtral_recipes.system.files import remove_folder, staging_path
+from mixtral_recipes.system.files import remove_folder, replacing_folder
 from mixtral_recipes.system.home import home
-from mixtral_recipes.system.ranks import first, gathered, rank_and_size, shared
+from mixtral_recipes.system.locks import held
+from mixtral_recipes.system.ranks import first, first_holds, gathered, rank_and_size, shared
 
 
 def cache_folder(base: Path, format: Format, device: torch.device) -> Path:
@@ -47,7 +50,7 @@ def read_cached(folder: Path, weights: list[QuantizedWeight]) -> bool:
     if not first(folder.is_dir):
         return False
     if damage_together(folder) is not None:
-        first(lambda: remove_folder(folder))
+        first(lambda: _remove(folder))
         return False
     stored = StoredWeights(folder / "weights")
     for weight in weights:
@@ -58,22 +61,39 @@ def read_cached(folder: Path, weights: list[QuantizedWeight]) -> bool:
 
 
 def write_cache(folder: Path, weights: list[QuantizedWeight]) -> None:
-    """Keep layers' weights; all ranks call it together.
+    """Keep layers' weights, or say why they cannot be kept; all ranks call it together."""
+    try:
+        with first_holds(lambda: _staging(folder)) as staging:
+            if staging is not None:
+                _write(staging, folder, weights)
+    except (OSError, EnvironmentProblem) as error:
+        if rank_and_size()[0] == 0:
+            problem = of_the_machine(error) or error
+            print(f"WARNING: the quantised base is not kept (peft.cache): {problem}", file=sys.stderr, flush=True)
 
-    Raises:
-        EnvironmentProblem: the disk is full.
-    """
 
-    def begin() -> Path:
-        staging = staging_path(folder.with_name(f"{folder.name}-{os.getpid()}"))  # other runs may write it as well
-        (staging / "weights").mkdir(parents=True, exist_ok=True)
-        return staging
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path | None]:
+    """The folder to write into; None where another run was faster."""
+    with held(folder):
+        if folder.exists():
+            yield None
+            return
+        with replacing_folder(folder) as staging:
+            (staging / "weights").mkdir()
+            yield staging
 
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # in a home that may only be read it stays, and is passed over
+        remove_folder(folder)
+
+
+def _write(staging: Path, folder: Path, weights: list[QuantizedWeight]) -> None:
     shards = [shard for weight in weights for shard in _shards(weight, weight.layer.quantized)]
     places = gathered([(shard.place, shard.nbytes) for shard in shards])
     rank, _ = rank_and_size()
     mine = {shard.place: shard for shard in shards}
-    staging = first(begin)
     files = shared(
         lambda: write_file(staging / "weights", rank, [mine[place] for place in sorted(write_shares(places)[rank])], {})
     )
@@ -82,10 +102,6 @@ def write_cache(folder: Path, weights: list[QuantizedWeight]) -> None:
         write_metadata(staging / "weights", files)
         known = {f"weights/{file.name}": file.pieces for file in files}
         write_manifest(staging, "quantized", source={"folder": folder.name}, known=known)
-        if folder.exists():  # another run was faster
-            remove_folder(staging)
-        else:
-            staging.rename(folder)
 
     first(complete)
 

@@ -29,15 +29,15 @@ def remembered(home: Path, files: Sequence[Path], question: str, look: Callable[
         look: Reads the files.
     """
     memo = _memo(home, question, state_of(files))
-    if memo.is_file():
-        return memo.read_text()
+    if (known := _read(memo)) is not None:
+        return known
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(memo))
         except EnvironmentProblem:  # nothing can be kept there
             return look()
-        if memo.is_file():
-            return memo.read_text()
+        if (known := _read(memo)) is not None:
+            return known
         before = settled_state(files)
         answer = look()
         remember(home, files, question, answer, since=before)
@@ -57,7 +57,7 @@ def remember(home: Path, files: Sequence[Path], question: str, answer: str, *, s
     if since is not None and state_of(files) == since:
         with contextlib.suppress(OSError):
             home.mkdir(parents=True, exist_ok=True)
-            write_text(_memo(home, question, since), answer)
+            write_text(_memo(home, question, since), f"{answer}\n{_digest(answer)}")
 
 
 def settled_state(files: Sequence[Path]) -> str | None:
@@ -73,6 +73,18 @@ def state_of(files: Sequence[Path]) -> str:
         stat = file.stat()
         found.append((str(file.absolute()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _read(memo: Path) -> str | None:
+    """The answer in a file; None where there is none, or it is damaged."""
+    if not memo.is_file():
+        return None
+    answer, _, digest = memo.read_text(errors="replace").rpartition("\n")
+    return answer if digest == _digest(answer) else None
+
+
+def _digest(answer: str) -> str:
+    return hashlib.sha256(answer.encode(errors="replace")).hexdigest()
 
 
 def _memo(home: Path, question: str, state: str) -> Path:

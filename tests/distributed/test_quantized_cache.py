@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.checkpoints import load
+from mixtral_recipes.checkpoints import load, quantized_cache
 from mixtral_recipes.checkpoints.shards import quantized_weights
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.settings.peft import QLoRA
 from tests.distributed.harness import launch
 from tests.parity.hf_mixtral import Folders, make_model, our_run
@@ -64,3 +65,20 @@ def test_a_damaged_one_is_made_anew(folders: Folders, tmp_path: Path) -> None:
     file.write_bytes(content)
     assert launch(1, loaded, folders, tmp_path, kept, {})[0] == (first, hashes)
     assert launch(1, loaded, folders, tmp_path, kept, {})[0] == (0, hashes)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk_stops_no_run_and_keeps_nothing(folders: Folders, tmp_path: Path, ranks: int) -> None:
+    layout = {"expert_model_parallel_size": ranks}
+    kept = QLoRA(dim=4, bits=8, cache=True)
+    made = launch(ranks, loaded_on_a_full_disk, folders, tmp_path, kept, layout)
+    assert not list(tmp_path.glob("quantized/*")) + list(tmp_path.glob("quantized/.*"))
+    assert launch(ranks, loaded, folders, tmp_path, kept, layout) == made
+
+
+def loaded_on_a_full_disk(folders: Folders, home: Path, scheme: QLoRA, layout: dict[str, Any]) -> tuple[int, list[str]]:
+    def full(*arguments: Any) -> None:
+        raise EnvironmentProblem("the disk is full")
+
+    quantized_cache.write_file = full
+    return loaded(folders, home, scheme, layout)

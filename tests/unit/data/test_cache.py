@@ -69,6 +69,16 @@ def test_what_was_prepared_and_damaged_is_made_again(
     assert "is made again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"12", b"x" * 90])
+def test_a_damaged_memory_of_a_file_is_not_believed(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"one")
+    known = content_hash(path)
+    (memo,) = (tmp_path / "home" / "data" / "hashes").iterdir()
+    memo.write_bytes(damage)
+    assert content_hash(path) == known
+
+
 def test_an_array_that_finds_no_room_is_told(tmp_path: Path) -> None:
     for array in (np.arange(10, dtype=np.int64), np.empty(0, np.int32)):
         save_array(tmp_path / "array.npy", array)
