@@ -150,9 +150,6 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     Yields what was passed on.
     """
     passed_on: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield passed_on
-        return
 
     def forward(number: int, _frame: Any) -> None:
         kill = bool(passed_on) and number == signal.SIGINT
@@ -165,15 +162,25 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, passed)
 
+    with stops_handled_by(forward):
+        yield passed_on
+
+
+@contextlib.contextmanager
+def stops_handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have a handler called for the signals that stop a command: Ctrl-C, SIGTERM, SIGUSR1 and a lost terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handled = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         handled.append(signal.SIGHUP)
-    before = {number: signal.signal(number, forward) for number in handled}
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
-        yield passed_on
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager

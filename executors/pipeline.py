@@ -1,6 +1,7 @@
 """Several jobs that depend on each other, as one experiment: import -> finetune -> export -> evaluate."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted, nearest
+from mixtral_recipes.executors.local import stops_handled_by
 from mixtral_recipes.executors.names import check_name, check_no_password
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.slurm.status import FINAL
 from mixtral_recipes.system.schema import typed
 from mixtral_recipes.system.toml_files import read_table
+
+
+_STOPPED = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # of a command without a save
 
 
 @dataclass
@@ -130,7 +135,9 @@ def run_local(pipeline: Pipeline, recipe_of: RecipeOf) -> dict[str, Any]:
         try:
             results[stage.name] = _run_stage(pipeline, stage, recipes.get(stage.name))
         except Preempted as stop:
-            raise Preempted(f"stage {stage.name!r} was stopped: {stop}{_skipped(pipeline, number)}") from stop
+            told = Preempted(f"stage {stage.name!r} was stopped: {stop}{_skipped(pipeline, number)}")
+            told.exit_code = told.code = stop.exit_code
+            raise told from stop
         except MixtralRecipesError as error:
             raise LaunchError(f"stage {stage.name!r} failed: {error}{_skipped(pipeline, number)}") from error
     return results
@@ -145,16 +152,27 @@ def _run_stage(pipeline: Pipeline, stage: Stage, recipe: Any) -> dict[str, Any]:
 
 
 def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
-    """Run a command of this program and show what it says; with ``--json``, its result."""
+    """Run a command of this program and show what it says; with ``--json``, its result.
+
+    Signals that stop a command are passed on to it. It stands in a session of its own: Ctrl-C reaches it once.
+    """
     command = [sys.executable, "-m", "mixtral_recipes.cli.main", *words]
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process,
+        stops_handled_by(lambda number, _frame: process.send_signal(number)),
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
             last = line
+        process.wait()
     if process.returncode == Preempted.exit_code:
         raise Preempted(f"`mixtral-recipes {words[0]}` saved.")
+    if process.returncode in _STOPPED:
+        stop = Preempted(f"`mixtral-recipes {words[0]}` did not reach its end.")
+        stop.exit_code = stop.code = process.returncode
+        raise stop
     if process.returncode != 0:
         raise LaunchError(f"`mixtral-recipes {words[0]}` ended with exit code {process.returncode}.")
     return json.loads(last) if "--json" in words else {}
@@ -202,6 +220,8 @@ def submit(
 def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
     """Print each stage's state as it changes; when one fails, cancel the stages that wait for it.
 
+    Ctrl-C stops watching and leaves the jobs alone.
+
     Raises:
         LaunchError: naming the stage that failed, its error, and what was not run.
     """
@@ -226,4 +246,8 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
             raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Go on with --from {bad[0].stage}.")
         if all(state == "succeeded" for state in told.values()):
             return
-        time.sleep(poll_s)
+        try:
+            time.sleep(poll_s)
+        except KeyboardInterrupt:
+            print("the jobs go on; see `mixtral-recipes runs list`", file=sys.stderr)
+            return

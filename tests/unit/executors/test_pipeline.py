@@ -1,5 +1,7 @@
 """Pipeline files that are clumsy, and stages that are commands of this program."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,24 @@ def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(
     monkeypatch.setattr(pipeline.sys, "executable", str(preempted))
     with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes finetune` saved.*started: s1.*--from s0"):
         pipeline.run_local(stages(tmp_path, '["finetune"]', '["recipes", "list"]'), lambda *given: None)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_is_passed_on_to_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    stage = tmp_path / "python"
+    name = number.name.removeprefix("SIG")
+    stage.write_text(
+        f"#!/bin/sh\ntrap 'echo told >{tmp_path}/told; exit {code}' {name}\nkill -{name} {os.getpid()}\n"
+        "for _ in $(seq 100); do sleep 0.05; done\n"
+    )
+    stage.chmod(0o755)
+    monkeypatch.setattr(pipeline.sys, "executable", str(stage))
+    with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes import` .*s1\. Go on with --from s0") as stop:
+        pipeline.run_local(stages(tmp_path, '["import", "x"]', '["recipes", "list"]'), lambda *given: None)
+    assert stop.value.exit_code == stop.value.code == code
+    assert (tmp_path / "told").exists()
 
 
 def test_a_pipeline_goes_on_with_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
