@@ -36,7 +36,17 @@ def command(
     if target is not None and target.exists() and not overwrite:
         raise RecipeError(f"{target} exists; choose another --output, or give --overwrite.")
     written = target.resolve() if target is not None else None
-    read = [migrate.migrate(path) for path in migrate.scripts_in(script) if written not in path.resolve().parents]
+    read, unread = [], []
+    for path in migrate.scripts_in(script):
+        if written in path.resolve().parents:
+            continue
+        try:
+            read.append(migrate.migrate(path))
+        except RecipeError as error:
+            if not script.is_dir():
+                raise
+            unread.append(str(error))
+            say(str(error))
     for found in read:
         for finding in found.findings:
             say(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
@@ -46,10 +56,12 @@ def command(
         _write(script, target, read)
         note(f"Wrote {target}")
     told = ", ".join(f"{count} {'notes' if kind == 'note' and count != 1 else kind}" for kind, count in counts.items())
-    note(f"{len(read)} file(s): {told}.")
+    note(f"{len(read)} file(s): {told}{f'; not read: {len(unread)}' if unread else ''}.")
     if json:
         files = [{"path": str(found.path), "findings": [vars(finding) for finding in found.findings]} for found in read]
-        print_json({**counts, "files": files, "written": str(target) if target else None})
+        print_json({**counts, "files": files, "unread": unread, "written": str(target) if target else None})
+    if unread:
+        raise RecipeError(f"{len(unread)} file(s) could not be read (see the first lines).")
     if counts["refused"]:
         raise RecipeError(f"{counts['refused']} line(s) need a change by hand: those that are refused.")
 

@@ -84,6 +84,8 @@ def migrate(path: Path) -> Migrated:
     Raises:
         RecipeError: it cannot be read, or is no Python.
     """
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(f"{path}: is no script; recipe files of NeMo's run as they are: `mixtral-recipes run {path}`.")
     try:
         source = path.read_text(encoding="utf-8-sig")
         tree = ast.parse(source)
@@ -137,6 +139,10 @@ class _Reader:
             elif isinstance(node, ast.Assign):
                 for target in node.targets:
                     self._assignment(target, node.value)
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                self._assignment(node.target, node.value)
+            elif isinstance(node, ast.AugAssign):
+                self._assignment(node.target, node.target)  # what comes out, the text does not show
             elif isinstance(node, ast.Attribute):
                 self._attribute(node)
             elif isinstance(node, ast.ClassDef) and any(self._origin(b).endswith(".Callback") for b in node.bases):
@@ -247,6 +253,9 @@ class _Reader:
         called, arguments = node.func, node.args
         if ast.unparse(called) == "torch.distributed.get_rank" and self.generates:
             self._say(node, "refused", f"{ast.unparse(called)}: generate leaves no process group; leave it out")
+        if ast.unparse(called) == "setattr" and len(arguments) == 3 and isinstance(arguments[1], ast.Constant):
+            target = ast.Attribute(arguments[0], str(arguments[1].value))
+            self._assignment(ast.copy_location(target, node), arguments[2])
         if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
             called, arguments = arguments[0], arguments[1:]
         name = self._origin(called).rpartition(".")[2]

@@ -93,3 +93,26 @@ def test_what_is_refused_ends_with_2(folder: Path, capsys: pytest.CaptureFixture
     (folder / "serve.py").write_text("from nemo.collections import llm\nllm.deploy()\n")
     assert run(["migrate", "serve.py"]) == 2
     assert "error: 1 line(s) need a change by hand" in capsys.readouterr().err
+
+
+def test_a_folder_is_read_to_its_end_and_what_is_no_python_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "jobs" / "a.py").write_text("print 1\n")
+    (folder / "jobs" / "more" / "z.py").write_bytes(b"\xff")
+    assert run(["migrate", "jobs", "--output", "new", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "jobs/a.py:1: is no Python" in out
+    assert "jobs/more/z.py:1: is no Python" in out
+    assert "jobs/train.py:1: changed" in out
+    assert "2 file(s): 1 changed, 0 warned, 0 refused, 0 notes; not read: 2." in err
+    assert "error: 2 file(s) could not be read" in err
+    assert len(json.loads(out.splitlines()[-1])["unread"]) == 2
+    assert (folder / "new" / "a.py").read_text() == "print 1\n"
+    assert "mixtral_recipes" in (folder / "new" / "train.py").read_text()
+
+
+def test_a_recipe_file_is_to_be_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.yaml").write_text("_target_: nemo.collections.llm.api.finetune\n")
+    assert run(["migrate", "recipe.yaml"]) == 2
+    assert "`mixtral-recipes run recipe.yaml`" in capsys.readouterr().err

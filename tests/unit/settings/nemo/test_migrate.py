@@ -327,3 +327,20 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_script(tmp_path: Path) -> Non
 def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
     found = read(tmp_path, 'name = "混合"; from nemo.collections import llm\n')
     assert found.source == 'name = "混合"; import mixtral_recipes as llm\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("recipe.trainer.precision: str = 'bf16'", "refused"),
+        ("setattr(recipe.trainer, 'precision', 'bf16')", "refused"),
+        ("setattr(recipe.trainer, name, 'bf16')", None),
+        ("recipe.trainer.benchmark |= True", "warned"),
+        ("recipe.trainer.accumulate_grad_batches *= 2", "note"),
+        ("recipe.trainer.max_steps += 1", None),
+        ("recipe.trainer.precision: str", None),
+    ],
+)
+def test_a_setting_is_read_however_it_is_assigned(tmp_path: Path, line: str, told: str | None) -> None:
+    (tmp_path / "script.py").write_text(f"recipe = make()\n{line}\n")
+    assert [(found.line, found.kind) for found in migrate(tmp_path / "script.py").findings] == [(2, told)] * bool(told)
