@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.lineage.identity import adapter_file
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, MixtralRecipesWarning
 from mixtral_recipes.importers.hf import library
 from mixtral_recipes.importers.hf import pickle as pickle_io
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
@@ -48,10 +49,10 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 # What the files' shapes and names say by themselves, what is for training only, and who wrote it.
 _WITHOUT_EFFECT = frozenset({
-    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
-    "megatron_config", "megatron_core", "merge_weights", "parent_library", "peft_version", "qalora_group_size",
-    "revision", "runtime_config", "unsloth_fixed",
+    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "init_lora_weights", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core",
+    "merge_weights", "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "unsloth_fixed",
 })  # fmt: skip
 # Starts that subtract something from the base, so that the adapter fits no released weights.
 _CHANGES_THE_BASE = re.compile(r"pissa|olora|loftq|corda|lora_ga", re.IGNORECASE)
@@ -72,6 +73,8 @@ class _Settings(_Needed, total=False):
     rank_pattern: dict[str, _Rank] | None
     alpha_pattern: dict[str, _Alpha] | None
     target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_to_transform: list[int] | int | None
     target_parameters: list[str] | None
     modules_to_save: list[str] | None
     base_model_name_or_path: str | None
@@ -143,6 +146,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(field) or {}:
             _check_pattern(f"{path}: {field}", pattern)
+    if isinstance(excluded := settings.get("exclude_modules"), str):
+        _check_pattern(f"{path}: exclude_modules", excluded)
     for name, plain in _PLAIN.items():
         value = settings.get(name, plain[0])
         if value not in plain:
@@ -237,7 +242,35 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             projections += _fused(folder, settings, experts[module], factors, dims, shapes)
         else:
             projections.append(_single(folder, settings, module, factors, shapes))
+    for setting, left_out in _left_out(settings, [name for name in by_module if name not in experts]).items():
+        if left_out:
+            text = (
+                f"{folder / 'adapter_config.json'}: {setting}={str(settings[setting])[:80]} leaves out {left_out[0]}, "
+                f"of which there are tensors ({len(left_out)} such layer(s)); all tensors are taken."
+            )
+            warnings.warn(text, MixtralRecipesWarning, stacklevel=2)
     return PeftFolder(folder, dict(settings), projections, whole)
+
+
+def _left_out(settings: Mapping[str, Any], modules: list[str]) -> dict[str, list[str]]:
+    """By setting, the modules that have tensors and that it says are not adapted."""
+    targets, excluded = (settings.get(name) or [] for name in ("target_modules", "exclude_modules"))
+    layers = settings.get("layers_to_transform")
+    chosen = [layers] if isinstance(layers, int) else layers or []
+
+    def named(module: str, names: list[str]) -> bool:
+        return any(f".{module}".endswith(f".{name}") for name in names)
+
+    def layer(module: str) -> int | None:
+        found = re.match(r"model\.layers\.(\d+)\.", module)
+        return int(found[1]) if found else None
+
+    by_pattern = isinstance(excluded, str)
+    return {
+        "target_modules": [m for m in modules if targets and isinstance(targets, list) and not named(m, targets)],
+        "exclude_modules": [m for m in modules if (re.fullmatch(excluded, m) if by_pattern else named(m, excluded))],
+        "layers_to_transform": [m for m in modules if chosen and layer(m) not in chosen],
+    }
 
 
 def _of_shape(folder: Path, key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

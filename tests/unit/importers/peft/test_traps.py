@@ -1,13 +1,14 @@
 """What others got wrong about adapters of fused experts, one test each (numbers against peft: tests/parity)."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, MixtralRecipesWarning
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.peft.export import export_adapter
@@ -128,3 +129,33 @@ def test_its_own_tokenizer_is_left_behind_by_name(make_model, tmp_path: Path) ->
     (folder / "tokenizer.json").write_text("{}")
     made = import_any(str(folder), tmp_path / "again", base=str(base))
     assert "tokenizer.json" in read_manifest(made)["left_behind"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("layers_to_transform", [0], "model.layers.1.self_attn.k_proj"),
+        ("layers_to_transform", 0, "model.layers.1.self_attn.k_proj"),
+        ("exclude_modules", ["k_proj"], "model.layers.0.self_attn.k_proj"),
+        ("exclude_modules", r"model\.layers\.1.*v_proj", "model.layers.1.self_attn.v_proj"),
+        ("target_modules", ["q_proj", "k_proj", "v_proj"], "model.layers.0.self_attn.o_proj"),
+        ("layers_to_transform", [0, 1], None),
+        ("layers_to_transform", None, None),
+        ("exclude_modules", ["lm_head"], None),
+        ("target_modules", "all-linear", None),
+    ],
+)
+def test_settings_that_leave_out_what_has_tensors_are_told(
+    make_model, tmp_path: Path, setting: str, value: object, told: str | None
+) -> None:
+    base = base_of_width(make_model, tmp_path, 48)
+    adapter = make_adapter(base, LoRA(dim=2, target_modules="attention"), tmp_path / "first")
+    one = export_adapter(adapter, tmp_path / "one")
+    path = one / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MixtralRecipesWarning)
+        import_any(str(one), tmp_path / "again", base=str(base))
+    texts = [str(each.message) for each in caught if each.category is MixtralRecipesWarning]
+    assert len(texts) == bool(told), texts
+    assert all(f"{setting}=" in text and f"leaves out {told}" in text for text in texts)
