@@ -7,6 +7,7 @@ import importlib.util
 import types
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
@@ -33,6 +34,7 @@ from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.peft import QLoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
+from mixtral_recipes.system.files import refuse_long_names, staging_path
 from mixtral_recipes.training.model import check_megatron_config, refusals_told, seen_model
 from mixtral_recipes.training.states import check_states
 from mixtral_recipes.training.watch import callbacks
@@ -68,7 +70,8 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     trainer, resume, peft, tokenizer, optim = (_built(recipe, name) for name in names)
     log = _built(recipe, "log")
     if log is not None and getattr(log, "ckpt", None) is not None:
-        log.ckpt.folder_name(log.name, trainer.max_steps, 0, 0.0)
+        longest = log.ckpt.folder_name(log.name, trainer.max_steps, 10**9, 99.99)
+        refuse_long_names(staging_path(Path(longest)), on=Path("/"))
     start = resume.restore_config and resume.restore_config.path if resume is not None else None
     if start and not (elsewhere or awaited):
         check_source(start)

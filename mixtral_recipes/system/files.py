@@ -239,13 +239,22 @@ def refuse_unwritable(path: Path) -> None:
         EnvironmentProblem: names the folder above it that is a file, or may not be written to; or a name is too long.
     """
     there = next(each for each in (path, *path.parents) if os.path.exists(each))  # Path's may raise
-    longest = os.pathconf(there, "PC_NAME_MAX")
-    if long := [part for part in path.parts if len(os.fsencode(part)) > longest]:
-        raise EnvironmentProblem(f"{long[0]} is too long a name for a folder; use at most {longest} bytes.")
+    refuse_long_names(path, on=there)
     if not there.is_dir():
         raise EnvironmentProblem(f"{path} cannot be made: {there} is a file; {home.elsewhere(path)} you may write to.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
+
+
+def refuse_long_names(path: Path, *, on: Path) -> None:
+    """Refuse a folder with a longer name than the file system of a folder that is there takes.
+
+    Raises:
+        EnvironmentProblem: names it.
+    """
+    longest = os.pathconf(on, "PC_NAME_MAX")
+    if long := [part for part in path.parts if len(os.fsencode(part)) > longest]:
+        raise EnvironmentProblem(f"{long[0]} is too long a name for a folder; use at most {longest} bytes.")
 
 
 def copy_folder(source: Path, target: Path, *, without: Container[str | Path] = ()) -> None:

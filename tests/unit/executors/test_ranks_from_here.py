@@ -91,8 +91,9 @@ def test_a_run_without_a_place_is_refused_before_anything_starts(
             nemo_run_jobs.check(recipe, run.LocalExecutor())
         nemo_run_jobs.check(recipe, run.SlurmExecutor(account="a", ntasks_per_node=devices, packager=run.Packager()))
     recipe = mixtral_tiny.pretrain_recipe(name="n" * 240, dir=str(tmp_path))  # and its checkpoints' names are longer
-    with pytest.raises(EnvironmentProblem, match=r"n--.*partial is too long a name for a folder; use at most"):
-        fdl.build(recipe)()
+    for begin in (fdl.build(recipe), lambda: nemo_run_jobs.check(recipe, run.LocalExecutor())):
+        with pytest.raises(EnvironmentProblem, match=r"n--.*partial is too long a name for a folder; use at most"):
+            begin()
 
 
 def test_ranks_run_under_this_interpreter_and_not_under_one_from_path(tmp_path: Path) -> None:
