@@ -19,7 +19,6 @@ from mixtral_recipes.executors.slurm.status import FINAL
 from mixtral_recipes.system.schema import typed
 from mixtral_recipes.system.toml_files import read_table
 
-
 _STOPPED = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # of a command without a save
 
 

@@ -85,7 +85,7 @@ def migrate(path: Path) -> Migrated:
         RecipeError: it cannot be read, or is no Python.
     """
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"{path}: is no script; recipe files of NeMo's run as they are: `mixtral-recipes run {path}`.")
+        raise RecipeError(f"{path}: is no script; NeMo's recipe files run as they are: `mixtral-recipes run {path}`.")
     try:
         source = path.read_text(encoding="utf-8-sig")
         tree = ast.parse(source)

@@ -117,7 +117,8 @@ def test_a_signal_is_passed_on_to_the_stage(
     )
     stage.chmod(0o755)
     monkeypatch.setattr(pipeline.sys, "executable", str(stage))
-    with pytest.raises(Preempted, match=r"'s0' was stopped: `mixtral-recipes import` .*s1\. Go on with --from s0") as stop:
+    told = r"'s0' was stopped: `mixtral-recipes import` .*s1\. Go on with --from s0"
+    with pytest.raises(Preempted, match=told) as stop:
         pipeline.run_local(stages(tmp_path, '["import", "x"]', '["recipes", "list"]'), lambda *given: None)
     assert stop.value.exit_code == stop.value.code == code
     assert (tmp_path / "told").exists()
