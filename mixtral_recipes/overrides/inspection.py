@@ -122,10 +122,13 @@ def flat(config: Any, *, defaults: bool, path: str = "") -> dict[str, Any]:
     if isinstance(config, fdl.Buildable):
         found = {path: fdl.get_callable(config).__name__} if path else {}
         given = fdl.ordered_arguments(config)
+        fields = getattr(fdl.get_callable(config), "__dataclass_fields__", {})
         left_out = not_ours(fdl.get_callable(config)) if defaults else set()
         for name, value in fdl.ordered_arguments(config, include_defaults=defaults).items():
             if name in left_out and name not in given:
                 continue
+            if name not in given and name in fields and callable(make := fields[name].default_factory):
+                value = make()
             found |= flat(value, defaults=defaults, path=f"{path}.{name}" if path else str(name))
         return found
     if isinstance(config, list) and any(isinstance(item, fdl.Buildable) for item in config):

@@ -66,3 +66,9 @@ def test_of_a_file_the_recipe_it_names(tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "mine.yaml"
     file.write_text("recipe: mixtral_tiny.finetune\ntrainer: {max_steps: 3}\n")
     assert facts(str(file), capsys)["why"] == catalog.entry("mixtral_tiny").layout("peft").why
+
+
+def test_a_default_that_is_made_anew_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["recipes", "diff", "mixtral_tiny", "trainer.callbacks=[]", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["differences"]
+    assert {"path": "trainer.callbacks[0].timer_kwargs", "a": {}, "b": "-"} in found
