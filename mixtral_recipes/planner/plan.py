@@ -154,7 +154,8 @@ def variants(job: Workload, card: Card) -> list[tuple[str, Workload]]:
         found.append(("recompute every layer", dataclasses.replace(job, recompute=RECOMPUTED)))
         selective = Recompute("selective", modules=("moe_act", "layernorm"))
         found.append(("recompute activations and norms", dataclasses.replace(job, recompute=selective)))
-    if card.fp8_tflops and not job.fp8_recipe and job.dtype_bytes == 2:
+    quantized = job.adapters is not None and job.adapters.quantized  # whose products are in 16 bits
+    if card.fp8_tflops and not job.fp8_recipe and job.dtype_bytes == 2 and not quantized:
         recipe = "mxfp8" if card.mxfp8 else "delayed"
         gathered = True if card.mxfp8 else None  # as the recipes have it
         numbers = dataclasses.replace(batch, fp8=True)

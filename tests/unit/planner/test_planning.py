@@ -159,6 +159,15 @@ def test_adapters_are_no_choice_for_pretraining() -> None:
     assert "LoRA" in dict(plan.variants(job_of(Question("mixtral_8x22b", peft_scheme="none")), H100))
 
 
+def test_fp8_is_offered_where_it_can_be_trained() -> None:
+    offered = {
+        scheme: dict(plan.variants(job_of(Question("mixtral_8x7b", peft_scheme=scheme)), H100))
+        for scheme in ("lora", "qlora")
+    }
+    assert "FP8" in offered["lora"]
+    assert "FP8" not in offered["qlora"]
+
+
 def test_little_room_is_warned_of() -> None:
     job = job_of(Question("mixtral_8x7b", "pretrain"))
     taken = memory.of_job(job, H100).total
