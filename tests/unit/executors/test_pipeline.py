@@ -1,14 +1,18 @@
 """Pipeline files that are clumsy, and stages that are commands of this program."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mixtral_recipes.cli import main
 from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import pipeline
+from mixtral_recipes.executors.local import stops_handled_by
 
 STAGE = '[[stage]]\nname = "a"\n'
 
@@ -109,10 +113,18 @@ def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(
 def test_a_signal_is_passed_on_to_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
+    @contextlib.contextmanager
+    def handled(handler: Any) -> Iterator[None]:
+        with stops_handled_by(handler):
+            (tmp_path / "ready").touch()
+            yield
+
+    monkeypatch.setattr(pipeline, "stops_handled_by", handled)
     stage = tmp_path / "python"
     name = number.name.removeprefix("SIG")
     stage.write_text(
-        f"#!/bin/sh\ntrap 'echo told >{tmp_path}/told; exit {code}' {name}\nkill -{name} {os.getpid()}\n"
+        f"#!/bin/sh\ntrap 'echo told >{tmp_path}/told; exit {code}' {name}\n"
+        f"while [ ! -e {tmp_path}/ready ]; do sleep 0.05; done\nkill -{name} {os.getpid()}\n"
         "for _ in $(seq 100); do sleep 0.05; done\n"
     )
     stage.chmod(0o755)
