@@ -22,7 +22,7 @@ from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.fp8 import StandIn
 from mixtral_recipes.checkpoints.remainders import Remainder
 from mixtral_recipes.peft import whole
-from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.peft.names import is_adapters
 
 

@@ -11,7 +11,6 @@ Shape suffixes in comments: t tokens, r the adapter's dim.
 
 import math
 import zlib
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,6 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed import ProcessGroup
 
 from mixtral_recipes.errors import RecipeError
@@ -72,13 +70,13 @@ class Adapter(nn.Module):
         self.lora_a = nn.Parameter(torch.empty(scheme.dim_of(name), columns, **place))
         self.lora_b = nn.Parameter(torch.zeros(*self.halves, scheme.dim_of(name), **place))
         self._initialize(scheme)
-        self._mark(self.split_axes())
+        self._mark()
 
     def split_axes(self) -> dict[str, int | None]:
         """Of each parameter, the axis the tensor-parallel ranks split; None for one every rank holds whole."""
         return {
             "lora_a": None if self.column else 1,
-            "lora_b": self.lora_b.dim() - 2 if self.column else None,
+            "lora_b": len(self.halves) - 1 if self.column else None,
         }
 
     def _initialize(self, scheme: LoRA) -> None:
@@ -97,10 +95,12 @@ class Adapter(nn.Module):
         mine = drawn if self.column else drawn.chunk(self.tp_group.size(), dim=1)[self.tp_group.rank()]
         self.lora_a.data.copy_(mine)
 
-    def _mark(self, axes: dict[str, int | None]) -> None:
+    def _mark(self) -> None:
         """Tell Megatron how each parameter is split, so that it reduces and counts its gradient once."""
-        for name, axis in axes.items():
-            parameter = getattr(self, name)
+        axes = self.split_axes()
+        parameters: dict[str, Any] = dict(self.named_parameters(recurse=False))
+        for name, parameter in parameters.items():
+            axis = axes[name]
             parameter.tensor_model_parallel = axis is not None and self.tp_group.size() > 1
             # Whole on every rank, but each rank's gradient comes from its slice of the sequence.
             parameter.sequence_parallel = axis is None and self.sequence_parallel
@@ -110,7 +110,7 @@ class Adapter(nn.Module):
     def tp_group(self) -> ProcessGroup:
         """The ranks that split the adapted layer."""
         if self.is_expert:
-            return _expert_tensor_group()
+            return expert_tensor_group()
         return cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
@@ -162,52 +162,34 @@ class Adapter(nn.Module):
         """scale * B A: shape and split of the layer's (local) weight, fp32."""
         return self.scale * (self.lora_b.flatten(0, -2).float() @ self.lora_a.float())
 
+    def whole(self) -> list[Any]:
+        """The parameters that every tensor-parallel rank holds whole."""
+        return [getattr(self, name) for name, axis in self.split_axes().items() if axis is None]
+
     def sharded_state_dict(self) -> dict[str, ShardedTensor]:
         """This adapter's tensors with their place in the whole, by their key in a checkpoint."""
+        found = (self.sharded(name, getattr(self, name)) for name in self.split_axes())
+        return {each.key: each for each in found}
+
+    def sharded(self, name: str, tensor: Tensor) -> ShardedTensor:
+        """One tensor of this adapter with its place in the whole.
+
+        Args:
+            name: One of `names.TENSORS`.
+            tensor: What it holds on this rank.
+        """
         rank, size = self.tp_group.rank(), self.tp_group.size()
         if self.is_expert:
             copy = parallel_state.get_expert_data_parallel_rank()
         else:
             copy = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        tensors = {}
-        for name, axis in self.split_axes().items():
-            key = tensor_key(self.layer_name, name)
-            offsets = () if axis is None else ((axis, rank, size),)
-            replica = (0, rank if axis is None else 0, copy)
-            tensors[key] = ShardedTensor.from_rank_offsets(key, getattr(self, name), *offsets, replica_id=replica)
-        return tensors
+        axis = self.split_axes()[name]
+        offsets = () if axis is None else ((axis, rank, size),)
+        replica = (0, rank if axis is None else 0, copy)
+        key = tensor_key(self.layer_name, name)
+        return ShardedTensor.from_rank_offsets(key, tensor, *offsets, replica_id=replica)
 
 
-def adapters_of(model: Sequence[Any]) -> list[Adapter]:
-    """Every adapter of a model, in module order."""
-    return [module for chunk in model for module in chunk.modules() if isinstance(module, Adapter)]
-
-
-def _expert_tensor_group() -> ProcessGroup:
+def expert_tensor_group() -> ProcessGroup:
+    """The ranks that split an expert's layers."""
     return cast(ProcessGroup, parallel_state.get_expert_tensor_parallel_group())
-
-
-def reduce_expert_adapter_gradients(ddp: list[Any]) -> None:
-    """Add up the gradients that expert-tensor-parallel ranks hold in part, over those ranks.
-
-    An expert's layer is split over them, and each computes an unsplit factor's gradient from its part only. Megatron
-    adds up such gradients for sequence parallelism, not here.
-
-    Args:
-        ddp: Model chunks in Megatron's DDP, gradients already reduced over data-parallel ranks.
-    """
-    group = _expert_tensor_group()
-    if group.size() == 1:
-        return
-    partial = [
-        getattr(adapter, name).main_grad
-        for adapter in adapters_of(ddp)
-        if adapter.is_expert
-        for name, axis in adapter.split_axes().items()
-        if axis is None
-    ]
-    if partial:
-        together = _flatten_dense_tensors(partial)
-        torch.distributed.all_reduce(together, group=group)
-        for gradient, total in zip(partial, _unflatten_dense_tensors(together, partial), strict=True):
-            gradient.copy_(total)

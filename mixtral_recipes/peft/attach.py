@@ -7,25 +7,23 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.peft import whole
-from mixtral_recipes.peft.adapter import Adapter, adapters_of
+from mixtral_recipes.peft.adapter import Adapter, expert_tensor_group
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.peft.grouped import GroupedAdapter
 from mixtral_recipes.peft.names import global_name
 from mixtral_recipes.settings.peft import DoRA, LoRA
 
 
-def apply(scheme: LoRA, model: Sequence[nn.Module]) -> list[Adapter]:
+def apply(scheme: LoRA, model: Sequence[nn.Module]) -> None:
     """Freeze a model and attach adapters to it.
 
     Args:
         scheme: What is adapted, and how.
         model: This rank's model chunks, before DDP wraps them; weights loaded (DoRA measures them).
-
-    Returns:
-        The adapters, in module order.
 
     Raises:
         RecipeError: an unknown layer name, or a layer or expert that the model does not have.
@@ -41,7 +39,6 @@ def apply(scheme: LoRA, model: Sequence[nn.Module]) -> list[Adapter]:
         # A first pipeline stage without an adapter still gets gradients from the next one.
         if chunk.pre_process and (chunk.config.recompute_granularity or not adapters_of([chunk])):  # pyright: ignore
             chunk.embedding.register_forward_hook(_want_gradient)  # pyright: ignore[reportAttributeAccessIssue]
-    return adapters_of(model)
 
 
 def _matching_layers(scheme: LoRA, model: Sequence[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
@@ -76,6 +73,31 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
 def adapter_class(scheme: LoRA) -> type[Adapter]:
     """The kind of adapter a scheme trains."""
     return DoRAAdapter if isinstance(scheme, DoRA) else Adapter
+
+
+def adapters_of(model: Sequence[Any]) -> list[Adapter | GroupedAdapter]:
+    """Every adapter of a model, in module order; those of a layer that computes several experts are one."""
+    return [module for chunk in model for module in chunk.modules() if isinstance(module, Adapter | GroupedAdapter)]
+
+
+def reduce_expert_adapter_gradients(ddp: list[Any]) -> None:
+    """Add up the gradients that expert-tensor-parallel ranks hold in part, over those ranks.
+
+    An expert's layer is split over them, and each computes an unsplit factor's gradient from its part only. Megatron
+    adds up such gradients for sequence parallelism, not here.
+
+    Args:
+        ddp: Model chunks in Megatron's DDP, gradients already reduced over data-parallel ranks.
+    """
+    group = expert_tensor_group()
+    if group.size() == 1:
+        return
+    partial = [factor.main_grad for adapter in adapters_of(ddp) if adapter.is_expert for factor in adapter.whole()]
+    if partial:
+        together = _flatten_dense_tensors(partial)
+        torch.distributed.all_reduce(together, group=group)
+        for gradient, total in zip(partial, _unflatten_dense_tensors(together, partial), strict=True):
+            gradient.copy_(total)
 
 
 def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -21,14 +21,11 @@ class DoRAAdapter(Adapter):
         if not weight.is_meta:
             with torch.no_grad():
                 self.magnitude.copy_(self.row_lengths().view(self.halves))
-        self._mark(self.split_axes())
+        self._mark()
 
     def split_axes(self) -> dict[str, int | None]:
         """As the base class's; lengths are split as the rows are."""
-        axes = super().split_axes()
-        if hasattr(self, "magnitude"):  # not yet while the base class marks its own
-            axes["magnitude"] = self.magnitude.dim() - 1 if self.column else None
-        return axes
+        return super().split_axes() | {"magnitude": len(self.halves) - 1 if self.column else None}
 
     @torch.no_grad()
     def row_lengths(self) -> Tensor:

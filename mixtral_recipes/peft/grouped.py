@@ -9,29 +9,90 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
 
 from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.names import tensor_key
 
 
 class GroupedAdapter(nn.Module):
     """The adapters of a layer that multiplies several experts' matrices at once (Transformer Engine's GroupedLinear).
 
-    Each expert has its own adapter, or none, named as under the sequential experts.
+    Each kind of their tensors is one parameter of all experts, [adapted experts, ...], so that nothing is stacked for
+    a product and no more than a parameter of each kind is reduced and updated. In a checkpoint each expert's tensors
+    have the keys they have under the sequential experts.
+
+    Args:
+        adapters: By the expert's place on this rank; an expert may have none. Their parameters are taken from them.
     """
+
+    is_expert = True
+    lora_a: Tensor
+    lora_b: Tensor
 
     def __init__(self, adapters: dict[int, Adapter]) -> None:
         super().__init__()
-        self.experts = nn.ModuleDict({str(expert): adapter for expert, adapter in adapters.items()})
+        self.experts = adapters  # no modules of this one: their tensors are views of its parameters
+        named = [dict(adapter.named_parameters(recurse=False)) for adapter in adapters.values()]
+        self._shapes = {name: parameter.shape for name, parameter in named[0].items()}
+        for name, one in named[0].items():
+            every = torch.stack([parameters[name].detach() for parameters in named])
+            # Those of one axis stay so: Megatron lets no weight of one axis decay.
+            parameter = nn.Parameter(every.flatten() if one.dim() == 1 else every)
+            vars(parameter).update(vars(one))  # what Megatron is told of it
+            self.register_parameter(name, parameter)
+        for adapter in adapters.values():
+            adapter._parameters.clear()
 
     def add_to(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
         """As `add_of_experts`."""
-        found: dict[str, Any] = dict(self.experts.items())
-        adapters = [found.get(str(expert)) for expert in range(len(tokens_per_expert))]
-        return add_of_experts(adapters, output, x, tokens_per_expert)
+        for name in self._shapes:
+            for adapter, tensor in zip(self.experts.values(), self._each(name, getattr(self, name)), strict=True):
+                vars(adapter)[name] = tensor
+        adapters = [self.experts.get(expert) for expert in range(len(tokens_per_expert))]
+        stacked = (self.lora_a, self.lora_b.flatten(1, -2)) if all(adapters) else None
+        return add_of_experts(adapters, output, x, tokens_per_expert, stacked)
+
+    def train(self, mode: bool = True) -> "GroupedAdapter":
+        """As any module's."""
+        for adapter in self.experts.values():
+            adapter.train(mode)
+        return super().train(mode)
+
+    def whole(self) -> list[Any]:
+        """As `Adapter.whole`."""
+        axes = next(iter(self.experts.values())).split_axes()
+        return [getattr(self, name) for name, axis in axes.items() if axis is None]
+
+    def sharded_state_dict(self) -> dict[str, ShardedTensorFactory]:
+        """As `Adapter.sharded_state_dict`: of each parameter, what builds the experts' tensors of it."""
+        first = next(iter(self.experts.values()))
+
+        def build(name: str, parameter: Tensor, *unused: Any) -> dict[str, ShardedTensor]:
+            pairs = zip(self.experts.values(), self._each(name, parameter), strict=True)
+            return {each.key: each for each in (adapter.sharded(name, tensor) for adapter, tensor in pairs)}
+
+        def merge(tensors: Any) -> Tensor:
+            return torch.stack(list(tensors.values()))
+
+        return {
+            tensor_key(first.layer_name, name): ShardedTensorFactory(name, getattr(self, name), build, merge)
+            for name in self._shapes
+        }
+
+    def _each(self, name: str, parameter: Tensor) -> tuple[Tensor, ...]:
+        """One tensor of each expert's adapter."""
+        return parameter.view(len(self.experts), *self._shapes[name]).unbind()
 
 
-def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
+def add_of_experts(
+    adapters: Sequence[Adapter | None],
+    output: Tensor,
+    x: Tensor,
+    tokens_per_expert: Any,
+    stacked: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """The output of several experts' layers with each one's adapter.
 
     Args:
@@ -39,6 +100,7 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
         output: [t, out], expert after expert.
         x: [t, in].
         tokens_per_expert: Rows of each expert.
+        stacked: Their A [experts, r, in] and B [experts, out, r], where they are there already.
     """
     first = next(adapter for adapter in adapters if adapter is not None)
     dtype = first.lora_a.dtype
@@ -48,7 +110,7 @@ def add_of_experts(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
         return add_one_by_one(adapters, output, x, tokens_per_expert)
     rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
     ends = rows.cumsum(0, dtype=torch.int32)
-    a, b = _stacked(adapters, first)
+    a, b = _in_whole_16_bytes(*(stacked or _stacked(adapters, first)))
     if _idle_get_rubbish(x.device):
         busy = (rows > 0).view(-1, 1, 1)
         a, b = torch.where(busy, a, 0), torch.where(busy, b, 0)
@@ -77,14 +139,15 @@ def add_one_by_one(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor
 
 
 def _stacked(adapters: Sequence[Adapter | None], first: Adapter) -> tuple[Tensor, Tensor]:
-    """A [experts, r, in] and B [experts, out, r]; zeros, which add nothing, for an expert without.
-
-    Zeros also fill r up to whole 16 bytes, as the kernel wants it.
-    """
-    missing = -first.lora_a.shape[0] % 8
+    """A [experts, r, in] and B [experts, out, r]; zeros, which add nothing, for an expert without."""
     none = torch.zeros_like(first.lora_a), torch.zeros_like(first.lora_b)
     pairs = [(one.lora_a, one.lora_b) if one else none for one in adapters]
-    a, b = torch.stack([a for a, _ in pairs]), torch.stack([b.flatten(0, -2) for _, b in pairs])
+    return torch.stack([a for a, _ in pairs]), torch.stack([b.flatten(0, -2) for _, b in pairs])
+
+
+def _in_whole_16_bytes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B with zeros that fill r up, as the kernel wants it."""
+    missing = -a.shape[1] % 8
     return (F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))) if missing else (a, b)
 
 

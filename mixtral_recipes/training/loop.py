@@ -15,7 +15,7 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, Preempted, RecipeError
-from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import rank_and_size

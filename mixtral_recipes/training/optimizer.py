@@ -18,7 +18,7 @@ from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.peft import learning_rates
-from mixtral_recipes.peft.adapter import reduce_expert_adapter_gradients
+from mixtral_recipes.peft.attach import reduce_expert_adapter_gradients
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision

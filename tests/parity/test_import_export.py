@@ -11,7 +11,7 @@ from torch import Tensor
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.convert.verify import verify_checkpoint
-from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.distributed.harness import launch

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
@@ -29,7 +29,7 @@ Steps = tuple[list[float], list[float]]
 def our_steps(folders: Folders, peft: LoRA) -> tuple[Steps, dict[str, torch.Tensor]]:
     """Losses, gradient norms, and the adapters' A before the first step by layer."""
     run = our_run(folders, peft=peft)
-    adapters = adapters_of(run.model)
+    adapters: list[Any] = adapters_of(run.model)
     start = {adapter.layer_name.split(".")[2]: adapter.lora_a.detach().clone() for adapter in adapters}
     batches = run.data.train_batches(run.data_place, **run.loader_shape)
     results = [train_step(run, batches) for _ in range(STEPS)]

@@ -149,7 +149,7 @@ def test_pretraining(build_rank: BuildRank, size: str, world: int, precision: st
 @pytest.mark.parametrize("size", SIZES)
 def test_finetuning(build_rank: BuildRank, size: str, task: str, precision: str) -> None:
     """The recipes as they are, adapters included: under adapters the norms stand apart from linear_qkv."""
-    from mixtral_recipes.peft.adapter import adapters_of
+    from mixtral_recipes.peft.attach import adapters_of
 
     recipe = loading.load(size, "finetune", peft_scheme=task, precision=precision)
     topology = Topology.of(recipe.trainer)
@@ -161,9 +161,10 @@ def test_finetuning(build_rank: BuildRank, size: str, task: str, precision: str)
             check_chunk(chunk, topology, adapters=task != "none")
         experts = recipe.model.config.num_moe_experts // topology.expert_model_parallel_size
         layers = sum(len(chunk.decoder.layers) for chunk in chunks)
-        assert len(adapters) in (0, layers * (2 + 2 * experts))
-        names = {adapter.layer_name for adapter in adapters}
-        assert len(names) == len(adapters), "each expert of a grouped layer has an adapter of its own name"
+        assert len(adapters) in (0, layers * 4)
+        each = [one for found in adapters for one in getattr(found, "experts", {0: found}).values()]
+        assert len(each) in (0, layers * (2 + 2 * experts))
+        assert len({one.layer_name for one in each}) == len(each), "each expert of a grouped layer has its own"
 
 
 def test_layers_are_transformer_engines(build_rank: BuildRank) -> None:

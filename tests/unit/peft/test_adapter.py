@@ -14,6 +14,7 @@ from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.peft import grouped
 from mixtral_recipes.peft.adapter import Adapter
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
 from mixtral_recipes.peft.grouped import GroupedAdapter, add_of_experts, add_one_by_one
 from mixtral_recipes.settings.peft import DoRA, LoRA
@@ -117,6 +118,7 @@ COUNTS = [3, 0, 5, 1]
 
 
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [0, 2]], ids=["all", "some"])
+@pytest.mark.parametrize("layer", ["linear_fc1", "linear_fc2"])
 @pytest.mark.parametrize("counts", [COUNTS, torch.tensor(COUNTS)], ids=["numbers", "tensor"])
 @pytest.mark.parametrize(
     ("kind", "scheme"),
@@ -132,26 +134,55 @@ def test_experts_together_are_the_experts_one_by_one(
     kind: type[Adapter],
     scheme: LoRA,
     counts: list[int] | Tensor,
+    layer: str,
     chosen: list[int],
 ) -> None:
-    torch.manual_seed(0)
-    name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc1"
-    grouped = GroupedAdapter({n: trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in chosen})
+    def made() -> dict[int, Adapter]:
+        torch.manual_seed(0)
+        name = f"decoder.layers.0.mlp.experts.experts.{{}}.{layer}"
+        return {n: trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in chosen}
+
     x, output, upstream = torch.randn(9, 24), torch.randn(9, 16), torch.randn(9, 16)
 
-    def results(add: Callable[..., Tensor]) -> list[Tensor | None]:
-        grouped.zero_grad()
+    def results(add: Callable[..., Tensor]) -> list[Any]:
         leaves = [x.clone().requires_grad_(), output.clone().requires_grad_()]
         added = add(leaves[1], leaves[0], counts)
         added.backward(upstream)
-        return [added, *(leaf.grad for leaf in leaves), *(p.grad for p in grouped.parameters())]
+        return [added, *(leaf.grad for leaf in leaves)]
 
-    adapters: list[Any] = [grouped.experts[str(n)] if n in chosen else None for n in range(len(COUNTS))]
-    together, alone = results(grouped.add_to), results(functools.partial(add_one_by_one, adapters))
-    assert len(together) == 3 + len(chosen) * (3 if kind is DoRAAdapter else 2)
-    assert not torch.equal(cast(Tensor, together[0]), output)
+    grouped, adapters = GroupedAdapter(made()), made()
+    together = results(grouped.add_to)
+    alone = results(functools.partial(add_one_by_one, [adapters.get(n) for n in range(len(COUNTS))]))
+    assert not torch.equal(together[0], output)
     for mine, theirs in zip(together, alone, strict=True):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    of_all = dict(grouped.named_parameters())
+    assert adapters_of([grouped]) == [grouped]
+    grouped.eval()
+    assert not any(adapter.training for adapter in grouped.experts.values())
+    assert set(of_all) == {"lora_a", "lora_b", *(["magnitude"] if kind is DoRAAdapter else [])}
+    for name, parameter in of_all.items():
+        each: list[Any] = [getattr(adapter, name).grad for adapter in adapters.values()]
+        torch.testing.assert_close(parameter.grad, torch.stack(each).view_as(parameter))
+
+
+@pytest.mark.parametrize("layer", ["linear_fc1", "linear_fc2"])
+def test_experts_together_are_stored_as_one_by_one(layer: str) -> None:
+    def made() -> list[Adapter]:
+        torch.manual_seed(0)
+        name = f"decoder.layers.0.mlp.experts.{{}}.{layer}"
+        return [trained(DoRAAdapter, DoRA(dim=8), torch.randn(16, 24), name=name.format(n)) for n in (1, 2)]
+
+    adapters, grouped = made(), GroupedAdapter(dict(enumerate(made())))
+    expected = {key: each for adapter in adapters for key, each in adapter.sharded_state_dict().items()}
+    found = {key: each for factory in grouped.sharded_state_dict().values() for key, each in factory.build().items()}
+    assert set(found) == set(expected)
+    assert len(found) == 2 * 3
+    for key, each in expected.items():
+        assert (found[key].global_shape, found[key].global_offset) == (each.global_shape, each.global_offset)
+        torch.testing.assert_close(found[key].data, each.data)
+    for parameter, one in ((grouped.lora_a, adapters[0].lora_a), (grouped.magnitude, adapters[0].magnitude)):
+        assert (cast(Any, parameter).allreduce, parameter.dim() == 1) == (cast(Any, one).allreduce, one.dim() == 1)
 
 
 @pytest.mark.parametrize(("kind", "scheme"), [(Adapter, LoRA(dim=8)), (DoRAAdapter, DoRA(dim=8))], ids=["lora", "dora"])

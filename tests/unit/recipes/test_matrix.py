@@ -16,7 +16,7 @@ from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
 from mixtral_recipes.overrides.yaml_file import read_recipe, write_recipe
-from mixtral_recipes.peft.adapter import adapters_of
+from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 
