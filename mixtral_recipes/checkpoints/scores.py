@@ -77,9 +77,16 @@ def usable(record: Any) -> dict[str, Any]:
 
 
 def merged(before: dict[str, Any], scores: Scores, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A record with new scores: what was measured again replaces what it was, the rest stays."""
-    kept: Scores = before.get("scores", {})
-    names = [*kept, *(name for name in scores if name not in kept)]
+    """A record with new scores: what was measured again replaces what it was, the rest stays.
+
+    What other models scored on other data goes too, since a row of the table is of one data set.
+    """
+    of = {kind: found["data"] for one in scores.values() for kind, found in one.items() if "data" in found}
+    kept: Scores = {
+        name: {kind: found for kind, found in one.items() if of.get(kind, found.get("data")) == found.get("data")}
+        for name, one in before.get("scores", {}).items()
+    }
+    names = [*(name for name in kept if kept[name]), *(name for name in scores if not kept.get(name))]
     return {
         "created": now(),
         "scores": {name: {**kept.get(name, {}), **scores.get(name, {})} for name in names},

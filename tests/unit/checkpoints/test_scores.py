@@ -1,6 +1,7 @@
 """What a model scored, kept in its folder."""
 
 from pathlib import Path
+from typing import Any
 
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.integrity import damage_of
@@ -55,3 +56,13 @@ def test_the_table_has_a_column_for_each_model_and_a_row_for_each_measure() -> N
         ["pick: acc", "-", "0.5000 ± 0.1000"],
         ["pick: exact_match (strict)", "-", "0.2500 ± 0.2000"],
     ]
+
+
+def test_scores_of_other_data_do_not_stand_beside_new_ones() -> None:
+    def loss(data: str, value: float) -> dict[str, Any]:
+        return {"loss": {"data": data, "val_loss": value}}
+
+    kept = {"scores": {"before": loss("a", 7.0) | {"tasks": {"mine": {"acc": 1.0}}}, "after": loss("a", 1.0)}}
+    assert scores.merged(kept, {"after": loss("a", 0.5)}, [])["scores"]["before"] == kept["scores"]["before"]
+    found = scores.merged(kept, {"after": loss("b", 2.0)}, [])["scores"]
+    assert found == {"before": {"tasks": {"mine": {"acc": 1.0}}}, "after": loss("b", 2.0)}
