@@ -165,9 +165,8 @@ class _Measuring:
         for pipeline in self.data.pipelines() if self.data is not None else []:
             if "validation" not in pipeline.source.splits:
                 yield (
-                    f"{pipeline.source.spec} has no validation split: what a run holds out of it is measured, "
-                    f"{100 * pipeline.val_proportion:g} %. For all of a file, give a folder with it as validation.json "
-                    "(or .jsonl, ...) beside a train.json."
+                    f"{pipeline.source.spec} is what the model was trained on, and has no validation split: what its "
+                    f"run held out is measured, {100 * pipeline.val_proportion:g} %."
                 )
 
     def setup(self, model: InferenceModel) -> None:

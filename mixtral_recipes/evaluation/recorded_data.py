@@ -2,12 +2,15 @@
 
 import dataclasses
 import importlib
+import os
 from typing import Any
 
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.recognise import recognize
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.data.records.open import Source, open_source
+from mixtral_recipes.embedded import resolve
+from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.settings.data import PackedSequenceSpecs
 
 _MIXTURE = "MixedDataModule"
@@ -41,7 +44,31 @@ def data_of(run: Lineage | None, named: str | None) -> DataModule:
     if named is None:
         return _module(recorded)
     found = recognize(named)
-    return found.module_class(**(_settings_for(found.module_class, recorded) | found.kwargs))
+    settings = _settings_for(found.module_class, recorded)
+    module = found.module_class(**(settings | found.kwargs))
+    known = any(_is_same(place, place_of(module), found.source) for place in _places(recorded))
+    if known and "split" in settings:  # of documents: the shares that training had
+        module.split = settings["split"]
+    module.judges = not known
+    return module
+
+
+def _places(recorded: dict[str, Any]) -> list[str]:
+    """Where a run's data was."""
+    found = [text for one in (recorded, *_sources(recorded)) if (text := one.get("dataset_root"))]
+    paths = _paths(recorded["paths"]) if "paths" in recorded else []
+    every = paths.values() if isinstance(paths, dict) else [paths]
+    return found + [name for some in every for name in some if isinstance(name, str)]
+
+
+def _is_same(place: str, spec: str, source: Source | None) -> bool:
+    """Whether a data set is the one at a place; of records also whether it is a copy of that."""
+    if place == spec or os.path.realpath(place) == os.path.realpath(spec):
+        return True
+    try:
+        return source is not None and resolve(place).exists() and open_source(place).identity() == source.identity()
+    except DataError:
+        return False
 
 
 def trained_on(run: Lineage | None, module: str) -> bool:

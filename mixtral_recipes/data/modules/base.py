@@ -25,6 +25,7 @@ from mixtral_recipes.data.batches.samples import content_of
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
 from mixtral_recipes.data.modules.streamed_rows import PackedRows, PaddedRows
 from mixtral_recipes.data.modules.streaming import InMemory, StreamedBatches, TrainingStream
+from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
@@ -60,6 +61,8 @@ class DataModule:
     shuffles = True
     # What the records are, in a word.
     form = "unknown"
+    # Whether it is read for a model that was not trained on it (`Source.to_judge_on`).
+    judges = False
     # What the samples depend on besides the tokenizer and the length: content of files, template, columns.
     made_from: Mapping[str, Any] | None = None
 
@@ -72,6 +75,11 @@ class DataModule:
     def source_names(self) -> list[str]:
         """The sources whose losses are told apart; none where there is one."""
         return []
+
+    def opened(self, spec: str | Path | None) -> Source:
+        """The splits of what a module of records reads."""
+        source = open_source(spec, streaming=getattr(self, "streaming", False))
+        return source.to_judge_on() if self.judges else source
 
     def pipelines(self) -> list[RecordPipeline]:
         """The way of the records of each of its sources."""
@@ -225,6 +233,8 @@ class DataModule:
             DataError: names the class and what it returns.
         """
         whose = type(self).__name__
+        if self.judges:
+            return
         if not isinstance(sets, dict) or "train" not in sets or not sets.keys() <= set(SPLITS):
             found = f"a dict of {', '.join(map(str, sets))}" if isinstance(sets, dict) else f"a {type(sets).__name__}"
             raise DataError(f"{whose}.datasets() returns {found}; it must be a dict of train, validation and test.")

@@ -14,7 +14,7 @@ from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.chat_templates import template_for, template_of
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.learning import check_learn
-from mixtral_recipes.data.records.open import check_named, open_source
+from mixtral_recipes.data.records.open import check_named
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
@@ -73,7 +73,7 @@ class ChatDataModule(DataModule):
         check_learn(self.learn)
         limit = self.sample_length + 1
         return RecordPipeline(
-            open_source(self.dataset_root, streaming=self.streaming),
+            self.opened(self.dataset_root),
             self._read,
             lambda tokenizer: ChatEncoder(tokenizer, self.chat_template, limit=limit),
             Fit(self.sample_length, self.truncation, self.prompt_floor),

@@ -9,7 +9,7 @@ from mixtral_recipes.data.batches.fit import Fit
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.records.bad_records import BadRecord
-from mixtral_recipes.data.records.open import check_named, open_source
+from mixtral_recipes.data.records.open import check_named
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
@@ -77,7 +77,7 @@ class FineTuningDataModule(DataModule):
                 bad(error, record.value)
 
         return RecordPipeline(
-            open_source(self.dataset_root, streaming=self.streaming),
+            self.opened(self.dataset_root),
             read,
             encoder,
             Fit(self.sample_length, self.truncation, self.prompt_floor),

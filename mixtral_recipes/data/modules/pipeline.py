@@ -160,7 +160,7 @@ class RecordPipeline:
         stores = tokenized_splits(key, lambda folder: self._samples(folder, tokenizer), vocab_size=len(tokenizer))
         stores = {name: stores[name] for name in SPLITS if name in stores}
         self._tell(stores)
-        if not len(stores["train"]):
+        if "train" in stores and not len(stores["train"]):
             raise DataError(f"{self.source.spec}: no training samples ({_told(stores['train'].tally.dropped)}).")
         return {name: store for name, store in stores.items() if len(store)}
 

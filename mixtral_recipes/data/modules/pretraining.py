@@ -121,7 +121,7 @@ class PreTrainingDataModule(DataModule):
             warnings.filterwarnings("ignore", message="Could not determine rank")  # one process, no torchrun
             splits = self._build(tokenizer)
         found = {name: split for name, split in zip(SPLITS, splits, strict=True) if split is not None and len(split)}
-        if "train" not in found:
+        if "train" not in found and not self.judges:
             raise DataError(f"{self.paths}: fewer than seq_length + 1 = {self.seq_length + 1} tokens to train on.")
         return found
 
@@ -180,7 +180,7 @@ class PreTrainingDataModule(DataModule):
             paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
             own = own_splits(str(paths[0])) if len(paths) == 1 else []
             if "validation" not in own:
-                return {"blend": self._blend(paths, tokenizer), "split": self.split}
+                return {"blend": self._blend(paths, tokenizer), "split": "0,1,0" if self.judges else self.split}
             blends = [
                 (corpora(str(paths[0]), tokenizer, self.text_key, name, self.on_bad_record), None) for name in own
             ]

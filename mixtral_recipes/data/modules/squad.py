@@ -9,7 +9,7 @@ from mixtral_recipes.data.batches.fit import Fit
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.pipeline import Example, RecordPipeline
 from mixtral_recipes.data.records.bad_records import BadRecord
-from mixtral_recipes.data.records.open import Source, check_named, open_source
+from mixtral_recipes.data.records.open import Source, check_named
 from mixtral_recipes.data.records.pairs import Pair, PairEncoder
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.records.squad import Question, questions_of
@@ -89,7 +89,7 @@ class SquadDataModule(DataModule):
             import datasets
 
             datasets.load_dataset(HUB_ID, download_mode="force_redownload")
-        return open_source(HUB_ID if self.dataset_root is None else self.dataset_root, streaming=self.streaming)
+        return self.opened(HUB_ID if self.dataset_root is None else self.dataset_root)
 
     def _read(self, record: Record, bad: BadRecord) -> Iterator[Example]:
         for question, where in questions_of(record, bad):

@@ -51,6 +51,13 @@ class Source:
         """Names of the splits that are there."""
         return list(self.files or self.hub)
 
+    def to_judge_on(self) -> "Source":
+        """It, for a model that was not trained on it: what has no validation split is one, all of it."""
+        if "validation" in self.splits or "train" not in self.splits:
+            return self
+        parts = ({"validation": part["train"]} if part else {} for part in (self.files, self.hub, self.names_inside))
+        return replace(self, **dict(zip(("files", "hub", "names_inside"), parts, strict=True)))
+
     def records(self, split: str, bad: BadRecord = stop) -> Iterator[Record]:
         """The records of a split.
 

@@ -10,9 +10,13 @@ import pytest
 
 from mixtral_recipes.checkpoints.lineage.identity import Identity
 from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import MixtralRecipesError, RecipeError
 from mixtral_recipes.evaluation.asked_for import Asked
 from mixtral_recipes.evaluation.evaluate import evaluate
+from mixtral_recipes.evaluation.recorded_data import data_of
+from mixtral_recipes.settings.changes import describe
 
 
 @pytest.mark.parametrize(
@@ -38,17 +42,32 @@ def test_nothing_is_loaded_for_what_is_not_there(
         evaluate(tmp_path, Asked(**asked), None)  # pyright: ignore[reportArgumentType]
 
 
-def test_data_of_which_a_part_is_measured_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = mock.Mock(return_value=Lineage("model", Identity()))
-    monkeypatch.setattr("mixtral_recipes.evaluation.evaluate.lineage.of_checkpoint", record)
+def test_of_what_the_model_was_trained_on_the_part_that_is_measured_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("train.jsonl", "copy.jsonl", "other.jsonl")
+    own, copied, other = (tmp_path / name for name in names)
+    for number, file in enumerate((own, own, other)):
+        file.write_text(f'{{"input": "a{number}", "output": "b"}}\n' * 40)
+    copied.write_bytes(own.read_bytes())
+    recipe = describe(data=FineTuningDataModule(dataset_root=str(own)), base="a model")
+    record = Lineage("model", Identity(), recipe=recipe, code="x")
+    monkeypatch.setattr("mixtral_recipes.evaluation.evaluate.lineage.of_checkpoint", mock.Mock(return_value=record))
     monkeypatch.setattr("mixtral_recipes.evaluation.evaluate._models", lambda *given: iter(()))
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name in ("train.jsonl", "validation.jsonl"):
-        (folder / name).write_text('{"input": "a", "output": "b"}\n')
     told: list[str] = []
-    evaluate(tmp_path, Asked(data=str(folder / "train.jsonl")), None, say=told.append)  # pyright: ignore[reportArgumentType]
-    assert len(told) == 1
-    assert "train.jsonl has no validation split: what a run holds out of it is measured, 5 %" in told[0]
-    evaluate(tmp_path, Asked(data=str(folder)), None, say=told.append)  # pyright: ignore[reportArgumentType]
-    assert len(told) == 1
+    for file in (own, copied, other):
+        evaluate(tmp_path, Asked(data=str(file)), None, say=told.append)  # pyright: ignore[reportArgumentType]
+    assert len(told) == 2
+    for file, line in zip((own, copied), told, strict=True):
+        assert f"{file} is what the model was trained on, and has no validation split: what its run held out" in line
+        assert "5 %" in line
+
+
+def test_of_another_file_everything_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"input": "a", "output": "b"}\n' * 40)
+    data = data_of(None, str(file))
+    data.seq_length = 32
+    data.setup(load_tokenizer("embedded://mixtral_tiny"))
+    assert len(data.samples("validation")) == 40
+    assert data.samples("train") is None

@@ -14,6 +14,8 @@ from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.modules.mixed import MixedDataModule
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.data.records.record import SPLITS
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.evaluation.recorded_data import data_of, trained_on
 from mixtral_recipes.settings.changes import describe
@@ -70,3 +72,21 @@ def test_other_data_is_read_with_the_runs_settings(tmp_path: Path) -> None:
 def test_what_cannot_be_told_is_asked_for(lineage: Lineage | None, why: str) -> None:
     with pytest.raises(RecipeError, match=f"{why}.*--data"):
         data_of(lineage, None)
+
+
+def test_all_of_other_documents_is_there_to_judge_on_and_of_a_runs_own_its_share(tmp_path: Path) -> None:
+    file = tmp_path / "documents.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{number} is a number. " * 20}) + "\n" for number in range(50)))
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+
+    def sizes(record: Lineage | None) -> dict[str, int]:
+        data = data_of(record, str(file))
+        data.seq_length = 32
+        data.setup(tokenizer)
+        return {name: len(found) for name in SPLITS if (found := data.samples(name)) is not None}
+
+    whole = sizes(None)
+    own = sizes(run(PreTrainingDataModule(paths=[str(file)], split="80,20,0")))
+    assert set(whole) == {"validation"}
+    assert set(own) == {"train", "validation"}
+    assert own["validation"] / whole["validation"] == pytest.approx(0.2, abs=0.02)
