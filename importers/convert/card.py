@@ -57,6 +57,8 @@ model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 
 {use}
 
+`THIS_FOLDER` is where this adapter is{placeholder}.
+
 {provenance}
 ## Lineage
 
@@ -108,6 +110,7 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
     """
     hub = hub_origin(record)
     name = str(hub["id"]).removeprefix("hf://") if hub else "BASE_MODEL"
+    base_model = "" if hub else "; `BASE_MODEL` stands for the model it was trained on, as a Hugging Face folder"
     rank = max([settings["r"], *settings["rank_pattern"].values()])
     loads = layout == "v4" and not settings["use_dora"] and not settings.get("modules_to_save")
     return _ADAPTER_TEMPLATE.format(
@@ -120,6 +123,7 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
         targets=for_markdown(", ".join(_targets(settings))),
         layout=layout,
         use=_VLLM.format(name=shlex.quote(in_a_line(name)), rank=rank) if loads else _NO_VLLM,
+        placeholder=base_model,
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )

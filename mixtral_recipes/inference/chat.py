@@ -95,7 +95,7 @@ def refuse_without_template(tokenizer: Any) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             "this model's tokenizer has no chat template, so it has no form to ask in; let it continue a text "
-            "(`mixtral-recipes generate` without --chat)."
+            "(`mixtral-recipes generate` without --chat; /v1/completions of a server)."
         )
 
 

@@ -54,6 +54,13 @@ def test_a_model_that_began_in_a_folder_has_no_base_on_the_hub() -> None:
     assert "| source | folder mine |" in card
 
 
+def test_words_that_stand_for_a_folder_are_explained() -> None:
+    settings = {"r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False, "target_modules": ["q_proj"]}
+    card = adapter_card(chain({"folder": "mine"}), settings | {"target_parameters": None}, "v4")
+    assert 'from_pretrained("BASE_MODEL")' in card
+    assert "`THIS_FOLDER` is where this adapter is; `BASE_MODEL` stands for the model it was trained on" in card
+
+
 def test_what_others_wrote_stays_text() -> None:
     """In the front matter, in a heading, in tables and in code: nothing that a name holds becomes Markdown or YAML."""
     name = "org/a: b\n---\n<img src=x>|*bold* `code` \x1b[31m"
@@ -69,4 +76,5 @@ def test_what_others_wrote_stays_text() -> None:
     card = adapter_card(record, settings | {"target_parameters": None}, "v4")
     assert f"from_pretrained({json.dumps(name)})" in card
     assert "on a\\`b;" in card
+    assert "BASE_MODEL" not in card
     assert "`data.class=SquadDataModule`" in card
