@@ -16,7 +16,8 @@ def _topk(out: Any, logits: Tensor, topk: int, softmax_first: bool, *rest: Any) 
     scores = on_cpu(logits).float()
     best, experts = scores.topk(topk, -1)
     probs = torch.zeros_like(scores).scatter(-1, experts, best.softmax(-1))
-    for into, value in zip(out, (probs, probs > 0, probs), strict=True):
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, experts, True)  # also where a probability is 0
+    for into, value in zip(out, (probs, chosen, probs), strict=True):
         on_cpu(into).copy_(value.reshape(into.shape))
 
 
