@@ -46,10 +46,13 @@ def data_of(run: Lineage | None, named: str | None) -> DataModule:
     found = recognize(named)
     settings = _settings_for(found.module_class, recorded)
     module = found.module_class(**(settings | found.kwargs))
-    known = any(_is_same(place, place_of(module), found.source) for place in _places(recorded))
-    if known and "split" in settings:  # of documents: the shares that training had
-        module.split = settings["split"]
-    module.judges = not known
+    for one in (_recorded(earlier.recipe) for earlier in run.ancestors()) if run else ():
+        if any(_is_same(place, place_of(module), found.source) for place in _places(one)):
+            own = _settings_for(found.module_class, one)
+            for name in {"split", "val_proportion"} & own.keys():  # the shares that training had
+                setattr(module, name, own[name])
+            return module
+    module.judges = True
     return module
 
 
