@@ -52,10 +52,11 @@ class Source:
         return list(self.files or self.hub)
 
     def to_judge_on(self) -> "Source":
-        """It, for a model that was not trained on it: what has no validation split is one, all of it."""
-        if "validation" in self.splits or "train" not in self.splits:
+        """It, for a model not trained on it: without a validation split, its test split, or else all of it, is one."""
+        splits = [name for name in ("validation", "test", "train") if name in self.splits]
+        if splits[0] == "validation":
             return self
-        parts = ({"validation": part["train"]} if part else {} for part in (self.files, self.hub, self.names_inside))
+        parts = ({"validation": part[splits[0]]} if part else {} for part in (self.files, self.hub, self.names_inside))
         return replace(self, **dict(zip(("files", "hub", "names_inside"), parts, strict=True)))
 
     def records(self, split: str, bad: BadRecord = stop) -> Iterator[Record]:

@@ -71,3 +71,12 @@ def test_of_another_file_everything_is_measured(tmp_path: Path) -> None:
     data.setup(load_tokenizer("embedded://mixtral_tiny"))
     assert len(data.samples("validation")) == 40
     assert data.samples("train") is None
+
+
+def test_of_other_data_the_test_split_is_measured_where_there_is_no_validation_split(tmp_path: Path) -> None:
+    for name, count in (("train", 40), ("test", 7)):
+        (tmp_path / f"{name}.jsonl").write_text('{"input": "a", "output": "b"}\n' * count)
+    data = data_of(None, str(tmp_path))
+    data.seq_length = 32
+    data.setup(load_tokenizer("embedded://mixtral_tiny"))
+    assert len(data.samples("validation")) == 7

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.checkpoints.lineage.identity import Identity
-from mixtral_recipes.checkpoints.lineage.record import Lineage
+from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
@@ -90,3 +90,13 @@ def test_all_of_other_documents_is_there_to_judge_on_and_of_a_runs_own_its_share
     assert set(whole) == {"validation"}
     assert set(own) == {"train", "validation"}
     assert own["validation"] / whole["validation"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_what_an_earlier_run_was_trained_on_is_no_other_data(tmp_path: Path) -> None:
+    file, later = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for number, path in enumerate((file, later)):
+        path.write_text(json.dumps({"input": f"a{number}", "output": "b"}) + "\n")
+    first = run(FineTuningDataModule(dataset_root=str(file), val_proportion=0.3))
+    chain = replace(run(FineTuningDataModule(dataset_root=str(later))), parents=[Parent("base", first)])
+    found = data_of(chain, str(file))
+    assert (found.judges, found.val_proportion) == (False, 0.3)
