@@ -11,9 +11,7 @@ too, since on few cores the two compete.
 import argparse
 import contextlib
 import json
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from megatron.core.optimizer import OptimizerConfig
+from temporary import temporary_folder
 
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer, Position
 from mixtral_recipes.data.modules.mock import MockDataModule
@@ -108,13 +107,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write; by default a temporary folder")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
-    try:
-        with training_run(arguments.hidden, arguments.layers) as run:
-            nbytes = checkpointer(run, folder, asynchronous=False).nbytes
-            rows = measure(run, folder, arguments.repeats)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder(arguments.folder) as folder, training_run(arguments.hidden, arguments.layers) as run:
+        nbytes = checkpointer(run, folder, asynchronous=False).nbytes
+        rows = measure(run, folder, arguments.repeats)
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     report = {
         "state_bytes": nbytes,

@@ -18,12 +18,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from temporary import temporary_folder
 
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.safetensors import INDEX, header_bytes, shard_name, split_shards
@@ -109,10 +109,13 @@ def in_own_process(script: str, arguments: list[str], *, sampled: bool) -> dict[
     command = [sys.executable, script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
-        while sampled and process.poll() is None:
-            peak = max(peak, _anonymous(process.pid))
-            time.sleep(0.005)
-        output, _ = process.communicate()
+        try:
+            while sampled and process.poll() is None:
+                peak = max(peak, _anonymous(process.pid))
+                time.sleep(0.005)
+            output, _ = process.communicate()
+        finally:
+            process.kill()  # it writes where this process clears up
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed")
     return json.loads(output.splitlines()[-1]) | {"peak_anonymous_gib": peak / 2**30}
@@ -202,7 +205,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append")
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--folder", type=Path, help="where to write; by default a temporary folder")
     parser.add_argument("--cold-input", action="store_true", help="evict every input from the page cache first")
     parser.add_argument("--memory-only", action="store_true", help="no times; needs room for one copy of the model")
     parser.add_argument("--convert", nargs=3, metavar=("KIND", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
@@ -214,12 +217,12 @@ def main() -> None:
     results = []
     for shape in options.shape or ["8x7b", "8x22b"]:
         for layers in options.layers or [2, 4]:
-            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            with temporary_folder(options.folder) as folder:
                 print(f"{shape}, {layers} layers", flush=True)
                 if options.memory_only:
-                    results.append(measure_memory(shape, layers, Path(folder)))
+                    results.append(measure_memory(shape, layers, folder))
                 else:
-                    results.append(measure(shape, layers, options.repeats, Path(folder), cached=not options.cold_input))
+                    results.append(measure(shape, layers, options.repeats, folder, cached=not options.cold_input))
     _print_table(results)
     print(json.dumps(results))
 

@@ -13,13 +13,13 @@ import argparse
 import itertools
 import json
 import os
-import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from temporary import temporary_folder
 
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.corpus import Encoder, prepare_corpus, write_index
@@ -104,9 +104,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     tokenizer = load_tokenizer(options.tokenizer)
     results: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MIXTRAL_RECIPES_HOME"] = folder
-        corpus = synthetic_corpus(Path(folder) / "corpus", options.tokens, len(tokenizer))
+    with temporary_folder() as folder:
+        os.environ["MIXTRAL_RECIPES_HOME"] = str(folder)
+        corpus = synthetic_corpus(folder / "corpus", options.tokens, len(tokenizer))
         shape: dict[str, Any] = {"seq_length": options.seq_length, "micro_batch_size": 1}
         padded: dict[str, Any] = shape | {"micro_batch_size": 16}
         specs = PackedSequenceSpecs(options.seq_length)
@@ -120,7 +120,7 @@ def main() -> None:
             results[name] = loader_speed(module, options.batches)
             speed, useful = results[name].values()
             print(f"{name:<14}{speed / 1e6:8.2f} million tokens/s/process, {useful:.1%} of the slots", flush=True)
-        results["tokenizing"] = prepare_over_raw(Path(folder), tokenizer, options.megabytes)
+        results["tokenizing"] = prepare_over_raw(folder, tokenizer, options.megabytes)
     ratio, bare, speed = results["tokenizing"].values()
     print(
         f"{'tokenizing':<14}{speed / 1e6:8.2f} million tokens/s/process, {ratio:.3f} of the raw tokenizer's speed, "

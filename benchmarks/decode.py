@@ -10,7 +10,6 @@ slow moment of the machine strikes both; the figures are processor time, the rat
 import argparse
 import json
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from temporary import temporary_folder
 
 PROMPT_TOKENS = 32
 
@@ -61,8 +61,8 @@ def compare(source: Path, batch_sizes: list[int], new_tokens: int, repeats: int)
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = import_checkpoint(str(source), Path(scratch) / "megatron", progress=False)
+    with temporary_folder() as scratch:
+        checkpoint = import_checkpoint(str(source), scratch / "megatron", progress=False)
         engines = {"ours": ours(checkpoint, new_tokens), "transformers": theirs(source, new_tokens)}
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}

@@ -15,12 +15,12 @@ import json
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import conversion
+from temporary import temporary_folder
 
 from mixtral_recipes import embedded
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, action="append")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--types", nargs="*", default=["f16"], help="types to time; f16 by default")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--folder", type=Path, help="where to write; by default a temporary folder")
     parser.add_argument("--memory-only", action="store_true", help="no times; needs room for one copy of the model")
     parser.add_argument("--export", nargs=3, metavar=("CHECKPOINT", "TARGET", "TYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -126,12 +126,12 @@ def main() -> None:
     results = []
     for shape in options.shape or ["8x7b"]:
         for layers in options.layers or [2, 8]:
-            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            with temporary_folder(options.folder) as folder:
                 print(f"{shape}, {layers} layers", flush=True)
                 if options.memory_only:
-                    results.append(measure_memory(shape, layers, Path(folder)))
+                    results.append(measure_memory(shape, layers, folder))
                 else:
-                    results.append(measure(shape, layers, options.repeats, options.types, Path(folder)))
+                    results.append(measure(shape, layers, options.repeats, options.types, folder))
     print(json.dumps(results))
 
 

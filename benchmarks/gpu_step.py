@@ -24,18 +24,17 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_contenders import FP8, MODES, SIZES, Bench, Contender
 from kernel_times import profile
 from step_contenders import Step, furthest
+from temporary import temporary_folder
 
 from mixtral_recipes.errors import MixtralRecipesError, in_short
 from mixtral_recipes.system.machine import package_version
@@ -352,10 +351,10 @@ def main() -> int:
     }
     report: dict[str, Any] = {"device": _device(device), "versions": _versions(), "asked": asked}
     results = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         for mode in options.mode:
             try:
-                bench = Bench(options, mode, device, Path(scratch))
+                bench = Bench(options, mode, device, scratch)
             except MixtralRecipesError as error:
                 say(f"error: {error}")
                 return 2

@@ -13,13 +13,13 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "slurm"))
 
 from slurm_cluster import Cluster
+from temporary import temporary_folder
 
 IMPORT = [sys.executable, "-W", "ignore", "-c", "import nemo_run"]
 SUBMIT = [
@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
-    with tempfile.TemporaryDirectory(prefix="slurm_submit") as folder:
-        cluster = Cluster(Path(folder, "cluster"))
+    with temporary_folder() as folder:
+        cluster = Cluster(folder / "cluster")
         env = cluster.env | {"MIXTRAL_RECIPES_HOME": f"{folder}/home"}
         try:
             cluster.start()

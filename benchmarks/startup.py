@@ -15,8 +15,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
+
+from temporary import temporary_folder
 
 from mixtral_recipes.recipes import catalog
 
@@ -35,7 +37,7 @@ def commands(recipes: list[str]) -> dict[str, list[str]]:
     return found | {line: [*ours, *line.split()] for line in lines}
 
 
-def measure(argv: list[str], folder: str) -> tuple[float, float]:
+def measure(argv: list[str], folder: Path) -> tuple[float, float]:
     """Seconds on the clock and of the processor, of one run that must succeed (`doctor` may find something bad)."""
     before, began = _processor(), time.perf_counter()
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=folder)
@@ -58,8 +60,8 @@ def main() -> None:
     asked = parser.parse_args()
     every = commands(asked.recipes)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in every}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MIXTRAL_RECIPES_HOME"] = folder
+    with temporary_folder() as folder:
+        os.environ["MIXTRAL_RECIPES_HOME"] = str(folder)
         for argv in every.values():
             measure(argv, folder)  # once for the disk's sake
         for _ in range(asked.repeats):

@@ -18,7 +18,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -36,6 +35,7 @@ from step_contenders import (
     transformers_step,
     with_adapters,
 )
+from temporary import temporary_folder
 
 from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
@@ -184,9 +184,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     found = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder() as scratch:
         for size in options.sizes:
-            make_model(folder := Path(scratch) / size, size)
+            make_model(folder := scratch / size, size)
             for mode in options.modes:
                 found.append(measure(size, mode, folder, options.repeats, options.profile))
                 print(json.dumps(found[-1], indent=1), file=sys.stderr, flush=True)
