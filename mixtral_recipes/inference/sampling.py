@@ -165,6 +165,6 @@ def _shaped(logits: Tensor, how: Sampling) -> Tensor:
     if how.top_p < 1:
         ordered, places = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # of a token, the probability of all likelier ones
-        ordered = ordered.masked_fill(before >= how.top_p, 0)
+        ordered = ordered.masked_fill((before >= how.top_p) & (before > 0), 0)  # in its type top_p may be 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
     return probabilities

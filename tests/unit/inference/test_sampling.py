@@ -22,7 +22,7 @@ class Row:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 10_000])
-@pytest.mark.parametrize("top_p", [0.05, 0.6, 1.0])
+@pytest.mark.parametrize("top_p", [5e-324, 0.05, 0.6, 1.0])
 def test_shapes_as_transformers_does(temperature: float, top_k: int, top_p: float) -> None:
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
