@@ -17,9 +17,9 @@ from mixtral_recipes.data.corpus_index import check_index
 from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.folders import by_split, files_in, is_about_the_folder
 from mixtral_recipes.data.records.json_stream import json_splits
-from mixtral_recipes.data.records.open import open_source
+from mixtral_recipes.data.records.open import check_trains, open_source
 from mixtral_recipes.data.records.parse import is_json_lines
-from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS
+from mixtral_recipes.data.records.record import SPLIT_NAMES
 from mixtral_recipes.data.records.text_parts import TEXT_SUFFIXES
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
@@ -52,7 +52,10 @@ def corpora(
     path = resolve(name).expanduser()
     prefix = corpus_at(path)
     if prefix is None and path.is_dir():
-        files = folder_files(path)[split]
+        found = folder_files(path)
+        if split == "train":
+            check_trains(name, found)
+        files = found[split]
         if files[0].suffix != ".idx":
             return [_tokenized_files(name, files, tokenizer, text_key, split, on_bad_record)]
         prefixes = [file.with_suffix("") for file in files]
@@ -78,7 +81,7 @@ def check_place(name: str) -> None:
     if path is None or corpus_at(path) is not None:
         return
     if path.is_dir():
-        folder_files(path)
+        check_trains(name, folder_files(path))
     elif not path.exists():
         raise _not_there(path.with_suffix("") if path.suffix in (".bin", ".idx") else path, ".bin")
 
@@ -137,9 +140,6 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     found = by_split(folder, files)
     if list(found) == [""]:
         return {"train": files}
-    if "train" not in found:
-        names = ", ".join(file.name for file in files[:5])
-        raise DataError(f"{folder}: no file of a training split ({' or '.join(SPLITS['train'])}); found {names}.")
     return {name: some for name, some in found.items() if name}
 
 
@@ -154,7 +154,10 @@ def _tokenized_files(
 
 
 def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str, on_bad_record: str) -> str:
-    rows = open_source(name).hub[split]
+    source = open_source(name)
+    if split == "train":
+        check_trains(name, source.splits)
+    rows = source.hub[split]
     if text_key not in rows.column_names:
         raise DataError(f"{name}: no column {text_key!r}; it has {', '.join(rows.column_names)} (data.text_key).")
     text = data_home() / "corpora" / f".{rows._fingerprint}.{text_key}.parquet"

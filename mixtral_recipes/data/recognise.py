@@ -135,7 +135,7 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
     except DataError:
         # Only documents need no file named after a split.
         records = {split: [file for file in some if file not in plain] for split, some in files.items()}
-        if not records["train"]:
+        if not records.get("train"):
             raise
         found = _by_records(spec, Source(str(spec), records, {}), columns)
         if found.kind != "text":
@@ -185,8 +185,8 @@ class _Looked:
     def at(cls, spec: str | Path, source: Source, columns: Mapping[str, str | None]) -> "_Looked":
         """Raises DataError if there are no records, or if nothing is learned from their form."""
         errors: list[DataError] = []
-        first = itertools.islice(source.records("train", lambda error, record=None: errors.append(error)), _LOOKED_AT)
-        records = [renamed(record.value, columns)[0] for record in first]
+        found = source.records(source.splits[0], lambda error, record=None: errors.append(error))
+        records = [renamed(record.value, columns)[0] for record in itertools.islice(found, _LOOKED_AT)]
         if not records:
             raise errors[0] if errors else DataError(f"{spec}: no records.")
         form, count = Counter(map(form_of, records)).most_common(1)[0]

@@ -82,8 +82,9 @@ def documents(file: Path) -> Iterator[str]:
     found = recognize(file)
     if found.kind != "text" or found.source is None:
         raise DataError(f"{found.description}; perplexity is of plain text (.txt, .md) or of records with a text.")
-    for record in found.source.records("train", stop):
-        yield str(record.value["text"])
+    for split in found.source.splits:
+        for record in found.source.records(split, stop):
+            yield str(record.value["text"])
 
 
 def windows(tokens: list[int], window: int, stride: int) -> Iterator[Ending]:

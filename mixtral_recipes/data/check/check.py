@@ -21,6 +21,7 @@ from mixtral_recipes.data.batches.fit import Encoded, Fitted, Tally
 from mixtral_recipes.data.corpus import Encoder
 from mixtral_recipes.data.modules.pipeline import Example, Outcome, RecordPipeline, count_fields
 from mixtral_recipes.data.recognise import Recognized
+from mixtral_recipes.data.records.open import check_trains
 from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.text_parts import TextPart, documents
 from mixtral_recipes.errors import DataError
@@ -191,6 +192,7 @@ class _Documents:
         self.encoder = Encoder.of(tokenizer) if tokenizer is not None else None
         self.report = report
         self.splits = self.own_splits = recognized.source.splits if recognized.source else list(recognized.files)
+        check_trains(recognized.kwargs["paths"][0], self.splits)
 
     def items(self, split: str) -> Iterator[Item]:
         """The documents of a split."""

@@ -25,7 +25,7 @@ from mixtral_recipes.data.batches.samples import content_of
 from mixtral_recipes.data.modules.pipeline import RecordPipeline
 from mixtral_recipes.data.modules.streamed_rows import PackedRows, PaddedRows
 from mixtral_recipes.data.modules.streaming import InMemory, StreamedBatches, TrainingStream
-from mixtral_recipes.data.records.open import Source, open_source
+from mixtral_recipes.data.records.open import Source, check_trains, open_source
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.layout.shapes import BatchShape
@@ -79,7 +79,10 @@ class DataModule:
     def opened(self, spec: str | Path | None) -> Source:
         """The splits of what a module of records reads."""
         source = open_source(spec, streaming=getattr(self, "streaming", False))
-        return source.to_judge_on() if self.judges else source
+        if self.judges:
+            return source.to_judge_on()
+        check_trains(spec, source.splits)
+        return source
 
     def pipelines(self) -> list[RecordPipeline]:
         """The way of the records of each of its sources."""

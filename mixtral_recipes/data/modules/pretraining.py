@@ -17,7 +17,8 @@ from mixtral_recipes.data.batches.batch import Batch, Samples
 from mixtral_recipes.data.cache import content_hash, preparing, sampled_hash
 from mixtral_recipes.data.corpus_paths import check_place, corpora, own_splits
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.data.records.record import SPLITS
+from mixtral_recipes.data.records.open import check_trains
+from mixtral_recipes.data.records.record import SPLITS, to_judge_on
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.system.json_files import finite_number
@@ -178,9 +179,12 @@ class PreTrainingDataModule(DataModule):
             raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
         if not isinstance(self.paths, dict):
             paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
-            own = own_splits(str(paths[0])) if len(paths) == 1 else []
+            own = own_splits(str(paths[0])) if len(paths) == 1 else ["train"]
+            if self.judges:
+                return {"blend": self._blend(paths, tokenizer, to_judge_on(own)), "split": "0,1,0"}
+            check_trains(paths[0], own)
             if "validation" not in own:
-                return {"blend": self._blend(paths, tokenizer), "split": "0,1,0" if self.judges else self.split}
+                return {"blend": self._blend(paths, tokenizer), "split": self.split}
             blends = [
                 (corpora(str(paths[0]), tokenizer, self.text_key, name, self.on_bad_record), None) for name in own
             ]
@@ -191,11 +195,11 @@ class PreTrainingDataModule(DataModule):
         given = [self.paths.get(name) for name in SPLITS]
         return {"blend_per_split": [self._blend(paths, tokenizer) if paths else None for paths in given]}
 
-    def _blend(self, paths: Any, tokenizer: Any) -> Blend:
+    def _blend(self, paths: Any, tokenizer: Any, split: str = "train") -> Blend:
         if isinstance(paths, str | Path):
             paths = [paths]
         names, weights = split_weights(list(paths))
-        found = [corpora(name, tokenizer, self.text_key, on_bad_record=self.on_bad_record) for name in names]
+        found = [corpora(name, tokenizer, self.text_key, split, self.on_bad_record) for name in names]
         several = next((name for name, prefixes in zip(names, found, strict=True) if len(prefixes) > 1), None)
         if weights is not None and several is not None:
             raise DataError(f"data.paths: {several} holds several corpora; give each of them a weight of its own.")

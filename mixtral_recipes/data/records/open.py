@@ -1,7 +1,7 @@
 """Where a data set comes from: a file, a folder with a file per split, or the Hugging Face Hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from mixtral_recipes.data.records.files import suffix_of
 from mixtral_recipes.data.records.folders import are_one_set, by_split, files_in, names_of_data
 from mixtral_recipes.data.records.json_stream import json_splits
 from mixtral_recipes.data.records.parse import SUFFIXES, read_records
-from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record
+from mixtral_recipes.data.records.record import SPLIT_NAMES, SPLITS, Record, to_judge_on
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT
 from mixtral_recipes.embedded import PREFIX, resolve
 from mixtral_recipes.errors import DataError, in_short
@@ -48,15 +48,15 @@ class Source:
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits that are there."""
-        return list(self.files or self.hub)
+        """Names of the splits that are there, the one to train on first."""
+        return [name for name in SPLITS if name in (self.files or self.hub)]
 
     def to_judge_on(self) -> "Source":
-        """It, for a model not trained on it: without a validation split, its test split, or else all of it, is one."""
-        splits = [name for name in ("validation", "test", "train") if name in self.splits]
-        if splits[0] == "validation":
+        """It, for a model not trained on it: its validation split is what `record.to_judge_on` says."""
+        split = to_judge_on(self.splits)
+        if split == "validation":
             return self
-        parts = ({"validation": part[splits[0]]} if part else {} for part in (self.files, self.hub, self.names_inside))
+        parts = ({"validation": part[split]} if part else {} for part in (self.files, self.hub, self.names_inside))
         return replace(self, **dict(zip(("files", "hub", "names_inside"), parts, strict=True)))
 
     def records(self, split: str, bad: BadRecord = stop) -> Iterator[Record]:
@@ -125,8 +125,17 @@ def check_place(spec: str | Path | None) -> Source | None:
 
 def check_named(spec: str | Path | None) -> None:
     """As `check_place`, which also warns of a word that is taken for a Hub id."""
-    if check_place(spec) is None:
+    found = check_place(spec)
+    if found is None:
         warn_of_a_word(str(spec), "dataset", ("embedded://squad",))
+    else:
+        check_trains(spec, found.splits)
+
+
+def check_trains(spec: object, splits: Collection[str]) -> None:
+    """Refuse a data set that is to be trained on and has other splits only."""
+    if "train" not in splits:
+        raise DataError(f"{spec}: no training split ({' or '.join(SPLITS['train'])}); it has {', '.join(splits)}.")
 
 
 def _file_splits(spec: str, path: Path) -> Source:
@@ -135,8 +144,6 @@ def _file_splits(spec: str, path: Path) -> Source:
     if not found:
         return Source(spec, {"train": [path]})
     inside = {SPLIT_NAMES[name.lower()]: name for name in found}
-    if "train" not in inside:
-        raise DataError(f"{spec}: has no train split; it holds {', '.join(found)}.")
     return Source(spec, {name: [path] for name in inside}, names_inside=inside)
 
 
@@ -144,11 +151,11 @@ def _folder_splits(spec: str, folder: Path) -> Source:
     """``train.jsonl``, ``train-00000-of-00002.parquet``, ``train/*.parquet``; or a single set, whatever its name."""
     found = by_split(folder, files_in(folder, SUFFIXES))
     unnamed = found.pop("", [])
-    if "train" not in found and not found and are_one_set(unnamed):
+    if not found and are_one_set(unnamed):
         found, unnamed = {"train": unnamed}, []
-    if "train" not in found:
-        files = [file for some in (*found.values(), unnamed) for file in some]
-        what = f"found {', '.join(p.name for p in files[:5])}" if files else f"no file ends in {', '.join(SUFFIXES)}"
+    if not found:
+        names = ", ".join(path.name for path in unnamed[:5])
+        what = f"found {names}" if names else f"no file ends in {', '.join(SUFFIXES)}"
         raise DataError(
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
@@ -169,7 +176,7 @@ def _on_the_hub(spec: str, repo: str, config: str | None, revision: str | None, 
         ) from error
     spelled = [(name, s) for name, some in SPLITS.items() for s in (f"{name}_sft", *some)]
     named = {name: s for name, s in spelled if s in loaded}
-    if "train" not in named:
-        raise DataError(f"{spec}: has no train split; it has {', '.join(map(str, loaded))}.")
+    if not named:
+        check_trains(spec, list(map(str, loaded)))
     unread = tuple(str(s) for s in loaded if s not in named.values())
     return Source(spec, hub={name: loaded[s] for name, s in named.items()}, streaming=streaming, unread=unread)

@@ -1,6 +1,7 @@
 """A record and its place, and the names of splits."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,11 @@ _IN_NAMES = {
     name: re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE) for name, spellings in SPLITS.items()
 }
 SPLIT_NAMES = {spelling: name for name, spellings in SPLITS.items() for spelling in spellings}
+
+
+def to_judge_on(splits: Sequence[str]) -> str:
+    """The split to judge a model on that was trained on none: validation, or where it is not there test, or train."""
+    return next(name for name in ("validation", "test", "train") if name in splits)
 
 
 def is_of_split(path: Path, split: str, *, behind: bool = False) -> bool:

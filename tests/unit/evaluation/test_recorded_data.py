@@ -14,9 +14,10 @@ from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.modules.mixed import MixedDataModule
 from mixtral_recipes.data.modules.pretraining import PreTrainingDataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.data.recognise import recognize
 from mixtral_recipes.data.records.record import SPLITS
 from mixtral_recipes.data.tokenizers import load_tokenizer
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import DataError, RecipeError
 from mixtral_recipes.evaluation.recorded_data import data_of, trained_on
 from mixtral_recipes.settings.changes import describe
 from mixtral_recipes.settings.data import PackedSequenceSpecs
@@ -90,6 +91,32 @@ def test_all_of_other_documents_is_there_to_judge_on_and_of_a_runs_own_its_share
     assert set(whole) == {"validation"}
     assert set(own) == {"train", "validation"}
     assert own["validation"] / whole["validation"] == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("form", [{"input": "a b c", "output": "%s"}, {"text": "%s " * 50}])
+@pytest.mark.parametrize(
+    ("names", "judged"),
+    [
+        ("dev.jsonl", "dev"), ("test.jsonl", "test"), ("test.jsonl eval.jsonl", "eval"),
+        ("train.jsonl test.jsonl", "test"), ("test.jsonl all.jsonl", "test"),
+    ],
+)  # fmt: skip
+def test_other_data_need_not_have_a_split_to_train_on(
+    tmp_path: Path, form: dict[str, str], names: str, judged: str
+) -> None:
+    for name in names.split():
+        record = {key: value.replace("%s", Path(name).stem) for key, value in form.items()}
+        (tmp_path / name).write_text((json.dumps(record) + "\n") * 30)
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+    data = data_of(None, str(tmp_path))
+    data.seq_length = 32
+    data.setup(tokenizer)
+    assert judged in tokenizer.decode(data.samples("validation")[0]["tokens"])
+    if "train" not in names:
+        to_train_on = type(data)(**recognize(tmp_path).kwargs)
+        for refuses in (to_train_on.check_places, lambda: to_train_on.setup(tokenizer)):
+            with pytest.raises(DataError, match=r"no training split \(train or training\); it has (validation|test)"):
+                refuses()
 
 
 def test_what_an_earlier_run_was_trained_on_is_no_other_data(tmp_path: Path) -> None:

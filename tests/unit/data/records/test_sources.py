@@ -613,5 +613,5 @@ def test_records_beside_plain_text_are_not_half_read(tmp_path: Path, names: str)
     for name in names.split():
         (tmp_path / name).rename(tmp_path / f"valid-{name}")
     (tmp_path / "notes.txt").rename(tmp_path / "train.txt")
-    with pytest.raises(DataError, match=r"no training split .* found valid-a\.jsonl"):
+    with pytest.raises(DataError, match=r"documents in records and in plain text \(train\.txt\)"):
         recognize(tmp_path)
