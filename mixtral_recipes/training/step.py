@@ -82,6 +82,7 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     started = time.perf_counter()
     microbatches = _next_microbatches(batches, run)
     given = time.perf_counter()
+    run.config.moe_grad_scale_func = partial(run.optimizer.scale_loss, learned_share(microbatches, run.device))
     sums = _forward(run, microbatches, backward=True)
 
     # Look before updating: a loss or a gradient that is not finite must not reach the weights. To look is to wait.
@@ -113,6 +114,27 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
 
 def _next_microbatches(batches: Iterator[Batch], run: TrainingRun) -> list[Batch]:
     return list(islice(batches, run.topology.num_microbatches(run.batch)))
+
+
+def learned_share(microbatches: list[Batch], device: torch.device) -> Tensor:
+    """What part of the global batch's real tokens are labels: a scalar on the device.
+
+    Megatron weighs a microbatch's router losses by its real tokens, and the division by all label tokens is theirs too.
+    Without this factor a coefficient would count for many times what it says where few tokens are learned.
+
+    Args:
+        microbatches: This rank's.
+        device: Where the model is.
+    """
+    counts = torch.zeros(2)
+    for batch in microbatches:
+        padding = batch.get("padding_mask")
+        real = batch["tokens"].numel() - (padding.sum() if padding is not None else 0)
+        counts += torch.stack([batch["loss_mask"].sum(), torch.as_tensor(real)])
+    counts = to_device(device, counts)
+    group: Any = parallel_state.get_data_parallel_group()
+    torch.distributed.all_reduce(counts, group=group)
+    return counts[0] / counts[1]
 
 
 def _forward(run: TrainingRun, microbatches: list[Batch], *, backward: bool) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixtral_recipes.models import layer_specs
 from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
 from tests.distributed.small_run import Case, Outcome, assemble, build, train
 
@@ -62,7 +63,6 @@ def router_losses_by_hand(case: Case) -> tuple[dict[str, float], dict[str, float
         if isinstance(module, TopKRouter):
             gating = module.gating
             module.gating = lambda x, gating=gating: logits.append(gating(x)) or logits[-1]  # pyright: ignore
-    from mixtral_recipes.training.step import train_step
     from tests.distributed.small_run import read_router_losses
 
     train_step(run, run.data.train_batches(run.data_place, **run.loader_shape))
@@ -144,6 +144,26 @@ def test_without_padding_the_gradients_are_megatrons(fields: dict[str, Any]) -> 
         layout, model={"moe_router_load_balancing_type": "none", "moe_aux_loss_coeff": 0.0}, data=FULL, steps=2
     )
     assert launch(2, train, plain)[0].grad_norms != pytest.approx(ours[-1].grad_norms, rel=1e-4)
+
+
+def router_gradients(losses: dict[str, Any], every: int) -> dict[str, Tensor]:
+    """What the routers' weights get in a step in which one of so many tokens is learned."""
+    run = build(Case(model=losses, optimizer={"clip_grad": 0.0}))
+    batches = run.data.train_batches(run.data_place, **run.loader_shape)
+    train_step(run, ({**b, "loss_mask": b["loss_mask"] * (b["position_ids"] % every == 0)} for b in batches))  # pyright: ignore
+    return {name: p.main_grad for name, p in run.model[0].named_parameters() if "router" in name}  # pyright: ignore
+
+
+@pytest.mark.parametrize("loss", ["moe_aux_loss_coeff", "moe_z_loss_coeff"])
+def test_router_losses_count_the_same_however_few_tokens_are_learned(loss: str) -> None:
+    off = {"moe_aux_loss_coeff": 0.0, "moe_z_loss_coeff": None}
+    of_all, of_few = (
+        [launch(1, router_gradients, {**off, loss: value}, every)[0] for value in (0.1, 0.0)] for every in (1, 16)
+    )
+    for name, gradient in of_all[0].items():
+        expected = gradient - of_all[1][name]
+        assert expected.norm() > 1e-3
+        assert torch.allclose(of_few[0][name] - of_few[1][name], expected, rtol=1e-3, atol=1e-6), name
 
 
 def test_padded_and_plain_dropping_agree() -> None:
