@@ -66,6 +66,11 @@ SlurmdParameters=config_overrides
 NodeName=mx[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{slurmd_low}-{slurmd_high}] CPUs=8 SocketsPerBoard=1 \
 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=requeued Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=ended Nodes=ALL MaxTime=INFINITE State=UP PreemptMode=CANCEL
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge

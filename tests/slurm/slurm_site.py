@@ -52,7 +52,8 @@ class Site:
         from mixtral_recipes.executors.slurm.executor import slurm_executor
 
         env = {"OMP_NUM_THREADS": "1"} | settings.pop("env", {})
-        return slurm_executor(nodes, nproc, account="none", partition="debug", env=env, **settings)
+        settings = {"partition": "debug"} | settings
+        return slurm_executor(nodes, nproc, account="none", env=env, **settings)
 
     def recipe(self, name: str, nodes: int = 2, nproc: int = 1, **job: Any) -> Any:
         """A slurm_job.train recipe."""

@@ -1,5 +1,8 @@
 """Jobs that are stopped from outside and come back by themselves."""
 
+import json
+import time
+
 import pytest
 from slurm_job import expected_loss
 from slurm_site import Site
@@ -21,3 +24,33 @@ def test_lost_node(plain: Site, node: str) -> None:
     assert plain.result(name)["last_loss"] == expected_loss(30)
     assert runs.attempts(record)["failures"] == 0
     assert len(records.attempt_folders(record)) >= 2
+
+
+@pytest.mark.parametrize("partition", ["requeued", "ended"])
+def test_preempted(plain: Site, partition: str) -> None:
+    """An urgent job takes both nodes, and this one is put back into the queue, or ended, by Slurm itself."""
+    name = f"preempted-{partition}"
+    record = plain.submit(name, steps=30, step_s=0.5, settings={"partition": partition})
+    plain.wait_for_step(name, 4)
+    plain.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    plain.succeed(record)
+    assert plain.result(name)["last_loss"] == expected_loss(30)
+    counts = runs.attempts(record)
+    assert (counts["preemptions"], counts["failures"]) == (1, 0)
+
+
+def test_scancel(plain: Site) -> None:
+    """A job that is ended with Slurm's own command stays ended, in an attempt after the first too."""
+    record = plain.submit("scancel", steps=100_000, step_s=0.5)
+    plain.wait_for_step("scancel", 2)
+    plain.cluster.run("scancel", "--signal=TERM", record.job_id)
+    plain.wait(record, "pending")
+    step = json.loads((plain.runs / "scancel" / "state.json").read_text())[0]
+    plain.wait_for_step("scancel", step + 1)
+    plain.cluster.run("scancel", record.job_id)
+    assert plain.wait(record) == "cancelled"
+    end = time.monotonic() + 120
+    while runs.slurm_status.from_history(record.job_dir, record.job_id) is None and time.monotonic() < end:
+        time.sleep(0.3)  # Slurm says CANCELLED while the ranks still save
+    assert runs.slurm_status.from_history(record.job_dir, record.job_id).state == "cancelled"
+    assert runs.attempts(record)["attempts"] == 2

@@ -52,10 +52,13 @@ finish() {  # outcome, exit code
     rm -f "$job_dir/secrets.env"
     exit "$2"
 }
+cancelled() {  # by `runs cancel`, or by scancel: Slurm is ending the job, but not for its time, a preemption or a node
+    local state
+    state=$(squeue -h -j "$SLURM_JOB_ID" -O State:20,Reason:40,PreemptTime:30,RestartCnt:10 | xargs)
+    [ -e "$job_dir/cancelled" ] || [ "$state" = "COMPLETING None N/A ${SLURM_RESTART_COUNT:-0}" ]
+}
 again() {  # outcome, exit code: back into the queue, unless someone cancelled the job
-    if [ -e "$job_dir/cancelled" ] || squeue -h -j "$SLURM_JOB_ID" -o %T | grep -q CANCELLED; then
-        finish cancelled "$2"
-    fi
+    if cancelled; then finish cancelled "$2"; fi
     if [ "$(count started)" -gt 100 ]; then finish failed "$2"; fi
     record "$1" "$2" false
     # A lost node's job is in the queue already, which Slurm calls an error.
