@@ -32,7 +32,8 @@ def test_preempted(plain: Site, partition: str) -> None:
     name = f"preempted-{partition}"
     record = plain.submit(name, steps=30, step_s=0.5, settings={"partition": partition})
     plain.wait_for_step(name, 4)
-    plain.cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    plain.cluster.run("sbatch", *urgent)
     plain.succeed(record)
     assert plain.result(name)["last_loss"] == expected_loss(30)
     counts = runs.attempts(record)
