@@ -28,7 +28,8 @@ from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError, is_panic, of_the_machine
-from mixtral_recipes.system.files import replacing, sibling, sync_file, sync_folder, write_json
+from mixtral_recipes.system.files import naming, replacing, sibling, sync_file, sync_folder, write_json
+from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.remembered import state_of
 
 # Megatron-Core `datasets/indexed_dataset.py`: the codes of the token types used here.
@@ -158,33 +159,34 @@ def prepare_corpus(
     Raises:
         DataError: names the file and line of a document that cannot be used, or a corpus that exists.
     """
-    if not overwrite and _named(prefix, ".idx").exists():
-        raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
     check_policy(on_bad_record)
-    parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes, split)]
-    plan = _plan_hash(parts, encoder, on_bad_record)
-    staging = (parts_folder or prefix.parent) / f".{prefix.name}.{plan}.parts"
-    staging.mkdir(parents=True, exist_ok=True)
-    reused = 0
-    waiting: list[tuple[TextPart, Path]] = []
-    for number, part in enumerate(parts):
-        target = staging / f"{number:06d}"
-        if target.with_suffix(".npy").is_file():
-            reused += 1
+    with held(prefix):
+        if not overwrite and _named(prefix, ".idx").exists():
+            raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
+        parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes, split)]
+        plan = _plan_hash(parts, encoder, on_bad_record)
+        staging = (parts_folder or prefix.parent) / f".{prefix.name}.{plan}.parts"
+        staging.mkdir(parents=True, exist_ok=True)
+        reused = 0
+        waiting: list[tuple[TextPart, Path]] = []
+        for number, part in enumerate(parts):
+            target = staging / f"{number:06d}"
+            if target.with_suffix(".npy").is_file():
+                reused += 1
+                progress(part.size)
+            else:
+                waiting.append((part, target))
+        for part in _encode_all(waiting, encoder, on_bad_record, num_workers):
             progress(part.size)
-        else:
-            waiting.append((part, target))
-    for part in _encode_all(waiting, encoder, on_bad_record, num_workers):
-        progress(part.size)
-    made = [staging / f"{number:06d}" for number in range(len(parts))]
-    documents, tokens = _join(made, prefix, encoder, inputs)
-    counts = [json.loads(part.with_suffix(".json").read_text()) for part in made]
-    empty, skipped = (sum(count[what] for count in counts) for what in ("empty", "skipped"))
-    if skipped:
-        with replacing(skipped_of(prefix)) as file:
-            file.write_text("".join(found.read_text() for part in made if (found := _skipped_in(part)).is_file()))
-    shutil.rmtree(staging)
-    return Prepared(prefix, documents, tokens, reused, empty, skipped)
+        made = [staging / f"{number:06d}" for number in range(len(parts))]
+        documents, tokens = _join(made, prefix, encoder, inputs)
+        counts = [json.loads(part.with_suffix(".json").read_text()) for part in made]
+        empty, skipped = (sum(count[what] for count in counts) for what in ("empty", "skipped"))
+        if skipped:
+            with replacing(skipped_of(prefix)) as file:
+                file.write_text("".join(found.read_text() for part in made if (found := _skipped_in(part)).is_file()))
+        shutil.rmtree(staging)
+        return Prepared(prefix, documents, tokens, reused, empty, skipped)
 
 
 def skipped_of(prefix: Path) -> Path:
@@ -297,7 +299,7 @@ def _join(parts: list[Path], prefix: Path, encoder: Encoder, inputs: list[Path])
     index, tokens, record = _named(prefix, ".idx"), _named(prefix, ".bin"), record_of(prefix)
     staged = {file: file.with_name(f".{file.name}.partial") for file in (tokens, record, index)}
     try:
-        with staged[tokens].open("wb") as out:
+        with naming(tokens), staged[tokens].open("wb") as out:
             for part in parts:
                 with part.with_suffix(".bin").open("rb") as file:
                     shutil.copyfileobj(file, out, 16 << 20)

@@ -1,5 +1,6 @@
 """Text to indexed corpora: the same bytes however it is cut, stopped or spread, and errors with their line."""
 
+import concurrent.futures
 import errno
 import gzip
 import json
@@ -214,6 +215,19 @@ def test_existing_corpus_is_kept(source: Path, tmp_path: Path, tokenizer: Any) -
     prepare_corpus([source], tmp_path / "c", encoder, overwrite=True)
 
 
+def test_of_two_at_once_one_makes_it_and_the_other_finds_it(source: Path, tmp_path: Path, tokenizer: Any) -> None:
+    def prepare(number: int) -> str:
+        try:
+            return str(prepare_corpus([source], tmp_path / "c", Encoder.of(tokenizer), part_bytes=1000).documents)
+        except DataError as error:
+            return str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(prepare, range(2)), key=len)
+    assert said[0] == str(len(TEXTS))
+    assert "exists; choose another --output" in said[1]
+
+
 @pytest.mark.parametrize("written", ["tokens", "index"])
 def test_existing_corpus_is_kept_until_the_new_one_is_whole(
     source: Path, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, written: str
@@ -228,8 +242,9 @@ def test_existing_corpus_is_kept_until_the_new_one_is_whole(
     monkeypatch.setattr(*{"tokens": (corpus.shutil, "copyfileobj"), "index": (corpus, "write_index")}[written], full)
     source.write_text(source.read_text() * 2)
     for name in ("c", "new"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as full_disk:
             prepare_corpus([source], tmp_path / name, encoder, overwrite=True)
+        assert full_disk.value.filename == {"tokens": f"{tmp_path / name}.bin", "index": None}[written]
     assert both_files(tmp_path / "c") == before
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         source.name, "c.bin", "c.idx", "c.prepared.json",
