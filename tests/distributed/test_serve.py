@@ -249,8 +249,14 @@ def test_a_bad_request_is_told_so_and_ends_nothing(server: Server) -> None:
             answer = client.post(server.url + "/completions", content=body, headers=json)
             assert answer.status_code == 400, body[:60]
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        odd = b'{"model":"chatty","prompt":"a","max_tokens":3,"temperature":1e-300}'
-        assert client.post(server.url + "/completions", content=odd, headers=json).status_code == 200
+        for odd in (b'"temperature":1e-300', b'"top_p":5e-324'):
+            body = b'{"model":"chatty","prompt":"a","max_tokens":3,' + odd + b"}"
+            assert client.post(server.url + "/completions", content=body, headers=json).status_code == 200
+        for bias, status in ((b"5", 200), (b"99999", 400)):
+            for asked, path in ((b'"prompt":"a"', ""), (b'"messages":[{"role":"user","content":"a"}]', "/chat")):
+                body = b'{"model":"chatty","max_tokens":1,"logit_bias":{"' + bias + b'":1},' + asked + b"}"
+                answer = client.post(f"{server.url}{path}/completions", content=body, headers=json)
+                assert answer.status_code == status, answer.text
         assert client.post(server.url + "/completions", content=b'{"model":"x","prompt":"a"}', headers=json).json()[
             "error"
         ]["code"] == "model_not_found"  # fmt: skip

@@ -171,22 +171,24 @@ class Service:
         return asks
 
     def _encoded(self, body: Body) -> list[list[int]]:
+        param = "messages" if isinstance(body, Chat) else "prompt"
         try:
             if isinstance(body, Chat):
-                self._refuse_longer(sum(len(turn["content"]) for turn in body.turns), "messages")
-                return [tokens_of(self._tokenizer, body.turns)]
-            assert isinstance(body, Completion)
-            self._refuse_longer(max((len(one) for one in body.prompts if isinstance(one, str)), default=0), "prompt")
-            found = [
-                prompts.tokens(self._tokenizer, one, chat=False) if isinstance(one, str) else one
-                for one in body.prompts
-            ]
+                self._refuse_longer(sum(len(turn["content"]) for turn in body.turns), param)
+                found = [tokens_of(self._tokenizer, body.turns)]
+            else:
+                assert isinstance(body, Completion)
+                self._refuse_longer(max((len(one) for one in body.prompts if isinstance(one, str)), default=0), param)
+                found = [
+                    prompts.tokens(self._tokenizer, one, chat=False) if isinstance(one, str) else one
+                    for one in body.prompts
+                ]
         except DataError as error:
-            raise Refused(str(error), param="messages") from error
+            raise Refused(str(error), param=param) from error
         if not all(found):
-            raise Refused("A prompt has no token; give it some text.", param="prompt")
+            raise Refused("A prompt has no token; give it some text.", param=param)
         if max(map(max, found)) >= self._vocabulary:
-            raise Refused(f"A prompt's tokens must be below {self._vocabulary}.", param="prompt")
+            raise Refused(f"A prompt's tokens must be below {self._vocabulary}.", param=param)
         if max(body.logit_bias or [0]) >= self._vocabulary:
             raise Refused(f"logit_bias: its tokens must be below {self._vocabulary}.", param="logit_bias")
         return found
