@@ -47,8 +47,8 @@ def command(
     from mixtral_recipes.inference.model import InferenceModel, join
 
     topology = join(topology)
-    loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
     texts = [prompt] if prompt is not None else first(lambda: given.read(prompts or Path("-")))
+    loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
     tokens = [given.tokens(loaded.tokenizer, text, chat=chat) for text in texts]
     speaks = launched_rank() == 0
     stream = speaks and prompt is not None and not json

@@ -54,7 +54,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int, split: str = "t
         DataError: the file is missing or of a kind that is not read.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file.")
+        raise DataError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}.")
     refuse_pointer(path, DataError)
     size = path.stat().st_size
     suffix = suffix_of(path)

@@ -20,6 +20,17 @@ def test_a_mark_at_the_beginning_and_rare_line_separators_are_no_part_of_the_lin
     assert read(file) == [odd, "plain"]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_may_hold_them_in_a_list(tmp_path: Path, indent: int | None) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([{"prompt": "a"}, {"prompt": ""}], indent=indent))
+    assert read(file) == ["a", ""]
+    for text, said in (('["a"]', "1: is a text, not an object"), ("[]", " holds no prompt")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=f"prompts.json:?{said}"):
+            read(file)
+
+
 def test_nemos_input_dataset_is_read_the_same_way(tmp_path: Path) -> None:
     file, odd = tmp_path / "questions.jsonl", "a\u2028b"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"input": odd}, ensure_ascii=False).encode() + b"\n\n")
