@@ -134,14 +134,24 @@ class RecipeContext(run.cli.RunContext):
             raise RecipeError(f"--factory {named} is for pretrain, finetune and validate, not for {fn.__name__}.")
         try:
             with _in_short():
-                return super().parse_fn(fn, args, **default_kwargs)
+                recipe = super().parse_fn(fn, [], **default_kwargs)
         except RecipeError as error:
-            try:
-                recipe = LazyEntrypoint(fn, factory=self.factory).resolve()
-            except ValueError:
-                raise RecipeError(f"{error}.{nearest(str(self.factory), names())}") from None
-            paths.apply(recipe, [text for text in args if "=@" not in text])  # says which setting, and what is near it
+            unknown = str(error).startswith("No matching factory")
+            raise RecipeError(f"{error}.{nearest(str(self.factory), names())}" if unknown else str(error)) from None
+        for text in args:
+            _change(recipe, text)
+        return recipe
+
+
+def _change(recipe: Any, text: str) -> None:
+    """Change a setting as nemo_run does, which knows a script's own factories and files, or as our own commands do."""
+    try:
+        with _in_short():
+            LazyEntrypoint(fdl.get_callable(recipe), factory=lambda: recipe, overwrites=[text]).resolve()
+    except RecipeError:
+        if "=@" in text:
             raise
+        paths.apply(recipe, [text])
 
 
 def _shown(task: Callable[..., Any]) -> Callable[..., Any]:

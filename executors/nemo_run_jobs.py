@@ -173,7 +173,7 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
             _refuse_without_place(executor, task)
         _refuse_without_commit(executor)
         executor = with_own_modules(executor, task)
-        return task, _with_ranks(executor, task.trainer) if _trains(task) else executor
+        return task, _with_ranks(executor, task)
 
 
 def _refuse_without_place(executor: Any, task: Any) -> None:
@@ -197,14 +197,14 @@ def _refuse_without_commit(executor: Any) -> None:
         )
 
 
-def _with_ranks(executor: Any, trainer: Any) -> Any:
-    """An executor that starts a trainer's ranks: with torchrun, where it would start several processes without.
+def _with_ranks(executor: Any, task: Any) -> Any:
+    """An executor that starts a task's ranks: with torchrun, where it would start several processes without.
 
     NeMo's processes also find each other by Slurm's variables, so its scripts name no launcher. An executor that starts
     one process is left as it is: that one starts the ranks.
 
     Raises:
-        LaunchError: it starts another number of processes.
+        LaunchError: it starts another number of processes than a trainer has.
     """
     from nemo_run import LocalExecutor, SlurmExecutor
 
@@ -217,7 +217,8 @@ def _with_ranks(executor: Any, trainer: Any) -> Any:
             return executor
         executor = executor.clone()
         executor.launcher = "torchrun"
-    if nodes * per_node != trainer.num_nodes * trainer.devices:
+    trainer = task.trainer if _trains(task) else None
+    if trainer is not None and nodes * per_node != trainer.num_nodes * trainer.devices:
         raise LaunchError(
             f"trainer.num_nodes x trainer.devices is {trainer.num_nodes} x {trainer.devices}, but the "
             f"{type(executor).__name__} starts {nodes} x {per_node} process(es); make them equal."

@@ -10,6 +10,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import fiddle as fdl
@@ -21,6 +22,8 @@ from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides import values
 from mixtral_recipes.settings import classes, conformity
 from mixtral_recipes.settings.conformity import options
+from mixtral_recipes.settings.nemo.modules import NotHere, of_nemo
+from mixtral_recipes.settings.nemo.names import NAMES, name_here
 
 _PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")
@@ -175,7 +178,7 @@ def _require(holder: Any, step: str | int, text: str) -> None:
 def fields(config: Any) -> list[str]:
     """The settings of a config: its class's or function's parameters."""
     target = fdl.get_callable(config)
-    if target.__name__ == "timedelta":
+    if target is timedelta:
         return list(_TIMEDELTA)
     return [name for name in inspect.signature(target).parameters if not name.startswith("_")]
 
@@ -190,7 +193,7 @@ def annotation(holder: Any, name: Any) -> Any:
 def _create(holder: Any, name: Any, text: str) -> Any:
     """Fill in a part that is None, where its class is plain from its type."""
     allowed = options(annotation(holder, name))
-    classes: list[Any] = [option for option in allowed if dataclasses.is_dataclass(option)]
+    classes: list[Any] = [each for each in allowed if dataclasses.is_dataclass(each) or each is timedelta]
     if name == "peft":
         raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora or peft_scheme='lora' first.")
     if dict in [typing.get_origin(option) or option for option in allowed]:
@@ -250,23 +253,42 @@ def _factory(name: str, wanted: Any) -> Any:
 
 
 def _register_recipes(name: str) -> None:
-    """Recipe modules register their factories when they are imported."""
+    """Recipe modules, and that of ``data=squad``, register their factories when they are imported."""
     import importlib
 
     from mixtral_recipes.recipes import catalog
 
-    if name in catalog.CATALOG:
-        importlib.import_module(f"mixtral_recipes.recipes.{name}")
+    importlib.import_module(f"mixtral_recipes.recipes.{name if name in catalog.CATALOG else 'data'}")
 
 
 def _object(node: ast.AST, path: str) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     spelled = ast.unparse(node.func if isinstance(node, ast.Call) else node)
-    config = run.Config(classes.find(spelled, "classes", path))
+    config = run.Config(find(spelled, "classes", path))
     for name, value in _arguments(node, path).items():
         set_value(config, name, value)  # pyright: ignore[reportArgumentType]
     return config
+
+
+def find(spelling: Any, table: str, where: str) -> Any:
+    """What a file or an override names in `settings.classes`, under NeMo's path too; for what has no effect a stand-in.
+
+    Args:
+        spelling: A name alone or with its module, e.g. ``LoRA``.
+        table: ``classes`` or ``tasks``.
+        where: What to call the place in an error.
+
+    Raises:
+        RecipeError: it is not in the table, or NeMo's, and something else does what it did.
+    """
+    name = name_here(spelling) if isinstance(spelling, str) else None
+    if name not in NAMES:
+        return classes.find(name if name in classes.names(table) else spelling, table, where)
+    try:
+        return of_nemo(name)
+    except NotHere as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _arguments(node: ast.AST, path: str) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from mixtral_recipes.overrides import paths as overrides
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile, is_automodel
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.settings import classes
-from mixtral_recipes.settings.nemo.modules import NotHere, NotNeeded, of_nemo
-from mixtral_recipes.settings.nemo.names import NAMES, name_here
+from mixtral_recipes.settings.nemo.modules import NotNeeded
 from mixtral_recipes.system.files import write_text
 from mixtral_recipes.system.yaml_files import load_plain
 
@@ -58,7 +57,7 @@ def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
     if name is not None and not isinstance(name, str):
         raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
     if _TARGET in data:
-        task = _find(data[_TARGET], "tasks", _TARGET).__name__
+        task = overrides.find(data[_TARGET], "tasks", _TARGET).__name__
         return (name or path.stem).partition(".")[0], task
     if name is None:
         raise RecipeError("names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
@@ -177,21 +176,10 @@ def _build(value: Any, where: str) -> Any:
         return _constant(value[_TARGET], where)
     if value.get(_CALL, True) is not True or value.get(_PARTIAL, False) is not False:
         raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} do not go with {value[_TARGET]!r}.")
-    config = run.Config(_find(value[_TARGET], "classes", where))
+    config = run.Config(overrides.find(value[_TARGET], "classes", where))
     for key, item in arguments.items():
         _set(config, key, item, f"{where}.{key}")
     return config
-
-
-def _find(spelling: Any, table: str, where: str) -> Any:
-    """What a file names in `settings.classes`, under NeMo's path too; for what has no effect here a stand-in."""
-    name = name_here(spelling) if isinstance(spelling, str) else None
-    if name not in NAMES:
-        return classes.find(name if name in classes.names(table) else spelling, table, where)
-    try:
-        return of_nemo(name)
-    except NotHere as error:
-        raise RecipeError(f"{where}: {error}") from error
 
 
 def _constant(spelling: Any, where: str) -> Any:

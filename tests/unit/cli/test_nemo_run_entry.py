@@ -59,6 +59,30 @@ def test_and_so_is_a_recipe_that_is_not_named_or_not_known(capsys: pytest.Captur
     assert "mixtral_tini. Did you mean 'mixtral_tiny'?" in refusal(context("mixtral_tini"), [], capsys)
 
 
+def test_a_setting_is_read_where_nemo_run_alone_cannot(tmp_path: Path) -> None:
+    (tmp_path / "trainer.yaml").write_text("max_steps: 7\n")
+    found: Any = context(dryrun=False).parse_fn(
+        llm.finetune,
+        [
+            f"trainer=@{tmp_path / 'trainer.yaml'}",
+            "trainer.log_every_n_steps=2",
+            "log.ckpt.train_time_interval.minutes=5",
+            "peft=nemo.collections.llm.peft.lora.LoRA(dim=4)",
+            "peft.alpha=8",
+            "data=MockDataModule",
+            "trainer.callbacks=[TimingCallback, GarbageCollectionCallback(gc_interval_train=10, gc_interval_val=10)]",
+        ],
+    )
+    assert (found.trainer.max_steps, found.trainer.log_every_n_steps) == (7, 2)
+    assert found.log.ckpt.train_time_interval.minutes == 5
+    assert (found.peft.__fn_or_cls__, found.peft.dim, found.peft.alpha) == (llm.LoRA, 4, 8)
+    assert found.data == run.Config(llm.MockDataModule, seq_length=256, micro_batch_size=16, global_batch_size=32)
+    assert [each.__fn_or_cls__ for each in found.trainer.callbacks] == [
+        llm.TimingCallback,
+        llm.GarbageCollectionCallback,
+    ]
+
+
 @pytest.mark.parametrize(("error", "code"), [(LaunchError("x"), 2), (Preempted("x"), 75), (ValueError("x"), 1)])
 def test_a_run_s_end_is_the_exit_code(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:

@@ -88,6 +88,13 @@ def test_ranks_are_started(make: Callable[[], Any], nodes: int, launcher: str | 
     assert given.launcher == make().launcher  # the caller's own is not changed
 
 
+def test_and_so_are_those_of_a_task_without_a_trainer() -> None:
+    task = run.Partial(llm.generate, path="model", prompts=["Where?"])
+    assert check(task, slurm(ntasks_per_node=2))[1].launcher == "torchrun"  # else each process is a job of its own
+    assert check(task, slurm())[1].launcher is None
+    assert check(task, run.LocalExecutor(ntasks_per_node=2))[1].launcher is None
+
+
 @pytest.mark.parametrize(
     "executor",
     [

@@ -1,5 +1,6 @@
 """Settings changed from Python, from the command line and from YAML: the same result, and errors that help."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,16 @@ def test_elements_of_lists_are_reached_by_index() -> None:
 
 
 def test_a_part_that_is_none_is_created() -> None:
-    recipe = changed("resume.restore_config.path=hf://x/y", "log.wandb.project=p", "data=SquadDataModule")
+    recipe = changed("resume.restore_config.path=hf://x/y", "log.wandb.project=p", "log.ckpt.train_time_interval=None",
+                     "log.ckpt.train_time_interval.minutes=5", "data=SquadDataModule")  # fmt: skip
     assert recipe.resume.restore_config == run.Config(llm.RestoreConfig, path="hf://x/y")
     assert recipe.log.wandb.project == "p"
+    assert recipe.log.ckpt.train_time_interval == run.Config(timedelta, minutes=5)
+
+
+def test_a_class_is_named_by_nemos_path() -> None:
+    recipe = changed("data=nemo.collections.llm.gpt.data.squad.SquadDataModule(seq_length=64)")
+    assert (recipe.data.__fn_or_cls__, recipe.data.seq_length) == (llm.SquadDataModule, 64)
 
 
 BATCH = {"seq_length": 3072, "micro_batch_size": 2, "global_batch_size": 96, "num_workers": 3, "seed": 7}
@@ -222,6 +230,9 @@ def test_settings_of_a_bare_part_start_from_its_defaults() -> None:
 
 def test_a_registered_factory_is_named_as_in_nemo() -> None:
     assert changed("model=mixtral_8x22b").model == llm.mixtral_8x22b.model()
+    assert changed("data=squad").data == run.Config(
+        llm.SquadDataModule, seq_length=4096, global_batch_size=16, micro_batch_size=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,6 +273,7 @@ def test_nemo_run_finds_the_factories() -> None:
         ("trainer.max_steps.x=1", "1168251 has no settings."),
         ("max_steps", "'max_steps' is not a setting: write path=value"),
         ("trainer=TimingCallback", "needs a Trainer"),
+        ("data=nemo.collections.llm.gpt.data.dolly.DollyDataModule", "use FineTuningDataModule or ChatDataModule"),
         ("data=os.system", "'os.system' is not among the classes a recipe may name."),
         ("trainer.callbacks=[os.system]", "'os.system' is not among the classes a recipe may name."),
         ("log.name=Config[os.system]", "name the class itself"),
