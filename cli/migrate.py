@@ -1,4 +1,4 @@
-"""`mixtral-recipes migrate`: what changes in a script that was written for NeMo."""
+"""`mixtral-recipes migrate`: what changes in a script or notebook that was written for NeMo."""
 
 import contextlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from mixtral_recipes.cli.output import note, print_json, say
 
 def command(
     *,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file, or a folder with some.")],
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file or notebook, or a folder with some.")],
     write: Annotated[bool, typer.Option("--write", help="Write the changed copy too.")] = False,
     output: Annotated[
         Path | None,
@@ -22,7 +22,7 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Say what changes in a script written for NeMo.
+    """Say what changes in a script or notebook written for NeMo.
 
     Line by line: what is written differently (changed), taken with a warning (warned), refused with what replaces it
     (refused), or worth a look (note). Nothing of the script is run. In a copy a remark stands above what is refused.
@@ -49,7 +49,7 @@ def command(
             say(str(error))
     for found in read:
         for finding in found.findings:
-            say(f"{found.path}:{finding.line}: {finding.kind:7}  {finding.text}")
+            say(f"{found.path}:{finding.place}: {finding.kind:7}  {finding.text}")
     kinds = ("changed", "warned", "refused", "note")
     counts = {kind: sum(found.count(kind) for found in read) for kind in kinds}
     if target is not None:

@@ -1,10 +1,11 @@
-"""Reads a script that was written for NeMo, says line by line what changes, and makes the changed copy.
+"""Reads a script or notebook that was written for NeMo, says line by line what changes, and makes the changed copy.
 
 Works on the syntax tree and the table of names alone: nothing of the script is run, and nothing heavy is imported.
 """
 
 import ast
 import functools
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import MODULES, NAMES, instead_of, lightnings_module
+from mixtral_recipes.settings.nemo.notebooks import Notebook
 from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Keys, Only, Renamed, Rule, notice, refusal
 from mixtral_recipes.settings.nemo.stated import stated_default
 
@@ -52,11 +54,18 @@ class Finding:
         kind: ``changed`` (another text), ``warned`` (taken, with a warning), ``refused`` (needs another text, by hand)
             or ``note`` (look at it).
         text: What.
+        cell: The number of a notebook's cell, in which the line is counted.
     """
 
     line: int
     kind: str
     text: str
+    cell: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where, behind the file's name."""
+        return f"{self.line}" if self.cell is None else f"cell {self.cell}:{self.line}"
 
 
 @dataclass
@@ -64,7 +73,7 @@ class Migrated:
     """A script that was read.
 
     Attributes:
-        path: The script.
+        path: The script or notebook.
         source: Its changed text.
         findings: By line.
     """
@@ -88,38 +97,58 @@ def migrate(path: Path) -> Migrated:
         raise RecipeError(f"{path}: is no script; NeMo's recipe files run as they are: `mixtral-recipes run {path}`.")
     try:
         source = path.read_text(encoding="utf-8-sig")
-        tree = ast.parse(source)
+        notebook = Notebook(source) if path.suffix == ".ipynb" else None
+        lines = notebook.lines if notebook else io.StringIO(source).readlines()  # as Python counts them
+        tree = ast.parse(notebook.python if notebook else source)
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
         raise RecipeError(f"{path}:{getattr(error, 'lineno', None) or 1}: is no Python ({error}).") from error
     except (MemoryError, RecursionError) as error:  # what Python's parser says of too many brackets
         raise RecipeError(f"{path}: is nested deeper than Python reads.") from error
-    reader = _Reader(source)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    reader = _Reader(lines)
     reader.read(tree)
     findings = sorted(set(reader.findings), key=lambda finding: (finding.line, finding.kind, finding.text))
-    return Migrated(path, reader.changed(findings), findings)
+    lines = reader.changed(findings)
+    if notebook is None:
+        return Migrated(path, "".join(lines), findings)
+    told = [
+        Finding(line, each.kind, each.text, cell) for each in findings for cell, line in [notebook.place(each.line)]
+    ]
+    told += [
+        Finding(1, "note", "not read: is no Python", each.number) for each in notebook.cells if each.python is None
+    ]
+    return Migrated(path, notebook.changed(lines), sorted(told, key=lambda one: (one.cell or 0, one.line)))
 
 
 def scripts_in(path: Path) -> list[Path]:
-    """A script itself, or every Python file of a folder.
+    """A script itself, or every Python file and notebook of a folder.
 
     Raises:
         RecipeError: there is none.
     """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*.py") if not {"__pycache__", ".git"} & set(file.parts))
+    found = sorted(
+        file
+        for pattern in ("*.py", "*.ipynb")
+        for file in path.rglob(pattern)
+        if not {"__pycache__", ".git", ".ipynb_checkpoints"} & set(file.parts)
+    )
     if not found:
-        raise RecipeError(f"{path}: {'no Python file in it' if path.is_dir() else 'no such file or folder'}.")
+        raise RecipeError(
+            f"{path}: {'no Python file or notebook in it' if path.is_dir() else 'no such file or folder'}."
+        )
     return found
 
 
 class _Reader:
     """Goes over a script's syntax tree."""
 
-    def __init__(self, source: str) -> None:
-        self.lines = source.splitlines(keepends=True)
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
         self.findings: list[Finding] = []
         self.origins: dict[str, str] = {}  # local name -> where it comes from, dotted
         self.edits: list[tuple[int, int, int, str]] = []  # line, from and to column, text
@@ -150,18 +179,18 @@ class _Reader:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._text(node)
 
-    def changed(self, findings: list[Finding]) -> str:
-        """The source with every edit, and a remark above each line that needs a change by hand."""
+    def changed(self, findings: list[Finding]) -> list[str]:
+        """Each line with every edit, and a remark above it where it needs a change by hand."""
         lines = list(self.lines)
         for line, start, end, text in sorted(self.edits, reverse=True):
             old = lines[line - 1].encode()  # the tree counts bytes
             lines[line - 1] = (old[:start] + text.encode() + old[end:]).decode()
-        for finding in sorted(findings, key=lambda finding: -finding.line):
+        for finding in reversed(findings):
             if finding.kind == "refused":
-                old = lines[finding.line - 1]
+                old = self.lines[finding.line - 1]
                 indent = old[: len(old) - len(old.lstrip())]
-                lines.insert(finding.line - 1, f"{indent}{MARK} {finding.text}\n")
-        return "".join(lines)
+                lines[finding.line - 1] = f"{indent}{MARK} {finding.text}\n{lines[finding.line - 1]}"
+        return lines
 
     def _say(self, node: ast.AST, kind: str, text: str) -> None:
         self.findings.append(Finding(getattr(node, "lineno", 1), kind, text))
@@ -310,6 +339,8 @@ class _Reader:
         value = str(node.value)
         if value == "NEMO_HOME":
             self._say(node, "note", "NEMO_HOME: imported models are kept in $MIXTRAL_RECIPES_HOME")
+        elif value.endswith("-last"):
+            self._say(node, "note", f"{value}: no checkpoint is called that; a run's name or folder is its newest one")
         elif value.startswith("nvcr.io/nvidia/nemo:"):
             self._say(node, "note", f"{value}: NeMo's image does not have this package; build one with it")
 

@@ -9,7 +9,7 @@ from mixtral_recipes.errors import nearest
 
 # What Lightning and NeMo allow of a trainer beside whole numbers, and what to write instead.
 INSTEAD = {
-    "val_check_interval": "state the steps between validations, not a share of an epoch",
+    "val_check_interval": "state the steps between validations, 0 for none, not a share of an epoch",
     "devices": "state the processes per node",
     "limit_val_batches": "null takes the whole set, as Lightning's 1.0 does",
     "limit_test_batches": "null takes the whole set, as Lightning's 1.0 does",

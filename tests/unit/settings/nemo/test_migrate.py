@@ -324,6 +324,11 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_script(tmp_path: Path) -> Non
     assert found.source == "import mixtral_recipes as llm\n"
 
 
+def test_lines_are_counted_as_python_counts_them(tmp_path: Path) -> None:
+    found = read(tmp_path, "a = 1\n\f\nfrom nemo.collections import llm\n")
+    assert found.source == "a = 1\n\f\nimport mixtral_recipes as llm\n"
+
+
 def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
     found = read(tmp_path, 'name = "混合"; from nemo.collections import llm\n')
     assert found.source == 'name = "混合"; import mixtral_recipes as llm\n'
@@ -344,3 +349,8 @@ def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
 def test_a_setting_is_read_however_it_is_assigned(tmp_path: Path, line: str, told: str | None) -> None:
     (tmp_path / "script.py").write_text(f"recipe = make()\n{line}\n")
     assert [(found.line, found.kind) for found in migrate(tmp_path / "script.py").findings] == [(2, told)] * bool(told)
+
+
+def test_a_search_for_nemos_last_checkpoint_is_noted(tmp_path: Path) -> None:
+    (note,) = said(read(tmp_path, "last = [each for each in names if each.endswith('-last')]\n"), "note")
+    assert note == "-last: no checkpoint is called that; a run's name or folder is its newest one"
