@@ -105,6 +105,7 @@ class Checkpointer:
         self._host: HostCopy | None = None
         self._total = (0, 0)  # bytes and items of a checkpoint, over all ranks
         self._pending: Save | None = None
+        self._steps_before = 0  # Adam's, in the run whose optimizer this one began with
 
     @property
     def nbytes(self) -> int:
@@ -197,7 +198,7 @@ class Checkpointer:
             scalers = [part.grad_scaler for part in parts_of(self._optimizer) if getattr(part, "grad_scaler", None)]
             common = {
                 "scheduler": self._scheduler.state_dict(),
-                "optimizer": {"step": self._scheduler.num_steps},
+                "optimizer": {"step": self._steps_before + self._scheduler.num_steps},
                 "grad_scaler": scalers[0].state_dict() if scalers else None,
             }
             objects[_COMMON] = torch_bytes([common])
@@ -238,6 +239,7 @@ class Checkpointer:
         stored.read_into(optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only))
         (common,) = stored.read_object(_COMMON)
         set_steps(self._optimizer, common["optimizer"]["step"])
+        self._steps_before = common["optimizer"]["step"] - common["scheduler"]["num_steps"]
         for part in parts_of(self._optimizer):
             if common["grad_scaler"] and getattr(part, "grad_scaler", None):
                 part.grad_scaler.load_state_dict(common["grad_scaler"])
@@ -266,4 +268,5 @@ class Checkpointer:
         allocate_state(self._optimizer)
         shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
         stored.read_into(shards)
-        set_steps(self._optimizer, stored.read_object(_COMMON)[0]["optimizer"]["step"])
+        self._steps_before = stored.read_object(_COMMON)[0]["optimizer"]["step"]
+        set_steps(self._optimizer, self._steps_before)

@@ -290,9 +290,12 @@ def test_the_optimizers_state_is_taken_when_asked(tmp_path: Path) -> None:
     assert launch(1, starts_from, base) == [(0.0, 0.0)]
     full = Job(str(tmp_path), "full", steps=1, base=str(checkpoints_of(base)[0]))
     assert launch(1, starts_from, full) == [(0.0, 0.0)]
-    ((moment, step),) = launch(1, starts_from, dataclasses.replace(full, name="both", optimizer_too=True))
+    both = dataclasses.replace(full, name="both", optimizer_too=True)
+    ((moment, step),) = launch(1, starts_from, both)
     assert moment > 0
     assert step == 2
+    ((_, resumed),) = launch(1, starts_from, dataclasses.replace(both, steps=2))
+    assert resumed == 2 + 1
 
 
 def test_time_intervals(tmp_path: Path) -> None:
