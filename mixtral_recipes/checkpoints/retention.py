@@ -1,5 +1,6 @@
 """Which checkpoints of a run are kept."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def remove_unused(surplus: list[Kept]) -> None:
 
 
 def _best_first(by_age: list[Kept]) -> list[Kept]:
-    # Among equals the newer is better.
-    return sorted(by_age, key=lambda kept: (kept.score, -kept.step))
+    # Among equals the newer is better; NaN is no better than no score.
+    return sorted(by_age, key=lambda kept: (math.inf if math.isnan(kept.score) else kept.score, -kept.step))
 
 
 def _worst_first(by_age: list[Kept]) -> list[Kept]:

@@ -18,7 +18,7 @@ class ModelCheckpoint:
     Attributes:
         monitor: Metric that ranks checkpoints.
         mode: ``"min"`` or ``"max"``.
-        save_last: Whether the run's end (or stop) is always saved.
+        save_last: Whether the run's end is saved whatever else is due; a stop always is.
         save_top_k: How many of the best are kept besides the newest; -1 keeps all, 0 none.
         every_n_train_steps: Steps between checkpoints; None: by time, or at the end only.
         train_time_interval: Time between checkpoints.

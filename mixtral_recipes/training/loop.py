@@ -62,10 +62,10 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
         try:
             while position.step < run.trainer.max_steps:
                 loop.one_step()
+            result = loop.finish()
         finally:
             callbacks.call(hooks, "on_train_end", run)
             loop.health.close()
-        result = loop.finish()
     result |= {
         "checkpoint": result["checkpoint"] or (str(ready.found) if ready.found else None),
         "world_size": topology.world_size,
@@ -120,6 +120,7 @@ class _Loop:
         self.saved_step = position.step if position.step else -1
         self.checkpoint: str | None = None
         self.saves = run.trainer.enable_checkpointing
+        self.save_due = False
 
     def one_step(self) -> None:
         """One optimizer step and all that follows from it."""
@@ -240,16 +241,17 @@ class _Loop:
         interval = policy.train_time_interval
         # Clocks, signals and disks differ between ranks: rank 0's clock, anyone's signal, and an asynchronous save
         # when the last rank has heard how it ended count, the same for all.
-        due = interval is not None and time.monotonic() - self.last_save >= interval.total_seconds()
-        rank_0s = due and torch.distributed.get_rank() == 0
+        late = interval is not None and time.monotonic() - self.last_save >= interval.total_seconds()
+        rank_0s = late and torch.distributed.get_rank() == 0
         here = [self.stop.received is not None, rank_0s, self.checkpointer.unfinished()]
         wishes = to_device(self.run.device, torch.tensor(here, dtype=torch.float32))
         torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
-        stop, due, saving = wishes.bool().tolist()
+        stop, late, saving = wishes.bool().tolist()
         if not saving:
             self._finish_save()
         last = self.position.step >= self.run.trainer.max_steps
-        if stop or due or (self._due(policy.every_n_train_steps) and not last):
+        self.save_due = late or self._due(policy.every_n_train_steps)
+        if stop or (self.save_due and not last):  # the last step's is validated first
             self._save()
         if stop and not last:
             self._finish_save()
@@ -297,9 +299,9 @@ class _Loop:
 
     def finish(self) -> dict[str, Any]:
         """Validate and save at the end, and say how it went."""
-        if self.last_loss is not None:
+        if self._steps_here():
             self._validate()
-            if self.checkpointer.policy.save_last:
+            if self.save_due or self.checkpointer.policy.save_last:
                 self._save()
         self._finish_save()
         speed = self.speed.result(self.run.topology.world_size, self.peak)

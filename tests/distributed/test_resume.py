@@ -304,6 +304,36 @@ def test_time_intervals(tmp_path: Path) -> None:
     assert len(checkpoints_of(job)) == 3
 
 
+def what_follows(job: Job) -> list[str]:
+    """The hooks called during a run's last step and behind it."""
+    called: list[str] = []
+
+    class Look:
+        def on_step_start(self, run: Any, step: int) -> None:
+            called.clear()
+
+        def on_validation_end(self, run: Any, metrics: dict[str, Any]) -> None:
+            called.append("on_validation_end")
+
+        def on_train_end(self, run: Any) -> None:
+            called.append("on_train_end")
+
+    with silent():
+        start(job, Look())
+    return called
+
+
+@pytest.mark.parametrize("due", [{"every": 2}, {"ckpt": {"train_time_interval": timedelta(0)}}], ids=["steps", "time"])
+def test_the_last_step_is_validated_and_then_saved_where_that_is_due(tmp_path: Path, due: dict[str, Any]) -> None:
+    ckpt = {"save_last": False, "save_top_k": -1, **due.get("ckpt", {})}
+    job = Job(str(tmp_path), steps=4, trainer={"val_check_interval": 2}, **{**due, "ckpt": ckpt})
+    assert launch(1, what_follows, job) == [["on_validation_end", "on_train_end"]]
+    *_, saved = (json.loads((path / "context" / "run.json").read_text()) for path in checkpoints_of(job))
+    validated = {entry["step"]: entry["val_loss"] for entry in metrics_of(job, "val")}
+    assert sorted(validated) == [2, 4]
+    assert (saved["step"], saved["metrics"]["val_loss"]) == (4, validated[4])
+
+
 def two_in_one_folder(job: Job) -> str:
     """Start a run in a folder whose lock is held."""
     import fcntl

@@ -33,6 +33,10 @@ def test_among_equals_the_newer_stays() -> None:
     assert _steps(surplus(_kept(INFINITE, 2.0, INFINITE, INFINITE), 2)) == [1, 3]
 
 
+def test_what_is_no_number_is_never_best() -> None:
+    assert _steps(surplus(_kept(2.0, float("nan"), 1.0, INFINITE, 5.0), 2)) == [2, 4]
+
+
 def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
     found = _kept(3.0, 1.0, 9.0)
     assert to_make_room(found, 10, 40) == []
