@@ -50,7 +50,7 @@ def multi_tensor_scale(chunk_size: Any, overflow: Any, tensors: list[list[Tensor
         scale: A number, or a tensor of one.
     """
     sources, targets = tensors
-    if all(source is target for source, target in zip(sources, targets, strict=True)):
+    if sources and all(source is target for source, target in zip(sources, targets, strict=True)):
         torch._foreach_mul_(targets, scale)  # pyright: ignore[reportPrivateImportUsage]
         return
     for source, target in zip(sources, targets, strict=True):

@@ -19,6 +19,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.peft import learning_rates
 from mixtral_recipes.peft.attach import reduce_expert_adapter_gradients
+from mixtral_recipes.peft.names import is_adapters
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
@@ -74,13 +75,16 @@ def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataPara
 
 
 def in_16_bits(config: Any, chunk: Any) -> Float16Module:
-    """Megatron's Float16Module, parameters keeping what was said of them.
+    """Megatron's Float16Module, parameters keeping what was said of them, and adapters ``peft.lora_dtype``.
 
     Torch swaps a tensor subclass, as Transformer Engine's FP8 weights are, for a fresh one when a module is cast: what
     Megatron wrote on it is lost, such as ``allreduce=False`` of an expert's, which is then taken for a dense weight.
     """
     said = [(parameter, dict(vars(parameter))) for parameter in chunk.parameters()]
+    adapters = [(parameter, parameter.data) for name, parameter in chunk.named_parameters() if is_adapters(name)]
     wrapped = Float16Module(config, chunk)
+    for parameter, values in adapters:
+        parameter.data = values
     for parameter, attributes in said:
         for name, value in attributes.items():
             vars(parameter).setdefault(name, value)

@@ -221,6 +221,17 @@ def test_sixteen_bit_training_follows_fp32(precision: str) -> None:
         assert outcome.losses != _reference("plain").losses
 
 
+@pytest.mark.parametrize("distributed", [True, False])
+def test_adapters_of_a_16_bit_model_may_be_in_32(distributed: bool) -> None:
+    scheme = LoRA(dim=4, alpha=8, lora_dtype=torch.float32)
+    settings = {"use_distributed_optimizer": distributed}
+    for outcome in launch(2, train, Case(EP2, scheme, precision={"precision": "bf16-mixed"}, optimizer=settings)):
+        assert {piece.dtype for pieces in outcome.weights.values() for _, piece in pieces} == {torch.float32}
+        assert all(
+            not piece.equal(piece.bfloat16().float()) for pieces in outcome.weights.values() for _, piece in pieces
+        )
+
+
 @pytest.mark.parametrize("peft", [None, LoRA(dim=4, alpha=8)], ids=["full", "lora"])
 def test_loss_curves_of_one_and_two_expert_ranks_agree(peft: LoRA | None) -> None:
     one = launch(1, train, Case(peft=peft, steps=20))[0]
