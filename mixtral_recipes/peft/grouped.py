@@ -37,9 +37,7 @@ class GroupedAdapter(nn.Module):
         named = [dict(adapter.named_parameters(recurse=False)) for adapter in adapters.values()]
         self._shapes = {name: parameter.shape for name, parameter in named[0].items()}
         for name, one in named[0].items():
-            every = torch.stack([parameters[name].detach() for parameters in named])
-            # Those of one axis stay so: Megatron lets no weight of one axis decay.
-            parameter = nn.Parameter(every.flatten() if one.dim() == 1 else every)
+            parameter = nn.Parameter(torch.stack([parameters[name].detach() for parameters in named]))
             vars(parameter).update(vars(one))  # what Megatron is told of it
             self.register_parameter(name, parameter)
         for adapter in adapters.values():

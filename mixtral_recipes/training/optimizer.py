@@ -17,7 +17,7 @@ from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
-from mixtral_recipes.peft import learning_rates
+from mixtral_recipes.peft import optimizer_settings
 from mixtral_recipes.peft.attach import reduce_expert_adapter_gradients
 from mixtral_recipes.peft.names import is_adapters
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
@@ -126,7 +126,7 @@ def build_optimizer(
     min_lr = min(schedule.min_lr, lr) if schedule else lr
     config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision, frozen=peft is not None))
     with cpu_device.cuda_type_names():
-        own = get_standard_config_overrides(config) | learning_rates.overrides(peft, config)
+        own = get_standard_config_overrides(config) | optimizer_settings.overrides(peft, config)
         optimizer = get_megatron_optimizer(config, model, config_overrides=own)
     prepare_adam(optimizer)
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
