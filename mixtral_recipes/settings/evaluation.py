@@ -30,6 +30,7 @@ class EvaluationTarget:
     api_endpoint: ApiEndpoint
 
 
+@takes_nemos_arguments
 @dataclass
 class ConfigParams:
     """How it is asked.

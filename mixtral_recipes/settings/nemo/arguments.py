@@ -74,6 +74,9 @@ _EVERY_STEP = {
 }
 _SCHEDULE_TAIL = "interval frequency monitor"
 _RECIPE = "model data trainer log resume optim"
+_WITH_OPTIMIZER = Only(True, "a checkpoint resumes a run; `export` writes the weights alone")
+_LIKELIEST = Ignored("an answer is the likeliest, or drawn as its task says", quiet=(None, 0, 0.0, 1))
+_NO_SERVER = "the model is asked in this process, by no server"
 _MASK = Ignored("the causal mask is made inside the attention", quiet=(False,))
 
 CALLS: dict[str, Call] = {
@@ -97,9 +100,7 @@ CALLS: dict[str, Call] = {
         inference_batch_times_seqlen_threshold=Ignored("there is no pipeline to choose", quiet=(1000,)),
         enable_flash_decode=Ignored("the fastest attention there is on this machine is used", quiet=(True,)),
     ),
-    "evaluate": _call(
-        "target_cfg eval_cfg adapter_cfg", adapter_cfg=Only(None, "the model is asked in this process, by no server")
-    ),
+    "evaluate": _call("target_cfg eval_cfg adapter_cfg", adapter_cfg=Only(None, _NO_SERVER)),
     # nemo.lightning
     "Trainer": _call(
         "* accelerator strategy devices num_nodes precision logger callbacks fast_dev_run max_epochs min_epochs "
@@ -173,7 +174,8 @@ CALLS: dict[str, Call] = {
         checkpoint_io=_NO_LIGHTNING,
         find_unused_parameters=Ignored("Megatron's DDP looks for none", quiet=(False,)),
         ckpt_load_optimizer=Only(True, "to start from weights alone, name them in resume.restore_config.path"),
-        ckpt_save_optimizer=Only(True, "a checkpoint resumes a run; `export` writes the weights alone"),
+        ckpt_save_optimizer=_WITH_OPTIMIZER,
+        ckpt_include_optimizer=_WITH_OPTIMIZER,
         ckpt_load_main_params=Ignored("a resumed run always has its fp32 main weights", quiet=(True, False)),
         fsdp=Only(None, "use expert, pipeline and tensor parallelism with the distributed optimizer"),
         lazy_init=Ignored("each rank builds its own part of the model", quiet=(True, False)),
@@ -268,6 +270,11 @@ CALLS: dict[str, Call] = {
         save_dir=Ignored("files are written below the run's folder", quiet=(None, ".")),
         version=Only(None, "runs are resumed by their name"),
         offline=Only(False, "set WANDB_MODE=offline in the environment"),
+        id=Only(None, "set WANDB_RUN_ID in the environment"),
+        group=Only(None, "set WANDB_RUN_GROUP in the environment"),
+        job_type=Only(None, "set WANDB_JOB_TYPE in the environment"),
+        tags=Only(None, "set WANDB_TAGS in the environment", also=([], ())),
+        notes=Only(None, "set WANDB_NOTES in the environment"),
         log_model=Ignored("checkpoints stay in the run's folder", quiet=(False,)),
         prefix=Ignored("numbers are called train/... and val/...", quiet=("", None)),
     ),
@@ -464,15 +471,29 @@ CALLS: dict[str, Call] = {
     # evaluation: nemo.collections.llm.evaluation.api
     "EvaluationConfig": _call(
         "type output_dir supported_endpoint_types params",
-        supported_endpoint_types=Ignored("the model is asked in this process, by no server", quiet=(None,)),
+        supported_endpoint_types=Ignored(_NO_SERVER, quiet=(None,)),
+    ),
+    "ConfigParams": _call(
+        "* top_p temperature limit_samples num_fewshot max_new_tokens max_retries parallelism task request_timeout "
+        "extra batch_size top_k add_bos bootstrap_iters",
+        top_p=_LIKELIEST,
+        temperature=_LIKELIEST,
+        top_k=_LIKELIEST,
+        num_fewshot=Only(None, "set extra={'num_fewshot': N}"),
+        max_retries=Ignored(_NO_SERVER, quiet=(None,)),
+        parallelism=Ignored(_NO_SERVER, quiet=(None, 1)),
+        task=Only(None, "name tasks in EvaluationConfig's type"),
+        request_timeout=Ignored(_NO_SERVER, quiet=(None, 300)),
+        add_bos=Ignored("a prompt begins as the tokenizer has it", quiet=(None, False)),
+        bootstrap_iters=Ignored("the error of a score is estimated from 1,000 resamples", quiet=(100000,)),
     ),
     "EvaluationTarget": _call("api_endpoint"),
     "ApiEndpoint": _call(
         "url model_id type nemo_checkpoint_path nemo_triton_http_port",
         url=Only(None, "name the checkpoint itself in nemo_checkpoint_path"),
         model_id=Ignored("the checkpoint says which model it is", quiet=(None, "triton_model")),
-        type=Ignored("the model is asked in this process, by no server", quiet=("completions",)),
-        nemo_triton_http_port=Ignored("the model is asked in this process, by no server", quiet=(None, 8000)),
+        type=Ignored(_NO_SERVER, quiet=("completions",)),
+        nemo_triton_http_port=Ignored(_NO_SERVER, quiet=(None, 8000)),
     ),
 }
 

@@ -36,7 +36,10 @@ def takes_nemos_arguments[T](ours: T) -> T:
 
     @functools.wraps(wrapped)
     def called(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
         rest = given.pop(rests[0], {}) if rests else {}
         return wrapped(**_judged(ours, name, given, further), **rest)
 

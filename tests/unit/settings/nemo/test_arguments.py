@@ -165,3 +165,8 @@ def test_the_same_setting_under_two_names_is_refused() -> None:
 def test_ranks_of_a_job_do_not_repeat_what_the_command_has_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIXTRAL_RECIPES_ATTEMPT_DIR", "somewhere")
     assert told_by(llm.Trainer, {"num_sanity_val_steps": 2}) == []
+
+
+def test_an_argument_that_nobody_has_is_told_with_whose_it_is() -> None:
+    with pytest.raises(TypeError, match=r"^MegatronStrategy: got an unexpected keyword argument 'ckpt_include'$"):
+        llm.MegatronStrategy(ckpt_include=True)  # pyright: ignore[reportCallIssue]
