@@ -16,9 +16,9 @@ class Router(TopKRouter):
 
     With ``calculate_per_token_loss`` Megatron multiplies the auxiliary loss by the microbatch's token count, written as
     this rank's real tokens times the number of tensor- and context-parallel ranks. With a padding mask its count is
-    already the sum over those ranks (an all-reduce in place), so the loss is too large by a factor of the number of
-    ranks. Here it is the mean over the ranks: every layout gives what one process gives, and without padding the
-    number is Megatron's own.
+    already the sum over those ranks (an all-reduce in place), and for ``global_aux_loss`` over data-parallel ranks
+    too, so the loss is too large by a factor of the number of ranks. Here it is the mean over the tensor- and
+    context-parallel ranks: their number changes nothing, and without padding the loss is Megatron's own.
 
     That count is a float, too, if a whole one, and Transformer Engine's fused loss takes int64 only: here it gets one.
     (`models/acceleration.py` keeps the losses whose counts are not whole from that kernel.)
@@ -33,9 +33,10 @@ class Router(TopKRouter):
         """As Megatron's; remembers how many tokens are real."""
         self._real_tokens = None
         ranks = self.tp_cp_group.size()
-        if padding_mask is not None and ranks > 1:
+        if padding_mask is not None:
             total = padding_mask.logical_not().sum()
-            torch.distributed.all_reduce(total, group=self.tp_cp_group)
+            if ranks > 1:
+                torch.distributed.all_reduce(total, group=self.tp_cp_group)
             self._real_tokens = total / ranks
         return super().routing(logits, padding_mask)
 

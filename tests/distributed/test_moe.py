@@ -166,6 +166,14 @@ def test_router_losses_count_the_same_however_few_tokens_are_learned(loss: str) 
         assert torch.allclose(of_few[0][name] - of_few[1][name], expected, rtol=1e-3, atol=1e-6), name
 
 
+def test_a_global_loss_of_padded_batches_does_not_depend_on_tensor_parallelism() -> None:
+    case = Case(model={"moe_router_load_balancing_type": "global_aux_loss", "moe_aux_loss_coeff": 0.1}, steps=2)
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    expected = launch(2, train, case)[0]
+    for outcome in launch(4, train, dataclasses.replace(case, layout=layout)):
+        assert outcome.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+
+
 def test_padded_and_plain_dropping_agree() -> None:
     padded = {"moe_expert_capacity_factor": 0.75, "moe_pad_expert_input_to_capacity": True}
     expected = _reference("dropping")
