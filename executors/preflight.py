@@ -36,6 +36,7 @@ from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.system.files import refuse_long_names, staging_path
 from mixtral_recipes.training.model import check_megatron_config, refusals_told, seen_model
+from mixtral_recipes.training.origin import check_adopted
 from mixtral_recipes.training.states import check_states
 from mixtral_recipes.training.watch import callbacks
 
@@ -75,6 +76,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     start = resume.restore_config and resume.restore_config.path if resume is not None else None
     if start and not (elsewhere or awaited):
         check_source(start)
+        check_adopted(start, peft)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"
     tokenizer = of_recipe(tokenizer, recipe.data)

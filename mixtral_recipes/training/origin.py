@@ -101,6 +101,21 @@ class Origin:
         return Lineage(kind, Identity(), recipe=recipe, data=data.identity(), parents=tuple(parents))
 
 
+def check_adopted(source: str, peft: LoRA | None) -> None:
+    """Refuse a scheme that the adapters of a checkpoint cannot be trained on with, before the job starts.
+
+    Args:
+        source: ``resume.restore_config.path``; of what is no checkpoint yet the job looks itself.
+        peft: What the run trains.
+
+    Raises:
+        RecipeError: as `Origin.of`.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "manifest.json").is_file() and read_manifest(folder)["kind"] == "adapter":
+        _adopted(folder, peft)
+
+
 # What makes a scheme's tensors and product what they are; the rest says how they are trained on.
 _DECIDES = (
     "target_modules", "exclude_modules", "dim", "alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bits",

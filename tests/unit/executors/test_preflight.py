@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mixtral_recipes as llm
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import (
@@ -27,6 +28,8 @@ from mixtral_recipes.errors import (
 from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides import loading, paths
+from mixtral_recipes.settings.peft import recorded
+from mixtral_recipes.system.files import write_json
 
 
 def test_a_precision_no_machine_has() -> None:
@@ -102,6 +105,14 @@ def starting_from(model: Path | str, *overrides: str, peft: str = "none") -> run
     recipe = loading.load("mixtral_tiny", "finetune", num_gpus_per_node=1, peft_scheme=peft)
     paths.apply(recipe, [f"resume.restore_config.path={model}", *overrides])
     return recipe
+
+
+def test_adapters_are_trained_on_with_their_own_scheme(tmp_path: Path) -> None:
+    (tmp_path / "context").mkdir()
+    write_json(tmp_path / "context" / "run.json", {"peft": recorded(llm.LoRA(dim=6))})
+    write_manifest(tmp_path, kind="adapter")
+    with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
+        preflight(starting_from(tmp_path, "peft.dim=8", peft="lora"))
 
 
 OWN = "model.tokenizer=embedded://mixtral_tiny"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
-from mixtral_recipes.training.origin import _adopted
+from mixtral_recipes.training.origin import _adopted, check_adopted
 
 THEIRS = LoRA(dim=6, alpha=9, target_modules=["linear_qkv"], rank_pattern={"linear_qkv": 2})
 
@@ -36,3 +37,11 @@ def test_what_a_run_leaves_at_its_default_is_the_adapters(adapters: Path) -> Non
 def test_another_scheme_is_refused(adapters: Path, peft: LoRA | None, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         _adopted(adapters, peft)
+
+
+def test_and_before_the_job_starts(adapters: Path) -> None:
+    check_adopted(str(adapters), LoRA(dim=8))  # no checkpoint yet: the job looks itself
+    write_manifest(adapters, kind="adapter")
+    check_adopted(str(adapters), LoRA())
+    with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
+        check_adopted(str(adapters), LoRA(dim=8))
