@@ -35,7 +35,14 @@ from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.system.files import clear_all_leftovers, refuse_unwritable, staging_path, write_json, write_text
+from mixtral_recipes.system.files import (
+    clear_all_leftovers,
+    refuse_unwritable,
+    refuse_unwritable_file,
+    staging_path,
+    write_json,
+    write_text,
+)
 from mixtral_recipes.system.ranks import first, launched_rank, sole_writer
 from mixtral_recipes.training import distributed, step
 from mixtral_recipes.training.loop import fit
@@ -256,14 +263,14 @@ def generate(
 
     Raises:
         CheckpointError: there is no such model, or it cannot be loaded.
-        EnvironmentProblem: ``output_path`` is in a folder that cannot be made.
+        EnvironmentProblem, IsADirectoryError: ``output_path`` cannot be written.
         RecipeError: no prompts are given, or one is too long.
     """
     from mixtral_recipes.evaluation import asked
 
     output = Path(output_path).expanduser().absolute() if output_path and launched_rank() == 0 else None
     if output is not None:
-        refuse_unwritable(output.parent)
+        refuse_unwritable_file(output)
     prompts = asked.prompts_of(prompts, input_dataset)
     seed = random_seed if random_seed is not None else int(torch.randint(2**62, ()))
     texts = asked.generate(

@@ -12,7 +12,7 @@ from mixtral_recipes.evaluation.recorded import keep, run_of
 from mixtral_recipes.evaluation.samples import AFTER
 from mixtral_recipes.inference.model import join
 from mixtral_recipes.reports.page import write_report
-from mixtral_recipes.system.files import refuse_unwritable, write_json
+from mixtral_recipes.system.files import refuse_unwritable_file, write_json
 from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.training import distributed
 
@@ -40,11 +40,11 @@ def measure(
         ``checkpoint``, ``scores``, ``samples`` and ``seconds`` of this evaluation.
 
     Raises:
-        EnvironmentProblem: ``predictions`` could not be written; nothing is measured.
+        EnvironmentProblem, IsADirectoryError: ``predictions`` could not be written; nothing is measured.
     """
     speaks = launched_rank() == 0
     if predictions is not None:
-        refuse_unwritable(predictions.absolute().parent)
+        refuse_unwritable_file(predictions.absolute())
     started = time.perf_counter()
     try:
         found = evaluate(checkpoint, asked, join(topology), dtype=dtype, say=note if speaks else lambda text: None)

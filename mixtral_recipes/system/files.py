@@ -246,6 +246,17 @@ def refuse_unwritable(path: Path) -> None:
         raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
 
 
+def refuse_unwritable_file(path: Path) -> None:
+    """As `refuse_unwritable`, for an absolute path of a file.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    refuse_unwritable(path.parent)
+
+
 def refuse_long_names(path: Path, *, on: Path) -> None:
     """Refuse a folder with a longer name than the file system of a folder that is there takes.
 

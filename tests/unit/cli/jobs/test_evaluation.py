@@ -23,14 +23,15 @@ def measured(predictions: Path, answers: dict[str, str], monkeypatch: pytest.Mon
     monkeypatch.setattr(evaluation, "_keep", lambda *args: None)
     try:
         evaluation.measure(Path("model"), Any, None, predictions=predictions)
-    except EnvironmentProblem:
-        assert not predictions.parent.is_dir()
+    except (EnvironmentProblem, IsADirectoryError):
+        assert not predictions.is_file()
     return len(asked)
 
 
 def test_it_is_refused_before_the_model_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     assert measured(tmp_path / "file" / "answers.json", {"1": "yes"}, monkeypatch) == 0
+    assert measured(tmp_path, {"1": "yes"}, monkeypatch) == 0
     assert measured(tmp_path / "new" / "answers.json", {"1": "yes"}, monkeypatch) == 1
     assert (tmp_path / "new" / "answers.json").read_text() == '{\n "1": "yes"\n}'
 
