@@ -1,6 +1,5 @@
 """Text files in parts: byte ranges of JSON lines and of plain text, row groups of parquet, any other file whole."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any, BinaryIO
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import PACKED, is_packed, longest_line, open_bytes, suffix_of, too_long
-from mixtral_recipes.data.records.json_stream import json_splits
+from mixtral_recipes.data.records.json_stream import json_splits, parse_json
+from mixtral_recipes.data.records.pairs import text_of
 from mixtral_recipes.data.records.parse import SUFFIXES, is_json_lines, read_records
 from mixtral_recipes.data.records.record import SPLIT_NAMES
 from mixtral_recipes.errors import DataError
@@ -101,14 +101,16 @@ def _text_in(value: Any, part: TextPart, where: Callable[[], str], bad: BadRecor
     """The text of a record, where it has one."""
     text = value.get(part.text_key) if isinstance(value, dict) else None
     if isinstance(text, str):
-        yield text if text.strip() else ""
+        try:
+            yield text_of(text, part.text_key, "", empty=True) if text.strip() else ""
+        except DataError as error:
+            bad(DataError(f"{where()}{error}"), value)
         return
     if not isinstance(value, dict):
         what = "needs a JSON object"
     elif part.text_key not in value:
-        what = (
-            f"has no {part.text_key!r}, but {', '.join(map(str, value)) or 'nothing'}; --text-key names another field"
-        )
+        names = ", ".join(map(str, value)) or "nothing"
+        what = f"has no {part.text_key!r}, but {names}; data.text_key (--text-key) names another"
     else:
         what = f"{part.text_key!r} is {'null' if text is None else type(text).__name__}, not text"
     bad(DataError(f"{where()}: {what}."), value)
@@ -161,16 +163,18 @@ def _decode(part: TextPart, position: int, line: bytes) -> str:
 def _json_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
     for position, line in _lines(part):
         try:
-            text = _decode(part, position, line)
-            value = json.loads(text) if text.strip() else None
+            text = _decode(part, position, line).strip()
         except DataError as error:
             bad(error, line.decode("utf-8", "replace"))
             continue
-        except (ValueError, RecursionError) as error:
-            bad(DataError(f"{_place(part, position)}: not JSON ({error})."), line.decode("utf-8", "replace"))
+        if not text:
             continue
-        if text.strip():
-            yield from _text_in(value, part, lambda position=position: _place(part, position), bad)
+        try:
+            value = parse_json(text, "")
+        except DataError as error:  # its place takes reading what is before it
+            bad(DataError(f"{_place(part, position)}{error}"), text)
+            continue
+        yield from _text_in(value, part, lambda position=position: _place(part, position), bad)
 
 
 def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
@@ -226,7 +230,9 @@ def _parquet_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
     file = _parquet(part.path, pq)
     if part.text_key not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{part.path}: no column {part.text_key!r}; it has {names}. --text-key names another.")
+        raise DataError(
+            f"{part.path}: no column {part.text_key!r}; it has {names}; data.text_key (--text-key) names another."
+        )
     row = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
     # A row group, which may be the whole file, is not read at once.
     batches = file.iter_batches(row_groups=[part.start], columns=[part.text_key], batch_size=64, use_threads=False)

@@ -102,10 +102,13 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     ("line", "says"),
     [
         (b'{"text": "cut', "not JSON"),
-        (b'{"body": "x"}', "has no 'text', but body; --text-key names another field"),
+        (b'{"body": "x"}', "has no 'text', but body; data.text_key (--text-key) names another"),
         (b'{"text": 5}', "'text' is int, not text"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b'["text"]', "needs a JSON object"),
+        (rb'{"text": "a \ud800"}', r"'text' holds half of a UTF-16 pair (\ud800)"),
+        (b'{"text": "a", "text": "b"}', "field 'text' appears twice"),
+        (b'{"text": "a", "score": NaN}', "NaN is not JSON"),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: str) -> None:
@@ -124,7 +127,7 @@ def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: st
     [
         (b"id,text\n1,good\n2,one,too many\n", r":3: has 3 columns, and the head 2\."),
         (b"id,text\n1,\xff\n", r":1: not UTF-8 "),
-        (b"id,body\n1,good\n", r":2: has no .text., but id, body; --text-key names another field"),
+        (b"id,body\n1,good\n", r":2: has no .text., but id, body; data.text_key \(--text-key\) names another"),
     ],
 )
 def test_bad_table_is_refused_where_it_is_bad(content: bytes, says: str, tmp_path: Path, tokenizer: Any) -> None:
