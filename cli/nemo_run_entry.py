@@ -134,10 +134,12 @@ class RecipeContext(run.cli.RunContext):
             raise RecipeError(f"--factory {named} is for pretrain, finetune and validate, not for {fn.__name__}.")
         try:
             with _in_short():
-                recipe = super().parse_fn(fn, [], **default_kwargs)
+                return super().parse_fn(fn, args, **default_kwargs)
         except RecipeError as error:
-            unknown = str(error).startswith("No matching factory")
-            raise RecipeError(f"{error}.{nearest(str(self.factory), names())}" if unknown else str(error)) from None
+            if str(error).startswith("No matching factory"):
+                raise RecipeError(f"{error}.{nearest(str(self.factory), names())}") from None
+            with _in_short():
+                recipe = super().parse_fn(fn, [], **default_kwargs)
         for text in args:
             _change(recipe, text)
         return recipe

@@ -131,7 +131,7 @@ def _print_overview(about: dict[str, Any]) -> None:
         from mixtral_recipes.peft.count import told
 
         print(f"trains  {told(about['trained'])}")
-    print(f"why     {about['why'] or 'not one of the default layouts of this recipe'}\n")
+    print(f"why     {about['why'] or 'not one of our default layouts'}\n")
 
 
 def _print_tree(title: str, settings: dict[str, Any]) -> None:

@@ -83,6 +83,14 @@ def test_a_setting_is_read_where_nemo_run_alone_cannot(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_of_a_default_are_read() -> None:
+    found: Any = context(None, dryrun=False).parse_fn(
+        llm.evaluate, ["target_cfg=model", "eval_cfg.params.limit_samples=3", "eval_cfg.type=squad"]
+    )
+    made: Any = fdl.build(found.eval_cfg)
+    assert (found.target_cfg, made.type, made.params.limit_samples) == ("model", "squad", 3)
+
+
 @pytest.mark.parametrize(("error", "code"), [(LaunchError("x"), 2), (Preempted("x"), 75), (ValueError("x"), 1)])
 def test_a_run_s_end_is_the_exit_code(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:

@@ -59,7 +59,7 @@ def test_json_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_changed_layout_has_no_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts("mixtral_8x7b.pretrain trainer.num_nodes=4", capsys)["why"] is None
-    assert "not one of the default layouts" in shown("mixtral_8x7b.pretrain trainer.num_nodes=4", capsys)
+    assert "not one of our default layouts" in shown("mixtral_8x7b.pretrain trainer.num_nodes=4", capsys)
 
 
 def test_of_a_file_the_recipe_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
