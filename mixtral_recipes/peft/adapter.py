@@ -113,6 +113,10 @@ class Adapter(nn.Module):
             return expert_tensor_group()
         return cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
+    def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """As `add_to`; what is hooked to modules, as Megatron's gathering of weights is, sees it."""
+        return self.add_to(output, x)
+
     def add_to(self, output: Tensor, x: Tensor) -> Tensor:
         """The adapted layer's output.
 

@@ -107,11 +107,11 @@ def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 
 def add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """The hook of an adapted layer; whoever computes the layer without calling it adds ``layer.adapter`` himself."""
-    return layer.adapter.add_to(output[0], args[0]), output[1]
+    return layer.adapter(output[0], args[0]), output[1]
 
 
 def _add_grouped_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    return layer.adapter.add_to(output[0], args[0], args[1]), output[1]
+    return layer.adapter(output[0], args[0], args[1]), output[1]
 
 
 def _kind(layer: Any) -> str | None:

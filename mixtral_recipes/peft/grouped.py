@@ -43,6 +43,10 @@ class GroupedAdapter(nn.Module):
         for adapter in adapters.values():
             adapter._parameters.clear()
 
+    def forward(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
+        """As `Adapter.forward`."""
+        return self.add_to(output, x, tokens_per_expert)
+
     def add_to(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
         """As `add_of_experts`."""
         for name in self._shapes:

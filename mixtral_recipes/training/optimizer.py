@@ -32,6 +32,8 @@ def ddp_config(
     """The recipe's DDP settings with those that follow from the run."""
     if optim.config.main_grads_dtype is torch.bfloat16:  # that of the buffers, which the optimizer reads as they are
         fields = fields | {"grad_reduce_in_fp32": False}
+    if not optim.config.use_distributed_optimizer:  # every rank updates all weights: there are none to gather
+        fields = fields | {"overlap_param_gather": False}
     return dataclasses.replace(
         given,
         **fields,

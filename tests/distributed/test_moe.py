@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from mixtral_recipes.models import layer_specs
-from mixtral_recipes.settings.peft import LoRA
+from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
 from tests.distributed.small_run import Case, Outcome, assemble, build, train
@@ -227,6 +227,25 @@ def test_sixteen_bit_training_follows_fp32(precision: str) -> None:
         assert outcome.losses == pytest.approx(_reference("plain").losses, rel=1e-2)
         assert outcome.grad_norms == pytest.approx(_reference("plain").grad_norms, rel=5e-2)
         assert outcome.losses != _reference("plain").losses
+
+
+@pytest.mark.parametrize("peft", [None, LoRA(dim=4, alpha=8), DoRA(dim=4, alpha=8)], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize(
+    ("layout", "distributed"),
+    [({}, True), ({"pipeline_model_parallel_size": 2}, True), ({}, False)],
+    ids=["dp", "pp", "without a distributed optimizer"],
+)
+def test_weights_that_are_gathered_in_the_forward_pass_are_there_when_needed(
+    layout: dict[str, Any], distributed: bool, peft: LoRA | None
+) -> None:
+    settings = {"use_distributed_optimizer": distributed}
+    overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+    case = Case(layout, peft, ddp=overlap, steps=3, optimizer=settings)
+    ranks = 4 if layout else 2
+    expected = launch(ranks, train, dataclasses.replace(case, ddp={}))[0]
+    for outcome in launch(ranks, train, case):
+        assert outcome.losses == pytest.approx(expected.losses, rel=1e-5)
+        assert outcome.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
 
 
 @pytest.mark.parametrize("distributed", [True, False])
