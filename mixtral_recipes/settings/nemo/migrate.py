@@ -227,7 +227,10 @@ class _Reader:
         for alias in node.names:
             self.origins[alias.asname or alias.name] = f"{module}.{alias.name}"
         line = self.lines[node.lineno - 1]
-        start = line.encode().index(module.encode(), node.col_offset)
+        start = line.encode().find(module.encode(), node.col_offset)
+        if start < 0:
+            self._say(node, "refused", f"`from {module} import` is spread over lines: write it in one and migrate again")
+            return
         ours = lightnings_module(module)
         if ours is not None:
             self._edit(node, start, start + len(module), f"{_OURS}.{ours}")

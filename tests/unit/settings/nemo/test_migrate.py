@@ -354,3 +354,10 @@ def test_a_setting_is_read_however_it_is_assigned(tmp_path: Path, line: str, tol
 def test_a_search_for_nemos_last_checkpoint_is_noted(tmp_path: Path) -> None:
     (note,) = said(read(tmp_path, "last = [each for each in names if each.endswith('-last')]\n"), "note")
     assert note == "-last: no checkpoint is called that; a run's name or folder is its newest one"
+
+
+def test_an_import_whose_module_is_on_another_line_is_left_to_the_user(tmp_path: Path) -> None:
+    found = read(tmp_path, "from \\\n    nemo.collections import llm\n")
+    assert said(found, "refused") == [
+        "`from nemo.collections import` is spread over lines: write it in one and migrate again"
+    ]
