@@ -229,7 +229,7 @@ class _Reader:
         line = self.lines[node.lineno - 1]
         start = line.encode().find(module.encode(), node.col_offset)
         if start < 0:
-            self._say(node, "refused", f"`from {module} import` is spread over lines: write it in one and migrate again")
+            self._say(node, "refused", f"`from {module} import` is spread over lines: join them, and migrate again")
             return
         ours = lightnings_module(module)
         if ours is not None:

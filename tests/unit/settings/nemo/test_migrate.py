@@ -359,5 +359,5 @@ def test_a_search_for_nemos_last_checkpoint_is_noted(tmp_path: Path) -> None:
 def test_an_import_whose_module_is_on_another_line_is_left_to_the_user(tmp_path: Path) -> None:
     found = read(tmp_path, "from \\\n    nemo.collections import llm\n")
     assert said(found, "refused") == [
-        "`from nemo.collections import` is spread over lines: write it in one and migrate again"
+        "`from nemo.collections import` is spread over lines: join them, and migrate again"
     ]
