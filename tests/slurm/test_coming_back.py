@@ -53,5 +53,7 @@ def test_scancel(plain: Site) -> None:
     end = time.monotonic() + 120
     while runs.slurm_status.from_history(record.job_dir, record.job_id) is None and time.monotonic() < end:
         time.sleep(0.3)  # Slurm says CANCELLED while the ranks still save
-    assert runs.slurm_status.from_history(record.job_dir, record.job_id).state == "cancelled"
+    recorded = runs.slurm_status.from_history(record.job_dir, record.job_id)
+    assert recorded is not None
+    assert recorded.state == "cancelled"
     assert runs.attempts(record)["attempts"] == 2
