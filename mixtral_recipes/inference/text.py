@@ -49,6 +49,8 @@ class GrowingText:
         self._tokenizer = tokenizer
         self._stop = stop
         self._held = max(map(len, stop), default=1) - 1  # these last characters may begin a stop text
+        self._known = ""  # the text of all tokens that no further token can change
+        self._tail = slice(0, 0)  # the last of these; a token's text depends on what stands before it
         self.tokens: list[int] = []
         self.shown = ""
         self.stopped = False
@@ -58,21 +60,24 @@ class GrowingText:
         self.tokens.append(token)
         if not self._watched:
             return ""
-        whole = self._decoded()
-        places = [place for text in self._stop if (place := whole.find(text)) >= 0]
+        before = self._decoded(self.tokens[self._tail])
+        grown = self._decoded(self.tokens[self._tail.start :])[len(before) :]
+        whole = self._known + grown
+        places = [place for text in self._stop if (place := whole.find(text, len(self.shown))) >= 0]
         if places:
             self.stopped = True
             return self._show(whole[: min(places)])
-        if whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""  # a character whose bytes are not all there
+        if not grown or grown.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""  # a special token, or a character whose bytes are not all there
+        self._known, self._tail = whole, slice(self._tail.stop, len(self.tokens))
         return self._show(whole[: max(len(whole) - self._held, len(self.shown))])
 
     def rest(self) -> str:
         """What was held back, at the end."""
-        return "" if self.stopped else self._show(self._decoded())
+        return "" if self.stopped else self._show(self._decoded(self.tokens))
 
-    def _decoded(self) -> str:
-        return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+    def _decoded(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _show(self, upto: str) -> str:
         grown = upto[len(self.shown) :]

@@ -1,7 +1,9 @@
 """Text is shown as it comes, up to a stop text, and never a part of a character."""
 
+import random
 from typing import Any
 
+import pytest
 import tokenizers
 from tokenizers import decoders, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -58,6 +60,35 @@ def sentencepiece_like() -> Any:
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_any_tokens_come_piece_by_piece_as_in_one(kind: str) -> None:
+    embedded_one = load_tokenizer(embedded.resolve("embedded://mixtral_tiny"))
+    tokenizer = embedded_one if kind == "byte level" else sentencepiece_like()
+    words = [*(number for text, number in tokenizer.get_vocab().items() if not text.startswith("<0x")), 1, 2]
+    numbers = random.Random(3)
+    for _ in range(200):
+        tokens = [*numbers.choices(words, k=30), *tokenizer("größer € 猫")["input_ids"], *numbers.choices(words, k=3)]
+        found = GrowingText(tokenizer, ())
+        pieces = [found.add(token) for token in tokens]
+        assert "".join([*pieces, found.rest()]) == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_a_long_text_is_not_decoded_again_for_each_token() -> None:
+    class Counting(Bytes):
+        most = 0
+
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+            self.most = max(self.most, len(tokens))
+            return super().decode(tokens, skip_special_tokens)
+
+    tokenizer = Counting()
+    found = GrowingText(tokenizer, ("###",))
+    for byte in ("größer € " * 50).encode():
+        found.add(byte)
+    assert tokenizer.most < 10
+    assert found.shown == ("größer € " * 50)[:-2]
 
 
 def test_a_token_alone_has_its_space_its_name_and_its_bytes() -> None:
