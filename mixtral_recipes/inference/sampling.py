@@ -1,7 +1,6 @@
 """Which token comes next: greedy, or drawn from a distribution that temperature, top-k and top-p shape."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mixtral_recipes.errors import RecipeError
 
+NO_TOKEN = -1  # where logits are no numbers
 _LEAST = 1e-5  # a temperature below it leaves nothing but the likeliest token, and overflows
 
 
@@ -93,17 +93,22 @@ def stream(seed: int, number: int) -> torch.Generator:
 
 
 def choose(logits: Tensor, rows: Sequence[Drawn]) -> list[int]:
-    """The next token of each row, by its own settings and from its own stream.
+    """The next token of each row, by its own settings and from its own stream; `NO_TOKEN` where there can be none.
 
     Args:
         logits: [rows, vocabulary].
         rows: What they belong to.
     """
-    likeliest = logits.argmax(-1).tolist()
-    return [
-        token if _is_plain(row.sampling) else _drawn(logits[place].float().cpu(), row)
-        for place, (token, row) in enumerate(zip(likeliest, rows, strict=True))
-    ]
+    greatest, likeliest = (found.tolist() for found in logits.max(-1))  # NaN is greater than any number
+    chosen = []
+    for place, row in enumerate(rows):
+        if not math.isfinite(greatest[place]):
+            chosen.append(NO_TOKEN)
+        elif _is_plain(row.sampling):
+            chosen.append(likeliest[place])
+        else:
+            chosen.append(_drawn(logits[place].float().cpu(), row))
+    return chosen
 
 
 def likelihoods(logits: Tensor, chosen: Sequence[int], rows: Sequence[Drawn]) -> list[Likelihood | None]:
@@ -116,7 +121,7 @@ def likelihoods(logits: Tensor, chosen: Sequence[int], rows: Sequence[Drawn]) ->
     """
     found: list[Likelihood | None] = [None] * len(rows)
     for place, (token, row) in enumerate(zip(chosen, rows, strict=True)):
-        if (count := row.sampling.logprobs) is None:
+        if (count := row.sampling.logprobs) is None or token == NO_TOKEN:
             continue
         known = logits[place].float().log_softmax(-1)
         best = known.topk(min(count, len(known)))
@@ -140,19 +145,21 @@ def _drawn(logits: Tensor, row: Drawn) -> int:
         logits = _adjusted(logits, row)
     if how.temperature < _LEAST:
         return int(logits.argmax())
-    return int(torch.multinomial(_shaped(logits, how), 1, generator=row.stream))
+    sums = _shaped(logits, how).cumsum(-1, dtype=torch.float64)
+    drawn = torch.rand(1, dtype=torch.float64, generator=row.stream) * sums[-1]
+    return int(torch.searchsorted(sums, drawn, right=True))  # torch.multinomial takes a random number for each token
 
 
 def _adjusted(logits: Tensor, row: Drawn) -> Tensor:
     """Logits [vocabulary] with the row's penalties and biases."""
     how = row.sampling
-    known = torch.tensor(sorted(set(row.tokens)))
+    known = torch.tensor(row.tokens)
     values, penalty = logits[known], how.repetition_penalty
     logits = logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
     for token, bias in how.logit_bias:
         logits[token] += bias
-    for token, count in Counter(row.tokens[row.prompt_tokens :]).items():
-        logits[token] -= how.presence_penalty + how.frequency_penalty * count
+    said, counts = known[row.prompt_tokens :].unique(return_counts=True)
+    logits[said] -= how.presence_penalty + how.frequency_penalty * counts
     return logits
 
 
@@ -163,8 +170,21 @@ def _shaped(logits: Tensor, how: Sampling) -> Tensor:
         logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -math.inf)
     probabilities = logits.softmax(-1)
     if how.top_p < 1:
-        ordered, places = probabilities.sort(descending=True, stable=True)
+        ordered, places = _likeliest(probabilities, how.top_p)
         before = ordered.cumsum(-1) - ordered  # of a token, the probability of all likelier ones
         ordered = ordered.masked_fill((before >= how.top_p) & (before > 0), 0)  # in its type top_p may be 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
     return probabilities
+
+
+def _likeliest(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The greatest of probabilities [vocabulary] that make up a share of 1, or a few more, best first; their places.
+
+    To sort all of a vocabulary takes longer than a small model's step.
+    """
+    count = 64
+    while True:
+        found = probabilities.topk(min(count, len(probabilities)))
+        if count >= len(probabilities) or found.values.sum() >= share:
+            return found.values, found.indices
+        count *= 8

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.inference.sampling import Likelihood, Sampling, _adjusted, _shaped, choose, likelihoods, stream
+from mixtral_recipes.inference.sampling import (
+    NO_TOKEN,
+    Likelihood,
+    Sampling,
+    _adjusted,
+    _shaped,
+    choose,
+    likelihoods,
+    stream,
+)
 
 
 @dataclass
@@ -22,14 +31,15 @@ class Row:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 10_000])
-@pytest.mark.parametrize("top_p", [5e-324, 0.05, 0.6, 1.0])
-def test_shapes_as_transformers_does(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize("top_p", [5e-324, 0.05, 0.6, 0.99, 1.0])
+@pytest.mark.parametrize("vocabulary", [50, 3000])
+def test_shapes_as_transformers_does(temperature: float, top_k: int, top_p: float, vocabulary: int) -> None:
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 3
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
     expected = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
-        expected = TopKLogitsWarper(min(top_k, 50))(None, expected)
+        expected = TopKLogitsWarper(min(top_k, vocabulary))(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -97,6 +107,24 @@ def test_each_row_is_drawn_by_its_own_settings() -> None:
     assert together == [choose(logits[n : n + 1], [Row([1], one)])[0] for n, one in enumerate(settings)]
     assert together[0] == greedy[0]
     assert together[2] == greedy[2]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    probabilities = torch.tensor([0.0, 0.1, 0.6, 0.0, 0.3, 0.0])
+    row = Row([1], Sampling(temperature=1.0, seed=2))
+    drawn = torch.tensor([choose(probabilities.log()[None], [row])[0] for _ in range(4000)])
+    torch.testing.assert_close(drawn.bincount(minlength=6) / 4000, probabilities, atol=0.02, rtol=0)
+
+
+def test_of_logits_that_are_no_numbers_no_token_is_chosen() -> None:
+    logits = torch.zeros(4, 10)
+    logits[0, 3], logits[1, 2], logits[2] = float("nan"), float("inf"), float("-inf")
+    for sampling in (Sampling(logprobs=1), Sampling(temperature=1.0, top_p=0.5, logprobs=1)):
+        rows = [Row([1], sampling) for _ in range(4)]
+        chosen = choose(logits, rows)
+        assert chosen[:3] == [NO_TOKEN] * 3
+        assert chosen[3] >= 0
+        assert [one is None for one in likelihoods(logits, chosen, rows)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
