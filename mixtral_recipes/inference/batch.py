@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.inference.model import InferenceModel
-from mixtral_recipes.inference.sampling import Likelihood, Sampling, choose, likelihoods, stream
+from mixtral_recipes.inference.sampling import NO_TOKEN, Likelihood, Sampling, choose, likelihoods, stream
 from mixtral_recipes.inference.text import GrowingText
 from mixtral_recipes.models.cached_attention import KeyValueCache
 
@@ -46,6 +47,7 @@ class Row:
         prompt_tokens: How many the prompt has.
         likelihoods: Of each new token, if the settings ask for them.
         done: The continuation, once it has ended.
+        failure: Why there will be none.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Row:
         self.sampling = sampling
         self.stream = stream(sampling.seed, number)
         self.done: Continuation | None = None
+        self.failure: Exception | None = None
         self.prompt_tokens = len(prompt)
         self.likelihoods: list[Likelihood] = []
         self._told = 0
@@ -77,7 +80,19 @@ class Row:
         self._text = GrowingText(model.tokenizer, sampling.stop, watched=watched or bool(sampling.stop))
 
     def take(self, token: int, likelihood: Likelihood | None) -> str:
-        """A new token; the text that may be shown since."""
+        """A new token; the text that may be shown since. What goes wrong ends this row alone, on all ranks alike."""
+        try:
+            return self._grown(token, likelihood)
+        except Exception as error:
+            self.failure = error
+            return ""
+
+    def _grown(self, token: int, likelihood: Likelihood | None) -> str:
+        if token == NO_TOKEN:
+            raise CheckpointError(
+                f"after {len(self.tokens)} tokens the model's logits are no numbers (NaN or infinite): --dtype fp16 is "
+                "too narrow for many models, so take bf16 or fp32; otherwise its weights are damaged."
+            )
         self.tokens.append(token)
         if likelihood is not None:
             self.likelihoods.append(likelihood)
@@ -159,21 +174,23 @@ class Batch:
                     rows.pop()
                     if place == self._model.place and index != last:
                         self._cache.move(last, index)
+                    if place == self._model.place and row.failure:
+                        self._cache.clear(last)
 
     def _take(self, logits: Tensor | None, rows: list[list[Row]]) -> list[tuple[Row, str]]:
         """Choose the next token of this rank's rows, learn the others', and let go of rows that ended."""
         mine = rows[self._model.place]
         chosen = [] if logits is None else choose(logits, mine)
-        everyone = self._model.gathered(chosen, self._room)
+        everyone = self._model.gathered([*chosen, *[NO_TOKEN] * (self._room - len(chosen))])
         told: list[list[Likelihood | None]] = [[None] * len(part) for part in rows]
         if any(row.sampling.logprobs is not None for part in rows for row in part):
             told = self._model.gathered_objects([] if logits is None else likelihoods(logits, chosen, mine))
         grown = [
             (row, row.take(token, likelihood))
             for part, tokens, likely in zip(rows, everyone, told, strict=True)
-            for row, token, likelihood in zip(part, tokens, likely, strict=True)
+            for row, token, likelihood in zip(part, tokens, likely, strict=False)
         ]
-        self.remove(row for row, _ in grown if row.done)
+        self.remove(row for row, _ in grown if row.done or row.failure)
         return grown
 
 

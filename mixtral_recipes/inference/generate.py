@@ -29,6 +29,7 @@ def generate(
 
     Raises:
         RecipeError: a prompt is empty, or longer than the model's positions leave room for.
+        CheckpointError: the model makes no numbers of a prompt.
     """
     longest = model.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
@@ -52,6 +53,8 @@ def generate(
             del waiting[:count]
         if len(batch):
             grown += batch.step()
+        if failure := next((row.failure for row, _ in grown if row.failure), None):
+            raise failure
         if on_text is not None:
             for row, text in filter(lambda pair: pair[1], grown):
                 on_text(numbers[id(row)], text)

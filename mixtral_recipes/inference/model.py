@@ -273,20 +273,15 @@ class InferenceModel:
         """The prompts that this data-parallel rank takes, by number."""
         return range(self.place, prompts, self.places)
 
-    def gathered(self, tokens: list[int], room: int) -> list[list[int]]:
-        """The tokens of every data-parallel rank, by rank; all ranks call it together.
-
-        Args:
-            tokens: This rank's.
-            room: How many a rank has at most.
-        """
+    def gathered(self, tokens: list[int]) -> list[list[int]]:
+        """The tokens of every data-parallel rank, by rank; all ranks call it together, with as many each."""
         group: Any = parallel_state.get_data_parallel_group()
         if group.size() == 1:
             return [tokens]
-        mine = torch.tensor([*tokens, *[-1] * (room - len(tokens))], device=self.device)
-        everyone = mine.new_empty(group.size() * room)
+        mine = torch.tensor(tokens, device=self.device)
+        everyone = mine.new_empty(group.size() * len(tokens))
         torch.distributed.all_gather_into_tensor(everyone, mine, group=group)
-        return [[token for token in part if token >= 0] for part in everyone.view(-1, room).tolist()]
+        return everyone.view(-1, len(tokens)).tolist()
 
     def gathered_objects[T](self, value: T) -> list[T]:
         """A value of every data-parallel rank, by rank; slower than `gathered`. All ranks call it together."""

@@ -70,6 +70,12 @@ class KeyValueCache(BaseInferenceContext):
         for kept in self._layers.values():
             kept[target] = kept[source]
 
+    @torch.inference_mode()
+    def clear(self, row: int) -> None:
+        """Forget a row that holds what is no number: the next one's mask would let it through, since 0 x NaN is NaN."""
+        for kept in self._layers.values():
+            kept[row] = 0
+
     def attend(self, layer: int, heads: Tensor, angles: Tensor) -> Tensor:
         """Keep a layer's new keys and values, and attend over all of each row.
 
@@ -84,7 +90,7 @@ class KeyValueCache(BaseInferenceContext):
         s, b, g, _, d = heads.shape
         turned = self._rotated(heads, angles)
         if layer not in self._layers:
-            self._layers[layer] = heads.new_zeros(self._rows, g, self.max_sequence_length, 2, d)  # 0 x NaN is NaN
+            self._layers[layer] = heads.new_zeros(self._rows, g, self.max_sequence_length, 2, d)  # finite: see `clear`
         kept = self._layers[layer]
         query, both = turned[..., :-2, :], turned[..., -2:, :]
         if self._positions is None:

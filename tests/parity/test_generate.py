@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.inference.batch import Batch, Row
 from mixtral_recipes.inference.generate import Continuation, generate
 from mixtral_recipes.inference.model import InferenceModel, join
 from mixtral_recipes.inference.sampling import Sampling
@@ -97,3 +98,27 @@ def test_draws_repeat_and_do_not_depend_on_the_batch(checkpoint: Path) -> None:
     assert [a.tokens for a in one] == [a.tokens for a in many] == [a.tokens for a in split]
     other = launch(1, by_us, checkpoint, Topology(), dataclasses.replace(sampling, seed=4), 20)[0]
     assert [a.tokens for a in other] != [a.tokens for a in one]
+
+
+def beside_no_numbers(checkpoint: Path, topology: Topology) -> list[list[int]]:
+    """What a short prompt is continued with alone, and in the place of one of which the model makes no numbers."""
+    model = InferenceModel.load(checkpoint, join(topology), dtype="fp32")
+    with torch.no_grad():
+        model.chunk.embedding.word_embeddings.weight[77] = float("nan")
+    long, damaged, short = ([50] * 20, [77] * 20, [51])
+    rows = [Row(model, prompt, Sampling(8)) for prompt in (*[long] * topology.data_parallel_size, damaged, short)]
+    batch = Batch(model, 2, 64)
+    batch.add(rows[:-1])
+    batch.add(rows[-1:])
+    while len(batch):
+        batch.step()
+    assert [row.failure is not None for row in rows] == [False] * topology.data_parallel_size + [True, False]
+    assert rows[-1].done
+    return [generate(model, [short], Sampling(8))[0].tokens, rows[-1].done.tokens]
+
+
+@pytest.mark.parametrize("layout", ["one", "ep2"])
+def test_a_row_without_numbers_ends_alone_and_leaves_none_behind(checkpoint: Path, layout: str) -> None:
+    topology = LAYOUTS[layout]
+    for alone, beside in launch(topology.world_size, beside_no_numbers, checkpoint, topology):
+        assert alone == beside

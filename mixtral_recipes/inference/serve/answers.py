@@ -90,10 +90,6 @@ def usage(choices: Sequence[Continuation], prompt_tokens: int) -> dict[str, int]
     return {"prompt_tokens": prompt_tokens, "completion_tokens": new, "total_tokens": prompt_tokens + new}
 
 
-def problem(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP's number and OpenAI's body of an error; of one of ours, no more than that there was one."""
-    if not isinstance(error, Refused):
-        text = f"The server could not answer ({type(error).__name__})."
-        error = Refused(text, status=500, kind="server_error")
-    body = {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}
-    return error.status, {"error": body}
+def problem(error: Refused) -> dict[str, Any]:
+    """OpenAI's body of an error."""
+    return {"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}}

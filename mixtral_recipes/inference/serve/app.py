@@ -21,7 +21,7 @@ from mixtral_recipes.inference.batch import Continuation
 from mixtral_recipes.inference.chat import tokens_of
 from mixtral_recipes.inference.sampling import Likelihood
 from mixtral_recipes.inference.serve import answers
-from mixtral_recipes.inference.serve.requests import Body, Chat, Completion, Refused, new_tokens, parsed
+from mixtral_recipes.inference.serve.requests import Body, Chat, Completion, Refused, new_tokens, parsed, refusal
 from mixtral_recipes.inference.serve.worker import Ask, Grown, Ticket, Worker
 from mixtral_recipes.inference.text import TokenTexts
 
@@ -83,9 +83,9 @@ class Service:
                     self._admit(request)
                 response = await handler(request)
             except Exception as error:
-                status, body = answers.problem(error)
-                headers = {"Retry-After": "1"} if status in (429, 503) else {}
-                response = JSONResponse(body, status, headers)
+                told = refusal(error)
+                headers = {"Retry-After": "1"} if told.status in (429, 503) else {}
+                response = JSONResponse(answers.problem(told), told.status, headers)
             self._seen.requests.labels(path, response.status_code).inc()
             return response
 
@@ -94,7 +94,10 @@ class Service:
     def _admit(self, request: Request) -> None:
         """Refuse who has no token; without one, who was led here by another site's page."""
         if self._token is None:
-            host = request.url.hostname
+            try:
+                host = request.url.hostname
+            except ValueError as error:
+                raise Refused(f"Host {request.headers['host']} is no address ({error}).") from error
             if host not in _LOCAL:
                 raise Refused(
                     f"Host {host} is not this machine's; start the server with --token-file to be called by any name.",
@@ -106,9 +109,9 @@ class Service:
             raise Refused("Incorrect token.", status=401, code="invalid_api_key")
 
     async def _no_such_path(self, request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        what = f"{request.method} {request.url.path} is not served."
-        return JSONResponse(answers.problem(Refused(what, status=status))[1], status)
+        assert isinstance(error, HTTPException)
+        told = Refused(f"{request.method} {request.scope['path']} is not served.", status=error.status_code)
+        return JSONResponse(answers.problem(told), told.status, error.headers)
 
     async def _health(self, request: Request) -> Response:
         ends = self._worker.draining
@@ -155,6 +158,12 @@ class Service:
 
     async def _asks(self, body: Body) -> list[Ask]:
         """A request's prompts, ``n`` times each, every one with random numbers of its own."""
+        count = (len(body.prompts) if isinstance(body, Completion) else 1) * (body.n or 1)
+        if count > self._worker.most:
+            raise Refused(
+                f"{count} answers are asked for (prompts times n); this server takes {self._worker.most} at a time: "
+                "ask for fewer, or start it with a larger --queue."
+            )
         async with self._tokenizing:
             encoded = await asyncio.to_thread(self._encoded, body)
         context, asks = self._worker.context, []
@@ -218,7 +227,7 @@ class Service:
                 yield _event(shape.last(reply.choices, prompt_tokens))
             self._seen.seconds.observe(reply.seconds)
         except Exception as error:
-            yield _event(answers.problem(error)[1])
+            yield _event(answers.problem(refusal(error)))
         yield "data: [DONE]\n\n"
 
 

@@ -1,6 +1,8 @@
 """What a client may ask, in OpenAI's words: each field is read, known to do nothing, or refused by name."""
 
+import codecs
 import itertools
+import logging
 import math
 import secrets
 from typing import Annotated, Any, Literal
@@ -9,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.inference.sampling import Sampling
-
-MOST_CHOICES = 128
 
 # What would need an answer of another kind, with the values that ask for nothing.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
@@ -45,6 +45,17 @@ class Refused(MixtralRecipesError):
         self.status, self.kind, self.code, self.param = status, kind, code, param
 
 
+def refusal(error: Exception) -> Refused:
+    """What a client is told of any error; of one that nobody foresaw its kind, while the log gets all of it."""
+    if isinstance(error, Refused):
+        return error
+    told = str(error)
+    if not isinstance(error, MixtralRecipesError):
+        logging.getLogger(__name__).error("a request could not be answered", exc_info=error)
+        told = f"The server could not answer ({type(error).__name__})."
+    return Refused(told, status=500, kind="server_error")
+
+
 class _Options(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -70,7 +81,7 @@ class Body(BaseModel):
     presence_penalty: _Penalty = None
     frequency_penalty: _Penalty = None
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
@@ -111,7 +122,7 @@ _Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 class Completion(Body):
     """The body of ``POST /v1/completions``."""
 
-    prompt: str | _Tokens | Annotated[list[str] | list[_Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
+    prompt: str | _Tokens | Annotated[list[str] | list[_Tokens], Field(min_length=1)]
     logprobs: _Likeliest = None
 
     @property
@@ -174,11 +185,12 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
         Refused: it is no JSON, or a field is missing, unknown or out of its range; names the field.
     """
     try:
-        found = kind.model_validate_json(body)
+        found = kind.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
-        # of a union pydantic lists every branch: the shortest place says which field, the longest what is wrong there
+        # of a union pydantic lists every branch: the shortest place says which field, the longest what is wrong there;
+        # what may not be there at all comes before what is missing
         found = [(_place(one["loc"], one["type"]), one) for one in error.errors(include_url=False, include_input=False)]
-        place, _ = min(found, key=lambda one: len(one[1]["loc"]))
+        place, _ = min(found, key=lambda one: (len(one[1]["loc"]), one[1]["type"] == "missing"))
         here = [(where, one) for where, one in found if where == place or where.startswith(f"{place}.")]
         place, worst = max(here, key=lambda one: (len(one[1]["loc"]), not one[1]["type"].endswith("_type")))
         message = worst["msg"].removeprefix("Value error, ")

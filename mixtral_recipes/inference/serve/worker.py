@@ -20,7 +20,7 @@ from mixtral_recipes.inference.batch import Batch, Continuation, Row, fit
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Likelihood, Sampling
 from mixtral_recipes.inference.serve.metrics import Metrics
-from mixtral_recipes.inference.serve.requests import Refused
+from mixtral_recipes.inference.serve.requests import Refused, refusal
 from mixtral_recipes.system.ranks import first, joined, rank_and_size
 
 _HEARTBEAT_S = 10.0  # so long the other ranks wait for rank 0 at most
@@ -68,7 +68,7 @@ class Ticket:
     Attributes:
         asks: Its prompts, by the numbers that all ranks know them by.
         on_text: Gets what comes of them.
-        on_failure: Is told where nothing more will come.
+        on_failure: Is told why nothing more will come.
         left: How many prompts have not ended.
         since: When it was taken.
         started: When its first token came; None before.
@@ -76,7 +76,7 @@ class Ticket:
 
     asks: dict[int, Ask]
     on_text: OnText
-    on_failure: Callable[[Exception], None]
+    on_failure: Callable[[Refused], None]
     left: int
     since: float = field(default_factory=time.monotonic)
     started: float | None = None
@@ -96,6 +96,7 @@ class Worker:
 
     Attributes:
         context: The most tokens of a prompt and its continuation.
+        most: The most rows that run and wait.
         draining: Whether no more requests are taken.
         metrics: What is counted.
     """
@@ -113,7 +114,7 @@ class Worker:
         self._size = rows
         self.context = context
         self.draining = False
-        self._most = rows * model.places + most_waiting
+        self.most = rows * model.places + most_waiting
         self.metrics = Metrics()
         self._batch = Batch(model, rows, context)
         self._rows: dict[int, Row] = {}
@@ -141,7 +142,7 @@ class Worker:
                 "is; lower one of them."
             ) from error
 
-    def submit(self, asks: Sequence[Ask], on_text: OnText, on_failure: Callable[[Exception], None]) -> Ticket:
+    def submit(self, asks: Sequence[Ask], on_text: OnText, on_failure: Callable[[Refused], None]) -> Ticket:
         """Take a request; called in the web server's thread.
 
         Raises:
@@ -150,7 +151,7 @@ class Worker:
         if self.draining:
             raise Refused("The server is going down; ask another one.", status=503, kind="server_error")
         with self._lock:
-            if self._open + len(asks) > self._most:
+            if self._open + len(asks) > self.most:
                 self.metrics.refused.inc()
                 raise Refused(
                     "Too many requests are waiting; try again later.",
@@ -184,7 +185,7 @@ class Worker:
                 if plan.ends:
                     break
                 self._follow(plan)
-        self._fail(RuntimeError("the server ended"))
+        self._fail(Refused("The server has ended.", status=503, kind="server_error"))
 
     def _next_plan(self) -> _Plan:
         """What came since the last step; waits where there is nothing to do. Rank 0's."""
@@ -225,7 +226,7 @@ class Worker:
         except Exception as error:
             if rank_and_size()[1] > 1:
                 raise  # the other ranks wait for this one's part
-            self._fail(error)
+            self._fail(refusal(error))
             self._batch = Batch(self._model, self._size, self.context)
         texts: dict[Row, str] = {}  # a row's first two tokens come in one round, and the second may be its last
         for row, text in grown:
@@ -241,7 +242,9 @@ class Worker:
         if number is None:
             return
         ticket = self._tickets.get(number)
-        if ticket is not None:
+        if ticket is not None and row.failure:
+            ticket.on_failure(refusal(row.failure))  # and who asked gives up what else it asked for
+        elif ticket is not None:
             if ticket.started is None:
                 ticket.started = time.monotonic()
                 self.metrics.first_token.observe(ticket.started - ticket.since)
@@ -250,7 +253,7 @@ class Worker:
                 self.metrics.ended(row.done)
             place = list(ticket.asks).index(number)
             ticket.on_text(place, Grown(text, row.untold(), row.done))
-        if row.done:
+        if row.done or row.failure:
             self._close(row, number)
 
     def _forget(self, row: Row) -> None:
@@ -271,7 +274,7 @@ class Worker:
             with self._lock:
                 self._open -= 1
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Refused) -> None:
         """Tell every open request that nothing more comes."""
         for ticket in {id(ticket): ticket for ticket in self._tickets.values()}.values():
             ticket.left = 0

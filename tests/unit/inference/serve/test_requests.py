@@ -127,6 +127,8 @@ def test_of_a_field_with_several_forms_it_is_said_what_is_wrong_in_the_nearest()
         ("Hi", "messages"),
         ([{"role": "king", "content": "x"}], "messages.0.role"),
         ([{"role": "user"}], "messages.0.content"),
+        ([{"role": "assistant", "tool_calls": [{"id": "a"}]}], "messages.0.tool_calls"),
+        ([{"role": "tool", "tool_call_id": "a", "content": "b"}], "messages.0.role"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content"),
         ([{"role": "user", "content": [{"type": "text", "text": "a", "more": 1}]}], "messages.0.content.more"),
     ],
@@ -141,6 +143,10 @@ def test_messages_that_are_refused(messages: Any, param: str) -> None:
 def test_what_is_no_request(body: bytes) -> None:
     with pytest.raises(Refused):
         parsed(Completion, body)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_request() -> None:
+    assert parsed(Completion, b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()).model == "m"
 
 
 def test_room_for_new_tokens() -> None:

@@ -1,0 +1,42 @@
+"""Requests are continued together, and what goes wrong with one ends no other."""
+
+from typing import Any
+
+import pytest
+
+from mixtral_recipes.inference.sampling import Sampling
+from mixtral_recipes.inference.serve.requests import Refused
+from mixtral_recipes.inference.serve.worker import Ask, Grown, Worker
+from tests.unit.inference.serve.counting import Counting, Words
+
+
+class Client:
+    def __init__(self, server: Worker, *last: int) -> None:
+        self.texts = [""] * len(last)
+        self.refused: list[Refused] = []
+        self.server = server
+        asks = [Ask([5, token], Sampling(6, temperature=1e-9), watched=True) for token in last]
+        self.ticket = server.submit(asks, self.told, self.failed)
+
+    def told(self, number: int, grown: Grown) -> None:
+        self.texts[number] += grown.text
+
+    def failed(self, error: Refused) -> None:
+        self.refused.append(error)
+        self.server.give_up(self.ticket)
+
+
+def test_a_row_that_fails_ends_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = Counting(Words())
+    server = Worker(model, rows=4, context=50, most_waiting=4)
+    fine, no_numbers, broken = Client(server, 40), Client(server, 10, 60), Client(server, 29)
+    server.drain()
+    server.run()
+    assert fine.texts == [" 41 42 43 44 45 46"]
+    assert not fine.refused
+    (told,) = no_numbers.refused
+    assert (told.status, "after 5 tokens the model's logits are no numbers" in str(told)) == (500, True)
+    (told,) = broken.refused
+    assert (told.status, str(told)) == (500, "The server could not answer (IndexError).")
+    assert "IndexError: 31" in caplog.text  # with all that led to it
+    assert server.metrics.totals() == {"continuations": 1, "prompt_tokens": 2, "completion_tokens": 6}
