@@ -168,7 +168,8 @@ def _cannot_be(config: MixtralConfig, *, adapters: bool, quantized: bool, dtype:
     """What is off whatever the recipe gives."""
     off = set[str]()
     if adapters:
-        off.add("gradient_accumulation_fusion")  # written into weight.main_grad, which a frozen weight has not
+        # Written into weight.main_grad, which a frozen weight has not; nor has the output layer a gradient to defer.
+        off |= {"gradient_accumulation_fusion", "defer_embedding_wgrad_compute"}
     if quantized:
         off.add("moe_grouped_gemm")
     if config.moe_router_topk == 1:

@@ -99,7 +99,9 @@ def seen_model(
 
 
 def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
-    """Build Megatron's configuration as every rank will, but for FP8, which asks for libraries of the ranks' machines.
+    """Build Megatron's configuration as every rank will, but for what asks for libraries of the ranks' machines.
+
+    These are FP8, and deferring gradients that Transformer Engine adds up.
 
     Args:
         config: The model's.
@@ -130,7 +132,8 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     if fields.get("tp_comm_overlap", config.tp_comm_overlap):
         user_buffers.check(topology)
     with refusals_told():
-        with_topology(config, topology, **{name: fields[name] for name in fields if not name.startswith("fp8")})
+        here = {name: value for name, value in fields.items() if not name.startswith(("fp8", "defer_embedding"))}
+        with_topology(config, topology, **here)
 
 
 def _check_flex(config: MixtralConfig, topology: Topology) -> None:

@@ -29,7 +29,7 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA, QLoRA
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training import precision, user_buffers
-from mixtral_recipes.training.model import megatron_settings
+from mixtral_recipes.training.model import megatron_settings, refusals_told
 from mixtral_recipes.training.optimizer import build_optimizer, build_scheduler, connect, ddp_config, wrap
 from mixtral_recipes.training.states import check_states
 
@@ -198,7 +198,8 @@ def _configured(
         refuse_without(config, grouped_only=on_transformer_engine)
     if base is not None and weights is not None:  # no random weights are drawn where others are quantised
         fast["perform_initialization"] = False
-    return with_topology(config, topology, **(settings | fast))
+    with refusals_told():
+        return with_topology(config, topology, **(settings | fast))
 
 
 def _loaded(

@@ -15,6 +15,7 @@ BY_PLUGINS = Ignored("number formats are stated in trainer.plugins")
 _NO_GRAPHS = "CUDA graphs are not captured here"
 _ADAM = Ignored("the optimizer is Adam")
 _WITH_STEP = Only(False, "use MegatronCommOverlapCallback(overlap_param_gather_with_optimizer_step=True)")
+_ALIKE = "every pipeline stage has equally many layers"
 _FSDP = "weights are spread by tensor, pipeline and expert parallelism; Megatron-FSDP is not used"
 _ONE_LAYER_SPEC = "the layer spec is chosen by what is installed"
 
@@ -79,6 +80,10 @@ _NOT_CARRIED_OUT = {
             "set trainer.strategy.tensor_model_parallel_size", 1),
     **_only(1, "gtp_weight_remat_size expert_gtp_weight_remat_size",
             "set trainer.strategy.tensor_model_parallel_size"),
+    **_only(None, "num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage pipeline_model_parallel_layout",
+            _ALIKE),
+    **_only(False, "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split", _ALIKE),
+    **_only(False, "defer_embedding_wgrad_compute", "set it in MegatronCommOverlapCallback"),
     **_only(None, "pipeline_model_parallel_comm_backend", "stages exchange by NCCL, on a CPU by gloo", "nccl"),
     **_only(False, "init_model_with_meta_device", _FSDP),
     **_only("transformer_engine", "transformer_impl", _ONE_LAYER_SPEC),

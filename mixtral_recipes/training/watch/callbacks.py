@@ -119,7 +119,8 @@ class MegatronCommOverlapCallback:
         overlap_param_gather_with_optimizer_step: Also with the optimizer step; needs interleaving.
         align_param_gather: Whether pipeline stages gather together.
         bucket_size: Parameters per gradient bucket; None takes Megatron's.
-        defer_embedding_wgrad_compute: Whether the output layer's weight gradient waits for the pipeline flush.
+        defer_embedding_wgrad_compute: Whether the output layer's weight gradient waits for the pipeline flush, on
+            GPUs and with pipeline stages.
         wgrad_deferral_limit: How many microbatches it may wait.
     """
 
@@ -161,11 +162,11 @@ class MegatronCommOverlapCallback:
             overlap_p2p = interleaved if self.overlap_p2p_comm is None else self.overlap_p2p_comm
             model["overlap_p2p_comm"] = overlap_p2p
             model["batch_p2p_comm"] = not overlap_p2p if self.batch_p2p_comm is None else self.batch_p2p_comm
+            model["defer_embedding_wgrad_compute"] = bool(self.defer_embedding_wgrad_compute) and on_gpu
         if self.tp_comm_overlap is not None:
             model["tp_comm_overlap"] = self.tp_comm_overlap and on_gpu
-        for name in ("defer_embedding_wgrad_compute", "wgrad_deferral_limit"):
-            if getattr(self, name) is not None:
-                model[name] = getattr(self, name)
+        if self.wgrad_deferral_limit is not None:
+            model["wgrad_deferral_limit"] = self.wgrad_deferral_limit
         settings["model"] |= model
         for name in ("overlap_grad_reduce", "overlap_param_gather"):
             value = getattr(self, name)

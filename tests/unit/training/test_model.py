@@ -4,12 +4,15 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfigTiny
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
-from mixtral_recipes.settings.trainer import Trainer
-from mixtral_recipes.training.model import check_megatron_config
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
+from mixtral_recipes.training import run
+from mixtral_recipes.training.model import check_megatron_config, megatron_settings
+from mixtral_recipes.training.watch.callbacks import MegatronCommOverlapCallback
 
 TRAINER = Trainer(accelerator="cpu", plugins=MegatronMixedPrecision(precision="32"))
 
@@ -36,3 +39,15 @@ def test_cuda_graphs_are_refused_rather_than_left_out(fields: dict[str, Any]) ->
 
 def test_what_was_not_asked_for_is_not_refused() -> None:
     check_megatron_config(MixtralConfigTiny(), TRAINER)
+
+
+def test_gradients_may_wait_where_the_ranks_machines_can_add_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = MegatronCommOverlapCallback(defer_embedding_wgrad_compute=True)
+    stages = MegatronStrategy(pipeline_model_parallel_size=2)
+    trainer = Trainer(accelerator="gpu", devices=2, strategy=stages, callbacks=[callback])
+    check_megatron_config(MixtralConfigTiny(), trainer)
+    settings = megatron_settings(trainer, trainer.topology(), torch.device("cuda"))["model"]
+    assert settings["defer_embedding_wgrad_compute"]
+    monkeypatch.setattr(run.kernels, "transformer_engine_usable", lambda: False)
+    with pytest.raises(RecipeError, match="gradient accumulation fusion is not used"):
+        run._configured(MixtralConfigTiny(), trainer.topology(), settings, None, None)

@@ -73,9 +73,16 @@ def test_overlap_follows_the_layout() -> None:
     assert on_gpus["model"] == {}, "off unless asked for"
     callbacks.MegatronCommOverlapCallback(tp_comm_overlap=True).configure(on_gpus)
     assert on_gpus["model"] == {"tp_comm_overlap": True}
-    callbacks.MegatronCommOverlapCallback(bucket_size=7).configure(parallel)
+    deferring = callbacks.MegatronCommOverlapCallback(bucket_size=7, defer_embedding_wgrad_compute=True)
+    deferring.configure(on_gpus)
+    assert "defer_embedding_wgrad_compute" not in on_gpus["model"], "it needs pipeline stages"
+    deferring.configure(parallel)
+    assert parallel["model"]["defer_embedding_wgrad_compute"] is False, "and a GPU"
     assert parallel["ddp"] == {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 7}
     assert parallel["model"]["batch_p2p_comm"] is True
+    parallel["run"]["device"] = torch.device("cuda")
+    deferring.configure(parallel)
+    assert parallel["model"]["defer_embedding_wgrad_compute"] is True
 
 
 @pytest.mark.parametrize("setting", [{"overlap_p2p_comm": False}, {"batch_p2p_comm": True}])
