@@ -27,6 +27,7 @@ from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.checkpoints import with_start
+from mixtral_recipes.executors.slurm.executor import for_recipe
 from mixtral_recipes.executors.slurm.status import one_line
 from mixtral_recipes.executors.submit import complete
 from mixtral_recipes.settings.log import run_folder
@@ -135,7 +136,7 @@ def _check_group(tasks: list[Any], executor: Any, earlier: Sequence[Any]) -> tup
         LaunchError: their number does not fit; or one is `slurm_executor`'s, whose script starts one task.
     """
     executors = executor if isinstance(executor, list) else [executor]
-    if any(map(_ranks_of_ours, executors)):
+    if any(map(ranks_of_ours, executors)):
         raise LaunchError(
             "a slurm_executor starts one task per job, and this is a list of them: add each by itself; without "
             "dependencies they run side by side."
@@ -172,8 +173,11 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
             preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
             _refuse_without_place(executor, task)
         _refuse_without_commit(executor)
-        executor = with_own_modules(executor, task)
-        return task, _with_ranks(executor, task)
+        executor = _with_ranks(with_own_modules(executor, task), task)
+        if ranks_of_ours(executor) is not None and getattr(task, "log", None):
+            executor = executor.clone()
+            for_recipe(executor, task, run_folder(task.log).absolute().parent)
+        return task, executor
 
 
 def _refuse_without_place(executor: Any, task: Any) -> None:
@@ -208,7 +212,7 @@ def _with_ranks(executor: Any, task: Any) -> Any:
     """
     from nemo_run import LocalExecutor, SlurmExecutor
 
-    nodes, per_node, ours = executor.nnodes(), executor.nproc_per_node(), _ranks_of_ours(executor)
+    nodes, per_node, ours = executor.nnodes(), executor.nproc_per_node(), ranks_of_ours(executor)
     slurm = isinstance(executor, SlurmExecutor)
     if slurm:
         per_node = ours or executor.torchrun_nproc_per_node or executor.ntasks_per_node
@@ -226,7 +230,7 @@ def _with_ranks(executor: Any, task: Any) -> Any:
     return executor
 
 
-def _ranks_of_ours(executor: Any) -> int | None:
+def ranks_of_ours(executor: Any) -> int | None:
     """Ranks per node of a `slurm_executor`, whose script starts them with torchrun; None of any other executor."""
     return getattr(getattr(executor, "job_details", None), "nproc_per_node", None)
 
@@ -299,7 +303,7 @@ def _recorded(launch: Callable[..., None], self: Any, *args: Any, **kwargs: Any)
     """Keep the record of a run that a `slurm_executor` has submitted."""
     launch(self, *args, **kwargs)
     task, job_id = self.task, self.handle.rpartition("/")[2]
-    if not job_id.isdigit() or _ranks_of_ours(self.executor) is None:  # a dry run, or one in this process, has none
+    if not job_id.isdigit() or ranks_of_ours(self.executor) is None:  # a dry run, or one in this process, has none
         return
     if _trains(task) and getattr(task, "log", None):
         record = records.new(task.log.name, run_folder(task.log), "slurm", task.__fn_or_cls__.__name__)

@@ -14,9 +14,12 @@ from typing import Any
 import nemo_run as run
 
 from mixtral_recipes.errors import EnvironmentProblem, LaunchError
+from mixtral_recipes.executors.nemo_run_jobs import ranks_of_ours
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.training.watch.callbacks import PreemptionCallback
 from mixtral_recipes.training.watch.profiling import MemoryProfileCallback, NsysCallback
+
+_WANDB_KEY = "WANDB_API_KEY"
 
 
 def _add_callback(task: Any, callback: run.Config[Any]) -> None:
@@ -123,9 +126,13 @@ class WandbPlugin(run.Plugin):
         Raises:
             EnvironmentProblem: WANDB_API_KEY is not set.
         """
-        if "WANDB_API_KEY" not in os.environ:
-            raise EnvironmentProblem("WandbPlugin: WANDB_API_KEY is not set in the environment.")
-        executor.env_vars["WANDB_API_KEY"] = os.environ["WANDB_API_KEY"]
+        if _WANDB_KEY not in os.environ:
+            raise EnvironmentProblem(f"WandbPlugin: {_WANDB_KEY} is not set in the environment.")
+        if ranks_of_ours(executor) is None:
+            executor.env_vars[_WANDB_KEY] = os.environ[_WANDB_KEY]
+        else:  # whose jobs get it in a file for their owner
+            cluster = executor.job_details.cluster  # pyright: ignore[reportAttributeAccessIssue]
+            cluster["secrets"] = sorted({*cluster["secrets"], _WANDB_KEY})
         if getattr(task, "log", None) is not None:
             task.log.wandb = self.logger_fn(name=self.name)
 
@@ -159,20 +166,22 @@ class ConfigValidationPlugin(run.Plugin):
             serializer = ZlibJSONSerializer()
             if serializer.deserialize(serializer.serialize(task)) != task:
                 raise LaunchError("the recipe does not come back from its file as it was; use run.Config(...) in it.")
-        if self.validate_wandb and not (task.log.wandb and "WANDB_API_KEY" in executor.env_vars):
-            raise LaunchError("log.wandb or the executor's WANDB_API_KEY is not set; add a WandbPlugin.")
+        passed = executor.env_vars if ranks_of_ours(executor) is None else os.environ
+        if self.validate_wandb and not (task.log.wandb and _WANDB_KEY in passed):
+            raise LaunchError(f"log.wandb or the executor's {_WANDB_KEY} is not set; add a WandbPlugin.")
         if isinstance(executor, run.SlurmExecutor):
             self._check_slurm(task, executor)
 
     def _check_slurm(self, task: Any, executor: run.SlurmExecutor) -> None:
         if self.validate_nodes_and_devices:
-            asked, got = (task.trainer.num_nodes, task.trainer.devices), (executor.nodes, executor.nproc_per_node())
+            per_node = ranks_of_ours(executor) or executor.nproc_per_node()
+            asked, got = (task.trainer.num_nodes, task.trainer.devices), (executor.nodes, per_node)
             if asked != got:
                 raise LaunchError(
                     f"trainer.num_nodes x trainer.devices is {asked[0]} x {asked[1]}, the executor's nodes x "
                     f"ntasks_per_node {got[0]} x {got[1]}; make them equal."
                 )
-        if self.validate_checkpoint_dir and executor.container_image:
+        if self.validate_checkpoint_dir and executor.container_image and ranks_of_ours(executor) is None:
             inside = [mount.split(":")[-1] for mount in [*executor.container_mounts, "/nemo_run"]]
             folder = Path(task.log.log_dir or "")
             if not any(folder.is_relative_to(mount) for mount in inside):

@@ -1,6 +1,5 @@
 """Submit recipes and commands to Slurm through one nemo_run experiment, and on request watch them to their end."""
 
-import dataclasses
 import os
 import sys
 import time
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.jobs_home import use_jobs_home
-from mixtral_recipes.executors.names import check_name, check_path
+from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm.executor import for_recipe
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 from mixtral_recipes.executors.stored import RANK_MODULE, store
 from mixtral_recipes.system.files import temporary_folder
@@ -106,23 +106,18 @@ def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]"
     Args:
         task: The job.
         folder: Where its recipe is stored.
-
-    A recipe for GPUs asks for as many as it has ranks per node, unless the profile says otherwise.
     """
     import nemo_run as run
 
     executor = task.executor.clone()
     settings: Any = executor.job_details
-    settings.folders = [check_path(Path(task.record.run_dir).parent, "output folder")]
+    for_recipe(executor, task.recipe, Path(task.record.run_dir).parent)
     if task.command:
         settings.torchrun = False
         return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)
     settings.recipe_file = str(folder / "recipe.json")
     store(task.recipe, Path(settings.recipe_file))
     executor = with_own_modules(executor, task.recipe)
-    accelerator = getattr(getattr(task.recipe, "trainer", None), "accelerator", "")
-    if accelerator == "gpu":
-        settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))
     return executor, run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes import errors
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.slurm.profile import Cluster, cluster
+from mixtral_recipes.executors.names import check_path
+from mixtral_recipes.executors.slurm.profile import cluster
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -33,43 +34,36 @@ def slurm_executor(
     Raises:
         LaunchError: a setting that is not known or not allowed.
     """
-    import nemo_run as run
-
     from mixtral_recipes.executors.packager import WorkingTreePackager
-    from mixtral_recipes.executors.slurm.scheduler import JobSettings, install
+    from mixtral_recipes.executors.slurm.job_settings import made_for
+    from mixtral_recipes.executors.slurm.scheduler import install
 
     if nodes < 1 or nproc_per_node < 1:
         raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} starts nothing; use 1 or more.")
-    site = cluster(cluster_name, **settings)
     install()
-    return run.SlurmExecutor(
-        account=site.account or "",  # nemo_run splits it; our script leaves the line out
-        partition=site.partition,
-        job_name_prefix="",
-        nodes=nodes,
-        ntasks_per_node=1,
-        time=site.time,
-        container_image=site.container_image if site.mode == "pyxis" else None,
-        packager=WorkingTreePackager(roots=list(own_checkout() if code is None else code)),
-        tunnel=_tunnel(site),
-        poll_estimated_start_time=False,
-        job_details=JobSettings(cluster=dataclasses.asdict(site), nproc_per_node=nproc_per_node),
-    )
+    made = made_for(cluster(cluster_name, **settings), nodes, nproc_per_node)
+    made.packager = WorkingTreePackager(roots=list(own_checkout() if code is None else code))
+    return made
+
+
+def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path) -> None:
+    """Have a `slurm_executor` ask for GPUs where the recipe has ranks on them and the profile says nothing else.
+
+    Args:
+        executor: The executor, which is changed.
+        recipe: What it will start.
+        folder: The recipe's output folder, which containers must see.
+
+    Raises:
+        LaunchError: no container can be given the folder.
+    """
+    settings: Any = executor.job_details
+    settings.folders = [check_path(folder, "output folder")]
+    if getattr(getattr(recipe, "trainer", None), "accelerator", "") == "gpu":
+        settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))
 
 
 def own_checkout() -> tuple[str, ...]:
     """The source checkout this package is imported from, or nothing when it is an installed wheel."""
     root = Path(errors.__file__).resolve().parent.parent
     return (str(root),) if (root / "pyproject.toml").exists() else ()
-
-
-def _tunnel(site: Cluster) -> Any:
-    import nemo_run as run
-
-    if not site.ssh:
-        return run.LocalTunnel(job_dir="")  # nemo_run then uses the folder of its experiments
-    user, _, host = site.ssh.partition("@")
-    host, _, port = host.partition(":")
-    return run.SSHTunnel(
-        host=host, user=user, port=int(port) if port else None, identity=site.ssh_key, job_dir=str(site.job_dir)
-    )

@@ -5,14 +5,13 @@ nemo_run looks a scheduler up by name; :func:`install` puts this subclass under 
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_run.core.execution.slurm import SlurmExecutor, SlurmJobDetails
+from nemo_run.core.execution.slurm import SlurmExecutor
 from nemo_run.core.tunnel.client import SSHTunnel
 from nemo_run.run.torchx_backend.schedulers import slurm as nemo_slurm
 from torchx.schedulers.api import DescribeAppResponse
@@ -20,37 +19,16 @@ from torchx.specs import AppState, Role
 
 from mixtral_recipes.executors.names import check_path
 from mixtral_recipes.executors.slurm import status as slurm_status
-from mixtral_recipes.executors.slurm.profile import Cluster
+from mixtral_recipes.executors.slurm.job_settings import JobSettings, settled
 from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 from mixtral_recipes.executors.stored import RANK_MODULE
 from mixtral_recipes.system.files import write_text
 
+_RUNNER = "nemo_run.core.runners.fdl_runner"
 _APP_STATES = {
     "pending": AppState.PENDING, "running": AppState.RUNNING, "succeeded": AppState.SUCCEEDED,
     "failed": AppState.FAILED, "cancelled": AppState.CANCELLED, "preempted": AppState.FAILED,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(kw_only=True)
-class JobSettings(SlurmJobDetails):
-    """The cluster profile of one job; nemo_run clones, stores and reloads it with the executor."""
-
-    cluster: dict[str, Any] = dataclasses.field(default_factory=dict)
-    nproc_per_node: int = 1
-    torchrun: bool = True
-    recipe_file: str = ""  # copied into the job folder; empty when nemo_run stores the task itself
-    folders: list[str] = dataclasses.field(default_factory=list)
-    rehearsal: bool = False  # only the script is wanted: secrets are checked, and not written
-
-    @property
-    def ls_term(self) -> str:
-        """Where this job's logs are, for nemo_run."""
-        return os.path.join(self.folder or "", "attempts", "*", "node-*.log")
-
-    def profile(self) -> Cluster:
-        """The profile, checked again."""
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.cluster.items()}
-        return Cluster(**settings)
 
 
 class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
@@ -119,7 +97,7 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
         target = local / "configs" / "recipe.json"
         target.parent.mkdir(exist_ok=True)
         write_text(target, Path(settings.recipe_file).read_text(), private=True)
-    cluster = settings.profile()
+    cluster = settled(executor, role.env)
     umask = os.umask(0o077)
     os.umask(umask)
     job = Job(
@@ -144,8 +122,10 @@ def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
 def _arguments(role: Any, job_dir: str) -> tuple[str, ...]:
     """What torchrun starts. nemo_run's own runner is replaced by ours, which records how each rank ended."""
     arguments = [a.replace("/nemo_run", job_dir, 1) if a.startswith("/nemo_run/") else a for a in role.args]
-    if arguments[:2] == ["-m", "nemo_run.core.runners.fdl_runner"]:
-        return ("-m", RANK_MODULE, arguments[-1])
+    if role.entrypoint == "nsys":
+        arguments.pop()  # nemo_run ends them with an empty one
+    if _RUNNER in arguments:
+        arguments[arguments.index(_RUNNER) :] = [RANK_MODULE, arguments[-1]]
     return tuple(arguments) if role.entrypoint == "python" else ("--no-python", role.entrypoint, *arguments)
 
 

@@ -1,0 +1,108 @@
+"""A slurm_executor in a nemo_run experiment: what its jobs ask for, and what is set on it afterwards."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import pytest
+from nemo_run.run.torchx_backend.packaging import package
+
+import mixtral_recipes as llm
+from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors import plugins
+from mixtral_recipes.executors.nemo_run_jobs import check
+from mixtral_recipes.executors.slurm.executor import slurm_executor
+from mixtral_recipes.executors.slurm.scheduler import write_job
+
+
+def job(task: Any, executor: Any, *added: Any) -> Path:
+    """The folder of a task's job as nemo_run and our scheduler make it; nothing is submitted."""
+    task, executor = check(task, executor)
+    executor.assign("exp", str(Path.cwd() / "exp"), "one", "one")
+    for plugin in added:
+        plugin.setup(task, executor)
+    Path(executor.job_dir).mkdir(parents=True)
+    app = package("one", task, executor, serialize_to_file=True)
+    write_job(app.roles[0], executor, executor.job_details)
+    return Path(executor.job_dir)
+
+
+def script(*arguments: Any) -> str:
+    folder = job(*arguments)
+    text = (folder / "sbatch.sh").read_text()
+    shutil.rmtree(folder)
+    return text
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny(devices: int = 1) -> Any:
+    return llm.mixtral_tiny.finetune_recipe(num_nodes=1, num_gpus_per_node=devices)
+
+
+def test_a_recipe_for_gpus_asks_for_them() -> None:
+    recipe = llm.mixtral_8x7b.pretrain_recipe()
+    executor = slurm_executor(recipe.trainer.num_nodes, 8, container_image="i.sif")
+    text = script(recipe, executor)
+    assert "#SBATCH --gpus-per-node=8\n" in text
+    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in text
+    assert "apptainer exec --nv " in text
+    assert f"--bind {Path.cwd() / 'runs'}:{Path.cwd() / 'runs'}" in text
+    assert "gpus" not in script(tiny(), slurm_executor(1, 1))
+
+
+def test_what_is_set_on_the_executor_counts() -> None:
+    executor = slurm_executor(1, 1, env={"NCCL_DEBUG": "WARN", "OMP_PROC_BIND": "true"})
+    executor.env_vars["NCCL_DEBUG"] = "IN FO"
+    executor.time, executor.retries = "00:09:00", 3
+    text = script(tiny(), executor)
+    assert "export NCCL_DEBUG='IN FO'\nexport OMP_PROC_BIND=true\n" in text
+    assert "#SBATCH --time=00:09:00\n" in text
+    assert '-lt 3 ]; then again failed "$code"' in text
+    assert "export HF_HOME=/h\n" in script(run.Script(inline="true", env={"HF_HOME": "/h"}), slurm_executor(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("setup_lines", "echo", "setup_lines='echo' is not read by the script that slurm_executor writes"),
+        ("signal", "10@60", "signal='10@60' is not read"),
+        ("array", "0-3", "array='0-3' is not read"),
+        ("launcher", "torchrun", "launcher=Torchrun"),
+        ("ntasks_per_node", 8, "ntasks_per_node=8 is not read"),
+        ("time", "soon", "time='soon' is not allowed"),
+        ("env_vars", {"SOME_TOKEN": "s"}, "SOME_TOKEN is not known to be harmless"),
+    ],
+)
+def test_what_the_script_does_not_take_is_refused(name: str, value: Any, told: str) -> None:
+    executor = slurm_executor(1, 1)
+    setattr(executor, name, value)
+    with pytest.raises(LaunchError) as refused:
+        job(tiny(), executor)
+    assert told in str(refused.value)
+
+
+def test_nemos_plugins_reach_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k3y")
+    logger = run.Config(llm.WandbLogger, project="p")
+    text = script(
+        tiny(), slurm_executor(1, 1, secrets=()), plugins.PerfEnvPlugin(), plugins.FaultTolerancePlugin(),
+        plugins.PreemptionPlugin(preempt_time=100),
+        plugins.NsysPlugin(start_step=1, end_step=2),
+    )  # fmt: skip
+    assert "export TORCH_NCCL_HIGH_PRIORITY=1\n" in text
+    assert '-lt 2 ]; then again failed "$code"' in text
+    assert "#SBATCH --signal=TERM@100\n" in text
+    assert "--no-python nsys profile" in text
+    assert " python -m mixtral_recipes.executors.rank /" in text
+    assert "fn_or_script\ncode=" in text
+    fitting = plugins.ConfigValidationPlugin(validate_wandb=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    wandb = plugins.WandbPlugin(name="x", logger_fn=lambda name: logger)
+    folder = job(tiny(2), slurm_executor(1, 2, secrets=(), container_image="i"), wandb, fitting)
+    holding = [path.name for path in folder.rglob("*") if path.is_file() and "k3y" in path.read_text(errors="replace")]
+    assert holding == ["secrets.env"]
