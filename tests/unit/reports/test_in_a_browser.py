@@ -18,7 +18,7 @@ from mixtral_recipes.system.files import write_json
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 
-# How far the page sticks out of the window; words of names and titles that are broken into lines; cards and tables that
+# How far the page sticks out of the window; words of names, titles and columns that are broken into lines; cards and tables that
 # touch what is above them.
 MEASURE = """
 <script>
@@ -29,10 +29,10 @@ const lines = (node, from, to) => {
   return range.getClientRects().length;
 };
 const broken = [];
-for (const cell of document.querySelectorAll("th, summary, h2, .tile")) {
+for (const cell of document.querySelectorAll("th, summary, h2, .tile, .columns td")) {
   const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
   while (walker.nextNode())
-    for (const word of walker.currentNode.data.matchAll(/\\S+/g))
+    for (const word of walker.currentNode.data.matchAll(/[^\\s-]+/g))
       if (lines(walker.currentNode, word.index, word.index + word[0].length) > 1) broken.push(word[0]);
 }
 const touching = [];
@@ -66,6 +66,9 @@ def laid_out(page: str, folder: Path, width: int) -> dict[str, Any]:
 @pytest.mark.parametrize("width", [1200, 500])
 def test_names_are_whole_and_nothing_sticks_out(write_run: Callable[..., Path], tmp_path: Path, width: int) -> None:
     run = write_run(tmp_path / "run", end={"checkpoint": "/somewhere" * 12, "topology": "TP1 PP1", "world_size": 1})
+    link = {"link": "adapter", "what": "run lo, step 0", "weights": "a09b2a4abba9", "data": "SQuAD a4a90667d300"}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"kind": "start", "lineage": [link]}) + "\n")
     score = {"squad": {"data": "squad", "exact_match": 1.0, "f1": 2.0, "exact_match_of_first_line": 3.0, "count": 100}}
     sample = {"question": "Who was there? " * 30, "expected": "Mary", "before": "x" * 300, "after": "Mary"}
     evaluation = {"scores": {"before": score, "after": score}, "samples": [sample, sample]}
