@@ -64,7 +64,13 @@ class EvaluationOptions:
         from mixtral_recipes.evaluation.asked_for import Asked
 
         tasks = tuple(filter(None, (self.tasks or "").split(",")))
+        on_data = bool(self.data) or not (tasks or self.perplexity)
+        data = "--data (--tasks and --perplexity read none)"
+        tokens = None if self.max_new_tokens == EvaluationOptions.max_new_tokens else self.max_new_tokens
         for option, given, needed, there in (
+            ("--questions", self.questions, data, on_data),
+            ("--no-loss", None if self.loss else False, data, on_data),
+            ("--max-new-tokens", tokens, data, on_data),
             ("--include-path", self.include_path, "--tasks", tasks),
             ("--few-shot", self.few_shot, "--tasks", tasks),
             ("--limit", self.limit, "--tasks (SQuAD's questions have --questions)", tasks),

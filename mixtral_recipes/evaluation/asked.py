@@ -119,7 +119,8 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
 
     Raises:
         EnvironmentProblem: ``output_dir`` cannot be made; nothing is measured.
-        RecipeError: there is no task of that name.
+        RecipeError: there is no task of that name, a parameter has no effect, or the data set has none of SQuAD's
+            questions.
     """
     if not isinstance(config, EvaluationConfig):
         raise RecipeError(f"evaluate: eval_cfg is a {type(config).__name__}; give an EvaluationConfig(...).")
@@ -128,6 +129,12 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
         refuse_unwritable(output)
     params = config.params
     on_squad = config.type == "squad"
+    read = ("data",) if on_squad else ("include_path", "num_fewshot")
+    unread = [f"extra[{name!r}]" for name in params.extra if name not in read]
+    if params.max_new_tokens is not None and not on_squad:
+        unread.append("max_new_tokens")
+    if unread:
+        raise RecipeError(f"evaluate: params.{unread[0]} has no effect with type={config.type!r}; leave it out.")
     asked = Asked(
         data=params.extra.get("data") or _held_out_by(checkpoint) if on_squad else None,
         loss=False,
@@ -144,6 +151,11 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
     finally:
         distributed.shut_down()
     scores = evaluation.scores[AFTER]
+    if on_squad and "squad" not in scores:
+        raise RecipeError(
+            f"evaluate: type='squad' asks questions of SQuAD's, and {asked.data} has none, or limit_samples is 0; name "
+            "such a data set in params.extra['data']."
+        )
     found = {**scores["squad"], "predictions": evaluation.predictions} if on_squad else scores["tasks"]
     if launched_rank() == 0:
         keep(checkpoint, None, evaluation, lambda text: None)

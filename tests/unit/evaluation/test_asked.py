@@ -41,6 +41,29 @@ def test_probabilities_are_not_returned() -> None:
         sampling_of(asked(return_log_probs=True))
 
 
+def test_questions_that_were_not_asked_have_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(scores={"after": {}}, predictions={})
+    monkeypatch.setattr("mixtral_recipes.evaluation.asked.evaluate_model", lambda *given: found)
+    monkeypatch.setattr("mixtral_recipes.evaluation.asked.join", lambda topology: topology)
+    config = llm.EvaluationConfig(type="squad", params=llm.ConfigParams(extra={"data": "pairs.jsonl"}))
+    with pytest.raises(RecipeError, match=r"and pairs\.jsonl has none"):
+        evaluate(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "named"),
+    [
+        ("squad", {"extra": {"num_fewshot": 3}}, r"extra\['num_fewshot'\]"),
+        ("hellaswag", {"extra": {"tokenizer": "theirs"}}, r"extra\['tokenizer'\]"),
+        ("hellaswag", {"max_new_tokens": 3}, "max_new_tokens"),
+    ],
+)
+def test_what_has_no_effect_is_refused(task: str, params: dict[str, Any], named: str) -> None:
+    config = llm.EvaluationConfig(type=task, params=llm.ConfigParams(**params))
+    with pytest.raises(RecipeError, match=rf"params\.{named} has no effect with type='{task}'; leave it out"):
+        evaluate(Path("no model"), config)
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):

@@ -18,8 +18,8 @@ from mixtral_recipes.system.files import write_json
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 
-# How far the page sticks out of the window; words of names, titles and columns that are broken into lines; cards and tables that
-# touch what is above them.
+# How far the page sticks out of the window; words of names, titles and columns that are broken into lines; cards and
+# tables that touch what is above them.
 MEASURE = """
 <script>
 const lines = (node, from, to) => {
