@@ -1,11 +1,12 @@
 """How likely a model finds sequences of tokens: shared out over data-parallel ranks, batches of similar length."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.model import InferenceModel, no_numbers
 from mixtral_recipes.system.progress import progress_bar
 from mixtral_recipes.system.ranks import gathered, launched_rank
 
@@ -41,6 +42,9 @@ def likelihoods(model: InferenceModel, endings: Sequence[Ending], batch_size: in
         model: The model.
         endings: What is judged.
         batch_size: The most sequences a data-parallel rank takes at once.
+
+    Raises:
+        CheckpointError: the model makes no numbers of one.
     """
     # Longest first: where memory is short it shows at once.
     mine = sorted(model.share(len(endings)), key=lambda number: -len(endings[number].tokens))
@@ -54,6 +58,8 @@ def likelihoods(model: InferenceModel, endings: Sequence[Ending], batch_size: in
             found |= dict(zip(numbers, _batch(model, rows), strict=False))
             done(1)
     everyone = {number: one for part in gathered(found) for number, one in part.items()}
+    if not all(math.isfinite(one.total) for one in everyone.values()):
+        raise no_numbers("likelihoods")
     return [everyone[number] for number in range(len(endings))]
 
 

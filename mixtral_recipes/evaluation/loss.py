@@ -6,7 +6,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError, RecipeError
-from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.model import InferenceModel, no_numbers
 from mixtral_recipes.layout.shapes import BatchShape
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.run import TrainingRun
@@ -22,6 +22,7 @@ def loss_on(model: InferenceModel, data: DataModule, limit_batches: int | None) 
         limit_batches: Most global batches; None takes all.
 
     Raises:
+        CheckpointError: the model makes no numbers of it.
         DataError: there is no validation split.
         RecipeError: the data-parallel ranks cannot share its global batch.
     """
@@ -54,4 +55,6 @@ def loss_on(model: InferenceModel, data: DataModule, limit_batches: int | None) 
             f"{data.form}: no validation split, and too little to hold any out, so there is nothing to measure on; "
             "give a folder with a train and a validation file."
         )
+    if not math.isfinite(found.loss):
+        raise no_numbers("losses")
     return found

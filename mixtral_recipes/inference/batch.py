@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.inference.model import InferenceModel
+from mixtral_recipes.inference.model import InferenceModel, no_numbers
 from mixtral_recipes.inference.sampling import NO_TOKEN, Likelihood, Sampling, choose, likelihoods, stream
 from mixtral_recipes.inference.text import GrowingText
 from mixtral_recipes.models.cached_attention import KeyValueCache
@@ -89,10 +88,7 @@ class Row:
 
     def _grown(self, token: int, likelihood: Likelihood | None) -> str:
         if token == NO_TOKEN:
-            raise CheckpointError(
-                f"after {len(self.tokens)} tokens the model's logits are no numbers (NaN or infinite): --dtype fp16 is "
-                "too narrow for many models, so take bf16 or fp32; otherwise its weights are damaged."
-            )
+            raise no_numbers(f"after {len(self.tokens)} tokens the logits")
         self.tokens.append(token)
         if likelihood is not None:
             self.likelihoods.append(likelihood)

@@ -293,6 +293,14 @@ class InferenceModel:
         return everyone
 
 
+def no_numbers(what: str) -> CheckpointError:
+    """What is said where a model's logits, or what is made of them, are NaN or infinite."""
+    return CheckpointError(
+        f"{what} are no numbers (NaN or infinite): --dtype fp16 is too narrow for many models, so take bf16 or fp32; "
+        "otherwise the model's weights are damaged."
+    )
+
+
 def _end_tokens(context: Path) -> frozenset[int]:
     """What generation_config.json names, else config.json: one number or a list of them."""
     for name in ("generation_config.json", "config.json"):

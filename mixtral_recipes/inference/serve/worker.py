@@ -251,8 +251,9 @@ class Worker:
             if row.done:
                 ticket.left -= 1
                 self.metrics.ended(row.done)
-            place = list(ticket.asks).index(number)
-            ticket.on_text(place, Grown(text, row.untold(), row.done))
+            if row.done or ticket.asks[number].watched:
+                place = list(ticket.asks).index(number)
+                ticket.on_text(place, Grown(text, row.untold(), row.done))
         if row.done or row.failure:
             self._close(row, number)
 

@@ -11,31 +11,46 @@ from tests.unit.inference.serve.counting import Counting, Words
 
 
 class Client:
-    def __init__(self, server: Worker, *last: int) -> None:
+    def __init__(self, server: Worker, *last: int, watches: bool = True) -> None:
         self.texts = [""] * len(last)
+        self.calls = 0
         self.refused: list[Refused] = []
         self.server = server
-        asks = [Ask([5, token], Sampling(6, temperature=1e-9), watched=True) for token in last]
+        asks = [Ask([5, token], Sampling(6, temperature=1e-9), watched=watches) for token in last]
         self.ticket = server.submit(asks, self.told, self.failed)
 
     def told(self, number: int, grown: Grown) -> None:
         self.texts[number] += grown.text
+        self.calls += 1
 
     def failed(self, error: Refused) -> None:
         self.refused.append(error)
         self.server.give_up(self.ticket)
 
 
-def test_a_row_that_fails_ends_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
+def worker() -> Worker:
     model: Any = Counting(Words())
-    server = Worker(model, rows=4, context=50, most_waiting=4)
+    return Worker(model, rows=4, context=50, most_waiting=4)
+
+
+def test_who_does_not_watch_is_told_once() -> None:
+    server = worker()
+    one, other = Client(server, 40), Client(server, 40, watches=False)
+    server.drain()
+    server.run()
+    assert one.texts == other.texts == [" 41 42 43 44 45 46"]
+    assert (one.calls, other.calls) == (5, 1)  # the first two tokens come in one round
+
+
+def test_a_row_that_fails_ends_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
+    server = worker()
     fine, no_numbers, broken = Client(server, 40), Client(server, 10, 60), Client(server, 29)
     server.drain()
     server.run()
     assert fine.texts == [" 41 42 43 44 45 46"]
     assert not fine.refused
     (told,) = no_numbers.refused
-    assert (told.status, "after 5 tokens the model's logits are no numbers" in str(told)) == (500, True)
+    assert (told.status, "after 5 tokens the logits are no numbers" in str(told)) == (500, True)
     (told,) = broken.refused
     assert (told.status, str(told)) == (500, "The server could not answer (IndexError).")
     assert "IndexError: 31" in caplog.text  # with all that led to it
