@@ -89,9 +89,15 @@ def merged(before: dict[str, Any], scores: Scores, samples: list[dict[str, Any]]
     names = [*(name for name in kept if kept[name]), *(name for name in scores if not kept.get(name))]
     return {
         "created": now(),
-        "scores": {name: {**kept.get(name, {}), **scores.get(name, {})} for name in names},
+        "scores": {name: _with(kept.get(name, {}), scores.get(name, {})) for name in names},
         "samples": samples or before.get("samples", []),
     }
+
+
+def _with(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One model's scores with new ones; each task is a thing of its own."""
+    tasks = {**kept.get("tasks", {}), **new.get("tasks", {})}
+    return kept | new | ({"tasks": tasks} if tasks else {})
 
 
 def write(folder: Path, weights: str | None, record: dict[str, Any]) -> None:

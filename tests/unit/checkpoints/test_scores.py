@@ -27,6 +27,12 @@ def test_what_is_measured_again_replaces_what_it_was_and_the_rest_stays() -> Non
     assert second["samples"] == [{"question": "Who?"}]
 
 
+def test_tasks_are_measured_one_by_one() -> None:
+    first = scores.merged({}, {"after": {"tasks": {"a": {"acc": 0.1}, "b": {"acc": 0.2}}}}, [])
+    second = scores.merged(first, {"after": {"tasks": {"b": {"acc": 0.5}}}}, [])
+    assert second["scores"] == {"after": {"tasks": {"a": {"acc": 0.1}, "b": {"acc": 0.5}}}}
+
+
 def test_a_checkpoint_with_scores_beside_its_lineage_is_whole(tmp_path: Path) -> None:
     (tmp_path / "weights").touch()
     write_manifest(tmp_path, "adapter")
