@@ -156,8 +156,9 @@ def _adjusted(logits: Tensor, row: Drawn) -> Tensor:
     known = torch.tensor(row.tokens)
     values, penalty = logits[known], how.repetition_penalty
     logits = logits.index_copy(0, known, torch.where(values > 0, values / penalty, values * penalty))
-    for token, bias in how.logit_bias:
-        logits[token] += bias
+    if how.logit_bias:
+        tokens, biases = zip(*how.logit_bias, strict=True)
+        logits.index_add_(0, torch.tensor(tokens), torch.tensor(biases, dtype=logits.dtype))
     said, counts = known[row.prompt_tokens :].unique(return_counts=True)
     logits[said] -= how.presence_penalty + how.frequency_penalty * counts
     return logits
