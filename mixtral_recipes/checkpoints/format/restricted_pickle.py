@@ -82,15 +82,24 @@ def _instances(kind: type) -> Maker:
 
 
 def _properties(kind: Any, encoding: type) -> Maker:
-    """A tensor's properties, which have a state of their own form."""
-    of_each = (_of(torch.dtype), _of(torch.layout), _of(bool), _of(encoding), _of(bool))
+    """A tensor's properties, which have a state of their own form.
+
+    From torch 2.15 on it ends with the strides of the tensor that was saved. The file's own description decides how its
+    bytes are read, and earlier versions of torch take no more than five values.
+    """
+    of_each = (_of(torch.dtype), _of(torch.layout), _of(bool), _of(encoding), _of(bool), _strides)
 
     def build(value: Any, state: Any) -> None:
-        if type(state) is not tuple or len(state) != 5 or not all(r(s) for r, s in zip(of_each, state, strict=True)):
+        fits = type(state) is tuple and len(state) in (5, 6)
+        if not fits or not all(rule(one) for rule, one in zip(of_each, state, strict=False)):
             raise CheckpointError("has properties of a tensor that are none")
-        kind.__setstate__(value, state)
+        kind.__setstate__(value, state[:5])
 
     return Maker(new=functools.partial(object.__new__, kind), build=build)
+
+
+def _strides(value: Any) -> bool:
+    return value is None or (type(value) is tuple and all(map(_size, value)))
 
 
 def _make_size(sizes: Any) -> torch.Size:

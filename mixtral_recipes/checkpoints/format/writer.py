@@ -5,6 +5,7 @@ would have written. Training writes tensors it has in memory, import rows it rea
 `stream`, which hashes what it writes, so that the manifest costs no second pass.
 """
 
+import copyreg
 import io
 import math
 import pickle
@@ -163,5 +164,13 @@ def write_metadata(folder: Path, files: Iterable[WrittenFile]) -> None:
     # No path in it: the folder is renamed when it is complete.
     metadata = Metadata(entries, storage_data=storage, storage_meta=StorageMeta())
     metadata.version = "1.0.0"  # of the layout; torch 2.8 has no name for it, and does not mind
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with (folder / ".metadata").open("wb") as file:
+        pickler = pickle.Pickler(file)
+        pickler.dispatch_table = copyreg.dispatch_table | {TensorProperties: _for_any_torch}
+        pickler.dump(metadata)
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+
+
+def _for_any_torch(properties: TensorProperties) -> tuple[Any, ...]:
+    """A tensor's properties as torch pickled them before 2.15, which adds strides that older versions cannot read."""
+    return copyreg.__newobj__, (TensorProperties,), properties.__getstate__()[:5]  # pyright: ignore[reportAttributeAccessIssue]

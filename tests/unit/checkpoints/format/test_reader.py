@@ -1,5 +1,6 @@
 """Boxes found and read, whoever wrote them and however they were cut."""
 
+import copyreg
 import io
 import itertools
 import pickle
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties
 
 from mixtral_recipes.checkpoints.format.archive import find_tensor
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
@@ -157,3 +158,32 @@ def test_metadata_that_does_not_fit_the_files(tmp_path: Path, change: Callable[[
     (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=why):
         StoredWeights(tmp_path).read_tensor("w", torch.float32)
+
+
+def with_properties(metadata: Any, *more: Any) -> bytes:
+    """The metadata's pickle with ``more`` behind the first five values of each tensor's properties."""
+
+    def state(properties: TensorProperties) -> Any:
+        return copyreg.__newobj__, (TensorProperties,), properties.__getstate__()[:5] + more
+
+    pickler = pickle.Pickler(content := io.BytesIO())
+    pickler.dispatch_table = copyreg.dispatch_table | {TensorProperties: state}
+    pickler.dump(metadata)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("more", [(), (None,), ((5, 1),)])
+def test_what_each_torch_writes_of_a_tensor(tmp_path: Path, more: tuple[Any, ...]) -> None:
+    """Torch 2.15 writes its strides as well."""
+    tensor = torch.randn(7, 5)
+    save_boxes({"w": tensor}, {"w": halves((7, 5), 0)}, tmp_path)
+    (tmp_path / ".metadata").write_bytes(with_properties(read_metadata(tmp_path), *more))
+    assert torch.equal(StoredWeights(tmp_path).read_tensor("w", torch.float32), tensor)
+
+
+@pytest.mark.parametrize("more", [(5,), ((5, "1"),), ((-5, 1),), (None, None)])
+def test_strides_are_numbers(tmp_path: Path, more: tuple[Any, ...]) -> None:
+    save_boxes({"w": torch.randn(7, 5)}, {"w": halves((7, 5), 0)}, tmp_path)
+    (tmp_path / ".metadata").write_bytes(with_properties(read_metadata(tmp_path), *more))
+    with pytest.raises(CheckpointError, match="properties of a tensor that are none"):
+        read_metadata(tmp_path)

@@ -1,7 +1,9 @@
 """What the writer writes is what torch writes, and torch reads it."""
 
 import io
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,3 +69,20 @@ def test_torch_reads_what_two_ranks_wrote(tmp_path: Path, monkeypatch: pytest.Mo
         assert start == (weights / file.name).stat().st_size
     write_manifest(tmp_path, "training", known={f"weights/{file.name}": file.pieces for file in files})
     assert damage_of(tmp_path) is None
+
+
+def test_an_earlier_torch_reads_what_a_later_one_writes(tmp_path: Path) -> None:
+    """Torch 2.14 and before take five values for a tensor's properties; 2.15 pickles six."""
+    write_metadata(tmp_path, [write_file(tmp_path, 0, [whole("w", torch.ones(2, 3)), whole("x", torch.ones(2))], {})])
+    states = []
+
+    class Properties:
+        def __setstate__(self, state: Any) -> None:
+            states.append(state)
+
+    class Earlier(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            return Properties if name == "TensorProperties" else super().find_class(module, name)
+
+    Earlier(io.BytesIO((tmp_path / ".metadata").read_bytes())).load()
+    assert [len(state) for state in states] == [5, 5]
