@@ -14,6 +14,7 @@ from torch import Tensor
 
 _BLOCKS = 32  # blocks of weights that a program does
 _COLUMNS = 2048  # weights of a row that a program does
+_ROUNDED = {"enable_fp_fusion": False}  # after each product, as the plain ways are, whatever Triton's own default
 
 
 def usable(device: torch.device) -> bool:
@@ -52,6 +53,7 @@ def dequantize_nf4(
         BLOCK=out.numel() // total,
         BLOCKS=_BLOCKS,
         NESTED=nested,
+        **_ROUNDED,
     )
 
 
@@ -64,7 +66,7 @@ def dequantize_int8(codes: Tensor, absmax: Tensor, out: Tensor) -> None:
         out: [rows, columns], contiguous; bf16, fp16 or fp32.
     """
     rows, columns = codes.shape
-    _compiled().int8[(rows, -(-columns // _COLUMNS))](codes, absmax, out, columns, COLUMNS=_COLUMNS)
+    _compiled().int8[(rows, -(-columns // _COLUMNS))](codes, absmax, out, columns, COLUMNS=_COLUMNS, **_ROUNDED)
 
 
 @functools.lru_cache(maxsize=1)
