@@ -12,8 +12,8 @@ from mixtral_recipes.errors import MixtralRecipesWarning
 from mixtral_recipes.system.escapes import in_a_line
 
 _LIBRARIES = (  # the packages we stand on, and theirs
-    "torch", "torchx", "torchmetrics", "megatron", "transformer_engine", "nemo_run", "leptonai", "fiddle", "libcst",
-    "transformers", "tokenizers", "peft", "datasets", "huggingface_hub", "accelerate", "trl", "sentencepiece",
+    "torch", "torchx", "torchmetrics", "triton", "megatron", "transformer_engine", "nemo_run", "leptonai", "fiddle",
+    "libcst", "transformers", "tokenizers", "peft", "datasets", "huggingface_hub", "accelerate", "trl", "sentencepiece",
     "mistral_common", "multiprocess", "dill", "pyarrow", "tensorboard", "matplotlib", "wandb", "mlflow", "starlette",
     "fastapi", "pydantic", "ray", "google", "opencensus", "grpc", "tqdm",
     "importlib", "contextlib",  # blamed for what a library warns of inside an import or a ``with``
