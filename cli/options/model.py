@@ -11,7 +11,6 @@ import typer
 
 from mixtral_recipes.cli.options.checkpoint import Dtype
 
-EXPERTS = 8  # of every Mixtral
 place = functools.partial(typer.Option, rich_help_panel="Where it runs")
 drawing = functools.partial(typer.Option, rich_help_panel="How it answers")
 
@@ -44,7 +43,7 @@ class LayoutOptions:
             RecipeError: the sizes do not fit each other.
         """
         from mixtral_recipes.errors import RecipeError
-        from mixtral_recipes.layout.topology import Topology
+        from mixtral_recipes.layout.topology import EXPERTS, Topology
 
         left, rest = divmod(self.devices, self.tp * self.pp)
         if rest:

@@ -23,7 +23,7 @@ from mixtral_recipes.errors import CheckpointError, RecipeError, nearest
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.inference.chat import ends_of_turns
-from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.layout.topology import EXPERTS, Topology
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.cached_attention import KeyValueCache
 from mixtral_recipes.models.config import MixtralConfig, with_topology
@@ -33,8 +33,6 @@ from mixtral_recipes.system.files import read_json
 from mixtral_recipes.system.ranks import launched_size
 from mixtral_recipes.system.schema import Count, typed
 from mixtral_recipes.training import distributed
-
-EXPERTS = 8  # of every Mixtral
 
 
 class _Ending(TypedDict, total=False):

@@ -8,6 +8,8 @@ from typing import Any
 
 from mixtral_recipes.layout.shapes import BatchShape
 
+EXPERTS = 8  # of every Mixtral
+
 
 @dataclass(frozen=True)
 class Topology:
