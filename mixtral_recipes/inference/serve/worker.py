@@ -226,7 +226,11 @@ class Worker:
         except Exception as error:
             if rank_and_size()[1] > 1:
                 raise  # the other ranks wait for this one's part
-            self._fail(refusal(error))
+            told, waiting = refusal(error), set(self._waiting)
+            for row in self._rows.values():
+                if row not in waiting and not row.done:
+                    row.failure = told
+                    grown.append((row, ""))
             self._batch = Batch(self._model, self._size, self.context)
         texts: dict[Row, str] = {}  # a row's first two tokens come in one round, and the second may be its last
         for row, text in grown:

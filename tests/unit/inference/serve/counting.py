@@ -9,7 +9,7 @@ VOCABULARY = 100
 
 
 class Counting:
-    """Says the number after the last token; NaN after 13."""
+    """Says the number after the last token; NaN after 13, and fails at 77."""
 
     place, places = 0, 1
     end_tokens = frozenset({99})
@@ -27,6 +27,8 @@ class Counting:
         return [tokens]
 
     def _after(self, tokens: Sequence[int]) -> torch.Tensor:
+        if 77 in tokens:
+            raise RuntimeError("a kernel failed")
         logits = torch.zeros(len(tokens), VOCABULARY)
         for row, token in zip(logits, tokens, strict=True):
             row[token + 1] = float("nan") if token == 13 else 1

@@ -55,3 +55,13 @@ def test_a_row_that_fails_ends_its_request_alone(caplog: pytest.LogCaptureFixtur
     assert (told.status, str(told)) == (500, "The server could not answer (IndexError).")
     assert "IndexError: 31" in caplog.text  # with all that led to it
     assert server.metrics.totals() == {"continuations": 1, "prompt_tokens": 2, "completion_tokens": 6}
+
+
+def test_a_pass_that_fails_ends_what_was_in_it_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    server = worker()
+    clients = [Client(server, token) for token in (20, 21, 22, 75, 40)]  # the last one waits for a place
+    server.drain()
+    server.run()
+    assert [len(client.refused) for client in clients] == [1, 1, 1, 1, 0]
+    assert clients[-1].texts == [" 41 42 43 44 45 46"]
+    assert caplog.text.count("RuntimeError: a kernel failed") == 1
