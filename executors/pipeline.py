@@ -1,5 +1,6 @@
 """Several jobs that depend on each other, as one experiment: import -> finetune -> export -> evaluate."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -224,6 +225,13 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
     Raises:
         LaunchError: naming the stage that failed, its error, and what was not run.
     """
+    try:
+        _watch(stages, poll_s)
+    except KeyboardInterrupt:
+        print("the jobs go on; see `mixtral-recipes runs list`", file=sys.stderr)
+
+
+def _watch(stages: list[records.RunRecord], poll_s: float) -> None:
     from mixtral_recipes.executors.submit import how_it_ended
 
     told: dict[str, str] = {}
@@ -238,15 +246,12 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
         if bad:
             waiting = [record for record in stages if told[record.id] not in FINAL]
             for record in waiting:
-                runs.cancel(record)
+                with contextlib.suppress(LaunchError):  # Slurm may have done it by now
+                    runs.cancel(record)
             stopped = [r.stage for r in stages if r is not bad[0] and told[r.id] != "succeeded"]
             rest = f" Not run: {', '.join(stopped)}." if stopped else ""
             reason = how_it_ended(bad[0], states[bad[0].id])
             raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Go on with --from {bad[0].stage}.")
         if all(state == "succeeded" for state in told.values()):
             return
-        try:
-            time.sleep(poll_s)
-        except KeyboardInterrupt:
-            print("the jobs go on; see `mixtral-recipes runs list`", file=sys.stderr)
-            return
+        time.sleep(poll_s)

@@ -65,12 +65,14 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
     except LaunchError:
         raise
     except Exception as error:
+        settings: Any = tasks[0].executor.job_details
+        site = settings.profile()
         for job in experiment.jobs:  # those that were queued before the one that was refused
             if handle := str(getattr(job, "handle", "")):
-                settings: Any = tasks[0].executor.job_details
-                slurm_status.slurm(["scancel", handle.rpartition("/")[2]], settings.profile().login)
-        stderr = getattr(getattr(error, "result", None), "stderr", "")
-        raise LaunchError(f"the job was not submitted: {one_line(stderr or str(error))}.") from error
+                slurm_status.slurm(["scancel", handle.rpartition("/")[2]], site.login)
+        why = getattr(getattr(error, "result", None), "stderr", "") or getattr(error, "strerror", "") or str(error)
+        through = f" through {site.ssh}" if site.ssh else ""
+        raise LaunchError(f"the job was not submitted{through}: {one_line(why)}.") from error
     for task, job in zip(tasks, jobs, strict=True):
         complete(task.record, job)
     return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]

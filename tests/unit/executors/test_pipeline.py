@@ -13,6 +13,8 @@ from mixtral_recipes.cli import main
 from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import pipeline
 from mixtral_recipes.executors.local import stops_handled_by
+from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm.status import JobState
 
 STAGE = '[[stage]]\nname = "a"\n'
 
@@ -50,6 +52,33 @@ def test_a_file_that_is_read(tmp_path: Path) -> None:
     assert (read.name, [stage.name for stage in read.stages]) == ("p", ["a", "b"])
     assert read.stages[0].command == ("import", "x")
     assert read.stages[1].after == ("a",)
+
+
+def test_what_waits_for_a_failed_stage_may_have_been_cancelled_by_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [RunRecord(name, name, "slurm", "/", 0.0, stage=name) for name in ("broken", "waiting", "never")]
+    found = dict(zip(("broken", "waiting", "never"), ("failed", "pending", "pending"), strict=True))
+    asked: list[str] = []
+
+    def cancel(record: RunRecord) -> None:
+        asked.append(record.id)
+        raise LaunchError("has already ended")
+
+    monkeypatch.setattr(pipeline.runs, "states", lambda runs: {name: JobState(s, "") for name, s in found.items()})
+    monkeypatch.setattr(pipeline.runs, "cancel", cancel)
+    with pytest.raises(LaunchError, match=r"stage 'broken' failed.*Not run: waiting, never"):
+        pipeline.watch(records)
+    assert asked == ["waiting", "never"]
+
+
+def test_ctrl_c_ends_the_watching_while_slurm_is_asked_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def states(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.runs, "states", states)
+    pipeline.watch([])
+    assert "the jobs go on" in capsys.readouterr().err
 
 
 def stages(folder: Path, *commands: str) -> pipeline.Pipeline:
