@@ -282,11 +282,13 @@ def _is_ours(task: Any) -> bool:
 
 def _starts_from(recipe: Any, earlier: Any) -> bool:
     """Whether a recipe starts from the run of another one: its name, its folder, or something in that."""
-    start = getattr(getattr(getattr(recipe, "resume", None), "restore_config", None), "path", None)
-    if not (start and _trains(earlier) and getattr(earlier, "log", None)):
+    restore = getattr(getattr(recipe, "resume", None), "restore_config", None)
+    if restore is None or not (_trains(earlier) and getattr(earlier, "log", None)):
         return False
-    folder, place = run_folder(earlier.log).absolute(), Path(start).expanduser().absolute()
-    return start == earlier.log.name or folder in (place, *place.parents)
+    folder = run_folder(earlier.log).absolute()
+    named = [each for each in (restore.path, restore.adapter_path) if each]
+    places = [Path(each).expanduser().absolute() for each in named]
+    return earlier.log.name in named or any(folder in (place, *place.parents) for place in places)
 
 
 def _elsewhere(executor: Any) -> bool:

@@ -73,9 +73,9 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     if log is not None and getattr(log, "ckpt", None) is not None:
         longest = log.ckpt.folder_name(log.name, trainer.max_steps, 10**9, 99.99)
         refuse_long_names(staging_path(Path(longest)), on=Path("/"))
-    start = resume.restore_config and resume.restore_config.path if resume is not None else None
-    if start and not (elsewhere or awaited):
-        check_source(start)
+    start = resume.restore_config if resume is not None else None
+    if start and start.path and not (elsewhere or awaited):
+        check_source(start.path)
         check_adopted(start, peft)
     if tokenizer is None and fdl.get_callable(recipe).__name__ == "pretrain":
         tokenizer = "data"

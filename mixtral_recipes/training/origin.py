@@ -19,7 +19,7 @@ from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.resolve import resolve
 from mixtral_recipes.settings.peft import LoRA, QLoRA, kind_of, scheme_of
-from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.resume import AutoResume, RestoreConfig
 from mixtral_recipes.system.files import copy_folder, read_json, replacing_folder, write_json
 
 # How the place of a base that moved is given to training.
@@ -59,10 +59,7 @@ class Origin:
         if read_manifest(found)["kind"] == "adapter":
             return cls(base_of(found, base, place_option=_PLACE), found, _adopted(found, peft))
         if base is not None:
-            raise RecipeError(
-                f"resume.restore_config.adapter_path={restore.adapter_path} holds no adapters; name it with "
-                "--restore-from to start from its weights."
-            )
+            raise _no_adapters(restore)
         return cls(found, scheme=peft)
 
     @property
@@ -101,19 +98,29 @@ class Origin:
         return Lineage(kind, Identity(), recipe=recipe, data=data.identity(), parents=tuple(parents))
 
 
-def check_adopted(source: str, peft: LoRA | None) -> None:
+def check_adopted(restore: RestoreConfig, peft: LoRA | None) -> None:
     """Refuse a scheme that the adapters of a checkpoint cannot be trained on with, before the job starts.
 
     Args:
-        source: ``resume.restore_config.path``; of what is no checkpoint yet the job looks itself.
+        restore: The recipe's; of a ``path`` that is no checkpoint yet the job looks itself.
         peft: What the run trains.
 
     Raises:
-        RecipeError: as `Origin.of`.
+        CheckpointError, RecipeError: as `Origin.of`.
     """
-    folder = Path(source).expanduser()
+    named = restore.adapter_path
+    folder = Path(restore.path or "").expanduser() if named is None else locations.checkpoint(named)
     if (folder / "manifest.json").is_file() and read_manifest(folder)["kind"] == "adapter":
         _adopted(folder, peft)
+    elif named is not None:
+        raise _no_adapters(restore)
+
+
+def _no_adapters(restore: RestoreConfig) -> RecipeError:
+    return RecipeError(
+        f"resume.restore_config.adapter_path={restore.adapter_path} holds no adapters; name it with "
+        "--restore-from to start from its weights."
+    )
 
 
 # What makes a scheme's tensors and product what they are; the rest says how they are trained on.

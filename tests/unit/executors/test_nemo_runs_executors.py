@@ -37,20 +37,23 @@ def recipe(nodes: int = 1) -> Any:
     return made
 
 
+@pytest.mark.parametrize("setting", ["path", "adapter_path"])
 @pytest.mark.parametrize("start", ["first", "runs/first", "runs/first/checkpoints/latest"])
-def test_a_recipe_may_start_from_the_run_before_it(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_may_start_from_the_run_before_it(
+    start: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
     (tmp_path / "runs").mkdir()
     first, second = recipe(), recipe()
     first.log.name = "first"
-    second.resume.restore_config.path = start
+    setattr(second.resume.restore_config, setting, start)
     with pytest.raises((CheckpointError, LaunchError)):
         check(second, run.LocalExecutor())
     with pytest.raises((CheckpointError, LaunchError)):
         check(second, run.LocalExecutor(), [run.Script(inline="true"), recipe()])
     task, _ = check(second, run.LocalExecutor(), [first])
-    assert task.resume.restore_config.path == start  # its process looks which checkpoint there is then
+    assert getattr(task.resume.restore_config, setting) == start  # its process looks which checkpoint there is then
 
 
 def test_what_sbatch_refuses_is_a_line() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
-from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.errors import CheckpointError, RecipeError
 from mixtral_recipes.settings.peft import DoRA, LoRA, recorded
+from mixtral_recipes.settings.resume import RestoreConfig
 from mixtral_recipes.training.origin import _adopted, check_adopted
 
 THEIRS = LoRA(dim=6, alpha=9, target_modules=["linear_qkv"], rank_pattern={"linear_qkv": 2})
@@ -40,8 +41,16 @@ def test_another_scheme_is_refused(adapters: Path, peft: LoRA | None, message: s
 
 
 def test_and_before_the_job_starts(adapters: Path) -> None:
-    check_adopted(str(adapters), LoRA(dim=8))  # no checkpoint yet: the job looks itself
+    first = RestoreConfig(str(adapters))
+    check_adopted(first, LoRA(dim=8))  # no checkpoint yet: the job looks itself
     write_manifest(adapters, kind="adapter")
-    check_adopted(str(adapters), LoRA())
-    with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
-        check_adopted(str(adapters), LoRA(dim=8))
+    for start in (first, RestoreConfig("hf://org/base", adapter_path=str(adapters))):
+        check_adopted(start, LoRA())
+        with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
+            check_adopted(start, LoRA(dim=8))
+    write_manifest(adapters, kind="training")
+    check_adopted(first, LoRA(dim=8))
+    with pytest.raises(RecipeError, match="holds no adapters"):
+        check_adopted(start, LoRA())
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
+        check_adopted(RestoreConfig("hf://org/base", adapter_path="/nowhere"), LoRA())
