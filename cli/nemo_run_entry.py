@@ -45,6 +45,7 @@ from mixtral_recipes.system.ranks import launched_rank
 from mixtral_recipes.system.yaml_files import load_plain
 
 _SCRIPT_S = re.compile(r"(?<![\w./-])recipe\.(?=[a-z_]+\.[a-z_])")  # how a script writes a setting
+_FILE = re.compile(r"[\w.]+=@([^:]+)(?::\w+)?")  # a part of it from a file
 
 
 class RecipeContext(run.cli.RunContext):
@@ -101,6 +102,8 @@ class RecipeContext(run.cli.RunContext):
         for text in args:
             if text.startswith(("executor=", "executor.", "plugins=", "plugins.")):
                 raise RecipeError(f"{text}: write run.{text}")
+            if (file := _FILE.fullmatch(text)) and not Path(file[1]).is_file():
+                raise RecipeError(f"{text}: there is no file {file[1]}.")
         recipe = self._recipe = self._of_file(fn, args) or self._of_factory(fn, args, default_kwargs)
         parameters = [each for each in inspect.signature(fn).parameters.values() if each.kind is not each.VAR_KEYWORD]
         required = [each.name for each in parameters if each.default is each.empty]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.inference.sampling_params import SamplingParams
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
@@ -19,6 +20,7 @@ from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError, advice_fo
 from mixtral_recipes.executors import nemo_run_jobs, preflight, ranks_from_here
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder, model_checkpoint, with_start
+from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.repair import check_recipe_layout
 from mixtral_recipes.models.config import MixtralModel
 from mixtral_recipes.planner.prediction import predict
@@ -235,7 +237,7 @@ def generate(
     add_BOS: bool = False,
     max_batch_size: int = 4,
     random_seed: int | None = None,
-    inference_params: Any = None,
+    inference_params: SamplingParams | Sampling | None = None,
     text_only: bool = False,
     output_path: str | Path | None = None,
     *,

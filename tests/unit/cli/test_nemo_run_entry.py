@@ -6,6 +6,7 @@ from typing import Any, cast
 import fiddle as fdl
 import nemo_run as run
 import pytest
+from megatron.core.inference.sampling_params import SamplingParams
 from nemo_run.cli.api import Entrypoint
 from nemo_run.cli.config import ConfigSerializer
 
@@ -37,6 +38,7 @@ def refusal(command: RecipeContext, args: list[str], capsys: pytest.CaptureFixtu
     [
         (["trainer.max_stepz=4"], "trainer.max_stepz=4: Trainer has no setting 'max_stepz'. Did you mean 'max_steps'?"),
         (["trainer.max_steps=many"], "trainer.max_steps=many: needs a whole number."),
+        (["trainer=@missing.yaml"], "trainer=@missing.yaml: there is no file missing.yaml."),
         (["executor=torchrun"], "write run.executor=torchrun"),
         (["run.executor.ntasks_per_node=2"], "name an executor, e.g. run.executor=torchrun."),
         (["run.executor=torchrunn"], "leave it out to run on this machine. Did you mean 'torchrun'?"),
@@ -56,6 +58,8 @@ def test_and_so_is_a_recipe_that_is_not_named_or_not_known(capsys: pytest.Captur
     assert "not set: model, data, trainer; name a recipe: --factory mixtral_8x7b" in refusal(context(None), [], capsys)
     command = RecipeContext(name="export")
     assert command.parse_fn(llm.export_ckpt, ["path=x", "dtype=bf16"]).__arguments__ == {"path": "x", "dtype": "bf16"}
+    drawn = RecipeContext(name="generate").parse_fn(llm.generate, ["path=x", "inference_params.top_k=1"])
+    assert drawn.inference_params == run.Config(SamplingParams, top_k=1)
     assert "mixtral_tini. Did you mean 'mixtral_tiny'?" in refusal(context("mixtral_tini"), [], capsys)
 
 
