@@ -20,7 +20,7 @@ from mixtral_recipes.evaluation.perplexity import documents, perplexity
 from mixtral_recipes.evaluation.recorded_data import data_of, place_of, trained_by
 from mixtral_recipes.evaluation.samples import AFTER, BASE, BEFORE, COLUMNS, HeldOut
 from mixtral_recipes.evaluation.scores import evaluate_squad, held_out_questions
-from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.generate import generate, shortened
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.topology import Topology
@@ -217,7 +217,7 @@ class _Measuring:
 
     def _answer(self, name: str, model: InferenceModel) -> None:
         """Let a model answer the questions that are shown."""
-        room = model.config.max_position_embeddings - self.asked.max_new_tokens
-        prompts = [one.prompt[-room:] for one in self.samples]
-        for one, said in zip(self.samples, generate(model, prompts, Sampling(self.asked.max_new_tokens)), strict=True):
+        most = self.asked.max_new_tokens
+        prompts = shortened(model, [one.prompt for one in self.samples], most)
+        for one, said in zip(self.samples, generate(model, prompts, Sampling(most)), strict=True):
             one.answers[name] = said.text.strip()

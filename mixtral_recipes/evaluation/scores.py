@@ -7,7 +7,7 @@ from mixtral_recipes.data.modules.squad import NO_ANSWER, SquadDataModule
 from mixtral_recipes.data.records.squad import Question
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.evaluation.squad_scores import normalized, squad_scores
-from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.generate import generate, shortened
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 
@@ -54,9 +54,12 @@ def evaluate_squad(
         were cut off at its first line break: a base model may find the answer and not stop), ``count``, and
         ``predictions`` by question id. Where questions are unanswerable, also the scores `squad_scores` gives of either
         kind.
+
+    Raises:
+        RecipeError: the model has no room for so long an answer.
     """
-    room = model.config.max_position_embeddings - max_new_tokens
-    prompts = [list(model.tokenizer(question.prompt())["input_ids"])[-room:] for question in questions]
+    prompts = [model.tokenizer(question.prompt())["input_ids"] for question in questions]
+    prompts = shortened(model, prompts, max_new_tokens)
     found = generate(model, prompts, Sampling(max_new_tokens), batch_size=batch_size)
     answers = [one.text.strip() for one in found]
     whole = _scores(questions, answers, no_answer)

@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError, in_short, nearest
 from mixtral_recipes.evaluation.likelihood import Ending, likelihoods
 from mixtral_recipes.inference.chat import text_of
-from mixtral_recipes.inference.generate import generate
+from mixtral_recipes.inference.generate import generate, shortened
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.system.ranks import gathered
@@ -215,11 +215,8 @@ class MegatronLM(TemplateLM):
                     raise RecipeError(f"generation_kwargs.{name}={given[name]!r} of a task is not done here.")
             ends = handle_stop_sequences(given["until"], eos=self.tokenizer.decode([self.eot_token_id]))
             new = given["max_gen_toks"]
-            if new >= self.max_length:
-                raise RecipeError(
-                    f"max_gen_toks={new}: the model has {self.max_length} positions in all; ask for less."
-                )
-            prompts = [self.tok_encode(requests[number].args[0])[-(self.max_length - new) :] for number in numbers]
+            prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
+            prompts = shortened(self.model, prompts, new, asked_by="max_gen_toks")
             sampling = Sampling(
                 new,
                 temperature=given["temperature"] if given["do_sample"] else 0.0,

@@ -59,3 +59,26 @@ def generate(
             for row, text in filter(lambda pair: pair[1], grown):
                 on_text(numbers[id(row)], text)
     return [row.done for row in rows if row.done]
+
+
+def shortened(
+    model: InferenceModel, prompts: Sequence[Sequence[int]], new_tokens: int, *, asked_by: str = "--max-new-tokens"
+) -> list[list[int]]:
+    """The ends of prompts, as much as a model has room for before so many new tokens.
+
+    Args:
+        model: The model.
+        prompts: Token ids of each.
+        new_tokens: How many may follow.
+        asked_by: What asked for so many, for the message.
+
+    Raises:
+        RecipeError: there is no room.
+    """
+    room = model.config.max_position_embeddings - new_tokens
+    if room < 1:
+        raise RecipeError(
+            f"{asked_by} {new_tokens}: the model has {model.config.max_position_embeddings} positions in all; "
+            "ask for less."
+        )
+    return [list(prompt[-room:]) for prompt in prompts]
