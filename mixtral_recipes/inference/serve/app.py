@@ -21,12 +21,12 @@ from mixtral_recipes.inference.batch import Continuation
 from mixtral_recipes.inference.chat import tokens_of
 from mixtral_recipes.inference.sampling import Likelihood
 from mixtral_recipes.inference.serve import answers
+from mixtral_recipes.inference.serve.access import is_loopback
 from mixtral_recipes.inference.serve.requests import Body, Chat, Completion, Refused, new_tokens, parsed, refusal
 from mixtral_recipes.inference.serve.worker import Ask, Grown, Ticket, Worker
 from mixtral_recipes.inference.text import TokenTexts
 
 _MOST_BYTES = 16 * 2**20  # of a body
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 _COMPLETION_TOKENS = 16  # where a completion does not say, as OpenAI has it
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -98,7 +98,7 @@ class Service:
                 host = request.url.hostname
             except ValueError as error:
                 raise Refused(f"Host {request.headers['host']} is no address ({error}).") from error
-            if host not in _LOCAL:
+            if not is_loopback(str(host)):
                 raise Refused(
                     f"Host {host} is not this machine's; start the server with --token-file to be called by any name.",
                     status=403,

@@ -23,6 +23,20 @@ def answer_to(method: str, path: str, **named: Any) -> httpx.Response:
     return asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("[::1]", 200),
+        ("127.8.8.8:80", 200),
+        ("example.org", 403),
+        ("127.0.0.1.example.org", 403),
+    ],
+)
+def test_without_a_token_only_this_machine_is_answered(host: str, status: int) -> None:
+    assert answer_to("GET", "/v1/models", headers={"host": host}).status_code == status
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/nowhere"])
 def test_a_host_that_is_no_address(path: str) -> None:
     answer = answer_to("GET", path, headers={"host": "[::1"})
