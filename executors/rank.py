@@ -50,7 +50,7 @@ def _end(error: BaseException | None) -> dict[str, Any]:
     """This rank's end as a JSON object: exit code, one-line error and traceback."""
     code, text, trace = 0, "", ""
     if isinstance(error, MixtralRecipesError):
-        code, text = error.exit_code, str(error)
+        code, text = error.exit_code, str(getattr(error, "proxy_base_exception", error))  # fiddle adds where it was
     elif isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = "" if error.code is None or isinstance(error.code, int) else str(error.code)

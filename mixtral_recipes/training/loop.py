@@ -5,7 +5,6 @@ Around a step: metrics, validation, checkpoints, stopping.
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from mixtral_recipes.settings.checkpoint import ModelCheckpoint
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.ranks import rank_and_size
 from mixtral_recipes.training.guards.anomalies import SpikeWatch
-from mixtral_recipes.training.guards.signals import StopRequest, watching
+from mixtral_recipes.training.guards.signals import StopRequest, name_of, watching
 from mixtral_recipes.training.guards.watchdog import Watchdog
 from mixtral_recipes.training.precision import in_words
 from mixtral_recipes.training.prepare import Ready
@@ -56,7 +55,8 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     hooks = run.trainer.callbacks
     rank, _ = rank_and_size()
     watchdog = Watchdog(run.trainer.hang_timeout_seconds, log.run_dir / "stacks", rank)
-    with watching(*_more_signals(hooks)) as stop, watchdog.watching():
+    more = [name_of(hook.sig) for hook in hooks or [] if getattr(hook, "sig", None)]
+    with watching(*more) as stop, watchdog.watching():
         loop = _Loop(run, position, ready.checkpointer, log, stop, watchdog)
         callbacks.call(hooks, "on_train_start", run)
         try:
@@ -77,11 +77,6 @@ def fit(ready: Ready, log: RunLog) -> dict[str, Any]:
     if log.is_writer:
         write_json(log.run_dir / "result.json", result)
     return result
-
-
-def _more_signals(hooks: list[Any] | None) -> list[str]:
-    found = [hook.sig for hook in hooks or [] if getattr(hook, "sig", None)]
-    return [sig if isinstance(sig, str) else signal.Signals(sig).name for sig in found]
 
 
 class _Loop:

@@ -37,20 +37,26 @@ class StopRequest:
                 os.write(2, CTRL_C.encode())
 
 
+def name_of(sig: str | int) -> str:
+    """The name of a signal that can be watched, given by name or number.
+
+    Raises:
+        RecipeError: no such signal.
+    """
+    known = {each.name: each.value for each in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}}
+    for name, number in known.items():
+        if sig in (name, number):
+            return name
+    raise RecipeError(f"PreemptionCallback.sig={sig!r} is not a signal to watch.{nearest(str(sig), list(known))}")
+
+
 @contextlib.contextmanager
 def watching(*more: str) -> Iterator[StopRequest]:
     """Note SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the signals named, not dying of them, until the block ends.
 
     Outside the main thread, where Python delivers no signals, nothing is watched.
-
-    Raises:
-        RecipeError: no such signal.
     """
     request = StopRequest()
-    known = [found.name for found in signal.Signals]
-    for name in more:
-        if name not in known:
-            raise RecipeError(f"PreemptionCallback.sig={name!r} is not a signal.{nearest(name, known)}")
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -15,6 +15,7 @@ from typing import Any
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
+from mixtral_recipes.training.guards import signals
 
 
 def call(callbacks: list[Any] | None, hook: str, *args: Any) -> None:
@@ -188,3 +189,12 @@ class PreemptionCallback:
     """
 
     sig: str | int | None = None
+
+    def check(self, topology: Topology) -> None:
+        """Refuse what is no signal.
+
+        Raises:
+            RecipeError: names it.
+        """
+        if self.sig:
+            signals.name_of(self.sig)

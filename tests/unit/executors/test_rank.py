@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fiddle._src.reraised_exception import try_with_lazy_message
 
 from mixtral_recipes.errors import Preempted, RecipeError
 from mixtral_recipes.executors import rank
@@ -51,3 +52,9 @@ def test_a_rank_whose_end_cannot_be_written_ends_as_it_would(error: str, code: i
     command = [sys.executable, "-c", program, "recipe.json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, {0: "", 75: "saved\n", 2: "no\n"}[code])
+
+
+def test_where_fiddle_was_is_no_part_of_an_error() -> None:
+    with pytest.raises(RecipeError) as raised, try_with_lazy_message(lambda: "\n\nFiddle context: ..."):
+        raise RecipeError("no")
+    assert rank._end(raised.value)["error"] == "no"

@@ -8,7 +8,9 @@ import threading
 import pytest
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.training.guards.signals import watching
+from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.training.guards.signals import name_of, watching
+from mixtral_recipes.training.watch.callbacks import PreemptionCallback
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGUSR2"])
@@ -60,5 +62,10 @@ def test_other_threads_watch_nothing() -> None:
 
 
 def test_an_unknown_signal_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"SIGUSR9' is not a signal.*SIGUSR"), watching("SIGUSR9"):
-        pass
+    with pytest.raises(RecipeError, match=r"SIGUSR9' is not a signal.*SIGUSR"):
+        name_of("SIGUSR9")
+    for sig in (999, "SIGKILL"):
+        with pytest.raises(RecipeError, match="is not a signal to watch"):
+            PreemptionCallback(sig=sig).check(Topology(1))
+    PreemptionCallback().check(Topology(1))
+    assert name_of(12) == name_of("SIGUSR2") == "SIGUSR2"
