@@ -310,7 +310,9 @@ def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
     asked = f"{nodes} node{'s' if nodes > 1 else ''} x {gpus}{layout}"
     here = machine.gpu_count()
     fewer = f"--num-gpus-per-node {here} for a layout of the {here} here, " if here else ""
+    tiny = f"--recipe {_SMALLEST}, which runs on a CPU"
+    on_cpu = "trainer.accelerator=cpu" if recipe_name == _SMALLEST else tiny
     return (
         f"{recipe_name} needs {nodes * gpus} GPUs ({asked}); this machine has {here or 'none'}. Use {fewer}"
-        "--executor slurm for a cluster, --dry-run to check it here, or --recipe mixtral_tiny, which runs on a CPU."
+        f"--executor slurm for a cluster, --dry-run to check it here, or {on_cpu}."
     )

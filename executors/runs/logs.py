@@ -42,7 +42,7 @@ def failure(record: RunRecord) -> list[str]:
     folders = records.attempt_folders(record)
     ends = records.rank_ends(folders[-1]) if folders else []
     if not ends and folders:  # a command that no rank reports for: its last line
-        return [line for line in _last_line(folders[-1] / "node-0.log") if line]
+        return [line.removeprefix("error: ") for line in _last_line(folders[-1] / "node-0.log") if line]
     if not ends or ends[0]["exit_code"] in (0, 75):
         return []
     first = ends[0]

@@ -77,6 +77,7 @@ MENDABLE = {
     "finetune --recipe mixtral_8x8b": "recipe 'mixtral_8x8b' is not known. Did you mean 'mixtral_8x7b'?",
     "finetune --recipe mixtral_8x7b": "mixtral_8x7b needs 8 GPUs (1 node x 8, TP1 PP1 CP1 EP8 DP8);",
     "pretrain --recipe mixtral_8x22b": "mixtral_8x22b needs 128 GPUs (16 nodes x 8,",
+    "finetune --recipe mixtral_tiny trainer.accelerator=gpu": "--dry-run to check it here, or trainer.accelerator=cpu.",
     "finetune --data missing.json": "missing.json: no such file or folder",
     "finetune --data broken.json": "broken.json:1: paragraphs[0].qas[0]: 'answers' must hold",
     "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",

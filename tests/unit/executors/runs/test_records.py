@@ -84,6 +84,14 @@ def test_lost_connection_is_not_the_cause(tmp_path: Path) -> None:
     assert logs.failure(made)[0].startswith("rank 1 on h failed first")
 
 
+def test_a_command_s_error_is_its_last_line(tmp_path: Path) -> None:
+    made = record(tmp_path)
+    attempt = Path(made.job_dir, "attempts", "0")
+    attempt.mkdir(parents=True)
+    (attempt / "node-0.log").write_text("note\nerror: no such model\n")
+    assert logs.failure(made) == ["no such model"]
+
+
 def test_silent_rank_is_named_when_the_other_only_lost_it(tmp_path: Path) -> None:
     made = record(tmp_path, nproc_per_node=2)
     end(Path(made.job_dir, "attempts", "0"), 0, 1, "RuntimeError: Connection reset by peer")
