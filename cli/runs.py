@@ -9,6 +9,7 @@ from mixtral_recipes.cli.options.groups import App
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
 from mixtral_recipes.cli.output import print_json, print_table, say, table
+from mixtral_recipes.errors import LaunchError
 
 app = App("See, follow, resume and stop runs.")
 
@@ -90,6 +91,9 @@ def logs(
     from mixtral_recipes.executors.slurm.status import FINAL
 
     record = records.find(run)
+    last = record.nodes * record.nproc_per_node - 1
+    if rank is not None and rank > last:
+        raise LaunchError(f"--rank {rank}: the last rank of run {record.id} is {last}.")
     states.fetch(record)
     state = states.state(record).state
     if not follow:

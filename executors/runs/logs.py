@@ -33,8 +33,8 @@ def log_files(record: RunRecord) -> list[tuple[str, Path]]:
 
 
 def prefixed(record: RunRecord) -> bool:
-    """Whether torchrun put a rank's number before each line; a single local process writes plain lines."""
-    return record.executor == "slurm" or record.nproc_per_node > 1
+    """Whether torchrun put a rank's number before each line; a command, or a single local process, has none."""
+    return bool(record.recipe) if record.executor == "slurm" else record.nproc_per_node > 1
 
 
 def failure(record: RunRecord) -> list[str]:

@@ -119,6 +119,12 @@ def test_where_there_are_no_runs_no_empty_list_is_printed(line: str, capsys: pyt
     assert capsys.readouterr().err.endswith("run 'first'. See `mixtral-recipes runs list`.\n")
 
 
+def test_a_rank_that_a_run_has_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = recorded(tmp_path / "first")
+    assert main.run(["runs", "logs", "first", "--rank", "9"]) == 2
+    assert f"--rank 9: the last rank of run {record.id} is " in capsys.readouterr().err
+
+
 def test_completion_knows_the_runs(tmp_path: Path) -> None:
     recorded(tmp_path / "elsewhere" / "first")
     assert complete_run("fi") == ["first"]

@@ -90,6 +90,11 @@ def test_a_command_s_error_is_its_last_line(tmp_path: Path) -> None:
     attempt.mkdir(parents=True)
     (attempt / "node-0.log").write_text("note\nerror: no such model\n")
     assert logs.failure(made) == ["no such model"]
+    made.executor = "slurm"
+    assert list(logs.follow(made, 0, lambda: True)) == ["note", "error: no such model"]
+    assert list(logs.lines(made, 0)) == ["== attempt 0: node-0.log", "note", "error: no such model"]
+    made.recipe = "finetune"
+    assert list(logs.follow(made, 0, lambda: True)) == []  # torchrun's, and no rank's
 
 
 def test_silent_rank_is_named_when_the_other_only_lost_it(tmp_path: Path) -> None:
