@@ -8,13 +8,14 @@ Source: https://docs.python.org/3/library/pickletools.html, protocols 2 to 4.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mixtral_recipes.errors import CheckpointError
 
 _MOST_OPCODES = 1 << 24  # 64 bytes each at worst; a box of a tensor takes about 40
+_MOST_ARGUMENTS = 1 << 23  # of all calls together, members of lists and the like included: calls may copy them
 _MOST_MARKS = 100  # open lists, dictionaries and tuples
 _LONGEST_TEXT = 1 << 16
 _LONGEST_NUMBER = 16  # bytes
@@ -69,6 +70,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []  # heights of the stack
         self._memo: dict[int, Any] = {}
+        self._arguments = 0
         self._made: dict[int, tuple[Any, Maker]] = {}  # by id; what stands here is alive
 
     def run(self) -> Any:
@@ -204,6 +206,9 @@ class _Machine:
         arguments, maker = self._pop(), self._pop()
         if not isinstance(maker, Maker) or maker.call is None or not isinstance(arguments, tuple):
             raise CheckpointError("calls what is not made by a call")
+        self._arguments += len(arguments) + sum(len(each) for each in arguments if isinstance(each, Sized))
+        if self._arguments > _MOST_ARGUMENTS:
+            raise CheckpointError(f"hands its calls more than {_MOST_ARGUMENTS} values")
         self._made_by(maker, maker.call(*arguments))
 
     def _new(self) -> None:

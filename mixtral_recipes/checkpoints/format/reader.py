@@ -4,10 +4,13 @@ Nothing in it is run: ``.metadata`` goes through `restricted_pickle`, objects th
 and of a tensor's archive only the description is read. No rank waits for another.
 """
 
+import contextlib
 import functools
 import io
 import itertools
 import math
+import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,17 +96,13 @@ class StoredWeights:
         """Read what lies where.
 
         Raises:
-            CheckpointError: ``.metadata`` is missing, damaged, or points outside the folder.
+            CheckpointError: ``.metadata`` is missing, damaged, or names what is no file in the folder.
         """
         self.folder = folder
         metadata = read_metadata(folder)
         self._entries = metadata.state_dict_metadata
         self._storage: dict[MetadataIndex, _StorageInfo] = dict(metadata.storage_data or {})
-        for name in {str(info.relative_path) for info in self._storage.values()}:
-            if Path(name).name != name or name in ("", ".", "..") or (folder / name).is_symlink():
-                raise CheckpointError(
-                    f"{folder / '.metadata'}: refused, it points at {name!r}, outside the checkpoint."
-                )
+        self._nbytes = sum(_size_of(folder, name) for name in {str(i.relative_path) for i in self._storage.values()})
         self.tensors = {key: e for key, e in self._entries.items() if isinstance(e, TensorStorageMetadata)}
         self._boxes: dict[str, list[Box]] = {}
         self._tiles: dict[str, dict[Shape, list[Tile]]] = {}
@@ -135,6 +134,7 @@ class StoredWeights:
         Raises:
             CheckpointError: it is missing or incomplete.
         """
+        self.boxes(key)  # before memory is taken for them
         whole = tuple(self._tensor(key).size)
         tensor = torch.empty(whole, dtype=dtype or self._tensor(key).properties.dtype)
         self.read_into([Shard(key, tensor, (0,) * len(whole), whole, whole)])
@@ -149,10 +149,10 @@ class StoredWeights:
         return self._tensor(key).properties.dtype
 
     def read_into(self, shards: Sequence[Shard]) -> None:
-        """Fill tensors with what the checkpoint has at their places, converted to their dtypes.
+        """Fill tensors with what the checkpoint has at their places, converted to their dtypes if those have a point.
 
         Raises:
-            CheckpointError: a tensor is missing, incomplete or of another shape.
+            CheckpointError: a tensor is missing, incomplete, or of another shape or kind of number.
         """
         by_key: dict[str, list[Shard]] = {}
         for shard in shards:
@@ -175,26 +175,39 @@ class StoredWeights:
 
     def _wanted(self, key: str, local: list[Shard]) -> list[tuple[Box, list[tuple[Shard, _Overlap]]]]:
         """The boxes of one tensor that shards touch, with what each shard takes of it."""
-        size = tuple(self._tensor(key).size)
-        padded, whole = local[0].padded, local[0].whole
-        if len(size) != len(whole) or (not padded and size != whole):
+        entry, padded, whole = self._tensor(key), local[0].padded, local[0].whole
+        size, dtype = tuple(entry.size), entry.properties.dtype
+        if len(size) != len(whole) or size[padded:] != whole[padded:]:  # a vocabulary's padding is of the first axis
             raise CheckpointError(f"{self.folder}: {key} has shape {list(size)}, the model's is {list(whole)}.")
-        found: list[tuple[Box, list[tuple[Shard, _Overlap]]]] = []
-        covered = [0] * len(local)
-        for box in self.boxes(key):
-            takers = []
-            for number, shard in enumerate(local):
-                overlap = _overlap(shard, box)
-                if overlap is not None:
-                    takers.append((shard, overlap))
-                    covered[number] += math.prod(end - start for start, end in overlap)
-            found += [(box, takers)] if takers else []
-        for shard, count in zip(local, covered, strict=True):
-            if count < shard.tensor.numel() and not padded:
-                raise CheckpointError(
-                    f"{self.folder}: {key} is incomplete: {count} of {shard.tensor.numel()} elements."
-                )
-        return found
+        other = next((shard.tensor.dtype for shard in local if shard.tensor.dtype != dtype), dtype)
+        if other != dtype and not (other.is_floating_point and dtype.is_floating_point):
+            raise CheckpointError(f"{self.folder}: {key} is {dtype}, the model's is {other}.")
+        boxes = self.boxes(key)
+        overlaps = [[_overlap(shard, box) for box in boxes] for shard in local]
+        for shard, parts in zip(local, overlaps, strict=True):
+            held = [(o, max(o, min(o + n, w))) for o, n, w in zip(shard.offsets, shard.sizes, size, strict=True)]
+            self._check_whole(key, [part for part in parts if part is not None], held)
+        takers = [
+            [(shard, part) for shard, part in zip(local, parts, strict=True) if part is not None]
+            for parts in zip(*overlaps, strict=True)
+        ]
+        return [(box, its) for box, its in zip(boxes, takers, strict=True) if its]
+
+    def _check_whole(self, key: str, parts: list[_Overlap], whole: _Overlap) -> None:
+        """Refuse parts of a tensor that leave something out of a box of it, or hold something twice.
+
+        Parts that make up a box have the box's corners and no others: at any other place as many begin as end. So
+        each one's corners are counted, those with an odd number of ends against those with an even one.
+        """
+        counts: Counter[Shape] = Counter()
+        for count, ends in [(-1, whole), *((1, part) for part in parts)]:
+            for number, corner in enumerate(itertools.product(*ends)):
+                counts[corner] += -count if number.bit_count() % 2 else count
+        fault = min((corner for corner, count in counts.items() if count), default=None)
+        if fault is not None:
+            raise CheckpointError(
+                f"{self.folder}: {key} is not whole: near {list(fault)} a part is missing, or two lie over each other."
+            )
 
     def matrix(self, key: str, layer: int | None, expert: int | None) -> Matrix:
         """One layer's and expert's matrix of a tensor (a vector is a matrix of one column).
@@ -217,9 +230,9 @@ class StoredWeights:
         tiles = self._tiles[key].get(index, [])
         rows, *rest = entry.size[len(index) :]
         columns = math.prod(rest)
-        if sum(tile.columns * tile.extent.rows for tile in tiles) != rows * columns:
-            where = "" if layer is None else f" of layer {layer}" + ("" if expert is None else f", expert {expert}")
-            raise CheckpointError(f"{self.folder}: parts of {key}{where} are missing.")
+        one = [(place, place + 1) for place in index]
+        parts = [[*one, (t.row, t.row + t.extent.rows), (t.column, t.column + t.columns)] for t in tiles]
+        self._check_whole(key, parts, [*one, (0, rows), (0, columns)])
         return Matrix(dtype, rows, columns * ITEM_BYTES[dtype], tuple(tiles))
 
     def boxes(self, key: str) -> list[Box]:
@@ -229,9 +242,11 @@ class StoredWeights:
             CheckpointError: the tensor or a box's place is missing, or a box does not lie in the tensor.
         """
         if key not in self._boxes:
-            self._boxes[key] = [
-                self._box(key, tuple(box.offsets), tuple(box.sizes)) for box in self._tensor(key).chunks
-            ]
+            entry = self._tensor(key)
+            whole = tuple(entry.size)
+            if math.prod(whole) * entry.properties.dtype.itemsize > self._nbytes:
+                raise CheckpointError(f"{self.folder}: {key}, {list(whole)}, needs more bytes than its files have.")
+            self._boxes[key] = [self._box(key, tuple(box.offsets), tuple(box.sizes)) for box in entry.chunks]
         return self._boxes[key]
 
     def _box(self, key: str, offsets: Shape, sizes: Shape) -> Box:
@@ -250,6 +265,17 @@ class StoredWeights:
         if entry is None:
             raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
         return entry
+
+
+def _size_of(folder: Path, name: str) -> int:
+    """Bytes of a file that ``.metadata`` names; not so much as looked at outside the folder."""
+    with contextlib.suppress(OSError, ValueError):
+        found = os.lstat(folder / name)
+        if Path(name).name == name and stat.S_ISREG(found.st_mode):
+            return found.st_size
+    raise CheckpointError(
+        f"{folder / '.metadata'}: refused, it points at {name[:100]!r}, which is no file of the checkpoint."
+    )
 
 
 def _tiles(boxes: list[Box], stacked: int, dtype: str) -> dict[Shape, list[Tile]]:

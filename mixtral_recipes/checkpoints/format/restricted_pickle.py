@@ -23,6 +23,7 @@ from mixtral_recipes.errors import CheckpointError
 
 _MOST_METADATA_BYTES = 256 << 20
 _LARGEST = 1 << 63
+_MOST_AXES = 8
 
 _Rule = Callable[[Any], bool]
 
@@ -103,7 +104,11 @@ def _strides(value: Any) -> bool:
 
 
 def _make_size(sizes: Any) -> torch.Size:
-    if type(sizes) not in (tuple, list) or not all(map(_size, sizes)):
+    if type(sizes) not in (tuple, list):
+        raise CheckpointError("has a size of something else than whole numbers")
+    if len(sizes) > _MOST_AXES:
+        raise CheckpointError(f"has a size of {len(sizes)} axes; {_MOST_AXES} are the most")
+    if not all(map(_size, sizes)):
         raise CheckpointError("has a size of something else than whole numbers")
     return torch.Size(sizes)
 
@@ -137,11 +142,16 @@ def _one_of(kind: Any) -> Maker:
 
 def _keep_no_state(_value: Any, state: Any) -> None:
     """A state dict notes the versions of its modules as an attribute, which nothing here asks for."""
-    if type(state) is not dict or set(state) - {"_metadata"}:
+    if type(state) is not dict or any(name != "_metadata" for name in state):
         raise CheckpointError("sets attributes of a dictionary")
 
 
-_DICT = Maker(OrderedDict, build=_keep_no_state)
+def _make_dict() -> OrderedDict[Any, Any]:
+    """An empty one: a pickle fills it afterwards. Of what is handed over a copy would be made."""
+    return OrderedDict()
+
+
+_DICT = Maker(_make_dict, build=_keep_no_state)
 _METADATA, _SHARDED = "torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata"
 _NAMES: dict[tuple[str, str], Maker] = {
     **{
@@ -184,6 +194,8 @@ def read_metadata(weights: Path) -> Metadata:
     """
     path = weights / ".metadata"
     try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            raise FileNotFoundError
         if path.stat().st_size > _MOST_METADATA_BYTES:
             raise CheckpointError(f"has {path.stat().st_size} bytes; {_MOST_METADATA_BYTES} are the most")
         return metadata_from(path.read_bytes())
@@ -215,6 +227,7 @@ def metadata_from(content: bytes) -> Metadata:
 def _check(metadata: Metadata) -> None:
     """Look into every list and dictionary: each member is what it should be, and has all its attributes."""
     _whole(metadata, Metadata)
+    seen: set[int] = set()  # lists of chunks, which entries may share
     for key, entry in metadata.state_dict_metadata.items():
         if type(key) is not str:
             raise CheckpointError("describes something without a name")
@@ -222,7 +235,9 @@ def _check(metadata: Metadata) -> None:
             _whole(entry, dcp.TensorStorageMetadata)
             if not hasattr(entry.properties, "dtype"):
                 raise CheckpointError("describes a tensor without its properties")
-            for chunk in entry.chunks:
+            new = entry.chunks if id(entry.chunks) not in seen else []
+            seen.add(id(entry.chunks))
+            for chunk in new:
                 _whole(chunk, dcp.ChunkStorageMetadata)
         else:
             _whole(entry, dcp.BytesStorageMetadata)
@@ -288,7 +303,7 @@ def _describe(*arguments: Any) -> Described:
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
         raise CheckpointError("describes a tensor that is none")
     storage, offset, shape, stride, _, hooks, *notes = arguments
-    if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):
+    if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= _MOST_AXES:
         raise CheckpointError("describes a tensor whose sizes are no sizes")
     if not all(map(_size, (offset, *shape, *stride))):
         raise CheckpointError("describes a tensor whose sizes are no sizes")

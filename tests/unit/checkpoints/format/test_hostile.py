@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from mixtral_recipes.checkpoints.format.integrity import damage_of
 from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
@@ -142,6 +147,61 @@ def test_nine_bytes_take_no_memory() -> None:
     assert int(grown) < 1 << 18  # KiB
 
 
+def _many(values: bytes, count: int) -> bytes:
+    return b"(" + values * count
+
+
+def _text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+TIMES = 20_000
+REPEATED: dict[str, bytes] = {  # a small pickle that has one large value copied over and over
+    "a size": b"ctorch\nSize\n](" + b"K\1" * TIMES + b"e\x85q\0" + _many(b"ctorch\nSize\nh\0R", TIMES),
+    "a set": b"cbuiltins\nset\n](" + _text("a") * TIMES + b"e\x85q\0" + _many(b"cbuiltins\nset\nh\0R", TIMES),
+    "a path": _many(_text("a"), TIMES) + b"tq\0" + _many(b"cpathlib\nPosixPath\nh\0R", TIMES),
+    "a dictionary": b"}("
+    + b"".join(_text(str(number)) + b"N" for number in range(TIMES))
+    + b"u\x85q\0"
+    + _many(b"ccollections\nOrderedDict\nh\0R", TIMES),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_nothing_is_copied_over_and_over(kind: str) -> None:
+    with pytest.raises(CheckpointError, match=r"hands its calls more than|axes|takes 0 pos"):
+        metadata_from(b"\x80\2" + REPEATED[kind] + b"t.")
+
+
+def test_what_many_share_is_looked_at_once() -> None:
+    """Or a file of 200 KB would be looked at for minutes."""
+    chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([1]))] * 10_000
+    entry = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([1]), chunks)
+    many = {str(number): copy.copy(entry) for number in range(10_000)}
+    found = metadata_from(pickle.dumps(Metadata(many, storage_data={})))
+    assert len(found.state_dict_metadata) == 10_000
+    chunks.append("none")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(CheckpointError, match="no whole ChunkStorageMetadata"):
+        metadata_from(pickle.dumps(Metadata(many, storage_data={})))
+
+
+@pytest.mark.parametrize("axes", [9, 60])
+def test_a_tensor_of_many_axes(tmp_path: Path, axes: int) -> None:
+    """Each box has a corner for every choice of an end on every axis."""
+    folder = write_checkpoint(tmp_path / "ckpt")
+    metadata = read_metadata(folder / "weights")
+    metadata.state_dict_metadata["w"].size = torch.Size([1] * axes)
+    (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=f"a size of {axes} axes"):
+        read_all(folder)
+
+
+def test_metadata_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".metadata")
+    with pytest.raises(CheckpointError, match=r"\.metadata is missing"):
+        StoredWeights(tmp_path)
+
+
 def test_metadata_lacks_nothing(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "ckpt")
     metadata = read_metadata(folder / "weights")
@@ -209,15 +269,19 @@ def test_what_stands_in_a_weight_file(tmp_path: Path, marker: Path, kind: str, k
     assert not (tmp_path.parent / marker.name).exists()
 
 
-@pytest.mark.parametrize("target", ["../../secret", "/etc/passwd", "..", "sub/file"])
+@pytest.mark.parametrize(
+    "target",
+    ["../../secret", "/etc/passwd", "..", "sub/file", "gone", "n\0ne", "pipe", pytest.param("x" * 300, id="long")],
+)
 def test_metadata_that_points_elsewhere(tmp_path: Path, target: str) -> None:
     folder = write_checkpoint(tmp_path / "ckpt")
     (tmp_path / "secret").write_bytes(b"x" * 4096)
+    os.mkfifo(folder / "weights" / "pipe")
     metadata = read_metadata(folder / "weights")
     for info in metadata.storage_data.values():
         info.relative_path = target
     (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+    with pytest.raises(CheckpointError, match="which is no file of the checkpoint"):
         read_all(folder)
 
 
@@ -226,7 +290,7 @@ def test_a_weight_file_that_is_a_link(tmp_path: Path) -> None:
     file = folder / "weights" / "__0_0.distcp"
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+    with pytest.raises(CheckpointError, match="which is no file of the checkpoint"):
         read_all(folder)
     assert "is a link" in str(damage_of(folder))
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 
 from mixtral_recipes.checkpoints.format.archive import find_tensor
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.checkpoints.format.writer import shard_item, write_file, write_items, write_metadata
 from mixtral_recipes.errors import CheckpointError
 from tests.torch_dist import halves, save_boxes, window
 
@@ -143,12 +143,28 @@ def lose_place(metadata: Any) -> None:
     metadata.storage_data.popitem()
 
 
+def lose_box(metadata: Any) -> None:
+    metadata.state_dict_metadata["w"].chunks.pop()
+
+
+def widen(metadata: Any) -> None:
+    metadata.state_dict_metadata["w"].size = torch.Size((1 << 40, 1 << 40))
+
+
+def lose_file(metadata: Any) -> None:
+    for info in metadata.storage_data.values():
+        info.relative_path = "nowhere.distcp"
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (change_box, "does not lie in"),
         (swap_places, "is not the tensor .metadata describes"),
         (lose_place, "does not say where w"),
+        (lose_box, r"w is not whole: near \[4, 0\] a part is missing"),
+        (widen, "needs more bytes than its files have"),
+        (lose_file, "'nowhere.distcp', which is no file"),
     ],
 )
 def test_metadata_that_does_not_fit_the_files(tmp_path: Path, change: Callable[[Any], None], why: str) -> None:
@@ -187,3 +203,52 @@ def test_strides_are_numbers(tmp_path: Path, more: tuple[Any, ...]) -> None:
     (tmp_path / ".metadata").write_bytes(with_properties(read_metadata(tmp_path), *more))
     with pytest.raises(CheckpointError, match="properties of a tensor that are none"):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "places",
+    [
+        [((0, 0), (4, 3)), ((2, 0), (4, 3))],  # as many elements as there should be, but two rows twice
+        [((0, 0), (6, 3)), ((4, 0), (2, 3))],
+        [((0, 0), (4, 3))],
+        [((2, 0), (4, 3))],
+        [],
+    ],
+    ids=str,
+)
+def test_boxes_hold_every_element_once(tmp_path: Path, places: list[Any], padded: bool) -> None:
+    """Whoever reads: what no box holds would stay as it was in memory."""
+    shards = [Shard("w", torch.ones(sizes), offsets, sizes, (6, 3)) for offsets, sizes in places]
+    shards.append(Shard("other", torch.ones(18), (0,), (18,), (18,)))
+    write_metadata(tmp_path, write_items(tmp_path, 0, map(shard_item, shards)))
+    if not places:
+        metadata = read_metadata(tmp_path)
+        metadata.state_dict_metadata["w"] = TensorStorageMetadata(
+            TensorProperties(dtype=torch.float32), torch.Size((6, 3)), []
+        )
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    for read in (
+        lambda stored: stored.read_tensor("w"),
+        lambda stored: stored.read_into([Shard("w", torch.empty(18), (0, 0), (6, 3), (6, 3), padded=padded)]),
+        lambda stored: stored.matrix("w", None, None),
+    ):
+        with pytest.raises(CheckpointError, match=r"w is not whole: near \[\d, \d\]"):
+            read(StoredWeights(tmp_path))
+
+
+def test_a_padded_vocabulary_is_as_wide_as_the_models(tmp_path: Path) -> None:
+    write_metadata(tmp_path, [write_file(tmp_path, 0, [Shard("w", torch.ones(48), (0, 0), (8, 6), (8, 6))], {})])
+    with pytest.raises(CheckpointError, match=r"w has shape \[8, 6\], the model's is \[10, 4\]"):
+        StoredWeights(tmp_path).read_into([Shard("w", torch.empty(40), (0, 0), (10, 4), (10, 4), padded=True)])
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted"),
+    [(torch.int64, torch.bfloat16), (torch.float32, torch.uint8), (torch.int8, torch.uint8), (torch.bool, torch.int8)],
+    ids=str,
+)
+def test_only_floating_point_becomes_another_type(tmp_path: Path, kept: torch.dtype, wanted: torch.dtype) -> None:
+    write_metadata(tmp_path, [write_file(tmp_path, 0, [Shard("w", torch.ones(4, dtype=kept), (0,), (4,), (4,))], {})])
+    with pytest.raises(CheckpointError, match=f"w is {kept}, the model's is {wanted}"):
+        StoredWeights(tmp_path).read_tensor("w", wanted)
