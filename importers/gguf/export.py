@@ -164,8 +164,12 @@ class _Export:
         self._stream(plain, half, rows)
         title = f"Quantizing to {self.kind.name}"
         file_type = package("gguf").LlamaFileType[self.kind.file_type].value
-        with progress_bar(title, None, shown=self.progress) as on_bytes:
-            llama.quantize(plain, path, file_type, cores(), on_bytes=on_bytes)
+        try:
+            with progress_bar(title, None, shown=self.progress) as on_bytes:
+                llama.quantize(plain, path, file_type, cores(), on_bytes=on_bytes)
+        except CheckpointError:  # it does not say that the disk filled up
+            check_room(path.parent, self._nbytes(self.kind) - (path.stat().st_size if path.exists() else 0))
+            raise
         plain.unlink()
         with progress_bar("Hashing", path.stat().st_size, shown=self.progress) as on_bytes:
             return StoredFile(path).entries(hashes=True, on_bytes=on_bytes)

@@ -53,12 +53,13 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give a file's name to an error of the disk, which has none where it is of a write to a file that is open."""
+    """Give a file's name to an error of the disk: of a write to an open file it has none, of a copy the source's."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        of_the_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if of_the_disk and (error.filename is None or error.filename2 is not None):
+            raise OSError(error.errno, error.strerror, str(error.filename2 or path)) from error
         if error.errno is None and str(error).endswith(" written"):  # numpy: "20480 requested and 4096 written"
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
@@ -285,11 +286,8 @@ def copy_folder(source: Path, target: Path, *, without: Container[str | Path] = 
         place = target / Path(folder).relative_to(source)
         place.mkdir(parents=True, exist_ok=True)
         for name in files:
-            try:
+            with naming(place / name):
                 shutil.copy2(Path(folder, name), place / name)
-            except OSError as error:  # of a write it names the file that is read first, or none
-                at = error.filename2 or error.filename or place / name
-                raise OSError(error.errno, error.strerror, str(at)) from error
 
 
 def sha256(path: Path, start: int = 0, length: int | None = None) -> str:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, for whom they should, and errors name the file that was asked for."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from mixtral_recipes.errors import EnvironmentProblem, of_the_machine
 from mixtral_recipes.system.files import (
     clear_all_leftovers,
     copy_folder,
+    naming,
     private_folder,
     read_json,
     refuse_unwritable,
@@ -126,6 +128,13 @@ def test_a_disk_that_takes_no_more_leaves_the_name_as_it_was_and_is_told_by_it(t
     ]
     assert os.listdir(tmp_path) == ["whole.json"]
     assert whole.read_text() == "before"
+
+
+def test_a_copy_that_finds_no_room_is_told_by_its_target(tmp_path: Path) -> None:
+    """As shutil raises it: with both names, the source's first."""
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    with pytest.raises(OSError, match=f": '{target}'$"), naming(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
 
 
 def test_json(tmp_path: Path) -> None:

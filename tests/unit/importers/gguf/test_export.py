@@ -190,7 +190,10 @@ def test_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path, mo
 
 @needs_llama_cpp
 def test_room_for_both_files_of_a_k_quant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file in 16 bits is asked room for too, and is gone afterwards, when llama.cpp fails as well."""
+    """The file in 16 bits is asked room for too, and is gone afterwards, when llama.cpp fails as well.
+
+    It does not say why; so room is asked for what it had yet to write.
+    """
     config = mixtral_config(hidden_size=256, intermediate_size=256, num_hidden_layers=1, vocab_size=1999)
     folder = write_model(tmp_path / "hf", config, mixtral_tensors(config, torch.bfloat16))
     for file in TINY.glob("*token*"):
@@ -209,6 +212,8 @@ def test_room_for_both_files_of_a_k_quant(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CheckpointError, match="could not quantize"):
         written(checkpoint, tmp_path / "out" / "m.gguf", quantization="q6_k")
     assert list((tmp_path / "out").iterdir()) == []
+    both, half, rest = asked
+    assert both == half + rest + len(b"half")
 
 
 def test_damage_and_values_that_do_not_fit(hf: Path, checkpoint: Path, tmp_path: Path) -> None:
