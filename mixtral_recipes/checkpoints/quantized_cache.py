@@ -8,15 +8,16 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.integrity import damage_together
-from mixtral_recipes.checkpoints.format.manifest import write_manifest
+from mixtral_recipes.checkpoints.format.manifest import read_manifest, write_manifest
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
+from mixtral_recipes.checkpoints.format.writer import shard_item, write_items, write_metadata
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.shards import QuantizedWeight, write_shares
 from mixtral_recipes.errors import EnvironmentProblem, of_the_machine
@@ -27,6 +28,8 @@ from mixtral_recipes.system.files import remove_folder, replacing_folder
 from mixtral_recipes.system.home import home
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.ranks import first, first_holds, gathered, rank_and_size, shared
+
+_FORM = 1  # raise it when other bytes are made of the same base, or they lie otherwise: what is kept is then made anew
 
 
 def cache_folder(base: Path, format: Format, device: torch.device) -> Path:
@@ -45,11 +48,11 @@ def read_cached(folder: Path, weights: list[QuantizedWeight]) -> bool:
     """Give layers their weights from what is kept; all ranks call it together.
 
     Returns:
-        False where nothing whole is there: it is then made anew.
+        False where nothing whole of today's form is there: it is then made anew.
     """
     if not first(folder.is_dir):
         return False
-    if damage_together(folder) is not None:
+    if damage_together(folder) is not None or first(lambda: _form_of(folder)) != _FORM:
         first(lambda: _remove(folder))
         return False
     stored = StoredWeights(folder / "weights")
@@ -84,6 +87,10 @@ def _staging(folder: Path) -> Iterator[Path | None]:
             yield staging
 
 
+def _form_of(folder: Path) -> Any:
+    return read_manifest(folder).get("source", {}).get("form")
+
+
 def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):  # in a home that may only be read it stays, and is passed over
         remove_folder(folder)
@@ -94,14 +101,14 @@ def _write(staging: Path, folder: Path, weights: list[QuantizedWeight]) -> None:
     places = gathered([(shard.place, shard.nbytes) for shard in shards])
     rank, _ = rank_and_size()
     mine = {shard.place: shard for shard in shards}
-    files = shared(
-        lambda: write_file(staging / "weights", rank, [mine[place] for place in sorted(write_shares(places)[rank])], {})
-    )
+    items = [shard_item(mine[place]) for place in sorted(write_shares(places)[rank])]
+    written = shared(lambda: write_items(staging / "weights", rank, items))
+    files = [file for of_rank in written for file in of_rank]  # none of a rank whose every part others write
 
     def complete() -> None:
         write_metadata(staging / "weights", files)
         known = {f"weights/{file.name}": file.pieces for file in files}
-        write_manifest(staging, "quantized", source={"folder": folder.name}, known=known)
+        write_manifest(staging, "quantized", source={"folder": folder.name, "form": _FORM}, known=known)
 
     first(complete)
 

@@ -80,5 +80,5 @@ def loaded_on_a_full_disk(folders: Folders, home: Path, scheme: QLoRA, layout: d
     def full(*arguments: Any) -> None:
         raise EnvironmentProblem("the disk is full")
 
-    quantized_cache.write_file = full
+    quantized_cache.write_items = full
     return loaded(folders, home, scheme, layout)
