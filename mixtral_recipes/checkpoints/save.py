@@ -24,7 +24,7 @@ from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, w
 from mixtral_recipes.checkpoints.lineage import record
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage
-from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
+from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, of_the_machine
 from mixtral_recipes.system.files import copy_folder, replacing_folder, size_of, staging_path
 from mixtral_recipes.system.ranks import rank_and_size
 
@@ -261,9 +261,9 @@ def _failure(error: BaseException, rank: int | None = None) -> _Failure:
     who = "" if rank is None else f"rank {rank}: "
     if isinstance(error, MixtralRecipesError):
         return _Failure(str(error), isinstance(error, EnvironmentProblem))
-    if isinstance(error, OSError):
-        return _Failure(f"{who}{error.filename or 'the checkpoint'}: not saved ({error.strerror or error}).", True)
-    return _Failure(f"{who}the checkpoint was not saved ({type(error).__name__}: {error}).", False)
+    problem = of_the_machine(error)
+    why = problem or f"{type(error).__name__}: {error}."
+    return _Failure(f"{who}the checkpoint was not saved: {why}", problem is not None)
 
 
 def _megabytes(nbytes: int) -> str:
