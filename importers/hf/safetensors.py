@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Extent, Rows
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, MOST_AXES, Extent, Rows
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.system.json_files import parse_object, read_object
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -91,8 +91,8 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTen
     try:
         start, stop = entry["data_offsets"]
         dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
-        if not all(type(number) is int for number in (start, stop, *shape)):
-            raise TypeError("places and sizes are whole numbers")
+        if len(shape) > MOST_AXES or not all(type(number) is int for number in (start, stop, *shape)):
+            raise TypeError("places and sizes are whole numbers, a few of them")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {name} is not described as safetensors asks; get the file again.") from error
     if dtype not in ITEM_BYTES:

@@ -21,8 +21,7 @@ from mixtral_recipes.checkpoints.format.restricted_pickle import Described, desc
 from mixtral_recipes.checkpoints.format.shard import Shape
 from mixtral_recipes.errors import CheckpointError
 
-_MOST_PICKLE_BYTES = 1 << 26  # a tensor's description takes 150
-_MOST_READ_BYTES = 1 << 26  # at once: an archive's directory has 60 for each record
+_MOST_BYTES = 1 << 24  # of a pickle, which has 150 for each tensor, and of an archive's directory: 60 for each record
 _LOCAL_HEADER = 30  # then the name and the extra field, whose lengths are its last four bytes
 
 
@@ -117,7 +116,7 @@ class _Records:
 
     def description(self) -> Any:
         """What its pickle says."""
-        return described(self._read("data.pkl", _MOST_PICKLE_BYTES))
+        return described(self._read("data.pkl", _MOST_BYTES))
 
     def find(self, tensor: Described) -> StoredTensor:
         """Where a tensor's elements are."""
@@ -185,8 +184,8 @@ class _Window(io.RawIOBase):
         left = max(0, self._length - self._position)
         self._file.seek(self._offset + self._position)
         wanted = left if size < 0 else min(size, left)
-        if wanted > _MOST_READ_BYTES:
-            raise CheckpointError(f"its directory has {wanted} bytes; {_MOST_READ_BYTES} are the most")
+        if wanted > _MOST_BYTES:
+            raise CheckpointError(f"its directory has {wanted} bytes; {_MOST_BYTES} are the most")
         data = self._file.read(wanted)
         self._position += len(data)
         return data

@@ -19,11 +19,11 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 
 from mixtral_recipes.checkpoints.format.plain_pickle import Maker, read_pickle
+from mixtral_recipes.checkpoints.format.rows import MOST_AXES
 from mixtral_recipes.errors import CheckpointError
 
 _MOST_METADATA_BYTES = 256 << 20
 _LARGEST = 1 << 63
-_MOST_AXES = 8
 
 _Rule = Callable[[Any], bool]
 
@@ -106,8 +106,8 @@ def _strides(value: Any) -> bool:
 def _make_size(sizes: Any) -> torch.Size:
     if type(sizes) not in (tuple, list):
         raise CheckpointError("has a size of something else than whole numbers")
-    if len(sizes) > _MOST_AXES:
-        raise CheckpointError(f"has a size of {len(sizes)} axes; {_MOST_AXES} are the most")
+    if len(sizes) > MOST_AXES:
+        raise CheckpointError(f"has a size of {len(sizes)} axes; {MOST_AXES} are the most")
     if not all(map(_size, sizes)):
         raise CheckpointError("has a size of something else than whole numbers")
     return torch.Size(sizes)
@@ -303,7 +303,7 @@ def _describe(*arguments: Any) -> Described:
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
         raise CheckpointError("describes a tensor that is none")
     storage, offset, shape, stride, _, hooks, *notes = arguments
-    if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= _MOST_AXES:
+    if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= MOST_AXES:
         raise CheckpointError("describes a tensor whose sizes are no sizes")
     if not all(map(_size, (offset, *shape, *stride))):
         raise CheckpointError("describes a tensor whose sizes are no sizes")

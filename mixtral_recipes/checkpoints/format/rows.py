@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+MOST_AXES = 8  # that a file may give a tensor; weights have four at most, and some work doubles with each
 # Largest magnitude pattern that is finite, plus one: Inf and NaN have every exponent bit set.
 _NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 

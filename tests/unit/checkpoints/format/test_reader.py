@@ -99,6 +99,14 @@ def test_a_part_of_a_larger_memory() -> None:
     assert content[found.start : found.start + 40] == tensor.numpy().tobytes()
 
 
+def test_a_directory_of_many_records() -> None:
+    """Each takes Python a kibibyte."""
+    entries = (b"PK\1\2" + bytes(42)) * 400_000
+    end = b"PK\5\6" + bytes(8) + len(entries).to_bytes(4, "little") + bytes(6)
+    with pytest.raises(CheckpointError, match="its directory has 18400000 bytes"):
+        find_tensor(io.BytesIO(entries + end), 0, len(entries) + len(end))
+
+
 def same(name: str, data: bytes) -> tuple[str, bytes]:
     return name, data
 
