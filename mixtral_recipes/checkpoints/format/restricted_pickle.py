@@ -99,17 +99,17 @@ def _properties(kind: Any, encoding: type) -> Maker:
     return Maker(new=functools.partial(object.__new__, kind), build=build)
 
 
+def _sizes(value: Any) -> bool:
+    return type(value) in (tuple, list) and len(value) <= MOST_AXES and all(map(_size, value))
+
+
 def _strides(value: Any) -> bool:
-    return value is None or (type(value) is tuple and all(map(_size, value)))
+    return value is None or _sizes(value)
 
 
 def _make_size(sizes: Any) -> torch.Size:
-    if type(sizes) not in (tuple, list):
-        raise CheckpointError("has a size of something else than whole numbers")
-    if len(sizes) > MOST_AXES:
-        raise CheckpointError(f"has a size of {len(sizes)} axes; {MOST_AXES} are the most")
-    if not all(map(_size, sizes)):
-        raise CheckpointError("has a size of something else than whole numbers")
+    if not _sizes(sizes):
+        raise CheckpointError(f"has a size of something else than whole numbers, {MOST_AXES} at most")
     return torch.Size(sizes)
 
 
@@ -303,9 +303,8 @@ def _describe(*arguments: Any) -> Described:
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
         raise CheckpointError("describes a tensor that is none")
     storage, offset, shape, stride, _, hooks, *notes = arguments
-    if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= MOST_AXES:
-        raise CheckpointError("describes a tensor whose sizes are no sizes")
-    if not all(map(_size, (offset, *shape, *stride))):
+    of_shape = type(shape) is tuple and _sizes(shape) and _sizes(stride) and len(shape) == len(stride)
+    if not of_shape or not _size(offset):
         raise CheckpointError("describes a tensor whose sizes are no sizes")
     if hooks or any(notes):  # a negated view is one with a note
         raise CheckpointError("describes a tensor that is more than its numbers")

@@ -169,7 +169,7 @@ REPEATED: dict[str, bytes] = {  # a small pickle that has one large value copied
 
 @pytest.mark.parametrize("kind", REPEATED)
 def test_nothing_is_copied_over_and_over(kind: str) -> None:
-    with pytest.raises(CheckpointError, match=r"hands its calls more than|axes|takes 0 pos"):
+    with pytest.raises(CheckpointError, match=r"hands its calls more than|8 at most|takes 0 pos"):
         metadata_from(b"\x80\2" + REPEATED[kind] + b"t.")
 
 
@@ -192,7 +192,7 @@ def test_a_tensor_of_many_axes(tmp_path: Path, axes: int) -> None:
     metadata = read_metadata(folder / "weights")
     metadata.state_dict_metadata["w"].size = torch.Size([1] * axes)
     (folder / "weights" / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match=f"a size of {axes} axes"):
+    with pytest.raises(CheckpointError, match="whole numbers, 8 at most"):
         read_all(folder)
 
 
