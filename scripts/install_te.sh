@@ -6,7 +6,7 @@
 #
 # Any other VENV than the project's own is a second environment that sees the project's own (PYTHON, default
 # .venv/bin/python) through a .pth file, so nothing is downloaded twice and the first environment stays without Transformer
-# Engine. Its torch extension is built from source (about four minutes), unless pip has built it before.
+# Engine. Its torch extension is built from source (about four minutes), and kept for the next environment with this torch.
 # Needs: nvcc of the CUDA version torch was built for, a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,14 +40,17 @@ CUDA_HOME=${CUDA_HOME:-$(dirname "$here")}
 includes=$("$python" -c 'import glob, sys; print(":".join(glob.glob(sys.argv[1] + "/nvidia/*/include")))' "$site")
 export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1
-export MAX_JOBS=${MAX_JOBS:-2} PATH="$PWD/$venv/bin:$PATH"
-tag=$("$python" -c 'import sys; print("-cp%d%d-" % sys.version_info[:2])')
-built() { "$venv/bin/pip" cache list --format=abspath transformer_engine_torch 2>/dev/null | grep -e "$tag"; } # fails without a cache
-extension=$(built | tail -n 1) || true
-if [ -z "$extension" ]; then
+bin=$(cd "$venv/bin" && pwd)
+export MAX_JOBS=${MAX_JOBS:-2} PATH="$bin:$PATH"
+# An extension fits the torch it was built with; pip's own cache does not tell which that was.
+built_for=$("$python" -c 'import sys, torch; print("torch-%s-cp%d%d" % (torch.__version__, *sys.version_info[:2]))')
+sources=$(mktemp -d)
+trap 'rm -rf "$sources"' EXIT
+kept=${XDG_CACHE_HOME:-${HOME:-$sources}/.cache}/mixtral-recipes/transformer-engine/$built_for
+{ mkdir -p "$kept" && [ -w "$kept" ]; } 2>/dev/null || kept=$sources
+newest() { find "$kept" -name 'transformer_engine_torch-*.whl' | sort -V | tail -n 1; }
+if [ -z "$(newest)" ]; then
     # Each source file reads all of torch's headers, which takes longer than compiling it: they are compiled as one.
-    sources=$(mktemp -d)
-    trap 'rm -rf "$sources"' EXIT
     "$venv/bin/pip" download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$sources" \
         "transformer-engine-torch>=2.8"
     tar -xzf "$sources"/*.tar.gz -C "$sources"
@@ -60,7 +63,8 @@ if [ -z "$extension" ]; then
         done > "$sources/all.cpp"
         mv "$sources/all.cpp" .
     )
+    "$venv/bin/pip" wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir "$kept" "$extension"
 fi
-"$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8" "$extension"
+"$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8" "$(newest)"
 link_libraries # only now: pip shall not write through it
 "$venv/bin/python" -c 'import torch, transformer_engine.pytorch, transformer_engine; print("Transformer Engine", transformer_engine.__version__)'
