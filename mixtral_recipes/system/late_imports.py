@@ -29,14 +29,14 @@ class Package(NamedTuple):
 
     Attributes:
         distribution: Its name among the installed ones; empty for our own.
-        version: What its version must begin with.
+        versions: What its version must begin with, one of these, separated by blanks.
         why: What is saved, and who would use it.
         modules: Module -> what it imports late: names of modules (with all below them), separated by blanks.
         before: Module -> what of these has to be imported before it: they import each other, which works in one order.
     """
 
     distribution: str
-    version: str
+    versions: str
     why: str
     modules: Mapping[str, str]
     before: Mapping[str, str] = MappingProxyType({})
@@ -47,7 +47,7 @@ _TRAINS = "megatron.core.transformer megatron.core.optimizer megatron.core.distr
 LATE = {
     "torch": Package(
         "torch",
-        "2.14.",
+        "2.14. 2.15.",
         "torch.export writes programs for other runtimes; with it come tracing and torch's compiler passes.",
         {"torch": "torch.export"},
     ),
@@ -111,7 +111,7 @@ LATE = {
 DESCRIBING = {
     "torch": Package(
         "torch",
-        "2.14.",
+        "2.14. 2.15.",
         "As above, and what operations on tensors without data (device 'meta') are told: nothing asks for that "
         "by name, so it waits only where there are no tensors. An operation that needed it would fail, not go wrong.",
         {"torch": "torch.export torch._meta_registrations"},
@@ -275,7 +275,7 @@ class _Finder:
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         package = self._packages.get(name)
-        if package is None or not _is_known(package.distribution, package.version):
+        if package is None or not _is_known(package.distribution, package.versions):
             return None
         if name in package.before:
             first = package.before[name]
@@ -287,11 +287,11 @@ class _Finder:
 
 
 @functools.cache
-def _is_known(distribution: str, version: str) -> bool:
+def _is_known(distribution: str, versions: str) -> bool:
     from importlib import metadata
 
     try:
-        return not distribution or metadata.version(distribution).startswith(version)
+        return not distribution or metadata.version(distribution).startswith(tuple(versions.split()))
     except metadata.PackageNotFoundError:
         return False
 

@@ -14,6 +14,7 @@ import yaml
 from fiddle._src.experimental import serialization
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.cli.main import run
@@ -84,12 +85,12 @@ def test_there_and_back_on_the_command_line(
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What Megatron finds in a checkpoint."""
-    stored = dist_checkpointing.load_tensors_metadata(str(folder / "weights"))
-    return {key: tuple(tensor.global_shape) for key, tensor in stored.items()}
+    """What torch finds in a checkpoint."""
+    stored = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
+    return {key: tuple(entry.size) for key, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def test_megatron_reads_the_weights_and_fiddle_the_settings(
+def test_torch_reads_the_weights_and_fiddle_the_settings(
     checkpoints,
     tmp_path: Path,
     nemo: Nemo,
