@@ -288,7 +288,12 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
         if key not in fields:
             what = f"cluster {name!r}" if name else "a cluster"
             raise LaunchError(f"{what} has no setting {key!r}.{nearest(key, list(fields))}")
-    return typed({**table, "name": name or ""}, Cluster, where, LaunchError)
+    try:
+        return typed({**table, "name": name or ""}, Cluster, where, LaunchError)
+    except LaunchError as error:
+        if not name or str(error).startswith(where):
+            raise
+        raise LaunchError(f"cluster {name!r}: {error}") from None
 
 
 def settings_from(texts: list[str]) -> dict[str, Any]:

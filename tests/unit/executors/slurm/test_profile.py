@@ -1,5 +1,6 @@
 """Cluster profiles."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_profile_that_cannot_be_used_is_in_no_other_ones_way(file: Path) -> No
     assert cluster("big").account == "research"
     with pytest.raises(LaunchError, match=r"clusters\.toml: cluster name 'a b' is not allowed"):
         cluster("a b")
+
+
+def test_a_profile_with_a_value_that_is_not_allowed_is_named(file: Path) -> None:
+    file.write_text('[far]\nssh = "me@x"\n')
+    with pytest.raises(LaunchError, match=r"^cluster 'far': a cluster behind ssh needs job_dir"):
+        cluster("far")
+    file.write_text("[far]\ntime = 3\n")
+    with pytest.raises(LaunchError, match=f"^{re.escape(str(file))}: far"):
+        cluster("far")
 
 
 def test_ssh_needs_paths_over_there() -> None:
