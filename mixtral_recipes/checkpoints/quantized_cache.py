@@ -52,7 +52,7 @@ def read_cached(folder: Path, weights: list[QuantizedWeight]) -> bool:
     """
     if not first(folder.is_dir):
         return False
-    if damage_together(folder) is not None or first(lambda: _form_of(folder)) != _FORM:
+    if damage_together(folder) is not None or first(lambda: read_manifest(folder).get("source")) != _source(folder):
         first(lambda: _remove(folder))
         return False
     stored = StoredWeights(folder / "weights")
@@ -87,8 +87,9 @@ def _staging(folder: Path) -> Iterator[Path | None]:
             yield staging
 
 
-def _form_of(folder: Path) -> Any:
-    return read_manifest(folder).get("source", {}).get("form")
+def _source(folder: Path) -> dict[str, Any]:
+    """What the manifest says it was made from, and how."""
+    return {"folder": folder.name, "form": _FORM}
 
 
 def _remove(folder: Path) -> None:
@@ -108,7 +109,7 @@ def _write(staging: Path, folder: Path, weights: list[QuantizedWeight]) -> None:
     def complete() -> None:
         write_metadata(staging / "weights", files)
         known = {f"weights/{file.name}": file.pieces for file in files}
-        write_manifest(staging, "quantized", source={"folder": folder.name, "form": _FORM}, known=known)
+        write_manifest(staging, "quantized", source=_source(folder), known=known)
 
     first(complete)
 
