@@ -260,7 +260,7 @@ class Checkpointer:
             CheckpointError: it has none, as what was imported or merged.
         """
         stored = StoredWeights(checkpoint / "weights")
-        if not any(key.startswith("optimizer.") for key in stored.tensors):
+        if not stored.has_optimizer:
             raise CheckpointError(
                 f"{checkpoint} holds no optimizer state, as no import and no sum of adapters does; leave out "
                 "resume.restore_config.load_optim_state."

@@ -32,13 +32,18 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         say: Called with each checkpoint that was passed over, and why.
 
     Raises:
-        CheckpointError: one was required and there is none, or every one is damaged.
+        CheckpointError: one was required and there is none, or every one is damaged, or the one named is of no run.
     """
     if resume.resume_from_path is not None:
         path = Path(resume.resume_from_path).expanduser()
         if not path.is_dir():
             raise CheckpointError(f"resume.resume_from_path={path}: no such checkpoint.")
         verify_together(path)
+        if not first(lambda: StoredWeights(path / "weights").has_optimizer):
+            raise CheckpointError(
+                f"resume.resume_from_path={path}: no run saved it, so there is none to resume; start from it with "
+                "--restore-from, or with resume.restore_config.adapter_path if it is an adapter."
+            )
         return path.resolve()
     found = first(lambda: _own_checkpoints(resume, checkpoints)) if resume.resume_if_exists else []
     for path in reversed(found):

@@ -110,6 +110,11 @@ class StoredWeights:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds a run's optimizer: no import has one, nor a sum of adapters."""
+        return any(key.startswith("optimizer.") for key in self.tensors)
+
     def read_object(self, key: str) -> Any:
         """An object saved under a key: plain values and tensors.
 

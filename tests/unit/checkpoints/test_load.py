@@ -9,9 +9,10 @@ import torch
 from mixtral_recipes.checkpoints.checkpointer import Checkpointer
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.load import _fill_new_rows
+from mixtral_recipes.checkpoints.load import _fill_new_rows, find_checkpoint
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
+from mixtral_recipes.settings.resume import AutoResume
 from tests.mixtral_folder import mixtral_config, mixtral_tensors, write_model
 
 KEYS = {"embedding.word_embeddings.weight": "model.embed_tokens.weight", "output_layer.weight": "lm_head.weight"}
@@ -48,3 +49,10 @@ def test_an_import_has_no_optimizer_state_to_go_on_with(tmp_path: Path) -> None:
     checkpoint = import_checkpoint(str(write_model(tmp_path / "hf", mixtral_config(), tensors)), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"out holds no optimizer state.*leave out resume\.restore_config\.load"):
         Checkpointer.load_optimizer(cast(Any, None), checkpoint)
+
+
+def test_an_import_is_no_run_to_resume(tmp_path: Path) -> None:
+    tensors = mixtral_tensors(mixtral_config(), torch.bfloat16)
+    checkpoint = import_checkpoint(str(write_model(tmp_path / "hf", mixtral_config(), tensors)), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"resume_from_path=.*out: no run saved it.*--restore-from"):
+        find_checkpoint(AutoResume(resume_from_path=str(checkpoint)), tmp_path / "run")
