@@ -11,7 +11,7 @@ import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
 
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record
@@ -265,6 +265,10 @@ def read_by_megatron(job: Job) -> bool:
     return len(held) > 20
 
 
+@pytest.mark.skipif(
+    "strides" in TensorProperties.__dataclass_fields__,
+    reason="Megatron-Core 0.19 reads no checkpoints with torch 2.15, its own neither",
+)
 def test_megatron_reads_what_was_written(tmp_path: Path) -> None:
     job = Job(str(tmp_path), steps=1, layout={"expert_model_parallel_size": 2})
     assert launch(2, read_by_megatron, job) == [True, True]
