@@ -152,7 +152,7 @@ def _check_flex(config: MixtralConfig, topology: Topology) -> None:
 
 
 @contextlib.contextmanager
-def refusals_told() -> Iterator[None]:
+def refusals_told(configuration: str = "model.config") -> Iterator[None]:
     """Tell what Megatron-Core refuses about a configuration in one line.
 
     Raises:
@@ -165,7 +165,7 @@ def refusals_told() -> Iterator[None]:
     except MixtralRecipesError:
         raise
     except Exception as error:  # Megatron asserts, and raises ValueError and NotImplementedError
-        raise RecipeError(f"Megatron-Core refuses model.config: {in_short(error)}") from error
+        raise RecipeError(f"Megatron-Core refuses {configuration}: {in_short(error)}") from error
 
 
 def _device(trainer: Trainer) -> torch.device:

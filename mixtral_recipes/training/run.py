@@ -156,13 +156,15 @@ def build_run(
     config = _configured(model.config, topology, settings["model"], peft, weights)
     if isinstance(peft, QLoRA):
         peft.check_base(trainer.plugins, ModelShape.of(config), topology)
+    with refusals_told("trainer.strategy.ddp"):
+        reduction = ddp_config(trainer.strategy.ddp, optim, settings["ddp"])
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
     if config.tp_comm_overlap:
         user_buffers.start(config, batch)
     computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
     chunks = _loaded(config, peft, device, weights=weights, new_rows=new_rows, adapters=adapters)
     check_states(optim, trainer.plugins, frozen=peft is not None)
-    ddp = wrap(chunks, config, ddp_config(trainer.strategy.ddp, optim, settings["ddp"]))
+    ddp = wrap(chunks, config, reduction)
     settings["optimizer"]["overlap_param_gather"] = ddp[0].ddp_config.overlap_param_gather
     optim = dataclasses.replace(optim, config=dataclasses.replace(optim.config, **settings["optimizer"]))
     optimizer = build_optimizer(optim, ddp, trainer.plugins, peft)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
@@ -24,7 +25,7 @@ from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.model import check_megatron_config
-from tests.distributed.harness import launch
+from tests.distributed.harness import RankFailed, launch
 from tests.distributed.small_run import Case, _initialize, fill, relative_error, small_config, train
 from tests.parity.hf_mixtral import tokens
 
@@ -126,3 +127,10 @@ def test_it_trains_or_is_refused() -> None:
     ((ran, failed),) = launch(1, steps)
     assert failed == {}
     assert ran > 15
+
+
+def test_a_reduction_that_megatron_refuses_is_told() -> None:
+    """Where the two contradict each other only once precision has had its say."""
+    patterns = {"param_name_patterns_for_fp32_local_accumulation": ("router",)}
+    with pytest.raises(RankFailed, match=r"RecipeError: Megatron-Core refuses trainer\.strategy\.ddp: Only"):
+        launch(1, train, Case(ddp=patterns, precision={"grad_reduce_in_fp32": True}))
