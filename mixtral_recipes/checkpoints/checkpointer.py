@@ -5,6 +5,7 @@ A checkpoint is a folder: ``weights/`` (torch_dist: model or adapters, optimizer
 every layout can read it.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -210,10 +211,11 @@ class Checkpointer:
                 remove_folder(kept.path)
 
     def _published(self, final: Path) -> None:
-        link = self.folder / f".{LATEST}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        os.replace(link, self.folder / LATEST)
+        with contextlib.suppress(OSError):  # not every disk has links, and nothing here follows this one
+            link = self.folder / f".{LATEST}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(final.name)
+            os.replace(link, self.folder / LATEST)
         retention.remove_unused(retention.surplus(self._kept(), self.policy.save_top_k))
 
     def _kept(self) -> list[retention.Kept]:

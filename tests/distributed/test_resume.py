@@ -6,6 +6,7 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -376,3 +377,18 @@ def test_checkpoints_kept_and_latest(tmp_path: Path) -> None:
 def _started(job: Job) -> Seen:
     with silent():
         return start(job)
+
+
+def _started_without_links(job: Job) -> Seen:
+    def refused(self: Path, *_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    with mock.patch.object(Path, "symlink_to", refused):
+        return _started(job)
+
+
+def test_a_disk_without_links(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), steps=2, every=1)
+    assert launch(1, _started_without_links, job)[0].result["steps"] == 2
+    assert len(checkpoints_of(job)) == 2
+    assert not (job.run_dir / "checkpoints" / "latest").exists()
