@@ -235,9 +235,9 @@ class StoredWeights:
         tiles = self._tiles[key].get(index, [])
         rows, *rest = entry.size[len(index) :]
         columns = math.prod(rest)
-        one = [(place, place + 1) for place in index]
-        parts = [[*one, (t.row, t.row + t.extent.rows), (t.column, t.column + t.columns)] for t in tiles]
-        self._check_whole(key, parts, [*one, (0, rows), (0, columns)])
+        of = "" if layer is None else f" of layer {layer}" + ("" if expert is None else f", expert {expert}")
+        parts = [[(t.row, t.row + t.extent.rows), (t.column, t.column + t.columns)] for t in tiles]
+        self._check_whole(f"{key}{of}", parts, [(0, rows), (0, columns)])
         return Matrix(dtype, rows, columns * ITEM_BYTES[dtype], tuple(tiles))
 
     def boxes(self, key: str) -> list[Box]:
