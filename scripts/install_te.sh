@@ -22,14 +22,23 @@ site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # addsitedir also reads that folder's .pth files: the editable installation of the project is one.
 [ "$own" = "$site" ] || echo "import site; site.addsitedir('$site')" > "$own/project.pth"
-# Transformer Engine looks for cuDNN and its like in the environment's own folder only.
+# Transformer Engine looks for cuDNN and its like in the environment's own folder only; pip shall not write through the link.
+unlink_libraries() { [ ! -L "$own/nvidia" ] || rm "$own/nvidia"; }
 link_libraries() { [ -e "$own/nvidia" ] || ln -s "$site/nvidia" "$own/nvidia"; }
+unlink_libraries
 [ ! -d "$own/transformer_engine" ] || link_libraries
-if "$venv/bin/python" -c 'import torch, transformer_engine.pytorch' 2>/dev/null; then
+# An extension fits the torch it was built with; where one of ours was installed from says which that was.
+built_for=$("$python" -c 'import sys, torch; print("torch-%s-cp%d%d" % (torch.__version__.replace("+", "-"), *sys.version_info[:2]))')
+from=$(cat "$own"/transformer_engine_torch-*.dist-info/direct_url.json 2>/dev/null) || true
+if [[ $from == */transformer-engine/torch-* && $from != *"/$built_for/"* ]]; then
+    echo "install_te.sh: Transformer Engine in $venv was built for another torch than $built_for; it is built again."
+    "$venv/bin/pip" uninstall --quiet --yes transformer-engine-torch
+elif "$venv/bin/python" -c 'import torch, transformer_engine.pytorch' 2>/dev/null; then
     echo "install_te.sh: Transformer Engine is already in $venv."
     exit 0
 fi
 
+unlink_libraries
 # What the build imports; --no-build-isolation makes it build against the torch that is installed.
 "$venv/bin/pip" install --quiet setuptools wheel packaging pybind11 ninja nvdlfw-inspect nvidia-cudnn-frontend
 
@@ -42,13 +51,11 @@ export CUDA_HOME CPATH="$CUDA_HOME/include:$includes${CPATH:+:$CPATH}"
 export NVTE_FRAMEWORK=pytorch NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1
 bin=$(cd "$venv/bin" && pwd)
 export MAX_JOBS=${MAX_JOBS:-2} PATH="$bin:$PATH"
-# An extension fits the torch it was built with; pip's own cache does not tell which that was.
-built_for=$("$python" -c 'import sys, torch; print("torch-%s-cp%d%d" % (torch.__version__, *sys.version_info[:2]))')
 sources=$(mktemp -d)
 trap 'rm -rf "$sources"' EXIT
 kept=${XDG_CACHE_HOME:-${HOME:-$sources}/.cache}/mixtral-recipes/transformer-engine/$built_for
-{ mkdir -p "$kept" && [ -w "$kept" ]; } 2>/dev/null || kept=$sources
-newest() { find "$kept" -name 'transformer_engine_torch-*.whl' | sort -V | tail -n 1; }
+{ mkdir -p "$kept" && [ -w "$kept" ]; } 2>/dev/null || kept=$sources/transformer-engine/$built_for
+newest() { [ ! -d "$kept" ] || find "$kept" -name 'transformer_engine_torch-*.whl' | sort -V | tail -n 1; }
 if [ -z "$(newest)" ]; then
     # Each source file reads all of torch's headers, which takes longer than compiling it: they are compiled as one.
     "$venv/bin/pip" download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$sources" \
@@ -65,6 +72,7 @@ if [ -z "$(newest)" ]; then
     )
     "$venv/bin/pip" wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir "$kept" "$extension"
 fi
-"$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8" "$(newest)"
-link_libraries # only now: pip shall not write through it
+torch=$("$python" -c 'import torch; print(torch.__version__.partition("+")[0])')
+"$venv/bin/pip" install --no-build-isolation "transformer-engine[pytorch]>=2.8" "$(newest)" "torch==$torch"
+link_libraries
 "$venv/bin/python" -c 'import torch, transformer_engine.pytorch, transformer_engine; print("Transformer Engine", transformer_engine.__version__)'
