@@ -34,39 +34,31 @@ class Weight:
 
     Attributes:
         disk: Key in a torch_dist checkpoint. Transformer Engine's spelling of the fused norm, under either layer spec.
-        local: Parameter name under the PyTorch layer spec (separate norms, one MLP per expert).
-        fused: Parameter name under Transformer Engine's spec (norm inside linear_qkv, grouped experts).
         hf: Canonical tensor names, in the order the transform takes them.
         shapes: Their shapes in dimension letters, in the same order.
         mistral: Their names in Mistral's own files, in the same order.
         gguf: Their names in llama.cpp's files, in the same order; experts of one name are stacked.
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
-        tensor_axis: Axis of the Megatron tensor that tensor parallelism splits; None is replicated.
-        expert_axis: Axis of the tensor on disk that expert parallelism splits; None for what every expert shares.
         extra_state: Key of the additional state that Transformer Engine's module stores beside this weight.
         adapted: The layer's name, where adapters can be attached to it (`peft/names.py` makes their keys of it).
     """
 
     disk: str
-    local: str
-    fused: str
     hf: tuple[str, ...]
     shapes: tuple[str, ...]
     mistral: tuple[str, ...]
     gguf: tuple[str, ...]
     transform: Transform = "copy"
-    tensor_axis: int | None = None
-    expert_axis: int | None = None
     extra_state: str | None = None
     adapted: str | None = None
 
     @property
     def per_layer(self) -> bool:
-        return "{layer}" in self.local
+        return self.disk.startswith("decoder.layers.")
 
     @property
     def per_expert(self) -> bool:
-        return self.expert_axis is not None
+        return ".experts." in self.disk
 
 
 _LAYER = "decoder.layers.{layer}."
@@ -81,18 +73,13 @@ _GGUF = "blk.{layer}."
 WEIGHTS: tuple[Weight, ...] = (
     Weight(
         disk="embedding.word_embeddings.weight",
-        local="embedding.word_embeddings.weight",
-        fused="embedding.word_embeddings.weight",
         hf=("model.embed_tokens.weight",),
         shapes=("V H",),
         mistral=("tok_embeddings.weight",),
         gguf=("token_embd.weight",),
-        tensor_axis=0,
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
-        local=_LAYER + "input_layernorm.weight",
-        fused=_LAYER + "self_attention.linear_qkv.layer_norm_weight",
         hf=(_HF + "input_layernorm.weight",),
         shapes=("H",),
         mistral=(_MISTRAL + "attention_norm.weight",),
@@ -100,33 +87,25 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_qkv.weight",
-        local=_LAYER + "self_attention.linear_qkv.weight",
-        fused=_LAYER + "self_attention.linear_qkv.weight",
         hf=(_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight", _HF + "self_attn.v_proj.weight"),
         shapes=("Q H", "K H", "K H"),
         mistral=(_MISTRAL + "attention.wq.weight", _MISTRAL + "attention.wk.weight", _MISTRAL + "attention.wv.weight"),
         gguf=(_GGUF + "attn_q.weight", _GGUF + "attn_k.weight", _GGUF + "attn_v.weight"),
         transform="qkv",
-        tensor_axis=0,
         extra_state="decoder.layers.self_attention.linear_qkv._extra_state",
         adapted=_LAYER + "self_attention.linear_qkv",
     ),
     Weight(
         disk="decoder.layers.self_attention.linear_proj.weight",
-        local=_LAYER + "self_attention.linear_proj.weight",
-        fused=_LAYER + "self_attention.linear_proj.weight",
         hf=(_HF + "self_attn.o_proj.weight",),
         shapes=("H Q",),
         mistral=(_MISTRAL + "attention.wo.weight",),
         gguf=(_GGUF + "attn_output.weight",),
-        tensor_axis=1,
         extra_state="decoder.layers.self_attention.linear_proj._extra_state",
         adapted=_LAYER + "self_attention.linear_proj",
     ),
     Weight(
         disk="decoder.layers.pre_mlp_layernorm.weight",
-        local=_LAYER + "pre_mlp_layernorm.weight",
-        fused=_LAYER + "pre_mlp_layernorm.weight",
         hf=(_HF + "post_attention_layernorm.weight",),
         shapes=("H",),
         mistral=(_MISTRAL + "ffn_norm.weight",),
@@ -135,8 +114,6 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     Weight(
         disk="decoder.layers.mlp.router.weight",
-        local=_LAYER + "mlp.router.weight",
-        fused=_LAYER + "mlp.router.weight",
         hf=(_MOE + "gate.weight",),
         shapes=("E H",),
         mistral=(_MISTRAL + "feed_forward.gate.weight",),
@@ -144,38 +121,25 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc1.weight",
-        local=_LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
-        fused=_LAYER + "mlp.experts.linear_fc1.weight{expert}",
         hf=(_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),  # gate over up
         shapes=("F H", "F H"),
-        mistral=(
-            _MISTRAL_EXPERT + "w1.weight",
-            _MISTRAL_EXPERT + "w3.weight",
-        ),
+        mistral=(_MISTRAL_EXPERT + "w1.weight", _MISTRAL_EXPERT + "w3.weight"),
         gguf=(_GGUF + "ffn_gate_exps.weight", _GGUF + "ffn_up_exps.weight"),
         transform="stack",
-        tensor_axis=0,
-        expert_axis=1,
         extra_state="decoder.layers.mlp.experts.experts.linear_fc1._extra_state",
         adapted=_LAYER + "mlp.experts.{expert}.linear_fc1",
     ),
     Weight(
         disk="decoder.layers.mlp.experts.experts.linear_fc2.weight",
-        local=_LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight",
-        fused=_LAYER + "mlp.experts.linear_fc2.weight{expert}",
         hf=(_MOE + "experts.{expert}.w2.weight",),
         shapes=("H F",),
         mistral=(_MISTRAL_EXPERT + "w2.weight",),
         gguf=(_GGUF + "ffn_down_exps.weight",),
-        tensor_axis=1,
-        expert_axis=1,
         extra_state="decoder.layers.mlp.experts.experts.linear_fc2._extra_state",
         adapted=_LAYER + "mlp.experts.{expert}.linear_fc2",
     ),
     Weight(
         disk="decoder.final_layernorm.weight",
-        local="decoder.final_layernorm.weight",
-        fused="decoder.final_layernorm.weight",
         hf=("model.norm.weight",),
         shapes=("H",),
         mistral=("norm.weight",),
@@ -184,13 +148,10 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     Weight(
         disk="output_layer.weight",
-        local="output_layer.weight",
-        fused="output_layer.weight",
         hf=("lm_head.weight",),
         shapes=("V H",),
         mistral=("output.weight",),
         gguf=("output.weight",),
-        tensor_axis=0,
     ),
 )
 

@@ -27,6 +27,15 @@ PRECISIONS: dict[str, tuple[dict[str, Any], str]] = {
     "blockwise": ({"fp8": "e4m3", "fp8_recipe": "blockwise"}, "h100"),
     "mxfp8": ({"fp8": "hybrid", "fp8_recipe": "mxfp8"}, "b200"),
 }
+# The axis of a weight that tensor parallelism splits, by the end of its name; all others are whole on every rank.
+SPLIT_AXES = {
+    "word_embeddings.weight": 0,
+    "linear_qkv.weight": 0,
+    "linear_proj.weight": 1,
+    "linear_fc1.weight": 0,
+    "linear_fc2.weight": 1,
+    "output_layer.weight": 0,
+}
 
 
 def pretraining(size: str, world: int, precision: str) -> tuple[Any, str]:
@@ -63,21 +72,28 @@ def expected_parameters(chunk: Any, topology: Topology, *, fused: bool) -> dict[
             continue
         if weight.disk.startswith(("output_layer", "decoder.final")) and not chunk.post_process:
             continue
-        template = (
-            weight.fused if fused else weight.fused.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
-        )
+        template = te_name(weight, fused=fused)
         for layer in range(len(chunk.decoder.layers)) if weight.per_layer else (None,):
             for expert in experts if weight.per_expert else (None,):
                 found[template.format(layer=layer, expert=expert)] = local_shape(weight, dims, topology)
     return found
 
 
+def te_name(weight: Weight, *, fused: bool) -> str:
+    """A parameter's name in Transformer Engine's modules; fused, linear_qkv has the norm before it."""
+    name = weight.disk.replace("decoder.layers.", "decoder.layers.{layer}.")
+    if weight.per_expert:
+        name = name.replace("experts.experts.", "experts.") + "{expert}"
+    return name if fused else name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
+
+
 def local_shape(weight: Weight, dims: ModelShape, topology: Topology) -> tuple[int, ...]:
     """Of one layer and expert, what one tensor-parallel rank holds."""
     rows = sum(block.stop - block.start for block in merge_blocks(weight, dims, 0, 0))
     shape = [rows, *shape_of(weight.shapes[0], dims)[1:]]
-    if weight.tensor_axis is not None:
-        shape[weight.tensor_axis] //= topology.expert_tp if weight.per_expert else topology.tensor_model_parallel_size
+    axis = next((axis for name, axis in SPLIT_AXES.items() if weight.disk.endswith(name)), None)
+    if axis is not None:
+        shape[axis] //= topology.expert_tp if weight.per_expert else topology.tensor_model_parallel_size
     return tuple(shape)
 
 

@@ -99,12 +99,3 @@ def test_fused_names() -> None:
     ]
     assert fused["model.layers.0.mlp.gate.weight"][0] == (4, 32)
     assert not any("block_sparse_moe" in name for name in fused)
-
-
-def test_in_model_names() -> None:
-    layer0 = {weight.local.format(layer=0, expert=1) for weight in WEIGHTS}
-    assert "decoder.layers.0.input_layernorm.weight" in layer0
-    assert "decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.weight" in layer0
-    grouped = {weight.fused.format(layer=0, expert=1) for weight in WEIGHTS}
-    assert "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight" in grouped
-    assert "decoder.layers.0.mlp.experts.linear_fc2.weight1" in grouped
