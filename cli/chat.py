@@ -3,8 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, SamplingOptions
 from mixtral_recipes.cli.output import note, say, say_part
 from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
@@ -23,12 +22,8 @@ HELP = (
 def command(
     *,
     model: Model,
-    system: Annotated[
-        str, typer.Option("--system", metavar="TEXT", help="What the model is told before everything else.")
-    ] = "",
-    compare: Annotated[
-        bool, typer.Option("--compare", help="For an adapter: show what its base model answers, too.")
-    ] = False,
+    system: Annotated[str, option("--system TEXT", "What the model is told before everything else.")] = "",
+    compare: Annotated[bool, option("--compare", "For an adapter: show what its base model answers, too.")] = False,
     layout: LayoutOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -37,17 +32,14 @@ def command(
     Its tokenizer's chat template is used. Lines beginning with / are commands; /help lists them.
     """
     from mixtral_recipes.errors import RecipeError
-    from mixtral_recipes.system.ranks import launched, launched_rank
 
     how, topology = sampling.sampling(), layout.topology()
-    if topology.world_size > 1 and not launched():
-        from mixtral_recipes.executors.again import again
-
-        return again(sys.argv[1:], topology.world_size)
+    if layout.runs_again():
+        return
 
     from mixtral_recipes.inference.chat import Conversation
     from mixtral_recipes.inference.model import InferenceModel, join
-    from mixtral_recipes.system.ranks import first
+    from mixtral_recipes.system.ranks import first, launched_rank
 
     topology = join(topology)
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
@@ -75,7 +67,6 @@ def command(
             if compare:
                 with loaded.without_adapters():
                     _turn(loaded, base_talk, words, how, "base:    ", speaks=speaks)
-    return None
 
 
 def _ask() -> str | None:

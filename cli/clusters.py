@@ -2,9 +2,7 @@
 
 from typing import Annotated
 
-import typer
-
-from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.groups import App, argument
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_checks, print_json, print_table, table
 
@@ -27,7 +25,7 @@ def list_clusters(*, json: Json = False) -> None:
 
 
 @app.command()
-def check(*, name: Annotated[str, typer.Argument(metavar="NAME", help="Profile.")], json: Json = False) -> None:
+def check(*, name: Annotated[str, argument("NAME", "Profile.")], json: Json = False) -> None:
     """Try a profile: Slurm's answer, partition, container runtime, shared folder."""
     from mixtral_recipes.errors import EnvironmentProblem
     from mixtral_recipes.executors.checks import check_cluster

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Overwrite
-from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.groups import App, argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import console, note, print_json, print_table, table
 from mixtral_recipes.system.escapes import in_a_line, printable
@@ -17,38 +15,31 @@ if TYPE_CHECKING:
 
 app = App("Prepare a corpus, check a data set, show what is learned.")
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="What `finetune --data` would get: file, folder or Hub id.")]
-SeqLength = Annotated[int, typer.Option("--seq-length", metavar="N", min=8, help="Positions a sample may take.")]
+Data = Annotated[str, argument("DATA", "What `finetune --data` would get: file, folder or Hub id.")]
+SeqLength = Annotated[int, option("--seq-length N", "Positions a sample may take.", min=8)]
 Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="SETTING=VALUE", help="Settings of the run: data.learn=last data.on_bad_record=skip"),
+    list[str] | None, argument("SETTING=VALUE", "Settings of the run: data.learn=last data.on_bad_record=skip")
 ]
-TOKENIZER = typer.Option(
-    "--tokenizer",
-    metavar="NAME",
-    help="Folder, Hub id, SentencePiece file, mistral://mixtral-8x7b (no download), or embedded://mixtral_tiny.",
+TOKENIZER = option(
+    "--tokenizer NAME",
+    "Folder, Hub id, SentencePiece file, mistral://mixtral-8x7b (no download), or embedded://mixtral_tiny.",
 )
 
 
 @app.command()
 def prepare(
     *,
-    inputs: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="JSONL, parquet, CSV or text files.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="Path of the corpus, without .bin and .idx.")
-    ],
+    inputs: Annotated[list[str], argument("TEXT...", "JSONL, parquet, CSV or text files.")],
+    output: Annotated[Path, option("--output -o PATH", "Path of the corpus, without .bin and .idx.")],
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b",
-    text_key: Annotated[str, typer.Option("--text-key", metavar="NAME", help="Field or column of the text.")] = "text",
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes; default: one per core.")
-    ] = None,
-    part_mb: Annotated[int, typer.Option("--part-mb", metavar="N", min=1, help="Megabytes of input per part.")] = 32,
+    text_key: Annotated[str, option("--text-key NAME", "Field or column of the text.")] = "text",
+    workers: Annotated[int | None, option("--workers N", "Processes; default: one per core.", min=1)] = None,
+    part_mb: Annotated[int, option("--part-mb N", "Megabytes of input per part.", min=1)] = 32,
     on_bad_record: Annotated[
-        str,
-        typer.Option("--on-bad-record", metavar="WHAT", help="Records without text: stop, or skip and keep in a file."),
+        str, option("--on-bad-record WHAT", "Records without text: stop, or skip and keep in a file.")
     ] = "stop",
-    bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Start documents with the tokenizer's bos.")] = True,
-    eos: Annotated[bool, typer.Option("--eos/--no-eos", help="End documents with its eos.")] = True,
+    bos: Annotated[bool, option("--bos/--no-bos", "Start documents with the tokenizer's bos.")] = True,
+    eos: Annotated[bool, option("--eos/--no-eos", "End documents with its eos.")] = True,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -59,7 +50,7 @@ def prepare(
     from mixtral_recipes.system.machine import cores
     from mixtral_recipes.system.progress import progress_bar
 
-    paths = [resolve(path) for path in _package_paths(inputs)]
+    paths = [resolve(path) for path in inputs]
     encoder = Encoder.of(load_tokenizer(tokenizer), bos=bos, eos=eos)
     output.parent.mkdir(parents=True, exist_ok=True)
     size = sum(path.stat().st_size for path in paths if path.is_file())
@@ -90,11 +81,6 @@ def prepare(
         )
 
 
-def _package_paths(inputs: list[Path]) -> list[str]:
-    """A Path drops one of the slashes of ``embedded://``."""
-    return [str(path).replace("embedded:/", "embedded://", 1) for path in inputs]
-
-
 @app.command()
 def check(
     *,
@@ -102,10 +88,8 @@ def check(
     settings: Settings = None,
     tokenizer: Annotated[str | None, TOKENIZER] = None,
     seq_length: SeqLength = 2048,
-    show_all: Annotated[bool, typer.Option("--all", help="Name every finding, not the first five of a kind.")] = False,
-    png: Annotated[
-        Path | None, typer.Option("--png", metavar="FILE", help="Write the length histogram to this file.")
-    ] = None,
+    show_all: Annotated[bool, option("--all", "Name every finding, not the first five of a kind.")] = False,
+    png: Annotated[Path | None, option("--png FILE", "Write the length histogram to this file.")] = None,
     json: Json = False,
 ) -> None:
     """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
@@ -137,13 +121,10 @@ def show(
     data: Data,
     settings: Settings = None,
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
-    count: Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="Samples.")] = 3,
+    count: Annotated[int, option("--count -n N", "Samples.", min=1)] = 3,
     seq_length: SeqLength = 2048,
-    split: Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")] = "train",
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page: learned, context, cut in colours."),
-    ] = None,
+    split: Annotated[str, option("--split NAME", "train, validation or test.")] = "train",
+    html: Annotated[Path | None, option("--html FILE", "Write a page: learned, context, cut in colours.")] = None,
     json: Json = False,
 ) -> None:
     """Print samples as they are tokenized, with what is learned in colour.
@@ -206,10 +187,7 @@ def stats(
     *,
     data: Data,
     more: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="OTHER|SETTING=VALUE", help="A second data set, to compare; settings of a run, for both."
-        ),
+        list[str] | None, argument("OTHER|SETTING=VALUE", "A second data set, to compare; settings of a run, for both.")
     ] = None,
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b-instruct",
     seq_length: SeqLength = 2048,

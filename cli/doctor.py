@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_checks, print_json, print_table, say, table
 
@@ -13,10 +12,8 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Insist on Slurm; else its absence is only noted.")] = False,
-    gpu: Annotated[
-        bool, typer.Option("--gpu", help="Also train ten steps in every number format of this machine's GPU.")
-    ] = False,
+    slurm: Annotated[bool, option("--slurm", "Insist on Slurm; else its absence is only noted.")] = False,
+    gpu: Annotated[bool, option("--gpu", "Also train ten steps in every number format of this machine's GPU.")] = False,
     json: Json = False,
 ) -> None:
     """Check this machine.

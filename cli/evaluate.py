@@ -1,12 +1,10 @@
 """``mixtral-recipes evaluate``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mixtral_recipes.cli.options.evaluation import EvaluationOptions
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.model import LayoutOptions, Model
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_json
@@ -18,8 +16,7 @@ def command(
     model: Model,
     what: EvaluationOptions,
     predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Write the answers to SQuAD's questions there, by id."),
+        Path | None, option("--predictions FILE", "Write the answers to SQuAD's questions there, by id.")
     ] = None,
     layout: LayoutOptions,
     json: Json = False,
@@ -30,12 +27,8 @@ def command(
     result.json and report, and in the model card of its export.
     """
     asked, topology = what.asked(), layout.topology()
-    if topology.world_size > 1:
-        from mixtral_recipes.executors.again import again
-        from mixtral_recipes.system.ranks import launched
-
-        if not launched():
-            return again(sys.argv[1:], topology.world_size)
+    if layout.runs_again():
+        return
 
     from mixtral_recipes.cli.jobs.evaluation import measure
     from mixtral_recipes.system.ranks import launched_rank
@@ -51,4 +44,3 @@ def command(
     )
     if json and launched_rank() == 0:
         print_json({"model": model} | result)
-    return None

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Checkpoint, Overwrite, Public, PushToHub
 from mixtral_recipes.cli.options.export import FormOptions
+from mixtral_recipes.cli.options.groups import argument
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import in_gb, note, print_json, say
 from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
@@ -16,7 +15,7 @@ from mixtral_recipes.importers import exports
 def command(
     *,
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; for GGUF, a file.")],
+    output: Annotated[Path, argument("OUTPUT", "Folder to write; for GGUF, a file.")],
     form: FormOptions,
     overwrite: Overwrite = False,
     push_to_hub: PushToHub = None,

@@ -1,11 +1,9 @@
 """``mixtral-recipes generate``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.model import LayoutOptions, Model, Prompts, SamplingOptions
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json, say_part
@@ -15,12 +13,10 @@ from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 def command(
     *,
     model: Model,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The text to go on from.")] = None,
+    prompt: Annotated[str | None, argument("[PROMPT]", "The text to go on from.")] = None,
     prompts: Prompts = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Each prompt is a question; use the chat template.")] = False,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Prompts continued together on a process.")
-    ] = 8,
+    chat: Annotated[bool, option("--chat", "Each prompt is a question; use the chat template.")] = False,
+    batch_size: Annotated[int, option("--batch-size N", "Prompts continued together on a process.", min=1)] = 8,
     layout: LayoutOptions,
     sampling: SamplingOptions,
     json: Json = False,
@@ -30,21 +26,19 @@ def command(
     On Megatron, in the layout asked for; nothing is exported. The text appears as it comes.
     """
     from mixtral_recipes.errors import RecipeError
-    from mixtral_recipes.system.ranks import first, launched, launched_rank
 
     if (prompt is None) == (prompts is None):
         raise RecipeError("give one PROMPT, or --prompts FILE.")
     how, topology = sampling.sampling(), layout.topology()
-    if topology.world_size > 1 and not launched():
-        from mixtral_recipes.executors.again import again
-
-        return again(sys.argv[1:], topology.world_size)
+    if layout.runs_again():
+        return
 
     import time
 
     from mixtral_recipes.inference import prompts as given
     from mixtral_recipes.inference.generate import generate
     from mixtral_recipes.inference.model import InferenceModel, join
+    from mixtral_recipes.system.ranks import first, launched_rank
 
     topology = join(topology)
     texts = [prompt] if prompt is not None else first(lambda: given.read(prompts or Path("-")))
@@ -56,7 +50,7 @@ def command(
     answers = generate(loaded, tokens, how, batch_size=batch_size, on_text=_show if stream else None)
     seconds = time.perf_counter() - started
     if not speaks:
-        return None
+        return
     if stream:
         print(flush=True)
     count = sum(len(answer.tokens) for answer in answers)
@@ -76,7 +70,6 @@ def command(
     elif not stream:
         for row in rows:
             say_part(f"> {row['prompt']}\n{row['text']}\n\n")
-    return None
 
 
 def _show(number: int, text: str) -> None:

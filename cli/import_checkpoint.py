@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import in_gb, note, print_json, say
 
@@ -15,14 +14,10 @@ _SHOWN = 8  # names of files
 def command(
     *,
     source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="A model's or adapter's folder, hf://org/name, hf://org/name@revision, nemo:///path."
-        ),
+        str, argument("SOURCE", "A model's or adapter's folder, hf://org/name, hf://org/name@revision, nemo:///path.")
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FOLDER", help="Folder to write; default: one in $MIXTRAL_RECIPES_HOME."),
+        Path | None, option("--output FOLDER", "Folder to write; default: one in $MIXTRAL_RECIPES_HOME.")
     ] = None,
     dtype: Dtype = None,
     base: Base = None,

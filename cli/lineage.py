@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mixtral_recipes.cli.options.checkpoint import Base
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.cli.output import note, print_json, print_table, table
@@ -19,16 +20,15 @@ def command(
     *,
     path: Annotated[
         str,
-        typer.Argument(
-            metavar="PATH",
-            help="A checkpoint, an exported folder or .gguf file, nemo://ID, or a run: its newest whole checkpoint.",
+        argument(
+            "PATH",
+            "A checkpoint, an exported folder or .gguf file, nemo://ID, or a run: its newest whole checkpoint.",
             autocompletion=complete_run,
         ),
     ],
     base: Base = None,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Leave the weights unread: compare recorded hashes, sizes and small files only."),
+        bool, option("--quick", "Leave the weights unread: compare recorded hashes, sizes and small files only.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Base, Overwrite
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import complete_run
 from mixtral_recipes.cli.output import note, print_json
@@ -16,16 +15,15 @@ def command(
     *,
     adapters: Annotated[
         list[str],
-        typer.Argument(
-            metavar="ADAPTER:WEIGHT...",
-            help="Adapter checkpoints or runs, each with what it is multiplied by (1 where none is given).",
+        argument(
+            "ADAPTER:WEIGHT...",
+            "Adapter checkpoints or runs, each with what it is multiplied by (1 where none is given).",
             autocompletion=complete_run,
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Adapter checkpoint to write.")],
+    output: Annotated[Path, argument("FOLDER", "Adapter checkpoint to write.")],
     rank: Annotated[
-        int | None,
-        typer.Option("--rank", metavar="R", help="Cut each sum to this rank by SVD; default: exact, the ranks add up."),
+        int | None, option("--rank R", "Cut each sum to this rank by SVD; default: exact, the ranks add up.")
     ] = None,
     base: Base = None,
     overwrite: Overwrite = False,

@@ -4,20 +4,18 @@ import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Overwrite
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import note, print_json, say
 
 
 def command(
     *,
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python file or notebook, or a folder with some.")],
-    write: Annotated[bool, typer.Option("--write", help="Write the changed copy too.")] = False,
+    script: Annotated[Path, argument("SCRIPT", "A Python file or notebook, or a folder with some.")],
+    write: Annotated[bool, option("--write", "Write the changed copy too.")] = False,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="PATH", help="Where; default: SCRIPT with _mixtral behind its name."),
+        Path | None, option("--output PATH", "Where; default: SCRIPT with _mixtral behind its name.")
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,

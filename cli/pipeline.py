@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.place import Detach
 from mixtral_recipes.cli.options.result import DryRun, Json
 from mixtral_recipes.cli.output import print_json, say
@@ -22,18 +21,12 @@ class Where(enum.StrEnum):
 
 def command(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pipeline file (TOML); see docs/guide/clusters.md.")],
+    file: Annotated[Path, argument("FILE", "Pipeline file (TOML); see docs/guide/clusters.md.")],
     executor: Annotated[
-        Where,
-        typer.Option(
-            "--executor", metavar="WHERE", help="local (here, one stage after the other) or slurm (jobs that wait)."
-        ),
+        Where, option("--executor WHERE", "local (here, one stage after the other) or slurm (jobs that wait).")
     ] = Where.local,
     start: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="STAGE", help="Start with this stage: those in front of it have succeeded before."
-        ),
+        str | None, option("--from STAGE", "Start with this stage: those in front of it have succeeded before.")
     ] = None,
     detach: Detach = False,
     dry_run: DryRun = False,

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, WorkOptions
 from mixtral_recipes.cli.options.recipe import Overrides
 from mixtral_recipes.cli.options.result import Json
@@ -17,9 +16,7 @@ def command(
     ask: AskOptions,
     work: WorkOptions,
     goal: GoalOptions,
-    png: Annotated[
-        Path | None, typer.Option("--png", metavar="FILE", help="Draw memory by category, of all layouts shown.")
-    ] = None,
+    png: Annotated[Path | None, option("--png FILE", "Draw memory by category, of all layouts shown.")] = None,
     json: Json = False,
 ) -> None:
     """Will it fit, how long will it take, what to choose."""

@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.groups import App, argument, option
 from mixtral_recipes.cli.options.recipe import Overrides
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import console, print_json, print_table, table
@@ -25,9 +23,9 @@ def complete_spec(incomplete: str) -> list[str]:
 
 Spec = Annotated[
     str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe, such as mixtral_8x7b.pretrain or mixtral_8x7b.finetune(num_nodes=2), your MODULE.FUNCTION, or "
+    argument(
+        "RECIPE",
+        "A recipe, such as mixtral_8x7b.pretrain or mixtral_8x7b.finetune(num_nodes=2), your MODULE.FUNCTION, or "
         "a YAML file.",
         autocompletion=complete_spec,
     ),
@@ -88,8 +86,8 @@ def sizes(layout: catalog.Layout) -> str:
 def show_command(
     spec: Spec,
     overrides: Overrides = None,
-    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, ready for `run`.")] = False,
-    all: Annotated[bool, typer.Option("--all", help="Also what nobody set, with its default.")] = False,
+    yaml: Annotated[bool, option("--yaml", "As YAML, ready for `run`.")] = False,
+    all: Annotated[bool, option("--all", "Also what nobody set, with its default.")] = False,
     json: Json = False,
 ) -> None:
     """Show a recipe's resolved configuration, as a tree or as YAML."""
@@ -152,10 +150,7 @@ def _print_tree(title: str, settings: dict[str, Any]) -> None:
 @app.command("diff")
 def diff_command(
     a: Spec,
-    b: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="Another recipe; or go straight to overrides of the first."),
-    ] = None,
+    b: Annotated[str | None, argument("RECIPE", "Another recipe; or go straight to overrides of the first.")] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
 from mixtral_recipes.cli.output import print_json, say
@@ -13,10 +12,8 @@ from mixtral_recipes.cli.output import print_json, say
 def command(
     *,
     run: Run,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page; default: RUN/report.html.")
-    ] = None,
-    png: Annotated[bool, typer.Option("--png", help="Also write the charts as PNG files, into RUN/figures.")] = False,
+    output: Annotated[Path | None, option("--output -o FILE", "The page; default: RUN/report.html.")] = None,
+    png: Annotated[bool, option("--png", "Also write the charts as PNG files, into RUN/figures.")] = False,
     json: Json = False,
 ) -> None:
     """Write a page about a run: loss, throughput, expert load, restarts."""

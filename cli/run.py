@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mixtral_recipes.cli.jobs.choose import JobOptions
 from mixtral_recipes.cli.jobs.launch import run_job
+from mixtral_recipes.cli.options.groups import argument
 from mixtral_recipes.cli.options.place import PlaceOptions
 from mixtral_recipes.cli.options.recipe import Overrides, RecipeOptions
 from mixtral_recipes.cli.options.result import AfterTrainingOptions, JobResultOptions
@@ -14,7 +13,7 @@ from mixtral_recipes.cli.options.result import AfterTrainingOptions, JobResultOp
 
 def command(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A recipe file; examples/ has some to start from.")],
+    file: Annotated[Path, argument("FILE", "A recipe file; examples/ has some to start from.")],
     overrides: Overrides = None,
     place: PlaceOptions,
     after: AfterTrainingOptions,

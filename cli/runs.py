@@ -3,9 +3,7 @@
 import time
 from typing import Annotated, Any
 
-import typer
-
-from mixtral_recipes.cli.options.groups import App
+from mixtral_recipes.cli.options.groups import App, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
 from mixtral_recipes.cli.output import print_json, print_table, say, table
@@ -17,7 +15,7 @@ app = App("See, follow, resume and stop runs.")
 @app.command("list")
 def list_runs(
     *,
-    everything: Annotated[bool, typer.Option("--all", help="Also runs that ended more than a week ago.")] = False,
+    everything: Annotated[bool, option("--all", "Also runs that ended more than a week ago.")] = False,
     json: Json = False,
 ) -> None:
     """List runs, newest first."""
@@ -82,8 +80,8 @@ def status(*, run: Run, json: Json = False) -> None:
 def logs(
     *,
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="Only this rank's lines.")] = None,
+    follow: Annotated[bool, option("--follow -f", "Go on until the run ends.")] = False,
+    rank: Annotated[int | None, option("--rank N", "Only this rank's lines.", min=0)] = None,
 ) -> None:
     """Print a run's logs, every attempt of it; of a failed run, the failed rank's error first."""
     from mixtral_recipes.executors.runs import logs as files

@@ -1,7 +1,6 @@
 """``mixtral-recipes serve``."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,14 +29,12 @@ def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json:
     topology = layout.topology()
     token = read_token(server.token_file, os.environ.get(TOKEN), server.host)
     if not launched() and (server.exec_ or engine == "vllm" or (engine is None and _is_large(model))):
-        return _by_vllm(model, server, layout, token, json=json)
-    if topology.world_size > 1 and not launched():
-        from mixtral_recipes.executors.again import again
-
-        if token is not None:
-            os.environ[TOKEN] = token
-        return again(sys.argv[1:], topology.world_size, to_ranks=True)
-    return _here(model, server, topology, layout.dtype, token, json=json)
+        _by_vllm(model, server, layout, token, json=json)
+        return
+    if layout.devices > 1 and token is not None:
+        os.environ[TOKEN] = token  # for the processes that are started
+    if not layout.runs_again(to_ranks=True):
+        _here(model, server, topology, layout.dtype, token, json=json)
 
 
 def _by_vllm(model: str, server: ServerOptions, layout: LayoutOptions, token: str | None, *, json: bool) -> None:

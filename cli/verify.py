@@ -2,9 +2,8 @@
 
 from typing import Annotated
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Base, Checkpoint
+from mixtral_recipes.cli.options.groups import option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_json, print_table, say, table
 from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder
@@ -14,14 +13,9 @@ def command(
     *,
     checkpoint: Checkpoint,
     against: Annotated[
-        str | None,
-        typer.Option(
-            "--against", metavar="SOURCE", help="Compare every tensor with this source: hf://.. or a model folder."
-        ),
+        str | None, option("--against SOURCE", "Compare every tensor with this source: hf://.. or a model folder.")
     ] = None,
-    logits: Annotated[
-        bool, typer.Option("--logits", help="Also compare logits with transformers on a few prompts.")
-    ] = False,
+    logits: Annotated[bool, option("--logits", "Also compare logits with transformers on a few prompts.")] = False,
     base: Base = None,
     json: Json = False,
 ) -> None:

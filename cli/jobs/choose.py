@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.jobs.data_settings import columns_in
-from mixtral_recipes.cli.jobs.place import slurm_settings
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
 from mixtral_recipes.cli.options.recipe import (
     FineTuningOptions,
@@ -98,7 +97,7 @@ def prepare(options: JobOptions) -> Job:
         RecipeError: a recipe, setting or layout that cannot run.
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
-    slurm = slurm_settings(options.place)
+    slurm = options.place.over_profile()
     notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.chosen.yaml, notes)

@@ -201,7 +201,9 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[str, Any
     scheme = (ask.peft or "lora").lower()
     if scheme not in catalog.PEFT_SCHEMES:
         raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(catalog.PEFT_SCHEMES)}.")
-    arguments = ask.arguments | {"hardware": card.name} | ({"peft_scheme": scheme} if task == "finetune" else {})
+    arguments: dict[str, Any] = ask.arguments | {"hardware": card.name}
+    if task == "finetune":
+        arguments["peft_scheme"] = scheme
     question = Question(ask.recipe, task, **arguments)
     found = outline(question)
     try:

@@ -3,56 +3,34 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from mixtral_recipes.cli.options.groups import field
 
 if TYPE_CHECKING:
     from mixtral_recipes.evaluation.evaluate import Asked
 
-what = functools.partial(typer.Option, rich_help_panel="What is measured")
-how = functools.partial(typer.Option, rich_help_panel="How")
+what = functools.partial(field, rich_help_panel="What is measured")
+how = functools.partial(field, rich_help_panel="How")
 
 
 @dataclass
 class EvaluationOptions:
     """What is measured, and how."""
 
-    data: Annotated[
-        str | None,
-        what("--data", metavar="DATA", help="Loss on a data set, and SQuAD's scores; default: what its run held out."),
-    ] = None
-    questions: Annotated[
-        int | None,
-        what("--questions", metavar="N", min=0, help="Most of SQuAD's held-out questions; default: all, 0: none."),
-    ] = None
-    loss: Annotated[bool, what("--loss/--no-loss", help="Measure the loss on the data set.")] = True
-    perplexity: Annotated[
-        Path | None, what("--perplexity", metavar="FILE", help="Perplexity of a text: .txt, .md, or records with text.")
-    ] = None
-    tasks: Annotated[
-        str | None, what("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness (the extra `eval`).")
-    ] = None
-    include_path: Annotated[
-        Path | None, what("--include-path", metavar="DIR", help="A folder of further task files (YAML).")
-    ] = None
-    compare: Annotated[
-        bool, what("--compare", help="Measure what its training started from, too: before, after, base.")
-    ] = False
-    few_shot: Annotated[
-        int | None, how("--few-shot", metavar="N", min=0, help="Examples before a question; default: the task's.")
-    ] = None
-    limit: Annotated[int | None, how("--limit", metavar="N", min=1, help="Most documents of each task.")] = None
-    window: Annotated[
-        int | None, how("--window", metavar="N", help="Tokens that perplexity looks at together; default: 2048.")
-    ] = None
-    stride: Annotated[
-        int | None, how("--stride", metavar="N", help="Tokens the window moves on by; default: half of it.")
-    ] = None
-    batch_size: Annotated[
-        int, how("--batch-size", metavar="N", min=1, help="Prompts continued together on a process.")
-    ] = 8
-    max_new_tokens: Annotated[int, how("--max-new-tokens", metavar="N", min=1, help="Most tokens of an answer.")] = 24
+    data: str | None = what("--data DATA", "Loss on a data set, and SQuAD's scores; default: what its run held out.")
+    questions: int | None = what("--questions N", "Most of SQuAD's held-out questions; default: all, 0: none.", min=0)
+    loss: bool = what("--loss/--no-loss", "Measure the loss on the data set.", True)
+    perplexity: Path | None = what("--perplexity FILE", "Perplexity of a text: .txt, .md, or records with text.")
+    tasks: str | None = what("--tasks A,B", "Tasks of lm-evaluation-harness (the extra `eval`).")
+    include_path: Path | None = what("--include-path DIR", "A folder of further task files (YAML).")
+    compare: bool = what("--compare", "Measure what its training started from, too: before, after, base.")
+    few_shot: int | None = how("--few-shot N", "Examples before a question; default: the task's.", min=0)
+    limit: int | None = how("--limit N", "Most documents of each task.", min=1)
+    window: int | None = how("--window N", "Tokens that perplexity looks at together; default: 2048.")
+    stride: int | None = how("--stride N", "Tokens the window moves on by; default: half of it.")
+    batch_size: int = how("--batch-size N", "Prompts continued together on a process.", 8, min=1)
+    max_new_tokens: int = how("--max-new-tokens N", "Most tokens of an answer.", 24, min=1)
 
     def asked(self) -> "Asked":
         """The same for `evaluation.evaluate`.

@@ -1,21 +1,52 @@
 """Groups of options: in a command's signature, one dataclass stands for all the options that are its fields.
 
 typer reads a command's signature, so it is shown one in which each group is replaced by its fields. The command itself
-receives the groups, filled in.
+receives the groups, filled in. An option is declared as help shows it, ``--output -o FILE``: by `option` beside a type,
+by `field` in a group.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mixtral_recipes.errors import RecipeError, nearest
 
+
+def option(spelling: str, help: str, **more: Any) -> Any:
+    """What stands beside an option's type: ``Annotated[Path, option("--output -o FILE", "Folder to write.")]``.
+
+    Args:
+        spelling: Its names, and what its value is called; a flag has no value.
+        help: What help says of it.
+        **more: Further settings of `typer.Option`.
+    """
+    words = spelling.split()
+    names = [word for word in words if word.startswith("-")]
+    return typer.Option(*names, metavar="".join(words[len(names) :]), help=help, **more)
+
+
+def field(spelling: str, help: str, default: Any = None, **more: Any) -> Any:
+    """An `option` as a field of a group: ``name: str | None = field("--name NAME", "Run name.")``.
+
+    Without a default it is None where it is not given, and a flag that cannot be switched off is False.
+    """
+    if default is None and "/" not in spelling and spelling.split()[-1].startswith("-"):
+        default = False
+    return dataclasses.field(default=default, metadata={"option": option(spelling, help, **more)})
+
+
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    """What stands beside the type of an argument, which has no name on the command line."""
+    return typer.Argument(metavar=metavar, help=help, **more)
+
+
 # Every command accepts it, but `main` takes it off the line before typer sees it; it is declared here for --help.
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, option("--debug", "Show the traceback of an error.")]
 
 _ANY_TEXT = ("TEXT", "PROMPT")  # metavars
 
@@ -79,32 +110,27 @@ class App(typer.Typer):
 
 def spread(function: Callable[..., None]) -> Callable[..., None]:
     """A command with one parameter for each option, which calls ``function`` with the groups it takes."""
+    parameter = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if dataclasses.is_dataclass(parameter.annotation):
-            groups[name] = parameter.annotation
-            fields = dataclasses.fields(parameter.annotation)
-            parameters += [_parameter(field.name, field.type, field.default) for field in fields]
-        else:
-            parameters.append(_parameter(name, parameter.annotation, parameter.default))
-    parameters.append(_parameter("debug", Debug, False))
+    for name, taken in inspect.signature(function).parameters.items():
+        if not dataclasses.is_dataclass(taken.annotation):
+            parameters.append(parameter(name, default=taken.default, annotation=taken.annotation))
+            continue
+        groups[name] = taken.annotation
+        for one in dataclasses.fields(taken.annotation):
+            kind = Annotated[one.type, one.metadata["option"]] if one.metadata else one.type
+            parameters.append(parameter(one.name, default=one.default, annotation=kind))
+    parameters.append(parameter("debug", default=False, annotation=Debug))
 
     def command(**values: Any) -> None:
         del values["debug"]
-        taken = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        filled = {
+            name: group(**{one.name: values.pop(one.name) for one in dataclasses.fields(group)})
             for name, group in groups.items()
         }
-        function(**values, **taken)
+        function(**values, **filled)
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__
     command.__dict__["__signature__"] = inspect.Signature(parameters)
     return command
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind, *settings = get_args(annotation)
-    if settings and kind in (bool, bool | None):
-        settings[0].metavar = ""  # help says nothing of the type where no value follows
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -2,24 +2,26 @@
 
 import functools
 import math
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from mixtral_recipes.cli.options.checkpoint import Dtype
+from mixtral_recipes.cli.options.groups import argument, field, option
 
-place = functools.partial(typer.Option, rich_help_panel="Where it runs")
-drawing = functools.partial(typer.Option, rich_help_panel="How it answers")
+place = functools.partial(field, rich_help_panel="Where it runs")
+drawing = functools.partial(field, rich_help_panel="How it answers")
 
 Model = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run's name or folder, a checkpoint, an adapter, nemo://ID, a Hugging Face folder or hf://org/name.",
+    argument(
+        "MODEL", "A run's name or folder, a checkpoint, an adapter, nemo://ID, a Hugging Face folder or hf://org/name."
     ),
+]
+Prompts = Annotated[
+    Path | None, option("--prompts FILE", "One prompt a line, or JSON lines with a prompt; - is stdin.")
 ]
 
 
@@ -27,13 +29,10 @@ Model = Annotated[
 class LayoutOptions:
     """How a model is laid out over processes."""
 
-    devices: Annotated[int, place("--devices", metavar="N", min=1, help="Processes on this machine, one per GPU.")] = 1
-    tp: Annotated[int, place("--tp", metavar="N", min=1, help="Tensor-parallel size.")] = 1
-    pp: Annotated[int, place("--pp", metavar="N", min=1, help="Pipeline-parallel size.")] = 1
-    ep: Annotated[
-        int | None,
-        place("--ep", metavar="N", min=1, help="Expert-parallel size; default: the processes TP and PP leave."),
-    ] = None
+    devices: int = place("--devices N", "Processes on this machine, one per GPU.", 1, min=1)
+    tp: int = place("--tp N", "Tensor-parallel size.", 1, min=1)
+    pp: int = place("--pp N", "Pipeline-parallel size.", 1, min=1)
+    ep: int | None = place("--ep N", "Expert-parallel size; default: the processes TP and PP leave.", min=1)
     dtype: Dtype = None
 
     def topology(self) -> Any:
@@ -60,20 +59,35 @@ class LayoutOptions:
             expert_model_parallel_size=experts,
         )
 
+    def runs_again(self, *, to_ranks: bool = False) -> bool:
+        """Run this process's command line in as many processes as are asked for; False where it is one of them.
+
+        Args:
+            to_ranks: As for `executors.again.again`.
+        """
+        from mixtral_recipes.system.ranks import launched
+
+        if self.devices == 1 or launched():
+            return False
+        from mixtral_recipes.executors.again import again
+
+        again(sys.argv[1:], self.devices, to_ranks=to_ranks)
+        return True
+
 
 @dataclass
 class SamplingOptions:
     """How continuations are made."""
 
-    max_new_tokens: Annotated[int, drawing("--max-new-tokens", metavar="N", help="Most tokens of an answer.")] = 128
-    temperature: Annotated[float, drawing("--temperature", metavar="T", help="0 takes the likeliest token.")] = 0.0
-    top_k: Annotated[int, drawing("--top-k", metavar="K", help="Draw from the K likeliest; 0 is all.")] = 0
-    top_p: Annotated[float, drawing("--top-p", metavar="P", help="Draw from the likeliest that sum to P.")] = 1.0
-    repetition_penalty: Annotated[
-        float, drawing("--repetition-penalty", metavar="X", help="Above 1: what was said before becomes less likely.")
-    ] = 1.0
-    stop: Annotated[list[str] | None, drawing("--stop", metavar="TEXT", help="End at this text; repeatable.")] = None
-    seed: Annotated[int, drawing("--seed", metavar="N", help="Of the draws.")] = 0
+    max_new_tokens: int = drawing("--max-new-tokens N", "Most tokens of an answer.", 128)
+    temperature: float = drawing("--temperature T", "0 takes the likeliest token.", 0.0)
+    top_k: int = drawing("--top-k K", "Draw from the K likeliest; 0 is all.", 0)
+    top_p: float = drawing("--top-p P", "Draw from the likeliest that sum to P.", 1.0)
+    repetition_penalty: float = drawing(
+        "--repetition-penalty X", "Above 1: what was said before becomes less likely.", 1.0
+    )
+    stop: list[str] | None = drawing("--stop TEXT", "End at this text; repeatable.")
+    seed: int = drawing("--seed N", "Of the draws.", 0)
 
     def sampling(self) -> Any:
         """The same for the generator.
@@ -96,9 +110,3 @@ class SamplingOptions:
                 stacklevel=2,
             )
         return made
-
-
-Prompts = Annotated[
-    Path | None,
-    typer.Option("--prompts", metavar="FILE", help="One prompt a line, or JSON lines with a prompt; - is stdin."),
-]

@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mixtral_recipes.cli.options.groups import field, option
 from mixtral_recipes.settings.ranges import RANGES
 
 
@@ -24,8 +25,8 @@ def at_most(most: float) -> Callable[[float | None], float | None]:
 
 
 up_to_most_nodes, up_to_most_per_node = (at_most(RANGES[name].high) for name in ("num_nodes", "devices"))
-option = functools.partial(typer.Option, rich_help_panel="Where it runs")
-slurm_option = functools.partial(typer.Option, rich_help_panel="Slurm")
+_here = functools.partial(field, rich_help_panel="Where it runs")
+_slurm = functools.partial(field, rich_help_panel="Slurm")
 
 
 class ExecutorName(enum.StrEnum):
@@ -38,59 +39,49 @@ class ExecutorName(enum.StrEnum):
 
 NumNodes = Annotated[
     int | None,
-    option("--num-nodes", metavar="N", min=1, callback=up_to_most_nodes, help="Nodes; default: the recipe's."),
+    option(
+        "--num-nodes N",
+        "Nodes; default: the recipe's.",
+        min=1,
+        callback=up_to_most_nodes,
+        rich_help_panel="Where it runs",
+    ),
 ]
 NumGpusPerNode = Annotated[
     int | None,
     option(
-        "--num-gpus-per-node",
-        metavar="N",
+        "--num-gpus-per-node N",
+        "Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
         min=1,
         callback=up_to_most_per_node,
-        help="Processes per node, one per GPU; default: the recipe's. Also called --nproc-per-node.",
+        rich_help_panel="Where it runs",
     ),
 ]
-NprocPerNode = Annotated[int | None, option("--nproc-per-node", min=1, callback=up_to_most_per_node, hidden=True)]
-Detach = Annotated[bool, slurm_option("--detach", help="Return once the job is queued.")]
+NprocPerNode = Annotated[int | None, option("--nproc-per-node", "", min=1, callback=up_to_most_per_node, hidden=True)]
+Detach = Annotated[bool, option("--detach", "Return once the job is queued.", rich_help_panel="Slurm")]
 
 
 @dataclass
 class PlaceOptions:
     """Where a job runs and writes."""
 
-    executor: Annotated[
-        ExecutorName,
-        option("--executor", metavar="WHERE", help="direct (this process), local (torchrun) or slurm (a cluster)."),
-    ] = ExecutorName.local
+    executor: ExecutorName = _here(
+        "--executor WHERE", "direct (this process), local (torchrun) or slurm (a cluster).", ExecutorName.local
+    )
     num_nodes: NumNodes = None
     num_gpus_per_node: NumGpusPerNode = None
     nproc_per_node: NprocPerNode = None
-    dir: Annotated[Path | None, option("--dir", metavar="DIR", help="Folder of runs; default: runs.")] = None
-    name: Annotated[
-        str | None, option("--name", metavar="NAME", help="Run name; default: the recipe and the time.")
-    ] = None
+    dir: Path | None = _here("--dir DIR", "Folder of runs; default: runs.")
+    name: str | None = _here("--name NAME", "Run name; default: the recipe and the time.")
 
-    cluster: Annotated[str | None, slurm_option("--cluster", metavar="NAME", help="A profile of clusters.toml.")] = None
-    account: Annotated[
-        str | None, slurm_option("--account", metavar="NAME", help="Account; default: the profile's.")
-    ] = None
-    partition: Annotated[
-        str | None, slurm_option("--partition", metavar="NAME", help="Partition; default: the profile's.")
-    ] = None
-    time: Annotated[
-        str | None,
-        slurm_option("--time", metavar="HH:MM:SS", help="Time limit of one attempt; a longer job comes back."),
-    ] = None
-    retries: Annotated[
-        int | None,
-        slurm_option("--retries", metavar="N", min=0, help="Restarts after a failure; preemptions are not counted."),
-    ] = None
-    slurm: Annotated[
-        list[str] | None,
-        slurm_option(
-            "--slurm", metavar="KEY=VALUE", help="Any other setting of a profile, e.g. --slurm env.NCCL_DEBUG=INFO."
-        ),
-    ] = None
+    cluster: str | None = _slurm("--cluster NAME", "A profile of clusters.toml.")
+    account: str | None = _slurm("--account NAME", "Account; default: the profile's.")
+    partition: str | None = _slurm("--partition NAME", "Partition; default: the profile's.")
+    time: str | None = _slurm("--time HH:MM:SS", "Time limit of one attempt; a longer job comes back.")
+    retries: int | None = _slurm("--retries N", "Restarts after a failure; preemptions are not counted.", min=0)
+    slurm: list[str] | None = _slurm(
+        "--slurm KEY=VALUE", "Any other setting of a profile, e.g. --slurm env.NCCL_DEBUG=INFO."
+    )
     detach: Detach = False
 
     @property
@@ -98,3 +89,21 @@ class PlaceOptions:
         """The recipe arguments that were given: ``num_nodes``, ``num_gpus_per_node``."""
         given = {"num_nodes": self.num_nodes, "num_gpus_per_node": self.num_gpus_per_node or self.nproc_per_node}
         return {name: value for name, value in given.items() if value is not None}
+
+    def over_profile(self) -> dict[str, Any]:
+        """What was given over the cluster's profile, e.g. ``{"partition": "gpu"}``.
+
+        Raises:
+            LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
+        """
+        from mixtral_recipes.errors import LaunchError
+        from mixtral_recipes.executors.slurm.profile import settings_from
+
+        own = {name: getattr(self, name) for name in ("account", "partition", "time", "retries")}
+        given = {name: value for name, value in own.items() if value is not None}
+        settings = settings_from(self.slurm or []) | given
+        names = ["cluster"] * bool(self.cluster) + list(given) + ["slurm"] * bool(self.slurm)
+        if names and self.executor != "slurm":
+            ignored = ", ".join(f"--{name}" for name in names)
+            raise LaunchError(f"{ignored}: no effect with --executor {self.executor}; use --executor slurm.")
+        return settings

@@ -4,16 +4,22 @@ import enum
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from mixtral_recipes.cli.options.groups import field
 from mixtral_recipes.cli.options.place import NprocPerNode, NumGpusPerNode, NumNodes, at_most
-from mixtral_recipes.cli.options.recipe import HARDWARE_HELP, complete_card, complete_recipe
+from mixtral_recipes.cli.options.recipe import (
+    hardware_field,
+    packed_field,
+    performance_field,
+    precision_field,
+    recipe_field,
+)
 
-job_option = functools.partial(typer.Option, rich_help_panel="Job")
-work_option = functools.partial(typer.Option, rich_help_panel="Work and cost")
-goal_option = functools.partial(typer.Option, rich_help_panel="What to look for")
+_PANEL = "Job"
+_job = functools.partial(field, rich_help_panel=_PANEL)
+_work = functools.partial(field, rich_help_panel="Work and cost")
+_goal = functools.partial(field, rich_help_panel="What to look for")
 
 
 class Task(enum.StrEnum):
@@ -27,41 +33,16 @@ class Task(enum.StrEnum):
 class AskOptions:
     """The job."""
 
-    task: Annotated[Task | None, job_option("--task", metavar="TASK", help="pretrain or finetune (default).")] = None
-    recipe: Annotated[
-        str | None,
-        job_option(
-            "--recipe",
-            metavar="NAME",
-            help="One of `recipes list`, or your MODULE.FUNCTION.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None
-    yaml: Annotated[Path | None, job_option("--yaml", metavar="FILE", help="The recipe in this file.")] = None
-    peft: Annotated[
-        str | None,
-        job_option(
-            "--peft",
-            metavar="SCHEME",
-            help="lora (default), dora, qlora (base in 4 bits; peft.bits=8: in 8), or none (all weights).",
-        ),
-    ] = None
-    packed: Annotated[bool | None, job_option("--packed/--no-packed", help="Several samples per sequence.")] = None
-    precision: Annotated[
-        str | None, job_option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
-    ] = None
-    performance_mode: Annotated[
-        bool, job_option("--performance-mode", help="NeMo's performance mode: token drop, overlap, bf16 reduction.")
-    ] = False
-    hardware: Annotated[
-        str | None,
-        job_option(
-            "--hardware",
-            metavar="GPU",
-            help=HARDWARE_HELP,
-            autocompletion=complete_card,
-        ),
-    ] = None
+    task: Task | None = _job("--task TASK", "pretrain or finetune (default).")
+    recipe: str | None = recipe_field(rich_help_panel=_PANEL)
+    yaml: Path | None = _job("--yaml FILE", "The recipe in this file.")
+    peft: str | None = _job(
+        "--peft SCHEME", "lora (default), dora, qlora (base in 4 bits; peft.bits=8: in 8), or none (all weights)."
+    )
+    packed: bool | None = packed_field(rich_help_panel=_PANEL)
+    precision: str | None = precision_field(rich_help_panel=_PANEL)
+    performance_mode: bool = performance_field(rich_help_panel=_PANEL)
+    hardware: str | None = hardware_field(rich_help_panel=_PANEL)
     num_nodes: NumNodes = None
     num_gpus_per_node: NumGpusPerNode = None
     nproc_per_node: NprocPerNode = None
@@ -85,52 +66,25 @@ class AskOptions:
 class WorkOptions:
     """How much is to be done, and what that costs."""
 
-    data: Annotated[
-        list[str] | None,
-        work_option(
-            "--data",
-            metavar="DATA",
-            help="What it would be trained on: read through with its settings (data.columns=...), and counted. "
-            "Several are mixed, as finetune mixes them.",
-        ),
-    ] = None
-    epochs: Annotated[
-        float | None,
-        work_option("--epochs", metavar="N", min=0.01, callback=at_most(1e6), help="Passes over --data; default: 1."),
-    ] = None
-    price: Annotated[
-        float | None,
-        work_option("--price", metavar="MONEY", min=0.0, callback=at_most(1e9), help="Of a GPU-hour, in any currency."),
-    ] = None
-    advice: Annotated[
-        bool, work_option("--advice", help="Rank, targets, learning rate and batch that suit the data.")
-    ] = False
+    data: list[str] | None = _work(
+        "--data DATA",
+        "What it would be trained on: read through with its settings (data.columns=...), and counted. "
+        "Several are mixed, as finetune mixes them.",
+    )
+    epochs: float | None = _work("--epochs N", "Passes over --data; default: 1.", min=0.01, callback=at_most(1e6))
+    price: float | None = _work("--price MONEY", "Of a GPU-hour, in any currency.", min=0.0, callback=at_most(1e9))
+    advice: bool = _work("--advice", "Rank, targets, learning rate and batch that suit the data.")
 
 
 @dataclass
 class GoalOptions:
     """What the answer is to be."""
 
-    smallest: Annotated[bool, goal_option("--smallest", help="The fewest GPUs it fits on.")] = False
-    max_gpus: Annotated[
-        int | None,
-        goal_option(
-            "--max-gpus",
-            metavar="N",
-            min=1,
-            callback=at_most(100_000),
-            help="The fastest layout on at most so many GPUs.",
-        ),
-    ] = None
-    deadline: Annotated[
-        str | None, goal_option("--deadline", metavar="TIME", help="The fewest GPUs that are done in e.g. 36h or 5d.")
-    ] = None
-    simulate: Annotated[
-        bool, goal_option("--simulate", help="Build one rank's real model without its memory, and measure its peak.")
-    ] = False
-    calibrate: Annotated[
-        bool, goal_option("--calibrate", help="Measure this machine for a minute; later plans use it.")
-    ] = False
-    from_run: Annotated[
-        str | None, goal_option("--from-run", metavar="RUN", help="Learn from what a run took; later plans use it.")
-    ] = None
+    smallest: bool = _goal("--smallest", "The fewest GPUs it fits on.")
+    max_gpus: int | None = _goal(
+        "--max-gpus N", "The fastest layout on at most so many GPUs.", min=1, callback=at_most(100_000)
+    )
+    deadline: str | None = _goal("--deadline TIME", "The fewest GPUs that are done in e.g. 36h or 5d.")
+    simulate: bool = _goal("--simulate", "Build one rank's real model without its memory, and measure its peak.")
+    calibrate: bool = _goal("--calibrate", "Measure this machine for a minute; later plans use it.")
+    from_run: str | None = _goal("--from-run RUN", "Learn from what a run took; later plans use it.")

@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from mixtral_recipes.cli.options.groups import argument, field
 from mixtral_recipes.planner.cards import CARDS
-
-option = functools.partial(typer.Option, rich_help_panel="Recipe")
-
-
-HARDWARE_HELP = f"The card: {', '.join(CARDS)}; default: this machine's, else h100."
 
 
 class PeftScheme(enum.StrEnum):
@@ -49,11 +43,27 @@ def complete_card(incomplete: str) -> list[str]:
     return [name for name in CARDS if name.startswith(incomplete)]
 
 
+# Options of commands that train and of `plan`, which has them under another heading.
+recipe_field = functools.partial(
+    field, "--recipe NAME", "One of `recipes list`, or your MODULE.FUNCTION.", autocompletion=complete_recipe
+)
+precision_field = functools.partial(field, "--precision TYPE", "bf16, fp8, or fp32 for mixtral_tiny.")
+hardware_field = functools.partial(
+    field,
+    "--hardware GPU",
+    f"The card: {', '.join(CARDS)}; default: this machine's, else h100.",
+    autocompletion=complete_card,
+)
+packed_field = functools.partial(field, "--packed/--no-packed", "Several samples per sequence.")
+performance_field = functools.partial(
+    field, "--performance-mode", "NeMo's performance mode: token drop, overlap, bf16 reduction."
+)
+_PANEL = "Recipe"
+_recipe = functools.partial(field, rich_help_panel=_PANEL)
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="PATH=VALUE", help="Settings to change, e.g. trainer.max_steps=20.", autocompletion=complete_override
-    ),
+    argument("PATH=VALUE", "Settings to change, e.g. trainer.max_steps=20.", autocompletion=complete_override),
 ]
 
 
@@ -61,68 +71,40 @@ Overrides = Annotated[
 class RecipeOptions:
     """A recipe by its name or from a file, and what the recipes of every task take."""
 
-    recipe: Annotated[
-        str | None,
-        option(
-            "--recipe",
-            metavar="NAME",
-            help="One of `recipes list`, or your MODULE.FUNCTION.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None
-    yaml: Annotated[Path | None, option("--yaml", metavar="FILE", help="Run the recipe in this file.")] = None
-    data: Annotated[
-        list[str] | None,
-        option(
-            "--data",
-            metavar="DATA",
-            help="File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text. "
-            "Several are mixed: --data a.jsonl:0.7 --data b.jsonl:0.3.",
-        ),
-    ] = None
-    precision: Annotated[
-        str | None, option("--precision", metavar="TYPE", help="bf16, fp8, or fp32 for mixtral_tiny.")
-    ] = None
-    hardware: Annotated[
-        str | None, option("--hardware", metavar="GPU", help=HARDWARE_HELP, autocompletion=complete_card)
-    ] = None
+    recipe: str | None = recipe_field(rich_help_panel=_PANEL)
+    yaml: Path | None = _recipe("--yaml FILE", "Run the recipe in this file.")
+    data: list[str] | None = _recipe(
+        "--data DATA",
+        "File, folder, Hub id or corpus (.bin, .idx): SQuAD, chat, prompts and answers, text. "
+        "Several are mixed: --data a.jsonl:0.7 --data b.jsonl:0.3.",
+    )
+    precision: str | None = precision_field(rich_help_panel=_PANEL)
+    hardware: str | None = hardware_field(rich_help_panel=_PANEL)
 
 
 @dataclass
 class FineTuningOptions:
     """What is trained, on which data, from which weights."""
 
-    peft: Annotated[
-        PeftScheme | None,
-        option(
-            "--peft",
-            metavar="SCHEME",
-            help="Adapters to train: lora (default), dora, or qlora (base in 4 bits); none: all weights.",
-        ),
-    ] = None
-    bits: Annotated[
-        int | None,
-        option("--bits", metavar="N", help="Bits of QLoRA's base: 4 (NF4, default) or 8 (int8 by row)."),
-    ] = None
-    chat_template: Annotated[
-        str | None,
-        option("--chat-template", metavar="TEMPLATE", help="mixtral, mistral-v3, chatml or a Jinja file; for chats."),
-    ] = None
-    restore_from: Annotated[
-        str | None,
-        option("--restore-from", metavar="MODEL", help="Start from hf://ID, nemo://ID, a folder, or a run's model."),
-    ] = None
-    resize_vocab: Annotated[
-        bool, option("--resize-vocab", help="Add rows for tokens that the tokenizer has and the checkpoint does not.")
-    ] = False
-    instruct: Annotated[bool, option("--instruct", help="Start from the Instruct variant.")] = False
-    packed: Annotated[bool | None, option("--packed/--no-packed", help="Several samples per sequence.")] = None
+    peft: PeftScheme | None = _recipe(
+        "--peft SCHEME", "Adapters to train: lora (default), dora, or qlora (base in 4 bits); none: all weights."
+    )
+    bits: int | None = _recipe("--bits N", "Bits of QLoRA's base: 4 (NF4, default) or 8 (int8 by row).")
+    chat_template: str | None = _recipe(
+        "--chat-template TEMPLATE", "mixtral, mistral-v3, chatml or a Jinja file; for chats."
+    )
+    restore_from: str | None = _recipe(
+        "--restore-from MODEL", "Start from hf://ID, nemo://ID, a folder, or a run's model."
+    )
+    resize_vocab: bool = _recipe(
+        "--resize-vocab", "Add rows for tokens that the tokenizer has and the checkpoint does not."
+    )
+    instruct: bool = _recipe("--instruct", "Start from the Instruct variant.")
+    packed: bool | None = packed_field(rich_help_panel=_PANEL)
 
 
 @dataclass
 class PretrainingOptions:
     """What only pretraining offers."""
 
-    performance_mode: Annotated[
-        bool, option("--performance-mode", help="NeMo's performance mode: token drop, overlap, bf16 reduction.")
-    ] = False
+    performance_mode: bool = performance_field(rich_help_panel=_PANEL)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from mixtral_recipes.cli.options.groups import field, option
 
-option = functools.partial(typer.Option, rich_help_panel="Output")
-after_option = functools.partial(typer.Option, rich_help_panel="After training")
+_output = functools.partial(option, rich_help_panel="Output")
+_after = functools.partial(field, rich_help_panel="After training")
 
-Json = Annotated[bool, option("--json", help="End with one JSON object on stdout.")]
-DryRun = Annotated[bool, option("--dry-run", help="Check everything, show what would run, and run nothing.")]
+Json = Annotated[bool, _output("--json", "End with one JSON object on stdout.")]
+DryRun = Annotated[bool, _output("--dry-run", "Check everything, show what would run, and run nothing.")]
 
 
 @dataclass
@@ -19,9 +19,9 @@ class JobResultOptions:
     """What a job should produce: a run, a recipe file, or only an answer."""
 
     dry_run: DryRun = False
-    to_yaml: Annotated[
-        Path | None, option("--to-yaml", metavar="FILE", help="Write the resolved recipe there, and run nothing.")
-    ] = None
+    to_yaml: Annotated[Path | None, _output("--to-yaml FILE", "Write the resolved recipe there, and run nothing.")] = (
+        None
+    )
     json: Json = False
 
 
@@ -29,13 +29,5 @@ class JobResultOptions:
 class AfterTrainingOptions:
     """What follows fine-tuning."""
 
-    export: Annotated[
-        bool | None,
-        after_option("--export/--no-export", help="Export the trained model; default: mixtral_tiny's only."),
-    ] = None
-    evaluate: Annotated[
-        int,
-        after_option(
-            "--evaluate", metavar="N", min=0, help="Held-out questions to answer before and after, when exporting."
-        ),
-    ] = 100
+    export: bool | None = _after("--export/--no-export", "Export the trained model; default: mixtral_tiny's only.")
+    evaluate: int = _after("--evaluate N", "Held-out questions to answer before and after, when exporting.", 100, min=0)

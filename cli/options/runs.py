@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-import typer
+from mixtral_recipes.cli.options.groups import argument
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -14,9 +14,7 @@ def complete_run(incomplete: str) -> list[str]:
 
 Run = Annotated[
     str,
-    typer.Argument(
-        metavar="RUN",
-        help="Run name (the newest of that name), run id, Slurm job id, or run folder.",
-        autocompletion=complete_run,
+    argument(
+        "RUN", "Run name (the newest of that name), run id, Slurm job id, or run folder.", autocompletion=complete_run
     ),
 ]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mixtral_recipes.cli import main
-from mixtral_recipes.cli.jobs.place import slurm_settings
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
 from mixtral_recipes.errors import LaunchError
 
@@ -71,9 +70,9 @@ def test_an_option_for_slurm_alone_is_refused_elsewhere(
 
 def test_what_was_given_is_set_over_the_profile() -> None:
     options = PlaceOptions(ExecutorName.slurm, cluster="big", account="a", retries=0, slurm=["mem=8G"])
-    assert slurm_settings(options) == {"account": "a", "retries": 0, "mem": "8G"}
+    assert options.over_profile() == {"account": "a", "retries": 0, "mem": "8G"}
     with pytest.raises(LaunchError, match="--account, --retries, --slurm: no effect with --executor local"):
-        slurm_settings(PlaceOptions(account="a", retries=0, slurm=["mem=8G"]))
+        PlaceOptions(account="a", retries=0, slurm=["mem=8G"]).over_profile()
 
 
 def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
