@@ -4,7 +4,6 @@ Each is a `stream.Rows`, so import, export and verify read through it as they re
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,41 +12,31 @@ from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, LikeSource, Rows
 
 _BAND_BYTES = 64 << 20  # of a transposed matrix held in memory per thread
 _PIECE_BYTES = 4 << 20
+_NO_BAND = (0, np.empty((0, 0), dtype=np.uint8))
 
 
-@dataclass(frozen=True)
 class RowRanges:
     """Stretches of the rows of one tensor, or of several of one type and width, as a tensor of their own.
 
-    Attributes:
+    Args:
         ranges: (tensor, first row, row after the last) of each stretch, one below the other.
     """
 
-    ranges: Sequence[tuple[Rows, int, int]]
-
-    @property
-    def dtype(self) -> str:
-        return self.ranges[0][0].dtype
-
-    @property
-    def rows(self) -> int:
-        return sum(stop - start for _, start, stop in self.ranges)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.ranges[0][0].row_bytes
+    def __init__(self, ranges: Sequence[tuple[Rows, int, int]]) -> None:
+        self._ranges = ranges
+        self.dtype, self.row_bytes = ranges[0][0].dtype, ranges[0][0].row_bytes
+        self.rows = sum(stop - start for _, start, stop in ranges)
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
         at = 0
-        for source, first, last in self.ranges:
+        for source, first, last in self._ranges:
             low, high = max(start, at), min(start + count, at + last - first)
             if low < high:
                 source.read(first + low - at, high - low, out[(low - start) * self.row_bytes :])
             at += last - first
 
 
-@dataclass(frozen=True)
 class TurnedHeads(LikeSource):
     """A query or key weight with the rows of its heads in the other of two orders.
 
@@ -55,7 +44,7 @@ class TurnedHeads(LikeSource):
     and llama.cpp rows 2i and 2i + 1 (its pairs). So row i of a head in halves is row 2i of one in pairs, and row
     D/2 + i is row 2i + 1.
 
-    Attributes:
+    Args:
         source: The weight as stored, [heads x head dim, hidden].
         head_dim: Rows of a head, D.
         stored: The order it is stored in; it is read in the other.
@@ -63,52 +52,42 @@ class TurnedHeads(LikeSource):
     Source: mistral-inference `rope.py`, apply_rotary_emb; transformers `modeling_mixtral.py`, rotate_half.
     """
 
-    source: Rows
-    head_dim: int
-    stored: Literal["pairs", "halves"] = "pairs"
+    def __init__(self, source: Rows, head_dim: int, stored: Literal["pairs", "halves"] = "pairs") -> None:
+        super().__init__(source)
+        self._head_dim = head_dim
+        self._axes = (head_dim // 2, 2) if stored == "pairs" else (2, head_dim // 2)
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``; whole heads are read for it."""
-        size = self.head_dim
-        axes = (size // 2, 2) if self.stored == "pairs" else (2, size // 2)
+        size = self._head_dim
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes].reshape(count, self.row_bytes)
         stored = np.empty((size, self.row_bytes), dtype=np.uint8)
         for head in range(start // size, -(-(start + count) // size)):
-            self.source.read(head * size, size, memoryview(stored).cast("B"))
-            turned = stored.reshape(*axes, -1).swapaxes(0, 1).reshape(size, -1)
+            self._source.read(head * size, size, memoryview(stored).cast("B"))
+            turned = stored.reshape(*self._axes, -1).swapaxes(0, 1).reshape(size, -1)
             low, high = max(start, head * size), min(start + count, (head + 1) * size)
             target[low - start : high - start] = turned[low - head * size : high - head * size]
 
 
-@dataclass
 class Transposed:
     """A matrix stored column by column.
 
     A band of its rows is held in memory, at most 64 MiB: a wider matrix is read once per band. One thread reads it.
 
-    Attributes:
+    Args:
         source: The transposed matrix, [columns, rows].
     """
 
-    source: Rows
-    _band: tuple[int, np.ndarray] = field(default_factory=lambda: (0, np.empty((0, 0), dtype=np.uint8)), repr=False)
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def rows(self) -> int:
-        return self.source.row_bytes // ITEM_BYTES[self.dtype]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.source.rows * ITEM_BYTES[self.dtype]
+    def __init__(self, source: Rows) -> None:
+        self._source, self.dtype = source, source.dtype
+        self.rows = source.row_bytes // ITEM_BYTES[source.dtype]
+        self.row_bytes = source.rows * ITEM_BYTES[source.dtype]
+        self._band = _NO_BAND
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
-        target = np.frombuffer(out, dtype=f"V{ITEM_BYTES[self.dtype]}")[: count * self.source.rows]
-        target = target.reshape(count, self.source.rows)
+        target = np.frombuffer(out, dtype=f"V{ITEM_BYTES[self.dtype]}")[: count * self._source.rows]
+        target = target.reshape(count, self._source.rows)
         done = 0
         while done < count:
             first, band = self._band_with(start + done)
@@ -117,7 +96,7 @@ class Transposed:
             target[done : done + high - low] = band[low:high]
             done += high - low
         if start + count == self.rows:
-            self._band = (0, np.empty((0, 0), dtype=np.uint8))
+            self._band = _NO_BAND
 
     def _band_with(self, row: int) -> tuple[int, np.ndarray]:
         """The band that holds a row, and its first row."""
@@ -131,11 +110,11 @@ class Transposed:
 
     def _read_band(self, first: int, height: int) -> np.ndarray:
         kind = f"V{ITEM_BYTES[self.dtype]}"
-        band = np.empty((height, self.source.rows), dtype=kind)
-        step = max(1, _PIECE_BYTES // self.source.row_bytes)
+        band = np.empty((height, self._source.rows), dtype=kind)
+        step = max(1, _PIECE_BYTES // self._source.row_bytes)
         piece = np.empty((step, self.rows), dtype=kind)
-        for column in range(0, self.source.rows, step):
-            count = min(step, self.source.rows - column)
-            self.source.read(column, count, memoryview(piece.view(np.uint8)).cast("B"))
+        for column in range(0, self._source.rows, step):
+            count = min(step, self._source.rows - column)
+            self._source.read(column, count, memoryview(piece.view(np.uint8)).cast("B"))
             band[:, column : column + count] = piece[:count, first : first + height].T
         return band

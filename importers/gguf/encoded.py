@@ -1,8 +1,6 @@
 """A tensor's rows on their way into a GGUF file: read, compared, and brought into the file's type."""
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,50 +10,40 @@ from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
 
 
-@dataclass
 class Hashed(LikeSource):
     """Rows whose hash is taken while they are read, front to back by one thread; some may be read again.
 
     Attributes:
-        source: The rows.
         digest: SHA-256 of those read so far.
     """
 
-    source: Rows
-    digest: Any = field(default_factory=hashlib.sha256)
-    _next: int = 0
+    def __init__(self, source: Rows) -> None:
+        super().__init__(source)
+        self.digest = hashlib.sha256()
+        self._next = 0
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
-        self.source.read(start, count, out)
+        self._source.read(start, count, out)
         if start <= self._next < start + count:
             self.digest.update(out[(self._next - start) * self.row_bytes : count * self.row_bytes])
             self._next = start + count
 
 
-@dataclass(frozen=True)
 class Encoded:
     """Rows in a type of GGUF's.
 
-    Attributes:
+    Args:
         name: The canonical tensor, for errors.
         source: Its rows, in a float type.
         type: What they become, by its name in ``GGMLQuantizationType``.
         row_bytes: Bytes of a row in that type.
     """
 
-    name: str
-    source: Rows
-    type: str
-    row_bytes: int
-
-    @property
-    def dtype(self) -> str:
-        return f"GGML {self.type}"  # none that a weight of a checkpoint has: nothing here is cast or checked again
-
-    @property
-    def rows(self) -> int:
-        return self.source.rows
+    def __init__(self, name: str, source: Rows, type: str, row_bytes: int) -> None:
+        self._name, self._source, self._type = name, source, type
+        self.dtype = f"GGML {type}"  # none that a weight of a checkpoint has: nothing here is cast or checked again
+        self.rows, self.row_bytes = source.rows, row_bytes
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``; gguf quantizes, torch rounds to 16 bits (to even).
@@ -63,19 +51,19 @@ class Encoded:
         Raises:
             CheckpointError: a value is not finite, or too large for 16 bits.
         """
-        source = read_as(self.source, start, count, self.source.dtype)
-        if not is_finite(memoryview(source), self.source.dtype):
-            raise CheckpointError(f"{self.name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
-        values = torch.frombuffer(source, dtype=getattr(torch, TORCH_NAMES[self.source.dtype])).view(count, -1)
+        source = read_as(self._source, start, count, self._source.dtype)
+        if not is_finite(memoryview(source), self._source.dtype):
+            raise CheckpointError(f"{self._name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
+        values = torch.frombuffer(source, dtype=getattr(torch, TORCH_NAMES[self._source.dtype])).view(count, -1)
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
-        if self.type in ITEM_BYTES:
-            encoded = values.to(getattr(torch, TORCH_NAMES[self.type])).view(torch.uint8).numpy()
-            if not is_finite(memoryview(encoded).cast("B"), self.type):
+        if self._type in ITEM_BYTES:
+            encoded = values.to(getattr(torch, TORCH_NAMES[self._type])).view(torch.uint8).numpy()
+            if not is_finite(memoryview(encoded).cast("B"), self._type):
                 raise CheckpointError(
-                    f"{self.name}: holds {values.abs().max().item():.5g}, more than {self.type} can; "
+                    f"{self._name}: holds {values.abs().max().item():.5g}, more than {self._type} can; "
                     "use --quantization bf16 or q8_0."
                 )
         else:
             gguf = package("gguf")
-            encoded = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType[self.type])
+            encoded = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType[self._type])
         target[:] = encoded.reshape(-1)

@@ -5,7 +5,6 @@ only repeat it; so a comparison reads the source by the libraries that own the f
 only the rows that are asked for are copied.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,32 +17,21 @@ from mixtral_recipes.importers.hf.safetensors import StoredTensor
 _SPELLED = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
 
 
-@dataclass(frozen=True)
 class LibraryRows:
     """A tensor a library gave, [rows, width], as `stream.Rows`."""
 
-    tensor: Tensor
-
-    @property
-    def dtype(self) -> str:
-        return _SPELLED[self.tensor.dtype]
-
-    @property
-    def rows(self) -> int:
-        return self.tensor.shape[0]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.tensor.shape[1] * self.tensor.element_size()
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self.dtype = tensor, _SPELLED[tensor.dtype]
+        self.rows, self.row_bytes = tensor.shape[0], tensor.shape[1] * tensor.element_size()
 
     def read(self, start: int, count: int, out: memoryview) -> None:
         """Fill ``out`` with rows ``start`` to ``start + count``."""
-        piece = self.tensor[start : start + count].contiguous().view(torch.uint8)
+        piece = self._tensor[start : start + count].contiguous().view(torch.uint8)
         out[: count * self.row_bytes] = memoryview(piece.numpy()).cast("B")
 
     def slice(self, start: int, rows: int) -> "LibraryRows":
         """``rows`` rows from row ``start`` on, as a tensor of their own."""
-        return LibraryRows(self.tensor[start : start + rows])
+        return LibraryRows(self._tensor[start : start + rows])
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:

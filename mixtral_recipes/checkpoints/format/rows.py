@@ -69,19 +69,9 @@ class TensorRows:
 class LikeSource:
     """Rows of another tensor, of its type and width and as many, whatever is done to them as they are read."""
 
-    source: Rows
-
-    @property
-    def dtype(self) -> str:
-        return self.source.dtype
-
-    @property
-    def rows(self) -> int:
-        return self.source.rows
-
-    @property
-    def row_bytes(self) -> int:
-        return self.source.row_bytes
+    def __init__(self, source: Rows) -> None:
+        self._source = source
+        self.dtype, self.rows, self.row_bytes = source.dtype, source.rows, source.row_bytes
 
 
 def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str) -> None:
