@@ -34,14 +34,12 @@ def parse_source(source: str) -> Path | HubId:
     Raises:
         CheckpointError: it is none of these.
     """
-    text = str(resolve(source)) if source.startswith(PREFIX) else source.removeprefix("hf://")
-    if source.startswith(_NEMO):
-        text = source.removeprefix(_NEMO)
-        if not is_path(source):
-            raise CheckpointError(
-                f"{source} names an imported checkpoint; to import, give hf://org/name, a folder, or nemo:///path of a "
-                "NeMo 2.0 checkpoint."
-            )
+    if import_name(source) is not None:
+        raise CheckpointError(
+            f"{source} names an imported checkpoint; to import, give hf://org/name, a folder, or nemo:///path of a "
+            "NeMo 2.0 checkpoint."
+        )
+    text = str(resolve(source)) if source.startswith(PREFIX) else source.removeprefix("hf://").removeprefix(_NEMO)
     if "://" in text:
         raise CheckpointError(f"{source}: only hf://org/name[@revision], nemo:///path and paths are understood.")
     path = Path(text).expanduser()
@@ -57,9 +55,10 @@ def parse_source(source: str) -> Path | HubId:
     return HubId(repo, revision or None)
 
 
-def is_path(text: str) -> bool:
-    """Whether ``nemo://`` stands before a path, not before an import's name."""
-    return text.startswith(_NEMO) and text.removeprefix(_NEMO).startswith(("/", ".", "~"))
+def import_name(text: str) -> str | None:
+    """The name of a finished import, which stands behind ``nemo://``; None of all else, a path behind it included."""
+    name = text.removeprefix(_NEMO)
+    return None if name == text or name.startswith(("/", ".", "~")) else name
 
 
 def checkpoint(text: str) -> Path:
@@ -68,8 +67,8 @@ def checkpoint(text: str) -> Path:
     Raises:
         CheckpointError: there is none; of a folder of another form it says which, and what to do.
     """
-    if text.startswith(_NEMO) and not is_path(text):
-        return finished(text.removeprefix(_NEMO))
+    if (name := import_name(text)) is not None:
+        return finished(name)
     text = text.removeprefix(_NEMO)
     if "://" in text:
         raise CheckpointError(f"{text}: a checkpoint folder or nemo://ID is needed here.")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from mixtral_recipes import embedded
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.recognise import Form, recognise
@@ -19,11 +18,9 @@ def peek(source: str) -> Path | None:
         A folder of a checkpoint or of a Hugging Face model; None where the model is not on this machine, or in a form
         that says so only when it is imported.
     """
-    if source.startswith(embedded.PREFIX):
-        return embedded.resolve(source)
     try:
-        if source.startswith("nemo://") and not locations.is_path(source):
-            return locations.finished(source.removeprefix("nemo://")) / "context"
+        if (name := locations.import_name(source)) is not None:
+            return locations.finished(name) / "context"
         place = locations.parse_source(source)
     except CheckpointError:
         return None
@@ -44,8 +41,8 @@ def still_to_come(source: str) -> str | None:
     """
     if peek(source) is not None:
         return None
-    if source.startswith("nemo://") and not locations.is_path(source):
-        return f"{source} is not imported yet; before it runs: mixtral-recipes import hf://{source.removeprefix('nemo://')}"
+    if (name := locations.import_name(source)) is not None:
+        return f"{source} is not imported yet; before it runs: mixtral-recipes import hf://{name}"
     if isinstance(locations.parse_source(source), Path):
         return None
     return f"{source} is not on this machine yet; it is fetched and imported when the run starts."

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes import embedded
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.locations import finished, is_path, parse_source
+from mixtral_recipes.importers.locations import finished, import_name, parse_source
 from mixtral_recipes.importers.open import WANTED
 from mixtral_recipes.importers.recognise import Form, Found, recognise, required
 from mixtral_recipes.system.files import sha256
@@ -29,12 +28,11 @@ def resolve(source: str) -> Path:
     Raises:
         CheckpointError: nothing is there.
     """
-    if source.startswith("nemo://") and not is_path(source):
-        return finished(source.removeprefix("nemo://"))
-    source = str(embedded.resolve(source)) if source.startswith(embedded.PREFIX) else source
-    path = Path(source.removeprefix("nemo://")).expanduser()
-    if path.is_dir() and not source.startswith("hf://"):
-        found = recognise(path.resolve())
+    if (name := import_name(source)) is not None:
+        return finished(name)
+    place = parse_source(source)
+    if isinstance(place, Path) and not source.startswith("hf://"):
+        found = recognise(place)
         if found.form is Form.CHECKPOINT:
             return found.folder
     return import_any(source)
@@ -51,7 +49,7 @@ def check_source(source: str) -> None:
     Raises:
         CheckpointError: nothing is there, or something that cannot be taken.
     """
-    if source.startswith("nemo://") and not is_path(source):
+    if import_name(source) is not None:
         return
     place = parse_source(source)
     form = recognise(place).form if isinstance(place, Path) else None
@@ -77,7 +75,7 @@ def import_any(
         CheckpointError: the source cannot be taken exactly, or an adapter's base is not known.
     """
     folder = Path(source.removeprefix("hf://").removeprefix("nemo://")).expanduser()
-    found = recognise(folder.resolve()) if folder.is_dir() and (is_path(source) or "nemo://" not in source) else None
+    found = recognise(folder.resolve()) if folder.is_dir() and import_name(source) is None else None
     if found and found.form in (Form.PEFT, Form.NEMO_ADAPTER):
         if options.get("dtype"):
             raise CheckpointError(f"{source} is an adapter, so --dtype has no effect; leave it out.")
