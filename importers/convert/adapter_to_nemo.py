@@ -12,9 +12,10 @@ from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_config, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.links import base_of
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.exported import exported_parent
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.megatron_to_nemo import write_common, write_context
 from mixtral_recipes.importers.convert.nemo_to_adapter import METADATA, TENSORS, module_of, nemo_shape
@@ -53,9 +54,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
         CheckpointError: it is no adapter, it is damaged, NeMo cannot express it, or ``base`` is another model.
     """
     stored = open_adapters(checkpoint, "--format nemo-peft is for LoRA and DoRA runs, --format nemo exports it")
-    parent = lineage.of_checkpoint(checkpoint)
-    if base is not None:
-        parent = parent.at("base", base_of(checkpoint, base))
+    parent = exported_parent(checkpoint, base_of(checkpoint, base) if base else None)
     config = read_config(checkpoint / "context")
     settings = transform_settings(checkpoint, stored.scheme)
     shards = list(_shards(checkpoint, stored, hf_config.dims(config)))
@@ -63,15 +62,14 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(shard.nbytes for shard in shards))
         _write_weights(staging / "weights", shards)
-        named, how = _nemo_base(parent, final)
+        named, how = _nemo_base(parent.record, final)
         (staging / "weights" / METADATA).write_text(json.dumps({"model_ckpt_path": named}))
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         context = checkpoint / "context"
         write_context(staging / "context", context, config, str(dtype), settings)
         (staging / "README.md").write_text(_README.format(base=named, how=how))
         identity = Identity(hash_of_adapter(staging), hash_of_config(staging), hash_of_tokenizer(staging))
-        parents = (Parent("checkpoint", parent, os.path.abspath(checkpoint)),)
-        lineage.write(staging, Lineage("export", identity, origin={"layout": "nemo adapter"}, parents=parents))
+        lineage.write(staging, Lineage("export", identity, origin={"layout": "nemo adapter"}, parents=(parent,)))
     return final
 
 

@@ -1,11 +1,14 @@
 """What every export does, whatever it writes: open the weights, compare them, say what they were made from."""
 
+import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
@@ -13,160 +16,158 @@ from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import with_scores
-from mixtral_recipes.importers.convert.merge_check import MergeCheck
+from mixtral_recipes.importers.convert.merge_check import MergeCheck, check_merge
 from mixtral_recipes.importers.convert.quantized_base import ORIGINAL, as_trained_over, kept_dtype, merged_into
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
+from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import Weight, canonical_shapes
 from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows
 from mixtral_recipes.layout.shapes import ModelShape
 
 
-def what_to_merge(
-    checkpoint: Path, manifest: dict[str, Any], base: Path | None, into: str | None, dtype: str | None = None
-) -> tuple[Path | None, str | None, str | None]:
-    """Where the base of a checkpoint's adapters is, what they are merged into, and what its weights are cast to.
+@dataclass(frozen=True)
+class ExportedModel:
+    """The model that a checkpoint is exported as: its own weights, or its base's with its adapters merged into them.
 
-    Args:
+    Attributes:
         checkpoint: The checkpoint.
-        manifest: Its manifest.
-        base: Where the user says the base is.
-        into: What the user names (`quantized_base.merged_into`).
-        dtype: What the user wants the weights in, as safetensors spells it; None takes what the base has.
-
-    Returns:
-        None for each where there is no choice.
-
-    Raises:
-        CheckpointError: the base is not there, or another model is; they cannot be merged into that; or there are none.
-    """
-    if manifest["kind"] != "adapter":
-        for option, value in (("--base", base), ("--merge-into", into)):
-            if value is not None:
-                raise CheckpointError(f"{checkpoint} holds no adapters, so {option} has no effect; leave it out.")
-        return None, None, dtype
-    base, into = base_of(checkpoint, base), merged_into(checkpoint, into)
-    return base, into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base)
-
-
-def exported_rows(
-    checkpoint: Path,
-    manifest: dict[str, Any],
-    dims: ModelShape,
-    *,
-    base: Path | None,
-    dtype: str | None,
-    into: str | None = None,
-) -> dict[str, Rows]:
-    """Every canonical tensor of a checkpoint, adapters merged.
-
-    Args:
-        checkpoint: The checkpoint.
-        manifest: Its manifest.
-        dims: The model's sizes.
         base: Where the base of its adapters is; None for a model.
-        dtype: What the rows will be cast to, so that their hashes cannot be compared with the manifest's, and what
-            adapters are merged in; None leaves all as the base has it.
-        into: What adapters are merged into, as `quantized_base.merged_into` says.
-
-    Raises:
-        CheckpointError: a file is damaged, or a tensor missing or unknown.
+        into: What adapters are merged into (`quantized_base.merged_into`); None where there is no choice.
+        dtype: What the weights are cast to, and adapters are merged in, as safetensors spells it; None leaves all as
+            the base has it.
     """
-    if not manifest["tensors"] or dtype:
-        verify(checkpoint)
-    if base:
-        verify(base)
-    return rows_of(checkpoint, dims, base, into, dtype)
+
+    checkpoint: Path
+    base: Path | None = None
+    into: str | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Path, base: Path | None, into: str | None, dtype: str | None = None) -> "ExportedModel":
+        """The model that a user asks for.
+
+        Args:
+            checkpoint: The checkpoint.
+            base: Where the base is now; None takes the place it was at.
+            into: What the user names (`quantized_base.merged_into`).
+            dtype: What the user wants the weights in; None takes what the base has.
+
+        Raises:
+            CheckpointError: it is no checkpoint; its base is not there, or another model is; its adapters cannot be
+                merged into that; or it has none.
+        """
+        if read_manifest(checkpoint)["kind"] != "adapter":
+            for option, value in (("--base", base), ("--merge-into", into)):
+                if value is not None:
+                    raise CheckpointError(f"{checkpoint} holds no adapters, so {option} has no effect; leave it out.")
+            return cls(checkpoint, dtype=dtype)
+        base, into = base_of(checkpoint, base), merged_into(checkpoint, into)
+        return cls(checkpoint, base, into, dtype if into in (None, ORIGINAL) else dtype or kept_dtype(base))
+
+    @functools.cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The checkpoint's."""
+        return read_manifest(self.checkpoint)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return read_config(self.checkpoint / "context")
+
+    @functools.cached_property
+    def dims(self) -> ModelShape:
+        """Its sizes."""
+        return hf_config.dims(self.config)
+
+    def rows(self, *, verified: bool = False) -> dict[str, Rows]:
+        """Every canonical tensor, adapters merged.
+
+        Args:
+            verified: Whether the files are known to be as they were written; else those are compared whose tensors
+                `check_digests` cannot compare while they are read.
+
+        Raises:
+            CheckpointError: a file is damaged, or a tensor missing or unknown.
+        """
+        if not verified and (self.dtype or not self.manifest["tensors"]):
+            verify(self.checkpoint)
+        if not verified and self.base:
+            verify(self.base)
+        saved = ModelWeights((self.base or self.checkpoint) / "weights", self.dims)
+        if self.base is None:
+            return canonical_rows(saved, self.dims)
+        adapters, trained_over = StoredAdapters(self.checkpoint), as_trained_over(self.checkpoint, self.into)
+
+        def merge(weight: Weight, layer: int | None, expert: int | None, rows: Rows) -> Rows:
+            rows = trained_over(weight, layer, expert, rows) if trained_over else rows
+            return adapters.merged(weight, layer, expert, rows, self.dtype)
+
+        rows = canonical_rows(saved, self.dims, merge)
+        adapters.check_all_read()
+        return rows
+
+    def check_digests(self, digests: dict[str, str]) -> None:
+        """Compare what was read with what the import recorded.
+
+        Args:
+            digests: SHA-256 of every canonical tensor as it was written.
+
+        Raises:
+            CheckpointError: names a tensor that is not what it was.
+        """
+        for name, entry in self.manifest["tensors"].items():
+            if self.dtype in (None, entry["dtype"]) and digests.get(name, entry["sha256"]) != entry["sha256"]:
+                raise CheckpointError(
+                    f"{self.checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
+                )
+
+    def check_merge(self, written: Path, *, progress: bool) -> MergeCheck | None:
+        """Compare a merged model's logits with those of base and adapters; None where nothing was merged.
+
+        Raises:
+            CheckpointError: as `merge_check.check_merge`.
+        """
+        if self.base is None:
+            return None
+        return check_merge(self.checkpoint, self.base, written, into=self.into, progress=progress)
+
+    def tensor_entries(self, dtypes: dict[str, str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+        """Name -> dtype, shape and hash of every canonical tensor, sorted."""
+        shapes = canonical_shapes(self.dims)
+        return {
+            name: {"dtype": dtypes[name], "shape": list(shapes[name]), "sha256": digests[name]}
+            for name in sorted(digests)
+        }
+
+    def lineage(
+        self,
+        identity: Identity,
+        tensors: dict[str, dict[str, Any]],
+        layout: str,
+        checked: MergeCheck | None = None,
+        files: tuple[str, ...] = (),
+    ) -> Lineage:
+        """What an export is, and what it was made from.
+
+        Args:
+            identity: Of what was written.
+            tensors: Name -> dtype, shape and hash of every tensor written.
+            layout: What it is called.
+            checked: What `check_merge` found.
+            files: What was written, where it has no folder of its own.
+        """
+        origin: dict[str, Any] = {"layout": layout}
+        origin |= {"merge_check": checked.record()} if checked else {}
+        origin |= {"merged_into": self.into} if self.into else {}
+        parents = (exported_parent(self.checkpoint, self.base),)
+        return Lineage("export", identity, origin=origin, tensors=tensors, files=files, parents=parents)
 
 
-def rows_of(
-    checkpoint: Path, dims: ModelShape, base: Path | None, into: str | None = None, dtype: str | None = None
-) -> dict[str, Rows]:
-    """`exported_rows` of files that were compared before.
-
-    Args:
-        checkpoint: The checkpoint.
-        dims: The model's sizes.
-        base: Where the base of its adapters is; None for a model.
-        into: As for `exported_rows`.
-        dtype: What adapters are merged in; None is the base's type.
-    """
-    saved = ModelWeights((base or checkpoint) / "weights", dims)
-    if base is None:
-        return canonical_rows(saved, dims)
-    adapters, trained_over = StoredAdapters(checkpoint), as_trained_over(checkpoint, into)
-
-    def merge(weight: Weight, layer: int | None, expert: int | None, rows: Rows) -> Rows:
-        rows = trained_over(weight, layer, expert, rows) if trained_over else rows
-        return adapters.merged(weight, layer, expert, rows, dtype)
-
-    rows = canonical_rows(saved, dims, merge)
-    adapters.check_all_read()
-    return rows
-
-
-def check_digests(checkpoint: Path, manifest: dict[str, Any], digests: dict[str, str], dtype: str | None) -> None:
-    """Compare what was read with what the import recorded.
-
-    Args:
-        checkpoint: The checkpoint.
-        manifest: Its manifest.
-        digests: SHA-256 of every canonical tensor as it was written.
-        dtype: What it was cast to; None for nothing.
-
-    Raises:
-        CheckpointError: names a tensor that is not what it was.
-    """
-    for name, entry in manifest["tensors"].items():
-        same_dtype = dtype is None or dtype == entry["dtype"]
-        if same_dtype and name in digests and digests[name] != entry["sha256"]:
-            raise CheckpointError(
-                f"{checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
-            )
-
-
-def tensor_entries(dims: ModelShape, dtypes: dict[str, str], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Name -> dtype, shape and hash of every canonical tensor, sorted."""
-    shapes = canonical_shapes(dims)
-    return {
-        name: {"dtype": dtypes[name], "shape": list(shapes[name]), "sha256": digests[name]} for name in sorted(digests)
-    }
-
-
-def export_lineage(
-    checkpoint: Path,
-    base: Path | None,
-    identity: Identity,
-    tensors: dict[str, dict[str, Any]],
-    layout: str,
-    checked: MergeCheck | None = None,
-    files: tuple[str, ...] = (),
-    into: str | None = None,
-) -> Lineage:
-    """What an export is, and what it was made from.
-
-    Args:
-        checkpoint: The checkpoint.
-        base: The base that adapters were merged into; None for a model.
-        identity: Of what was written.
-        tensors: Name -> dtype, shape and hash of every tensor written.
-        layout: What it is called.
-        checked: Of a merged model: what the comparison of its logits found.
-        files: What was written, where it has no folder of its own.
-        into: What adapters were merged into (`quantized_base.merged_into`).
-    """
-    parent = lineage.of_checkpoint(checkpoint)
-    if base:
-        parent = parent.at("base", base)
-    return Lineage(
-        "export",
-        identity,
-        origin={"layout": layout}
-        | ({"merge_check": checked.record()} if checked else {})
-        | ({"merged_into": into} if into else {}),
-        tensors=tensors,
-        files=files,
-        parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
-    )
+def exported_parent(checkpoint: Path, base: Path | None) -> Parent:
+    """The checkpoint as the parent of its export; ``base`` is where its base is now, None where that was recorded."""
+    record = lineage.of_checkpoint(checkpoint)
+    return Parent("checkpoint", record.at("base", base) if base else record, os.path.abspath(checkpoint))
 
 
 def describe(staging: Path, checkpoint: Path, record: Lineage, card: str) -> None:

@@ -4,11 +4,9 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES
 from mixtral_recipes.checkpoints.format.stream import Part, Record, Run, Stream, lay_out, stretches
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
@@ -16,22 +14,12 @@ from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import model_card
-from mixtral_recipes.importers.convert.exported import (
-    check_digests,
-    describe,
-    export_lineage,
-    exported_rows,
-    tensor_entries,
-    what_to_merge,
-)
-from mixtral_recipes.importers.convert.hf_to_megatron import check_room
-from mixtral_recipes.importers.convert.merge_check import MergeCheck, check_merge
-from mixtral_recipes.importers.hf import config as hf_config
+from mixtral_recipes.importers.convert.exported import ExportedModel, describe
+from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of, set_dtype
+from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
-from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import Block, canonical_shapes, fused_blocks
-from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
@@ -84,22 +72,14 @@ def export_checkpoint(
             something else than base and adapter.
         EnvironmentProblem: the disk has too little room.
     """
-    from mixtral_recipes.importers.convert.hf_to_megatron import dtype_of
-
     shard_bytes = parse_size(max_shard_size)
     if layout not in ("v4", "v5"):
         raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
-    manifest, config = open_checkpoint(checkpoint)
+    model = ExportedModel.of(checkpoint, base, merge_into, dtype_of(dtype))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        job = _Export(checkpoint, manifest, config, staging, layout, dtype_of(dtype), base, no_check, merge_into)
-        job.run(shard_bytes, threads or io_threads(), progress=progress)
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
+        _Export(model, staging, layout, no_check).run(shard_bytes, threads or io_threads(), progress=progress)
     return final
-
-
-def open_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A checkpoint's manifest and config.json."""
-    return read_manifest(checkpoint), read_config(checkpoint / "context")
 
 
 def parse_size(text: str) -> int:
@@ -125,21 +105,10 @@ class _Tensor:
 class _Export:
     """One conversion, from a checkpoint into a staging folder."""
 
-    checkpoint: Path
-    manifest: dict[str, Any]
-    config: dict[str, Any]
+    model: ExportedModel
     staging: Path
     layout: str
-    dtype: str | None
-    base: Path | None  # where adapters' base is now
     no_check: bool
-    into: str | None  # what adapters are merged into
-    dims: ModelShape = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.dims = hf_config.dims(self.config)
-        merged = what_to_merge(self.checkpoint, self.manifest, self.base, self.into, self.dtype)
-        self.base, self.into, self.dtype = merged
 
     def run(self, shard_bytes: int, threads: int, *, progress: bool) -> None:
         """Write weights, index, context, model card and provenance."""
@@ -150,23 +119,21 @@ class _Export:
         with progress_bar("Exporting", total, shown=progress) as on_bytes:
             stream = Stream(threads, on_bytes, hash_files=False)
             stream.write(runs)
-        check_digests(self.checkpoint, self.manifest, stream.digests, self.dtype)
+        self.model.check_digests(stream.digests)
         self._write_context(tensors, stream.digests, progress=progress)
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
-        rows = exported_rows(
-            self.checkpoint, self.manifest, self.dims, base=self.base, dtype=self.dtype, into=self.into
-        )
+        rows, dims = self.model.rows(), self.model.dims
         if self.layout == "v5":
-            wanted = fused_blocks(self.dims)
+            wanted = fused_blocks(dims)
         else:
-            shapes = canonical_shapes(self.dims)
+            shapes = canonical_shapes(dims)
             wanted = {name: (shape, [Block(name, 0, shape[0])]) for name, shape in shapes.items()}
         tensors = []
         for name, (shape, blocks) in wanted.items():
             parts = [Part(block.name, rows[block.name], block.start, block.stop) for block in blocks]
-            dtype = self.dtype or parts[0].source.dtype
+            dtype = self.model.dtype or parts[0].source.dtype
             nbytes = math.prod(shape) * ITEM_BYTES[dtype]
             tensors.append(_Tensor(name, dtype, shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
         return tensors
@@ -193,22 +160,18 @@ class _Export:
 
     def _write_context(self, tensors: list[_Tensor], digests: dict[str, str], *, progress: bool) -> None:
         """config.json, tokenizer, generation config, model card, and where all of it came from."""
-        from mixtral_recipes.importers.convert.hf_to_megatron import set_dtype
-
-        context = self.checkpoint / "context"
+        context = self.model.checkpoint / "context"
         sidecars.copy(sidecars.of(context), context, self.staging)
         set_dtype(self.staging / "config.json", tensors[0].dtype)
-        found = None
-        if self.base is not None and not self.no_check:
-            found = check_merge(self.checkpoint, self.base, self.staging, into=self.into, progress=progress)
+        found = None if self.no_check else self.model.check_merge(self.staging, progress=progress)
         record = self._lineage(tensors, digests, found)
-        card = model_card(record, self.config, self.layout, tensors[0].dtype, found)
-        describe(self.staging, self.checkpoint, record, card)
+        card = model_card(record, self.model.config, self.layout, tensors[0].dtype, found)
+        describe(self.staging, self.model.checkpoint, record, card)
 
     def _lineage(self, tensors: list[_Tensor], digests: dict[str, str], checked: MergeCheck | None) -> Lineage:
         """What was written, and what it was made from."""
         dtypes = {part.name: tensor.dtype for tensor in tensors for part in tensor.record.parts if part.name}
-        hashed = tensor_entries(self.dims, dtypes, digests)
+        hashed = self.model.tensor_entries(dtypes, digests)
         folder = self.staging
         identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
-        return export_lineage(self.checkpoint, self.base, identity, hashed, self.layout, checked, into=self.into)
+        return self.model.lineage(identity, hashed, self.layout, checked)

@@ -24,16 +24,8 @@ from mixtral_recipes.checkpoints.lineage.identity import (
 )
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.exported import (
-    check_digests,
-    export_lineage,
-    exported_rows,
-    tensor_entries,
-    what_to_merge,
-)
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
-from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
-from mixtral_recipes.importers.convert.merge_check import check_merge
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import WEIGHTS, names_of
@@ -84,23 +76,19 @@ def export_nemo(
         CheckpointError: the checkpoint is incomplete, damaged, or holds no full model.
         EnvironmentProblem: the disk has too little room.
     """
-    cast = dtype_of(dtype)
-    manifest, config = open_checkpoint(checkpoint)
-    dims = hf_config.dims(config)
-    base, into, cast = what_to_merge(checkpoint, manifest, base, merge_into, cast)
+    model = ExportedModel.of(checkpoint, base, merge_into, dtype_of(dtype))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
-        rows = exported_rows(checkpoint, manifest, dims, base=base, dtype=cast, into=into)
-        dtypes = {name: cast or tensor.dtype for name, tensor in rows.items()}
-        digests = _write_weights(staging / "weights", rows, dims, dtypes, threads or io_threads(), progress=progress)
-        check_digests(checkpoint, manifest, digests, cast)
-        write_context(staging / "context", checkpoint / "context", config, TORCH_NAMES[next(iter(dtypes.values()))])
-        checked = None
-        if base and not no_check:
-            checked = check_merge(checkpoint, base, staging, into=into, progress=progress)
-        hashed = tensor_entries(dims, dtypes, digests)
+    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
+        rows, weights = model.rows(), staging / "weights"
+        dtypes = {name: model.dtype or tensor.dtype for name, tensor in rows.items()}
+        digests = _write_weights(weights, rows, model.dims, dtypes, threads or io_threads(), progress=progress)
+        model.check_digests(digests)
+        first = TORCH_NAMES[next(iter(dtypes.values()))]
+        write_context(staging / "context", checkpoint / "context", model.config, first)
+        checked = None if no_check else model.check_merge(staging, progress=progress)
+        hashed = model.tensor_entries(dtypes, digests)
         identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
-        lineage.write(staging, export_lineage(checkpoint, base, identity, hashed, "nemo", checked, into=into))
+        lineage.write(staging, model.lineage(identity, hashed, "nemo", checked))
     return final
 
 

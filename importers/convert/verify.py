@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.integrity import verify
+from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.rows import pieces, read_as
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.errors import CheckpointError, MixtralRecipesError
 from mixtral_recipes.importers.convert.hf_to_megatron import fetch
-from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
-from mixtral_recipes.importers.hf.source import Source
+from mixtral_recipes.importers.hf.source import Source, read_config
 from mixtral_recipes.importers.mapping import canonical_sources
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.layout.shapes import ModelShape
@@ -78,7 +78,7 @@ def verify_checkpoint(
         CheckpointError: the folder is not a checkpoint, or ``against`` is not a usable source.
     """
     report = Report(str(checkpoint))
-    manifest, config = open_checkpoint(checkpoint)
+    manifest, config = read_manifest(checkpoint), read_config(checkpoint / "context")
     source = _source(fetch(against, progress=progress)[0]) if against else None
     _attempt(report, "files", lambda: _files(checkpoint))
     if manifest["kind"] == "adapter":

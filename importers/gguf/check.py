@@ -14,6 +14,7 @@ from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows, read_rows
 from mixtral_recipes.data.tokenizer_conversion import PROBES
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.gguf import llama, reference
 from mixtral_recipes.importers.gguf.extra import package
 from mixtral_recipes.importers.gguf.reader import StoredFile
@@ -121,7 +122,7 @@ def compare(
     file: Path,
     sources: Mapping[str, Rows],
     *,
-    model: reference.Model,
+    model: ExportedModel,
     tokenizer: Any,
     quantization: Quantization,
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -192,13 +193,13 @@ def _error(stored: StoredFile, name: str, rows: Rows, on_bytes: Callable[[int], 
         off[start : start + count] = np.square(np.subtract(wanted, found, out=wanted)).sum(1)
         on_bytes(count * rows.row_bytes)
     counts = norms >= _FAINT * norms.mean()
-    wrong = np.flatnonzero(counts & (off > _ANOTHER * norms)) if not is_vector else ()
-    if len(wrong):
+    wrong = np.flatnonzero(counts & (off > _ANOTHER * norms))
+    if len(wrong) and not is_vector:
         raise CheckpointError(f"{name}, row {wrong[0]}: is not the checkpoint's; the file was written wrong.")
     return (off.sum() / norms.sum()) ** 0.5 if norms.any() else float(off.any())
 
 
-def _compare_tokens(file: Path, model: reference.Model, tokenizer: Any, folder: Path) -> NextTokens:
+def _compare_tokens(file: Path, model: ExportedModel, tokenizer: Any, folder: Path) -> NextTokens:
     texts = [*PROBES, *TEXTS]
     wanted = [list(tokenizer(text)["input_ids"]) for text in texts]
     longest = min(_LONGEST, StoredFile(file).field("llama.context_length"))

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,10 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tenso
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
 from mixtral_recipes.checkpoints.publish import publish_file
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.exported import (
-    check_digests,
-    export_lineage,
-    exported_rows,
-    what_to_merge,
-)
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
-from mixtral_recipes.importers.convert.megatron_to_hf import open_checkpoint
 from mixtral_recipes.importers.gguf import check as checks
-from mixtral_recipes.importers.gguf import llama, reference
+from mixtral_recipes.importers.gguf import llama
 from mixtral_recipes.importers.gguf.encoded import Encoded, Hashed
 from mixtral_recipes.importers.gguf.extra import package
 from mixtral_recipes.importers.gguf.modelfile import modelfile
@@ -37,7 +31,6 @@ from mixtral_recipes.importers.gguf.types import QUANTIZATIONS, Quantization, ch
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import StoredParts, gguf_tensors
 from mixtral_recipes.importers.views import RowRanges, TurnedHeads
-from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import cores, io_threads
 from mixtral_recipes.system.progress import progress_bar
@@ -88,36 +81,30 @@ def export_gguf(
         raise CheckpointError(f"{output}: --format gguf writes one file; let its name end in {ENDING}.")
     kind = quantization_of(quantization)
     checks.required_packages(check=not no_check, quantization=kind)
-    manifest, config = open_checkpoint(checkpoint)
-    job = _Export(checkpoint, manifest, config, base, merge_into, kind, threads or io_threads(), progress)
+    model = ExportedModel.of(checkpoint, base, merge_into)
+    if model.base:
+        model = replace(model, dtype="F32")  # each value is rounded once, to the file's type
+    job = _Export(model, kind, threads or io_threads(), progress)
     if not no_check:
-        checks.refuse_without_memory(job.dims)
+        checks.refuse_without_memory(model.dims)
     stem = final.name.removesuffix(ENDING)
     beside = (f"{stem}.lineage.json", f"{stem}.Modelfile")
-    with held(final), publish_file(final, beside, overwrite=overwrite, sources=(checkpoint, base)) as staging:
+    with held(final), publish_file(final, beside, overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
         written = staging / final.name
         tensors = job.write(written)
         found = None if no_check else job.check(written)
         text, note = modelfile(final, job.vocabulary.tokenizer)
         (staging / beside[1]).write_text(text, encoding="utf-8")
-        record = export_lineage(
-            checkpoint,
-            job.base,
-            Identity(hash_of_tensors(tensors)),
-            tensors,
-            f"GGUF {kind.name}",
-            files=(*beside, final.name),
-            into=job.into,
-        )
-        lineage.write(written, record)
+        identity, files = Identity(hash_of_tensors(tensors)), (*beside, final.name)
+        lineage.write(written, model.lineage(identity, tensors, f"GGUF {kind.name}", files=files))
     if told is not None:
-        model = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "mixtral"  # what Ollama takes as a name
-        create = f"ollama create {model} -f {shlex.quote(str(final.with_name(beside[1])))}"
+        name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "mixtral"  # what Ollama takes as a name
+        create = f"ollama create {name} -f {shlex.quote(str(final.with_name(beside[1])))}"
         told |= {
             "quantization": kind.name,
             "check": found and found.as_dict(),
             "modelfile": str(final.with_name(beside[1])),
-            "commands": [create, f"ollama run {model}"],
+            "commands": [create, f"ollama run {name}"],
             "notes": [note] if note else [],
         }
     return final
@@ -127,35 +114,23 @@ def export_gguf(
 class _Export:
     """One conversion, from a checkpoint into a staging folder."""
 
-    checkpoint: Path
-    manifest: dict[str, Any]
-    config: dict[str, Any]
-    base: Path | None  # where adapters' base is now
-    into: str | None  # what adapters are merged into
+    model: ExportedModel
     kind: Quantization
     threads: int
     progress: bool
-    dims: ModelShape = field(init=False)
     vocabulary: Vocabulary = field(init=False)
     tensors: dict[str, StoredParts] = field(init=False)
 
     def __post_init__(self) -> None:
         gguf = package("gguf")
-        self.dims = hf_config.dims(self.config)
-        self.tensors = gguf_tensors(self.dims)
-        check_rows(
-            self.tensors,
-            self.kind,
-            {kind.name: block for kind, (block, _) in gguf.GGML_QUANT_SIZES.items()},
-        )
-        self.vocabulary = vocabulary_of(self.checkpoint / "context", self.dims.vocab_size)
-        self.base, self.into, _ = what_to_merge(self.checkpoint, self.manifest, self.base, self.into)
+        self.tensors = gguf_tensors(self.model.dims)
+        blocks = {kind.name: block for kind, (block, _) in gguf.GGML_QUANT_SIZES.items()}
+        check_rows(self.tensors, self.kind, blocks)
+        self.vocabulary = vocabulary_of(self.model.checkpoint / "context", self.model.dims.vocab_size)
 
     def write(self, path: Path) -> dict[str, dict[str, Any]]:
         """Write the file; returns what lineage records of it: name -> dtype, shape and hash."""
-        merged_in = "F32" if self.base else None  # each value is rounded once, to the file's type
-        rows = exported_rows(self.checkpoint, self.manifest, self.dims, base=self.base, dtype=merged_in, into=self.into)
-        self._rows = rows
+        self._rows = rows = self.model.rows()
         if not self.kind.by_llama_cpp:
             return self._stream(path, self.kind, rows)
         half = QUANTIZATIONS["bf16" if next(iter(rows.values())).dtype == "BF16" else "f16"]
@@ -186,7 +161,7 @@ class _Export:
             return checks.compare(
                 path,
                 sources,
-                model=reference.Model(self.checkpoint, self.base, self.into),
+                model=self.model,
                 tokenizer=self.vocabulary.tokenizer,
                 quantization=self.kind,
                 on_bytes=on_bytes,
@@ -195,7 +170,7 @@ class _Export:
     def _source(self, parts: StoredParts, rows: dict[str, Rows]) -> Rows:
         """A tensor's rows in the file's order, in the checkpoint's type."""
         if parts.order == "interleaved":
-            return TurnedHeads(rows[parts.names[0]], self.dims.head_dim, stored="halves")
+            return TurnedHeads(rows[parts.names[0]], self.model.dims.head_dim, stored="halves")
         return RowRanges([(rows[name], 0, rows[name].rows) for name in parts.names])
 
     def _nbytes(self, kind: Quantization) -> int:
@@ -231,7 +206,7 @@ class _Export:
             stream = Stream(self.threads, on_bytes, hash_files=False)
             stream.write(stretches(path, records, longest))
         digests = {name: source.digest.hexdigest() for name, source in hashed.items() if isinstance(source, Hashed)}
-        check_digests(self.checkpoint, self.manifest, digests, None)
+        self.model.check_digests(digests)
         padded = header + bytes(records[1].offset - len(header))
         return {HEADER: header_entry(padded)} | {
             name: {"dtype": types[name], "shape": list(parts.shape), "sha256": stream.digests[name]}
@@ -260,8 +235,8 @@ class _Export:
 
     def _describe(self, writer: Any, kind: Quantization) -> None:
         """What llama.cpp builds the model from."""
-        dims, gguf = self.dims, package("gguf")
-        name = str(hub_origin(lineage.of_checkpoint(self.checkpoint)).get("id", "")).removeprefix("hf://")
+        dims, config, gguf = self.model.dims, self.model.config, package("gguf")
+        name = str(hub_origin(lineage.of_checkpoint(self.model.checkpoint)).get("id", "")).removeprefix("hf://")
         writer.add_type("model")
         writer.add_name(name.split("/")[-1] or "Mixtral")
         writer.add_context_length(dims.max_position_embeddings)
@@ -273,10 +248,10 @@ class _Export:
         writer.add_key_length(dims.head_dim)
         writer.add_value_length(dims.head_dim)
         writer.add_rope_dimension_count(dims.head_dim)
-        writer.add_rope_freq_base(hf_config.rope_theta(self.config))
-        writer.add_layer_norm_rms_eps(hf_config.value(self.config, "rms_norm_eps"))
+        writer.add_rope_freq_base(hf_config.rope_theta(config))
+        writer.add_layer_norm_rms_eps(hf_config.value(config, "rms_norm_eps"))
         writer.add_expert_count(dims.num_moe_experts)
-        writer.add_expert_used_count(hf_config.value(self.config, "num_experts_per_tok"))
+        writer.add_expert_used_count(hf_config.value(config, "num_experts_per_tok"))
         writer.add_vocab_size(dims.vocab_size)
         writer.add_file_type(gguf.LlamaFileType[kind.file_type].value)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

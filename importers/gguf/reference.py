@@ -10,10 +10,10 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.gguf.llama import in_own_process
 from mixtral_recipes.importers.mapping import fused_blocks, shape_of
 from mixtral_recipes.layout.shapes import ModelShape
@@ -22,26 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
-class Model:
-    """What is compared with.
-
-    Attributes:
-        checkpoint: The checkpoint.
-        base: The base of its adapters; None for a model.
-        into: What they are merged into (`quantized_base.merged_into`).
-    """
-
-    checkpoint: Path
-    base: Path | None = None
-    into: str | None = None
-
-
-def logits(model: Model, sequences: Sequence[Sequence[int]], folder: Path) -> "list[np.ndarray]":
+def logits(model: ExportedModel, sequences: Sequence[Sequence[int]], folder: Path) -> "list[np.ndarray]":
     """Logits in fp32, [tokens, vocabulary] for each sequence; adapters merged.
 
     Args:
-        model: The model.
+        model: The model; its files were compared with their hashes before.
         sequences: Token ids.
         folder: For files in between.
 
@@ -70,21 +55,16 @@ def _main(question: str, answer: str) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
     from transformers.models.mixtral.modeling_mixtral import MixtralRotaryEmbedding
 
-    from mixtral_recipes.importers.convert.exported import rows_of
-    from mixtral_recipes.importers.hf import config as hf_config
-    from mixtral_recipes.importers.hf.source import read_config
-
     asked = json.loads(Path(question).read_text())
-    checkpoint, sequences = Path(asked["checkpoint"]), asked["sequences"]
-    plain = read_config(checkpoint / "context")
-    dims = hf_config.dims(plain)
-    rows = rows_of(checkpoint, dims, Path(asked["base"]) if asked["base"] else None, asked["into"], "F32")
-    config: Any = MixtralConfig(**plain)
+    sequences, base = asked["sequences"], asked["base"]
+    exported = ExportedModel(Path(asked["checkpoint"]), Path(base) if base else None, asked["into"], "F32")
+    rows = exported.rows(verified=True)
+    config: Any = MixtralConfig(**exported.config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model: Any = MixtralForCausalLM(config)
     model.eval().model.rotary_emb = MixtralRotaryEmbedding(config)
-    wanted = fused_blocks(dims)
+    wanted = fused_blocks(exported.dims)
     for name, module in [
         ("model.embed_tokens", model.model.embed_tokens),
         *((f"model.layers.{number}", layer) for number, layer in enumerate(model.model.layers)),

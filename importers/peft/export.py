@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter
 from mixtral_recipes.checkpoints.lineage.links import base_of
-from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
+from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.card import adapter_card
-from mixtral_recipes.importers.convert.exported import describe
+from mixtral_recipes.importers.convert.exported import describe, exported_parent
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, open_adapters
 from mixtral_recipes.importers.hf import config as hf_config
@@ -66,22 +65,16 @@ def export_adapter(
     found = itertools.chain(write(read, dims), layouts.whole(stored, dims))
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found}
     stored.check_all_read()
-    parent = lineage.of_checkpoint(checkpoint)
-    if base is not None:
-        parent = parent.at("base", base_of(checkpoint, base))
-    settings = peft_config(stored.scheme, layout, dims, base=_base_name(parent))
+    parent = exported_parent(checkpoint, base_of(checkpoint, base) if base else None)
+    settings = peft_config(stored.scheme, layout, dims, base=_base_name(parent.record))
     final = Path(os.path.abspath(output))
     with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
         # By Python: an error of the disk would come out of save_file as one of safetensors.
         (staging / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        record = Lineage(
-            "export",
-            Identity(hash_of_adapter(staging)),
-            origin={"layout": f"peft {layout}"},
-            parents=(Parent("checkpoint", parent, os.path.abspath(checkpoint)),),
-        )
+        identity = Identity(hash_of_adapter(staging))
+        record = Lineage("export", identity, origin={"layout": f"peft {layout}"}, parents=(parent,))
         describe(staging, checkpoint, record, adapter_card(record, settings, layout))
     return final
 

@@ -265,10 +265,12 @@ def _left_out(settings: Mapping[str, Any], modules: list[str]) -> dict[str, list
         found = re.match(r"model\.layers\.(\d+)\.", module)
         return int(found[1]) if found else None
 
-    by_pattern = isinstance(excluded, str)
+    def leaves_out(module: str) -> bool:
+        return bool(re.fullmatch(excluded, module)) if isinstance(excluded, str) else named(module, excluded)
+
     return {
         "target_modules": [m for m in modules if targets and isinstance(targets, list) and not named(m, targets)],
-        "exclude_modules": [m for m in modules if (re.fullmatch(excluded, m) if by_pattern else named(m, excluded))],
+        "exclude_modules": [m for m in modules if leaves_out(m)],
         "layers_to_transform": [m for m in modules if chosen and layer(m) not in chosen],
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint
 from mixtral_recipes.importers.gguf import llama, reference
@@ -70,7 +71,7 @@ def divergence(file: Path, sequences: list[list[int]], expected: list[np.ndarray
 def test_layer_by_layer_is_the_whole_model(
     folders: Folders, sequences: list[list[int]], expected: list[np.ndarray], tmp_path: Path
 ) -> None:
-    found = reference.logits(reference.Model(folders.megatron), sequences, tmp_path)
+    found = reference.logits(ExportedModel(folders.megatron), sequences, tmp_path)
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 

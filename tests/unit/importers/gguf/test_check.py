@@ -8,8 +8,9 @@ import torch
 
 from mixtral_recipes.checkpoints.format.rows import Extent
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.gguf import check as checks
-from mixtral_recipes.importers.gguf import llama, reference
+from mixtral_recipes.importers.gguf import llama
 from mixtral_recipes.importers.gguf.check import NextTokens, _compare_tensors, _refuse
 from mixtral_recipes.importers.gguf.reader import StoredFile
 from mixtral_recipes.importers.gguf.types import QUANTIZATIONS
@@ -85,7 +86,7 @@ def test_a_text_that_llama_cpp_splits_otherwise(monkeypatch: pytest.MonkeyPatch,
         llama, "run", lambda file, texts, sequences, folder: llama.Run([[1, 2]] * len(texts), [np.zeros((1, 1))])
     )
     with pytest.raises(CheckpointError, match=r"llama\.cpp splits 'Hello world' into \[1, 2\]"):
-        checks._compare_tokens(tmp_path / "m.gguf", reference.Model(tmp_path), tokenizer, tmp_path)
+        checks._compare_tokens(tmp_path / "m.gguf", ExportedModel(tmp_path), tokenizer, tmp_path)
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
