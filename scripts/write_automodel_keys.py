@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used
+from mixtral_recipes.overrides.automodel.keys import KEYS
+from mixtral_recipes.settings.nemo.rules import Ignored, Only, Renamed
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "automodel.md"
 _MARK = "<!-- keys -->"
@@ -10,10 +11,10 @@ _MARK = "<!-- keys -->"
 
 def page(text: str) -> str:
     """The page with the tables below its mark made anew."""
-    used = [f"| `{key}` | {rule.to} |" for key, rule in KEYS.items() if isinstance(rule, Used)]
-    unneeded = [f"| `{key}` | {rule.why} |" for key, rule in KEYS.items() if isinstance(rule, Unneeded)]
+    used = [f"| `{key}` | {rule.to} |" for key, rule in KEYS.items() if isinstance(rule, Renamed)]
+    unneeded = [f"| `{key}` | {rule.why} |" for key, rule in KEYS.items() if isinstance(rule, Ignored)]
     only = [
-        f"| `{key}` | {', '.join(f'`{_yaml(value)}`' for value in rule.values)} | {rule.instead} |"
+        f"| `{key}` | {', '.join(f'`{_yaml(value)}`' for value in (rule.value, *rule.also))} | {rule.why} |"
         for key, rule in KEYS.items()
         if isinstance(rule, Only)
     ]

@@ -24,41 +24,36 @@ HEAD = '''"""Every setting's dotted path, for shell completion. Written by scrip
 '''
 TAIL = """
 PATHS = [f"{part}.{name}" if part else name for part, names in _SETTINGS.items() for name in names.split()]
-OTHER_PATHS = [f"{part}.{name}" for part, names in _OTHERS.items() for name in names.split()]
 """
 
 
-def settings() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Settings by the part they stand in, over both tasks; apart, those that no value changes anything of."""
-    found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
+def settings() -> dict[str, list[str]]:
+    """Settings by the part they stand in, over both tasks, but those that no value changes anything of."""
+    found: dict[str, list[str]] = {}
     recipe = llm.mixtral_8x7b.finetune_recipe(packed_sequence=True)
     recipe.log.wandb = run.Config(llm.WandbLogger)
     for part in (recipe, llm.mixtral_8x7b.pretrain_recipe()):
-        _collect(part, "", *found)
+        _collect(part, "", found)
     return found
 
 
-def _collect(config: fdl.Buildable, path: str, found: dict[str, list[str]], others: dict[str, list[str]]) -> None:
+def _collect(config: fdl.Buildable, path: str, found: dict[str, list[str]]) -> None:
     target = fdl.get_callable(config)
     without_effect = {name for name, rule in rules_of(target).items() if isinstance(rule, Ignored | Only)}
     for name in overrides.fields(config):
-        if name in {"timers", *not_ours(target)}:
+        if name in {"timers", *not_ours(target), *without_effect}:
             continue
-        names = (others if name in without_effect else found).setdefault(path, [])
+        names = found.setdefault(path, [])
         if name not in names:
             names.append(name)
         value = fdl.ordered_arguments(config).get(name)
         if isinstance(value, fdl.Buildable):
-            _collect(value, f"{path}.{name}" if path else name, found, others)
+            _collect(value, f"{path}.{name}" if path else name, found)
 
 
 def text() -> str:
     """The module's source."""
-    found, others = settings()
-    return (
-        f"{HEAD}# part of a recipe -> its settings\n_SETTINGS = {_source(found)}"
-        f"# those that have no effect, or one value\n_OTHERS = {_source(others)}{TAIL}"
-    )
+    return f"{HEAD}# part of a recipe -> its settings\n_SETTINGS = {_source(settings())}{TAIL}"
 
 
 def _source(found: dict[str, list[str]]) -> str:

@@ -1,7 +1,7 @@
 """Dotted overrides applied to a recipe in outline (`recipes/outline.py`), without torch.
 
 A setting that memory and time do not depend on is known by its path and then left alone. What an outline cannot hold
-(a part named by its class) is for the whole recipe: `NeedsRecipe`.
+(a part named by its class), or has no such path, is for the whole recipe: `NeedsRecipe`.
 """
 
 import ast
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.overrides.completion import OTHER_PATHS, PATHS
+from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.overrides.completion import PATHS
 from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
@@ -32,19 +32,16 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
         overrides: Texts such as ``data.micro_batch_size=2``.
 
     Raises:
-        RecipeError: a text that is not an override, an unknown setting, or a value of the wrong type.
-        NeedsRecipe: an override that needs the whole recipe.
+        RecipeError: a text that is not an override, or a value of the wrong type.
+        NeedsRecipe: an override that needs the whole recipe, which also knows what becomes of a name that is none.
     """
     for text in overrides:
         match = _OVERRIDE.fullmatch(text)
         if not match:
             raise RecipeError(f"{text!r} is not a setting: write path=value, e.g. trainer.max_steps=20.")
         path, operator, value = match.groups()
-        if operator != "=" or "[" in path or "(" in value or path in _WHOLE_PARTS:
+        if operator != "=" or "[" in path or "(" in value or path in _WHOLE_PARTS or path not in PATHS:
             raise NeedsRecipe
-        if path not in PATHS:
-            # What becomes of the first a rule says; other data modules have other settings.
-            raise NeedsRecipe if path in OTHER_PATHS or path.startswith("data.") else _unknown(text, path)
         if wrong := out_of_range(path, path.rpartition(".")[2], _number(value)):
             raise RecipeError(wrong)
         _set(outline, path, value, text)
@@ -56,10 +53,6 @@ def _number(text: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return read(text)
     return None
-
-
-def _unknown(text: str, path: str) -> RecipeError:
-    return RecipeError(f"{text}: no setting {path!r}.{nearest(path, PATHS)}")
 
 
 def _set(outline: Any, path: str, value: str, text: str) -> None:

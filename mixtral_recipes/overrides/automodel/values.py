@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
-from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, row_of
+from mixtral_recipes.overrides.automodel.keys import KEYS, row_of
+from mixtral_recipes.settings.nemo.rules import Ignored, Only
 
 
 class Values:
@@ -34,10 +35,10 @@ class Values:
             rule = KEYS[row] if row else None
             if row is None or rule is None:
                 refused.append(f"{key}: is not known.{nearest(key, list(KEYS))}")
-            elif isinstance(rule, Unneeded):
+            elif isinstance(rule, Ignored):
                 unneeded.setdefault(rule.why, []).append(row)
-            elif isinstance(rule, Only) and short_name(value) not in rule.values:
-                refused.append(f"{key}={value!r}: cannot be had; {rule.instead}.")
+            elif isinstance(rule, Only) and short_name(value) not in (rule.value, *rule.also):
+                refused.append(f"{key}={value!r}: cannot be had; {rule.why}.")
         if refused:
             raise RecipeError(" ".join(refused))
         self.notes += [f"Not needed: {', '.join(dict.fromkeys(rows))}: {why}." for why, rows in unneeded.items()]

@@ -8,7 +8,7 @@ setting that comes with a newer Megatron is not taken without a word.
 from typing import Any
 
 from mixtral_recipes.settings.nemo.mixtrals import MIXTRALS
-from mixtral_recipes.settings.nemo.rules import Ignored, Only, Rule
+from mixtral_recipes.settings.nemo.rules import Ignored, Only, Rule, each
 
 BY_STRATEGY = Ignored("the layout is stated in trainer.strategy", quiet=(1,))
 BY_PLUGINS = Ignored("number formats are stated in trainer.plugins")
@@ -20,12 +20,8 @@ _FSDP = "weights are spread by tensor, pipeline and expert parallelism; Megatron
 _ONE_LAYER_SPEC = "the layer spec is chosen by what is installed"
 
 
-def _each(rule: Rule, names: str) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
-
-
 def _only(value: Any, names: str, why: str, *also: Any) -> dict[str, Rule]:
-    return _each(Only(value, why, also=also), names)
+    return each(Only(value, why, also=also), names)
 
 
 # Details of what no Mixtral has, or of what is switched off below.
@@ -98,13 +94,13 @@ _NOT_CARRIED_OUT = {
 MODEL: dict[str, Rule] = {
     **{name: Only(value, "it would be another model than Mixtral") for name, value in MIXTRALS.items()},
     "seq_length": Ignored("sequences are as long as data.seq_length says", beside="max_position_embeddings"),
-    **_each(
+    **each(
         BY_STRATEGY,
         "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size",
     ),
     "sequence_parallel": Ignored(BY_STRATEGY.why),
-    **_each(
+    **each(
         BY_PLUGINS,
         "bf16 fp16 params_dtype enable_autocast fp8_recipe fp8_param fp8_margin fp8_amax_history_len "
         "fp8_amax_compute_algo first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16",
@@ -129,17 +125,17 @@ MODEL: dict[str, Rule] = {
     "overlap_param_gather_with_optimizer_step": _WITH_STEP,
     "attention_softmax_in_fp32": Ignored("every attention here computes its softmax in fp32"),
     "masked_softmax_fusion": Ignored("attention is one kernel"),
-    **_each(
+    **each(
         Ignored("norms are Transformer Engine's or PyTorch's"),
         "persist_layer_norm memory_efficient_layer_norm",
     ),
-    **_each(
+    **each(
         Ignored(_NO_GRAPHS),
         "cuda_graph_use_single_mempool cuda_graph_retain_backward_graph cuda_graph_warmup_steps "
         "delay_offload_until_cuda_graph",
     ),
     "use_te_rng_tracker": Only(False, _NO_GRAPHS, also=(None,)),
-    **{name: rule for why, names in _ABSENT.items() for name, rule in _each(Ignored(why), names).items()},
+    **{name: rule for why, names in _ABSENT.items() for name, rule in each(Ignored(why), names).items()},
     **_NOT_CARRIED_OUT,
 }
 
@@ -148,7 +144,7 @@ DDP: dict[str, Rule] = {
     "check_for_nan_in_grad": Ignored("loss and gradient norm are looked at in every step", quiet=(True, False)),
     "use_distributed_optimizer": Ignored("set optim.config.use_distributed_optimizer", quiet=(True,)),
     "num_distributed_optimizer_instances": Only(1, "the optimizer is spread over all data-parallel ranks"),
-    **_each(
+    **each(
         Ignored(BY_PLUGINS.why, quiet=(True,)), "fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag"
     ),  # NeMo's recipes set them
     "fp4_param_gather": Only(False, "use trainer.plugins.fp8"),
@@ -156,7 +152,7 @@ DDP: dict[str, Rule] = {
     **_only(False, "use_megatron_fsdp use_custom_fsdp", _FSDP),
     **_only("no_shard", "data_parallel_sharding_strategy outer_dp_sharding_strategy", _FSDP),
     "gradient_reduce_div_fusion": Ignored("Megatron-FSDP is not used", quiet=(True, False)),
-    **_each(
+    **each(
         Ignored("Megatron-FSDP is not used"),
         "num_buckets suggested_communication_unit_size keep_fp8_transpose_cache fsdp_double_buffer "
         "fsdp_db_use_persist_buf_on_alloc_fail fsdp_all_gather_in_start_param_sync fsdp_manual_registration "
@@ -170,7 +166,7 @@ DDP: dict[str, Rule] = {
 OPTIMIZER: dict[str, Rule] = {
     "min_lr": Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
     "bf16": Ignored(BY_PLUGINS.why, quiet=(True,)),
-    **_each(
+    **each(
         BY_PLUGINS,
         "fp16 params_dtype fp8_recipe loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis",
     ),
@@ -180,7 +176,7 @@ OPTIMIZER: dict[str, Rule] = {
     "optimizer_cpu_offload": Only(
         False, "states stay where the weights are; use_precision_aware_optimizer halves them"
     ),
-    **_each(
+    **each(
         Ignored("states stay where the weights are"),
         "optimizer_offload_fraction use_torch_optimizer_for_cpu_offload overlap_cpu_optimizer_d2h_h2d pin_cpu_grads "
         "pin_cpu_params",
@@ -188,7 +184,7 @@ OPTIMIZER: dict[str, Rule] = {
     "log_num_zeros_in_grad": Only(False, "nothing here logs it"),
     "optimizer": Only("adam", "checkpoints and the planner know Adam's states"),
     "use_layer_wise_distributed_optimizer": Only(False, _ADAM.why),
-    **_each(
+    **each(
         _ADAM,
         "muon_momentum muon_split_qkv muon_nesterov muon_scale_mode muon_fp32_matmul_prec muon_coefficient_type "
         "muon_num_ns_steps muon_tp_mode muon_extra_scale_factor muon_scalar_optimizer lion_beta1 lion_beta2 "

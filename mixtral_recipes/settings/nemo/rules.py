@@ -80,6 +80,11 @@ class Keys:
 Rule = Ignored | Only | Renamed | Keys
 
 
+def each[T](rule: T, names: str) -> dict[str, T]:
+    """One rule for several names, which blanks separate."""
+    return dict.fromkeys(names.split(), rule)
+
+
 def refusal(rule: Rule, path: str, value: Any) -> str | None:
     """Why a value is refused; None where it is not."""
     if not isinstance(rule, Only):

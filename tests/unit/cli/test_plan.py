@@ -41,6 +41,20 @@ def test_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("trainer.max_step=7", "Trainer has no setting 'max_step'. Did you mean 'max_steps'?"),
+        ("model.config.softmax_scale=5", "must be None: it would be another model than Mixtral."),
+    ],
+)
+def test_a_setting_is_refused_in_the_words_of_a_run(
+    setting: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["plan", "--recipe", "mixtral_8x7b", setting]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "goal",
     [
         "--smallest --peft qlora",
@@ -76,7 +90,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x9b", "Did you mean 'mixtral_8x7b'"),
         ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
         ("--recipe mixtral_8x7b --peft lroa", "--peft lroa is not known"),
-        ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'trainer.max_steps'"),
+        ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'max_steps'"),
         ("--recipe mixtral_8x7b trainer.max_steps=many", "needs a value such as 1000"),
         ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
         ("--recipe mixtral_8x7b peft.target_modules=[]", "leave no layer to adapt"),

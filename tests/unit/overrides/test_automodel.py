@@ -12,10 +12,11 @@ import yaml
 from mixtral_recipes.cli import main
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.executors.preflight import preflight
-from mixtral_recipes.overrides.automodel.keys import KEYS, Only, Unneeded, Used, row_of
+from mixtral_recipes.overrides.automodel.keys import KEYS, row_of
 from mixtral_recipes.overrides.automodel.reader import AutoModelFile
 from mixtral_recipes.overrides.inspection import flat
 from mixtral_recipes.overrides.yaml_file import header, read_recipe
+from mixtral_recipes.settings.nemo.rules import Ignored, Only, Renamed
 from tests.scripts import script
 
 ROOT = Path(__file__).parents[3]
@@ -224,10 +225,10 @@ def test_every_key_that_counts_as_used_is_used() -> None:
     for data in variants:
         given = AutoModelFile(data)
         given.recipe()
-        used = {key for key in given.values.given if isinstance(KEYS[row_of(key) or key], Used)}
+        used = {key for key in given.values.given if isinstance(KEYS[row_of(key) or key], Renamed)}
         assert used - given.values.taken - {"seed"} == set(), "counts as used, and was not looked at"
         taken |= {row_of(key) or "" for key in given.values.given}
-    assert {key for key, rule in KEYS.items() if isinstance(rule, Used)} - taken == set()
+    assert {key for key, rule in KEYS.items() if isinstance(rule, Renamed)} - taken == set()
     found = flat(AutoModelFile(variants[0]).recipe(), defaults=True)
     assert (found["trainer.seed"], found["peft"], found["trainer.devices"]) == (4, "DoRA", 8)
     assert (found["optim.config.decoupled_weight_decay"], found["optim.lr_scheduler.max_steps"]) == (True, 70)
@@ -247,7 +248,7 @@ def test_every_other_key_is_named_or_refused() -> None:
         data = file_of() | ({section: value} if not isinstance(value, dict) else {})
         if isinstance(value, dict):
             data = file_of(**{section: value}) if isinstance(file_of().get(section, {}), dict) else data | nested
-        if isinstance(rule, Unneeded):
+        if isinstance(rule, Ignored):
             assert any(key in note and rule.why in note for note in AutoModelFile(data).notes), key
         elif isinstance(rule, Only):
             with pytest.raises(RecipeError, match="cannot be had; "):
