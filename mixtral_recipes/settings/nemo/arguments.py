@@ -11,7 +11,7 @@ subclasses too.
 from dataclasses import dataclass
 
 from mixtral_recipes.settings.nemo.megatron import BY_PLUGINS, DDP, MODEL, OPTIMIZER
-from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule
+from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, each
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,6 @@ def _config(name: str, *also: object) -> Only:
 
 _MODELS_TOKENIZER = Ignored("the model's tokenizer is used; set model.tokenizer, or the recipe's tokenizer='data'",
                             unless=("tokenizer", "data"))  # fmt: skip
-_BY_PRECISION = Ignored("it follows from precision", quiet=(None, False))
-_PACKS_ARE_MADE = Ignored("packs are made from the samples, and cached")
-_WHOLE = Ignored("a checkpoint is always whole: weights, optimizer, tokenizer and configuration", quiet=(True, False))
-_READS_ITS_PART = Ignored("every rank reads its own part of a checkpoint", quiet=(None, True, False))
-_WRITES_ITS_PART = Ignored("every rank writes its own part of a checkpoint", quiet=(None, True, False))
-_NO_LIGHTNING = Only(None, "there is no Lightning underneath; a strategy is a layout and what belongs to it")
-_NO_ENCODER = Only(0, "Mixtral has no encoder", also=(None,))
-_STEPS = Only(None, "a run is as long as trainer.max_steps says", also=(-1,))
 _LOADER = {
     "rampup_batch_size": Only(None, "every step has data.global_batch_size rows"),
     "pin_memory": Ignored("batches are copied once, by the step that uses them", quiet=(True, False)),
@@ -74,8 +66,6 @@ _EVERY_STEP = {
 }
 _SCHEDULE_TAIL = "interval frequency monitor"
 _RECIPE = "model data trainer log resume optim"
-_WITH_OPTIMIZER = Only(True, "a checkpoint resumes a run; `export` writes the weights alone")
-_LIKELIEST = Ignored("an answer is the likeliest, or drawn as its task says", quiet=(None, 0, 0.0, 1))
 _NO_SERVER = "the model is asked in this process, by no server"
 _MASK = Ignored("the causal mask is made inside the attention", quiet=(False,))
 
@@ -115,9 +105,7 @@ CALLS: dict[str, Call] = {
         precision=Only(None, "set trainer.plugins.precision"),
         logger=Ignored("what is logged is stated in log", quiet=(None, True, False)),
         fast_dev_run=Only(False, "set trainer.max_steps"),
-        max_epochs=_STEPS,
-        min_epochs=_STEPS,
-        min_steps=_STEPS,
+        **each(Only(None, "a run is as long as trainer.max_steps says", also=(-1,)), "max_epochs min_epochs min_steps"),
         max_time=Only(None, "on Slurm, a job's time limit saves and comes back (--time)"),
         limit_train_batches=Only(None, "set trainer.max_steps", also=(1.0,)),
         limit_predict_batches=Ignored("there is no predict loop", quiet=(None, 1.0)),
@@ -166,30 +154,38 @@ CALLS: dict[str, Call] = {
         pipeline_model_parallel_layout=MODEL["pipeline_model_parallel_layout"],
         use_te_rng_tracker=MODEL["use_te_rng_tracker"],
         moe_extended_tp=Only(False, "set trainer.strategy.expert_tensor_parallel_size"),
-        encoder_tensor_model_parallel_size=_NO_ENCODER,
-        encoder_pipeline_model_parallel_size=_NO_ENCODER,
-        data_sampler=_NO_LIGHTNING,
-        parallel_devices=_NO_LIGHTNING,
-        cluster_environment=_NO_LIGHTNING,
-        checkpoint_io=_NO_LIGHTNING,
+        **each(
+            Only(0, "Mixtral has no encoder", also=(None,)),
+            "encoder_tensor_model_parallel_size encoder_pipeline_model_parallel_size",
+        ),
+        **each(
+            Only(None, "there is no Lightning underneath; a strategy is a layout and what belongs to it"),
+            "data_sampler parallel_devices cluster_environment checkpoint_io",
+        ),
         find_unused_parameters=Ignored("Megatron's DDP looks for none", quiet=(False,)),
         ckpt_load_optimizer=Only(True, "to start from weights alone, name them in resume.restore_config.path"),
-        ckpt_save_optimizer=_WITH_OPTIMIZER,
-        ckpt_include_optimizer=_WITH_OPTIMIZER,
+        **each(
+            Only(True, "a checkpoint resumes a run; `export` writes the weights alone"),
+            "ckpt_save_optimizer ckpt_include_optimizer",
+        ),
         ckpt_load_main_params=Ignored("a resumed run always has its fp32 main weights", quiet=(True, False)),
         fsdp=Only(None, "use expert, pipeline and tensor parallelism with the distributed optimizer"),
         lazy_init=Ignored("each rank builds its own part of the model", quiet=(True, False)),
         optimizer_cpu_offload=OPTIMIZER["optimizer_cpu_offload"],
         use_sharp=Only(False, "set NCCL_COLLNET_ENABLE=1 in the cluster profile's env"),
         save_ckpt_format=Only("torch_dist", "checkpoints are Megatron's torch_dist", also=(None,)),
-        ckpt_torch_dist_multiproc=_WRITES_ITS_PART,
-        ckpt_assume_constant_structure=_WRITES_ITS_PART,
-        ckpt_parallel_save=_WRITES_ITS_PART,
-        ckpt_parallel_save_within_dp=_WRITES_ITS_PART,
-        ckpt_parallel_save_optim=_WRITES_ITS_PART,
-        ckpt_load_directly_on_device=_READS_ITS_PART,
-        setup_optimizers=Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
-        store_optimizer_states=Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
+        **each(
+            Ignored("every rank writes its own part of a checkpoint", quiet=(None, True, False)),
+            "ckpt_torch_dist_multiproc ckpt_assume_constant_structure ckpt_parallel_save ckpt_parallel_save_within_dp "
+            "ckpt_parallel_save_optim",
+        ),
+        ckpt_load_directly_on_device=Ignored(
+            "every rank reads its own part of a checkpoint", quiet=(None, True, False)
+        ),
+        **each(
+            Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
+            "setup_optimizers store_optimizer_states",
+        ),
         init_model_parallel=Ignored("Megatron's groups are always made", quiet=(True,)),
         replace_progress_bar=Ignored("a bar is shown on a terminal, lines elsewhere", quiet=(True,)),
         progress_interval=Ignored("lines come every trainer.log_every_n_steps steps", quiet=(1,)),
@@ -201,9 +197,7 @@ CALLS: dict[str, Call] = {
         use_gloo_process_groups=Ignored(
             "groups on the CPU are made where a checkpoint needs them", quiet=(True, False)
         ),
-        params_dtype=BY_PLUGINS,
-        autocast_dtype=BY_PLUGINS,
-        precision=BY_PLUGINS,
+        **each(BY_PLUGINS, "params_dtype autocast_dtype precision"),
     ),
     "MegatronMixedPrecision": _call(
         "precision params_dtype pipeline_dtype autocast_dtype autocast_enabled grad_reduce_in_fp32 fp8 fp8_recipe "
@@ -211,10 +205,10 @@ CALLS: dict[str, Call] = {
         "fp8_dot_product_attention fp8_multi_head_attention fp8_params fp8_param_gather fp4 fp4_recipe "
         "fp16_loss_scale fp16_initial_loss_scale fp16_min_loss_scale fp16_loss_scale_window fp16_hysteresis "
         "num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 reuse_grad_buf_for_mxfp8_param_ag",
-        params_dtype=_BY_PRECISION,
+        **each(
+            Ignored("it follows from precision", quiet=(None, False)), "params_dtype autocast_dtype autocast_enabled"
+        ),
         pipeline_dtype=Ignored("set trainer.strategy.pipeline_dtype, or leave it to precision", quiet=(None,)),
-        autocast_dtype=_BY_PRECISION,
-        autocast_enabled=_BY_PRECISION,
         fp8_wgrad=Only(True, "FP8 weight gradients are Transformer Engine's only way here"),
         fp8_dot_product_attention=_config("fp8_dot_product_attention", False),
         fp8_multi_head_attention=_config("fp8_multi_head_attention", False),
@@ -237,8 +231,10 @@ CALLS: dict[str, Call] = {
         use_datetime_version=Ignored(
             "a run's folder is log_dir/name, so that the same command resumes it", quiet=(True, False)
         ),
-        log_local_rank_0_only=Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
-        log_global_rank_0_only=Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
+        **each(
+            Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
+            "log_local_rank_0_only log_global_rank_0_only",
+        ),
         update_logger_directory=Ignored("loggers write below the run's folder", quiet=(True,)),
         extra_loggers=Only((), "use log.tensorboard, log.wandb or log.mlflow, or a callback", also=([], None)),
     ),
@@ -250,9 +246,12 @@ CALLS: dict[str, Call] = {
         save_weights_only=Only(False, "a checkpoint resumes a run; `export` writes the weights alone"),
         every_n_epochs=Only(None, "set every_n_train_steps"),
         save_on_train_epoch_end=Ignored("a run has steps, and no epochs", quiet=(None, False)),
-        save_optim_on_train_end=_WHOLE,
-        always_save_context=_WHOLE,
-        save_context_on_train_end=_WHOLE,
+        **each(
+            Ignored(
+                "a checkpoint is always whole: weights, optimizer, tokenizer and configuration", quiet=(True, False)
+            ),
+            "save_optim_on_train_end always_save_context save_context_on_train_end",
+        ),
         dirpath=Only(None, "checkpoints are in log.log_dir/log.name/checkpoints"),
         auto_insert_metric_name=Ignored("filename says what a checkpoint's name holds", quiet=(True, False)),
         enable_version_counter=Ignored("a folder is never written twice", quiet=(True, False)),
@@ -301,8 +300,10 @@ CALLS: dict[str, Call] = {
     "WarmupPolicyScheduler": _call(f"warmup_steps warmup_ratio max_steps min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP),
     "WarmupHoldPolicyScheduler": _call(
         f"warmup_steps warmup_ratio hold_steps hold_ratio max_steps min_lr {_SCHEDULE_TAIL}",
-        hold_steps=Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
-        hold_ratio=Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
+        **each(
+            Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
+            "hold_steps hold_ratio",
+        ),
         **_EVERY_STEP,
     ),
     "WarmupAnnealingScheduler": _call(f"warmup_steps warmup_ratio max_steps min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP),
@@ -310,9 +311,7 @@ CALLS: dict[str, Call] = {
         f"warmup_ratio hold_ratio max_steps decay_schedule min_lr {_SCHEDULE_TAIL}", **_EVERY_STEP
     ),
     # models
-    "MixtralModel": _call(
-        "config optim tokenizer model_transform",
-    ),
+    "MixtralModel": _call("config optim tokenizer model_transform"),
     "MixtralConfig": _call(**MODEL),
     # data
     "MockDataModule": _call(
@@ -321,8 +320,7 @@ CALLS: dict[str, Call] = {
         **_LOADER,
         num_test_samples=Ignored("there is no test loop", quiet=(10_000, None)),
         create_attention_mask=_MASK,
-        vocab_file=Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)),
-        merges_file=Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)),
+        **each(Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)), "vocab_file merges_file"),
     ),
     "SquadDataModule": _call(
         _FINE_TUNING_ORDER.replace(" seed", " force_redownload delete_raw seed"),
@@ -371,16 +369,17 @@ CALLS: dict[str, Call] = {
         "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "
         "pad_cu_seqlens",
         tokenizer_model_name=Ignored("samples are cached under the tokenizer's content"),
-        packed_train_data_path=_PACKS_ARE_MADE,
-        packed_val_data_path=_PACKS_ARE_MADE,
-        packed_metadata_path=_PACKS_ARE_MADE,
+        **each(
+            Ignored("packs are made from the samples, and cached"),
+            "packed_train_data_path packed_val_data_path packed_metadata_path",
+        ),
     ),
     "AutoTokenizer": _call(
         "pretrained_model_name vocab_file merges_file mask_token bos_token eos_token pad_token sep_token cls_token "
         "unk_token additional_special_tokens use_fast trust_remote_code include_special_tokens chat_template",
-        **dict.fromkeys(
-            ("mask_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "unk_token"),
+        **each(
             Only(None, "write it into the tokenizer's files"),
+            "mask_token bos_token eos_token pad_token sep_token cls_token unk_token",
         ),
         additional_special_tokens=Only((), "write them into the tokenizer's files", also=([], None)),
         use_fast=Ignored("the fast tokenizer is used", quiet=(True, False)),
@@ -476,9 +475,10 @@ CALLS: dict[str, Call] = {
     "ConfigParams": _call(
         "* top_p temperature limit_samples num_fewshot max_new_tokens max_retries parallelism task request_timeout "
         "extra batch_size top_k add_bos bootstrap_iters",
-        top_p=_LIKELIEST,
-        temperature=_LIKELIEST,
-        top_k=_LIKELIEST,
+        **each(
+            Ignored("an answer is the likeliest, or drawn as its task says", quiet=(None, 0, 0.0, 1)),
+            "top_p temperature top_k",
+        ),
         num_fewshot=Only(None, "set extra={'num_fewshot': N}"),
         max_retries=Ignored(_NO_SERVER, quiet=(None,)),
         parallelism=Ignored(_NO_SERVER, quiet=(None, 1)),
