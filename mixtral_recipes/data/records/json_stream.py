@@ -23,7 +23,7 @@ _SPACE = " \t\r\n"
 _IN_NUMBERS = "0123456789+-.eE"
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: object) -> Any:
     """One JSON value.
 
     Raises:

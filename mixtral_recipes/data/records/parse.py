@@ -1,10 +1,11 @@
 """Records of any supported file, one by one, each with its file and line."""
 
+import contextlib
 import csv
 import io
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
         raise DataError(f"{path}: cannot tell what this is; known: {known}.")
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
-    readers = {".parquet": _parquet, ".arrow": _arrow, ".csv": _csv, ".tsv": _csv}
+    tables = {".parquet": parquet_records, ".arrow": _arrow}
     try:
-        if suffix in readers:
-            yield from readers[suffix](path, bad)
+        if suffix in tables:
+            yield from tables[suffix](path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv(path, bad)
         elif suffix == ".json" or not is_json_lines(path):
             yield from json_records(path, bad, split)
         else:
@@ -98,42 +101,70 @@ def _jsonl(path: Path, bad: BadRecord) -> Iterator[Record]:
                 bad(error, text)
 
 
-def _parquet(path: Path, bad: BadRecord) -> Iterator[Record]:
+def parquet_records(path: Path, group: int | None = None, column: str | None = None) -> Iterator[Record]:
+    """The rows of a parquet file.
+
+    Args:
+        path: The file.
+        group: Which of its row groups; None takes all.
+        column: Which of its columns; None takes all.
+
+    Raises:
+        DataError: it cannot be read, or has no such column.
+    """
+    with _readable(path, "parquet file"), _open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if column is not None and column not in names:
+            raise DataError(
+                f"{path}: no column {column!r}; it has {', '.join(names)}; data.text_key (--text-key) names another."
+            )
+        wanted = {"row_groups": None if group is None else [group], "columns": None if column is None else [column]}
+        batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False, **wanted)
+        yield from _rows(path, batches, sum(file.metadata.row_group(before).num_rows for before in range(group or 0)))
+
+
+def row_groups(path: Path) -> int:
+    """How many row groups a parquet file has.
+
+    Raises:
+        DataError: it is none.
+    """
+    with _readable(path, "parquet file"), _open_parquet(path) as file:
+        return file.num_row_groups
+
+
+def _open_parquet(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pa.set_memory_pool(pa.system_memory_pool())  # mimalloc keeps 20 MB of what a few rows once needed
-
-    def batches() -> Iterable[Any]:
-        # Buffered: a row group, which may be the whole file, is not read at once.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
-
-    yield from _rows(path, "parquet file", batches)
+    # Buffered: a row group, which may be the whole file, is not read at once.
+    return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 
-def _arrow(path: Path, bad: BadRecord) -> Iterator[Record]:
+def _arrow(path: Path) -> Iterator[Record]:
     """The streams `datasets.save_to_disk` writes, and arrow's own files."""
+    with _readable(path, "arrow file"):
+        yield from _rows(path, _arrow_slices(path))
+
+
+def _arrow_slices(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
-    def batches() -> Iterable[Any]:
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise pa.ArrowInvalid("it is empty")
-            # A batch, which may be the whole file, is not copied; nor does what was read stay in this process.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        whole = pa.BufferReader(pa.py_buffer(mapped))
-        behind = 0
-        for batch in _arrow_batches(pa, whole):
-            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                some = batch.slice(start, _ROWS_AT_ONCE)
-                yield some
-                behind += some.nbytes
-                if behind > _MAPPED_AT_ONCE:
-                    mapped.madvise(mmap.MADV_DONTNEED)
-                    behind = 0
-
-    yield from _rows(path, "arrow file", batches)
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        # A batch, which may be the whole file, is not copied; nor does what was read stay in this process.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    behind = 0
+    for batch in _arrow_batches(pa, pa.BufferReader(pa.py_buffer(mapped))):
+        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+            some = batch.slice(start, _ROWS_AT_ONCE)
+            yield some
+            behind += some.nbytes
+            if behind > _MAPPED_AT_ONCE:
+                mapped.madvise(mmap.MADV_DONTNEED)
+                behind = 0
 
 
 def _arrow_batches(pa: Any, whole: Any) -> Iterator[Any]:
@@ -145,18 +176,25 @@ def _arrow_batches(pa: Any, whole: Any) -> Iterator[Any]:
         yield from pa.ipc.open_stream(whole)
 
 
-def _rows(path: Path, kind: str, batches: Callable[[], Iterable[Any]]) -> Iterator[Record]:
+def _rows(path: Path, batches: Iterable[Any], before: int = 0) -> Iterator[Record]:
+    """The rows of a table's batches, of which so many others stand before."""
+    number = before
+    for batch in batches:
+        if number == before:
+            _refuse_twice(path, batch.schema.names)
+        for value in batch.to_pylist(maps_as_pydicts="lossy"):
+            number += 1
+            yield Record(value, f"{path}: row {number}")
+
+
+@contextlib.contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """What arrow raises of a damaged file; of text that is no UTF-8, and of a time before all years, too."""
     import pyarrow as pa
 
-    number = 0
     try:
-        for batch in batches():
-            if not number:
-                _refuse_twice(path, batch.schema.names)
-            for value in batch.to_pylist(maps_as_pydicts="lossy"):
-                number += 1
-                yield Record(value, f"{path}: row {number}")
-    except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a time before all years
+        yield
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a readable {kind} ({error}).") from error
 
 

@@ -1,15 +1,15 @@
 """Text files in parts: byte ranges of JSON lines and of plain text, row groups of parquet, any other file whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import PACKED, is_packed, longest_line, open_bytes, suffix_of, too_long
 from mixtral_recipes.data.records.json_stream import json_splits, parse_json
 from mixtral_recipes.data.records.pairs import text_of
-from mixtral_recipes.data.records.parse import SUFFIXES, is_json_lines, read_records
+from mixtral_recipes.data.records.parse import SUFFIXES, is_json_lines, parquet_records, read_records, row_groups
 from mixtral_recipes.data.records.record import SPLIT_NAMES
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -59,9 +59,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int, split: str = "t
     size = path.stat().st_size
     suffix = suffix_of(path)
     if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        groups = _parquet(path, pq).num_row_groups
+        groups = row_groups(path)
         return [TextPart(path, "parquet", g, g + 1, text_key, size // groups) for g in range(groups)]
     if suffix not in TEXT_SUFFIXES:
         known = f"{', '.join(TEXT_SUFFIXES)}, and {', '.join(PACKED)} of the text ones"
@@ -86,25 +84,31 @@ def documents(part: TextPart, bad: BadRecord = stop) -> Iterator[str]:
     Raises:
         DataError: names the file and line of a document that cannot be read.
     """
-    if part.kind == "parquet":
-        yield from _parquet_documents(part, bad)
-    elif part.kind == "records":
-        for record in read_records(part.path, bad, part.split):
-            yield from _text_in(record.value, part, lambda record=record: record.where, bad)
-    elif part.kind == "jsonl":
-        yield from _json_documents(part, bad)
+    if part.kind == "text":
+        yield from _text_documents(part)
+        return
+    for value, where in _records(part, bad):
+        yield from _text_in(value, part, where, bad)
+
+
+def _records(part: TextPart, bad: BadRecord) -> Iterator[tuple[Any, object]]:
+    """The records of a part with their places."""
+    if part.kind == "jsonl":
+        yield from _json_lines(part, bad)
+    elif part.kind == "parquet":
+        yield from (record[:2] for record in parquet_records(part.path, part.start, part.text_key))
     else:
-        yield from _text_documents(part, _lines(part))
+        yield from (record[:2] for record in read_records(part.path, bad, part.split))
 
 
-def _text_in(value: Any, part: TextPart, where: Callable[[], str], bad: BadRecord) -> Iterator[str]:
+def _text_in(value: Any, part: TextPart, where: object, bad: BadRecord) -> Iterator[str]:
     """The text of a record, where it has one."""
     text = value.get(part.text_key) if isinstance(value, dict) else None
     if isinstance(text, str):
         try:
-            yield text_of(text, part.text_key, "", empty=True) if text.strip() else ""
+            yield text_of(text, part.text_key, where, empty=True) if text.strip() else ""
         except DataError as error:
-            bad(DataError(f"{where()}{error}"), value)
+            bad(error, value)
         return
     if not isinstance(value, dict):
         what = "needs a JSON object"
@@ -113,7 +117,7 @@ def _text_in(value: Any, part: TextPart, where: Callable[[], str], bad: BadRecor
         what = f"has no {part.text_key!r}, but {names}; data.text_key (--text-key) names another"
     else:
         what = f"{part.text_key!r} is {'null' if text is None else type(text).__name__}, not text"
-    bad(DataError(f"{where()}: {what}."), value)
+    bad(DataError(f"{where}: {what}."), value)
 
 
 def _first_line(file: BinaryIO, start: int) -> int:
@@ -127,8 +131,24 @@ def _first_line(file: BinaryIO, start: int) -> int:
     return start
 
 
-def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin in the part, with the byte each begins at; a line belongs to the part of its first byte."""
+class _Place(NamedTuple):
+    """A file and a byte of it, told as the line, which is counted only when an error is reported."""
+
+    path: Path
+    position: int
+
+    def __str__(self) -> str:
+        count, seen = 1, 0
+        with open_bytes(self.path) as file:
+            while seen < self.position:
+                block = file.read(min(1 << 20, self.position - seen))
+                count += block.count(b"\n")
+                seen += len(block)
+        return f"{self.path}:{count}"
+
+
+def _lines(part: TextPart) -> Iterator[tuple[_Place, bytes]]:
+    """Lines that begin in the part, with their places; a line belongs to the part of its first byte."""
     limit = longest_line()
     with open_bytes(part.path) as file:
         position = _first_line(file, part.start)
@@ -137,47 +157,29 @@ def _lines(part: TextPart) -> Iterator[tuple[int, bytes]]:
             if not line:
                 return
             if len(line) > limit:
-                raise too_long(_place(part, position), limit)
-            yield position, line
+                raise too_long(_Place(part.path, position), limit)
+            yield _Place(part.path, position), line
             position += len(line)
 
 
-def _place(part: TextPart, position: int) -> str:
-    """The file and the line, which is counted only when an error is reported."""
-    count, seen = 1, 0
-    with open_bytes(part.path) as file:
-        while seen < position:
-            block = file.read(min(1 << 20, position - seen))
-            count += block.count(b"\n")
-            seen += len(block)
-    return f"{part.path}:{count}"
-
-
-def _decode(part: TextPart, position: int, line: bytes) -> str:
+def _decode(where: _Place, line: bytes) -> str:
     try:
-        return line.decode("utf-8-sig" if position == 0 else "utf-8")
+        return line.decode("utf-8-sig" if where.position == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{_place(part, position)}: not UTF-8 ({error.reason}).") from error
+        raise DataError(f"{where}: not UTF-8 ({error.reason}).") from error
 
 
-def _json_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
-    for position, line in _lines(part):
+def _json_lines(part: TextPart, bad: BadRecord) -> Iterator[tuple[Any, object]]:
+    for where, line in _lines(part):
         try:
-            text = _decode(part, position, line).strip()
+            text = _decode(where, line).strip()
+            if text:
+                yield parse_json(text, where), where
         except DataError as error:
-            bad(error, line.decode("utf-8", "replace"))
-            continue
-        if not text:
-            continue
-        try:
-            value = parse_json(text, "")
-        except DataError as error:  # its place takes reading what is before it
-            bad(DataError(f"{_place(part, position)}{error}"), text)
-            continue
-        yield from _text_in(value, part, lambda position=position: _place(part, position), bad)
+            bad(error, line.decode("utf-8", "replace").strip())
 
 
-def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Iterator[str]:
+def _text_documents(part: TextPart) -> Iterator[str]:
     """Paragraphs between blank lines. A document belongs to the part in which its first line begins.
 
     A part may begin inside a document and end inside one: the first is skipped up to a blank line, the last
@@ -185,8 +187,8 @@ def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Itera
     """
     inside = part.start > 0 and not _after_blank_line(part)
     held: list[str] = []
-    for position, line in lines:
-        text = _decode(part, position, line)
+    for where, line in _lines(part):
+        text = _decode(where, line)
         if text.strip():
             if not inside:
                 held.append(text)
@@ -197,8 +199,8 @@ def _text_documents(part: TextPart, lines: Iterator[tuple[int, bytes]]) -> Itera
             held = []
     if held:
         rest = TextPart(part.path, part.kind, part.end, -1, part.text_key, 0) if part.end >= 0 else None
-        for position, line in _lines(rest) if rest else ():
-            text = _decode(part, position, line)
+        for where, line in _lines(rest) if rest else ():
+            text = _decode(where, line)
             if not text.strip():
                 break
             held.append(text)
@@ -213,30 +215,3 @@ def _after_blank_line(part: TextPart) -> bool:
         file.seek(first - back)
         before = file.read(back)
     return not before.removesuffix(b"\n").rpartition(b"\n")[2].strip()
-
-
-def _parquet(path: Path, pq: Any) -> Any:
-    import pyarrow as pa
-
-    try:
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error}).") from error
-
-
-def _parquet_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
-    file = _parquet(part.path, pq)
-    if part.text_key not in file.schema_arrow.names:
-        names = ", ".join(file.schema_arrow.names)
-        raise DataError(
-            f"{part.path}: no column {part.text_key!r}; it has {names}; data.text_key (--text-key) names another."
-        )
-    row = sum(file.metadata.row_group(g).num_rows for g in range(part.start))
-    # A row group, which may be the whole file, is not read at once.
-    batches = file.iter_batches(row_groups=[part.start], columns=[part.text_key], batch_size=64, use_threads=False)
-    for batch in batches:
-        for text in batch.column(0).to_pylist():
-            row += 1
-            yield from _text_in({part.text_key: text}, part, lambda row=row: f"{part.path}: row {row}", bad)

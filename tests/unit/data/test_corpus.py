@@ -98,6 +98,19 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
         assert [text for part in parts for text in documents(part)] == texts, path.name
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"text": ["w" * 5000] * 3}), path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content[:4000] + b"\xff" + content[4001:])
+    parts = split_into_parts(path, "text", 100)
+    with pytest.raises(DataError, match=r"d\.parquet: not a readable parquet file \('utf-8'"):
+        list(documents(parts[0]))
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
