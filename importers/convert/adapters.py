@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, read_as, read_rows, row_bytes_as, too_large
+from mixtral_recipes.checkpoints.format.rows import Rows, read_rows, read_tensor, row_bytes_as, too_large, torch_dtype
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.peft.lengths import lengths_of, stretch
 
@@ -47,8 +47,8 @@ class MergedRows:
         Raises:
             CheckpointError: one is finite, and too large for the type.
         """
-        dtype = getattr(torch, TORCH_NAMES[self.dtype])
-        rows = torch.frombuffer(read_as(self._base, start, count, "F32"), dtype=torch.float32).view(count, -1)
+        dtype = torch_dtype(self.dtype)
+        rows = read_tensor(self._base, start, count, "F32")
         mine = slice(start, start + count)
         rows = torch.addmm(rows, self._b[mine], self._a, alpha=self._scale)
         if self._magnitude is not None:

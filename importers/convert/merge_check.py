@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reading import close_inputs
-from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_as
+from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_tensor
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.quantized_base import as_trained_over
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
@@ -150,7 +150,9 @@ class _Models:
     def _embedded(self, tokens: Tensor) -> Tensor:
         name = "model.embed_tokens.weight"
         sources = (self._base[name], self._whole(name) or self._base[name], self._merged[name])
-        return torch.stack([torch.cat([_read(rows, int(t), 1) for t in tokens.flatten()]) for rows in sources])
+        return torch.stack(
+            [torch.cat([read_tensor(rows, int(t), 1, "F32") for t in tokens.flatten()]) for rows in sources]
+        )
 
     def _whole(self, name: str) -> Rows | None:
         """What was trained in the place of a weight."""
@@ -160,7 +162,7 @@ class _Models:
         return self._base, self._merged
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        scales = [_read(source[name], 0, source[name].rows).flatten() for source in self._weights()]
+        scales = [read_tensor(source[name], 0, source[name].rows, "F32").flatten() for source in self._weights()]
         weight = torch.stack([scales[0], scales[0], scales[1]]).unsqueeze(1)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._config["layernorm_epsilon"]) * weight
 
@@ -217,14 +219,9 @@ class _Models:
         return LowRank(found.a, b, found.scale, magnitude)
 
 
-def _read(rows: Rows, start: int, count: int) -> Tensor:
-    """Some rows in fp32, [count, in]."""
-    return torch.frombuffer(read_as(rows, start, count, "F32"), dtype=torch.float32).view(count, -1)
-
-
 def _product(rows: Rows, x: Tensor) -> Tensor:
     """x [t, in] times a stored matrix's transpose: [t, out]."""
-    return torch.cat([x @ _read(rows, *piece).t() for piece in pieces(rows, _PIECE_BYTES)], dim=1)
+    return torch.cat([x @ read_tensor(rows, *piece, "F32").t() for piece in pieces(rows, _PIECE_BYTES)], dim=1)
 
 
 def _adapted_lengths(rows: Rows, adapter: LowRank) -> Tensor:
@@ -232,7 +229,7 @@ def _adapted_lengths(rows: Rows, adapter: LowRank) -> Tensor:
     lengths = []
     for start, count in pieces(rows, _PIECE_BYTES):
         added = adapter.scale * (adapter.b[start : start + count] @ adapter.a)
-        lengths.append(lengths_of(_read(rows, start, count) + added))
+        lengths.append(lengths_of(read_tensor(rows, start, count, "F32") + added))
     return torch.cat(lengths)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, read_as, row_bytes_as
+from mixtral_recipes.checkpoints.format.rows import Rows, read_tensor, row_bytes_as, spelled
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight
@@ -79,11 +79,10 @@ def kept_dtype(base: Path) -> str:
     """
     saved = StoredWeights(base / "weights")
     key = next(weight.disk for weight in WEIGHTS if weight.adapted)
-    found = str(saved.dtype(key)).removeprefix("torch.")
-    spelled = {name: dtype for dtype, name in TORCH_NAMES.items()}
-    if found not in spelled:
-        raise CheckpointError(f"{base}: {key} is {found}; no exact export exists.")
-    return spelled[found]
+    found = spelled(saved.dtype(key))
+    if found is None:
+        raise CheckpointError(f"{base}: {key} is {saved.dtype(key)}; no exact export exists.")
+    return found
 
 
 class _QuantizedBase:
@@ -109,9 +108,7 @@ class _QuantizedBase:
 
     def _quantize(self, place: _Place) -> Quantized:
         rows = self._sources[place]
-        memory = read_as(rows, 0, rows.rows, rows.dtype)
-        weight = torch.frombuffer(memory, dtype=getattr(torch, TORCH_NAMES[rows.dtype])).view(rows.rows, -1)
-        return self._format.quantize(weight, WHOLE, self._on)
+        return self._format.quantize(read_tensor(rows, 0, rows.rows, rows.dtype), WHOLE, self._on)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, LikeSource, Rows, is_finite, read_as
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, LikeSource, Rows, is_finite, read_tensor, torch_dtype
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
 
@@ -51,13 +51,12 @@ class Encoded:
         Raises:
             CheckpointError: a value is not finite, or too large for 16 bits.
         """
-        source = read_as(self._source, start, count, self._source.dtype)
-        if not is_finite(memoryview(source), self._source.dtype):
+        values = read_tensor(self._source, start, count, self._source.dtype)
+        if not is_finite(memoryview(values.view(torch.uint8).numpy()).cast("B"), self._source.dtype):
             raise CheckpointError(f"{self._name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
-        values = torch.frombuffer(source, dtype=getattr(torch, TORCH_NAMES[self._source.dtype])).view(count, -1)
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
         if self._type in ITEM_BYTES:
-            encoded = values.to(getattr(torch, TORCH_NAMES[self._type])).view(torch.uint8).numpy()
+            encoded = values.to(torch_dtype(self._type)).view(torch.uint8).numpy()
             if not is_finite(memoryview(encoded).cast("B"), self._type):
                 raise CheckpointError(
                     f"{self._name}: holds {values.abs().max().item():.5g}, more than {self._type} can; "

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import spelled
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-
-_SPELLED = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
 
 
 class LibraryRows:
     """A tensor a library gave, [rows, width], as `stream.Rows`."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self.dtype = tensor, _SPELLED[tensor.dtype]
+        dtype = spelled(tensor.dtype)
+        assert dtype is not None  # the file was read by our own readers before, which refuse all others
+        self._tensor, self.dtype = tensor, dtype
         self.rows, self.row_bytes = tensor.shape[0], tensor.shape[1] * tensor.element_size()
 
     def read(self, start: int, count: int, out: memoryview) -> None:

@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, spelled
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf.safetensors import StoredTensor, stored
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -31,11 +31,11 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             found = find_tensors(file, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: refused, {error}; save the model as safetensors.") from error
-    spelled = {name: dtype for dtype, name in TORCH_NAMES.items()}
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in found.items():
-        dtype = spelled.get(str(tensor.dtype).removeprefix("torch."))
+        dtype = spelled(tensor.dtype)
         if dtype is None:
-            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}; only {', '.join(spelled)} can be converted.")
+            known = ", ".join(TORCH_NAMES.values())
+            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}; only {known} can be converted.")
         tensors[name] = stored(path, tensor.start, dtype, tensor.shape)
     return tensors

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, spelled
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source
@@ -26,10 +26,12 @@ def open_nemo(folder: Path) -> Source:
     stored = StoredWeights(weights)
     prefix = prefix_of(stored)
     embedding = stored.tensors[prefix + _EMBEDDING.disk]
-    spelled = str(embedding.properties.dtype).removeprefix("torch.")
-    if spelled not in TORCH_NAMES.values():
-        raise CheckpointError(f"{weights}: weights are {spelled}; only {', '.join(TORCH_NAMES.values())} can be read.")
-    config = context.hf_config(_vocab_size(context, embedding.size[0]), spelled)
+    stored_as = embedding.properties.dtype
+    if (dtype := spelled(stored_as)) is None:
+        raise CheckpointError(
+            f"{weights}: weights are {stored_as}; only {', '.join(TORCH_NAMES.values())} can be read."
+        )
+    config = context.hf_config(_vocab_size(context, embedding.size[0]), TORCH_NAMES[dtype])
     dims = hf_config.dims(config)
     files = sorted([weights / ".metadata", *weights.glob("*.distcp")])
     tokenizer = context.tokenizer or context.file

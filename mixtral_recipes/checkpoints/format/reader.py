@@ -27,11 +27,10 @@ from mixtral_recipes.checkpoints.format.archive import find_tensor
 from mixtral_recipes.checkpoints.format.matrix import Matrix, Tile
 from mixtral_recipes.checkpoints.format.reading import read_through_cache
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, TORCH_NAMES, Extent
+from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Extent, spelled
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.errors import CheckpointError
 
-_SPELLED = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items()}
 _Overlap = list[tuple[int, int]]  # per axis (start, end) in the whole tensor
 
 
@@ -226,7 +225,7 @@ class StoredWeights:
             CheckpointError: a part of it is missing, or its dtype is not one that weights have.
         """
         entry = self._tensor(key)
-        dtype = _SPELLED.get(entry.properties.dtype)
+        dtype = spelled(entry.properties.dtype)
         if dtype is None:
             raise CheckpointError(f"{self.folder}: {key} is {entry.properties.dtype}; no exact export exists.")
         index = tuple(place for place in (layer, expert) if place is not None)

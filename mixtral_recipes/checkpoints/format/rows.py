@@ -8,6 +8,7 @@ import numpy as np
 from mixtral_recipes.checkpoints.format.reading import BUFFER_BYTES, read_exactly
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # safetensors' spelling of the dtypes a weight may have
@@ -15,6 +16,18 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 MOST_AXES = 8  # that a file may give a tensor; weights have four at most, and some work doubles with each
 # Largest magnitude pattern that is finite, plus one: Inf and NaN have every exponent bit set.
 _NOT_FINITE = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+
+
+def torch_dtype(dtype: str) -> "torch.dtype":
+    """One of these dtypes as torch has it."""
+    import torch
+
+    return getattr(torch, TORCH_NAMES[dtype])
+
+
+def spelled(dtype: "torch.dtype") -> str | None:
+    """How safetensors spells a dtype of torch's; None for one that no weight may have."""
+    return next((ours for ours, name in TORCH_NAMES.items() if str(dtype) == f"torch.{name}"), None)
 
 
 class Rows(Protocol):
@@ -83,8 +96,8 @@ def read_rows(source: Rows, start: int, count: int, out: memoryview, dtype: str)
 
     scratch = bytearray(count * source.row_bytes)
     source.read(start, count, memoryview(scratch))
-    read = torch.frombuffer(scratch, dtype=getattr(torch, TORCH_NAMES[source.dtype]))
-    np.frombuffer(out, dtype=np.uint8)[:] = read.to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
+    read = torch.frombuffer(scratch, dtype=torch_dtype(source.dtype))
+    np.frombuffer(out, dtype=np.uint8)[:] = read.to(torch_dtype(dtype)).view(torch.uint8).numpy()
 
 
 def row_bytes_as(source: Rows, dtype: str) -> int:
@@ -99,6 +112,13 @@ def read_as(source: Rows, start: int, count: int, dtype: str) -> bytearray:
     out = bytearray(count * row_bytes_as(source, dtype))
     read_rows(source, start, count, memoryview(out), dtype)
     return out
+
+
+def read_tensor(source: Rows, start: int, count: int, dtype: str) -> "Tensor":
+    """As `read_rows`, as a tensor [count, columns]."""
+    import torch
+
+    return torch.frombuffer(read_as(source, start, count, dtype), dtype=torch_dtype(dtype)).view(count, -1)
 
 
 def pieces(rows: Rows, nbytes: int = BUFFER_BYTES) -> list[tuple[int, int]]:
@@ -132,6 +152,6 @@ def too_large(values: "Tensor", dtype: str) -> str:
 
     short = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
     largest = values.flatten()[values.abs().argmax()].item()
-    most = torch.finfo(getattr(torch, TORCH_NAMES[dtype])).max
+    most = torch.finfo(torch_dtype(dtype)).max
     others = " or ".join(name for key, name in short.items() if key != dtype and key != "F16")
     return f"holds {largest:.5g}, more than {short[dtype]} can ({most:.5g}); use --dtype {others}."

@@ -17,11 +17,10 @@ from mixtral_recipes.checkpoints.format.output import Output, disk_problem, rese
 from mixtral_recipes.checkpoints.format.reading import BLOCK, close_inputs
 from mixtral_recipes.checkpoints.format.rows import (
     ITEM_BYTES,
-    TORCH_NAMES,
     Rows,
     is_finite,
-    read_as,
     read_rows,
+    read_tensor,
     row_bytes_as,
     too_large,
 )
@@ -243,11 +242,8 @@ class _StoppedError(Exception):
 
 def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
     """What is wrong with rows that are not finite in ``dtype``: they never were, or the type is too small for them."""
-    import torch
-
     if part.source.dtype != dtype:
-        read = read_as(part.source, start, count, part.source.dtype)
-        if is_finite(memoryview(read), part.source.dtype):
-            values = torch.frombuffer(read, dtype=getattr(torch, TORCH_NAMES[part.source.dtype])).float()
+        values = read_tensor(part.source, start, count, part.source.dtype).float()
+        if values.isfinite().all():
             return f"{part.name}: {too_large(values, dtype)}"
     return f"{part.name}: holds NaN or Inf; a checkpoint with such a weight is not converted."

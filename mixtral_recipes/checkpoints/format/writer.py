@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from mixtral_recipes.checkpoints.format.archive import frame
 from mixtral_recipes.checkpoints.format.manifest import Pieces
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, TensorRows
+from mixtral_recipes.checkpoints.format.rows import TensorRows, torch_dtype
 from mixtral_recipes.checkpoints.format.shard import Shape, Shard
 from mixtral_recipes.checkpoints.format.stream import ALIGNMENT, Part, Record, Run, Stream, lay_out
 
@@ -83,7 +83,7 @@ def rows_item(
     key: str, dtype: str, offsets: Shape, sizes: Shape, whole: Shape, parts: Sequence[Part]
 ) -> tuple[Item, Record]:
     """A box to write whose rows are read from elsewhere; ``dtype`` in `stream`'s spelling."""
-    kind: torch.dtype = getattr(torch, TORCH_NAMES[dtype])
+    kind = torch_dtype(dtype)
     prefix, suffix = frame(kind, sizes)
     record = Record(prefix, parts, suffix, dtype, math.prod(sizes) * kind.itemsize, ALIGNMENT)
     return Item(key, offsets, sizes, whole, kind), record
