@@ -17,7 +17,7 @@ from mixtral_recipes.executors.runs.logs import of_rank
 from mixtral_recipes.executors.stored import RANK_MODULE
 from mixtral_recipes.system.files import private_folder
 from mixtral_recipes.system.machine import children, cores, process_start
-from mixtral_recipes.training.guards.signals import CTRL_C
+from mixtral_recipes.training.guards.signals import CTRL_C, stops_handled_by
 
 _SHUTDOWN_S = 300  # ranks may take this long to save after SIGTERM; torchrun's default of 30 s kills a large save
 
@@ -124,7 +124,7 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
     attempts = records.attempt_folders(record)
     if exit_code == 0 and not (attempts and (attempts[-1] / "preempted").exists()):
         return
-    ends = records.rank_ends(attempts[-1]) if attempts else []
+    ends = records.rank_ends(record)
     failed = [end for end in ends if end["exit_code"] not in (0, Preempted.exit_code)]
     resume = f"(`mixtral-recipes runs resume {record.id}`)"
     if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
@@ -164,23 +164,6 @@ def _forwarded_signals(agent: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 
     with stops_handled_by(forward):
         yield passed_on
-
-
-@contextlib.contextmanager
-def stops_handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Have a handler called for the signals that stop a command: Ctrl-C, SIGTERM, SIGUSR1 and a lost terminal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        handled.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in handled}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager

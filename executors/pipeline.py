@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from mixtral_recipes.errors import LaunchError, MixtralRecipesError, Preempted, nearest
-from mixtral_recipes.executors.local import stops_handled_by
 from mixtral_recipes.executors.names import check_name, check_no_password
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.slurm.status import FINAL
 from mixtral_recipes.system.schema import typed
 from mixtral_recipes.system.toml_files import read_table
+from mixtral_recipes.training.guards.signals import stops_handled_by
 
 _STOPPED = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}  # of a command without a save
 

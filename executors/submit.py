@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.jobs_home import use_jobs_home
 from mixtral_recipes.executors.names import check_name
 from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.runs import logs, records
@@ -18,7 +17,7 @@ from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.executor import for_recipe
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 from mixtral_recipes.executors.stored import RANK_MODULE, store
-from mixtral_recipes.system.files import temporary_folder
+from mixtral_recipes.system.files import private_folder, temporary_folder
 from mixtral_recipes.system.home import jobs_home
 
 if TYPE_CHECKING:
@@ -91,6 +90,21 @@ def _rehearse(tasks: list[Task], title: str) -> list[str]:
             experiment.dryrun(log=False, delete_exp_dir=False)
             scripts = [Path(job.executor.job_dir, "sbatch.sh").read_text() for job in experiment.jobs]
     return [script.replace(str(home), str(jobs_home())) for script in scripts]
+
+
+def use_jobs_home(folder: Path | None = None) -> Path:
+    """Point nemo_run at `jobs_home` or another folder; it read NEMORUN_HOME when a recipe imported it.
+
+    Returns:
+        The folder.
+    """
+    from nemo_run.config import set_nemorun_home
+    from nemo_run.run.torchx_backend.schedulers import slurm
+
+    folder = private_folder(folder or jobs_home())
+    set_nemorun_home(str(folder))
+    slurm.SLURM_JOB_DIRS = str(folder / ".slurm_jobs")
+    return folder
 
 
 def _experiment(title: str, executor: "run.SlurmExecutor", home: Path) -> "run.Experiment":

@@ -40,7 +40,7 @@ def prefixed(record: RunRecord) -> bool:
 def failure(record: RunRecord) -> list[str]:
     """What went wrong in the last attempt, according to the rank that failed first; empty if no rank failed."""
     folders = records.attempt_folders(record)
-    ends = records.rank_ends(folders[-1]) if folders else []
+    ends = records.rank_ends(record)
     if not ends and folders:  # a command that no rank reports for: its last line
         return [line.removeprefix("error: ") for line in _last_line(folders[-1] / "node-0.log") if line]
     if not ends or ends[0]["exit_code"] in (0, 75):

@@ -178,12 +178,13 @@ def attempt_folders(record: RunRecord) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name))
 
 
-def rank_ends(attempt: Path) -> list[dict[str, Any]]:
-    """How the ranks of one attempt ended: failures first, starting with the one that caused the others.
+def rank_ends(record: RunRecord) -> list[dict[str, Any]]:
+    """How the ranks of the last attempt ended: failures first, starting with the one that caused the others.
 
     A rank that only lost its connection to another one comes after every rank with an error of its own.
     """
-    ends = [value for path in attempt.glob("rank-*.json") if (value := read_json(path)) and fits(value, _RankEnd)]
+    files = [path for attempt in attempt_folders(record)[-1:] for path in attempt.glob("rank-*.json")]
+    ends = [value for path in files if (value := read_json(path)) and fits(value, _RankEnd)]
     return sorted(ends, key=lambda end: (end["exit_code"] in (0, 75), lost_peer(end), end["time"], end["rank"]))
 
 

@@ -77,8 +77,7 @@ def local_state(record: RunRecord) -> JobState:
         return JobState("unknown", "nobody", f"started on {record.host}; ask there")
     if record.pid and process_start(record.pid) == record.pid_start != "":
         return JobState("running", "process", f"pid {record.pid}")
-    folders = records.attempt_folders(record)
-    ends = records.rank_ends(folders[-1]) if folders else []
+    ends = records.rank_ends(record)
     if len(ends) == record.nodes * record.nproc_per_node and all(end["exit_code"] == 0 for end in ends):
         return JobState("succeeded", "ranks")
     if ends and ends[0]["exit_code"] == 75:

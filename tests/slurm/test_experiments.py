@@ -44,7 +44,7 @@ def test_experiment_from_python_waits_without_sacct(plain: Site) -> None:
     import nemo_run as run
 
     import mixtral_recipes.api  # noqa: F401  # as a script has it: from then on experiments send a task's own modules
-    from mixtral_recipes.executors.jobs_home import use_jobs_home
+    from mixtral_recipes.executors.submit import use_jobs_home
 
     use_jobs_home()
     with run.Experiment("plain", log_level="WARNING", base_dir=str(use_jobs_home())) as experiment:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mixtral_recipes.errors import RecipeError, nearest
@@ -52,20 +52,27 @@ def name_of(sig: str | int) -> str:
 
 @contextlib.contextmanager
 def watching(*more: str) -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the signals named, not dying of them, until the block ends.
-
-    Outside the main thread, where Python delivers no signals, nothing is watched.
-    """
+    """Note the signals of `stops_handled_by`, not dying of them, until the block ends."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with stops_handled_by(request.note, *more):
         yield request
+
+
+@contextlib.contextmanager
+def stops_handled_by(handler: Callable[[int, FrameType | None], None], *more: str) -> Iterator[None]:
+    """Have a handler called for SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the signals named, until the block ends.
+
+    Outside the main thread, where Python delivers no signals, it is called for none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     numbers = {getattr(signal, name) for name in (*ALWAYS, *more)}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         numbers.add(signal.SIGHUP)
-    before = {number: signal.signal(number, request.note) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield request
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

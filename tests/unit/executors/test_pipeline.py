@@ -12,9 +12,9 @@ import pytest
 from mixtral_recipes.cli import main
 from mixtral_recipes.errors import LaunchError, Preempted
 from mixtral_recipes.executors import pipeline
-from mixtral_recipes.executors.local import stops_handled_by
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm.status import JobState
+from mixtral_recipes.training.guards.signals import stops_handled_by
 
 STAGE = '[[stage]]\nname = "a"\n'
 
