@@ -103,9 +103,7 @@ def train(
         LaunchError: a rank failed that was started from here, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
-    module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, model_transform, of_recipe(tokenizer, module))
-    return _run(train, parts, tokenizer, functools.partial(_train, "train"))
+    return _run(train, model, data, trainer, log, resume, optim, model_transform, tokenizer)
 
 
 @_task
@@ -119,9 +117,7 @@ def pretrain(
     tokenizer: Any = "data",
 ) -> Path:
     """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
-    module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, None, of_recipe(tokenizer, module))
-    return _run(pretrain, parts, tokenizer, functools.partial(_train, "pretrain"))
+    return _run(pretrain, model, data, trainer, log, resume, optim, None, tokenizer)
 
 
 @_task
@@ -145,9 +141,7 @@ def finetune(
     """
     if resume is None or resume.restore_config is None or not resume.restore_config.path:
         raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
-    module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
-    return _run(finetune, parts, tokenizer, functools.partial(_train, "finetune"))
+    return _run(finetune, model, data, trainer, log, resume, optim, peft, tokenizer)
 
 
 @_task
@@ -169,9 +163,7 @@ def validate(
         The run's folder. Its validation.json, the only file written, holds ``val_loss`` (None without a validation
         set), ``step`` and ``restored_from``.
     """
-    module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, model_transform, of_recipe(tokenizer, module))
-    return _run(validate, parts, tokenizer, _validate)
+    return _run(validate, model, data, trainer, log, resume, optim, model_transform, tokenizer)
 
 
 @_task
@@ -314,11 +306,20 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     return asked.evaluate(model_checkpoint(asked.model_of(target_cfg)), eval_cfg)
 
 
-def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[[Parts], dict[str, Any]]) -> Path:
-    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any.
-
-    The tokenizer is as it was named, which decides whether the data module's is read; `work` is each process's.
-    """
+def _run(
+    task: Callable[..., Any],
+    model: MixtralModel,
+    data: DataModule | LightningData,
+    trainer: Trainer,
+    log: NeMoLogger | None,
+    resume: AutoResume | None,
+    optim: MegatronOptimizerModule | None,
+    peft: LoRA | None,
+    tokenizer: Any,
+) -> Path:
+    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any."""
+    module = as_data_module(data, trainer)
+    parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
     nemo_run_jobs.refuse_while_loading()
     parts.resume = with_start(parts.resume)
     run_dir = parts.log.run_dir.absolute()
@@ -342,13 +343,14 @@ def _run(task: Callable[..., Any], parts: Parts, tokenizer: Any, work: Callable[
         refuse_unwritable(run_dir)
         longest = (log.ckpt or ModelCheckpoint()).folder_name(log.name, trainer.max_steps, 10**9, 99.99)
         refuse_unwritable(staging_path(run_dir / "checkpoints" / longest))
+    work = functools.partial(_validate, parts) if task is validate else functools.partial(_train, task.__name__, parts)
     if not ranks_from_here.wanted(trainer.num_nodes, trainer.devices):
-        work(parts)
+        work()
         distributed.free_memory()
         return run_dir
     distributed.check_accelerator(trainer.accelerator)
     ranks_from_here.start(
-        functools.partial(work, parts),
+        work,
         devices=trainer.devices,
         name=log.name if task is not validate else f"{log.name}-validate",
         run_dir=log.run_dir,

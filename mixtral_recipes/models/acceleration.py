@@ -52,72 +52,60 @@ KNOBS = (
 )
 
 
+_LEAVE_OUT = "leave it out: it is switched on where it runs"
+
+
 @dataclass(frozen=True)
 class OnlyThere:
     """What only Transformer Engine carries out, and Megatron does not refuse by itself, or not in words.
 
     Attributes:
+        setting: How it is spelled.
         wanted: Whether a configuration asks for it.
-        setting: How that is spelled.
-        why: What does it.
         instead: What to do where it does not run.
+        why: What does it.
         grouped: Whether its grouped experts do it, which do not run over a quantised base either.
     """
 
-    wanted: Callable[[MixtralConfig], bool]
     setting: str
-    why: str
-    instead: str
+    wanted: Callable[[MixtralConfig], bool]
+    instead: str = _LEAVE_OUT
+    why: str = "Transformer Engine's kernels"
     grouped: bool = False
 
 
-def _recomputes(config: MixtralConfig, module: str) -> bool:
-    return config.recompute_granularity == "selective" and module in (config.recompute_modules or ())
-
-
-_LEAVE_OUT = "leave it out: it is switched on where it runs"
+_LAYERS = "Transformer Engine's layers"
 _ONLY_THERE = (
     OnlyThere(
-        lambda config: "moe_act" in (config.recompute_modules or ()),
         "recompute_modules=['moe_act']",
-        "Transformer Engine's grouped experts",
+        lambda c: "moe_act" in (c.recompute_modules or ()),
         "use ['moe'], which recomputes experts whole, on PyTorch's own layers",
+        "Transformer Engine's grouped experts",
         grouped=True,
     ),
     OnlyThere(
-        lambda config: _recomputes(config, "layernorm"),
         "recompute_modules=['layernorm']",
-        "Transformer Engine's layers",
+        lambda c: c.recompute_granularity == "selective" and "layernorm" in (c.recompute_modules or ()),
         "use ['moe'], whose recomputation keeps less still",
+        _LAYERS,
     ),
-    OnlyThere(lambda c: c.moe_router_fusion, "moe_router_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
-    OnlyThere(lambda c: c.moe_permute_fusion, "moe_permute_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
-    OnlyThere(lambda c: c.apply_rope_fusion, "apply_rope_fusion=True", "Transformer Engine's kernels", _LEAVE_OUT),
+    OnlyThere("moe_router_fusion=True", lambda c: c.moe_router_fusion),
+    OnlyThere("moe_permute_fusion=True", lambda c: c.moe_permute_fusion),
+    OnlyThere("apply_rope_fusion=True", lambda c: c.apply_rope_fusion),
+    OnlyThere("fused_single_qkv_rope=True", lambda c: c.fused_single_qkv_rope, "leave it out"),
     OnlyThere(
-        lambda c: c.fused_single_qkv_rope, "fused_single_qkv_rope=True", "Transformer Engine's kernels", "leave it out"
-    ),
-    OnlyThere(
-        lambda c: c.cross_entropy_loss_fusion and c.cross_entropy_fusion_impl == "te",
         "cross_entropy_fusion_impl='te'",
-        "Transformer Engine's kernels",
+        lambda c: c.cross_entropy_loss_fusion and c.cross_entropy_fusion_impl == "te",
         "use 'native'",
     ),
     OnlyThere(
-        lambda config: config.gradient_accumulation_fusion and find_spec(APEX) is None,
         "gradient_accumulation_fusion=True",
-        "the kernels of Transformer Engine or Apex",
-        _LEAVE_OUT,
+        lambda c: c.gradient_accumulation_fusion and find_spec(APEX) is None,
+        why="the kernels of Transformer Engine or Apex",
     ),
-    OnlyThere(
-        lambda c: c.cpu_offloading, "cpu_offloading=True", "Transformer Engine's layers", "recompute layers instead"
-    ),
-    OnlyThere(lambda c: c.tp_comm_overlap, "tp_comm_overlap=True", "Transformer Engine's layers", "leave it out"),
-    OnlyThere(
-        lambda config: config.attention_dropout > 0,
-        "attention_dropout",
-        "Transformer Engine's layers",
-        "set it to 0",
-    ),
+    OnlyThere("cpu_offloading=True", lambda c: c.cpu_offloading, "recompute layers instead", _LAYERS),
+    OnlyThere("tp_comm_overlap=True", lambda c: c.tp_comm_overlap, "leave it out", _LAYERS),
+    OnlyThere("attention_dropout", lambda c: c.attention_dropout > 0, "set it to 0", _LAYERS),
 )
 
 
