@@ -260,17 +260,17 @@ def generate(
         EnvironmentProblem, IsADirectoryError: ``output_path`` cannot be written.
         RecipeError: no prompts are given, or one is too long.
     """
-    from mixtral_recipes.evaluation import asked
+    from mixtral_recipes.evaluation import from_python
 
     output = Path(output_path).expanduser().absolute() if output_path and launched_rank() == 0 else None
     if output is not None:
         refuse_unwritable_file(output)
-    prompts = asked.prompts_of(prompts, input_dataset)
+    prompts = from_python.prompts_of(prompts, input_dataset)
     seed = random_seed if random_seed is not None else int(torch.randint(2**62, ()))
-    texts = asked.generate(
+    texts = from_python.generate(
         model_checkpoint(path),
         prompts,
-        asked.sampling_of(inference_params, seed),
+        from_python.sampling_of(inference_params, seed),
         max_batch_size,
         add_bos=add_BOS,
         chat=chat,
@@ -279,7 +279,11 @@ def generate(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, "".join(json.dumps(text) + "\n" for text in texts))
-    return texts if text_only else [asked.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return (
+        texts
+        if text_only
+        else [from_python.Generated(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    )
 
 
 @_task
@@ -301,9 +305,9 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
     Raises:
         RecipeError: no model is named, or there is no such task.
     """
-    from mixtral_recipes.evaluation import asked
+    from mixtral_recipes.evaluation import from_python
 
-    return asked.evaluate(model_checkpoint(asked.model_of(target_cfg)), eval_cfg)
+    return from_python.evaluate(model_checkpoint(from_python.model_of(target_cfg)), eval_cfg)
 
 
 def _run(

@@ -71,7 +71,7 @@ def _scores(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:
         import torch
 
         from mixtral_recipes.cli.jobs.evaluation import measure
-        from mixtral_recipes.evaluation.asked_for import Asked
+        from mixtral_recipes.evaluation.asked import Asked
 
         torch.set_num_threads(max(1, cores() // trained.world_size))  # as many as each of the run's processes had
         asked = Asked(loss=False, questions=questions, batch_size=_BATCH, compare=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.cli.output import note, print_table, table
-from mixtral_recipes.evaluation.asked_for import Asked
+from mixtral_recipes.evaluation.asked import Asked
 from mixtral_recipes.evaluation.evaluate import Evaluation, evaluate
 from mixtral_recipes.evaluation.recorded import keep, run_of
 from mixtral_recipes.evaluation.samples import AFTER

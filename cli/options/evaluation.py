@@ -39,7 +39,7 @@ class EvaluationOptions:
             RecipeError: an option that has no effect without another.
         """
         from mixtral_recipes.errors import RecipeError
-        from mixtral_recipes.evaluation.asked_for import Asked
+        from mixtral_recipes.evaluation.asked import Asked
 
         tasks = tuple(filter(None, (self.tasks or "").split(",")))
         on_data = bool(self.data) or not (tasks or self.perplexity)

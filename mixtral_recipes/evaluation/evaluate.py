@@ -14,7 +14,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.evaluation import samples
-from mixtral_recipes.evaluation.asked_for import Asked
+from mixtral_recipes.evaluation.asked import Asked
 from mixtral_recipes.evaluation.loss import loss_on
 from mixtral_recipes.evaluation.perplexity import documents, perplexity
 from mixtral_recipes.evaluation.recorded_data import data_of, place_of, trained_by

@@ -4,9 +4,9 @@
     peft_scheme: lora
     trainer: {max_steps: 200}
 
-    _target_: mixtral_recipes.api.finetune   # full: every part by class, as `write_recipe` (and nemo_run) writes it
+    _target_: mixtral_recipes.finetune   # full: every part by class, as `write_recipe` (and nemo_run) writes it
     _partial_: true
-    trainer: {_target_: mixtral_recipes.settings.trainer.Trainer, ...}
+    trainer: {_target_: mixtral_recipes.Trainer, ...}
 
 Files that were written with NeMo 2.0 and name its classes are read too, and NeMo AutoModel's (`automodel/`). Reading a
 file runs nothing: classes are looked up in the table in `settings.classes`, everything else is plain data.

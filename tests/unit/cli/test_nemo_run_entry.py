@@ -14,7 +14,7 @@ import mixtral_recipes as llm
 from mixtral_recipes.cli import nemo_run_entry
 from mixtral_recipes.cli.nemo_run_entry import RecipeContext
 from mixtral_recipes.errors import LaunchError, Preempted, RecipeError
-from mixtral_recipes.evaluation.asked import Generated
+from mixtral_recipes.evaluation.from_python import Generated
 from mixtral_recipes.executors import nemo_run_jobs
 
 ROOT = Path(__file__).resolve().parents[3]

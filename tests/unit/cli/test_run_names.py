@@ -256,14 +256,14 @@ def test_other_places_are_refused_as_before(text: str, said: str) -> None:
 
 def test_python_takes_a_run_wherever_a_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mixtral_recipes import api
-    from mixtral_recipes.evaluation import asked
+    from mixtral_recipes.evaluation import from_python
     from mixtral_recipes.importers import exports
 
     record = recorded(tmp_path / "elsewhere" / "first")
     newest = saved(Path(record.run_dir) / "checkpoints" / "step=10", 10)
     seen: list[Path] = []
-    monkeypatch.setattr(asked, "generate", lambda checkpoint, *rest, **options: seen.append(checkpoint) or [])
-    monkeypatch.setattr(asked, "evaluate", lambda checkpoint, *rest: seen.append(checkpoint) or {})
+    monkeypatch.setattr(from_python, "generate", lambda checkpoint, *rest, **options: seen.append(checkpoint) or [])
+    monkeypatch.setattr(from_python, "evaluate", lambda checkpoint, *rest: seen.append(checkpoint) or {})
     monkeypatch.setattr(exports, "export", lambda checkpoint, *rest, **options: seen.append(checkpoint))
     target = EvaluationTarget(ApiEndpoint(nemo_checkpoint_path="first"))
     for call in (

@@ -13,7 +13,7 @@ from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.data.modules.finetuning import FineTuningDataModule
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import MixtralRecipesError, RecipeError
-from mixtral_recipes.evaluation.asked_for import Asked
+from mixtral_recipes.evaluation.asked import Asked
 from mixtral_recipes.evaluation.evaluate import evaluate
 from mixtral_recipes.evaluation.recorded_data import data_of
 from mixtral_recipes.settings.changes import describe
@@ -33,7 +33,7 @@ def test_nothing_is_loaded_for_what_is_not_there(
 ) -> None:
     tasks = SimpleNamespace(Tasks=mock.Mock(**{"find.side_effect": RecipeError("no such task")}))
     monkeypatch.setitem(sys.modules, "mixtral_recipes.evaluation.tasks", tasks)  # the harness takes seconds to import
-    monkeypatch.setattr("mixtral_recipes.evaluation.asked_for.importlib.util.find_spec", mock.Mock())
+    monkeypatch.setattr("mixtral_recipes.evaluation.asked.importlib.util.find_spec", mock.Mock())
     record = mock.Mock(return_value=Lineage("model", Identity()))
     monkeypatch.setattr("mixtral_recipes.evaluation.evaluate.lineage.of_checkpoint", record)
     monkeypatch.setattr("mixtral_recipes.evaluation.evaluate.InferenceModel", None)

@@ -10,7 +10,7 @@ import pytest
 from mixtral_recipes import embedded
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError, RecipeError
-from mixtral_recipes.evaluation.asked import prompts_of
+from mixtral_recipes.evaluation.from_python import prompts_of
 from mixtral_recipes.inference.prompts import read, tokens
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
-from mixtral_recipes.evaluation.asked import evaluate, sampling_of
+from mixtral_recipes.evaluation.from_python import evaluate, sampling_of
 from mixtral_recipes.inference.sampling import Sampling
 
 
@@ -43,8 +43,8 @@ def test_probabilities_are_not_returned() -> None:
 
 def test_questions_that_were_not_asked_have_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(scores={"after": {}}, predictions={})
-    monkeypatch.setattr("mixtral_recipes.evaluation.asked.evaluate_model", lambda *given: found)
-    monkeypatch.setattr("mixtral_recipes.evaluation.asked.join", lambda topology: topology)
+    monkeypatch.setattr("mixtral_recipes.evaluation.from_python.evaluate_model", lambda *given: found)
+    monkeypatch.setattr("mixtral_recipes.evaluation.from_python.join", lambda topology: topology)
     config = llm.EvaluationConfig(type="squad", params=llm.ConfigParams(extra={"data": "pairs.jsonl"}))
     with pytest.raises(RecipeError, match=r"and pairs\.jsonl has none"):
         evaluate(tmp_path, config)
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_looked_for
 
 
 def test_texts_may_go_to_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixtral_recipes.evaluation.asked.generate", lambda *args, **options: ["a text"])
+    monkeypatch.setattr("mixtral_recipes.evaluation.from_python.generate", lambda *args, **options: ["a text"])
     monkeypatch.setattr("mixtral_recipes.api.model_checkpoint", lambda path: path)
     llm.generate(tmp_path, prompts=["a prompt"], output_path=tmp_path / "new" / "texts.jsonl")
     assert (tmp_path / "new" / "texts.jsonl").read_text() == '"a text"\n'
