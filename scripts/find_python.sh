@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of a Python >= 3.12 with venv: from PATH, from pyenv, or from uv. Fails with what to install.
+# Prints the path of a Python 3.12 or 3.13 with venv: from PATH, from pyenv, or from uv. Fails with what to install.
 set -u
 
 if [ "$(uname -s)" != Linux ]; then
@@ -31,5 +31,6 @@ if command -v uv >/dev/null 2>&1 && found=$(uv python find '>=3.12,<3.14' 2>/dev
     exit 0
 fi
 echo "mixtral-recipes needs Python 3.12 or 3.13 with venv, and none was found on PATH, in pyenv or in uv." >&2
-echo "Install one of: apt-get install python3.12-venv | pyenv install 3.12 | uv python install 3.12" >&2
+echo "(nemo_run's libraries refuse 3.14.) Install one of: apt-get install python3.12-venv (Debian 13: python3.13-venv) |" >&2
+echo "pyenv install 3.13 | uv python install 3.13" >&2
 exit 1

@@ -7,16 +7,15 @@ the rules an override from the command line is held to.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
-from mixtral_recipes.settings.conformity import annotation, conforms, default, describe
+from mixtral_recipes.settings.conformity import annotation, default, describe, wrong_type
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Rule, notice, refusal, short
+from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 
@@ -41,11 +40,10 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
         refused += [] if built else _missing(prefix, owner, given)
         rules = rules_of(owner)
         for name, value in given.items():
-            where, wanted = f"{prefix}{name}", annotation(owner, name)
-            if not conforms(value, wanted) and not _is_default(owner, name, value):
-                as_text = "; write str(path)" if isinstance(value, PurePath) else ""
-                instead = f"; {INSTEAD[name]}" if name in INSTEAD else as_text
-                refused.append(f"{where}={short(value)}: needs {describe(wanted)}{instead}.")
+            where = f"{prefix}{name}"
+            wrong = wrong_type(annotation(owner, name), where, value)
+            if wrong and value is not default(owner, name):  # Megatron's are not always of the type they state
+                refused.append(wrong)
             elif secret := _secret(where, value):
                 refused.append(secret)
             elif wrong := out_of_range(where, str(name), value):
@@ -107,11 +105,6 @@ def _secret(where: str, value: Any) -> str | None:
             if found := _secret(f"{where}.{name}", item):
                 return found
     return None
-
-
-def _is_default(target: Any, name: str, value: Any) -> bool:
-    """Megatron's own defaults are not always of the type they state."""
-    return value is default(target, name)
 
 
 def _is_read(rule: Rule, parts: Mapping[Any, Any], task: str) -> bool:

@@ -9,6 +9,7 @@ own pid. Nothing is installed and no existing Slurm configuration is read.
 import contextlib
 import getpass
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -136,8 +137,11 @@ class Cluster:
 
     def start(self) -> None:
         """Start every daemon and wait until both nodes are idle."""
-        for name in ("etc", "state", "spool", "log", "run"):
+        for name in ("etc", "state", "spool/mx0", "spool/mx1", "log", "run"):
             (self.root / name).mkdir(parents=True)
+        version = re.findall(r"\d+", self.run("slurmctld", "-V").stdout)  # "slurm-wlm 22.05.8"
+        if [int(part) for part in version[:2]] >= [23, 11]:  # where cgroups are missing these do not start without it
+            (self.root / "etc" / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         (self.root / "log").chmod(0o700)
         self.root.chmod(0o755)
         # a hundred ports: controller, dbd, mysql, two slurmd, and a range for srun's own listeners

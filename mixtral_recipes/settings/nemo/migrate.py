@@ -14,11 +14,13 @@ from typing import Any
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
+from mixtral_recipes.settings.conformity import wrong_type
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import MODULES, NAMES, instead_of, lightnings_module
 from mixtral_recipes.settings.nemo.notebooks import Notebook
-from mixtral_recipes.settings.nemo.rules import INSTEAD, Ignored, Keys, Only, Renamed, Rule, notice, refusal
-from mixtral_recipes.settings.nemo.stated import stated_default
+from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.stated import stated_default, stated_type
+from mixtral_recipes.settings.ranges import out_of_range
 
 MARK = "# mixtral-recipes:"
 _OURS = "mixtral_recipes"
@@ -328,10 +330,11 @@ class _Reader:
             elif isinstance(rule, Ignored):
                 self._say(node, "warned", f"{where} has no effect: {rule.why}")
             return
-        refused = refusal(rule, where, literal) if rule else None
-        if owner == "Trainer" and name in INSTEAD and isinstance(literal, str | float):
-            refused = f"{where}={literal!r}: {INSTEAD[name]}"
-        if refused:
+        if rule:
+            refused = refusal(rule, where, literal)
+        else:
+            refused = wrong_type(stated_type(owner, name), where, literal) or out_of_range(where, name, literal)
+        if refused and literal != stated_default(owner, name):
             self._say(node, "refused", refused.rstrip("."))
         elif isinstance(rule, Ignored | Keys):
             told = notice(rule, _NoDefaults, where, {name: literal})

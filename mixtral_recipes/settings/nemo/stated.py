@@ -1,15 +1,20 @@
-"""Defaults of settings, read from the text of their classes: `migrate` loads neither torch nor Megatron."""
+"""Defaults and types of settings, from the text of their classes: `migrate` loads neither torch nor Megatron."""
 
 import ast
 import dataclasses
 import functools
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
 
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
+_TYPES: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (bool, float, int, str, list, tuple)},
+    **{name: getattr(typing, name) for name in ("Any", "List", "Literal", "Optional", "Union")},
+}
 _BASES = {  # Megatron's, of MixtralConfig
     "TransformerConfig": "megatron.core.transformer.transformer_config",
     "ModelParallelConfig": "megatron.core.model_parallel_config",
@@ -23,34 +28,42 @@ def stated_default(owner: str, name: str) -> Any:
         owner: A settings class.
         name: The setting.
     """
-    bases, values = _read(owner)
-    found = values.get(name, dataclasses.MISSING)
-    for base in bases:
-        if found is dataclasses.MISSING:
-            found = stated_default(base, name)
-    return found
+    line = _field(owner, name)
+    try:
+        return ast.literal_eval(line.value) if line and line.value else dataclasses.MISSING
+    except ValueError:
+        return dataclasses.MISSING
+
+
+def stated_type(owner: str, name: str) -> Any:
+    """A setting's type, where it is made of Python's own; `typing.Any` where it is not, or the text does not say.
+
+    Args:
+        owner: A settings class.
+        name: The setting.
+    """
+    line = _field(owner, name)
+    names = {node.id for node in ast.walk(line.annotation) if isinstance(node, ast.Name)} if line else {""}
+    return eval(ast.unparse(line.annotation), dict(_TYPES)) if line and names <= _TYPES.keys() else Any
+
+
+def _field(owner: str, name: str) -> ast.AnnAssign | None:
+    """Where a class, or one of its bases, states a setting."""
+    bases, fields = _read(owner)
+    return fields.get(name) or next(filter(None, (_field(base, name) for base in bases)), None)
 
 
 @functools.cache
-def _read(name: str) -> tuple[list[str], dict[str, Any]]:
-    """A class's bases, and its fields' defaults that are literals; nothing of what is no class, or not installed."""
+def _read(name: str) -> tuple[list[str], dict[str, ast.AnnAssign]]:
+    """A class's bases and fields; nothing of what is no class, or not installed."""
     file = _file_of(name)
     tree = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return [base.id for base in node.bases if isinstance(base, ast.Name)], dict(_fields(node))
+            lines = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+            fields = {line.target.id: line for line in lines if isinstance(line.target, ast.Name)}
+            return [base.id for base in node.bases if isinstance(base, ast.Name)], fields
     return [], {}
-
-
-def _fields(node: ast.ClassDef) -> list[tuple[str, Any]]:
-    found = []
-    for line in node.body:
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
-            try:
-                found.append((line.target.id, ast.literal_eval(line.value)))
-            except ValueError:
-                continue
-    return found
 
 
 def _file_of(name: str) -> Path | None:

@@ -272,8 +272,15 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
         ("from nemo.export.tensorrt_llm import TensorRTLLM", "nemo.export.tensorrt_llm is not here: export the"),
         ("from lightning.pytorch.strategies.ddp import DDPStrategy", "lightning.pytorch.strategies.ddp is not here"),
         ("from lightning.pytorch.callbacks import EarlyStopping", "EarlyStopping is not here: set trainer.max_steps"),
-        ("recipe.trainer.devices = 'auto'", "Trainer.devices='auto': state the processes per node"),
-        ("from nemo import lightning as nl\nnl.Trainer(limit_val_batches=1.0)", "Trainer.limit_val_batches=1.0: null"),
+        ("recipe.trainer.devices = 'auto'", "Trainer.devices='auto': needs a whole number; state the processes per"),
+        ("recipe.trainer.val_check_interval = None", "Trainer.val_check_interval=None: needs a whole number; state the"),
+        ("recipe.trainer.max_steps = 0", "Trainer.max_steps=0 is not allowed; it must be a finite number, at least 1"),
+        ("recipe.optim.config.lr = '1e-4'", "OptimizerConfig.lr='1e-4': needs null or a number"),
+        ("recipe.model.config.num_layers = 2.0", "MixtralConfig.num_layers=2.0: needs a whole number"),
+        (
+            "from nemo import lightning as nl\nnl.Trainer(limit_val_batches=1.0)",
+            "Trainer.limit_val_batches=1.0: needs null or a whole number; null takes the whole set",
+        ),
         (
             "from lightning.pytorch import Callback\nclass Mine(Callback):\n    def on_train_batch_end(self, *a): ...",
             "Mine has on_train_batch_end, which nothing calls; write on_step_end(self, run, metrics)",
