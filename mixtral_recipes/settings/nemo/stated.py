@@ -43,6 +43,7 @@ def stated_type(owner: str, name: str) -> Any:
         name: The setting.
     """
     line = _field(owner, name)
+    # the text is an annotation of ours or of Megatron's, and of it only what names nothing but these types is evaluated
     names = {node.id for node in ast.walk(line.annotation) if isinstance(node, ast.Name)} if line else {""}
     return eval(ast.unparse(line.annotation), dict(_TYPES)) if line and names <= _TYPES.keys() else Any
 

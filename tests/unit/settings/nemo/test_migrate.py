@@ -273,7 +273,7 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
         ("from lightning.pytorch.strategies.ddp import DDPStrategy", "lightning.pytorch.strategies.ddp is not here"),
         ("from lightning.pytorch.callbacks import EarlyStopping", "EarlyStopping is not here: set trainer.max_steps"),
         ("recipe.trainer.devices = 'auto'", "Trainer.devices='auto': needs a whole number; state the processes per"),
-        ("recipe.trainer.val_check_interval = None", "Trainer.val_check_interval=None: needs a whole number; state the"),
+        ("recipe.trainer.val_check_interval = None", "Trainer.val_check_interval=None: needs a whole number; state"),
         ("recipe.trainer.max_steps = 0", "Trainer.max_steps=0 is not allowed; it must be a finite number, at least 1"),
         ("recipe.optim.config.lr = '1e-4'", "OptimizerConfig.lr='1e-4': needs null or a number"),
         ("recipe.model.config.num_layers = 2.0", "MixtralConfig.num_layers=2.0: needs a whole number"),
