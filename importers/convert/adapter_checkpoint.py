@@ -1,11 +1,14 @@
 """Write the adapters of another form as an adapter checkpoint of ours."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mixtral_recipes.checkpoints.format.manifest import file_entries, write_manifest
 from mixtral_recipes.checkpoints.format.shard import Shard
@@ -14,9 +17,11 @@ from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
+from mixtral_recipes.importers.convert.stored_adapters import LowRank
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.system.files import write_json
 from mixtral_recipes.system.locks import held
@@ -96,13 +101,25 @@ def layer_names(dims: ModelShape) -> list[str]:
     ]
 
 
-def chosen(present: set[str], names: Sequence[str]) -> dict[str, Any] | None:
-    """``peft.layers`` and ``peft.experts`` that say which layers have an adapter; None where none can.
+def adapted_layers(present: set[str], dims: ModelShape) -> tuple[list[str], dict[str, Any] | None]:
+    """The layers that get an adapter, in the order of the mapping's table.
 
     Args:
         present: The names of those that have one.
-        names: Those of the same kinds in the whole model.
+        dims: The model's sizes.
+
+    Returns:
+        They, with the ``peft.layers`` and ``peft.experts`` that say so; where no setting can, every layer of the same
+        kinds, and None.
     """
+    kinds = {_kind(name) for name in present}
+    names = [name for name in layer_names(dims) if _kind(name) in kinds]
+    said = _said(present, names)
+    return (names if said is None else [name for name in names if name in present]), said
+
+
+def _said(present: set[str], names: Sequence[str]) -> dict[str, Any] | None:
+    """The settings that say which of the layers ``names`` have an adapter; None where none can."""
     places = {name: _place(name) for name in names}
     dense = {layer for name, (layer, expert) in places.items() if expert is None and name in present}
     experts: dict[int, set[int]] = {}
@@ -119,8 +136,7 @@ def chosen(present: set[str], names: Sequence[str]) -> dict[str, Any] | None:
         "layers": None if layers == every_layer else sorted(layers),
         "experts": None if not by_layer or alike == sorted(every_expert) else alike,
     }
-    kinds = {name.rsplit(".", 1)[-1] for name in names}
-    scheme = LoRA(target_modules=sorted(kinds), **found)
+    scheme = LoRA(target_modules=sorted({_kind(name) for name in names}), **found)
     if {name for name in names if scheme.adapts(name)} != present:
         return None
     return {name: value for name, value in found.items() if value is not None}
@@ -130,3 +146,50 @@ def _place(name: str) -> tuple[int, int | None]:
     """A layer's number, and its expert's."""
     parts = name.split(".")
     return int(parts[2]), int(parts[parts.index("experts") + 1]) if "experts" in parts else None
+
+
+def _kind(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def evened(
+    names: Sequence[str], found: Mapping[str, LowRank], scheme: type[LoRA] = LoRA, **settings: Any
+) -> tuple[LoRA, dict[str, Tensor]]:
+    """One rank for each kind of layer, smaller ones filled up with zeros, and adapters of zeros for layers without.
+
+    Args:
+        names: The layers that get an adapter.
+        found: The adapters by the layer's name; all of one kind have one scale.
+        scheme: The kind of scheme.
+        settings: What it says besides.
+
+    Returns:
+        The scheme, and every tensor by its key.
+    """
+    like: dict[str, LowRank] = {}
+    ranks: dict[str, int] = {}
+    for name, one in found.items():
+        like.setdefault(_kind(name), one)
+        ranks[_kind(name)] = max(ranks.get(_kind(name), 0), one.a.shape[0])
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        kind = _kind(name)
+        one = found.get(name) or LowRank(torch.zeros_like(like[kind].a), torch.zeros_like(like[kind].b), 1)
+        halves = (2, one.b.shape[0] // 2) if kind == "linear_fc1" else one.b.shape[:1]
+        more = ranks[kind] - one.a.shape[0]
+        tensors[tensor_key(name, "lora_a")] = pad(one.a, (0, 0, 0, more)).contiguous()
+        tensors[tensor_key(name, "lora_b")] = pad(one.b, (0, more)).view(*halves, -1).contiguous()
+        if one.magnitude is not None:
+            tensors[tensor_key(name, "magnitude")] = one.magnitude.to(one.a.dtype).view(halves).contiguous()
+    alphas = {kind: one.scale * ranks[kind] for kind, one in like.items()}
+    dim = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    made = scheme(
+        target_modules=list(ranks),
+        dim=dim,
+        alpha=alpha,
+        rank_pattern={kind: rank for kind, rank in ranks.items() if rank != dim},
+        alpha_pattern={kind: value for kind, value in alphas.items() if value != alpha},
+        **settings,
+    )
+    return made, tensors

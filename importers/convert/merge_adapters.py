@@ -7,11 +7,9 @@ orthogonal parts (QR).
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +19,19 @@ from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Parent
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.adapter_checkpoint import chosen, layer_names, write_adapter_checkpoint
-from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters, open_adapters
+from mixtral_recipes.importers.convert.adapter_checkpoint import (
+    adapted_layers,
+    evened,
+    layer_names,
+    write_adapter_checkpoint,
+)
+from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters, open_adapters
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS
 from mixtral_recipes.layout.shapes import ModelShape
-from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.peft.whole import WEIGHTS as WHOLE
-from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.settings.peft import DoRA
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,6 @@ class Merged:
     lost: float
 
 
-@dataclass
-class _Sum:
-    """The factors of one layer: A [r, in] and B [out, r], fp32, scale 1."""
-
-    a: Tensor
-    b: Tensor
-
-
 def merge_adapters(
     parts: Sequence[Part], output: Path, *, rank: int | None = None, base: Path | None = None, overwrite: bool = False
 ) -> Merged:
@@ -96,11 +90,11 @@ def merge_adapters(
     dims = hf_config.dims(read_config(place / "context"))
     sums, squares = _sums(parts, opened, dims), [0.0, 0.0]
     if rank is not None:
-        for one in sums.values():
-            _cut(one, rank, squares)
-    scheme, tensors = _scheme(sums, dims)
+        sums = {name: _cut(one, rank, squares) for name, one in sums.items()}
+    layers, said = adapted_layers(set(sums), dims)
+    scheme, tensors = evened(layers, sums, **(said or {}))
     dtype = _dtype(opened, sums)
-    found = {key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}
+    found = {key: tensor.to(dtype) for key, tensor in tensors.items()}
     whole = _whole(parts, opened, place)
     scheme.modules_to_save = [name for name, key in WHOLE.items() if key in whole]
     for one in opened:
@@ -131,57 +125,30 @@ def _open(checkpoint: Path) -> StoredAdapters:
     return stored
 
 
-def _sums(parts: Sequence[Part], opened: list[StoredAdapters], dims: ModelShape) -> dict[str, _Sum]:
-    """The sum of every layer that one of them adapts."""
-    sums: dict[str, _Sum] = {}
+def _sums(parts: Sequence[Part], opened: list[StoredAdapters], dims: ModelShape) -> dict[str, LowRank]:
+    """The sum of every layer that one of them adapts, in fp32, its scale 1."""
+    sums: dict[str, LowRank] = {}
     for name in layer_names(dims):
         found = [(part.weight, stored.read(name)) for part, stored in zip(parts, opened, strict=True)]
         present = [(weight, adapter) for weight, adapter in found if adapter is not None]
         if present:
-            sums[name] = _Sum(
+            sums[name] = LowRank(
                 torch.cat([adapter.a for _, adapter in present]),
                 torch.cat([weight * adapter.scale * adapter.b for weight, adapter in present], dim=1),
+                1,
             )
     return sums
 
 
-def _cut(one: _Sum, rank: int, squares: list[float]) -> None:
-    """Keep the largest singular values of B A; adds the squares of those left out, and of all, to ``squares``."""
+def _cut(one: LowRank, rank: int, squares: list[float]) -> LowRank:
+    """The largest singular values of B A; adds the squares of those left out, and of all, to ``squares``."""
     q_b, r_b = torch.linalg.qr(one.b)
     q_a, r_a = torch.linalg.qr(one.a.t())
     u, values, v = torch.linalg.svd(r_b @ r_a.t(), full_matrices=False)
     squares[0] += values[rank:].double().square().sum().item()
     squares[1] += values.double().square().sum().item()
     root = values[:rank].sqrt()
-    one.a = (root.unsqueeze(1) * v[:rank]) @ q_a.t()
-    one.b = q_b @ (u[:, :rank] * root)
-
-
-def _scheme(sums: dict[str, _Sum], dims: ModelShape) -> tuple[LoRA, dict[str, Tensor]]:
-    """A scheme of scale 1, and every tensor by its key: one rank for each kind of layer, filled up with zeros."""
-    kinds = {name.rsplit(".", 1)[-1] for name in sums}
-    names = [name for name in layer_names(dims) if name.rsplit(".", 1)[-1] in kinds]
-    choice: dict[str, Any] | None = chosen(set(sums), names)
-    ranks: dict[str, int] = {}
-    for name, one in sums.items():
-        kind = name.rsplit(".", 1)[-1]
-        ranks[kind] = max(ranks.get(kind, 0), one.a.shape[0])
-    tensors: dict[str, Tensor] = {}
-    for name in sums if choice is not None else names:
-        kind = name.rsplit(".", 1)[-1]
-        like = next(one for other, one in sums.items() if other.endswith(kind))
-        one = sums.get(name) or _Sum(torch.zeros_like(like.a), torch.zeros_like(like.b))
-        more = ranks[kind] - one.a.shape[0]
-        b = torch.nn.functional.pad(one.b, (0, more))
-        tensors[tensor_key(name, "lora_a")] = torch.nn.functional.pad(one.a, (0, 0, 0, more))
-        tensors[tensor_key(name, "lora_b")] = b.view(2, b.shape[0] // 2, -1) if kind == "linear_fc1" else b
-    dim = Counter(ranks.values()).most_common(1)[0][0]
-    other = {kind: rank for kind, rank in ranks.items() if rank != dim}
-    alphas = {kind: float(rank) for kind, rank in other.items()}
-    scheme = LoRA(
-        target_modules=sorted(ranks), dim=dim, alpha=dim, rank_pattern=other, alpha_pattern=alphas, **(choice or {})
-    )
-    return scheme, tensors
+    return LowRank((root.unsqueeze(1) * v[:rank]) @ q_a.t(), q_b @ (u[:, :rank] * root), 1)
 
 
 def _whole(parts: Sequence[Part], opened: list[StoredAdapters], base: Path) -> dict[str, Tensor]:
@@ -201,7 +168,7 @@ def _whole(parts: Sequence[Part], opened: list[StoredAdapters], base: Path) -> d
     return found
 
 
-def _dtype(opened: list[StoredAdapters], sums: dict[str, _Sum]) -> torch.dtype:
+def _dtype(opened: list[StoredAdapters], sums: dict[str, LowRank]) -> torch.dtype:
     """The widest type that the factors are stored in."""
     kinds = [one.a.dtype for stored in opened for name in sums if (one := stored.read(name, None)) is not None]
     return functools.reduce(torch.promote_types, kinds)
