@@ -13,9 +13,9 @@ import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
-from mixtral_recipes.settings.conformity import annotation, default, describe, wrong_type
+from mixtral_recipes.settings.conformity import annotation, default, describe
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal, wrong_type
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 

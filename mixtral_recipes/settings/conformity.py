@@ -6,13 +6,12 @@ import enum
 import functools
 import types
 import typing
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 
 from mixtral_recipes.settings import classes
-from mixtral_recipes.settings.nemo.rules import INSTEAD, short
 
 _WORDS = {
     int: "a whole number",
@@ -102,18 +101,3 @@ def describe(wanted: Any) -> str:
         else:
             parts.append(_WORDS.get(option) or f"a {getattr(option, '__name__', option)}")
     return " or ".join(dict.fromkeys(parts))
-
-
-def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
-    """Why a value is not of a setting's type; None where it is.
-
-    Args:
-        wanted: The type.
-        where: The setting's path.
-        value: Its value.
-    """
-    if conforms(value, wanted):
-        return None
-    as_text = "write str(path)" if isinstance(value, PurePath) else ""
-    instead = INSTEAD.get(where.rpartition(".")[2], as_text)
-    return f"{where}={short(value)}: needs {describe(wanted)}{'; ' if instead else ''}{instead}."

@@ -14,11 +14,10 @@ from typing import Any
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
-from mixtral_recipes.settings.conformity import wrong_type
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import MODULES, NAMES, instead_of, lightnings_module
 from mixtral_recipes.settings.nemo.notebooks import Notebook
-from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal
+from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, notice, refusal, wrong_type
 from mixtral_recipes.settings.nemo.stated import stated_default, stated_type
 from mixtral_recipes.settings.ranges import out_of_range
 

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from mixtral_recipes.errors import nearest
+from mixtral_recipes.settings.conformity import conforms, describe
 
 # What Lightning and NeMo allow of a trainer beside whole numbers, and what to write instead.
 INSTEAD = {
@@ -129,3 +131,18 @@ def short(value: Any) -> str:
     """A value in a line, for messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
+    """Why a value is not of a setting's type; None where it is.
+
+    Args:
+        wanted: The type.
+        where: The setting's path.
+        value: Its value.
+    """
+    if conforms(value, wanted):
+        return None
+    as_text = "write str(path)" if isinstance(value, PurePath) else ""
+    instead = INSTEAD.get(where.rpartition(".")[2], as_text)
+    return f"{where}={short(value)}: needs {describe(wanted)}{'; ' if instead else ''}{instead}."
