@@ -27,7 +27,8 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 	@scripts/find_python.sh > /dev/null
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --progress-bar off $(COMPILE) -e '.[dev]'
+	PYTHONWARNINGS='ignore:Editable installation' \
+		$(BIN)/python -m pip install --quiet --progress-bar off $(COMPILE) -e '.[dev]'
 	touch $(STAMP)
 	@scripts/mention_te.sh $(BIN)/python
 
