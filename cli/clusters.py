@@ -1,5 +1,6 @@
 """``mixtral-recipes clusters``: list the profiles in clusters.toml and try one out."""
 
+import dataclasses
 from typing import Annotated
 
 from mixtral_recipes.cli.options.groups import App, argument
@@ -33,7 +34,7 @@ def check(*, name: Annotated[str, argument("NAME", "Profile.")], json: Json = Fa
 
     found = check_cluster(cluster(name))
     if json:
-        print_json({"cluster": name, "checks": [check.as_json() for check in found]})
+        print_json({"cluster": name, "checks": [dataclasses.asdict(check) for check in found]})
     else:
         print_checks(found)
     if any(check.verdict == "bad" for check in found):

@@ -1,5 +1,6 @@
 """``mixtral-recipes doctor``: what this machine has, what it lacks, and how to mend it."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 from mixtral_recipes.cli.options.groups import option
@@ -29,11 +30,11 @@ def command(
     if not json:
         print_checks(found)
     bad = [check.name for check in found if check.verdict == "bad"]
-    result: dict[str, object] = {"checks": [check.as_json() for check in found]}
+    result: dict[str, object] = {"checks": [dataclasses.asdict(check) for check in found]}
     if gpu:
         outcomes = _train(card, lacks)
         bad += [outcome.format for outcome in outcomes if outcome.verdict == "bad"]
-        result |= {"gpu": card, "formats": [outcome.as_json() for outcome in outcomes]}
+        result |= {"gpu": card, "formats": [dataclasses.asdict(outcome) for outcome in outcomes]}
         if not json:
             print_outcomes(card, outcomes)
     if json:

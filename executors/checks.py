@@ -58,10 +58,6 @@ class Check:
     finding: str
     mend: str = ""
 
-    def as_json(self) -> dict[str, str]:
-        """The finding as a JSON object."""
-        return dataclasses.asdict(self)
-
 
 def check_machine(*, insist_on_slurm: bool = False) -> list[Check]:
     """Everything ``doctor`` looks at."""

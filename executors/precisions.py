@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from mixtral_recipes.errors import EnvironmentProblem
@@ -79,10 +79,6 @@ class Outcome:
     losses: tuple[float, ...] = ()
     apart: float | None = None
     computed_by: str = ""
-
-    def as_json(self) -> dict[str, object]:
-        """The outcome as a JSON object."""
-        return asdict(self)
 
 
 def what_is_lacking() -> tuple[str, dict[str, str]]:

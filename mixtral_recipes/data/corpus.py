@@ -28,7 +28,7 @@ from mixtral_recipes.data.corpus_index import HEADER, VERSION
 from mixtral_recipes.data.records.bad_records import Skipped, check_policy, stop
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError, is_panic, of_the_machine
-from mixtral_recipes.system.files import naming, replacing, sibling, sync_file, sync_folder, write_json
+from mixtral_recipes.system.files import naming, replacing, sibling, sync, write_json
 from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.remembered import state_of
 
@@ -307,11 +307,11 @@ def _join(parts: list[Path], prefix: Path, encoder: Encoder, inputs: list[Path])
         made |= {"tokenizer": encoder.identity, "bytes": staged[tokens].stat().st_size}
         write_json(staged[record], made)
         write_index(staged[index], lengths, encoder.dtype)
-        sync_file(staged[tokens])
+        sync(staged[tokens])
         index.unlink(missing_ok=True)
         for file, staging in staged.items():
             staging.replace(file)
-        sync_folder(prefix.parent)
+        sync(prefix.parent)
     finally:
         for staging in staged.values():
             staging.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
         with naming(path):
             yield temporary
-            sync_file(temporary)
+            sync(temporary)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             final.rename(replaced)
         staging.rename(final)
-        sync_folder(final.parent)
+        sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         clear_leftovers(final)
@@ -116,7 +116,7 @@ def replacing_files(final: Path, beside: Sequence[str]) -> Iterator[Path]:
             sync_tree(staging)
         for name in (*beside, final.name):
             (staging / name).replace(final.parent / name)
-        sync_folder(final.parent)
+        sync(final.parent)
     finally:
         clear_leftovers(final)
 
@@ -310,28 +310,15 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's bytes durable."""
-    _sync(path, os.O_RDONLY)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's list of names durable."""
-    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-
 def sync_tree(folder: Path) -> None:
     """Make every file and folder below ``folder`` durable."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            sync_file(path)
-        else:
-            sync_folder(path)
-    sync_folder(folder)
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def sync(path: Path) -> None:
+    """Make a file's bytes durable, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -25,7 +25,7 @@ from mixtral_recipes.checkpoints.format.rows import (
     too_large,
 )
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.system.files import sync_file
+from mixtral_recipes.system.files import sync
 
 ALIGNMENT = 64  # of tensor data in a file, as torch.save and safetensors readers like it
 
@@ -169,7 +169,7 @@ class Stream:
             else:
                 self._write_in_threads(runs)
             for path in stops:
-                sync_file(path)
+                sync(path)
         except OSError as error:
             raise disk_problem(error) from error
         finally:
