@@ -6,7 +6,7 @@ Shape suffixes: b sequences of a microbatch, s tokens per sequence.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
@@ -71,29 +71,23 @@ class DataParallelPlace:
         return slice(self.rank * micro_batch_size, (self.rank + 1) * micro_batch_size)
 
     def microbatches(self, rows: Iterator[Any], micro_batch_size: int) -> Iterator[list[Any]]:
-        """This rank's rows of each microbatch, from the rows of all ranks."""
+        """This rank's rows of each microbatch, from the rows of all ranks.
+
+        A global batch is the next ``global_batch_size`` rows; microbatch m of rank r has ``micro_batch_size`` of them
+        from ``(m * size + r) * micro_batch_size`` on, as Megatron-LM's samplers have it.
+        """
         mine = self.share(micro_batch_size)
         while some := list(itertools.islice(rows, micro_batch_size * self.size)):
             yield some[mine]
 
 
-class EpochOrder(Protocol):
-    """The order of one epoch's samples: a function of the seed and the epoch, never of ranks or of what was read."""
-
-    def __call__(self, epoch: int) -> Sequence[int] | np.ndarray:
-        """Every sample number once."""
-        ...
+# The numbers of an epoch's samples, each once: a function of the epoch alone, never of ranks or of what was read.
+EpochOrder = Callable[[int], Sequence[int] | np.ndarray]
 
 
-@dataclass(frozen=True)
-class Sequential:
-    """The samples in their own order."""
-
-    num_samples: int
-
-    def __call__(self, epoch: int) -> range:
-        """Every sample number once."""
-        return range(self.num_samples)
+def in_turn(num_samples: int) -> EpochOrder:
+    """The samples in their own order, in every epoch."""
+    return lambda epoch: range(num_samples)
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ def _blank(row: Any) -> Any:
     return {**row, "loss_mask": mask * 0 if hasattr(mask, "shape") else [0] * len(mask)}  # one's own may be a list
 
 
-def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterator[int]:
+def sample_stream(order: EpochOrder, num_samples: int, start: int) -> Iterator[int]:
     """Sample numbers without end, epoch after epoch, from position ``start`` of that stream."""
     epoch, position = divmod(start, num_samples)
     while True:
@@ -136,37 +130,6 @@ def sample_stream(order: EpochOrder, num_samples: int, start: int = 0) -> Iterat
         for first in range(position, num_samples, 4096):
             yield from map(int, numbers[first : first + 4096])
         epoch, position = epoch + 1, 0
-
-
-class MicrobatchSampler:
-    """The sample numbers of each microbatch of one data-parallel rank.
-
-    A global batch is the next ``global_batch_size`` samples of the stream; microbatch m of rank r takes samples
-    ``m * size * micro + r * micro`` onwards of it, as Megatron-LM's samplers do.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        micro_batch_size: int,
-        place: DataParallelPlace,
-        order: EpochOrder,
-        *,
-        consumed_samples: int = 0,
-        limit_samples: int | None = None,
-    ) -> None:
-        self.num_samples = num_samples
-        self.micro_batch_size = micro_batch_size
-        self.place = place
-        self.order = order
-        self.consumed_samples = consumed_samples
-        self.limit_samples = limit_samples
-
-    def __iter__(self) -> Iterator[list[int]]:
-        stream = sample_stream(self.order, self.num_samples, self.consumed_samples)
-        of_all = self.micro_batch_size * self.place.size
-        limit = -(-self.limit_samples // of_all) if self.limit_samples is not None else None
-        return itertools.islice(self.place.microbatches(stream, self.micro_batch_size), limit)
 
 
 @dataclass(frozen=True)

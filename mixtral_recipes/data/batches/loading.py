@@ -6,19 +6,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from mixtral_recipes.data.batches.batch import Batch, MicrobatchSampler, Samples
+from mixtral_recipes.data.batches.batch import Batch, Samples
 
 _AHEAD = 64  # microbatches a streaming process may be ahead: making the next window of packs takes it seconds
 
 
 def microbatches(
-    rows: Samples, sampler: MicrobatchSampler, collate: Callable[[list[Any]], Batch], *, num_workers: int = 0
+    rows: Samples, numbers: Iterable[list[int]], collate: Callable[[list[Any]], Batch], *, num_workers: int = 0
 ) -> Iterator[Batch]:
-    """Collated microbatches in the sampler's order."""
+    """Collated microbatches of the rows with these numbers."""
     return iter(
         DataLoader(
             rows,  # pyright: ignore[reportArgumentType]
-            batch_sampler=sampler,
+            batch_sampler=numbers,
             collate_fn=collate,
             num_workers=num_workers,
             generator=_own(),

@@ -13,12 +13,12 @@ from mixtral_recipes.data.batches.batch import (
     Batch,
     DataParallelPlace,
     EpochOrder,
-    MicrobatchSampler,
     PadCollate,
     Samples,
-    Sequential,
     Shuffled,
     WithBlanks,
+    in_turn,
+    sample_stream,
 )
 from mixtral_recipes.data.batches.packing import Balanced, PackCollate, PackedDataset
 from mixtral_recipes.data.batches.samples import content_of
@@ -59,6 +59,8 @@ class DataModule:
     packs: ClassVar[bool] = True
     # Whether each training epoch has an order of its own.
     shuffles = True
+    # Whether records are read while training: a setting of the modules that read records.
+    streaming = False
     # What the records are, in a word.
     form = "unknown"
     # Whether it is read for a model that was not trained on it (`Source.to_judge_on`).
@@ -78,7 +80,7 @@ class DataModule:
 
     def opened(self, spec: str | Path | None) -> Source:
         """The splits of what a module of records reads."""
-        source = open_source(spec, streaming=getattr(self, "streaming", False))
+        source = open_source(spec, streaming=self.streaming)
         if self.judges:
             return source.to_judge_on()
         check_trains(spec, source.splits)
@@ -196,7 +198,7 @@ class DataModule:
             shared(lambda: self.prepare_data() if launched_local_rank() == 0 else None)
         self._pad_id = _pad_id(tokenizer)
         self._packed: dict[tuple[str, int], PackedDataset] = {}
-        if getattr(self, "streaming", False):
+        if self.streaming:
             self._sets: dict[str, Samples] = self._stream_sets(tokenizer)
             return
         sets: Any = self.datasets(tokenizer)
@@ -289,7 +291,7 @@ class DataModule:
         """The order of the training rows."""
         if self.pack_size is not None:
             return Balanced(rows.costs, self.global_batch_size, self.seed)
-        return Shuffled(len(rows), self.seed) if self.shuffles else Sequential(len(rows))
+        return Shuffled(len(rows), self.seed) if self.shuffles else in_turn(len(rows))
 
     def train_batches(
         self,
@@ -309,7 +311,7 @@ class DataModule:
             sequence_multiple: What each sequence of a pack is rounded up to (context parallelism splits each one).
             fixed: Whether every microbatch must have ``row_length`` tokens (pipelines send fixed shapes).
         """
-        if getattr(self, "streaming", False):
+        if self.streaming:
             from mixtral_recipes.data.batches.loading import streamed
 
             length = self.row_length if fixed or self.fixed_length else None
@@ -318,10 +320,10 @@ class DataModule:
             batches = StreamedBatches(stream, place, self.micro_batch_size, consumed_samples, collate)
             return streamed(batches, num_workers=self.num_workers)
         rows = self.rows("train", sequence_multiple)
-        sampler = MicrobatchSampler(
-            len(rows), self.micro_batch_size, place, self.train_order(rows), consumed_samples=consumed_samples
+        numbers = place.microbatches(
+            sample_stream(self.train_order(rows), len(rows), consumed_samples), self.micro_batch_size
         )
-        return self._batches(rows, sampler, multiple, sequence_multiple, fixed)
+        return self._batches(rows, rows, numbers, multiple, sequence_multiple, fixed)
 
     def validation_batches(
         self,
@@ -347,10 +349,8 @@ class DataModule:
         if not batches:
             return None
         rows = self.rows(split, sequence_multiple)
-        limit = batches * self.global_batch_size
-        order = Sequential(limit)  # what is behind the last row counts nothing
-        sampler = MicrobatchSampler(limit, self.micro_batch_size, place, order, limit_samples=limit)
-        return self._batches(rows, sampler, multiple, sequence_multiple, fixed, taken_from=WithBlanks(rows))
+        numbers = place.microbatches(iter(range(batches * self.global_batch_size)), self.micro_batch_size)
+        return self._batches(rows, WithBlanks(rows), numbers, multiple, sequence_multiple, fixed)
 
     def num_validation_batches(
         self, limit_batches: int | None, *, sequence_multiple: int = 1, split: str = "validation"
@@ -364,12 +364,11 @@ class DataModule:
     def _batches(
         self,
         rows: Any,
-        sampler: MicrobatchSampler,
+        taken_from: Any,
+        numbers: Iterator[list[int]],
         multiple: int,
         sequence_multiple: int,
         fixed: bool,
-        *,
-        taken_from: Any = None,
     ) -> Iterator[Batch]:
         from mixtral_recipes.data.batches.loading import microbatches
 
@@ -377,8 +376,7 @@ class DataModule:
         collate: Callable[[Any], Batch] = self.make_collate(
             rows, length=length, multiple=multiple, sequence_multiple=sequence_multiple
         )
-        taken_from = rows if taken_from is None else taken_from
-        return microbatches(taken_from, sampler, collate, num_workers=self.num_workers)
+        return microbatches(taken_from, numbers, collate, num_workers=self.num_workers)
 
 
 def _is_sample(sample: Any) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, EpochOrder, Sequential, Shuffled
+from mixtral_recipes.data.batches.batch import Batch, DataParallelPlace, EpochOrder, Shuffled, in_turn
 from mixtral_recipes.data.batches.given import as_batch, joined
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.errors import DataError, RecipeError
@@ -197,7 +197,7 @@ class LightningAdapter(DataModule):
 
     def train_order(self, rows: Any) -> EpochOrder:
         """The loader's: in turn, or shuffled anew each epoch."""
-        return Shuffled(len(rows), self.seed) if rows.shuffled else Sequential(len(rows))
+        return Shuffled(len(rows), self.seed) if rows.shuffled else in_turn(len(rows))
 
     def make_collate(self, rows: Any, *, length: int | None, multiple: int, sequence_multiple: int) -> Any:
         """The loader's ``collate_fn``, its result checked and padded."""

@@ -110,7 +110,7 @@ class MixedDataModule(DataModule):
                     f"data.sources: {type(source).__name__} cannot be mixed; pairs, SQuAD and conversations can. "
                     "Corpora are mixed in paths: PreTrainingDataModule(paths=[30, 'a', 70, 'b'])."
                 )
-            if getattr(source, "streaming", False):
+            if source.streaming:
                 raise DataError("data.sources: a mixture is not streamed; leave streaming out of its sources.")
         own = {
             name: getattr(self, name)

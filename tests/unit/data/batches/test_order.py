@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mixtral_recipes.data.batches.batch import (
     Batch,
     DataParallelPlace,
-    MicrobatchSampler,
-    Sequential,
     Shuffled,
     WithBlanks,
+    in_turn,
+    sample_stream,
 )
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.chat import ChatDataModule
@@ -41,12 +41,11 @@ GLOBAL = 8
 def test_stream_is_the_same_for_any_ranks_and_any_stop(
     samples: int, micro: int, size: int, stop: int, shuffle: bool
 ) -> None:
-    order = Shuffled(samples, 3) if shuffle else Sequential(samples)
+    order = Shuffled(samples, 3) if shuffle else in_turn(samples)
 
     def global_batches(size: int, consumed: int, steps: int) -> list[list[int]]:
         ranks = [
-            iter(MicrobatchSampler(samples, micro, DataParallelPlace(r, size), order, consumed_samples=consumed))
-            for r in range(size)
+            DataParallelPlace(r, size).microbatches(sample_stream(order, samples, consumed), micro) for r in range(size)
         ]
         rows = GLOBAL // (micro * size)
         return [[x for _ in range(rows) for rank in ranks for x in next(rank)] for _ in range(steps)]
