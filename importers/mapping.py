@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.layout.shapes import ModelShape
 
 Transform = Literal["copy", "stack", "qkv"]
@@ -313,11 +312,6 @@ def merge_blocks(weight: Weight, dims: ModelShape, layer: int | None, expert: in
     if weight.transform != "qkv":
         return [Block(name, 0, count) for name, count in zip(names, rows, strict=True)]
     groups = dims.num_query_groups
-    if dims.num_attention_heads % groups:
-        raise CheckpointError(
-            f"num_attention_heads={dims.num_attention_heads} is not a multiple of num_key_value_heads={groups}; "
-            "grouped attention needs the same number of query heads in every group."
-        )
     return [
         Block(name, group * count // groups, (group + 1) * count // groups)
         for group in range(groups)

@@ -24,7 +24,6 @@ from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft.names import tensor_key
 from mixtral_recipes.settings.peft import LoRA, recorded
 from mixtral_recipes.system.files import write_json
-from mixtral_recipes.system.locks import held
 
 
 def write_adapter_checkpoint(
@@ -58,7 +57,7 @@ def write_adapter_checkpoint(
     """
     final = Path(os.path.abspath(output))
     read = (base, *(Path(source.path) for source in sources if source.path))
-    with held(final), publish(final, "adapter", overwrite=overwrite, sources=read) as staging:
+    with publish(final, "adapter", overwrite=overwrite, sources=read) as staging:
         folder, context = staging / "weights", staging / "context"
         folder.mkdir()
         shards = [Shard(key, t, (0,) * t.dim(), tuple(t.shape), tuple(t.shape)) for key, t in tensors.items()]

@@ -28,7 +28,6 @@ from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.importers.recognise import Form, recognise
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import DoRA, LoRA
-from mixtral_recipes.system.locks import held
 
 _README = """# An adapter for NeMo 2.0
 
@@ -59,7 +58,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     settings = transform_settings(checkpoint, stored.scheme)
     shards = list(_shards(checkpoint, stored, hf_config.dims(config)))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
+    with publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(shard.nbytes for shard in shards))
         _write_weights(staging / "weights", shards)
         named, how = _nemo_base(parent.record, final)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from mixtral_recipes.importers.convert import kept
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.source import Source
-from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, names_of
+from mixtral_recipes.importers.mapping import canonical_shapes
 from mixtral_recipes.importers.open import open_model
 from mixtral_recipes.system.files import replacing_folder, write_json
 from mixtral_recipes.system.locks import held
@@ -90,7 +90,7 @@ def import_checkpoint(
         final, there = first(find, group)  # it may be in a home folder that nobody here may write to
         if there:
             return final
-        with first_holds(lambda: held(place), group):
+        with first_holds(lambda: nullcontext() if output else held(place), group):
             final, there = first(find, group)  # another process may have made it while this one waited
             if there:
                 return final
@@ -143,39 +143,26 @@ class _Import:
     def run(self, threads: int, *, progress: bool) -> None:
         """Write weights, context and manifest; this process does its share."""
         from mixtral_recipes.checkpoints.format.writer import dealt, write_items
-        from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes
+        from mixtral_recipes.importers.convert.plan import common_item, object_items, stacked_dtypes, tensor_items
 
-        dtypes = self._dtypes_on_disk()
-        chunks = chunks_of(self.source.dims, dtypes)
-        total = sum(chunk.nbytes for chunk in chunks)
+        dims, tensors = self.source.dims, self.source.tensors
+        wanted = {name: self.dtype or rows.dtype for name, rows in tensors.items()}
+        items = tensor_items(dims, tensors, stacked_dtypes(dims, wanted, self.source.folder))
+        total = sum(record.nbytes for _, record in items)
         weights = self.staging / "weights"
         rank, count = rank_and_size()
         first(lambda: _prepare(weights, total), self.group)
-        mine = dealt(chunks, count, lambda chunk: chunk.nbytes)[rank]
-        objects = object_bytes(self.source.dims) if rank == 0 else {}
+        mine = dealt(items, count, lambda pair: pair[1].nbytes)[rank]
+        objects = [common_item(), *object_items(dims)] if rank == 0 else []
 
         def write() -> "tuple[list[WrittenFile], dict[str, str]]":
-            nbytes = sum(chunk.nbytes for chunk in mine)
+            nbytes = sum(record.nbytes for _, record in mine)
             with progress_bar("Importing", nbytes, shown=progress and rank == 0) as on_bytes:
                 stream = Stream(threads, on_bytes)
-                return write_items(weights, rank, items_of(self.source.tensors, mine, objects), stream), stream.digests
+                return write_items(weights, rank, objects + mine, stream), stream.digests
 
         written = shared(write, self.group)
-        first(lambda: self._finish(dtypes, written), self.group)
-
-    def _dtypes_on_disk(self) -> dict[str, str]:
-        """The one dtype of each stacked tensor: the one asked for, or the source's."""
-        found: dict[str, str] = {}
-        for weight in WEIGHTS:
-            names = names_of(weight, self.source.dims)
-            dtypes = {self.source.tensors[name].dtype for name in names}
-            if self.dtype is None and len(dtypes) > 1:
-                raise CheckpointError(
-                    f"{self.source.folder}: {min(names)} and others like it are stored as "
-                    f"{' and '.join(sorted(dtypes))}; choose one with --dtype."
-                )
-            found[weight.disk] = self.dtype or dtypes.pop()
-        return found
+        first(lambda: self._finish(wanted, written), self.group)
 
     def _finish(self, dtypes: dict[str, str], gathered: "list[tuple[list[WrittenFile], dict[str, str]]]") -> None:
         """Write everything but the tensors, the manifest last."""
@@ -193,9 +180,8 @@ class _Import:
             set_dtype(context / "config.json", self.dtype)
         digests = {name: digest for _, part in gathered for name, digest in part.items()}
         shapes = canonical_shapes(self.source.dims)
-        disk = {name: weight.disk for weight in WEIGHTS for name in names_of(weight, self.source.dims)}
         tensors = {
-            name: {"dtype": dtypes[disk[name]], "shape": list(shape), "sha256": digests[name]}
+            name: {"dtype": dtypes[name], "shape": list(shape), "sha256": digests[name]}
             for name, shape in shapes.items()
         }
         cast = any(self.source.tensors[name].dtype != entry["dtype"] for name, entry in tensors.items())

@@ -20,7 +20,6 @@ from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import Block, canonical_shapes, fused_blocks
-from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
@@ -77,7 +76,7 @@ def export_checkpoint(
         raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
     model = ExportedModel.of(checkpoint, base, merge_into, dtype_of(dtype))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
+    with publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
         _Export(model, staging, layout, no_check).run(shard_bytes, threads or io_threads(), progress=progress)
     return final
 

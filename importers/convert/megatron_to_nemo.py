@@ -8,7 +8,6 @@ Source: NeMo `lightning/io/pl.py` (MegatronCheckpointIO), `lightning/io/mixin.py
 
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,14 @@ from mixtral_recipes.checkpoints.lineage.identity import (
     tokenizer_files,
 )
 from mixtral_recipes.checkpoints.publish import publish
-from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
-from mixtral_recipes.importers.mapping import WEIGHTS, names_of
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
 from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
-from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
@@ -78,7 +74,7 @@ def export_nemo(
     """
     model = ExportedModel.of(checkpoint, base, merge_into, dtype_of(dtype))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
+    with publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
         rows, weights = model.rows(), staging / "weights"
         dtypes = {name: model.dtype or tensor.dtype for name, tensor in rows.items()}
         digests = _write_weights(weights, rows, model.dims, dtypes, threads or io_threads(), progress=progress)
@@ -97,20 +93,15 @@ def _write_weights(
 ) -> dict[str, str]:
     """Write the torch_dist folder; returns the hash of every canonical tensor."""
     from mixtral_recipes.checkpoints.format.writer import write_items, write_metadata
-    from mixtral_recipes.importers.convert.plan import chunks_of, items_of, object_bytes
+    from mixtral_recipes.importers.convert.plan import object_items, stacked_dtypes, tensor_items
 
-    chunks = [replace(chunk, key=PREFIX + chunk.key) for chunk in chunks_of(dims, _on_disk(dims, dtypes))]
-    objects = {
-        PREFIX + key: content
-        for key, content in object_bytes(dims, (_ATTENTION_STATE,)).items()
-        if not key.startswith("common_state")
-    }
-    total = sum(chunk.nbytes for chunk in chunks)
+    items = tensor_items(dims, rows, stacked_dtypes(dims, dtypes, "the checkpoint"), PREFIX)
+    total = sum(record.nbytes for _, record in items)
     check_room(folder.parent, total)
     folder.mkdir()
     with progress_bar("Exporting", total, shown=progress) as on_bytes:
         stream = Stream(threads, on_bytes, hash_files=False)
-        files = write_items(folder, 0, items_of(rows, chunks, objects), stream)
+        files = write_items(folder, 0, object_items(dims, (_ATTENTION_STATE,), PREFIX) + items, stream)
     write_metadata(folder, files)
     write_common(folder)
     return stream.digests
@@ -121,17 +112,6 @@ def write_common(folder: Path) -> None:
     import torch
 
     torch.save({"epoch": 0, "global_step": 0}, folder / "common.pt")
-
-
-def _on_disk(dims: ModelShape, dtypes: dict[str, str]) -> dict[str, str]:
-    """The one dtype of each stacked tensor."""
-    found: dict[str, str] = {}
-    for weight in WEIGHTS:
-        kinds = {dtypes[name] for name in names_of(weight, dims)}
-        if len(kinds) > 1:
-            raise CheckpointError(f"{weight.disk} is stored as {' and '.join(sorted(kinds))}; choose one with --dtype.")
-        found[weight.disk] = kinds.pop()
-    return found
 
 
 def write_context(

@@ -1,91 +1,68 @@
-"""What an import writes: the boxes and objects of a Megatron checkpoint, and which process writes which."""
+"""What a Megatron checkpoint is written as: the boxes of its tensors, and its objects."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES, Rows
+from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.format.stream import Part, Record
 from mixtral_recipes.checkpoints.format.writer import Item, object_item, rows_item, torch_bytes
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.mapping import WEIGHTS, Block, Weight, disk_shape, instances, merge_blocks
+from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape, instances, merge_blocks, names_of
 from mixtral_recipes.layout.shapes import ModelShape
 
-COMMON_STATE = "common_state/shard_0_1"  # where Megatron >= 0.19 keeps what is not a tensor
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """One item on disk: a box of a stacked tensor, and the canonical rows that fill it."""
-
-    key: str
-    dtype: str
-    size: tuple[int, ...]
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    blocks: tuple[Block, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.sizes) * ITEM_BYTES[self.dtype]
-
-
-def chunks_of(dims: ModelShape, dtypes: dict[str, str]) -> list[Chunk]:
+def tensor_items(
+    dims: ModelShape, tensors: Mapping[str, Rows], dtypes: Mapping[str, str], prefix: str = ""
+) -> list[tuple[Item, Record]]:
     """Every tensor item of a checkpoint: one per layer, expert and, where rows are stacked, canonical tensor.
 
     Args:
         dims: The model's sizes.
+        tensors: The canonical tensors.
         dtypes: Key on disk -> dtype.
+        prefix: What stands before every key.
     """
-    chunks: list[Chunk] = []
+    items: list[tuple[Item, Record]] = []
     for weight in WEIGHTS:
-        size = disk_shape(weight, dims)
+        whole = disk_shape(weight, dims)
         for layer, expert in instances(weight, dims):
+            stacked = [index for index in (layer, expert) if index is not None]
+            columns = whole[len(stacked) + 1 :]
             blocks = merge_blocks(weight, dims, layer, expert)
             row = 0
             for group in [[block] for block in blocks] if weight.transform == "stack" else [blocks]:
+                parts = [Part(block.name, tensors[block.name], block.start, block.stop) for block in group]
                 rows = sum(block.stop - block.start for block in group)
-                stacked = [index for index in (layer, expert) if index is not None]
-                chunks.append(
-                    Chunk(
-                        weight.disk,
-                        dtypes[weight.disk],
-                        size,
-                        (*stacked, row, *(0 for _ in size[len(stacked) + 1 :])),
-                        (*(1 for _ in stacked), rows, *size[len(stacked) + 1 :]),
-                        tuple(group),
-                    )
-                )
+                offsets, sizes = (*stacked, row, *(0 for _ in columns)), (*(1 for _ in stacked), rows, *columns)
+                items.append(rows_item(prefix + weight.disk, dtypes[weight.disk], offsets, sizes, whole, parts))
                 row += rows
-    _check_complete(chunks)
-    return chunks
+    return items
 
 
-def _check_complete(chunks: list[Chunk]) -> None:
-    elements: dict[str, int] = {}
-    for chunk in chunks:
-        elements[chunk.key] = elements.get(chunk.key, 0) + math.prod(chunk.sizes)
-    for chunk in chunks:
-        if elements[chunk.key] != math.prod(chunk.size):
-            raise CheckpointError(f"{chunk.key}: the items to write do not add up to {list(chunk.size)}.")
+def stacked_dtypes(dims: ModelShape, dtypes: Mapping[str, str], where: object) -> dict[str, str]:
+    """Key on disk -> the one dtype of the canonical tensors that are stacked there.
 
+    Args:
+        dims: The model's sizes.
+        dtypes: Of every canonical tensor.
+        where: What they are read from, for errors.
 
-def items_of(tensors: Mapping[str, Rows], chunks: list[Chunk], objects: dict[str, bytes]) -> list[tuple[Item, Record]]:
-    """Chunks and objects as the writer takes them; ``tensors`` says where the canonical rows are."""
-    return [object_item(key, content) for key, content in objects.items()] + [
-        rows_item(
-            chunk.key,
-            chunk.dtype,
-            chunk.offsets,
-            chunk.sizes,
-            chunk.size,
-            [Part(block.name, tensors[block.name], block.start, block.stop) for block in chunk.blocks],
-        )
-        for chunk in chunks
-    ]
+    Raises:
+        CheckpointError: they have several.
+    """
+    found: dict[str, str] = {}
+    for weight in WEIGHTS:
+        names = names_of(weight, dims)
+        kinds = {dtypes[name] for name in names}
+        if len(kinds) > 1:
+            raise CheckpointError(
+                f"{where}: {min(names)} and others like it are stored as {' and '.join(sorted(kinds))}; choose one "
+                "with --dtype."
+            )
+        found[weight.disk] = kinds.pop()
+    return found
 
 
 def _extra_state_names(weight: Weight, dims: ModelShape) -> list[str]:
@@ -97,18 +74,20 @@ def _extra_state_names(weight: Weight, dims: ModelShape) -> list[str]:
     ]
 
 
-def object_bytes(dims: ModelShape, per_layer: Sequence[str] = ()) -> dict[str, bytes]:
-    """The items that are not tensors: an empty common state, and "no FP8" for every module that keeps a state.
+def object_items(dims: ModelShape, per_layer: Sequence[str] = (), prefix: str = "") -> list[tuple[Item, Record]]:
+    """The items that are not tensors: "no FP8" for every module that keeps a state.
 
     Args:
         dims: The model's sizes.
         per_layer: Keys of further states, of which every layer has one.
+        prefix: What stands before every key.
     """
-    found = {COMMON_STATE: torch_bytes([{}])}
     empty = torch_bytes([torch.empty(0, dtype=torch.uint8)])
-    for weight in WEIGHTS:
-        if weight.extra_state:
-            found |= dict.fromkeys(_extra_state_names(weight, dims), empty)
-    for key in per_layer:
-        found |= {f"{key}/shard_{layer}_{dims.num_layers}": empty for layer in range(dims.num_layers)}
-    return found
+    names = [name for weight in WEIGHTS if weight.extra_state for name in _extra_state_names(weight, dims)]
+    names += [f"{key}/shard_{layer}_{dims.num_layers}" for key in per_layer for layer in range(dims.num_layers)]
+    return [object_item(prefix + name, empty) for name in names]
+
+
+def common_item() -> tuple[Item, Record]:
+    """What Megatron from 0.19 on keeps beside the tensors; of a model as it is here, nothing."""
+    return object_item("common_state/shard_0_1", torch_bytes([{}]))

@@ -1,7 +1,7 @@
 """The tensors of a Hugging Face folder by content, read once and not kept."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,8 @@ def tensors_of(folder: Path, hashes: bool, dtypes: Mapping[str, str] | None = No
     shapes = canonical_shapes(source.dims)
     wanted = {name: (dtypes or {}).get(name, source.tensors[name].dtype) for name in shapes}
     found = {name: {"dtype": wanted[name], "shape": list(shape)} for name, shape in shapes.items()}
-    if hashes:
-        try:
-            with ThreadPoolExecutor(io_threads()) as pool:
-                digests = pool.map(lambda name: tensor_hash(source.tensors[name], wanted[name]), found)
-                for name, digest in zip(found, digests, strict=True):
-                    found[name]["sha256"] = digest
-        finally:
-            close_inputs()
+    for name, digest in _digests(source, wanted) if hashes else ():
+        found[name]["sha256"] = digest
     return found
 
 
@@ -47,21 +41,23 @@ def holds(source: Source, recorded: Mapping[str, Mapping[str, Any]]) -> bool:
         source: The opened folder.
         recorded: Name -> "dtype", "shape" and "sha256"; tensors are cast to that dtype first.
     """
-    shapes = canonical_shapes(source.dims)
-    if {name: list(shape) for name, shape in shapes.items()} != {n: list(t["shape"]) for n, t in recorded.items()}:
+    shapes = {name: list(shape) for name, shape in canonical_shapes(source.dims).items()}
+    if shapes != {name: list(entry["shape"]) for name, entry in recorded.items()}:
         return False
-    names = list(recorded)
-    at_once = 4 * io_threads()
+    found = _digests(source, {name: entry["dtype"] for name, entry in recorded.items()})
+    return all(digest == recorded[name]["sha256"] for name, digest in found)
+
+
+def _digests(source: Source, dtypes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Name and hash of each tensor, cast to its dtype; a few are read at once, so that a reader can stop."""
+    names, at_once = list(dtypes), 4 * io_threads()
     try:
         with ThreadPoolExecutor(io_threads()) as pool:
             for start in range(0, len(names), at_once):
                 some = names[start : start + at_once]
-                digests = pool.map(lambda name: tensor_hash(source.tensors[name], recorded[name]["dtype"]), some)
-                if any(digest != recorded[name]["sha256"] for name, digest in zip(some, digests, strict=True)):
-                    return False
+                yield from zip(some, pool.map(lambda n: tensor_hash(source.tensors[n], dtypes[n]), some), strict=True)
     finally:
         close_inputs()
-    return True
 
 
 def tensor_hash(rows: Rows, dtype: str) -> str:

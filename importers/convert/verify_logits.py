@@ -5,13 +5,12 @@ they are, and because the two models then need not be in memory together.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.importers.own_process import in_own_process
 from mixtral_recipes.system.files import temporary_folder
 
 if TYPE_CHECKING:
@@ -52,12 +51,8 @@ def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
 
 
 def _run(kind: str, model: Path, output: Path) -> Path:
-    command = [sys.executable, "-m", "mixtral_recipes.importers.convert.verify_logits", kind, str(model), str(output)]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    done = subprocess.run(command, capture_output=True, text=True, env=alone, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(f"logits: the model in {model} could not run in {kind} ({last}).")
+    failure = f"logits: the model in {model} could not run in {kind}"
+    in_own_process(failure, "mixtral_recipes.importers.convert.verify_logits", [kind, str(model), str(output)])
     return output
 
 

@@ -31,7 +31,6 @@ from mixtral_recipes.importers.gguf.types import QUANTIZATIONS, Quantization, ch
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.mapping import StoredParts, gguf_tensors
 from mixtral_recipes.importers.views import RowRanges, TurnedHeads
-from mixtral_recipes.system.locks import held
 from mixtral_recipes.system.machine import cores, io_threads
 from mixtral_recipes.system.progress import progress_bar
 
@@ -89,7 +88,7 @@ def export_gguf(
         checks.refuse_without_memory(model.dims)
     stem = final.name.removesuffix(ENDING)
     beside = (f"{stem}.lineage.json", f"{stem}.Modelfile")
-    with held(final), publish_file(final, beside, overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
+    with publish_file(final, beside, overwrite=overwrite, sources=(checkpoint, model.base)) as staging:
         written = staging / final.name
         tensors = job.write(written)
         found = None if no_check else job.check(written)

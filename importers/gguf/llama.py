@@ -5,20 +5,16 @@ python -m mixtral_recipes.importers.gguf.llama run FILE QUESTION.json ANSWER.npz
 """
 
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.gguf.extra import package
+from mixtral_recipes.importers.own_process import in_own_process
 
 if TYPE_CHECKING:
     import numpy as np
-
-_POLL_SECONDS = 0.2
 
 
 def quantize(
@@ -79,41 +75,6 @@ class Run(NamedTuple):
 
     tokens: list[list[int]]
     logits: "list[np.ndarray]"
-
-
-def in_own_process(
-    failure: str, module: str, arguments: list[str], *, meanwhile: Callable[[], None] = lambda: None
-) -> None:
-    """Run a module; it is ended with this process's call.
-
-    Args:
-        failure: How the error begins.
-        module: The module's name.
-        arguments: Its arguments.
-        meanwhile: Called now and then.
-
-    Raises:
-        CheckpointError: it failed; with its last line.
-    """
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            import threading
-
-            lines: list[str] = []
-            reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
-            reader.start()
-            while process.poll() is None:
-                time.sleep(_POLL_SECONDS)
-                meanwhile()
-            reader.join()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        said = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
-        raise CheckpointError(f"{failure} ({said[-300:]}).")
 
 
 def _library() -> Any:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.importers.convert.exported import ExportedModel
-from mixtral_recipes.importers.gguf.llama import in_own_process
 from mixtral_recipes.importers.mapping import fused_blocks, shape_of
+from mixtral_recipes.importers.own_process import in_own_process
 from mixtral_recipes.layout.shapes import ModelShape
 
 if TYPE_CHECKING:

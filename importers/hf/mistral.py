@@ -12,7 +12,7 @@ from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-from mixtral_recipes.importers.hf.source import Source, check_count, check_index, check_names, gather
+from mixtral_recipes.importers.hf.source import Source, check_count, check_index, check_tensors, gather
 from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
 from mixtral_recipes.importers.views import Transposed, TurnedHeads
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
@@ -173,15 +173,10 @@ def _canonical(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims:
     stacked = any(".block_sparse_moe." in name for name in stored)
     check_count(folder, len(stored), dims, fused=stacked, described_by=PARAMS)
     expected = mistral_tensors(dims, stacked=stacked)
-    check_names(folder, list(stored), list(expected), PARAMS)
+    check_tensors(folder, stored, {name: parts.shape for name, parts in expected.items()}, PARAMS)
     found: dict[str, Rows] = {}
     for name, parts in expected.items():
-        path, tensor = stored[name]
-        if tensor.shape != parts.shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {list(tensor.shape)}, {PARAMS} calls for {list(parts.shape)}."
-            )
-        found |= _views(tensor, parts, dims.head_dim)
+        found |= _views(stored[name][1], parts, dims.head_dim)
     return found
 
 

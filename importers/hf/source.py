@@ -158,20 +158,16 @@ def _canonical(
     check_count(folder, len(stored), dims, fused=layout == "v5")
     shapes = canonical_shapes(dims)
     expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
-    check_names(folder, list(stored), list(expected))
+    check_tensors(folder, stored, {name: shape for name, (shape, _) in expected.items()})
     found: dict[str, Rows] = {}
-    for name, (shape, blocks) in expected.items():
-        path, tensor = stored[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {list(tensor.shape)}, config.json calls for {list(shape)}."
-            )
+    for name, (_, blocks) in expected.items():
+        extent = stored[name][1].extent
         if blocks is None:
-            found[name] = tensor.extent
+            found[name] = extent
             continue
         row = 0
         for block in blocks:
-            found[block.name] = tensor.extent.slice(row, block.stop)
+            found[block.name] = extent.slice(row, block.stop)
             row += block.stop
     return found
 
@@ -197,15 +193,19 @@ def check_count(folder: Path, stored: int, dims: ModelShape, *, fused: bool, des
         )
 
 
-def check_names(folder: Path, stored: list[str], expected: list[str], described_by: str = "config.json") -> None:
-    """Refuse names that are not exactly those a configuration calls for.
+def check_tensors(
+    folder: Path,
+    stored: Mapping[str, tuple[Path, StoredTensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+    described_by: str = "config.json",
+) -> None:
+    """Refuse tensors whose names and shapes are not exactly those a configuration calls for.
 
     Raises:
-        CheckpointError: names one that is missing or unexpected.
+        CheckpointError: names one that is missing, unexpected or of another shape.
     """
-    have, want = set(stored), set(expected)
-    missing = [name for name in expected if name not in have]
-    unexpected = [name for name in stored if name not in want]
+    missing = [name for name in shapes if name not in stored]
+    unexpected = [name for name in stored if name not in shapes]
     if missing:
         renamed = nearest(missing[0], unexpected) if len(unexpected) == len(missing) else ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -215,3 +215,9 @@ def check_names(folder: Path, stored: list[str], expected: list[str], described_
         raise CheckpointError(
             f"{folder}: {unexpected[0]}{more} in the weights, but {described_by}'s model has no such tensor."
         )
+    for name, shape in shapes.items():
+        path, tensor = stored[name]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(tensor.shape)}, {described_by} calls for {list(shape)}."
+            )

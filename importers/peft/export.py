@@ -25,7 +25,6 @@ from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.peft import layouts
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import HF_WHOLE, DoRA, LoRA
-from mixtral_recipes.system.locks import held
 
 CONFIG, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -68,7 +67,7 @@ def export_adapter(
     parent = exported_parent(checkpoint, base_of(checkpoint, base) if base else None)
     settings = peft_config(stored.scheme, layout, dims, base=_base_name(parent.record))
     final = Path(os.path.abspath(output))
-    with held(final), publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
+    with publish(final, "export", overwrite=overwrite, sources=(checkpoint, base)) as staging:
         check_room(staging, sum(tensor.nbytes for tensor in tensors.values()))
         # By Python: an error of the disk would come out of save_file as one of safetensors.
         (staging / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -11,6 +11,7 @@ from mixtral_recipes.checkpoints.format import manifest
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.errors import CheckpointError, some_of
 from mixtral_recipes.system.files import clear_leftovers, replacing_files, replacing_folder
+from mixtral_recipes.system.locks import held
 
 Written = Literal["model", "adapter", "export"]
 _SHOWN = 3
@@ -20,7 +21,7 @@ _SHOWN = 3
 def publish(
     final: Path, kind: Written, *, overwrite: bool = False, sources: Iterable[Path | None] = ()
 ) -> Iterator[Path]:
-    """`files.replacing_folder`, under the rule of what may be replaced.
+    """`files.replacing_folder`, one process at a time, under the rule of what may be replaced.
 
     That is a folder of the same kind that lists every file in it, and that nothing is read from.
 
@@ -34,18 +35,19 @@ def publish(
         CheckpointError: ``final`` may not be replaced; the message says what stands there.
     """
     read = [source.resolve() for source in sources if source is not None]
-    _refuse(final, kind, overwrite, read)
-    clear_leftovers(final)
-    with replacing_folder(final) as staging:
-        yield staging
+    with held(final):
         _refuse(final, kind, overwrite, read)
+        clear_leftovers(final)
+        with replacing_folder(final) as staging:
+            yield staging
+            _refuse(final, kind, overwrite, read)
 
 
 @contextlib.contextmanager
 def publish_file(
     final: Path, beside: Sequence[str], *, overwrite: bool = False, sources: Iterable[Path | None] = ()
 ) -> Iterator[Path]:
-    """`files.replacing_files`, under the rule of what may be replaced: files that an export of ours lists.
+    """`files.replacing_files`, likewise, under the rule of what may be replaced: files that an export of ours lists.
 
     Args:
         final: The file to make; its lineage stands beside it.
@@ -57,10 +59,11 @@ def publish_file(
         CheckpointError: ``final``, or a file beside it, may not be replaced; the message says what stands there.
     """
     read = [source.resolve() for source in sources if source is not None]
-    _refuse_file(final, beside, overwrite, read)
-    with replacing_files(final, beside) as staging:
-        yield staging
+    with held(final):
         _refuse_file(final, beside, overwrite, read)
+        with replacing_files(final, beside) as staging:
+            yield staging
+            _refuse_file(final, beside, overwrite, read)
 
 
 def _refuse_inside(final: Path, sources: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """What import writes is what torch.distributed.checkpoint would have written, and reads as such."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.checkpoints.format.writer import dealt
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
-from mixtral_recipes.importers.convert.plan import chunks_of
+from mixtral_recipes.importers.convert.plan import tensor_items
 from mixtral_recipes.importers.hf.source import open_source
-from mixtral_recipes.importers.mapping import WEIGHTS, disk_shape
+from mixtral_recipes.importers.mapping import WEIGHTS, canonical_shapes, disk_shape
 from mixtral_recipes.layout.shapes import MIXTRAL_8X7B
 from tests.torch_dist import save_boxes
 
@@ -29,10 +30,11 @@ def test_same_as_torchs_own_writer(make_model, tmp_path: Path) -> None:
     """torch reads what import wrote; written again by torch, in the same boxes, it is described alike."""
     folder, _, _ = make_model(num_local_experts=4)
     ours = import_checkpoint(str(folder), tmp_path / "ours") / "weights"
-    dims = open_source(folder).dims
+    source = open_source(folder)
+    dims = source.dims
     state = read_all(ours, dims)
-    chunks = chunks_of(dims, dict.fromkeys(state, "BF16"))
-    places = {key: [(chunk.offsets, chunk.sizes) for chunk in chunks if chunk.key == key] for key in state}
+    items = tensor_items(dims, source.tensors, dict.fromkeys(state, "BF16"))
+    places = {key: [(item.offsets, item.sizes) for item, _ in items if item.key == key] for key in state}
     save_boxes(state, places, tmp_path / "torchs")
     again = read_all(tmp_path / "torchs", dims)
     assert all(torch.equal(state[name], again[name]) for name in state)
@@ -54,9 +56,10 @@ def test_experts_are_where_they_belong(make_model, tmp_path: Path) -> None:
 
 
 def test_shares_are_even_and_complete() -> None:
-    chunks = chunks_of(MIXTRAL_8X7B, dict.fromkeys((weight.disk for weight in WEIGHTS), "BF16"))
-    shares = dealt(chunks, 8, lambda chunk: chunk.nbytes)
-    sizes = [sum(chunk.nbytes for chunk in part) for part in shares]
+    tensors: Any = dict.fromkeys(canonical_shapes(MIXTRAL_8X7B))
+    items = tensor_items(MIXTRAL_8X7B, tensors, dict.fromkeys((weight.disk for weight in WEIGHTS), "BF16"))
+    shares = dealt(items, 8, lambda pair: pair[1].nbytes)
+    sizes = [sum(record.nbytes for _, record in part) for part in shares]
     assert sum(sizes) == 2 * 46_702_792_704
     assert max(sizes) < 1.01 * min(sizes)
-    assert sorted(map(id, chunks)) == sorted(id(chunk) for part in shares for chunk in part)
+    assert sorted(map(id, items)) == sorted(id(pair) for part in shares for pair in part)
