@@ -11,8 +11,9 @@ import torch
 from step_contenders import CLIP, LEARNING_RATE, RANK, RandomData, Step, our_step, transformers_step, with_adapters
 
 from mixtral_recipes.data.batches.batch import DataParallelPlace
+from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.shapes import ModelShape
-from mixtral_recipes.planner import cards, weights
+from mixtral_recipes.planner import weights
 from mixtral_recipes.system import machine
 
 SAME_WEIGHTS_BYTES = 8e9  # two layers of 8x7B: what is written and read twice for both sides to start alike

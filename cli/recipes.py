@@ -8,7 +8,8 @@ from mixtral_recipes.cli.options.groups import App, argument, option
 from mixtral_recipes.cli.options.recipe import Overrides
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import console, print_json, print_table, table
-from mixtral_recipes.planner import cards, memory, search
+from mixtral_recipes.layout import cards
+from mixtral_recipes.planner import memory, search
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.outline import Question, job_of
 

@@ -23,12 +23,13 @@ from mixtral_recipes.errors import (
     in_short,
 )
 from mixtral_recipes.importers.resolve import check_source
+from mixtral_recipes.layout import cards
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.repair import check_layout
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.kernels import INSTALL
-from mixtral_recipes.planner import cards, verdict
-from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.planner import verdict
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.peft import QLoRA

@@ -10,7 +10,8 @@ A test runs the same and compares.
 import re
 from pathlib import Path
 
-from mixtral_recipes.planner import cards, memory
+from mixtral_recipes.layout import cards
+from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.outline import Question, job_of

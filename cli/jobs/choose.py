@@ -20,7 +20,7 @@ from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.executors.runs.checkpoints import with_start
-from mixtral_recipes.planner import cards
+from mixtral_recipes.layout import cards
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.system import machine
 

@@ -12,8 +12,9 @@ from mixtral_recipes.cli.options.planning import AskOptions, GoalOptions, Task, 
 from mixtral_recipes.cli.options.recipe import option_of
 from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
-from mixtral_recipes.planner import calibration, cards, plan, verdict
-from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.layout import cards
+from mixtral_recipes.layout.cards import Card
+from mixtral_recipes.planner import calibration, plan, verdict
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
 from mixtral_recipes.planner.search import MOST_GPUS, Candidate, counts, search, smallest

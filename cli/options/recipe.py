@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mixtral_recipes.cli.options.groups import argument, field
-from mixtral_recipes.planner.cards import CARDS
+from mixtral_recipes.layout.cards import CARDS
 
 
 class PeftScheme(enum.StrEnum):

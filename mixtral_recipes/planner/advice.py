@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.planner import memory
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.plan import trained_parameters
 from mixtral_recipes.planner.search import SAFE, Candidate
 from mixtral_recipes.planner.workload import LINEARS, Workload

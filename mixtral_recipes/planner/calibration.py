@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.planner import cards
-from mixtral_recipes.planner.cards import Card
+from mixtral_recipes.layout import cards
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.system import home
 from mixtral_recipes.system.files import read_json, write_json
 from mixtral_recipes.system.schema import fits

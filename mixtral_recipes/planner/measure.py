@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.planner import cards
+from mixtral_recipes.layout import cards
 from mixtral_recipes.planner.speed import STREAM
 
 _SECONDS = 8.0  # of each measurement: long enough for clocks and heat to settle

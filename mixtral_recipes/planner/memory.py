@@ -7,9 +7,9 @@ times what the pipeline schedule holds at once; the rest is stated below, consta
 import dataclasses
 from dataclasses import dataclass
 
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.planner import activations
 from mixtral_recipes.planner.activations import Sizes
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.weights import Held, Part, buffers, held, quantized_bytes
 from mixtral_recipes.planner.workload import Workload
 

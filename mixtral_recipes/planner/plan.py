@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.operations import flops_per_token
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.planner import weights
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.search import RECOMPUTED, Candidate, candidate, search
 from mixtral_recipes.planner.workload import Adapters, Recompute, Workload
 

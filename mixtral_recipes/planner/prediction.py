@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mixtral_recipes.planner import calibration, cards, memory, speed
+from mixtral_recipes.layout import cards
+from mixtral_recipes.planner import calibration, memory, speed
 from mixtral_recipes.planner.workload import Workload
 
 

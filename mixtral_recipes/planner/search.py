@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.layout.topology import Topology, divisors
 from mixtral_recipes.planner import memory, speed
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import Memory
 from mixtral_recipes.planner.speed import Time
 from mixtral_recipes.planner.weights import expert_parameters, parameters

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, with_topology
 from mixtral_recipes.peft import attach
 from mixtral_recipes.planner import memory
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import DoRA, LoRA

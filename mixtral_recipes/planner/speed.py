@@ -9,8 +9,8 @@ import functools
 import math
 from dataclasses import dataclass
 
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.planner.activations import Sizes
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.weights import Part, buffers, held
 from mixtral_recipes.planner.workload import Workload
 

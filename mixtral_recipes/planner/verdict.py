@@ -5,10 +5,10 @@ import itertools
 from dataclasses import dataclass
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.repair import distance, repair
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.planner import memory
-from mixtral_recipes.planner.cards import Card
 from mixtral_recipes.planner.memory import CATEGORIES, Memory
 from mixtral_recipes.planner.plan import NEAR
 from mixtral_recipes.planner.search import MOST_GPUS, Candidate, candidate, counts, layouts, search

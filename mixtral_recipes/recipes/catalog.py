@@ -9,15 +9,15 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from mixtral_recipes.errors import RecipeError, nearest
+from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.shapes import MIXTRAL_8X3B, MIXTRAL_8X7B, MIXTRAL_8X22B, MIXTRAL_TINY, ModelShape
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.planner import cards
 
 TASKS = ("pretrain", "finetune")
 PRECISIONS = ("bf16", "fp8")
 PEFT_SCHEMES = ("lora", "dora", "qlora", "none")
 
-# The cards (`planner/cards.py`) that default layouts were chosen for.
+# The cards (`layout/cards.py`) that default layouts were chosen for.
 HARDWARE = ("h100", "h200", "b200", "gb200")
 PRETRAIN_STEPS = 1_168_251  # NeMo 2.0
 

@@ -86,7 +86,7 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
         recipe: The recipe to change.
         precision: ``bf16``, ``fp8`` or ``fp32``.
         choices: The choices this recipe offers.
-        hardware: A card's name (`planner/cards.py`).
+        hardware: A card's name (`layout/cards.py`).
 
     Raises:
         RecipeError: a precision the recipe does not offer.

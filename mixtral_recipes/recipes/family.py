@@ -182,7 +182,7 @@ class Recipe:
             performance_mode: Whether to trade exact routing for speed (`pretrain_performance_optimizations`).
             fn: What the recipe calls.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).
+            hardware: A card's name, such as ``h200``: whose default layout is taken (`layout/cards.py`).
 
         Raises:
             RecipeError: a precision the recipe does not offer, or hardware that is not known.
@@ -256,7 +256,7 @@ class Recipe:
             peft_scheme: ``lora``, ``dora``, ``qlora``, or ``none`` (or None) for full fine-tuning.
             packed_sequence: Whether samples are packed into full sequences.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: A card's name, such as ``h200``: whose default layout is taken (`planner/cards.py`).
+            hardware: A card's name, such as ``h200``: whose default layout is taken (`layout/cards.py`).
             instruct: Whether to start from the Instruct variant, where there is one.
 
         Raises:

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.rules import violations
-from mixtral_recipes.planner import cards, memory
+from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.search import SAFE, search
 from mixtral_recipes.planner.verdict import leanest
 from mixtral_recipes.planner.workload import LINEARS, Workload

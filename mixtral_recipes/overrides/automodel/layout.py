@@ -5,9 +5,10 @@ import math
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.overrides.automodel.values import Values
-from mixtral_recipes.planner import cards, memory
+from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.workload import Workload
 
 _MOST_NODES = 64

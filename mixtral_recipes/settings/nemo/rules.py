@@ -7,7 +7,6 @@ from pathlib import PurePath
 from typing import Any
 
 from mixtral_recipes.errors import nearest
-from mixtral_recipes.settings.conformity import conforms, describe
 
 # What Lightning and NeMo allow of a trainer beside whole numbers, and what to write instead.
 INSTEAD = {
@@ -141,6 +140,8 @@ def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
         where: The setting's path.
         value: Its value.
     """
+    from mixtral_recipes.settings.conformity import conforms, describe
+
     if conforms(value, wanted):
         return None
     as_text = "write str(path)" if isinstance(value, PurePath) else ""

@@ -11,13 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from mixtral_recipes.layout import operations
+from mixtral_recipes.layout import cards, operations
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models.config import MixtralConfig
-
-# Dense peak of one GPU in 1e12 operations per second, bf16. Source: NVIDIA's datasheets (SXM).
-_PEAK_BF16 = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "GB200": 2500.0}
-
 
 # The first steps of a process: kernels are compiled and chosen, memory is reserved. An H200 took 20 to 35 s for one.
 _WARMUP_STEPS = 3
@@ -115,13 +111,11 @@ def flops_per_token(config: MixtralConfig, sequence_length: float, *, adapters_o
 
 def peak_tflops(device: torch.device, *, fp8: bool) -> float | None:
     """The peak of a device in 1e12 operations per second, where it is known."""
-    if device.type != "cuda":
+    name = cards.named(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if name is None:
         return None
-    name = torch.cuda.get_device_name(device)
-    for model in sorted(_PEAK_BF16, key=len, reverse=True):
-        if model in name:
-            return _PEAK_BF16[model] * (2 if fp8 else 1)
-    return None
+    card = cards.card(name)
+    return card.fp8_tflops if fp8 else card.bf16_tflops
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from mixtral_recipes.errors import RecipeError
+from mixtral_recipes.layout import cards
+from mixtral_recipes.layout.cards import card
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.layout.topology import Topology
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.planner import advice, calibration, cards, memory, plan, search, speed, verdict
-from mixtral_recipes.planner.cards import card
+from mixtral_recipes.planner import advice, calibration, memory, plan, search, speed, verdict
 from mixtral_recipes.planner.workload import LINEARS, Workload
 from mixtral_recipes.recipes.outline import Question, job_of
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.shapes import MIXTRAL_8X7B, MIXTRAL_8X22B, BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.planner import cards, memory, speed
+from mixtral_recipes.planner import memory, speed
 from mixtral_recipes.planner.workload import LINEARS, Adapters, Recompute, Workload
 
 GIB = 2**30 / 1e9

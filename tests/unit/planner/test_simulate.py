@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mixtral_recipes.planner import cards, simulate
+from mixtral_recipes.layout import cards
+from mixtral_recipes.planner import simulate
 from mixtral_recipes.planner.workload import LINEARS, Adapters, Recompute
 from mixtral_recipes.recipes.outline import Question, job_of
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mixtral_recipes.layout import cards
 from mixtral_recipes.overrides import loading
-from mixtral_recipes.planner import cards, memory
+from mixtral_recipes.planner import memory
 from mixtral_recipes.planner.plan import NEAR
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes import catalog

@@ -24,6 +24,7 @@ def test_flops_are_six_per_active_parameter_and_token() -> None:
         ("NVIDIA H100 80GB HBM3", 989, 1978),
         ("NVIDIA H200", 989, 1978),
         ("NVIDIA B200", 2250, 4500),
+        ("NVIDIA L40S", 362, 733),
     ],
 )
 def test_peaks_are_the_datasheets(monkeypatch: pytest.MonkeyPatch, name: str, bf16: float, fp8: float) -> None:
