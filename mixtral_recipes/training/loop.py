@@ -182,6 +182,8 @@ class _Loop:
         }
         metrics |= throughput.memory(run.device)
         metrics |= {f"loss/{name}": loss for name, loss in result.by_source.items()}
+        if result.num_zeros_in_grad is not None:
+            metrics["num_zeros_in_grad"] = result.num_zeros_in_grad
         metrics |= self._tflops(spent)
         metrics |= self._routing(show)
         if result.trouble is None and self.spikes.is_spike(result.loss):

@@ -21,7 +21,7 @@ from torch import Tensor
 from mixtral_recipes.checkpoints.fp8 import unmoved_fp8_state
 from mixtral_recipes.data.batches.batch import Batch
 from mixtral_recipes.data.batches.context_parallel import this_ranks_share
-from mixtral_recipes.training.guards.anomalies import checked_step, where_not_finite
+from mixtral_recipes.training.guards.anomalies import Update, checked_step, where_not_finite
 from mixtral_recipes.training.run import TrainingRun
 
 
@@ -35,6 +35,7 @@ class StepResult:
         tokens: Real tokens processed, padding aside.
         grad_norm: Before clipping.
         updated: False when the weights stayed as they were (fp16 overflow, or ``trouble``).
+        num_zeros_in_grad: Of the gradient's entries; None where they are not counted.
         trouble: What was not finite, and on which rank; None when all was.
         by_source: The loss of each source of a mixture that had a label token in the batch.
         data_wait: Seconds until the batches were there.
@@ -46,6 +47,7 @@ class StepResult:
     tokens: int
     grad_norm: float
     updated: bool
+    num_zeros_in_grad: int | None = None
     trouble: str | None = None
     by_source: dict[str, float] = field(default_factory=dict)
     data_wait: float = 0.0
@@ -92,17 +94,17 @@ def train_step(run: TrainingRun, batches: Iterator[Batch]) -> StepResult:
     loss, by_source = Losses.of(totals, run.data.source_names)
 
     # Clips over all parallel groups, updates this rank's shard, gathers the parameters.
-    updated, grad_norm = checked_step(run.optimizer) if math.isfinite(loss) else (False, math.nan)
-    if updated:
+    update = checked_step(run.optimizer) if math.isfinite(loss) else Update(updated=False, grad_norm=math.nan)
+    if update.updated:
         run.scheduler.step(increment=1)
 
+    grad_norm = update.grad_norm
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     return StepResult(
         loss=loss,
         label_tokens=int(totals[1]),
         tokens=int(totals[2]),
-        grad_norm=grad_norm,
-        updated=updated,
+        **update._asdict(),
         by_source=by_source,
         data_wait=given - started,
         host_wait=host_wait,

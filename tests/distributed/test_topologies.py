@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from mixtral_recipes.settings.peft import DoRA, LoRA
+from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
 from tests.distributed.small_run import (
     Case,
     Outcome,
     assemble,
+    build,
     is_vocabulary,
     relative_error,
     start_weight,
@@ -149,3 +151,18 @@ def test_a_reduction_left_out_is_noticed(name: str, scheme: str) -> None:
     outcomes = run(layout, scheme, steps=2, without=layout.broken_by[scheme == "lora"])
     with pytest.raises(AssertionError):
         check_equal(layout, scheme, outcomes, steps=2)
+
+
+def counted_zeros(case: Case) -> list[int | None]:
+    """The zeros in the gradient of each step."""
+    run = build(case)
+    batches = run.data.train_batches(run.data_place, **run.loader_shape)
+    return [train_step(run, batches).num_zeros_in_grad for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["ep2", "pp2ep2"])
+def test_zeros_in_the_gradient_are_counted_over_all_ranks(name: str) -> None:
+    count, layout = {"log_num_zeros_in_grad": True}, LAYOUTS[name]
+    expected = launch(1, counted_zeros, Case(optimizer=count))[0]
+    assert all(expected)  # rows of tokens that did not occur
+    assert launch(layout.ranks, counted_zeros, Case(layout.sizes, optimizer=count)) == [expected] * layout.ranks

@@ -167,7 +167,7 @@ class Cluster:
         self._controller()
         for node in ("mx0", "mx1"):
             self.start_node(node)
-        wait_for(lambda: self.states() == {"mx0": "idle", "mx1": "idle"}, "both nodes to be idle")
+        self._wait_for(lambda: self.states() == {"mx0": "idle", "mx1": "idle"}, "both nodes to be idle")
 
     def start_node(self, node: str) -> None:
         """Start slurmd of mx0 or mx1."""
@@ -194,7 +194,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld again and wait until it answers."""
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
-        wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld")
+        self._wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld")
 
     def states(self) -> dict[str, str]:
         """Node name to state, as sinfo tells it."""
@@ -241,11 +241,11 @@ class Cluster:
             f"--pid-file={run}/munged.pid", f"--log-file={self.root}/log/munged.log", f"--seed-file={run}/munge.seed",
             "--force",
         )  # fmt: skip
-        wait_for((run / "munge.socket").exists, "munged")
+        self._wait_for((run / "munge.socket").exists, "munged")
 
     def _controller(self) -> None:
         self._spawn("slurmctld", "slurmctld", "-D", "-i", "-f", str(self.conf))
-        wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld")
+        self._wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0, "slurmctld")
 
     def _database(self, values: dict[str, object]) -> None:
         data, run = self.root / "sql", self.root / "run"
@@ -268,7 +268,7 @@ class Cluster:
         grant = (
             f"create user slurm@'127.0.0.1' identified by '{password}'; grant all on slurm_acct.* to slurm@'127.0.0.1'"
         )
-        wait_for(
+        self._wait_for(
             lambda: subprocess.run([*sql, "select 1"], check=False, capture_output=True).returncode == 0, "mariadbd"
         )
         subprocess.run([*sql, grant], check=True, capture_output=True)
@@ -283,7 +283,18 @@ class Cluster:
             )
         )
         self._spawn("slurmdbd", "slurmdbd", "-D")
-        wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", check=False).returncode == 0, "slurmdbd")
+        self._wait_for(lambda: self.run("sacctmgr", "-n", "show", "cluster", check=False).returncode == 0, "slurmdbd")
+
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """`wait_for`, unless a daemon ends before."""
+
+        def holds() -> bool:
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    raise RuntimeError(f"{name} ended: {(self.root / 'log' / f'{name}.out').read_text()[-500:]}")
+            return condition()
+
+        wait_for(holds, what)
 
     def _spawn(self, name: str, *command: str) -> None:
         program = shutil.which(command[0], path=PATH)

@@ -181,7 +181,6 @@ OPTIMIZER: dict[str, Rule] = {
         "optimizer_offload_fraction use_torch_optimizer_for_cpu_offload overlap_cpu_optimizer_d2h_h2d pin_cpu_grads "
         "pin_cpu_params",
     ),
-    "log_num_zeros_in_grad": Only(False, "nothing here logs it"),
     "optimizer": Only("adam", "checkpoints and the planner know Adam's states"),
     "use_layer_wise_distributed_optimizer": Only(False, _ADAM.why),
     **each(

@@ -4,7 +4,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +18,28 @@ _DEVIATIONS, _LEAST_RISE = 6.0, 0.2
 _WINDOW, _FEWEST = 64, 16  # the steps looked back at, and how many there must be
 
 
+class Update(NamedTuple):
+    """What became of an optimizer's step.
+
+    Attributes:
+        updated: Whether the weights are others than before.
+        grad_norm: The gradient's norm before clipping (0.0 where fp16's loss scaling skips a step).
+        num_zeros_in_grad: How many of its entries are zero; None without ``optim.config.log_num_zeros_in_grad``.
+    """
+
+    updated: bool
+    grad_norm: float
+    num_zeros_in_grad: int | None = None
+
+
 class _NotFinite(Exception):
     """The gradient's norm is not."""
 
 
-def checked_step(optimizer: Any) -> tuple[bool, float]:
+def checked_step(optimizer: Any) -> Update:
     """``optimizer.step()``, abandoned before anything is updated if the gradient's norm is not finite.
 
     Megatron measures the norm over all ranks before it clips and updates; this looks at it in between.
-
-    Returns:
-        Whether the weights were updated, and the norm before clipping (0.0 where fp16's loss scaling skips a step).
     """
     measure, seen = optimizer.get_grad_norm, 0.0
 
@@ -43,12 +54,12 @@ def checked_step(optimizer: Any) -> tuple[bool, float]:
     optimizer.get_grad_norm = measure_and_look
     try:
         with cpu_device.cuda_type_names():
-            updated, _, _ = optimizer.step()
+            updated, _, zeros = optimizer.step()
     except _NotFinite:
-        updated = False
+        updated, zeros = False, None
     finally:
         del optimizer.get_grad_norm
-    return bool(updated), seen
+    return Update(bool(updated), seen, zeros)
 
 
 def where_not_finite(

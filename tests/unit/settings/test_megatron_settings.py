@@ -127,7 +127,6 @@ REFUSED = [
     ("model.config.defer_embedding_wgrad_compute", True, "set it in MegatronCommOverlapCallback"),
     ("trainer.strategy.ddp.use_megatron_fsdp", True, "Megatron-FSDP is not used"),
     ("trainer.strategy.ddp.num_distributed_optimizer_instances", 2, "spread over all data-parallel ranks"),
-    ("optim.config.log_num_zeros_in_grad", True, "nothing here logs it"),
 ]
 
 

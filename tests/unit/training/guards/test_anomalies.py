@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixtral_recipes.training.guards.anomalies import SpikeWatch, checked_step, where_not_finite
+from mixtral_recipes.training.guards.anomalies import SpikeWatch, Update, checked_step, where_not_finite
 
 
 class _Optimizer:
@@ -30,12 +30,12 @@ class _Optimizer:
 @pytest.mark.parametrize("norm", [math.nan, math.inf, -math.inf])
 def test_nothing_is_updated_when_the_norm_is_not_finite(norm: float) -> None:
     optimizer = _Optimizer(norm)
-    updated, found = checked_step(optimizer)
+    updated, found, _ = checked_step(optimizer)
     assert not updated
     assert not math.isfinite(found)
     assert optimizer.updates == 0
     optimizer.norm = 2.0
-    assert checked_step(optimizer) == (True, 2.0)
+    assert checked_step(optimizer) == Update(True, 2.0)
     assert "get_grad_norm" not in vars(optimizer)
 
 
@@ -48,12 +48,12 @@ def test_the_norm_is_looked_at_once() -> None:
             looks.append(self)
             return 2.0
 
-    assert checked_step(_Optimizer(Norm())) == (True, 2.0)  # pyright: ignore[reportArgumentType]
+    assert checked_step(_Optimizer(Norm())) == Update(True, 2.0)  # pyright: ignore[reportArgumentType]
     assert len(looks) == 1
 
 
 def test_loss_scaling_may_skip_a_step() -> None:
-    assert checked_step(_Optimizer(math.nan, overflow=True)) == (False, 0.0)
+    assert checked_step(_Optimizer(math.nan, overflow=True)) == Update(False, 0.0)
 
 
 def nothing() -> None:
