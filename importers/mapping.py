@@ -10,7 +10,8 @@ Mixtral's files hold ("v4": one tensor per expert and projection):
   release of 8x7B a layer's experts stacked, the last projection transposed (`MISTRAL_STACKED`);
 - llama.cpp's (GGUF), with query and key rows in Mistral's order and a layer's experts stacked.
 
-So one description serves both directions: `Block` says which rows of which canonical tensor come next.
+So one description serves both directions: `StoredParts` says which canonical tensors a file's tensor is made of, and
+`Block` which rows of them come next in one of Megatron's.
 
 Dimension letters: V vocabulary, H hidden size, Q query width (heads x head dim), K key width (KV groups x head dim),
 D head dim, F expert width, E experts, L layers.
@@ -18,7 +19,7 @@ D head dim, F expert width, E experts, L layers.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from mixtral_recipes.layout.shapes import ModelShape
@@ -226,35 +227,25 @@ def canonical_shapes(dims: ModelShape) -> dict[str, tuple[int, ...]]:
     }
 
 
-def fused_blocks(dims: ModelShape) -> dict[str, tuple[tuple[int, ...], list[Block]]]:
-    """The v5 layout: name -> (shape, the canonical rows it consists of), in the order `canonical_shapes` has."""
-    shapes = canonical_shapes(dims)
-    owner = {part: (fused, parts) for fused, parts in FUSED.items() for part in parts}
-    found: dict[str, tuple[tuple[int, ...], list[Block]]] = {}
-    for template, layer, expert, shape in canonical_tensors(dims):
-        fused, parts = owner.get(template, (template, (template,)))
-        target = fused.format(layer=layer)
-        if target in found:
-            continue
-        experts = (None,) if expert is None else range(dims.num_moe_experts)
-        names = [part.format(layer=layer, expert=number) for number in experts for part in parts]
-        blocks = [Block(name, 0, shapes[name][0]) for name in names]
-        rows = sum(block.stop for block in blocks)
-        found[target] = (shape if expert is None else (len(experts), rows // len(experts), shape[1]), blocks)
-    return found
-
-
 @dataclass(frozen=True)
 class StoredParts:
-    """A tensor of another layout: its shape, the canonical tensors one below the other in it, and their order."""
+    """A tensor of a layout: its shape, the canonical tensors one below the other in it, and their order."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
     order: Order
 
 
+def hf_tensors(dims: ModelShape, *, fused: bool) -> dict[str, StoredParts]:
+    """The v4 layout, or the v5 one (``fused``), by name, in the order `canonical_shapes` has."""
+    names = {name: name for weight in WEIGHTS for name in weight.hf}
+    if fused:
+        names |= {part: target for target, parts in FUSED.items() for part in parts}
+    return _stored(dims, names, {}, expert_axis=True)
+
+
 def mistral_tensors(dims: ModelShape, *, stacked: bool) -> dict[str, StoredParts]:
-    """Mistral's own layout, by name, in the order `canonical_shapes` has.
+    """Mistral's own layout, likewise.
 
     Args:
         dims: The model's sizes.
@@ -265,36 +256,40 @@ def mistral_tensors(dims: ModelShape, *, stacked: bool) -> dict[str, StoredParts
     if stacked:
         names |= {part: stored for stored, (part, _) in MISTRAL_STACKED.items()}
         orders |= dict(MISTRAL_STACKED.values())
-    return _stored(dims, names, orders)
+    return _stored(dims, names, orders, expert_axis=False)
 
 
 def gguf_tensors(dims: ModelShape) -> dict[str, StoredParts]:
-    """llama.cpp's layout, by name, in the order `canonical_shapes` has; stacked experts have an axis of their own."""
+    """llama.cpp's layout, likewise."""
     names = {hf: own for weight in WEIGHTS for hf, own in zip(weight.hf, weight.gguf, strict=True)}
-    found = _stored(dims, names, dict.fromkeys(INTERLEAVED, "interleaved"))
-    experts = dims.num_moe_experts
-    return {
-        name: parts
-        if "_exps." not in name
-        else replace(parts, shape=(experts, parts.shape[0] // experts, *parts.shape[1:]))
-        for name, parts in found.items()
-    }
+    return _stored(dims, names, dict.fromkeys(INTERLEAVED, "interleaved"), expert_axis=True)
 
 
-def _stored(dims: ModelShape, names: dict[str, str], orders: dict[str, Order]) -> dict[str, StoredParts]:
-    """A layout from its names, by canonical ones; experts of one name stand one below the other."""
+def _stored(
+    dims: ModelShape, names: dict[str, str], orders: dict[str, Order], *, expert_axis: bool
+) -> dict[str, StoredParts]:
+    """A layout from its names, by canonical ones; tensors and experts of one name stand one below the other.
+
+    Args:
+        dims: The model's sizes.
+        names: Canonical names -> the layout's.
+        orders: Canonical names -> how their rows are stored; in order where nothing is said.
+        expert_axis: Whether experts of one name have an axis of their own.
+    """
     found: dict[str, StoredParts] = {}
     for template, layer, expert, shape in canonical_tensors(dims):
         target = names[template].format(layer=layer, expert=expert)
         if target in found:
             continue
         together = expert is not None and "{expert}" not in names[template]
+        parts = [part for part, name in names.items() if name == names[template]]
         experts = range(dims.num_moe_experts) if together else (expert,)
         order = orders.get(template, "rows")
         rows, *columns = reversed(shape) if order == "transposed" else shape
+        rows *= len(parts)
         found[target] = StoredParts(
-            (rows * len(experts), *columns),
-            tuple(template.format(layer=layer, expert=number) for number in experts),
+            (len(experts), rows, *columns) if together and expert_axis else (rows * len(experts), *columns),
+            tuple(part.format(layer=layer, expert=number) for number in experts for part in parts),
             order,
         )
     return found

@@ -19,7 +19,7 @@ from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_o
 from mixtral_recipes.importers.convert.merge_check import MergeCheck
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
-from mixtral_recipes.importers.mapping import Block, canonical_shapes, fused_blocks
+from mixtral_recipes.importers.mapping import hf_tensors
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar
 
@@ -123,18 +123,13 @@ class _Export:
 
     def _tensors(self) -> list[_Tensor]:
         """Every tensor of the folder, with the rows it is made of."""
-        rows, dims = self.model.rows(), self.model.dims
-        if self.layout == "v5":
-            wanted = fused_blocks(dims)
-        else:
-            shapes = canonical_shapes(dims)
-            wanted = {name: (shape, [Block(name, 0, shape[0])]) for name, shape in shapes.items()}
+        rows = self.model.rows()
         tensors = []
-        for name, (shape, blocks) in wanted.items():
-            parts = [Part(block.name, rows[block.name], block.start, block.stop) for block in blocks]
+        for name, stored in hf_tensors(self.model.dims, fused=self.layout == "v5").items():
+            parts = [Part(part, rows[part], 0, rows[part].rows) for part in stored.names]
             dtype = self.model.dtype or parts[0].source.dtype
-            nbytes = math.prod(shape) * ITEM_BYTES[dtype]
-            tensors.append(_Tensor(name, dtype, shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
+            nbytes = math.prod(stored.shape) * ITEM_BYTES[dtype]
+            tensors.append(_Tensor(name, dtype, stored.shape, Record(parts=parts, dtype=dtype, nbytes=nbytes)))
         return tensors
 
     def _lay_out_shards(self, tensors: list[_Tensor], shard_bytes: int, threads: int) -> list[Run]:

@@ -9,12 +9,13 @@ model that an export is compared with never is in memory as a whole.
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixtral_recipes.checkpoints.format.rows import Rows, read_rows
 from mixtral_recipes.importers.convert.exported import ExportedModel
-from mixtral_recipes.importers.mapping import fused_blocks, shape_of
+from mixtral_recipes.importers.mapping import StoredParts, hf_tensors, shape_of
 from mixtral_recipes.importers.own_process import in_own_process
 from mixtral_recipes.layout.shapes import ModelShape
 
@@ -64,7 +65,7 @@ def _main(question: str, answer: str) -> None:
     with torch.device("meta"):
         model: Any = MixtralForCausalLM(config)
     model.eval().model.rotary_emb = MixtralRotaryEmbedding(config)
-    wanted = fused_blocks(exported.dims)
+    wanted = hf_tensors(exported.dims, fused=True)
     for name, module in [
         ("model.embed_tokens", model.model.embed_tokens),
         *((f"model.layers.{number}", layer) for number, layer in enumerate(model.model.layers)),
@@ -74,8 +75,8 @@ def _main(question: str, answer: str) -> None:
 
         def fill(module: Any, _: Any, name: str = name) -> None:
             state = {
-                full.removeprefix(f"{name}."): _tensor(shape, blocks, rows)
-                for full, (shape, blocks) in wanted.items()
+                full.removeprefix(f"{name}."): _tensor(parts, rows)
+                for full, parts in wanted.items()
                 if full.startswith(f"{name}.")
             }
             module.load_state_dict(state, assign=True)
@@ -91,19 +92,15 @@ def _main(question: str, answer: str) -> None:
     np.savez(answer, **{f"logits{number}": row[: len(tokens)] for number, (row, tokens) in enumerate(cut)})
 
 
-def _tensor(shape: tuple[int, ...], blocks: Sequence[Any], rows: Any) -> Any:
+def _tensor(parts: StoredParts, rows: Mapping[str, Rows]) -> Any:
     """A tensor in fp32 from the rows it consists of."""
     import torch
 
-    from mixtral_recipes.checkpoints.format.rows import read_rows
-
-    whole = torch.empty(shape, dtype=torch.float32)
+    whole = torch.empty(parts.shape, dtype=torch.float32)
     out = memoryview(whole.view(-1).view(torch.uint8).numpy()).cast("B")
-    row_bytes = len(out) // sum(block.stop - block.start for block in blocks)
-    for block in blocks:
-        nbytes = (block.stop - block.start) * row_bytes
-        read_rows(rows[block.name], block.start, block.stop - block.start, out[:nbytes], "F32")
-        out = out[nbytes:]
+    nbytes = len(out) // len(parts.names)
+    for number, name in enumerate(parts.names):
+        read_rows(rows[name], 0, rows[name].rows, out[number * nbytes : (number + 1) * nbytes], "F32")
     return whole
 
 

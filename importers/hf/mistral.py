@@ -7,15 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.errors import CheckpointError, nearest
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-from mixtral_recipes.importers.hf.source import Source, check_count, check_index, check_tensors, gather
-from mixtral_recipes.importers.mapping import StoredParts, mistral_tensors
-from mixtral_recipes.importers.views import Transposed, TurnedHeads
-from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
+from mixtral_recipes.importers.hf.source import Source, canonical, check_count, check_index, gather
+from mixtral_recipes.importers.mapping import mistral_tensors
+from mixtral_recipes.layout.shapes import MIXTRAL_8X22B
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.pointers import refuse_pointer
 
@@ -66,8 +65,10 @@ def open_mistral(folder: Path, *, by_library: bool = False) -> Source:
     config |= {"torch_dtype": _dtype(stored)}
     if (folder / "config.json").is_file():
         config = _agreeing(folder / "config.json", config)
-    files = sorted({path for path, _ in stored.values()})
-    return Source(folder, config, dims, "mistral", _canonical(folder, stored, dims), files)
+    stacked = any(".block_sparse_moe." in name for name in stored)
+    check_count(folder, len(stored), dims, fused=stacked, described_by=PARAMS)
+    tensors = canonical(folder, stored, mistral_tensors(dims, stacked=stacked), dims, PARAMS)
+    return Source(folder, config, dims, "mistral", tensors, sorted({path for path, _ in stored.values()}))
 
 
 def read_params(folder: Path) -> dict[str, Any]:
@@ -166,28 +167,3 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _dtype(stored: dict[str, tuple[Path, StoredTensor]]) -> str:
     return TORCH_NAMES[next(iter(stored.values()))[1].extent.dtype] if stored else "bfloat16"
-
-
-def _canonical(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape) -> dict[str, Rows]:
-    """Match stored tensors against what params.json calls for, one to one."""
-    stacked = any(".block_sparse_moe." in name for name in stored)
-    check_count(folder, len(stored), dims, fused=stacked, described_by=PARAMS)
-    expected = mistral_tensors(dims, stacked=stacked)
-    check_tensors(folder, stored, {name: parts.shape for name, parts in expected.items()}, PARAMS)
-    found: dict[str, Rows] = {}
-    for name, parts in expected.items():
-        found |= _views(stored[name][1], parts, dims.head_dim)
-    return found
-
-
-def _views(tensor: StoredTensor, parts: StoredParts, head_dim: int) -> dict[str, Rows]:
-    """The canonical tensors in one of the files'."""
-    rows = tensor.extent.rows // len(parts.names)
-    found: dict[str, Rows] = {}
-    for number, name in enumerate(parts.names):
-        extent = tensor.extent.slice(number * rows, rows)
-        if parts.order == "interleaved":
-            found[name] = TurnedHeads(extent, head_dim)
-        else:
-            found[name] = Transposed(extent) if parts.order == "transposed" else extent
-    return found

@@ -12,7 +12,8 @@ from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.hf.safetensors import StoredTensor
-from mixtral_recipes.importers.mapping import FUSED, canonical_shapes, fused_blocks
+from mixtral_recipes.importers.mapping import FUSED, StoredParts, hf_tensors
+from mixtral_recipes.importers.views import Transposed, TurnedHeads
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.system.json_files import read_object
 from mixtral_recipes.system.pointers import refuse_pointer
@@ -75,7 +76,9 @@ def open_source(folder: Path, *, by_library: bool = False) -> Source:
         check_index(folder, stored, indexed)
     layout = "v5" if _has_fused_experts(stored, dims) else "v4"
     files = sorted({path for path, _ in stored.values()})
-    return Source(folder, config, dims, layout, _canonical(folder, stored, dims, layout), files)
+    check_count(folder, len(stored), dims, fused=layout == "v5")
+    tensors = canonical(folder, stored, hf_tensors(dims, fused=layout == "v5"), dims)
+    return Source(folder, config, dims, layout, tensors, files)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -151,27 +154,6 @@ def _has_fused_experts(stored: dict[str, Any], dims: ModelShape) -> bool:
     return any(name.format(layer=layer) in stored for name in fused for layer in range(dims.num_layers))
 
 
-def _canonical(
-    folder: Path, stored: dict[str, tuple[Path, StoredTensor]], dims: ModelShape, layout: str
-) -> dict[str, Rows]:
-    """Match stored tensors against what the configuration calls for, one to one."""
-    check_count(folder, len(stored), dims, fused=layout == "v5")
-    shapes = canonical_shapes(dims)
-    expected = fused_blocks(dims) if layout == "v5" else {name: (shape, None) for name, shape in shapes.items()}
-    check_tensors(folder, stored, {name: shape for name, (shape, _) in expected.items()})
-    found: dict[str, Rows] = {}
-    for name, (_, blocks) in expected.items():
-        extent = stored[name][1].extent
-        if blocks is None:
-            found[name] = extent
-            continue
-        row = 0
-        for block in blocks:
-            found[block.name] = extent.slice(row, block.stop)
-            row += block.stop
-    return found
-
-
 def check_count(folder: Path, stored: int, dims: ModelShape, *, fused: bool, described_by: str = "config.json") -> None:
     """Refuse a configuration of many more tensors than there are, before a name is made for each.
 
@@ -193,19 +175,20 @@ def check_count(folder: Path, stored: int, dims: ModelShape, *, fused: bool, des
         )
 
 
-def check_tensors(
+def canonical(
     folder: Path,
     stored: Mapping[str, tuple[Path, StoredTensor]],
-    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, StoredParts],
+    dims: ModelShape,
     described_by: str = "config.json",
-) -> None:
-    """Refuse tensors whose names and shapes are not exactly those a configuration calls for.
+) -> dict[str, Rows]:
+    """The canonical tensors in stored ones, which must be exactly those that a configuration calls for.
 
     Raises:
         CheckpointError: names one that is missing, unexpected or of another shape.
     """
-    missing = [name for name in shapes if name not in stored]
-    unexpected = [name for name in stored if name not in shapes]
+    missing = [name for name in expected if name not in stored]
+    unexpected = [name for name in stored if name not in expected]
     if missing:
         renamed = nearest(missing[0], unexpected) if len(unexpected) == len(missing) else ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -215,9 +198,18 @@ def check_tensors(
         raise CheckpointError(
             f"{folder}: {unexpected[0]}{more} in the weights, but {described_by}'s model has no such tensor."
         )
-    for name, shape in shapes.items():
+    found: dict[str, Rows] = {}
+    for name, parts in expected.items():
         path, tensor = stored[name]
-        if tensor.shape != shape:
+        if tensor.shape != parts.shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {list(tensor.shape)}, {described_by} calls for {list(shape)}."
+                f"{path}: {name} has shape {list(tensor.shape)}, {described_by} calls for {list(parts.shape)}."
             )
+        rows = tensor.extent.rows // len(parts.names)
+        for number, part in enumerate(parts.names):
+            extent = tensor.extent.slice(number * rows, rows)
+            if parts.order == "interleaved":
+                found[part] = TurnedHeads(extent, dims.head_dim)
+            else:
+                found[part] = Transposed(extent) if parts.order == "transposed" else extent
+    return found

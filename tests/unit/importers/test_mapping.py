@@ -10,7 +10,7 @@ from mixtral_recipes.importers.mapping import (
     canonical_shapes,
     canonical_sources,
     disk_shape,
-    fused_blocks,
+    hf_tensors,
     merge_blocks,
     shape_of,
 )
@@ -25,7 +25,7 @@ def test_published_parameter_counts(dims: ModelShape, count: int) -> None:
         return sum(torch.Size(shape).numel() for shape in shapes)
 
     assert numbers(list(canonical_shapes(dims).values())) == count
-    assert numbers([shape for shape, _ in fused_blocks(dims).values()]) == count
+    assert numbers([parts.shape for parts in hf_tensors(dims, fused=True).values()]) == count
     assert numbers([disk_shape(weight, dims) for weight in WEIGHTS]) == count
 
 
@@ -89,13 +89,13 @@ def test_every_canonical_row_has_one_place() -> None:
 
 
 def test_fused_names() -> None:
-    fused = fused_blocks(DIMS)
-    shape, blocks = fused["model.layers.1.mlp.experts.gate_up_proj"]
-    assert shape == (4, 96, 32)
-    assert [block.name.split(".", 4)[4] for block in blocks[:3]] == [
+    fused = hf_tensors(DIMS, fused=True)
+    parts = fused["model.layers.1.mlp.experts.gate_up_proj"]
+    assert parts.shape == (4, 96, 32)
+    assert [name.split(".", 4)[4] for name in parts.names[:3]] == [
         "experts.0.w1.weight",
         "experts.0.w3.weight",
         "experts.1.w1.weight",
     ]
-    assert fused["model.layers.0.mlp.gate.weight"][0] == (4, 32)
+    assert fused["model.layers.0.mlp.gate.weight"].shape == (4, 32)
     assert not any("block_sparse_moe" in name for name in fused)

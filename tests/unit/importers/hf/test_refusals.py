@@ -418,10 +418,10 @@ def test_counts_are_compared_before_names_are_made(
     folder, config, _ = make_model()
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
 
-    def never(dims: object) -> None:
+    def never(dims: object, *, fused: bool) -> None:
         raise AssertionError("names were made")
 
-    monkeypatch.setattr(source_module, "canonical_shapes", never)
+    monkeypatch.setattr(source_module, "hf_tensors", never)
     refused(folder, tmp_path / "out", str(layers), "at most 1000" if layers > 1000 else "too few")
 
 
