@@ -199,12 +199,7 @@ def _recipe(ask: AskOptions, card: Card, overrides: list[str]) -> tuple[str, Any
 
         return ask.recipe, _whole(load_own(ask.recipe, ask.task, **ask.arguments), overrides)
     task = (ask.task or Task.finetune).value
-    scheme = (ask.peft or "lora").lower()
-    if scheme not in catalog.PEFT_SCHEMES:
-        raise RecipeError(f"--peft {ask.peft} is not known; use {', '.join(catalog.PEFT_SCHEMES)}.")
     arguments: dict[str, Any] = ask.arguments | {"hardware": card.name}
-    if task == "finetune":
-        arguments["peft_scheme"] = scheme
     question = Question(ask.recipe, task, **arguments)
     found = outline(question)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from mixtral_recipes.cli.options.groups import field
 from mixtral_recipes.cli.options.place import NprocPerNode, NumGpusPerNode, NumNodes, at_most
 from mixtral_recipes.cli.options.recipe import (
+    PeftScheme,
     hardware_field,
     packed_field,
     performance_field,
@@ -36,8 +37,10 @@ class AskOptions:
     task: Task | None = _job("--task TASK", "pretrain or finetune (default).")
     recipe: str | None = recipe_field(rich_help_panel=_PANEL)
     yaml: Path | None = _job("--yaml FILE", "The recipe in this file.")
-    peft: str | None = _job(
-        "--peft SCHEME", "lora (default), dora, qlora (base in 4 bits; peft.bits=8: in 8), or none (all weights)."
+    peft: PeftScheme | None = _job(
+        "--peft SCHEME",
+        "lora (default), dora, qlora (base in 4 bits; peft.bits=8: in 8), or none (all weights).",
+        case_sensitive=False,
     )
     packed: bool | None = packed_field(rich_help_panel=_PANEL)
     precision: str | None = precision_field(rich_help_panel=_PANEL)
@@ -55,7 +58,7 @@ class AskOptions:
             "num_nodes": self.num_nodes,
             "num_gpus_per_node": self.num_gpus_per_node or self.nproc_per_node,
             "performance_mode": self.performance_mode or None,
-            "peft_scheme": self.peft,
+            "peft_scheme": self.peft and self.peft.value,
             "packed_sequence": self.packed,
             "hardware": self.hardware,
         }

@@ -87,7 +87,9 @@ class FineTuningOptions:
     """What is trained, on which data, from which weights."""
 
     peft: PeftScheme | None = _recipe(
-        "--peft SCHEME", "Adapters to train: lora (default), dora, or qlora (base in 4 bits); none: all weights."
+        "--peft SCHEME",
+        "Adapters to train: lora (default), dora, or qlora (base in 4 bits); none: all weights.",
+        case_sensitive=False,
     )
     bits: int | None = _recipe("--bits N", "Bits of QLoRA's base: 4 (NF4, default) or 8 (int8 by row).")
     chat_template: str | None = _recipe(

@@ -57,7 +57,7 @@ def test_a_setting_is_refused_in_the_words_of_a_run(
 @pytest.mark.parametrize(
     "goal",
     [
-        "--smallest --peft qlora",
+        "--smallest --peft QLoRA",
         "--max-gpus 16 --peft none --task finetune",
         "--deadline 2h --max-gpus 64",
     ],
@@ -89,7 +89,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("", "choose a recipe with --recipe"),
         ("--recipe mixtral_8x9b", "Did you mean 'mixtral_8x7b'"),
         ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
-        ("--recipe mixtral_8x7b --peft lroa", "--peft lroa is not known"),
+        ("--recipe mixtral_8x7b --peft lroa", "Invalid value for '--peft': 'lroa' is not one of"),
         ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'max_steps'"),
         ("--recipe mixtral_8x7b trainer.max_steps=many", "needs a value such as 1000"),
         ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
