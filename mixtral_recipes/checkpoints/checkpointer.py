@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,53 +54,37 @@ class Position:
     skipped_steps: int = 0
 
 
+@dataclass(kw_only=True, eq=False)
 class Checkpointer:
     """Saves and restores one run's whole state.
 
     Attributes:
         folder: Where this run's checkpoints are.
         policy: When they are written and which are kept.
+        model_name: Fills ``{model_name}`` in folder names.
+        model: This rank's chunks, without DDP.
+        optimizer: Megatron's optimizer.
+        scheduler: Megatron's schedule.
+        adapters_only: Whether only adapters are trained and saved.
+        context: Folder whose files every checkpoint carries.
+        facts: What run.json says besides the position.
+        lineage: What lineage.json says besides position and identity.
+        asynchronous: Whether files are written beside training.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        policy: ModelCheckpoint,
-        *,
-        model_name: str,
-        model: list[Any],
-        optimizer: Any,
-        scheduler: Any,
-        adapters_only: bool,
-        context: Path | None,
-        facts: dict[str, Any],
-        lineage: Lineage | None = None,
-        asynchronous: bool = False,
-    ) -> None:
-        """Arguments beyond the attributes.
+    folder: Path = field(kw_only=False)
+    policy: ModelCheckpoint = field(kw_only=False)
+    model_name: str
+    model: list[Any]
+    optimizer: Any
+    scheduler: Any
+    adapters_only: bool
+    context: Path | None
+    facts: dict[str, Any]
+    lineage: Lineage = field(default_factory=lambda: Lineage("training", Identity()))
+    asynchronous: bool = False
 
-        Args:
-            model_name: Fills ``{model_name}`` in folder names.
-            model: This rank's chunks, without DDP.
-            optimizer: Megatron's optimizer.
-            scheduler: Megatron's schedule.
-            adapters_only: Whether only adapters are trained and saved.
-            context: Folder whose files every checkpoint carries.
-            facts: What run.json says besides the position.
-            lineage: What lineage.json says besides position and identity.
-            asynchronous: Whether files are written beside training.
-        """
-        self.folder = folder
-        self.policy = policy
-        self._name = model_name
-        self._model = model
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._adapters_only = adapters_only
-        self._context = context
-        self._facts = facts
-        self._lineage = lineage or Lineage("training", Identity())
-        self._asynchronous = asynchronous
+    def __post_init__(self) -> None:
         self._numbers = itertools.count()
         self._mine: list[Shard] | None = None
         self._host: HostCopy | None = None
@@ -125,13 +109,13 @@ class Checkpointer:
         self._mine = [shard for shard in shards if shard.place in share]
         sizes = dict(itertools.chain.from_iterable(places))
         self._total = (sum(sizes.values()), len(sizes))
-        if self._asynchronous:
+        if self.asynchronous:
             self._host = HostCopy(self._mine)
 
     def _shards(self) -> list[Shard]:
-        allocate_state(self._optimizer)
-        model = model_shards(self._model, adapters_only=self._adapters_only)
-        return model + optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
+        allocate_state(self.optimizer)
+        model = model_shards(self.model, adapters_only=self.adapters_only)
+        return model + optimizer_shards(self.optimizer, self.model, adapters_only=self.adapters_only)
 
     def save(self, position: Position, metrics: dict[str, float]) -> Path:
         """Begin to save, and finish unless saves are asynchronous; all ranks call it together.
@@ -151,7 +135,7 @@ class Checkpointer:
         self._pending = Save(
             next(self._numbers), destination, shards, self._objects(), self._make_room, self._published
         )
-        if self._asynchronous:
+        if self.asynchronous:
             self._pending.start()
         else:
             self._pending.run()
@@ -176,30 +160,32 @@ class Checkpointer:
         return pending.result() if pending is not None else None
 
     def _destination(self, position: Position, metrics: dict[str, float]) -> Destination:
-        name = self.policy.folder_name(self._name, position.step, position.consumed_samples, metrics.get("val_loss"))
+        name = self.policy.folder_name(
+            self.model_name, position.step, position.consumed_samples, metrics.get("val_loss")
+        )
         run_facts = {
-            "run": self._name,
+            "run": self.model_name,
             **dataclasses.asdict(position),
             "world_size": rank_and_size()[1],
             "metrics": metrics,
-            **self._facts,
+            **self.facts,
         }
-        kind = "adapter" if self._adapters_only else "training"
-        run = {"name": self._name, "step": position.step, "consumed_samples": position.consumed_samples}
-        lineage = dataclasses.replace(self._lineage, kind=kind, run=run, created=now())
-        return Destination(self.folder / name, kind, run_facts, lineage, self._context, *self._total)
+        kind = "adapter" if self.adapters_only else "training"
+        run = {"name": self.model_name, "step": position.step, "consumed_samples": position.consumed_samples}
+        lineage = dataclasses.replace(self.lineage, kind=kind, run=run, created=now())
+        return Destination(self.folder / name, kind, run_facts, lineage, self.context, *self._total)
 
     def _objects(self) -> dict[str, bytes]:
         rank, size = rank_and_size()
         objects = {random_key(rank, size): torch_bytes([random_state()])}
-        scaling = fp8_state(self._model)
+        scaling = fp8_state(self.model)
         if scaling:
             objects[fp8_key(rank, size)] = torch_bytes([scaling])
         if rank == 0:
-            scalers = [part.grad_scaler for part in parts_of(self._optimizer) if getattr(part, "grad_scaler", None)]
+            scalers = [part.grad_scaler for part in parts_of(self.optimizer) if getattr(part, "grad_scaler", None)]
             common = {
-                "scheduler": self._scheduler.state_dict(),
-                "optimizer": {"step": self._steps_before + self._scheduler.num_steps},
+                "scheduler": self.scheduler.state_dict(),
+                "optimizer": {"step": self._steps_before + self.scheduler.num_steps},
                 "grad_scaler": scalers[0].state_dict() if scalers else None,
             }
             objects[_COMMON] = torch_bytes([common])
@@ -235,24 +221,24 @@ class Checkpointer:
         """
         facts = read_run_facts(checkpoint)
         stored = StoredWeights(checkpoint / "weights")
-        allocate_state(self._optimizer)
-        stored.read_into(model_shards(self._model, adapters_only=self._adapters_only))
+        allocate_state(self.optimizer)
+        stored.read_into(model_shards(self.model, adapters_only=self.adapters_only))
         # After the weights: the optimizer may keep its own as what theirs leave over (`remainders`).
-        stored.read_into(optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only))
+        stored.read_into(optimizer_shards(self.optimizer, self.model, adapters_only=self.adapters_only))
         (common,) = stored.read_object(_COMMON)
-        set_steps(self._optimizer, common["optimizer"]["step"])
+        set_steps(self.optimizer, common["optimizer"]["step"])
         self._steps_before = common["optimizer"]["step"] - common["scheduler"]["num_steps"]
-        for part in parts_of(self._optimizer):
+        for part in parts_of(self.optimizer):
             if common["grad_scaler"] and getattr(part, "grad_scaler", None):
                 part.grad_scaler.load_state_dict(common["grad_scaler"])
         # The recipe's schedule, at the checkpoint's step: what was changed in the recipe since takes effect.
-        self._scheduler.num_steps = 0
-        self._scheduler.step(increment=common["scheduler"]["num_steps"])
+        self.scheduler.num_steps = 0
+        self.scheduler.step(increment=common["scheduler"]["num_steps"])
         rank, size = rank_and_size()
         if facts["world_size"] == size:
             set_random_state(stored.read_object(random_key(rank, size))[0])
-        if facts.get("topology") == self._facts.get("topology") and fp8_key(rank, size) in stored:
-            set_fp8_state(self._model, stored.read_object(fp8_key(rank, size))[0])
+        if facts.get("topology") == self.facts.get("topology") and fp8_key(rank, size) in stored:
+            set_fp8_state(self.model, stored.read_object(fp8_key(rank, size))[0])
         return Position(facts["step"], facts["consumed_samples"], facts.get("skipped_steps", 0))
 
     def load_optimizer(self, checkpoint: Path) -> None:
@@ -267,8 +253,8 @@ class Checkpointer:
                 f"{checkpoint} holds no optimizer state, as no import and no sum of adapters does; leave out "
                 "resume.restore_config.load_optim_state."
             )
-        allocate_state(self._optimizer)
-        shards = optimizer_shards(self._optimizer, self._model, adapters_only=self._adapters_only)
+        allocate_state(self.optimizer)
+        shards = optimizer_shards(self.optimizer, self.model, adapters_only=self.adapters_only)
         stored.read_into(shards)
         self._steps_before = stored.read_object(_COMMON)[0]["optimizer"]["step"]
-        set_steps(self._optimizer, self._steps_before)
+        set_steps(self.optimizer, self._steps_before)

@@ -7,6 +7,7 @@ any other reads its part. They belong to one base, one format and one kind of de
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,8 @@ def _empty(weight: QuantizedWeight) -> Quantized:
 
 
 def _on(weight: Quantized, device: torch.device) -> Quantized:
-    moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
-    if isinstance(weight, Int8):
-        return Int8(**moved, split=weight.split)
-    return NF4(**moved, shape=weight.shape, block=weight.block, split=weight.split)
+    moved: Any = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
+    return replace(weight, **moved)
 
 
 def _shards(weight: QuantizedWeight, quantized: Quantized) -> Iterator[Shard]:

@@ -6,9 +6,11 @@ and a second copy for every page. So a file that is cached is read from there, a
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 from mixtral_recipes.errors import CheckpointError
@@ -92,12 +94,7 @@ def read_exactly(path: str, offset: int, out: memoryview) -> None:
     Raises:
         CheckpointError: the file ends before ``out`` is full.
     """
-    done = 0
-    while done < len(out):
-        got = _read_some(path, offset + done, out[done:])
-        if got == 0:
-            raise _truncated(path, offset + done, offset + len(out))
-        done += got
+    _fill(path, offset, out, functools.partial(_read_some, path))
 
 
 def read_through_cache(file: BinaryIO, offset: int, out: memoryview) -> None:
@@ -106,19 +103,19 @@ def read_through_cache(file: BinaryIO, offset: int, out: memoryview) -> None:
     Raises:
         CheckpointError: the file ends before ``out`` is full.
     """
+    _fill(file.name, offset, out, lambda at, rest: os.preadv(file.fileno(), [rest], at))
+
+
+def _fill(path: str, offset: int, out: memoryview, read: Callable[[int, memoryview], int]) -> None:
     done = 0
     while done < len(out):
-        got = os.preadv(file.fileno(), [out[done:]], offset + done)
+        got = read(offset + done, out[done:])
         if got == 0:
-            raise _truncated(file.name, offset + done, offset + len(out))
+            raise CheckpointError(
+                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; "
+                "the file is truncated, copy or download it again."
+            )
         done += got
-
-
-def _truncated(path: str, end: int, wanted: int) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: ends at byte {end}, but a tensor reaches to byte {wanted}; "
-        "the file is truncated, copy or download it again."
-    )
 
 
 def _read_some(path: str, offset: int, out: memoryview) -> int:
