@@ -1,7 +1,7 @@
 """A GGUF file as others read it: gguf says where its tensors are, and what their bytes mean."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ class StoredFile:
 
     def _digest(self, name: str, on_bytes: Callable[[int], None]) -> str:
         digest = hashlib.sha256()
-        for part in _parts(self.rows(name).reshape(-1)):
+        content = self.rows(name).reshape(-1)
+        for start in range(0, len(content), _CHUNK_BYTES):
+            part = content[start : start + _CHUNK_BYTES]
             digest.update(part)
             on_bytes(len(part))
         return digest.hexdigest()
@@ -99,7 +101,3 @@ class StoredFile:
 def header_entry(content: bytes | None) -> dict[str, Any]:
     """The entry of what is before the tensors; None leaves its hash out."""
     return {"dtype": "GGUF", "shape": []} | ({"sha256": hashlib.sha256(content).hexdigest()} if content else {})
-
-
-def _parts(data: np.ndarray) -> Iterator[np.ndarray]:
-    return (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))

@@ -103,7 +103,7 @@ def vocabulary_of(context: Path, size: int) -> Vocabulary:
     model = plain["model"]
     if model.get("type") != "BPE":
         raise CheckpointError(f"{context}: a tokenizer of kind {model.get('type')} has no form in GGUF; only BPE has.")
-    spaced = _is_byte_level(plain)
+    spaced = (plain.get("decoder") or {}).get("type") == "ByteLevel"
     pieces = [f"[PAD{number}]" for number in range(size)]
     types = [package("gguf").TokenType.UNUSED.value] * size
     for piece, number in tokenizer.get_vocab().items():
@@ -126,10 +126,6 @@ def without_marks(template: str) -> str:
     """A chat template without ``{% generation %}``, which only transformers knows; it writes the same text."""
     template = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
     return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", template)
-
-
-def _is_byte_level(plain: dict[str, Any]) -> bool:
-    return (plain.get("decoder") or {}).get("type") == "ByteLevel"
 
 
 def _type(piece: str, *, bytes_spelled: bool) -> int:

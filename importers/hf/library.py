@@ -46,7 +46,9 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 def load(path: Path) -> dict[str, Tensor]:
     """As `read_tensors`, as tensors."""
     try:
-        return _by_safetensors(path) if path.suffix == ".safetensors" else _by_torch(path)
+        if path.suffix == ".safetensors":
+            return _by_safetensors(path)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # libraries raise many kinds for a file that changed meanwhile
         raise CheckpointError(f"{path}: cannot be read ({in_short(error)}).") from error
 
@@ -56,10 +58,6 @@ def _by_safetensors(path: Path) -> dict[str, Tensor]:
 
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
-
-
-def _by_torch(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def _stored(tensor: Tensor) -> StoredTensor:

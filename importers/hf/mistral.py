@@ -62,7 +62,8 @@ def open_mistral(folder: Path, *, by_library: bool = False) -> Source:
     stored = _stored_tensors(folder, by_library)
     config = read_params(folder)
     dims = hf_config.dims(config)
-    config |= {"torch_dtype": _dtype(stored)}
+    of_any = next((tensor.extent.dtype for _, tensor in stored.values()), "BF16")
+    config |= {"torch_dtype": TORCH_NAMES[of_any]}
     if (folder / "config.json").is_file():
         config = _agreeing(folder / "config.json", config)
     stacked = any(".block_sparse_moe." in name for name in stored)
@@ -163,7 +164,3 @@ def _numbered(folder: Path) -> list[Path]:
         if (number, ending) not in found:
             raise CheckpointError(f"{folder}: consolidated.{number:02d}.{ending} is missing; get it again.")
     return [found[key] for key in sorted(found)]
-
-
-def _dtype(stored: dict[str, tuple[Path, StoredTensor]]) -> str:
-    return TORCH_NAMES[next(iter(stored.values()))[1].extent.dtype] if stored else "bfloat16"

@@ -114,7 +114,7 @@ def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
     for weight in _adaptable():
         layer = _layer_name(weight, 0, 0).rsplit(".", 1)[-1]
         if layer in wanted:
-            names = [named_by[weight.hf]] if weight.hf in named_by else [_last(name) for name in weight.hf]
+            names = [named_by[weight.hf]] if weight.hf in named_by else [name.split(".")[-2] for name in weight.hf]
             found |= dict.fromkeys(names, layer)
     return found
 
@@ -139,10 +139,6 @@ def exact(name: str, kind: str, scheme: LoRA, dims: ModelShape) -> list[str]:
     if len(layers) == dims.num_layers:
         return [name]
     return [f"layers.{layer}.{name if '.' in name else f'self_attn.{name}'}" for layer in layers]
-
-
-def _last(name: str) -> str:
-    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _adaptable() -> Iterator[Weight]:

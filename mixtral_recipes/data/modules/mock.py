@@ -12,14 +12,14 @@ from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 _VOCAB_WITHOUT_TOKENIZER = 32000  # Mixtral 8x7B's
 
 
+@dataclass(frozen=True)
 class MockDataset:
     """Sequences of uniformly random tokens; sample i is the same in every run."""
 
-    def __init__(self, num_samples: int, seq_length: int, vocab_size: int, seed: int) -> None:
-        self.num_samples = num_samples
-        self.seq_length = seq_length
-        self.vocab_size = vocab_size
-        self.seed = seed
+    num_samples: int
+    seq_length: int
+    vocab_size: int
+    seed: int
 
     @property
     def lengths(self) -> np.ndarray:

@@ -241,15 +241,14 @@ def _check_maps(folder: Path) -> None:
 
 def _content(blends: dict[str, Any]) -> dict[str, Any]:
     """What a blend holds: each corpus by the content of its documents' lengths and of its tokens, and the weights."""
+    every: list[Blend] = (
+        [blends["blend"]] if "blend" in blends else [each for each in blends["blend_per_split"] if each]
+    )
     blended = [
         [[[content_hash(Path(prefix + ".idx")), sampled_hash(Path(prefix + ".bin"))] for prefix in names], weights]
-        for names, weights in _every(blends)
+        for names, weights in every
     ]
     return {"blend": blended, "split": blends.get("split")}
-
-
-def _every(blends: dict[str, Any]) -> list[Blend]:
-    return [blends["blend"]] if "blend" in blends else [blend for blend in blends["blend_per_split"] if blend]
 
 
 def stack(samples: Sequence[dict[str, Any]]) -> Batch:

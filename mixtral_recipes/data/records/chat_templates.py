@@ -108,22 +108,18 @@ def named_template(name: str) -> str:
         raise DataError(f"{path}: cannot be read as a chat template ({error}).") from error
 
 
-def template_of(tokenizer: Any, name: str = "default") -> str | None:
-    """One of a tokenizer's own templates; None where it has none.
-
-    Args:
-        tokenizer: A transformers tokenizer; it has one template, or several by name (``default``, ``tool_use``, ...).
-        name: Which one.
+def template_of(tokenizer: Any) -> str | None:
+    """A transformers tokenizer's own template, of several by name the one called ``default``; None where it has none.
 
     Raises:
         DataError: it has several and none of that name.
     """
     own = tokenizer.chat_template
     if not isinstance(own, dict):
-        return own if name == "default" else None
-    if name not in own:
-        raise DataError(f"the tokenizer has no chat template named {name!r}.{nearest(name, list(own))}")
-    return own[name]
+        return own
+    if "default" not in own:
+        raise DataError(f"the tokenizer has no chat template named 'default'; it has {', '.join(own)}.")
+    return own["default"]
 
 
 def template_for(tokenizer: Any, chat_template: str | None) -> str:

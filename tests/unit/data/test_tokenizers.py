@@ -226,9 +226,11 @@ def test_templates_with_names(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text("plain")
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
     found = load_tokenizer(folder)
-    assert (template_of(found), template_of(found, "tool_use")) == ("plain", "with tools")
-    with pytest.raises(DataError, match=r"no chat template named 'tool-use'.*tool_use"):
-        template_of(found, "tool-use")
+    assert template_of(found) == "plain"
+    assert found.chat_template.pop("default") == "plain"
+    assert found.chat_template == {"tool_use": "with tools"}
+    with pytest.raises(DataError, match=r"no chat template named 'default'; it has tool_use"):
+        template_of(found)
 
 
 def test_a_template_in_the_processors_file(tmp_path: Path) -> None:
