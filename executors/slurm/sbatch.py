@@ -213,6 +213,8 @@ def environment(job: Job, cluster: Cluster) -> list[str]:
     if cluster.mode == "venv":
         activate = quote(f"{cluster.venv}/bin/activate")
         lines += ["# shellcheck source=/dev/null", f". {activate} || finish failed 1"]
+    elif job.folders:  # a container is not started where a mount's source is missing
+        lines.append(f"(umask {job.umask:04o}; mkdir -p {' '.join(map(quote, job.folders))}) || finish failed 1")
     lines.append('export PYTHONPATH="$job_dir/code${PYTHONPATH:+:$PYTHONPATH}"')
     return lines
 

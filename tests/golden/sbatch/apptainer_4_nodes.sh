@@ -82,6 +82,7 @@ if [ -e "$job_dir/secrets.env" ]; then  # mode 0600: HF_TOKEN WANDB_API_KEY
     # shellcheck source=/dev/null
     . "$job_dir/secrets.env"
 fi
+(umask 0022; mkdir -p /shared/runs) || finish failed 1
 export PYTHONPATH="$job_dir/code${PYTHONPATH:+:$PYTHONPATH}"
 
 # Processes: one torchrun per node, 8 rank(s) each
