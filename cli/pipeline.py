@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.place import Detach
 from mixtral_recipes.cli.options.result import DryRun, Json
-from mixtral_recipes.cli.output import print_json, say
+from mixtral_recipes.cli.output import note, print_json, say
 
 
 class Where(enum.StrEnum):
@@ -55,7 +55,10 @@ def command(
         else:
             result["jobs"] = {stage.stage: stage.job_id for stage in stages}
             result["runs"] = {stage.stage: stage.id for stage in stages}
-            if not detach:
+            if detach:
+                for stage in stages:
+                    note(f"stage {stage.stage}: Slurm job {stage.job_id}, run {stage.id}")
+            else:
                 pipelines.watch(stages)
     elif dry_run:
         for stage in pipeline.stages:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from mixtral_recipes.cli.options.groups import App, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.options.runs import Run
-from mixtral_recipes.cli.output import print_json, print_table, say, table
+from mixtral_recipes.cli.output import note, print_json, print_table, say, table
 from mixtral_recipes.errors import LaunchError
 
 app = App("See, follow, resume and stop runs.")
@@ -26,6 +26,8 @@ def list_runs(
         known = [record for record in known if time.time() - record.created < 7 * 86400]
     found = states.states(known)
     rows = [states.summary(record, found[record.id]) for record in known]
+    for why in dict.fromkeys(row["detail"] for row in rows if row["state"] == "unknown"):
+        note(f"unknown: {why}")
     if json:
         print_json({"runs": rows})
         return
@@ -58,7 +60,7 @@ def status(*, run: Run, json: Json = False) -> None:
     failed = logs.failure(record) if described["state"] == "failed" else []
     described["error"] = failed[0] if failed else ""
     described["plan"] = _plan(record.run_dir)
-    described["result"] = records.result(record.run_dir) if described["state"] == "succeeded" else None
+    described["result"] = states.result(record) if described["state"] == "succeeded" else None
     if json:
         print_json(described)
         return
@@ -86,32 +88,23 @@ def logs(
     """Print a run's logs, every attempt of it; of a failed run, the failed rank's error first."""
     from mixtral_recipes.executors.runs import logs as files
     from mixtral_recipes.executors.runs import records, states
-    from mixtral_recipes.executors.slurm.status import FINAL
 
     record = records.find(run)
     last = record.nodes * record.nproc_per_node - 1
     if rank is not None and rank > last:
         raise LaunchError(f"--rank {rank}: the last rank of run {record.id} is {last}.")
-    states.fetch(record)
-    state = states.state(record).state
-    if not follow:
-        for line in files.failure(record) if state == "failed" else ():
+    if follow:
+        watched = states.Watched(record)
+        for line in files.follow(record, rank or 0, watched.ended):
             say(line)
-        for line in files.lines(record, rank):
+        for line in files.failure(record) if watched.state.state == "failed" else ():
             say(line)
         return
-    asked = time.monotonic()
-
-    def has_ended() -> bool:
-        nonlocal asked, state
-        if time.monotonic() - asked > 1:
-            states.fetch(record)
-            state, asked = states.state(record).state, time.monotonic()
-        return state in FINAL
-
-    for line in files.follow(record, rank or 0, has_ended):
+    if away := states.fetch(record):
+        note(f"WARNING: as run {record.id} was when last asked about: {away}")
+    for line in files.failure(record) if states.state(record).state == "failed" else ():
         say(line)
-    for line in files.failure(record) if state == "failed" else ():
+    for line in files.lines(record, rank):
         say(line)
 
 

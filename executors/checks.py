@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mixtral_recipes.executors import probes
 from mixtral_recipes.executors.probes import Answer
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.system.home import home, jobs_home
@@ -18,6 +19,10 @@ from mixtral_recipes.system.machine import COMPILER, gpu_count, no_compiler, pac
 
 _SLURM_TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _ROOM_GIB = 10
+_MAKE_WRITABLE = 'mkdir -p "$0" && [ -w "$0" ]'
+_VERSION = """\
+[ -e "$0" ] || { echo "not there" >&2; exit 1; }
+. "$0" && python -c 'import importlib.metadata as m; print(m.version("mixtral-recipes"))'"""
 
 # What `doctor` imports, in two processes side by side: torch with what is built on it, and nemo_run, which does with
 # and without torch, without. Megatron is imported as our own code does it (see `cpu/lazy_compile.py`).
@@ -94,7 +99,7 @@ def check_cluster(site: Cluster) -> list[Check]:
     answer = slurm_status.slurm(["sinfo", "--noheader", "--format=%R|%a|%D|%l"], ssh)
     if answer.returncode != 0:
         here = "run this on a login node, or set ssh = 'user@host' in the profile"
-        mend = f"try `ssh {site.ssh} sinfo`" if ssh else here
+        mend = f"try `{login.by_hand(ssh, 'bash -lc sinfo')}`" if ssh else here
         return [Check("Slurm", "bad", slurm_status.one_line(answer.stderr) or "no answer", mend)]
     partitions = {line.split("|")[0]: line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 3}
     found = [Check("Slurm", "good", f"answers, {len(partitions)} partition(s)")]
@@ -109,13 +114,12 @@ def check_cluster(site: Cluster) -> list[Check]:
         if accounting.returncode == 0
         else Check("accounting", "note", "no sacct; states come from squeue and the job's own history")
     )
-    found.append(_runtime(site, ssh))
+    found += [_runtime(site, ssh), *_image(site, ssh)]
     if ssh:
-        done = slurm_status.slurm(["mkdir", "-p", str(site.job_dir)], ssh)
-        verdict = "good" if done.returncode == 0 else "bad"
-        found.append(
-            Check("job folder", verdict, f"{site.job_dir}: {slurm_status.one_line(done.stderr) or 'writable'}")
-        )
+        done = slurm_status.slurm(["bash", "-c", _MAKE_WRITABLE, str(site.job_dir)], ssh)
+        good = done.returncode == 0
+        finding = "writable" if good else slurm_status.one_line(done.stderr) or "not writable"
+        found.append(Check("job folder", "good" if good else "bad", f"{site.job_dir}: {finding}"))
     else:
         found.append(_folder("job folder", jobs_home()))
     return found
@@ -124,10 +128,15 @@ def check_cluster(site: Cluster) -> list[Check]:
 def _runtime(site: Cluster, ssh: str) -> Check:
     """Whether the way Python starts on a node is there, as far as the login node can tell."""
     if site.mode == "venv":
-        done = slurm_status.slurm(["test", "-e", f"{site.venv}/bin/activate"], ssh)
-        if done.returncode == 0:
-            return Check("venv", "good", str(site.venv))
-        return Check("venv", "bad", f"no {site.venv}/bin/activate", "create it on a file system that all nodes see")
+        done = slurm_status.slurm(["bash", "-c", _VERSION, f"{site.venv}/bin/activate"], ssh)
+        if done.returncode != 0:
+            mend = "create it on a file system that all nodes see, with this project in it"
+            return Check("venv", "bad", f"{site.venv}: {slurm_status.one_line(done.stderr)}", mend)
+        there, here = done.stdout.strip(), package_version("mixtral-recipes")
+        if there == here:
+            return Check("venv", "good", f"{site.venv}, mixtral-recipes {there}")
+        finding = f"{site.venv} has mixtral-recipes {there}, and here is {here}"
+        return Check("venv", "note", finding, "install the same release in both")
     if site.mode == "pyxis":
         done = slurm_status.slurm(["srun", "--help"], ssh)
         if "--container-image" in done.stdout:
@@ -139,6 +148,15 @@ def _runtime(site: Cluster, ssh: str) -> Check:
     if done.returncode == 0:
         return Check("apptainer", "good", done.stdout.strip())
     return Check("apptainer", "note", "not on the login node; the compute nodes may have it", "or load it with modules")
+
+
+def _image(site: Cluster, ssh: str) -> list[Check]:
+    """Whether an image that is a file is there."""
+    image = site.container_image or ""
+    if not image.startswith("/"):
+        return []
+    there = slurm_status.slurm(["test", "-e", image], ssh).returncode == 0
+    return [Check("image", "good", image) if there else Check("image", "bad", f"no {image}", "put it there")]
 
 
 def _python() -> Check:

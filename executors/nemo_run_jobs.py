@@ -27,7 +27,8 @@ from mixtral_recipes.executors.own_modules import with_own_modules
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.checkpoints import with_start
-from mixtral_recipes.executors.slurm.executor import for_recipe
+from mixtral_recipes.executors.slurm.executor import check_files_there, for_recipe, with_full_paths
+from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.status import one_line
 from mixtral_recipes.executors.submit import complete
 from mixtral_recipes.settings.log import run_folder
@@ -167,7 +168,8 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
     with advice_for_scripts():
         task = as_text(task)
         if _trains(task):
-            awaited = any(_starts_from(task, run) for run in earlier)
+            folder = executor.job_details.profile().folder if ranks_of_ours(executor) is not None else _here
+            awaited = any(_starts_from(task, run, folder) for run in earlier)
             if "resume" in task.__arguments__ and not awaited:
                 task.resume = with_start(task.resume)
             preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
@@ -176,8 +178,24 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
         executor = _with_ranks(with_own_modules(executor, task), task)
         if ranks_of_ours(executor) is not None and getattr(task, "log", None):
             executor = executor.clone()
-            for_recipe(executor, task, run_folder(task.log).absolute().parent)
+            task = _placed(task, executor.job_details.profile(), earlier)
+            for_recipe(executor, task, run_folder(task.log).parent)
         return task, executor
+
+
+def _placed(task: Any, site: Cluster, earlier: Sequence[Any]) -> Any:
+    """A copy of a recipe with full paths, also for a run of its experiment: its job has another working folder."""
+    made = with_full_paths(task, site)
+    if getattr(made.log, "explicit_log_dir", None):
+        made.log.explicit_log_dir = str(site.folder(made.log.explicit_log_dir))
+    else:
+        made.log.log_dir = str(site.folder(made.log.log_dir or "runs"))
+    runs = {run.log.name: str(run_folder(run.log)) for run in earlier if _trains(run) and getattr(run, "log", None)}
+    restore = getattr(getattr(made, "resume", None), "restore_config", None)
+    for name in ("path", "adapter_path"):
+        if (start := getattr(restore, name, None)) in runs:
+            setattr(restore, name, runs[start])
+    return made
 
 
 def _refuse_without_place(executor: Any, task: Any) -> None:
@@ -280,14 +298,24 @@ def _is_ours(task: Any) -> bool:
     return getattr(getattr(task, "__fn_or_cls__", None), "__module__", "").startswith("mixtral_recipes.")
 
 
-def _starts_from(recipe: Any, earlier: Any) -> bool:
-    """Whether a recipe starts from the run of another one: its name, its folder, or something in that."""
+def _here(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _starts_from(recipe: Any, earlier: Any, place: Callable[[str], Path]) -> bool:
+    """Whether a recipe starts from the run of another one: its name, its folder, or something in that.
+
+    Args:
+        recipe: The recipe.
+        earlier: The other one.
+        place: Where a relative path leads.
+    """
     restore = getattr(getattr(recipe, "resume", None), "restore_config", None)
     if restore is None or not (_trains(earlier) and getattr(earlier, "log", None)):
         return False
     folder = run_folder(earlier.log).absolute()
     named = [each for each in (restore.path, restore.adapter_path) if each]
-    places = [Path(each).expanduser().absolute() for each in named]
+    places = [place(each) for each in named]
     return earlier.log.name in named or any(folder in (place, *place.parents) for place in places)
 
 
@@ -317,9 +345,12 @@ def _single_node(run: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
     """Start jobs of this machine whatever Slurm's variables say; say in a line what sbatch said to a recipe."""
     hidden = os.environ.pop("SLURM_PROCID", None) if all(map(_on_one_machine, self.jobs)) else None
     try:
+        for job in self.jobs:
+            if ranks_of_ours(job.executor) is not None and _trains(job.task) and not job.dependencies:
+                check_files_there(job.executor, job.task)
         return run(self, *args, **kwargs)
     except Exception as error:
-        stderr = getattr(getattr(error, "result", None), "stderr", "")  # of sbatch
+        stderr = getattr(getattr(error, "result", error), "stderr", "")  # of sbatch
         if not stderr or not any(_is_ours(task) for job in self.jobs for task in _tasks(job)):
             raise
         raise LaunchError(f"the job was not submitted: {one_line(stderr)}.") from error

@@ -106,8 +106,7 @@ def read(path: Path) -> Pipeline:
     if not stages:
         raise LaunchError(f"{path} has no [[stage]].")
     name = check_name(table.get("name", path.stem), "pipeline name")
-    folder = Path(table.get("dir", "runs")).absolute()
-    return Pipeline(name, folder, table.get("cluster"), table.get("slurm", {}), stages)
+    return Pipeline(name, Path(table.get("dir", "runs")), table.get("cluster"), table.get("slurm", {}), stages)
 
 
 def _known(table: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
@@ -129,6 +128,7 @@ def run_local(pipeline: Pipeline, recipe_of: RecipeOf) -> dict[str, Any]:
         Preempted: a stage was stopped, and saved first; the message names the same.
     """
     results: dict[str, Any] = {}
+    pipeline = replace(pipeline, dir=pipeline.dir.expanduser().absolute())
     recipes = {stage.name: recipe_of(pipeline, stage) for stage in pipeline.stages if stage.recipe}
     for number, stage in enumerate(pipeline.stages):
         print(f"== stage {stage.name}", file=sys.stderr, flush=True)
@@ -203,10 +203,12 @@ def submit(
     """
     from mixtral_recipes.executors.launch import size
     from mixtral_recipes.executors.slurm.executor import slurm_executor
+    from mixtral_recipes.executors.slurm.profile import cluster
     from mixtral_recipes.executors.submit import Task
     from mixtral_recipes.executors.submit import submit as submit_tasks
 
     tasks = []
+    pipeline = replace(pipeline, dir=cluster(pipeline.cluster, **pipeline.slurm).folder(pipeline.dir))
     for stage in pipeline.stages:
         recipe = recipe_of(pipeline, stage) if stage.recipe else None
         executor = slurm_executor(*size(recipe), cluster_name=pipeline.cluster, **(pipeline.slurm | stage.slurm))
@@ -254,4 +256,4 @@ def _watch(stages: list[records.RunRecord], poll_s: float) -> None:
             raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Go on with --from {bad[0].stage}.")
         if all(state == "succeeded" for state in told.values()):
             return
-        time.sleep(poll_s)
+        time.sleep(max(poll_s, 5 if any(record.ssh for record in stages) else 0))

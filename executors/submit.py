@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from mixtral_recipes.executors.runs import logs, records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
 from mixtral_recipes.executors.slurm import status as slurm_status
-from mixtral_recipes.executors.slurm.executor import for_recipe
+from mixtral_recipes.executors.slurm.executor import check_files_there, for_recipe, with_full_paths
 from mixtral_recipes.executors.slurm.status import FINAL, JobState, one_line
 from mixtral_recipes.executors.stored import RANK_MODULE, store
 from mixtral_recipes.system.files import private_folder, temporary_folder
@@ -49,6 +48,9 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
         refuse_shared_folder(task.record)
     if dry_run:
         return _rehearse(tasks, title)
+    for task in tasks:
+        if task.recipe is not None and not task.after:  # the earlier ones may make its files
+            check_files_there(task.executor, _placed(task))
     home = use_jobs_home()
     prepared = [_prepare(task, task.record.path.parent) for task in tasks]
     experiment = _experiment(title, prepared[0][0], home)
@@ -61,20 +63,33 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
             handles = [str(getattr(job, "handle", "")) for job in experiment.jobs]
             for task, handle in zip(tasks, handles, strict=True):
                 task.record.job_id = handle.rpartition("/")[2]
-    except LaunchError:
-        raise
     except Exception as error:
         settings: Any = tasks[0].executor.job_details
         site = settings.profile()
         for job in experiment.jobs:  # those that were queued before the one that was refused
             if handle := str(getattr(job, "handle", "")):
                 slurm_status.slurm(["scancel", handle.rpartition("/")[2]], site.login)
-        why = getattr(getattr(error, "result", None), "stderr", "") or getattr(error, "strerror", "") or str(error)
+        _forget_secrets([job.executor for job in experiment.jobs], "" if isinstance(error, LaunchError) else site.login)
+        if isinstance(error, LaunchError):
+            raise
+        why = getattr(getattr(error, "result", error), "stderr", "") or getattr(error, "strerror", "") or str(error)
         through = f" through {site.ssh}" if site.ssh else ""
         raise LaunchError(f"the job was not submitted{through}: {one_line(why)}.") from error
     for task, job in zip(tasks, jobs, strict=True):
         complete(task.record, job)
     return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
+
+
+def _forget_secrets(executors: list[Any], node: str) -> None:
+    """Remove the secrets of jobs that will not run, here and on a login node."""
+    for executor in executors:
+        Path(executor.job_dir, "secrets.env").unlink(missing_ok=True)
+    if node:
+        slurm_status.slurm(["rm", "-f", *(f"{_folder_there(executor)}/secrets.env" for executor in executors)], node)
+
+
+def _folder_there(executor: Any) -> str:
+    return os.path.join(executor.tunnel.job_dir, Path(executor.job_dir).name)
 
 
 def _rehearse(tasks: list[Task], title: str) -> list[str]:
@@ -132,9 +147,14 @@ def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]"
         settings.torchrun = False
         return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)
     settings.recipe_file = str(folder / "recipe.json")
-    store(task.recipe, Path(settings.recipe_file))
+    store(_placed(task), Path(settings.recipe_file))
     executor = with_own_modules(executor, task.recipe)
     return executor, run.Script(RANK_MODULE, args=[RECIPE_IN_JOB], entrypoint="python", m=True)
+
+
+def _placed(task: Task) -> Any:
+    settings: Any = task.executor.job_details
+    return with_full_paths(task.recipe, settings.profile())
 
 
 def complete(record: RunRecord, job: Any) -> None:
@@ -146,7 +166,7 @@ def complete(record: RunRecord, job: Any) -> None:
     """
     from nemo_run.core.tunnel.client import SSHTunnel
 
-    from mixtral_recipes.executors.slurm.scheduler import tunnel_address
+    from mixtral_recipes.executors.slurm.tunnel import address
 
     record.job_dir = job.job_dir
     record.nodes, record.nproc_per_node = job.nnodes(), job.job_details.nproc_per_node
@@ -154,8 +174,8 @@ def complete(record: RunRecord, job: Any) -> None:
     record.secrets = list(job.job_details.cluster.get("secrets", ()))
     record.env_file = job.job_details.cluster.get("env_file") or ""
     if isinstance(job.tunnel, SSHTunnel):
-        record.ssh = tunnel_address(job.tunnel)
-        record.remote_dir = os.path.join(job.tunnel.job_dir, Path(job.job_dir).name)
+        record.ssh = address(job.tunnel)
+        record.remote_dir = _folder_there(job)
         Path(job.job_dir, "secrets.env").unlink(missing_ok=True)  # it is over there now
     record.save()
 
@@ -169,33 +189,21 @@ def watch(record: RunRecord) -> dict[str, Any] | None:
     Raises:
         LaunchError: the job failed or was cancelled.
     """
-    state = runs.state(record)
-    asked = time.monotonic()
-    shown = ""
-
-    def ended() -> bool:
-        nonlocal state, asked, shown
-        if time.monotonic() - asked > 1:
-            runs.fetch(record)
-            state, asked = runs.state(record), time.monotonic()
-        if state.detail != shown and state.state in ("pending", "unknown"):
-            print(f"[slurm] job {record.job_id}: {state.detail or state.state}", file=sys.stderr, flush=True)
-            shown = state.detail
-        return state.state in FINAL
-
+    watched = runs.Watched(record)
     try:
-        for line in logs.follow(record, 0, ended):
+        for line in logs.follow(record, 0, watched.ended):
             print(line, flush=True)
     except KeyboardInterrupt:
         print(f"job {record.job_id} goes on; see `mixtral-recipes runs logs -f {record.id}`", file=sys.stderr)
         return None
-    if state.state != "succeeded":
-        raise LaunchError(how_it_ended(record, state))
-    return records.result(record.run_dir) or {}
+    if watched.state.state != "succeeded":
+        raise LaunchError(how_it_ended(record, watched.state))
+    return runs.result(record) or {}
 
 
 def how_it_ended(record: RunRecord, state: JobState) -> str:
     """One line on a job that did not succeed: the error of its first failed rank, or else what Slurm says."""
+    runs.fetch(record)
     failed = logs.failure(record)
     reason = failed[0] if failed else state.detail or "no rank reported an error"
     return f"job {record.job_id} {state.state}: {reason} (`mixtral-recipes runs logs {record.id}`)."

@@ -1,8 +1,9 @@
 """From options to a job: choose a recipe, change it, check it."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from mixtral_recipes.cli.options.recipe import (
 )
 from mixtral_recipes.cli.options.result import JobResultOptions
 from mixtral_recipes.cli.output import note
-from mixtral_recipes.errors import EnvironmentProblem, RecipeError
+from mixtral_recipes.errors import DataError, EnvironmentProblem, RecipeError
 from mixtral_recipes.executors.runs.checkpoints import with_start
+from mixtral_recipes.executors.slurm.profile import Cluster, cluster
 from mixtral_recipes.layout import cards
 from mixtral_recipes.recipes import catalog
 from mixtral_recipes.system import machine
@@ -79,7 +81,10 @@ class JobOptions:
 
 @dataclass
 class Job:
-    """A recipe that passed its checks, where it runs, and there the settings over the cluster's profile."""
+    """A recipe that passed its checks, where it runs, and there the settings over the cluster's profile.
+
+    ``on`` is the login node behind which its files are; empty where they are here.
+    """
 
     recipe_name: str
     task: str
@@ -88,6 +93,7 @@ class Job:
     slurm: dict[str, Any]
     name: str
     run_dir: Path
+    on: str = ""
 
 
 def prepare(options: JobOptions) -> Job:
@@ -98,6 +104,7 @@ def prepare(options: JobOptions) -> Job:
         EnvironmentProblem: the recipe needs GPUs this machine does not have.
     """
     slurm = options.place.over_profile()
+    site = cluster(options.place.cluster, **slurm) if options.place.executor is ExecutorName.slurm else None
     notes: list[str] = []  # printed once all checks have passed, so that an error stands alone
     if options.chosen.yaml is not None:
         recipe_name, task, recipe = _from_file(options, options.chosen.yaml, notes)
@@ -113,20 +120,24 @@ def prepare(options: JobOptions) -> Job:
         recipe = _from_catalog(options, recipe_name, task)
         notes += _layout_of_few_cards(options, recipe_name, task)
     if options.chosen.data:
-        recipe.data, taken_for = _data(options.chosen.data, recipe.data, options.overrides)
+        with _read_here(site):
+            recipe.data, taken_for = _data(options.chosen.data, recipe.data, options.overrides)
         notes += [f"Data: {line}." for line in taken_for]
     _change(recipe, options)
-    if options.chosen.data:
+    if options.chosen.data and not (site and site.ssh and _placed(options.overrides)):
         _read_through(recipe.data)
     name = options.place.name or recipe.log.name
     if name in (None, "default"):
         name = f"{recipe_name}_{time.strftime('%Y%m%d_%H%M%S')}"
-    folder = (options.place.dir or Path(recipe.log.log_dir or "runs")).expanduser().absolute()
+    folder = options.place.dir or Path(recipe.log.log_dir or "runs")
+    folder = site.folder(folder) if site else folder.expanduser().absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
-    _check(recipe, recipe_name, task, options)
-    for line in notes + _still_to_come(recipe, options):
+    elsewhere = site is not None and (bool(site.ssh) or site.mode != "venv")  # behind ssh or in a container
+    _check(recipe, recipe_name, task, options, elsewhere=elsewhere)
+    for line in notes + ([] if elsewhere else _still_to_come(recipe)):
         note(line)
-    return Job(recipe_name, task, recipe, options.place, slurm, name, folder / name)
+    on = (site and site.ssh) or ""
+    return Job(recipe_name, task, recipe, options.place, slurm, name, folder / name, on)
 
 
 _SMALLEST = "mixtral_tiny"  # ships with the package, and trains on whatever there is
@@ -256,6 +267,25 @@ def _data(specs: list[str], replaced: Any, overrides: Sequence[str]) -> tuple[An
     return with_batch_of(replaced, data), told
 
 
+@contextlib.contextmanager
+def _read_here(site: Cluster | None) -> Iterator[None]:
+    """Say of data that is not here how to name data that is on a cluster behind ssh."""
+    try:
+        yield
+    except DataError as error:
+        if site is None or not site.ssh:
+            raise
+        raise DataError(
+            f"{error} --data is read here, to see what it is: give a copy (its first lines will do), and with "
+            f"data.dataset_root=PATH (a corpus: data.paths=PATH) its place on {site.ssh}."
+        ) from error
+
+
+def _placed(overrides: Sequence[str]) -> bool:
+    """Whether the data that a job reads is another copy than the one that ``--data`` names."""
+    return any(text.startswith(("data.dataset_root=", "data.paths=")) for text in overrides)
+
+
 def _read_through(data: Any) -> None:
     """Read the records with the settings of the run: better a broken one now than in a job that waited its turn."""
     import fiddle as fdl
@@ -266,33 +296,23 @@ def _read_through(data: Any) -> None:
             pipeline.check()
 
 
-def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions) -> None:
+def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions, *, elsewhere: bool) -> None:
     from mixtral_recipes.executors.preflight import preflight
 
-    preflight(recipe, options.hardware, elsewhere=_has_other_files(options))
+    preflight(recipe, options.hardware, elsewhere=elsewhere)
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
         raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
         raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
 
 
-def _still_to_come(recipe: Any, options: JobOptions) -> list[str]:
-    """What the run's weights need first, as far as this machine can tell."""
+def _still_to_come(recipe: Any) -> list[str]:
+    """What the run's weights need first."""
     from mixtral_recipes.importers.peek import still_to_come
 
     start = getattr(getattr(recipe.resume, "restore_config", None), "path", None)
-    line = still_to_come(start) if start and not _has_other_files(options) else None
+    line = still_to_come(start) if start else None
     return [line] if line else []
-
-
-def _has_other_files(options: JobOptions) -> bool:
-    """Whether the job is a cluster's and has other files than this machine: in a container, or behind ssh."""
-    from mixtral_recipes.executors.slurm.profile import cluster
-
-    if options.place.executor is not ExecutorName.slurm:
-        return False
-    site = cluster(options.place.cluster)
-    return bool(site.ssh) or site.mode != "venv"
 
 
 def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> None:

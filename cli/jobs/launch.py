@@ -6,6 +6,7 @@ from typing import Any
 from mixtral_recipes.cli.jobs.choose import Job, JobOptions, prepare
 from mixtral_recipes.cli.options.result import AfterTrainingOptions
 from mixtral_recipes.cli.output import note, print_json
+from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.system.files import refuse_unwritable
 
 
@@ -22,8 +23,13 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
     elif (done := finished(job)) is not None:
         result = say_finished(job, done)
     else:
+        if after is not None and after.export and (job.on or job.place.detach):
+            why = f"the model will be on {job.on}" if job.on else "--detach does not wait for the model"
+            raise LaunchError(f"--export: {why}; leave it out, and use `mixtral-recipes export` on the run that ended.")
         result = launch(job, dry_run=options.result.dry_run)
-        if result.get("checkpoint"):
+        if job.on and result.get("checkpoint"):
+            note(f"The model is in {result['checkpoint']} on {job.on}.")
+        elif result.get("checkpoint"):
             from mixtral_recipes.cli.jobs.after_training import finish, follow_up
 
             if after is not None and job.task == "finetune":
@@ -112,6 +118,8 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
     result = start(
         job.recipe, executor=executor, name=job.name, run_dir=job.run_dir, dry_run=dry_run, detach=job.place.detach
     )
+    if job.place.detach and not dry_run:
+        note(f"Run {result['run']} is Slurm job {result['job_id']}; see `mixtral-recipes runs status {result['run']}`.")
     return {"recipe": job.recipe_name, **result}
 
 

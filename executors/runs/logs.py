@@ -41,8 +41,10 @@ def failure(record: RunRecord) -> list[str]:
     """What went wrong in the last attempt, according to the rank that failed first; empty if no rank failed."""
     folders = records.attempt_folders(record)
     ends = records.rank_ends(record)
-    if not ends and folders:  # a command that no rank reports for: its last line
-        return [line.removeprefix("error: ") for line in _last_line(folders[-1] / "node-0.log") if line]
+    if not ends and folders:  # a command that no rank reports for, or a script that did not get that far: its last line
+        batch = Path(record.job_dir, f"sbatch_{record.job_id}.out")
+        last = _last_line(folders[-1] / "node-0.log") or _last_line(batch)
+        return [line.removeprefix("error: ") for line in last if line]
     if not ends or ends[0]["exit_code"] in (0, 75):
         return []
     first = ends[0]

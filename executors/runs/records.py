@@ -46,7 +46,7 @@ class RunRecord:
     pid_start: str = ""  # its start time, so that a reused pid is not taken for it
     host: str = ""
     cluster: str = ""  # profile name
-    ssh: str = ""  # slurm_status.ssh_address when Slurm is reached through a tunnel
+    ssh: str = ""  # login.address when Slurm is reached through a tunnel
     remote_dir: str = ""  # job_dir over there
     state: str = "submitted"  # the last state this machine saw
     logs: list[str] = dataclasses.field(default_factory=list)  # the agent's stdout and stderr (local)
@@ -156,6 +156,12 @@ def run_folder(text: str) -> Path:
     except LaunchError:
         pass
     else:
+        if record.ssh:
+            node = record.ssh.partition("#")[0]
+            raise LaunchError(
+                f"run {record.id} is in {record.run_dir} on {node}: name that folder for a job there; for anything "
+                "else copy it, or work there."
+            )
         if not Path(record.run_dir).is_dir():
             raise LaunchError(f"run {record.id} has no folder at {record.run_dir}: if it was moved, give the new one.")
         return Path(record.run_dir)

@@ -4,16 +4,14 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import tarfile
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.names import quote
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.executors.slurm.sbatch import secrets_file
 from mixtral_recipes.executors.slurm.status import FINAL, JobState
@@ -52,6 +50,8 @@ def states(runs: list[RunRecord]) -> dict[str, JobState]:
             answers = {job: JobState("unknown", "nobody", str(error)) for job in jobs}
         for record in waiting:
             state = answers[record.job_id]
+            if state == slurm_status.FORGOTTEN:
+                fetch(record)
             if state.state == "unknown" or state.source == "sacct":
                 state = slurm_status.from_history(record.job_dir, record.job_id) or state
             found[record.id] = state
@@ -124,15 +124,12 @@ def cancel(record: RunRecord) -> None:
             raise LaunchError(f"run {record.id} cannot be cancelled from here: {now.detail}.")
         os.kill(record.pid, signal.SIGTERM)  # torchrun passes it on to the ranks
         return
-    marker = Path(record.job_dir, "cancelled")
-    if record.ssh:
-        slurm_status.slurm(["touch", f"{record.remote_dir}/cancelled"], record.ssh)
-    else:
-        marker.touch(mode=0o600)  # so that the script does not take the signal for a preemption
+    marker = f"{record.remote_dir if record.ssh else record.job_dir}/cancelled"
+    slurm_status.slurm(["touch", marker], record.ssh)  # so that the script does not take the signal for a preemption
     try:
         slurm_status.cancel(record.job_id, ssh=record.ssh)
     except LaunchError:
-        marker.unlink(missing_ok=True)
+        slurm_status.slurm(["rm", "-f", marker], record.ssh)
         raise
 
 
@@ -159,14 +156,39 @@ def resubmit(record: RunRecord) -> str:
     return record.job_id
 
 
-def fetch(record: RunRecord) -> None:
-    """Bring logs and history of a run behind ssh into its local job folder; nothing to do for any other run."""
-    if not record.ssh:
-        return
-    files = "$(ls -d attempts attempts*.jsonl sbatch_*.out 2>/dev/null)"
-    command = f"cd {quote(record.remote_dir)} && tar -cf - --exclude=torchrun {files}"
-    ssh = slurm_status.login(record.ssh)
-    with subprocess.Popen([*ssh, command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        with contextlib.suppress(tarfile.TarError, EOFError), tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-            tar.extractall(record.job_dir, filter="data")
+class Watched:
+    """A run that is watched: asked about every second, behind ssh every five; what it waits for is said on stderr."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record, self._said = record, ""
+        self._ask()
+
+    def _ask(self) -> None:
+        fetch(self.record)
+        self.state, self._asked = state(self.record), time.monotonic()
+        if self.state.state in FINAL:
+            fetch(self.record)  # what was written meanwhile
+
+    def ended(self) -> bool:
+        """Whether it has ended by now."""
+        if time.monotonic() - self._asked > (5 if self.record.ssh else 1):
+            self._ask()
+        said = self.state.detail or self.state.state
+        if self.record.executor == "slurm" and self.state.state in ("pending", "unknown") and said != self._said:
+            print(f"[slurm] job {self.record.job_id}: {said}", file=sys.stderr, flush=True)
+            self._said = said
+        return self.state.state in FINAL
+
+
+def fetch(record: RunRecord) -> str:
+    """Bring logs, history and result of a run behind ssh into its local job folder; nothing to do for any other run.
+
+    Returns:
+        Why the login node was not reached; an empty text where it was.
+    """
+    return login.fetch(record.ssh, record.remote_dir, record.job_dir, record.run_dir) if record.ssh else ""
+
+
+def result(record: RunRecord) -> dict[str, Any] | None:
+    """What the run wrote to RUN/result.json; of one behind ssh, as it was fetched."""
+    return records.result(record.job_dir if record.ssh else record.run_dir)

@@ -1,16 +1,22 @@
 """Run a recipe on Slurm through nemo_run's SlurmExecutor: with a virtual environment, pyxis or Apptainer."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes import errors
 from mixtral_recipes.errors import LaunchError
-from mixtral_recipes.executors.names import check_path
-from mixtral_recipes.executors.slurm.profile import cluster
+from mixtral_recipes.executors.names import check_path, quote
+from mixtral_recipes.executors.slurm import login
+from mixtral_recipes.executors.slurm.profile import Cluster, cluster
+from mixtral_recipes.executors.slurm.status import one_line
 
 if TYPE_CHECKING:
     import nemo_run as run
+
+#: Settings of a recipe that name files it reads.
+_FILE_SETTING = re.compile(r"\.(dataset_root|paths(?:\[.*\])?|path|adapter_path|resume_from_path)$")
 
 
 def slurm_executor(
@@ -61,6 +67,62 @@ def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path) -> None
     settings.folders = [check_path(folder, "output folder")]
     if getattr(getattr(recipe, "trainer", None), "accelerator", "") == "gpu":
         settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))
+
+
+def with_full_paths(recipe: Any, site: Cluster) -> Any:
+    """A copy of a recipe whose files are named by full paths: its job has another working folder.
+
+    Args:
+        recipe: A recipe in fiddle's form.
+        site: The cluster it goes to, which says where a relative path begins.
+    """
+    from fiddle import daglish
+
+    def placed(value: Any, state: Any) -> Any:
+        if isinstance(value, str) and (named := _FILE_SETTING.search(daglish.path_str(state.current_path))):
+            weights = named[1] in ("path", "adapter_path", "resume_from_path") and "/" in value  # data may be org/name
+            local = Path(value).expanduser().exists() or Path(f"{value}.bin").expanduser().exists()
+            return str(site.folder(value)) if "://" not in value and (weights or local) else value
+        return state.map_children(value) if state.is_traversable(value) else value
+
+    return daglish.MemoizedTraversal.run(placed, recipe)
+
+
+def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:
+    """Refuse a recipe that starts from files, or reads some, that are not on the cluster behind ssh it goes to.
+
+    Args:
+        executor: A `slurm_executor`; of one without ssh nothing is asked.
+        recipe: What it will start.
+
+    Raises:
+        LaunchError: names the setting and the file; or the login node cannot be entered.
+    """
+    from fiddle import daglish
+
+    settings: Any = executor.job_details
+    site = settings.profile()
+    if not site.ssh:
+        return
+    named = {
+        daglish.path_str(path).removeprefix("."): value
+        for value, path in daglish.iterate(recipe)
+        if isinstance(value, str) and value.startswith("/") and _FILE_SETTING.search(daglish.path_str(path))
+    }
+    if not named:
+        return
+    looked_at = " ".join(map(quote, named.values()))
+    # a corpus is named without .bin
+    done = login.run(site.login, f'for file in {looked_at}; do compgen -G "$file*" > /dev/null || echo "$file"; done')
+    if done.returncode:
+        raise LaunchError(f"{one_line(done.stderr.decode(errors='replace'))}.")
+    missing = done.stdout.decode().splitlines()
+    for setting, value in named.items():
+        if value in missing:
+            raise LaunchError(
+                f"{setting}={value} is not on {site.ssh}, where the job runs: copy it there, and set {setting} to its "
+                "place there."
+            )
 
 
 def own_checkout() -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from nemo_run.core.execution.launcher import Launcher
 from nemo_run.core.execution.slurm import SlurmExecutor, SlurmJobDetails
-from nemo_run.core.tunnel.client import LocalTunnel, SSHTunnel
+from nemo_run.core.tunnel.client import LocalTunnel
 
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.slurm.profile import Cluster
+from mixtral_recipes.executors.slurm.tunnel import SSHTunnel
 
 #: Fields of the executor that nemo_run fills in, or that our script takes from it as they are.
 _NEMO_RUNS = {
@@ -62,7 +63,7 @@ def made_for(site: Cluster, nodes: int, nproc_per_node: int) -> SlurmExecutor:
 def _tunnel(site: Cluster) -> Any:
     if not site.ssh:
         return LocalTunnel(job_dir="")  # nemo_run then uses the folder of its experiments
-    user, _, host = site.ssh.partition("@")
+    user, _, host = site.ssh.rpartition("@")
     host, _, port = host.partition(":")
     return SSHTunnel(
         host=host, user=user, port=int(port) if port else None, identity=site.ssh_key, job_dir=str(site.job_dir)

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from mixtral_recipes.errors import LaunchError, nearest
 from mixtral_recipes.executors.names import check_env, check_name, check_no_password, check_path, check_variable
-from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.system.schema import Count, typed
 from mixtral_recipes.system.toml_files import read_table
 
@@ -86,7 +86,7 @@ class Cluster:
         self._match("constraint", _CONSTRAINT, "use features, and Slurm's '& | , * ( ) [ ]' between them")
         self._match("gres", _GRES, "use NAME[:TYPE]:NUMBER, e.g. gpu:h100:8")
         self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
-        self._match("ssh", slurm_status.LOGIN, "use user@host")
+        self._match("ssh", login.NAME, "use user@host[:port], or a name of ~/.ssh/config")
         for field in ("venv", "job_dir", "ssh_key"):
             if getattr(self, field) is not None:
                 check_path(getattr(self, field), field)
@@ -180,8 +180,12 @@ class Cluster:
 
     @property
     def login(self) -> str:
-        """The login node as `slurm_status` takes it; empty when Slurm's commands are here."""
-        return slurm_status.ssh_address(self.ssh, self.ssh_key) if self.ssh else ""
+        """The login node as records name it; empty when Slurm's commands are here."""
+        return login.address(self.ssh, self.ssh_key) if self.ssh else ""
+
+    def folder(self, path: str | Path) -> Path:
+        """A folder that jobs write to: a relative one is below ``job_dir`` behind ssh, and else below this folder."""
+        return Path(self.job_dir or "", path) if self.ssh else Path(path).expanduser().absolute()
 
     def _settle_mode(self) -> None:
         mode = self.mode

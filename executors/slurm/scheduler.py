@@ -13,17 +13,22 @@ from typing import Any
 
 from nemo_run.core.execution.slurm import SlurmExecutor
 from nemo_run.core.tunnel.client import SSHTunnel
+from nemo_run.core.tunnel.rsync import rsync
+from nemo_run.run import experiment
 from nemo_run.run.torchx_backend.schedulers import slurm as nemo_slurm
 from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState, Role
 
 from mixtral_recipes.executors.names import check_path
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm import status as slurm_status
+from mixtral_recipes.executors.slurm import tunnel as tunnels
 from mixtral_recipes.executors.slurm.job_settings import JobSettings, settled
 from mixtral_recipes.executors.slurm.sbatch import Job, render, secrets_file
 from mixtral_recipes.executors.stored import RANK_MODULE
 from mixtral_recipes.system.files import write_text
 
+_nemo_runs_job_dirs = nemo_slurm._get_job_dirs
 _RUNNER = "nemo_run.core.runners.fdl_runner"
 _APP_STATES = {
     "pending": AppState.PENDING, "running": AppState.RUNNING, "succeeded": AppState.SUCCEEDED,
@@ -52,11 +57,13 @@ class RecipeScheduler(nemo_slurm.SlurmTunnelScheduler):
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of a job from squeue, sacct, or the job's own history; UNKNOWN while the controller is away."""
-        folder, tunnel, _ = nemo_slurm._get_job_dirs().get(app_id, ("", None, ""))
-        if not Path(folder, "configs").is_dir() or not Path(folder, "sbatch.sh").exists():
+        folder, tunnel, _ = job_dirs().get(app_id, ("", None, ""))
+        if not _is_ours(folder):
             return super().describe(app_id)
-        ssh = tunnel_address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
+        ssh = tunnels.address(tunnel) if isinstance(tunnel, SSHTunnel) else ""
         state = slurm_status.query([app_id], ssh=ssh)[app_id]
+        if ssh and state == slurm_status.FORGOTTEN:
+            login.fetch(ssh, os.path.join(tunnel.job_dir, Path(folder).name), folder)
         if state.state == "unknown":
             state = slurm_status.from_history(folder, app_id) or state
         name = Path(folder).name
@@ -78,12 +85,6 @@ def own_stdin() -> Iterator[None]:
             yield
         finally:
             sys.stdin = before
-
-
-def tunnel_address(tunnel: SSHTunnel) -> str:
-    """A tunnel's login node as `slurm_status` takes it."""
-    port = f":{tunnel.port}" if tunnel.port else ""
-    return slurm_status.ssh_address(f"{tunnel.user}@{tunnel.host}{port}", tunnel.identity)
 
 
 def write_job(role: Any, executor: SlurmExecutor, settings: JobSettings) -> str:
@@ -135,5 +136,29 @@ def create_scheduler(session_name: str, **settings: Any) -> RecipeScheduler:
 
 
 def install() -> None:
-    """Make nemo_run use :class:`RecipeScheduler` in this process; a test watches that it still looks it up this way."""
+    """Make nemo_run use what is ours in this process; a test watches that it still looks it up this way."""
     nemo_slurm.create_scheduler = create_scheduler
+    nemo_slurm._get_job_dirs = job_dirs
+    experiment.rsync = sent
+
+
+def job_dirs(retries: int = 5) -> dict[str, tuple[str, Any, str]]:
+    """What nemo_run has stored of submitted jobs: folder, tunnel, logs. The tunnel of one of ours is one of ours."""
+    found = _nemo_runs_job_dirs(retries)
+    for app_id, (folder, tunnel, logs) in found.items():
+        if isinstance(tunnel, SSHTunnel) and _is_ours(folder):
+            found[app_id] = folder, tunnels.as_ours(tunnel), logs
+    return found
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether a job folder was written by `write_job`."""
+    return Path(folder, "configs").is_dir() and Path(folder, "sbatch.sh").exists()
+
+
+def sent(session: Any, source: str, target: str, **settings: Any) -> None:
+    """What nemo_run calls to bring an experiment's folder to a login node. Its own way leaves links behind."""
+    if isinstance(session, tunnels.SSHTunnel):
+        session.send(source, target)
+    else:
+        rsync(session, source, target, **settings)

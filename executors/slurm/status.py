@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.system.json_files import parse_object
 from mixtral_recipes.system.schema import fits
-
-#: How a login node is named: user@host[:port].
-LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:\d+)?")
 
 #: Slurm's long state names to ours.
 STATES = {
@@ -43,6 +41,9 @@ class JobState:
     detail: str = ""  # Slurm's own word and reason
 
 
+FORGOTTEN = JobState("unknown", "nobody", "Slurm has forgotten this job")
+
+
 class _Event(TypedDict):
     """A line of the job's own history, as the sbatch script writes it."""
 
@@ -58,12 +59,12 @@ def query(job_ids: list[str], *, ssh: str = "") -> dict[str, JobState]:
     states = {job_id: JobState("unknown", "nobody", "not a job id") for job_id in job_ids}
     if not ids:
         return states
-    answered, found = _squeue(ids, ssh)
+    away, found = _squeue(ids, ssh)
     missing = [job_id for job_id in ids if job_id not in found]
-    if answered and missing:
+    if not away and missing:
         found |= _sacct(missing, ssh)
-    why = "Slurm has forgotten this job" if answered else "Slurm's controller does not answer"
-    return states | {job_id: found.get(job_id, JobState("unknown", "nobody", why)) for job_id in ids}
+    unknown = JobState("unknown", "nobody", away) if away else FORGOTTEN
+    return states | {job_id: found.get(job_id, unknown) for job_id in ids}
 
 
 def history(job_dir: str) -> list[dict[str, Any]]:
@@ -103,7 +104,9 @@ def cancel(job_id: str, *, ssh: str = "") -> None:
 def slurm(command: list[str], ssh: str = "", stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run one Slurm command, here or on the login node; a missing program or a timeout is a non-zero return code."""
     if ssh:
-        command = [*login(ssh), shlex.join(command)]
+        done = login.run(ssh, shlex.join(command), stdin=stdin.encode())
+        said, error = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(command, done.returncode, said, error)
     try:
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except FileNotFoundError:
@@ -112,44 +115,25 @@ def slurm(command: list[str], ssh: str = "", stdin: str = "") -> subprocess.Comp
         return subprocess.CompletedProcess(command, 124, "", f"{command[0]} gave no answer in {_TIMEOUT_S} s")
 
 
-def ssh_address(address: str, key: str | None) -> str:
-    """How records name a login node: ``user@host[:port]``, and after a ``#`` the key file, if one is given."""
-    return f"{address}#{key}" if key else address
-
-
-def login(ssh: str) -> list[str]:
-    """The ssh command for a login node, without what it should run there.
-
-    Args:
-        ssh: As `ssh_address` gives it.
-
-    Raises:
-        LaunchError: it names no login node.
-    """
-    address, _, key = ssh.partition("#")
-    if not LOGIN.fullmatch(address):
-        raise LaunchError(f"{ssh!r} is not a login node; a record names one as user@host.")
-    host, _, port = address.partition(":")
-    return ["ssh", "-o", "BatchMode=yes", *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
-
-
 def one_line(text: str) -> str:
     """The last line of a message, without the program's ``error:`` prefixes."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return re.sub(r"^(\w+: )?(error: )?", "", lines[-1]).rstrip(".") if lines else ""
 
 
-def _squeue(ids: list[str], ssh: str) -> tuple[bool, dict[str, JobState]]:
-    """Whether the controller answered, and the jobs it still knows."""
+def _squeue(ids: list[str], ssh: str) -> tuple[str, dict[str, JobState]]:
+    """Why there is no answer, or an empty text; and the jobs the controller still knows."""
     done = slurm(["squeue", "--noheader", "--states=all", "--jobs", ",".join(ids), "--format=%i|%T|%r"], ssh)
     if done.returncode != 0:
-        return "Invalid job id" in done.stderr, {}
+        if "Invalid job id" in done.stderr:
+            return "", {}
+        return "Slurm's controller does not answer" if done.returncode == 1 else one_line(done.stderr), {}
     found = {}
     for line in done.stdout.splitlines():
         job_id, state, reason = [*line.split("|"), "", ""][:3]
         detail = state if reason in ("None", "") else f"{state} ({reason})"
         found[job_id.strip()] = JobState(STATES.get(state, "unknown"), "squeue", detail)
-    return True, found
+    return "", found
 
 
 def _sacct(ids: list[str], ssh: str) -> dict[str, JobState]:

@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
+SSH_TOOLS = ("sshd", "ssh", "ssh-keygen")
 ACCOUNTING_TOOLS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
 PACKAGES = "slurm-wlm munge"
+SSH_PACKAGES = "openssh-server"
 ACCOUNTING_PACKAGES = "slurmdbd mariadb-server"
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -92,10 +94,17 @@ StorageLoc=slurm_acct
 """
 
 
-def missing_tools(accounting: bool) -> list[str]:
+def missing_tools(accounting: bool, ssh: bool = False) -> list[str]:
     """Programs the cluster needs that are not on PATH (or in /usr/sbin)."""
-    tools = TOOLS + (ACCOUNTING_TOOLS if accounting else ())
+    tools = TOOLS + (ACCOUNTING_TOOLS if accounting else ()) + (SSH_TOOLS if ssh else ())
     return [tool for tool in tools if not shutil.which(tool, path=PATH)]
+
+
+def tool(name: str) -> str:
+    """The full path of a program."""
+    found = shutil.which(name, path=PATH)
+    assert found, f"{name} is not installed"
+    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -297,11 +306,9 @@ class Cluster:
         wait_for(holds, what)
 
     def _spawn(self, name: str, *command: str) -> None:
-        program = shutil.which(command[0], path=PATH)
-        assert program, f"{command[0]} is not installed"
         with open(self.root / "log" / f"{name}.out", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                [program, *command[1:]], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [tool(command[0]), *command[1:]], env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 

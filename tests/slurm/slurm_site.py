@@ -16,11 +16,12 @@ import slurm_job
 PATIENCE_S = 1800  # for one job; generous, because it says nothing about speed
 
 
-def need(*, accounting: bool = False) -> None:
+def need(*, accounting: bool = False, ssh: bool = False) -> None:
     """Skip, or in CI fail, if the machine lacks a program."""
-    missing = slurm_cluster.missing_tools(accounting)
+    missing = slurm_cluster.missing_tools(accounting, ssh)
     if missing:
         packages = slurm_cluster.PACKAGES + (f" {slurm_cluster.ACCOUNTING_PACKAGES}" if accounting else "")
+        packages += f" {slurm_cluster.SSH_PACKAGES}" if ssh else ""
         text = f"no {', '.join(missing)} here; apt-get install --no-install-recommends {packages}"
         if os.environ.get("CI"):
             pytest.fail(text, pytrace=False)

@@ -7,6 +7,7 @@ import pytest
 
 from mixtral_recipes.executors import checks, probes
 from mixtral_recipes.executors.probes import Answer
+from mixtral_recipes.executors.slurm.profile import cluster
 from mixtral_recipes.system import machine
 
 
@@ -126,3 +127,31 @@ def test_a_gpu_without_transformer_engine(tmp_path: Path, monkeypatch: pytest.Mo
     (check,) = checks._kernels(probes.ask([{"kernels": checks._ON_TORCH["kernels"]}])["kernels"])
     assert (check.verdict, check.finding) == ("note", "layers: PyTorch; attention: sdpa")
     assert "Transformer Engine is not installed: no FP8" in check.mend
+
+
+def test_a_cluster_behind_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {"ssh": 'while shift; do l=${1-$l}; done; eval "$l"', "sinfo": "echo 'debug|up|2|1:00'"}.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / ".bash_profile").write_text(f"echo Welcome; PATH={programs}:$PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+
+    def found(**settings: str) -> dict[str, tuple[str, str]]:
+        checked = checks.check_cluster(cluster(ssh="me@login", **settings))
+        return {check.name: (check.verdict, check.finding) for check in checked}
+
+    good = found(job_dir=f"{tmp_path}/jobs", venv=sys.prefix)
+    assert good["job folder"] == ("good", f"{tmp_path}/jobs: writable")
+    version = machine.package_version("mixtral-recipes")
+    assert good["venv"] == ("good", f"{sys.prefix}, mixtral-recipes {version}")
+    bad = found(job_dir="/dev/null/jobs", venv="/nowhere")
+    assert bad["job folder"][0] == "bad"
+    assert bad["job folder"][1].endswith("Not a directory")
+    assert bad["venv"] == ("bad", "/nowhere: not there")
+    monkeypatch.setattr(checks, "package_version", lambda name: "9.9")
+    assert found(job_dir=f"{tmp_path}/jobs", venv=sys.prefix)["venv"][0] == "note"
+    (programs / "sinfo").write_text("#!/bin/bash\nexit 1\n")
+    assert found(job_dir="/jobs", venv="/v") == {"Slurm": ("bad", "no answer")}

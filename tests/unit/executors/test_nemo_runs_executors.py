@@ -56,6 +56,25 @@ def test_a_recipe_may_start_from_the_run_before_it(
     assert getattr(task.resume.restore_config, setting) == start  # its process looks which checkpoint there is then
 
 
+@pytest.mark.parametrize("ssh", [{}, {"ssh": "login", "job_dir": "/scratch/me", "venv": "/v"}], ids=["here", "ssh"])
+def test_a_slurm_job_is_given_full_paths(ssh: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    root = Path("/scratch/me") if ssh else tmp_path
+    (tmp_path / "my.json").write_text('{"data": []}')
+    first, by_name, by_place = recipe(), recipe(), recipe()
+    first.log.name, first.data.dataset_root = "first", "my.json"
+    by_name.resume.restore_config.path = "first"
+    by_place.resume.restore_config.path = "runs/first/checkpoints/latest"
+    earlier, _ = check(first, slurm_executor(1, 2, **ssh))
+    assert (earlier.log.log_dir, earlier.data.dataset_root) == (str(root / "runs"), str(root / "my.json"))
+    assert (first.log.log_dir, first.data.dataset_root) == (None, "my.json")
+    starts = [
+        check(made, slurm_executor(1, 2, **ssh), [earlier])[0].resume.restore_config for made in (by_name, by_place)
+    ]
+    assert [start.path for start in starts] == [f"{root}/runs/first", f"{root}/runs/first/checkpoints/latest"]
+
+
 def test_what_sbatch_refuses_is_a_line() -> None:
     refusal = Result(command="sbatch --parsable x.sh", exited=1, stderr="sbatch: error: a\nsbatch: fatal: b\n")
 

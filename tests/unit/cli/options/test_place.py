@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ IN_THE_SCRIPT = {
 }
 
 
+FAR = '[far]\nssh = "me@login"\njob_dir = "/scratch/me"\nvenv = "/scratch/me/venv"\n'
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profiles = tmp_path / "clusters.toml"
-    profiles.write_text('[big]\nconstraint = "h100"\n')
+    profiles.write_text('[big]\nconstraint = "h100"\n' + FAR)
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MIXTRAL_RECIPES_CLUSTERS", str(profiles))
     monkeypatch.delenv("NEMORUN_HOME", raising=False)
@@ -82,3 +86,28 @@ def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/file/a cannot be made: {tmp_path}/file is a file; choose a folder you may write to.\n"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_behind_ssh_a_run_goes_below_the_job_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some.jsonl").write_text('{"prompt": "Which?", "completion": "That."}\n' * 3)
+    line = "finetune --recipe mixtral_tiny --name mine --executor slurm --cluster far --dry-run --json"
+    assert main.run([*line.split(), "--data", "some.jsonl", "data.dataset_root=/scratch/me/all.jsonl"]) == 0
+    gc.collect()
+    said = capsys.readouterr().out
+    assert json.loads(said.splitlines()[-1])["run_dir"] == "/scratch/me/runs/mine"
+    assert "dataset_root: /scratch/me/all.jsonl" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--cluster far --data there.jsonl", "there.jsonl: .* with data.dataset_root=PATH .* its place on me@login"),
+        ("--cluster far --export", "--export: the model will be on me@login; leave it out"),
+        ("--detach --export", "--export: --detach does not wait for the model; leave it out"),
+    ],
+)
+def test_what_a_job_elsewhere_cannot_do_is_refused(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["finetune", "--recipe", "mixtral_tiny", "--executor", "slurm", *options.split()]) == 2
+    assert re.search(told, capsys.readouterr().err)

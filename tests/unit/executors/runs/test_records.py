@@ -97,6 +97,20 @@ def test_a_command_s_error_is_its_last_line(tmp_path: Path) -> None:
     assert list(logs.follow(made, 0, lambda: True)) == []  # torchrun's, and no rank's
 
 
+def test_a_script_that_started_no_rank_says_why_in_its_own_output(tmp_path: Path) -> None:
+    made = record(tmp_path, executor="slurm", recipe="finetune", job_id="7")
+    Path(made.job_dir, "attempts", "0").mkdir(parents=True)
+    Path(made.job_dir, "sbatch_6.out").write_text("an earlier job's\n")
+    Path(made.job_dir, "sbatch_7.out").write_text("line 75: /venv/bin/activate: No such file or directory\n")
+    assert logs.failure(made) == ["line 75: /venv/bin/activate: No such file or directory"]
+
+
+def test_the_folder_of_a_run_behind_ssh_is_named(tmp_path: Path) -> None:
+    record(tmp_path, "far", executor="slurm", ssh="me@login#/keys/mine", run_dir="/scratch/me/runs/far")
+    with pytest.raises(LaunchError, match=r"^run far-\w+ is in /scratch/me/runs/far on me@login: name that"):
+        records.run_folder("far")
+
+
 def test_silent_rank_is_named_when_the_other_only_lost_it(tmp_path: Path) -> None:
     made = record(tmp_path, nproc_per_node=2)
     end(Path(made.job_dir, "attempts", "0"), 0, 1, "RuntimeError: Connection reset by peer")

@@ -77,6 +77,13 @@ def test_ssh_needs_paths_over_there() -> None:
     assert cluster(ssh="me@login:2222", venv="/v", job_dir="/scratch/me").mode == "venv"
 
 
+def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    far = cluster(ssh="a-name-of-ssh-config", venv="/v", job_dir="/scratch/me")
+    assert [str(far.folder(path)) for path in ("runs", "/data/runs")] == ["/scratch/me/runs", "/data/runs"]
+    assert cluster(venv="/v").folder("runs") == tmp_path / "runs"
+
+
 def test_settings_from_the_command_line() -> None:
     given = [
         "env.NCCL_DEBUG=a=b",

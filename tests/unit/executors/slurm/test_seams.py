@@ -25,19 +25,21 @@ def test_nemo_run_still_has_what_we_use() -> None:
     import inspect
 
     import nemo_run as run
+    from nemo_run.run import experiment
     from nemo_run.run.torchx_backend.schedulers import slurm
     from torchx.schedulers import get_scheduler_factories
 
     from mixtral_recipes.executors.slurm.scheduler import RecipeScheduler, install
 
     assert hasattr(slurm, "SLURM_JOB_DIRS")
-    before = slurm.create_scheduler
+    before = slurm.create_scheduler, slurm._get_job_dirs, experiment.rsync
     try:
         install()
         made = get_scheduler_factories()["slurm_tunnel"]("session")
         assert isinstance(made, RecipeScheduler)
     finally:
-        slurm.create_scheduler = before
+        slurm.create_scheduler, slurm._get_job_dirs, experiment.rsync = before
+    assert "rsync(tunnel.session, " in inspect.getsource(run.Experiment.run)
     assert "_submit_dryrun" in vars(slurm.SlurmTunnelScheduler)
     assert "schedule" in vars(slurm.SlurmTunnelScheduler)
     assert "describe" in vars(slurm.SlurmTunnelScheduler)

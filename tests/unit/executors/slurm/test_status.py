@@ -8,6 +8,7 @@ from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs import states as runs
 from mixtral_recipes.executors.runs.records import RunRecord
+from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm import status as slurm_status
 from mixtral_recipes.system import files
 
@@ -102,17 +103,44 @@ def write_history(made: RunRecord, *events: tuple[str, str]) -> None:
     Path(made.job_dir, "attempts.jsonl").write_text("\n".join(lines) + "\n{half")
 
 
-def test_through_a_login_node(programs: Path, tmp_path: Path) -> None:
-    play(programs, "ssh", f'printf "%s\\n" "$@" > {tmp_path}/asked; shift 8; exec bash -c "$1"')
+def test_through_a_login_node(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(programs, "ssh", 'for word; do last=$word; done; eval "$last"')
+    (tmp_path / ".bash_profile").write_text(f"PATH={programs}:$PATH; echo Welcome")
+    monkeypatch.setenv("HOME", str(tmp_path))
     play(programs, "squeue", "echo '7|RUNNING|None'")
     play(programs, "scancel", f'echo "$@" > {tmp_path}/cancelled')
     made = slurm_run(tmp_path)
-    made.ssh = slurm_status.ssh_address("me@login:2222", "/keys/mine")
+    made.ssh = login.address("me@login:2222", "/keys/mine")
     made.remote_dir = str(tmp_path / "it's there")
     (tmp_path / "it's there").mkdir()
     assert runs.state(made).state == "running"
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert asked[:8] == ["-o", "BatchMode=yes", "-p", "2222", "-i", "/keys/mine", "--", "me@login"]
     runs.cancel(made)
     assert (tmp_path / "cancelled").read_text() == "7\n"
     assert Path(made.remote_dir, "cancelled").exists()
+
+
+def test_what_slurm_has_forgotten_is_fetched_from_the_job_folder(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(programs, "ssh", 'for word; do last=$word; done; eval "$last"')
+    (tmp_path / ".bash_profile").write_text(f"PATH={programs}:$PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    play(programs, "squeue", FORGOTTEN)
+    made = slurm_run(tmp_path)
+    write_history(made, ("started", "false"), ("succeeded", "true"))
+    made.ssh, made.remote_dir = "login", made.job_dir
+    made.job_dir = str(files.private_folder(tmp_path / "here"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text('{"steps": 3}')
+    assert runs.state(made).state == "succeeded"
+    assert runs.result(made) == {"steps": 3}
+
+
+def test_why_a_login_node_says_nothing(programs: Path, tmp_path: Path) -> None:
+    play(programs, "ssh", "echo 'Host key verification failed.' >&2; exit 255")
+    made = slurm_run(tmp_path)
+    made.ssh = "me@login:2222"
+    why = "Host key verification failed; `ssh -p 2222 me@login` must enter it without a question"
+    said = f"login node me@login:2222: {why}"
+    assert (runs.state(made).state, runs.state(made).detail) == ("unknown", said)
+    assert runs.fetch(made) == said
