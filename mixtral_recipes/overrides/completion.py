@@ -74,7 +74,7 @@ _SETTINGS = {
         "lr decoupled_lr decoupled_min_lr weight_decay apply_wd_to_qk_layernorm use_precision_aware_optimizer "
         "store_param_remainders main_grads_dtype main_params_dtype exp_avg_dtype exp_avg_sq_dtype adam_beta1 "
         "adam_beta2 adam_eps decoupled_weight_decay use_distributed_optimizer clip_grad grad_norm_skip_threshold "
-        "barrier_with_L1_time config_logger_dir"
+        "log_num_zeros_in_grad barrier_with_L1_time config_logger_dir"
     ),
     "optim.lr_scheduler": "max_steps warmup_steps constant_steps min_lr",
     "peft": (

@@ -11,51 +11,43 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError, nearest
 
-# Every class a recipe is made of -> its module. A file may write the class's name alone or with ``mixtral_recipes.``.
-OURS = {
-    "MixtralModel": "models.config",
-    "MixtralConfig": "models.config",
-    "MixtralConfig8x3B": "models.config",
-    "MixtralConfig8x7B": "models.config",
-    "MixtralConfig8x22B": "models.config",
-    "MixtralConfigTiny": "models.config",
-    "Trainer": "settings.trainer",
-    "MegatronStrategy": "settings.trainer",
-    "MegatronMixedPrecision": "settings.precision",
-    "MegatronOptimizerModule": "settings.optim",
-    "CosineAnnealingScheduler": "settings.optim",
-    "WarmupPolicyScheduler": "settings.optim",
-    "WarmupHoldPolicyScheduler": "settings.optim",
-    "WarmupAnnealingScheduler": "settings.optim",
-    "WarmupHoldAnnealScheduler": "settings.optim",
-    "MockDataModule": "data.modules.mock",
-    "SquadDataModule": "data.modules.squad",
-    "FineTuningDataModule": "data.modules.finetuning",
-    "PreTrainingDataModule": "data.modules.pretraining",
-    "ChatDataModule": "data.modules.chat",
-    "MixedDataModule": "data.modules.mixed",
-    "PackedSequenceSpecs": "settings.data",
-    "AutoTokenizer": "settings.tokenizer",
-    "NullTokenizer": "settings.tokenizer",
-    "LoRA": "settings.peft",
-    "DoRA": "settings.peft",
-    "QLoRA": "settings.peft",
-    "AutoResume": "settings.resume",
-    "RestoreConfig": "settings.resume",
-    "ModelCheckpoint": "settings.checkpoint",
-    "NeMoLogger": "settings.log",
-    "TensorBoardLogger": "settings.log",
-    "WandbLogger": "settings.log",
-    "MLFlowLogger": "settings.log",
-    "TimingCallback": "training.watch.callbacks",
-    "GarbageCollectionCallback": "training.watch.callbacks",
-    "MegatronCommOverlapCallback": "training.watch.callbacks",
-    "MegatronTokenDropCallback": "training.watch.callbacks",
-    "PreemptionCallback": "training.watch.callbacks",
-    "NsysCallback": "training.watch.profiling",
-    "PytorchProfilerCallback": "training.watch.profiling",
-    "MemoryProfileCallback": "training.watch.profiling",
-}
+
+def _by_name(modules: dict[str, str]) -> dict[str, str]:
+    """Name -> module, of the names in each module."""
+    return {name: module for module, names in modules.items() for name in names.split()}
+
+
+# Every class a recipe is made of, by its module. A file may write the class's name alone or with ``mixtral_recipes.``.
+OURS = _by_name(
+    {
+        "models.config": (
+            "MixtralModel MixtralConfig MixtralConfig8x3B MixtralConfig8x7B MixtralConfig8x22B MixtralConfigTiny"
+        ),
+        "settings.trainer": "Trainer MegatronStrategy",
+        "settings.precision": "MegatronMixedPrecision",
+        "settings.optim": (
+            "MegatronOptimizerModule CosineAnnealingScheduler WarmupPolicyScheduler WarmupHoldPolicyScheduler "
+            "WarmupAnnealingScheduler WarmupHoldAnnealScheduler"
+        ),
+        "data.modules.mock": "MockDataModule",
+        "data.modules.squad": "SquadDataModule",
+        "data.modules.finetuning": "FineTuningDataModule",
+        "data.modules.pretraining": "PreTrainingDataModule",
+        "data.modules.chat": "ChatDataModule",
+        "data.modules.mixed": "MixedDataModule",
+        "settings.data": "PackedSequenceSpecs",
+        "settings.tokenizer": "AutoTokenizer NullTokenizer",
+        "settings.peft": "LoRA DoRA QLoRA",
+        "settings.resume": "AutoResume RestoreConfig",
+        "settings.checkpoint": "ModelCheckpoint",
+        "settings.log": "NeMoLogger TensorBoardLogger WandbLogger MLFlowLogger",
+        "training.watch.callbacks": (
+            "TimingCallback GarbageCollectionCallback MegatronCommOverlapCallback MegatronTokenDropCallback "
+            "PreemptionCallback"
+        ),
+        "training.watch.profiling": "NsysCallback PytorchProfilerCallback MemoryProfileCallback",
+    }
+)
 # Classes of other packages, by their own full path.
 THEIRS = {
     "OptimizerConfig": "megatron.core.optimizer.optimizer_config",
@@ -65,18 +57,19 @@ THEIRS = {
 # What a recipe calls: only at the top of a file.
 TASKS = {"pretrain": "api", "finetune": "api", "train": "api"}
 # Public names no recipe file may hold.
-FROM_PYTHON = {
-    **dict.fromkeys(("validate", "import_ckpt", "export_ckpt", "generate", "evaluate"), "api"),
-    "DataModule": "data.modules.base",
-    "LightningAdapter": "data.modules.lightning",
-    "MegatronDataSampler": "data.modules.lightning",
-    "Topology": "layout.topology",
-    "get_nmt_tokenizer": "settings.tokenizer",
-    **dict.fromkeys(("ApiEndpoint", "ConfigParams", "EvaluationConfig", "EvaluationTarget"), "settings.evaluation"),
-    **dict.fromkeys(("default_log", "default_resume"), "recipes.log.default"),
-    **dict.fromkeys(("mock", "squad"), "recipes.data"),
-    "torchrun": "executors.torchrun",
-}
+FROM_PYTHON = _by_name(
+    {
+        "api": "validate import_ckpt export_ckpt generate evaluate",
+        "data.modules.base": "DataModule",
+        "data.modules.lightning": "LightningAdapter MegatronDataSampler",
+        "layout.topology": "Topology",
+        "settings.tokenizer": "get_nmt_tokenizer",
+        "settings.evaluation": "ApiEndpoint ConfigParams EvaluationConfig EvaluationTarget",
+        "recipes.log.default": "default_log default_resume",
+        "recipes.data": "mock squad",
+        "executors.torchrun": "torchrun",
+    }
+)
 # Functions that are values, e.g. of model.config.activation_func.
 FUNCTIONS = dict.fromkeys(("silu", "gelu", "relu"), "torch.nn.functional")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2", "uint8")

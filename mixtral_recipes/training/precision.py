@@ -39,10 +39,10 @@ def model_fields(precision: MegatronMixedPrecision) -> dict[str, Any]:
     fields |= {"pipeline_dtype": dtype, "autocast_dtype": dtype, "enable_autocast": False}
     if precision.fp8:
         same_name = (
-            "fp8 fp8_recipe first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16 fp8_margin "
-            "fp8_amax_history_len fp8_amax_compute_algo"
-        )
-        fields |= {name: getattr(precision, name) for name in same_name.split()}
+            "fp8", "fp8_recipe", "first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16",
+            "fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo",
+        )  # fmt: skip
+        fields |= {name: getattr(precision, name) for name in same_name}
         fields["fp8_param"] = bool(precision.fp8_param_gather)
     return fields
 
