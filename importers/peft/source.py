@@ -1,5 +1,6 @@
 """A peft folder, opened: each adapted projection's factors, or the reason why this adapter cannot be taken exactly."""
 
+import functools
 import math
 import re
 import warnings
@@ -17,7 +18,7 @@ from mixtral_recipes.errors import CheckpointError, MixtralRecipesWarning
 from mixtral_recipes.importers.hf import library
 from mixtral_recipes.importers.hf import pickle as pickle_io
 from mixtral_recipes.importers.hf import safetensors as safetensors_io
-from mixtral_recipes.importers.mapping import FUSED, canonical_shapes
+from mixtral_recipes.importers.mapping import StoredParts, canonical_shapes, hf_tensors
 from mixtral_recipes.importers.peft.layouts import unstack
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import HF_WHOLE
@@ -234,14 +235,15 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
     if saved:
         raise CheckpointError(f"{folder}: modules_to_save names {min(saved)}, whose weights are not there.")
     experts = _parameters_by_module(by_module)
+    reader = _Reader(folder, settings, dims, shapes)
     projections: list[Projection] = []
     for module, factors in by_module.items():
         if "A" not in factors or "B" not in factors:
             raise CheckpointError(f"{folder}: {module} has only one of lora_A and lora_B.")
         if module in experts:
-            projections += _fused(folder, settings, experts[module], factors, dims, shapes)
+            projections += reader.fused(experts[module], factors)
         else:
-            projections.append(_single(folder, settings, module, factors, shapes))
+            projections.append(reader.single(module, factors))
     for setting, left_out in _left_out(settings, [name for name in by_module if name not in experts]).items():
         if left_out:
             text = (
@@ -309,71 +311,82 @@ def _parameters_by_module(modules: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _fused(
-    folder: Path,
-    settings: Mapping[str, Any],
-    parameter: str,
-    factors: Mapping[str, Tensor],
-    dims: ModelShape,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> list[Projection]:
-    """The experts of one layer."""
-    if "magnitude_vector" in factors:
-        raise CheckpointError(f"{folder}: {parameter} has DoRA on fused experts, which nothing computes.")
-    if parameter.endswith("."):
-        targets = [str(name).rsplit(".", 1)[-1] for name in settings.get("target_parameters") or []]
-        named = [name for name in ("gate_up_proj", "down_proj") if name in targets]
-        if len(named) != 1:
+@dataclass(frozen=True)
+class _Reader:
+    """Makes projections of factors, or says why there are none."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    dims: ModelShape
+    shapes: Mapping[str, tuple[int, ...]]  # of canonical tensors
+
+    @functools.cached_property
+    def _layout(self) -> dict[str, StoredParts]:
+        return hf_tensors(self.dims, fused=True)
+
+    def fused(self, parameter: str, factors: Mapping[str, Tensor]) -> list[Projection]:
+        """The experts of one layer."""
+        if "magnitude_vector" in factors:
+            raise CheckpointError(f"{self.folder}: {parameter} has DoRA on fused experts, which nothing computes.")
+        if parameter.endswith("."):
+            targets = [str(name).rsplit(".", 1)[-1] for name in self.settings.get("target_parameters") or []]
+            named = [name for name in ("gate_up_proj", "down_proj") if name in targets]
+            if len(named) != 1:
+                raise CheckpointError(
+                    f"{self.folder}: target_parameters={targets} does not say which parameter {parameter}* is."
+                )
+            parameter += named[0]
+        stored = self._layout.get(parameter)
+        if stored is None:
+            raise _no_adapter(self.folder, parameter)
+        a, b = factors["A"], factors["B"]
+        experts, rows, columns = stored.shape
+        rank, left = divmod(a.shape[0], experts)
+        if left or a.dim() != 2 or tuple(a.shape[1:]) != (columns,) or tuple(b.shape) != (rows, a.shape[0]):
             raise CheckpointError(
-                f"{folder}: target_parameters={targets} does not say which parameter {parameter}* is."
+                f"{self.folder}: {parameter} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
+                f"[{experts} x r, {columns}] and [{rows}, {experts} x r] are needed."
             )
-        parameter += named[0]
-    layer = int(parameter.split(".")[2])
-    parts = next(parts for name, parts in FUSED.items() if name.format(layer=layer) == parameter)
-    a, b = factors["A"], factors["B"]
-    names = [tuple(part.format(layer=layer, expert=e) for part in parts) for e in range(dims.num_moe_experts)]
-    _check_known(folder, parameter, names[0], shapes)
-    rows, columns = sum(shapes[name][0] for name in names[0]), shapes[names[0][0]][1]
-    rank, left = divmod(a.shape[0], dims.num_moe_experts)
-    if left or a.dim() != 2 or tuple(a.shape[1:]) != (columns,) or tuple(b.shape) != (rows, a.shape[0]):
-        raise CheckpointError(
-            f"{folder}: {parameter} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
-            f"[{dims.num_moe_experts} x r, {columns}] and [{rows}, {dims.num_moe_experts} x r] are needed."
-        )
-    scale = _scale(folder, settings, parameter, rank)
-    split = unstack(a, b, dims.num_moe_experts)
-    return [Projection(names[e], a_e.contiguous(), b_e, scale) for e, (a_e, b_e) in enumerate(split)]
+        scale, each = self._scale(parameter, rank), len(stored.names) // experts
+        names = [stored.names[expert * each : (expert + 1) * each] for expert in range(experts)]
+        split = unstack(a, b, experts)
+        return [Projection(own, a_e.contiguous(), b_e, scale) for own, (a_e, b_e) in zip(names, split, strict=True)]
 
+    def single(self, module: str, factors: Mapping[str, Tensor]) -> Projection:
+        """One projection."""
+        name = f"{module}.weight"
+        if name not in self.shapes or module.endswith((".gate", "embed_tokens", "lm_head", "norm")):
+            raise _no_adapter(self.folder, module)
+        a, b, magnitude = factors["A"], factors["B"], factors.get("magnitude_vector")
+        rows, columns = self.shapes[name]
+        if a.dim() != 2 or a.shape[1] != columns or tuple(b.shape) != (rows, a.shape[0]):
+            raise CheckpointError(
+                f"{self.folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; [r, {columns}] and "
+                f"[{rows}, r] are needed: it is of another base model."
+            )
+        if bool(self.settings.get("use_dora")) != (magnitude is not None) or (
+            magnitude is not None and magnitude.numel() != rows
+        ):
+            raise CheckpointError(
+                f"{self.folder}: use_dora={self.settings.get('use_dora')} and the tensors of {module} disagree."
+            )
+        scale = self._scale(module, a.shape[0])
+        return Projection((name,), a, b, scale, None if magnitude is None else magnitude.flatten())
 
-def _single(
-    folder: Path,
-    settings: Mapping[str, Any],
-    module: str,
-    factors: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Projection:
-    """One projection."""
-    name = f"{module}.weight"
-    _check_known(folder, module, (name,), shapes)
-    a, b, magnitude = factors["A"], factors["B"], factors.get("magnitude_vector")
-    rows, columns = shapes[name]
-    if a.dim() != 2 or a.shape[1] != columns or tuple(b.shape) != (rows, a.shape[0]):
-        raise CheckpointError(
-            f"{folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; [r, {columns}] and [{rows}, r] "
-            "are needed: it is of another base model."
-        )
-    if bool(settings.get("use_dora")) != (magnitude is not None) or (
-        magnitude is not None and magnitude.numel() != rows
-    ):
-        raise CheckpointError(f"{folder}: use_dora={settings.get('use_dora')} and the tensors of {module} disagree.")
-    scale = _scale(folder, settings, module, a.shape[0])
-    return Projection((name,), a, b, scale, None if magnitude is None else magnitude.flatten())
+    def _scale(self, module: str, rank: int) -> float:
+        """alpha / r (or its square root) of a module; a pattern is a regular expression for its name's end."""
 
+        def matching(pattern: str, default: Any) -> Any:
+            for key, value in (self.settings.get(pattern) or {}).items():
+                if re.match(rf"(.*\.)?({key})$", module):
+                    return value
+            return default
 
-def _check_known(folder: Path, module: str, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if all(name in shapes for name in names) and not module.endswith((".gate", "embed_tokens", "lm_head", "norm")):
-        return
-    raise _no_adapter(folder, module)
+        said = matching("rank_pattern", self.settings["r"])
+        if said != rank:
+            raise CheckpointError(f"{self.folder}: {module} has rank {rank}, adapter_config.json says {said}.")
+        alpha = matching("alpha_pattern", self.settings["lora_alpha"])
+        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
 
 def _no_adapter(folder: Path, module: str) -> CheckpointError:
@@ -382,19 +395,3 @@ def _no_adapter(folder: Path, module: str) -> CheckpointError:
         f"{folder}: it adapts {what} ({module}), which has no adapter here; merge it with peft's merge_and_unload and "
         "import the model."
     )
-
-
-def _scale(folder: Path, settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r (or its square root) of a module; a pattern is a regular expression for its name's end, as in peft."""
-
-    def matching(pattern: str, default: Any) -> Any:
-        for key, value in (settings.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        return default
-
-    said = matching("rank_pattern", settings["r"])
-    if said != rank:
-        raise CheckpointError(f"{folder}: {module} has rank {rank}, adapter_config.json says {said}.")
-    alpha = matching("alpha_pattern", settings["lora_alpha"])
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
