@@ -190,11 +190,13 @@ def _placed(task: Any, site: Cluster, earlier: Sequence[Any]) -> Any:
         made.log.explicit_log_dir = str(site.folder(made.log.explicit_log_dir))
     else:
         made.log.log_dir = str(site.folder(made.log.log_dir or "runs"))
-    runs = {run.log.name: str(run_folder(run.log)) for run in earlier if _trains(run) and getattr(run, "log", None)}
+    runs = {run.log.name: run_folder(run.log) for run in earlier if _trains(run) and getattr(run, "log", None)}
     restore = getattr(getattr(made, "resume", None), "restore_config", None)
     for name in ("path", "adapter_path"):
-        if (start := getattr(restore, name, None)) in runs:
-            setattr(restore, name, runs[start])
+        if start := getattr(restore, name, None):
+            place = runs.get(start) or site.folder(start)
+            if any(folder in (place, *place.parents) for folder in runs.values()):
+                setattr(restore, name, str(place))
     return made
 
 

@@ -1,6 +1,7 @@
 """Run a recipe on Slurm through nemo_run's SlurmExecutor: with a virtual environment, pyxis or Apptainer."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ from mixtral_recipes.executors.slurm.status import one_line
 if TYPE_CHECKING:
     import nemo_run as run
 
-#: Settings of a recipe that name files it reads.
-_FILE_SETTING = re.compile(r"\.(dataset_root|paths(?:\[.*\])?|path|adapter_path|resume_from_path)$")
+#: Settings of a recipe that name files it reads, if they do not name a repository of the Hub or hold a template.
+_FILE_SETTING = re.compile(
+    r"\.(dataset_root|paths(\[.*\])?|path|adapter_path|resume_from_path"
+    r"|tokenizer|pretrained_model_name|vocab_file|merges_file|chat_template)$"
+)
 
 
 def slurm_executor(
@@ -78,14 +82,23 @@ def with_full_paths(recipe: Any, site: Cluster) -> Any:
     """
     from fiddle import daglish
 
+    runs = site.folder(recipe.log.log_dir or "runs")
+
     def placed(value: Any, state: Any) -> Any:
-        if isinstance(value, str) and (named := _FILE_SETTING.search(daglish.path_str(state.current_path))):
-            weights = named[1] in ("path", "adapter_path", "resume_from_path") and "/" in value  # data may be org/name
-            local = Path(value).expanduser().exists() or Path(f"{value}.bin").expanduser().exists()
-            return str(site.folder(value)) if "://" not in value and (weights or local) else value
+        if isinstance(value, str) and (setting := _FILE_SETTING.search(daglish.path_str(state.current_path))):
+            place = site.folder(value)
+            is_path = _is_path(value, template=setting[1] == "chat_template") or runs in place.parents
+            return str(place) if is_path else value
         return state.map_children(value) if state.is_traversable(value) else value
 
     return daglish.MemoizedTraversal.run(placed, recipe)
+
+
+def _is_path(text: str, *, template: bool) -> bool:
+    """Whether a text is a relative path of a file, which need not be here: ``org/name`` may be on the Hub."""
+    if os.path.exists(text) or os.path.exists(f"{text}.bin"):  # of a corpus, which is named without .bin
+        return True
+    return not template and "://" not in text and text[:1] != "~" and (text.startswith(".") or text.count("/") > 1)
 
 
 def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:

@@ -12,7 +12,8 @@ import mixtral_recipes as llm
 from mixtral_recipes.errors import LaunchError
 from mixtral_recipes.executors import plugins
 from mixtral_recipes.executors.nemo_run_jobs import check
-from mixtral_recipes.executors.slurm.executor import slurm_executor
+from mixtral_recipes.executors.slurm.executor import slurm_executor, with_full_paths
+from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.scheduler import write_job
 
 
@@ -106,3 +107,42 @@ def test_nemos_plugins_reach_the_script(monkeypatch: pytest.MonkeyPatch) -> None
     folder = job(tiny(2), slurm_executor(1, 2, secrets=(), container_image="i"), wandb, fitting)
     holding = [path.name for path in folder.rglob("*") if path.is_file() and "k3y" in path.read_text(errors="replace")]
     assert holding == ["secrets.env"]
+
+
+BEHIND_SSH = Cluster(name="far", ssh="me@login", job_dir="/scratch/jobs", venv="/scratch/venv")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "place"),
+    [
+        ("resume.restore_config.path", "mistralai/Mixtral-8x7B-v0.1", None),
+        ("resume.restore_config.path", "hf://mistralai/Mixtral-8x7B-v0.1", None),
+        ("resume.restore_config.path", "runs/first", "runs/first"),
+        ("resume.restore_config.path", "~/first", None),
+        ("resume.restore_config.adapter_path", "my/runs/first", "my/runs/first"),
+        ("data.dataset_root", "rajpurkar/squad", None),
+        ("data.dataset_root", "here.jsonl", "here.jsonl"),
+        ("data.dataset_root", "./away.jsonl", "away.jsonl"),
+        ("tokenizer", "here.jsonl", "here.jsonl"),
+        ("tokenizer", "mistral://mixtral-8x7b", None),
+        ("data.chat_template", "here.jsonl", "here.jsonl"),
+        ("data.chat_template", "[INST]{{ a/b/c }}[/INST]", None),
+    ],
+)
+def test_files_are_named_by_full_paths_and_the_hubs_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, text: str, place: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.jsonl").touch()
+    recipe = llm.mixtral_8x7b.finetune_recipe()
+    recipe.data = run.Config(llm.ChatDataModule)
+    *owner, name = setting.split(".")
+    for site, start in ((Cluster(name="near"), tmp_path), (BEHIND_SSH, Path("/scratch/jobs"))):
+        part = recipe
+        for step in owner:
+            part = getattr(part, step)
+        setattr(part, name, text)
+        found = with_full_paths(recipe, site)
+        for step in setting.split("."):
+            found = getattr(found, step)
+        assert found == (str(start / place) if place else text)
