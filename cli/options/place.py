@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mixtral_recipes.cli.options.groups import field, option
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.ranges import RANGES
 
 
@@ -58,6 +59,22 @@ NumGpusPerNode = Annotated[
     ),
 ]
 NprocPerNode = Annotated[int | None, option("--nproc-per-node", "", min=1, callback=up_to_most_per_node, hidden=True)]
+
+
+def gpus_per_node(num_gpus_per_node: int | None, nproc_per_node: int | None) -> int | None:
+    """What was given under either name.
+
+    Raises:
+        RecipeError: both were, and differ.
+    """
+    if num_gpus_per_node and nproc_per_node and num_gpus_per_node != nproc_per_node:
+        raise RecipeError(
+            f"--num-gpus-per-node {num_gpus_per_node} and --nproc-per-node {nproc_per_node} name the same setting; "
+            "give one."
+        )
+    return num_gpus_per_node or nproc_per_node
+
+
 Detach = Annotated[bool, option("--detach", "Return once the job is queued.", rich_help_panel="Slurm")]
 
 
@@ -87,7 +104,8 @@ class PlaceOptions:
     @property
     def sizes(self) -> dict[str, int]:
         """The recipe arguments that were given: ``num_nodes``, ``num_gpus_per_node``."""
-        given = {"num_nodes": self.num_nodes, "num_gpus_per_node": self.num_gpus_per_node or self.nproc_per_node}
+        per_node = gpus_per_node(self.num_gpus_per_node, self.nproc_per_node)
+        given = {"num_nodes": self.num_nodes, "num_gpus_per_node": per_node}
         return {name: value for name, value in given.items() if value is not None}
 
     def over_profile(self) -> dict[str, Any]:

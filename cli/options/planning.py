@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.cli.options.groups import field
-from mixtral_recipes.cli.options.place import NprocPerNode, NumGpusPerNode, NumNodes, at_most
+from mixtral_recipes.cli.options.place import NprocPerNode, NumGpusPerNode, NumNodes, at_most, gpus_per_node
 from mixtral_recipes.cli.options.recipe import (
     PeftScheme,
     hardware_field,
@@ -56,7 +56,7 @@ class AskOptions:
         given = {
             "precision": self.precision,
             "num_nodes": self.num_nodes,
-            "num_gpus_per_node": self.num_gpus_per_node or self.nproc_per_node,
+            "num_gpus_per_node": gpus_per_node(self.num_gpus_per_node, self.nproc_per_node),
             "performance_mode": self.performance_mode or None,
             "peft_scheme": self.peft and self.peft.value,
             "packed_sequence": self.packed,

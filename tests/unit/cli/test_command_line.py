@@ -82,6 +82,8 @@ MENDABLE = {
     "finetune --data broken.json": "broken.json:1: paragraphs[0].qas[0]: 'answers' must hold",
     "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --recipe mixtral_tiny trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
+    "finetune --num-gpus-per-node 1 --nproc-per-node 2": "name the same setting; give one.",
+    "plan --num-gpus-per-node 8 --nproc-per-node 4": "name the same setting; give one.",
     "finetune --recipe mixtral_tiny --nproc-per-node 3": "micro_batch_size x data-parallel size = 16 x 3; use 48.",
     "finetune --recipe mixtral_tiny --nproc-per-node 3 trainer.strategy.expert_model_parallel_size=2": (
         "world size 3 is not a multiple of expert TP x EP x PP"
