@@ -86,9 +86,11 @@ def with_full_paths(recipe: Any, site: Cluster) -> Any:
 
     def placed(value: Any, state: Any) -> Any:
         if isinstance(value, str) and (setting := _FILE_SETTING.search(daglish.path_str(state.current_path))):
-            place = site.folder(value)
-            is_path = _is_path(value, template=setting[1] == "chat_template") or runs in place.parents
-            return str(place) if is_path else value
+            scheme = next((each for each in ("hf://", "nemo://") if value.startswith(each)), "")
+            text = value.removeprefix(scheme)
+            place = site.folder(text)
+            is_path = _is_path(text, template=setting[1] == "chat_template") or (not scheme and runs in place.parents)
+            return f"{scheme}{place}" if is_path else value
         return state.map_children(value) if state.is_traversable(value) else value
 
     return daglish.MemoizedTraversal.run(placed, recipe)
@@ -98,7 +100,8 @@ def _is_path(text: str, *, template: bool) -> bool:
     """Whether a text is a relative path of a file, which need not be here: ``org/name`` may be on the Hub."""
     if os.path.exists(text) or os.path.exists(f"{text}.bin"):  # of a corpus, which is named without .bin
         return True
-    return not template and "://" not in text and text[:1] != "~" and (text.startswith(".") or text.count("/") > 1)
+    name = text.partition("@")[0]  # a revision may have slashes
+    return not template and "://" not in text and name[:1] != "~" and (name.startswith(".") or name.count("/") > 1)
 
 
 def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:

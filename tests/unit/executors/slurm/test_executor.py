@@ -117,6 +117,10 @@ BEHIND_SSH = Cluster(name="far", ssh="me@login", job_dir="/scratch/jobs", venv="
     [
         ("resume.restore_config.path", "mistralai/Mixtral-8x7B-v0.1", None),
         ("resume.restore_config.path", "hf://mistralai/Mixtral-8x7B-v0.1", None),
+        ("resume.restore_config.path", "mistralai/Mixtral-8x7B-v0.1@refs/pr/3", None),
+        ("resume.restore_config.path", "nemo://mistralai/Mixtral-8x7B-v0.1", None),
+        ("resume.restore_config.path", "hf://here.jsonl", "hf:here.jsonl"),
+        ("resume.restore_config.path", "nemo://./away", "nemo:away"),
         ("resume.restore_config.path", "runs/first", "runs/first"),
         ("resume.restore_config.path", "~/first", None),
         ("resume.restore_config.adapter_path", "my/runs/first", "my/runs/first"),
@@ -145,4 +149,5 @@ def test_files_are_named_by_full_paths_and_the_hubs_by_their_names(
         found = with_full_paths(recipe, site)
         for step in setting.split("."):
             found = getattr(found, step)
-        assert found == (str(start / place) if place else text)
+        scheme, _, relative = (place or "").rpartition(":")
+        assert found == (f"{scheme and scheme + '://'}{start / relative}" if place else text)
