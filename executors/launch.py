@@ -93,13 +93,16 @@ def _local(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, An
 def _slurm(
     recipe: Any, executor: "run.SlurmExecutor", name: str, run_dir: Path, dry_run: bool, detach: bool
 ) -> dict[str, Any]:
+    from mixtral_recipes.executors.slurm.executor import with_full_paths
     from mixtral_recipes.executors.submit import Task, submit, watch
 
     record = records.new(name, run_dir, "slurm", _called(recipe))
     (script,) = submit([Task(executor, record, recipe)], name, dry_run=dry_run)
     described = {"run": record.id, "job_id": record.job_id, "run_dir": str(run_dir)}
     if dry_run:
-        return _shown(recipe, script, {"executor": "slurm", "run_dir": str(run_dir), "script": script})
+        settings: Any = executor.job_details
+        placed = with_full_paths(recipe, settings.profile())
+        return _shown(placed, script, {"executor": "slurm", "run_dir": str(run_dir), "script": script})
     result = None if detach else watch(record)
     return described if result is None else result | described
 

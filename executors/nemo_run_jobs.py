@@ -30,7 +30,7 @@ from mixtral_recipes.executors.runs.checkpoints import with_start
 from mixtral_recipes.executors.slurm.executor import check_files_there, for_recipe, with_full_paths
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.status import one_line
-from mixtral_recipes.executors.submit import complete
+from mixtral_recipes.executors.submit import complete, forget_secrets
 from mixtral_recipes.settings.log import run_folder
 from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
@@ -352,6 +352,8 @@ def _single_node(run: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
                 check_files_there(job.executor, job.task)
         return run(self, *args, **kwargs)
     except Exception as error:
+        ours = [job for job in self.jobs if ranks_of_ours(job.executor) is not None]
+        forget_secrets([job.executor for job in ours if not getattr(job, "handle", "")], error)
         stderr = getattr(getattr(error, "result", error), "stderr", "")  # of sbatch
         if not stderr or not any(_is_ours(task) for job in self.jobs for task in _tasks(job)):
             raise

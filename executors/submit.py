@@ -69,7 +69,7 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
         for job in experiment.jobs:  # those that were queued before the one that was refused
             if handle := str(getattr(job, "handle", "")):
                 slurm_status.slurm(["scancel", handle.rpartition("/")[2]], site.login)
-        _forget_secrets([job.executor for job in experiment.jobs], "" if isinstance(error, LaunchError) else site.login)
+        forget_secrets([job.executor for job in experiment.jobs], error)
         if isinstance(error, LaunchError):
             raise
         why = getattr(getattr(error, "result", error), "stderr", "") or getattr(error, "strerror", "") or str(error)
@@ -80,12 +80,18 @@ def submit(tasks: list[Task], title: str, *, dry_run: bool = False) -> list[str]
     return [Path(job.job_dir, "sbatch.sh").read_text() for job in jobs]
 
 
-def _forget_secrets(executors: list[Any], node: str) -> None:
-    """Remove the secrets of jobs that will not run, here and on a login node."""
+def forget_secrets(executors: list[Any], error: Exception) -> None:
+    """Remove the secrets of jobs that will not run, here and on a login node.
+
+    Args:
+        executors: Each job's own `slurm_executor`.
+        error: Why they will not run; after a LaunchError a login node is not asked, which may be what cannot be entered.
+    """
     for executor in executors:
         Path(executor.job_dir, "secrets.env").unlink(missing_ok=True)
-    if node:
-        slurm_status.slurm(["rm", "-f", *(f"{_folder_there(executor)}/secrets.env" for executor in executors)], node)
+        node = executor.job_details.profile().login
+        if node and not isinstance(error, LaunchError):
+            slurm_status.slurm(["rm", "-f", f"{_folder_there(executor)}/secrets.env"], node)
 
 
 def _folder_there(executor: Any) -> str:

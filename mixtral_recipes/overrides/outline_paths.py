@@ -86,7 +86,7 @@ def _value(value: str, old: Any, text: str) -> Any:
         raise NeedsRecipe
     kind = type(old)
     if old is not None and not isinstance(read, kind) and not (kind is list and isinstance(read, str | tuple)):
-        raise RecipeError(f"{text}: needs a value such as {old!r}.")
+        raise NeedsRecipe  # which knows its type
     if kind is int and isinstance(read, bool):
-        raise RecipeError(f"{text}: needs a whole number.")
+        raise NeedsRecipe
     return read

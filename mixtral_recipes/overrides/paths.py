@@ -144,8 +144,8 @@ def get(holder: Any, name: Any) -> Any:
     target = fdl.get_callable(holder)
     if name in fdl.ordered_arguments(holder) or not dataclasses.is_dataclass(target):
         return getattr(holder, name, None)
-    field = {field.name: field for field in dataclasses.fields(target)}[name]
-    if field.default_factory is dataclasses.MISSING:
+    field = {field.name: field for field in dataclasses.fields(target)}.get(name)
+    if field is None or field.default_factory is dataclasses.MISSING:  # None: one that is only NeMo's
         return getattr(holder, name, None)
     parts: list[Any] = [option for option in options(annotation(holder, name)) if dataclasses.is_dataclass(option)]
     assign(holder, name, run.Config(parts[0]) if parts else field.default_factory())

@@ -16,7 +16,8 @@ from nemo_run.cli.cli_parser import CLIException, type_parser
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run X | None
-from mixtral_recipes.settings.conformity import conforms, describe, options, takes_functions
+from mixtral_recipes.settings.conformity import conforms, options, takes_functions
+from mixtral_recipes.settings.nemo.rules import needs, short
 
 # nemo_run's parser reads such text as a class to import; ours names classes by the table in `settings.classes` only.
 _IMPORTS = ("Config", "Partial", "<Config", "<Partial")
@@ -58,7 +59,7 @@ def parse(text: str, annotation: Any, where: str) -> Any:
             continue
         if conforms(value, option):
             return value
-    raise RecipeError(f"{where}={text}: needs {describe(annotation)}.")
+    raise RecipeError(f"{where}={text}: {needs(annotation, where)}")
 
 
 def _parse_as(text: str, option: Any, where: str) -> Any:
@@ -120,7 +121,7 @@ def check(value: Any, annotation: Any, where: str) -> Any:
             return _converted(value, option, where)
     if isinstance(value, str):
         return parse(value, annotation, where)
-    raise RecipeError(f"{where}={value!r}: needs {describe(annotation)}.")
+    raise RecipeError(f"{where}={short(value)}: {needs(annotation, where)}")
 
 
 def _converted(value: Any, option: Any, where: str) -> Any:

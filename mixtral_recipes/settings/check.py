@@ -13,9 +13,9 @@ import fiddle as fdl
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
-from mixtral_recipes.settings.conformity import annotation, default, describe
+from mixtral_recipes.settings.conformity import annotation, default
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import Ignored, Rule, notice, refusal, wrong_type
+from mixtral_recipes.settings.nemo.rules import Ignored, Rule, needs, notice, refusal, wrong_type
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 
@@ -88,7 +88,7 @@ def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
         return []
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [
-        f"{prefix}{name} is not set: needs {describe(annotation(target, name))}."
+        f"{prefix}{name} is not set: {needs(annotation(target, name), name)}"
         for name in required
         if name not in given
     ]

@@ -140,10 +140,22 @@ def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
         where: The setting's path.
         value: Its value.
     """
-    from mixtral_recipes.settings.conformity import conforms, describe
+    from mixtral_recipes.settings.conformity import conforms
 
     if conforms(value, wanted):
         return None
-    as_text = "write str(path)" if isinstance(value, PurePath) else ""
-    instead = INSTEAD.get(where.rpartition(".")[2], as_text)
-    return f"{where}={short(value)}: needs {describe(wanted)}{'; ' if instead else ''}{instead}."
+    return f"{where}={short(value)}: {needs(wanted, where, 'write str(path)' if isinstance(value, PurePath) else '')}"
+
+
+def needs(wanted: Any, where: str, instead: str = "") -> str:
+    """What a setting may be, as the end of a message.
+
+    Args:
+        wanted: Its type.
+        where: Its path.
+        instead: What to write where the table does not say it.
+    """
+    from mixtral_recipes.settings.conformity import describe
+
+    instead = INSTEAD.get(where.rpartition(".")[2], instead)
+    return f"needs {describe(wanted)}{'; ' if instead else ''}{instead}."

@@ -91,7 +91,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
         ("--recipe mixtral_8x7b --peft lroa", "Invalid value for '--peft': 'lroa' is not one of"),
         ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'max_steps'"),
-        ("--recipe mixtral_8x7b trainer.max_steps=many", "needs a value such as 1000"),
+        ("--recipe mixtral_8x7b trainer.max_steps=many", "trainer.max_steps=many: needs a whole number."),
         ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
         ("--recipe mixtral_8x7b peft.target_modules=[]", "leave no layer to adapt"),
         ("--recipe mixtral_8x7b peft.target_modules=linear_fc9", "Did you mean 'linear_fc2'"),

@@ -88,16 +88,18 @@ def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(tmp_path: Path)
         "def told(path, *a, **k): print('wrote', path.name); write(path, *a, **k)\n"
         "scheduler.write_text = told\nsys.exit(run(sys.argv[1:]))"
     )
-    line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v"
+    line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v data.dataset_root=my.json"
     place = tmp_path / "place"
     place.mkdir()
+    (place / "my.json").write_text('{"data": []}')
     env = {"MIXTRAL_RECIPES_HOME": str(place / "home"), "TMPDIR": str(place), "HF_TOKEN": "s3cr3t"}
     done = subprocess.run(
         [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=False, cwd=place,
         env=os.environ | env,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in place.rglob("*")] == []
+    assert [path.name for path in place.rglob("*")] == ["my.json"]
+    assert f"dataset_root: {place}/my.json" in done.stdout  # what the job gets
     assert "wrote sbatch.sh" in done.stdout
     assert "wrote secrets.env" not in done.stdout
     assert f"job_dir={place}/home/jobs/experiments/dry/" in done.stdout

@@ -88,6 +88,21 @@ def test_what_sbatch_refuses_is_a_line() -> None:
         ran(SimpleNamespace(jobs=[SimpleNamespace(task=run.Script(inline="true"), **vars(job))]))
 
 
+def test_a_refused_job_leaves_no_secrets(tmp_path: Path) -> None:
+    def submit(_: Any) -> None:
+        raise UnexpectedExit(Result(command="sbatch", exited=1, stderr="sbatch: error: invalid account\n"))
+
+    jobs = [SimpleNamespace(task=recipe(), executor=slurm_executor(1, 2, venv="/v"), dependencies=()) for _ in range(2)]
+    for number, job in enumerate(jobs):
+        job.executor.job_dir = str(tmp_path / str(number))
+        Path(job.executor.job_dir).mkdir()
+        Path(job.executor.job_dir, "secrets.env").touch()
+    jobs[0].handle = "slurm://session/1"  # this one was queued
+    with pytest.raises(LaunchError, match=r"^the job was not submitted: invalid account\.$"):
+        nemo_run_jobs._single_node(submit, SimpleNamespace(jobs=jobs))
+    assert [Path(job.executor.job_dir, "secrets.env").exists() for job in jobs] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("make", "nodes", "launcher"),
     [
