@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
 from lm_eval import evaluator
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -53,7 +54,7 @@ class Tasks:
             include_path: A folder with task files (YAML) besides the harness's own.
 
         Raises:
-            RecipeError: there is no such folder, or a task is not known.
+            RecipeError: there is no such folder, a task is not known, or its file may be one that is no YAML.
         """
         if include_path is not None and not include_path.is_dir():
             raise RecipeError(f"--include-path {include_path}: no such folder.")
@@ -62,9 +63,23 @@ class Tasks:
             manager = TaskManager(include_path=include_path)
         for task in asked:
             if not manager.match_tasks([task]):
+                if include_path:
+                    _refuse_broken(include_path)
                 hint = "" if include_path else " Task files of your own are found with --include-path FOLDER."
                 raise RecipeError(f"--tasks: {task!r} is not known.{nearest(task, manager.all_tasks)}{hint}")
         return cls(manager, manager.match_tasks(list(asked)))
+
+
+def _refuse_broken(folder: Path) -> None:
+    """Refuse a folder with a task file that cannot be read: the harness passes over it without a word."""
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            with file.open("rb") as content:
+                yaml.compose(content)
+        except (OSError, yaml.YAMLError) as error:
+            mark: Any = getattr(error, "problem_mark", None)
+            what = f", line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else f": {in_short(error)}"
+            raise RecipeError(f"--include-path {folder}: {file.relative_to(folder)} is not YAML{what}.") from error
 
 
 def run_tasks(

@@ -52,6 +52,22 @@ def test_a_task_that_cannot_be_run(
         run_tasks(model, Tasks.find(["mine"], tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"task: mine\ndataset_path: [json\n", r"mine.yaml is not YAML, line 3: expected ','"),
+        (b"task: mine\xff\n", r"mine.yaml is not YAML: "),
+    ],
+)
+def test_a_task_file_that_is_not_yaml_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+    from mixtral_recipes.evaluation.tasks import Tasks
+
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "mine.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=said):
+        Tasks.find(["mine"], tmp_path)
+
+
 def test_what_a_task_asks_of_generation_and_is_not_done_is_refused(model: Any) -> None:
     from mixtral_recipes.evaluation.tasks import MegatronLM
 
