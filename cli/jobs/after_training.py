@@ -10,6 +10,7 @@ from mixtral_recipes.cli.output import note
 from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.system.files import read_json, write_json
 
+_QUESTIONS = 100  # where nothing is said of them
 _BATCH = 32  # questions a process answers at once
 
 
@@ -35,8 +36,9 @@ def follow_up(job: Job, checkpoint: Path, after: AfterTrainingOptions) -> dict[s
         exported = job.run_dir / "exported"
         api.export_ckpt(checkpoint, target="hf", output_path=exported, overwrite=True)
         outcome["exported"] = str(exported)
-    if after.evaluate and job.place.executor != "slurm":
-        outcome |= _evaluated(job, checkpoint, after.evaluate)
+    questions = _QUESTIONS if after.evaluate is None else after.evaluate
+    if questions and job.place.executor != "slurm":
+        outcome |= _evaluated(job, checkpoint, questions)
     return outcome
 
 

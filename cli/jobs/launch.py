@@ -26,6 +26,11 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
         if after is not None and after.export and (job.on or job.place.detach):
             why = f"the model will be on {job.on}" if job.on else "--detach does not wait for the model"
             raise LaunchError(f"--export: {why}; leave it out, and use `mixtral-recipes export` on the run that ended.")
+        if after is not None and after.evaluate and job.place.executor == "slurm":
+            raise LaunchError(
+                "--evaluate: held-out questions are asked on this machine, and the job runs on Slurm; leave it out, and "
+                "use `mixtral-recipes evaluate` on the run that ended, or a pipeline's stage."
+            )
         result = launch(job, dry_run=options.result.dry_run)
         if job.on and result.get("checkpoint"):
             note(f"The model is in {result['checkpoint']} on {job.on}.")

@@ -30,4 +30,4 @@ class AfterTrainingOptions:
     """What follows fine-tuning."""
 
     export: bool | None = _after("--export/--no-export", "Export the trained model; default: mixtral_tiny's only.")
-    evaluate: int = _after("--evaluate N", "Held-out questions to answer before and after, when exporting.", 100, min=0)
+    evaluate: int | None = _after("--evaluate N", "Held-out questions to answer before and after; default: 100.", min=0)

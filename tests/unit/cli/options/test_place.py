@@ -105,6 +105,7 @@ def test_behind_ssh_a_run_goes_below_the_job_folder(tmp_path: Path, capsys: pyte
     [
         ("--cluster far --data there.jsonl", "there.jsonl: .* with data.dataset_root=PATH .* its place on me@login"),
         ("--cluster far --export", "--export: the model will be on me@login; leave it out"),
+        ("--evaluate 5", "--evaluate: held-out questions are asked on this machine"),
         ("--detach --export", "--export: --detach does not wait for the model; leave it out"),
     ],
 )
