@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import importlib.util
 import types
 import warnings
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from mixtral_recipes.training.model import check_megatron_config, refusals_told,
 from mixtral_recipes.training.origin import check_adopted
 from mixtral_recipes.training.states import check_states
 from mixtral_recipes.training.watch import callbacks
+from mixtral_recipes.training.watch.writers import logger_package
 
 
 def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = False, awaited: bool = False) -> None:
@@ -101,7 +101,7 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
 
 
 def check_packages(log: Any) -> None:
-    """Refuse a logger whose package is not installed.
+    """Refuse a logger whose package is not installed, or cannot be imported.
 
     Args:
         log: A NeMoLogger, or a config of one; None logs nowhere.
@@ -110,8 +110,8 @@ def check_packages(log: Any) -> None:
         EnvironmentProblem: names the setting and the package.
     """
     for name in ("wandb", "mlflow"):
-        if getattr(log, name, None) is not None and importlib.util.find_spec(name) is None:
-            raise EnvironmentProblem(f"log.{name} is set, but {name} is not installed; run `pip install {name}`.")
+        if getattr(log, name, None) is not None:
+            logger_package(name)
 
 
 def check_places(data: Any) -> None:

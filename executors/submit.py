@@ -85,7 +85,7 @@ def forget_secrets(executors: list[Any], error: Exception) -> None:
 
     Args:
         executors: Each job's own `slurm_executor`.
-        error: Why they will not run; after a LaunchError a login node is not asked, which may be what cannot be entered.
+        error: Why they will not run; after a LaunchError a login node is not asked: it may be what cannot be entered.
     """
     for executor in executors:
         Path(executor.job_dir, "secrets.env").unlink(missing_ok=True)

@@ -28,8 +28,8 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
             raise LaunchError(f"--export: {why}; leave it out, and use `mixtral-recipes export` on the run that ended.")
         if after is not None and after.evaluate and job.place.executor == "slurm":
             raise LaunchError(
-                "--evaluate: held-out questions are asked on this machine, and the job runs on Slurm; leave it out, and "
-                "use `mixtral-recipes evaluate` on the run that ended, or a pipeline's stage."
+                "--evaluate: held-out questions are asked on this machine, and the job runs on Slurm; leave it out, "
+                "and use `mixtral-recipes evaluate` on the run that ended, or a pipeline's stage."
             )
         result = launch(job, dry_run=options.result.dry_run)
         if job.on and result.get("checkpoint"):

@@ -1,26 +1,21 @@
 """The packages that GGUF needs, which are not installed with the rest."""
 
-import importlib
 import platform
 from typing import Any
 
-from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system import packages
 
 
 def package(name: str) -> Any:
     """A package of the extra ``gguf``: ``gguf`` (names, layout, quantizers) or ``cyllama`` (llama.cpp).
 
     Raises:
-        EnvironmentProblem: it is not installed, or is not built for this machine.
+        EnvironmentProblem: it is not installed, is not built for this machine, or cannot be imported.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        if name == "cyllama" and platform.machine() != "x86_64":
-            raise EnvironmentProblem(
-                f"llama.cpp's package {name} has no build for {platform.machine()}: pass --no-check and a type that is "
-                "written without it (f16, bf16, q8_0, q4_0), or export on an x86_64 machine."
-            ) from error
-        raise EnvironmentProblem(
-            f"GGUF needs the package {name}, which is not installed; run `pip install 'mixtral-recipes[gguf]'`."
-        ) from error
+    missing = f"GGUF needs the package {name}, which is not installed; run `pip install 'mixtral-recipes[gguf]'`."
+    if name == "cyllama" and platform.machine() != "x86_64":
+        missing = (
+            f"llama.cpp's package {name} has no build for {platform.machine()}: pass --no-check and a type that is "
+            "written without it (f16, bf16, q8_0, q4_0), or export on an x86_64 machine."
+        )
+    return packages.package(name, missing)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import DataError, EnvironmentProblem, in_short
+from mixtral_recipes.errors import DataError, in_short
+from mixtral_recipes.system.packages import package
 
 # Texts a converted tokenizer must split as its source does, or it is refused; identities cover them as well.
 PROBES = (
@@ -35,18 +36,15 @@ def convert(path: Path) -> Converted:
 
     Raises:
         DataError: it is neither, or would be split differently.
-        EnvironmentProblem: the package that reads it is missing.
+        EnvironmentProblem: the package that reads it is missing, or cannot be imported.
     """
     return _from_tekken(path) if path.suffix == ".json" else _from_sentencepiece(path)
 
 
 def _from_sentencepiece(path: Path) -> Converted:
+    library = package("sentencepiece", f"{path} needs the package sentencepiece; pip install sentencepiece.")
     try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError as error:
-        raise EnvironmentProblem(f"{path} needs the package sentencepiece; pip install sentencepiece.") from error
-    try:
-        model = SentencePieceProcessor(model_file=str(path))
+        model = library.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: not a SentencePiece model.") from error
     backend = _sentencepiece_backend(model)
@@ -56,14 +54,12 @@ def _from_sentencepiece(path: Path) -> Converted:
 
 
 def _from_tekken(path: Path) -> Converted:
-    try:
-        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
-    except ImportError as error:
-        raise EnvironmentProblem(f"{path} needs the package mistral-common; pip install mistral-common.") from error
+    missing = f"{path} needs the package mistral-common; pip install mistral-common."
+    tekken = package("mistral_common.tokens.tokenizers.tekken", missing)
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     try:
-        original = Tekkenizer.from_file(path)
+        original = tekken.Tekkenizer.from_file(path)
         backend = MistralConverter(str(path)).converted()
     except Exception as error:  # what a file that is no tekken.json raises is not documented
         raise DataError(f"{path}: not a tekken tokenizer ({in_short(error)}).") from error

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mixtral_recipes.errors import EnvironmentProblem
 
+NO_HARNESS = "--tasks runs lm-evaluation-harness: pip install 'mixtral-recipes[eval]'."
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -43,7 +45,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.tasks and importlib.util.find_spec("lm_eval") is None:
-            raise EnvironmentProblem("--tasks runs lm-evaluation-harness: pip install 'mixtral-recipes[eval]'.")
+            raise EnvironmentProblem(NO_HARNESS)
 
     @property
     def wants_data(self) -> bool:

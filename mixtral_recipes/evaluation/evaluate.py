@@ -14,7 +14,7 @@ from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.squad import SquadDataModule
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.evaluation import samples
-from mixtral_recipes.evaluation.asked import Asked
+from mixtral_recipes.evaluation.asked import NO_HARNESS, Asked
 from mixtral_recipes.evaluation.loss import loss_on
 from mixtral_recipes.evaluation.perplexity import documents, perplexity
 from mixtral_recipes.evaluation.recorded_data import data_of, place_of, trained_by
@@ -24,6 +24,7 @@ from mixtral_recipes.inference.generate import generate, shortened
 from mixtral_recipes.inference.model import InferenceModel
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.layout.topology import Topology
+from mixtral_recipes.system.packages import package
 from mixtral_recipes.training.distributed import free_memory
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class _Measuring:
             next(iter(documents(asked.text)), None)
         tasks = None
         if asked.tasks:
+            package("lm_eval", NO_HARNESS)
             from mixtral_recipes.evaluation.tasks import Tasks
 
             tasks = Tasks.find(asked.tasks, asked.include_path)

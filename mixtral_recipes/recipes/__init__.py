@@ -20,6 +20,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("mixtral_"):
         try:
             return importlib.import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError:
-            pass
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":  # the recipe is there, and what it imports is not
+                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

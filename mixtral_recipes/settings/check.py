@@ -88,9 +88,7 @@ def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
         return []
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [
-        f"{prefix}{name} is not set: {needs(annotation(target, name), name)}"
-        for name in required
-        if name not in given
+        f"{prefix}{name} is not set: {needs(annotation(target, name), name)}" for name in required if name not in given
     ]
 
 

@@ -1,9 +1,8 @@
 """Where a run's numbers go besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow."""
 
-import importlib
 from typing import Any, Protocol
 
-from mixtral_recipes.errors import EnvironmentProblem
+from mixtral_recipes.system.packages import package
 
 
 class ScalarWriter(Protocol):
@@ -28,11 +27,13 @@ def scalar_writers(log: Any) -> list[ScalarWriter]:
     return [writer(log) for settings, writer in asked if settings is not None]
 
 
-def _package(name: str, setting: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise EnvironmentProblem(f"{setting} is set, but {name} is not installed; run `pip install {name}`.") from error
+def logger_package(name: str) -> Any:
+    """The package of ``log.wandb`` or ``log.mlflow``.
+
+    Raises:
+        EnvironmentProblem: it is not installed, or cannot be imported.
+    """
+    return package(name, f"log.{name} is set, but {name} is not installed; run `pip install {name}`.")
 
 
 class _TensorBoard:
@@ -52,7 +53,7 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, log: Any) -> None:
         settings = log.wandb
-        self._run = _package("wandb", "log.wandb").init(
+        self._run = logger_package("wandb").init(
             project=settings.project,
             name=settings.name or log.name,
             entity=settings.entity,
@@ -69,7 +70,7 @@ class _Wandb:
 
 class _MLflow:
     def __init__(self, log: Any) -> None:
-        self._mlflow = _package("mlflow", "log.mlflow")
+        self._mlflow = logger_package("mlflow")
         if log.mlflow.tracking_uri is not None:
             self._mlflow.set_tracking_uri(log.mlflow.tracking_uri)
         self._mlflow.set_experiment(log.mlflow.experiment_name)

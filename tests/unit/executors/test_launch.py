@@ -88,7 +88,8 @@ def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(tmp_path: Path)
         "def told(path, *a, **k): print('wrote', path.name); write(path, *a, **k)\n"
         "scheduler.write_text = told\nsys.exit(run(sys.argv[1:]))"
     )
-    line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v data.dataset_root=my.json"
+    line = "finetune --recipe mixtral_tiny --executor slurm --dry-run --name dry --slurm venv=/v"
+    line += " data.dataset_root=my.json"
     place = tmp_path / "place"
     place.mkdir()
     (place / "my.json").write_text('{"data": []}')

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def test_a_start_that_cannot_be_taken_starts_no_job(tmp_path: Path) -> None:
 def test_a_logger_whose_package_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = loading.load("mixtral_tiny", "finetune")
     setattr(recipe.log, name, run.Config(llm.WandbLogger if name == "wandb" else llm.MLFlowLogger))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EnvironmentProblem, match=rf"log\.{name} is set, but {name} is not installed"):
         preflight(recipe)
     with pytest.warns(MixtralRecipesWarning, match=rf"{name} is not installed.*It must be there where the job runs"):
