@@ -20,6 +20,7 @@ class Form(StrEnum):
     """The forms told apart; the value is what a message calls one."""
 
     CHECKPOINT = "a mixtral-recipes checkpoint"
+    QUANTIZED = "a quantised base, kept for QLoRA runs"
     UNFINISHED = "an unfinished checkpoint"
     RUN = "a run's folder"
     HF = "a Hugging Face model"
@@ -48,6 +49,7 @@ _NO_MODEL_KNOWN = "its tensors do not say which model they are of; convert it to
 # What to do with one that is not wanted here.
 _ADVICE: dict[Form, str] = {
     Form.CHECKPOINT: "it is imported already; export, verify and --restore-from take it as it is",
+    Form.QUANTIZED: "runs make it and read it by themselves (peft.cache); give the model it was made from",
     Form.UNFINISHED: "it has no manifest.json, so writing it never came to its end; import or save it again",
     Form.RUN: "give the checkpoint in it that you mean, such as {folder}/checkpoints/latest",
     Form.HF: _IMPORT_IT,
@@ -168,12 +170,13 @@ def _any_of(*patterns: str) -> Callable[[Path], str]:
     return evidence
 
 
-def _own(folder: Path) -> str:
+def _own(folder: Path, words: bytes = b"mixtral-recipes/") -> str:
+    """A manifest.json that begins with these words among others."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return ""
     with manifest.open("rb") as file:
-        return "manifest.json" if b"mixtral-recipes/" in file.read(64) else ""
+        return "manifest.json" if words in file.read(64) else ""
 
 
 def _nemo(folder: Path) -> str:
@@ -223,6 +226,7 @@ def _collection(folder: Path) -> str:
 _COLLECTED = (Form.CHECKPOINT, Form.HF, Form.MISTRAL, Form.NEMO, Form.PEFT, Form.RUN)
 # In this order: the first that finds evidence decides.
 _TESTS: tuple[tuple[Form, Callable[[Path], str]], ...] = (
+    (Form.QUANTIZED, lambda folder: _own(folder, b'"kind": "quantized"')),
     (Form.CHECKPOINT, _own),
     (Form.NEMO_ADAPTER, _any_of("weights/adapter_metadata.json")),
     (Form.NEMO, _nemo),

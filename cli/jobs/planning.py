@@ -14,6 +14,7 @@ from mixtral_recipes.cli.output import console, note, print_table, table
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.layout import cards
 from mixtral_recipes.layout.cards import Card
+from mixtral_recipes.layout.shapes import MIXTRAL_TINY
 from mixtral_recipes.planner import calibration, plan, verdict
 from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import Plan
@@ -23,6 +24,8 @@ from mixtral_recipes.recipes import catalog
 from mixtral_recipes.recipes.outline import Question, outline
 from mixtral_recipes.system import machine
 
+# By the size of the vocabulary, where it is not Mixtral 8x7B's.
+_TOKENIZERS = {MIXTRAL_TINY.vocab_size: "embedded://mixtral_tiny", 32768: "mistral://mixtral-8x22b-instruct"}
 _HOURS = {"m": 1 / 60, "h": 1.0, "d": 24.0, "": 1.0}
 
 
@@ -126,7 +129,8 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
         job = job.on_cpu()
     steps, notes, more = int(recipe.trainer.max_steps), [], {}
     if work.data:
-        job, steps, data_notes, more = _through_data(job, work.data, of_data, work.epochs or 1.0)
+        tokenizer = _tokenizer_of(recipe, job.shape.vocab_size)
+        job, steps, data_notes, more = _through_data(job, tokenizer, work.data, of_data, work.epochs or 1.0)
         notes += data_notes
     job = _reach(job, card, goal, steps)
     verdict.check_formats(job, card)
@@ -274,20 +278,29 @@ def _hours(text: str) -> float:
     raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
 
 
+def _tokenizer_of(recipe: Any, vocab_size: int) -> Any:
+    """What data is counted with: the tokenizer that the recipe names, or that of its base, without a download."""
+    import fiddle as fdl
+
+    from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer
+
+    named = getattr(recipe.model, "tokenizer", None)  # an outline has none
+    named = fdl.build(named) if isinstance(named, fdl.Buildable) else named
+    return chosen_tokenizer(named) or chosen_tokenizer(_TOKENIZERS.get(vocab_size, "mistral://mixtral-8x7b"))
+
+
 def _through_data(
-    job: Workload, specs: list[str], settings: list[str], epochs: float
+    job: Workload, tokenizer: Any, specs: list[str], settings: list[str], epochs: float
 ) -> tuple[Workload, int, list[str], dict[str, Any]]:
     """The job with its data's lengths, and the steps that its passes take.
 
     A pass over several data sets takes as many samples as they have together, by their shares where these are given.
     """
     from mixtral_recipes.data.recognise import shares
-    from mixtral_recipes.data.tokenizers import load_tokenizer
 
     names, weights = shares(specs)
     if settings and len(names) > 1:
         raise RecipeError(f"{settings[0]}: how records are read can be set for one --data, and not for several.")
-    tokenizer = load_tokenizer("mistral://mixtral-8x7b")
     counted = [_counted(name, settings, tokenizer, job.batch.seq_length) for name in names]
     samples = sum(size for size, _ in counted)
     share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]

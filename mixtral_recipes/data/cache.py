@@ -108,17 +108,18 @@ def _damage_of(folder: Path, made_from: str) -> str | None:
         if (folder / _MADE_FROM).read_text() != made_from:
             return f"{_MADE_FROM} names something else"
         recorded = json.loads((folder / _CONTENTS).read_text())
-        for name, digest in recorded.items():
-            if sampled_hash(folder / name) != digest:
-                return f"{name} is damaged"
-    except (OSError, ValueError, AttributeError) as error:
+        there = _contents_of(folder)
+    except (OSError, ValueError) as error:
         return f"it cannot be read ({type(error).__name__}: {error})"
-    return None
+    if not isinstance(recorded, dict):
+        return f"{_CONTENTS} names no files"
+    different = [name for name in sorted(recorded.keys() | there) if recorded.get(name) != there.get(name)]
+    return f"{different[0]} is damaged" if different else None
 
 
 def _contents_of(folder: Path) -> dict[str, str]:
-    """Relative path -> hash of every file in a folder that was made just now."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Relative path -> hash of every file in a folder, but of the one that holds this."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _CONTENTS)
     return {path.relative_to(folder).as_posix(): sampled_hash(path) for path in files}
 
 

@@ -17,7 +17,10 @@ from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
 _WORD = re.compile(r"[\w.:/+-]*")  # anything else the whole recipe's parser reads: `[a, b]` of bare names
-_WHOLE_PARTS = ("data", "model", "trainer", "optim", "log", "resume", "peft", "trainer.callbacks", "trainer.plugins")
+_WHOLE_PARTS = (
+    *("data", "model", "trainer", "optim", "log", "resume", "peft"),
+    *("model.tokenizer", "trainer.callbacks", "trainer.plugins"),
+)
 
 
 class NeedsRecipe(Exception):

@@ -13,6 +13,7 @@ from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import Message, conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.tokenizers import load_tokenizer
+from tests.chat_encoding import encode_one
 
 mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed")
 
@@ -112,7 +113,7 @@ def test_tokens_are_mistral_commons(tokenizer: Any, mistral: Any, messages: list
 
     request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(messages))
     expected = mistral.encode_chat_completion(request).tokens
-    assert ChatEncoder(tokenizer).encode(messages).tokens == expected
+    assert encode_one(ChatEncoder(tokenizer), messages).tokens == expected
 
 
 @EXAMPLES
@@ -129,7 +130,7 @@ def test_tokens_and_masks_of_weights_tools_and_systems(
     plain = [{k: v for k, v in message.items() if k != "weight"} for message in record["messages"]]
     request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(plain), tools=record.get("tools") or None)
     expected = mistral.encode_chat_completion(request).tokens
-    encoded = ChatEncoder(tokenizer).encode(conversation(Record(record, "x:1")))
+    encoded = encode_one(ChatEncoder(tokenizer), conversation(Record(record, "x:1")))
     assert encoded.tokens == expected
     inner = mistral.instruct_tokenizer
     normal = InstructRequestNormalizer.normalizer().from_chat_completion_request(request)
@@ -166,7 +167,7 @@ def test_mask_is_transformers_assistant_mask(tokenizer: Any, name: str, data: st
         return_assistant_tokens_mask=True,
         tokenize=True,
     )
-    encoded = ChatEncoder(tokenizer).encode(talk)
+    encoded = encode_one(ChatEncoder(tokenizer), talk)
     assert encoded.tokens == expected["input_ids"]
     weights = iter(
         [w for message, w in zip(talk.messages, talk.learned, strict=True) if message["role"] == "assistant"]
@@ -191,7 +192,7 @@ def test_mask_is_the_same_without_marks_in_the_template(tokenizer: Any, name: st
         if "content" in message:
             message["content"] = message["content"].strip()
     talk = conversation(Record(record, "x:1"))
-    assert ChatEncoder(tokenizer, bare).encode(talk) == marked.encode(talk)
+    assert encode_one(ChatEncoder(tokenizer, bare), talk) == encode_one(marked, talk)
 
 
 @EXAMPLES
@@ -218,5 +219,5 @@ def test_tokenizer_survives_saving(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
     talk = [{"role": "user", "content": " two  spaces"}, {"role": "assistant", "content": "ok </s>"}]
-    assert ChatEncoder(again).encode(talk) == ChatEncoder(tokenizer).encode(talk)
+    assert encode_one(ChatEncoder(again), talk) == encode_one(ChatEncoder(tokenizer), talk)
     assert again.chat_template == tokenizer.chat_template

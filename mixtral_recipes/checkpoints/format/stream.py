@@ -114,8 +114,9 @@ class _Pieces:
             self._digest, self._length = hashlib.sha256(), 0
 
 
-def lay_out(records: Sequence[Record], start: int = 0) -> int:
+def lay_out(records: Sequence[Record]) -> int:
     """Give every record its offset; returns where the last one ends."""
+    start = 0
     for record in records:
         start = -(-start // record.align) * record.align
         record.offset = start

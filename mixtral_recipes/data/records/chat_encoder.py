@@ -87,12 +87,6 @@ class ChatEncoder:
         """What the tokens depend on besides the tokenizer."""
         return self.template
 
-    def encode(self, talk: Conversation | list[Message], where: str = "conversation") -> Encoded:
-        """Tokenize one conversation; of plain messages the assistant's are learned."""
-        if isinstance(talk, list):
-            talk = Conversation(talk, [message["role"] == "assistant" for message in talk])
-        return next(self._tokenize([self._render(talk, where)]))
-
     def _render(self, talk: Conversation, where: object) -> _Rendered:
         self._check_tools(talk, where)
         replaced, spelled = self._with_placeholders(talk)

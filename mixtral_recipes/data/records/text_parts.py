@@ -147,8 +147,11 @@ class _Place(NamedTuple):
         return f"{self.path}:{count}"
 
 
-def _lines(part: TextPart) -> Iterator[tuple[_Place, bytes]]:
-    """Lines that begin in the part, with their places; a line belongs to the part of its first byte."""
+def _lines(part: TextPart) -> Iterator[tuple[_Place, bytes | None]]:
+    """Lines that begin in the part, with their places; None for one that is too long.
+
+    A line belongs to the part of its first byte.
+    """
     limit = longest_line()
     with open_bytes(part.path) as file:
         position = _first_line(file, part.start)
@@ -156,13 +159,20 @@ def _lines(part: TextPart) -> Iterator[tuple[_Place, bytes]]:
             line = file.readline(limit + 1)
             if not line:
                 return
-            if len(line) > limit:
-                raise too_long(_Place(part.path, position), limit)
-            yield _Place(part.path, position), line
+            where = _Place(part.path, position)
             position += len(line)
+            if len(line) <= limit:
+                yield where, line
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(limit)
+                position += len(line)
+            yield where, None
 
 
-def _decode(where: _Place, line: bytes) -> str:
+def _decode(where: _Place, line: bytes | None) -> str:
+    if line is None:
+        raise too_long(where, longest_line())
     try:
         return line.decode("utf-8-sig" if where.position == 0 else "utf-8")
     except UnicodeDecodeError as error:
@@ -176,7 +186,7 @@ def _json_lines(part: TextPart, bad: BadRecord) -> Iterator[tuple[Any, object]]:
             if text:
                 yield parse_json(text, where), where
         except DataError as error:
-            bad(error, line.decode("utf-8", "replace").strip())
+            bad(error, line and line.decode("utf-8", "replace").strip())
 
 
 def _text_documents(part: TextPart) -> Iterator[str]:

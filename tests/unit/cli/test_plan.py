@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import nemo_run as run
 import pytest
 
 from mixtral_recipes.cli import main
+from mixtral_recipes.cli.jobs import planning
+from mixtral_recipes.data.recognise import recognize
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.overrides import loading, outline_paths, paths
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.recipes.outline import Question, outline
+from mixtral_recipes.settings.tokenizer import AutoTokenizer
 from tests.unit.cli.test_command_line import modules_after
 
 KEYS = {
@@ -158,6 +164,33 @@ def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
     ):
         with pytest.raises(outline_paths.NeedsRecipe):
             outline_paths.apply(outline(Question("mixtral_8x7b")), [override])
+
+
+def test_tokens_are_counted_with_the_recipes_own_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps({"input": f"What is number {n}?", "output": "a number"}) for n in range(40)))
+
+    def counted(recipe: str, *overrides: str) -> int:
+        return planned(f"--recipe {recipe} --data {data} {' '.join(overrides)}", capsys)["data"]["tokens"]
+
+    def tokens(tokenizer: str) -> int:
+        module = recognize(data).module(seq_length=128)
+        lengths = module.datasets(load_tokenizer(tokenizer))["train"].lengths
+        return int(lengths.sum()) + len(lengths)
+
+    of_tiny, of_8x7b = tokens("embedded://mixtral_tiny"), tokens("mistral://mixtral-8x7b")
+    assert of_tiny != of_8x7b
+    assert counted("mixtral_tiny") == of_tiny
+    assert counted("mixtral_8x7b") == of_8x7b
+    assert counted("mixtral_8x7b", "model.tokenizer=embedded://mixtral_tiny") == of_tiny
+    model = SimpleNamespace(tokenizer=run.Config(AutoTokenizer, "embedded://mixtral_tiny"))  # as recipe files have it
+    assert len(planning._tokenizer_of(SimpleNamespace(model=model), 32000)) == 1999
+    tools = tmp_path / "tools.jsonl"  # which only the tokenizer of Mixtral 8x22B Instruct has tokens for
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    tool = {"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}
+    tools.write_text("\n".join(json.dumps({"tools": [tool], "messages": talk}) for _ in range(4)))
+    line = f"--recipe mixtral_8x22b --data {tools} model.config.vocab_size=32768"
+    assert planned(line, capsys)["data"]["samples"] == 3
 
 
 def test_several_data_sets_are_counted_as_a_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

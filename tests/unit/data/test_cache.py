@@ -44,9 +44,11 @@ def test_a_file_rewritten_with_its_time_kept_has_another_hash(tmp_path: Path) ->
         lambda file: file.write_bytes(b"tok"),
         lambda file: file.unlink(),
         lambda file: (file.parent / "contents.json").write_text("{"),
+        lambda file: (file.parent / "contents.json").write_text("[]"),
+        lambda file: (rewrite(file, b"tokenz"), (file.parent / "contents.json").write_text("{}")),
         lambda file: (file.parent / "made_from.json").write_text("[2]"),
     ],
-    ids=["other bytes", "cut", "gone", "no hashes", "made from something else"],
+    ids=["other bytes", "cut", "gone", "cut hashes", "other hashes", "no hashes", "made from something else"],
 )
 def test_what_was_prepared_and_damaged_is_made_again(
     damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]

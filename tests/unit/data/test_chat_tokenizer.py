@@ -13,6 +13,7 @@ from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.chat_templates import CHATML, MIXTRAL_V1
 from mixtral_recipes.data.tokenizers import load_tokenizer, tokenizer_identity
 from mixtral_recipes.errors import DataError
+from tests.chat_encoding import encode_one
 
 TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi <|im_end|> there"}]
 
@@ -24,7 +25,7 @@ def test_markers_become_tokens_where_the_vocabulary_may_grow(tokenizer: Any, tmp
     assert grown.eos_token == "<|im_end|>"
     assert missing_markers(grown, CHATML) == []
     assert tokenizer.eos_token == "</s>"  # the one it was made of is as it was
-    tokens, learned, *_ = ChatEncoder(grown).encode(TALK)
+    tokens, learned, *_ = encode_one(ChatEncoder(grown), TALK)
     start, end = grown.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert [tokens.count(start), tokens.count(end)] == [2, 2]  # the one that is spelled out is text
     assert [t for t, is_learned in zip(tokens, learned, strict=True) if is_learned][-1] == end
@@ -35,7 +36,7 @@ def test_markers_become_tokens_where_the_vocabulary_may_grow(tokenizer: Any, tmp
 def test_markers_stay_text_where_it_may_not(tokenizer: Any) -> None:
     same = with_template(tokenizer, "chatml", grow=False)
     assert (len(same), same.eos_token, same.chat_template) == (len(tokenizer), "</s>", CHATML)
-    assert "<|im_start|>" in same.decode(ChatEncoder(same).encode(TALK).tokens)
+    assert "<|im_start|>" in same.decode(encode_one(ChatEncoder(same), TALK).tokens)
 
 
 def test_a_tokenizer_without_a_template_gets_the_one_that_is_learned(tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.cli.main import run
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.executors.runs.checkpoints import checkpoint_folder, model_checkpoint
@@ -83,6 +84,17 @@ def test_export_and_verify_name_what_they_refuse(
     assert f"is {form} (" in message
     if form in (Form.HF, Form.MISTRAL):
         assert f"mixtral-recipes import {folder}" in message
+
+
+def test_a_quantised_base_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lies in the form of one, with a manifest, and without a config.json."""
+    folder = make(tmp_path / "folder", ("weights/.metadata",))
+    write_manifest(folder, "quantized")
+    for words in (["import", "--output", str(tmp_path / "out")], ["verify"], ["export", str(tmp_path / "out")]):
+        assert run([words[0], str(folder), *words[1:]]) == 2
+        assert f"{folder} is {Form.QUANTIZED} (manifest.json), not" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="give the model it was made from"):
+        check_source(str(folder))
 
 
 def test_restore_from_names_what_it_refuses(tmp_path: Path) -> None:

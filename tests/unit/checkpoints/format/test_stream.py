@@ -52,7 +52,9 @@ def test_neighbouring_runs_make_one_file(tmp_path: Path, monkeypatch: pytest.Mon
         extent = Extent(str(tmp_path / "in"), start, "BF16", (stop - start) // 2, 2)
         part = Part(f"t{number}", extent, 0, extent.rows)
         records.append(Record(b"<%d" % number, [part], b">", "BF16", stop - start, align=(1, 64)[number % 2]))
-    lay_out(records, 7)
+    lay_out(records)
+    for record in records:
+        record.offset += 7  # as behind a file's head
     for per_run in (1, 3):
         groups = [records[i : i + per_run] for i in range(0, len(records), per_run)]
         runs = [Run(tmp_path / f"out{per_run}", group, start=group[0].offset) for group in groups]

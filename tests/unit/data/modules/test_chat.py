@@ -12,6 +12,7 @@ from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from tests.chat_encoding import encode_one
 
 U, A, S = "user", "assistant", "system"
 # Templates as they are found on the Hub: without marks, with other control tokens, stripping messages.
@@ -114,17 +115,17 @@ def learned_text(tokenizer: Any, encoded: Any) -> list[str]:
 @pytest.mark.parametrize("template", [None, PLAIN_MIXTRAL, STRIPPING])
 def test_the_assistant_is_learned_under_any_template(tokenizer: Any, template: str | None) -> None:
     encoder = ChatEncoder(tokenizer, template)
-    assert learned_text(tokenizer, encoder.encode(TWO_TURNS)) == ["Hello there</s>", "See you</s>"]
+    assert learned_text(tokenizer, encode_one(encoder, TWO_TURNS)) == ["Hello there</s>", "See you</s>"]
     # An answer that repeats the question, or the template's own words, is not mistaken for it.
     repeated = messages((U, "INST"), (A, "INST"), (U, "a"), (A, " a "))
-    assert learned_text(tokenizer, encoder.encode(repeated))[0] == "INST</s>"
-    assert len(learned_text(tokenizer, encoder.encode(repeated))) == 2
+    assert learned_text(tokenizer, encode_one(encoder, repeated))[0] == "INST</s>"
+    assert len(learned_text(tokenizer, encode_one(encoder, repeated))) == 2
 
 
 @pytest.mark.parametrize("template", [None, PLAIN_MIXTRAL, STRIPPING])
 def test_control_tokens_in_messages_are_text(tokenizer: Any, template: str | None) -> None:
     talk = messages((U, "What is </s>?"), (A, "It ends <s>a sentence</s>."))
-    encoded = ChatEncoder(tokenizer, template).encode(talk)
+    encoded = encode_one(ChatEncoder(tokenizer, template), talk)
     assert encoded.tokens.count(tokenizer.bos_token_id) == 1
     assert encoded.tokens.count(tokenizer.eos_token_id) == (1 if template != STRIPPING else 2)
     assert learned_text(tokenizer, encoded) == ["It ends <s>a sentence</s>.</s>"]
@@ -133,18 +134,18 @@ def test_control_tokens_in_messages_are_text(tokenizer: Any, template: str | Non
 @pytest.mark.parametrize("template", [BACKWARDS, FIRST_WORDS])
 def test_template_that_changes_messages_is_refused(tokenizer: Any, template: str) -> None:
     with pytest.raises(DataError, match=r"mark it in the template with \{% generation %\}"):
-        ChatEncoder(tokenizer, template).encode(TWO_TURNS)
+        encode_one(ChatEncoder(tokenizer, template), TWO_TURNS)
 
 
 def test_template_that_raises_names_the_record(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"x:1: the chat template refuses this conversation \(roles must alternate"):
-        ChatEncoder(tokenizer, "{{ raise_exception('roles must alternate') }}").encode(TWO_TURNS, "x:1")
+        encode_one(ChatEncoder(tokenizer, "{{ raise_exception('roles must alternate') }}"), TWO_TURNS, "x:1")
 
 
 def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": TWO_TURNS}) + "\n" for _ in range(10)))
-    whole = ChatEncoder(tokenizer).encode(TWO_TURNS)
+    whole = encode_one(ChatEncoder(tokenizer), TWO_TURNS)
     length = len(whole.tokens) - 4
     module = ChatDataModule(dataset_root=path, seq_length=length, val_proportion=0.2)
     module.setup(tokenizer)
@@ -156,7 +157,7 @@ def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) ->
 
 def test_an_end_of_turn_that_is_no_token_is_learned(tokenizer: Any) -> None:
     """As it must be, or the model never ends its turn."""
-    encoded = ChatEncoder(tokenizer, CHATML).encode(TWO_TURNS)
+    encoded = encode_one(ChatEncoder(tokenizer, CHATML), TWO_TURNS)
     assert learned_text(tokenizer, encoded) == ["Hello there<|im_end|>", "See you<|im_end|>"]
 
 
@@ -166,10 +167,10 @@ def test_template_file(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_templates_by_name(tokenizer: Any) -> None:
-    assert learned_text(tokenizer, ChatEncoder(tokenizer, "chatml").encode(TWO_TURNS)) == [
+    assert learned_text(tokenizer, encode_one(ChatEncoder(tokenizer, "chatml"), TWO_TURNS)) == [
         "Hello there<|im_end|>",
         "See you<|im_end|>",
     ]
-    assert ChatEncoder(tokenizer, "mixtral").encode(TWO_TURNS) == ChatEncoder(tokenizer).encode(TWO_TURNS)
+    assert encode_one(ChatEncoder(tokenizer, "mixtral"), TWO_TURNS) == encode_one(ChatEncoder(tokenizer), TWO_TURNS)
     with pytest.raises(DataError, match=r"chat_template='chatlm': no such file.*Did you mean 'chatml'"):
         ChatEncoder(tokenizer, "chatlm")

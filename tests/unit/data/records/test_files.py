@@ -143,6 +143,12 @@ def test_a_line_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.M
     parts = split_into_parts(path, "a", 1000)
     with pytest.raises(DataError, match=r":2: a line of more than 1,000 bytes"):
         [text for part in parts for text in documents(part)]
+    plain = tmp_path / "x.jsonl"
+    plain.write_bytes(gzip.decompress(path.read_bytes()))
+    for parts in (split_into_parts(path, "a", 1000), split_into_parts(plain, "a", 1000)):
+        skipped = Skipped()
+        assert [text for part in parts for text in documents(part, skipped)] == ["b", "c"]
+        assert (skipped.count, ":2: a line of more than 1,000 bytes" in skipped.first) == (1, True)
     monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", "many")
     with pytest.raises(DataError, match="'many' is not a number of bytes"):
         list(read_records(path))

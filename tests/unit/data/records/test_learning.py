@@ -9,6 +9,7 @@ from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.pairs import PairTemplate
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from tests.chat_encoding import encode_one
 
 U, A = "user", "assistant"
 
@@ -27,7 +28,7 @@ def record(*fields: dict[str, Any], **beside: Any) -> Record:
 
 def learned(tokenizer: Any, talk: Any, template: str | None = None) -> list[str]:
     """The learned stretches, as text."""
-    encoded = ChatEncoder(tokenizer, template).encode(talk)
+    encoded = encode_one(ChatEncoder(tokenizer, template), talk)
     stretches: list[list[int]] = [[]]
     for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True):
         if is_learned:
@@ -133,4 +134,4 @@ def test_partly_learned_turns_are_the_same_without_marks(tokenizer: Any) -> None
     bare = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}{% endfor %}"  # noqa: E501
     for fields in ({"weight": 0}, {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}):
         talk = conversation(record(fields))
-        assert ChatEncoder(tokenizer, bare).encode(talk) == ChatEncoder(tokenizer).encode(talk)
+        assert encode_one(ChatEncoder(tokenizer, bare), talk) == encode_one(ChatEncoder(tokenizer), talk)

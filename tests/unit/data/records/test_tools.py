@@ -10,6 +10,7 @@ from mixtral_recipes.data.records.chat_templates import MIXTRAL_V3
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
+from tests.chat_encoding import encode_one
 
 CALL = {"name": "get", "arguments": {"city": "x"}}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -105,18 +106,18 @@ def test_version_1_has_no_tools(tokenizer: Any) -> None:
     for record in (OPENAI, {**OPENAI, "tools": []}):
         talk = conversation(Record(record, "x:1"))
         with pytest.raises(DataError, match=r"^x:1: has tool.*which this chat template cannot encode \(tokenizers of"):
-            encoder.encode(talk, "x:1")
+            encode_one(encoder, talk, "x:1")
     talk = conversation(Record({"tools": [TOOL], "prompt": "a", "completion": "b"}, "x:1"), {"tools": None})
     assert not talk.tools
     assert dict(talk.unused) == {}
-    assert encoder.encode(talk)
+    assert encode_one(encoder, talk)
 
 
 def test_text_beside_a_call_is_refused_by_name(tokenizer: Any) -> None:
     record = json.loads(json.dumps(OPENAI))
     record["messages"][1]["content"] = "Let me look."
     with pytest.raises(DataError, match="a turn holds text and tool calls, of which Mixtral knows one at a time"):
-        ChatEncoder(tokenizer, MIXTRAL_V3).encode(conversation(Record(record, "x:1")), "x:1")
+        encode_one(ChatEncoder(tokenizer, MIXTRAL_V3), conversation(Record(record, "x:1")), "x:1")
 
 
 # ChatML as many have it: calls as JSON between markers of their own, and no word on what the assistant says.
@@ -156,7 +157,7 @@ def test_calls_that_cannot_be_found_are_refused(tokenizer: Any) -> None:
     silent = CHATML_TOOLS.replace("'<tool_call>' + (call.function | tojson) + '</tool_call>'", "''")
     for template in (later, silent):
         with pytest.raises(DataError, match="it cannot be told where they begin and end; mark what the assistant says"):
-            ChatEncoder(tokenizer, template).encode(talk, "x:1")
+            encode_one(ChatEncoder(tokenizer, template), talk, "x:1")
 
 
 def test_fields_of_turns_that_are_not_read_are_named() -> None:
