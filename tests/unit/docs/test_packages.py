@@ -56,7 +56,8 @@ def imported(*folders: str) -> dict[str, str]:
                 modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module or ""]
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "package":  # system/packages.py
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "package" and name.startswith(PACKAGE):
+                # system/packages.py
                 modules = [str(word.value) for word in node.args[:1] if isinstance(word, ast.Constant)]
             found |= {module.partition(".")[0]: name for module in modules}
     beside = [
