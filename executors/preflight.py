@@ -160,7 +160,10 @@ def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
             if "TransformerEngine" in str(cause):  # Megatron looks for its optimizer
                 setattr(recipe, path, None)
                 with _told(elsewhere):
-                    raise EnvironmentProblem(f"{path} cannot be made: {in_short(cause)} {INSTALL}") from error
+                    raise EnvironmentProblem(
+                        f"{path}.config.use_precision_aware_optimizer=True needs Transformer Engine, which is not "
+                        f"installed: {INSTALL}"
+                    ) from error
                 continue
             raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
 

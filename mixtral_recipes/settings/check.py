@@ -15,7 +15,8 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
 from mixtral_recipes.settings.conformity import annotation, default
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.rules import Ignored, Rule, needs, notice, refusal, wrong_type
+from mixtral_recipes.settings.nemo.megatron import BESIDE
+from mixtral_recipes.settings.nemo.rules import Ignored, Rule, needs, notice, refusal, short, wrong_type
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
 
@@ -47,6 +48,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
             elif secret := _secret(where, value):
                 refused.append(secret)
             elif wrong := out_of_range(where, str(name), value):
+                refused.append(wrong)
+            elif wrong := _alone(owner, prefix, str(name), given):
                 refused.append(wrong)
             elif name in rules:
                 refused += filter(None, [refusal(rules[name], where, value)])
@@ -90,6 +93,16 @@ def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
     return [
         f"{prefix}{name} is not set: {needs(annotation(target, name), name)}" for name in required if name not in given
     ]
+
+
+def _alone(owner: Any, prefix: str, name: str, given: Mapping[Any, Any]) -> str | None:
+    """Why a setting that Megatron takes only beside another one may not stand alone."""
+    if name not in (needed := BESIDE.get(owner.__name__, {})) or given[name] in (default(owner, name), []):
+        return None
+    other, value = needed[name]
+    if given.get(other, default(owner, other)) == value:
+        return None
+    return f"{prefix}{name}={short(given[name])}: needs {prefix}{other}={value}."
 
 
 def _secret(where: str, value: Any) -> str | None:

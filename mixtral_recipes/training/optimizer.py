@@ -116,15 +116,10 @@ def connect(config: Any, ddp: list[Any], optimizer: Any) -> None:
 def build_optimizer(
     optim: MegatronOptimizerModule, model: list[Any], precision: MegatronMixedPrecision, peft: LoRA | None = None
 ) -> Any:
-    """Megatron's (distributed) optimizer over DDP-wrapped model chunks; ``peft`` may have learning rates of its own.
-
-    Raises:
-        RecipeError: no learning rate is set.
-    """
+    """Megatron's (distributed) optimizer over DDP-wrapped model chunks; ``peft`` may have learning rates of its own."""
     schedule = optim.lr_scheduler
     lr = optim.config.lr
-    if lr is None:
-        raise RecipeError("optim.config.lr=None: set a learning rate.")
+    assert lr is not None  # `check_states`
     min_lr = min(schedule.min_lr, lr) if schedule else lr
     config = dataclasses.replace(optim.config, min_lr=min_lr, **optimizer_fields(precision, frozen=peft is not None))
     with cpu_device.cuda_type_names():

@@ -16,7 +16,7 @@ _STATE_DTYPES = {
 
 
 def check_states(optim: MegatronOptimizerModule, precision: MegatronMixedPrecision, *, frozen: bool) -> None:
-    """Refuse optimizer states in formats that could not be saved, or that nothing computes with.
+    """Refuse an optimizer without a learning rate, or with states that could not be saved or computed with.
 
     Args:
         optim: The recipe's.
@@ -27,6 +27,8 @@ def check_states(optim: MegatronOptimizerModule, precision: MegatronMixedPrecisi
         RecipeError: names the setting.
     """
     config = optim.config
+    if config.lr is None:
+        raise RecipeError("optim.config.lr=None: set a learning rate.")
     if not config.use_precision_aware_optimizer:
         return
     name = "optim.config.use_precision_aware_optimizer=True"

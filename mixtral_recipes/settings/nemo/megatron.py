@@ -151,10 +151,11 @@ DDP: dict[str, Rule] = {
     "nccl_ub": Only(False, "gradients are in torch's memory"),
     **_only(False, "use_megatron_fsdp use_custom_fsdp", _FSDP),
     **_only("no_shard", "data_parallel_sharding_strategy outer_dp_sharding_strategy", _FSDP),
+    "num_buckets": Only(None, "Megatron-FSDP is not used; set bucket_size"),
     "gradient_reduce_div_fusion": Ignored("Megatron-FSDP is not used", quiet=(True, False)),
     **each(
         Ignored("Megatron-FSDP is not used"),
-        "num_buckets suggested_communication_unit_size keep_fp8_transpose_cache fsdp_double_buffer "
+        "suggested_communication_unit_size keep_fp8_transpose_cache fsdp_double_buffer "
         "fsdp_db_use_persist_buf_on_alloc_fail fsdp_all_gather_in_start_param_sync fsdp_manual_registration "
         "megatron_fsdp_main_params_dtype megatron_fsdp_main_grads_dtype megatron_fsdp_grad_comm_dtype "
         "megatron_fsdp_use_decoupled_grad megatron_fsdp_cuda_graph_mode megatron_fsdp_enable_fine_grained_param_gather "
@@ -191,4 +192,19 @@ OPTIMIZER: dict[str, Rule] = {
         "adaptive_muon_beta2 adaptive_muon_eps sgd_momentum",
     ),
     "optimizer_cuda_graph": Only(False, _NO_GRAPHS),
+}
+
+#: What Megatron-Core takes only beside another setting of the same part: setting -> the other, and its value.
+BESIDE: dict[str, dict[str, tuple[str, Any]]] = {
+    "OptimizerConfig": {
+        "use_precision_aware_optimizer": ("use_distributed_optimizer", True),
+        **dict.fromkeys(
+            ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"),
+            ("use_precision_aware_optimizer", True),
+        ),
+    },
+    "DistributedDataParallelConfig": {
+        "reuse_grad_buf_for_mxfp8_param_ag": ("fp8_param_gather", True),
+        "param_name_patterns_for_fp32_local_accumulation": ("grad_reduce_in_fp32", False),
+    },
 }

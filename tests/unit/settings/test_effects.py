@@ -7,11 +7,13 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
+import torch
 
 import mixtral_recipes as llm
 from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError
 from mixtral_recipes.executors.preflight import preflight
 from mixtral_recipes.overrides.loading import load
+from mixtral_recipes.overrides.paths import set_value
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.nemo.arguments import rules_of
@@ -117,6 +119,27 @@ def test_what_has_one_value_is_refused_with_the_reason() -> None:
     with pytest.raises(RecipeError, match=r"trainer.accumulate_grad_batches=4: must be 1: accumulation follows from"):
         preflight(recipe)
     with pytest.raises(RecipeError, match=r"resume.restore_config.load_model_state=False: must be True"):
+        preflight(recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optim.config.exp_avg_dtype": torch.bfloat16}, r"needs optim\.config\.use_precision_aware_optimizer=True\."),
+        (
+            {"optim.config.use_precision_aware_optimizer": True, "optim.config.use_distributed_optimizer": False},
+            r"use_precision_aware_optimizer=True: needs optim\.config\.use_distributed_optimizer=True\.",
+        ),
+        ({"trainer.strategy.ddp.reuse_grad_buf_for_mxfp8_param_ag": True}, r"ddp\.fp8_param_gather=True\."),
+        ({"trainer.strategy.ddp.num_buckets": 2}, r"num_buckets=2: must be None: .* set bucket_size\."),
+        ({"optim.config.lr": None}, r"optim\.config\.lr=None: set a learning rate\."),
+    ],
+)
+def test_what_megatron_would_refuse_is_told_by_its_path(settings: dict[str, Any], told: str) -> None:
+    recipe = load("mixtral_tiny", "finetune")
+    for path, value in settings.items():
+        set_value(recipe, path, value)
+    with pytest.raises(RecipeError, match=told):
         preflight(recipe)
 
 
