@@ -8,6 +8,7 @@ from mixtral_recipes.data.records.chat_templates import named_template
 from mixtral_recipes.data.tokenizers import load_tokenizer, vocabulary_size
 from mixtral_recipes.embedded import PREFIX
 from mixtral_recipes.errors import DataError, MixtralRecipesError, RecipeError
+from mixtral_recipes.settings.nemo.rules import short
 from mixtral_recipes.settings.tokenizer import AutoTokenizer, NullTokenizer
 from mixtral_recipes.system.hub_ids import warn_of_a_word
 
@@ -30,18 +31,22 @@ def chosen_tokenizer(named: Any, *, error: type[MixtralRecipesError] = DataError
     Raises:
         RecipeError: it is neither.
     """
+    _refuse_other(named)
     if named is None or isinstance(named, NullTokenizer):
         return None
     if isinstance(named, str | Path):
         return load_tokenizer(named, error=error)
-    if isinstance(named, AutoTokenizer):
-        return _by_settings(named, error)
-    if callable(getattr(named, "encode", None)) and callable(getattr(named, "save_pretrained", None)):
-        return named
-    raise RecipeError(
-        f"tokenizer={type(named).__name__} is not a tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
-        "transformers tokenizer."
-    )
+    return _by_settings(named, error) if isinstance(named, AutoTokenizer) else named
+
+
+def _refuse_other(named: Any) -> None:
+    if named is None or isinstance(named, str | Path | AutoTokenizer | NullTokenizer):
+        return
+    if not (callable(getattr(named, "encode", None)) and callable(getattr(named, "save_pretrained", None))):
+        raise RecipeError(
+            f"tokenizer={short(named)} is not a tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
+            "transformers tokenizer."
+        )
 
 
 def check_place(named: Any) -> None:
@@ -52,7 +57,9 @@ def check_place(named: Any) -> None:
 
     Raises:
         DataError: there is none on this machine, and it is no Hub id.
+        RecipeError: it is something else than a tokenizer.
     """
+    _refuse_other(named)
     by_files = isinstance(named, AutoTokenizer) and named.vocab_file
     if isinstance(named, str | Path | AutoTokenizer) and not by_files:
         name = described(named)

@@ -47,9 +47,7 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
                 refused.append(wrong)
             elif secret := _secret(where, value):
                 refused.append(secret)
-            elif wrong := out_of_range(where, str(name), value):
-                refused.append(wrong)
-            elif wrong := _alone(owner, prefix, str(name), given):
+            elif wrong := out_of_range(where, str(name), value) or _alone(owner, prefix, str(name), given):
                 refused.append(wrong)
             elif name in rules:
                 refused += filter(None, [refusal(rules[name], where, value)])

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.shards import parts_of
 from mixtral_recipes.cpu import device as cpu_device
-from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.peft import optimizer_settings
 from mixtral_recipes.peft.attach import reduce_expert_adapter_gradients

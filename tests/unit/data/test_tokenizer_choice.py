@@ -1,13 +1,14 @@
 """Whichever way a recipe names its tokenizer, the same one is found."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mixtral_recipes as llm
-from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer
+from mixtral_recipes.data.tokenizer_choice import check_place, chosen_tokenizer
 from mixtral_recipes.errors import DataError, RecipeError
 
 TINY = "embedded://mixtral_tiny"
@@ -55,9 +56,10 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
 
 
-def test_what_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(RecipeError, match="tokenizer=int is not a tokenizer"):
-        chosen_tokenizer(3)
+@pytest.mark.parametrize("look", [chosen_tokenizer, check_place])
+def test_what_is_no_tokenizer_is_refused(look: Callable[[Any], Any]) -> None:
+    with pytest.raises(RecipeError, match="tokenizer=3 is not a tokenizer"):
+        look(3)
     with pytest.raises(RecipeError, match="library='byte-level'"):
         llm.get_nmt_tokenizer("byte-level")
     with pytest.raises(RecipeError, match="model_name is not given"):
