@@ -42,9 +42,11 @@ def convert(path: Path) -> Converted:
 
 
 def _from_sentencepiece(path: Path) -> Converted:
-    library = package("sentencepiece", f"{path} needs the package sentencepiece; pip install sentencepiece.")
+    package("sentencepiece", f"{path} needs the package sentencepiece; pip install sentencepiece.")
+    from sentencepiece import SentencePieceProcessor
+
     try:
-        model = library.SentencePieceProcessor(model_file=str(path))
+        model = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: not a SentencePiece model.") from error
     backend = _sentencepiece_backend(model)
@@ -55,11 +57,12 @@ def _from_sentencepiece(path: Path) -> Converted:
 
 def _from_tekken(path: Path) -> Converted:
     missing = f"{path} needs the package mistral-common; pip install mistral-common."
-    tekken = package("mistral_common.tokens.tokenizers.tekken", missing)
+    package("mistral_common.tokens.tokenizers.tekken", missing)
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     try:
-        original = tekken.Tekkenizer.from_file(path)
+        original = Tekkenizer.from_file(path)
         backend = MistralConverter(str(path)).converted()
     except Exception as error:  # what a file that is no tekken.json raises is not documented
         raise DataError(f"{path}: not a tekken tokenizer ({in_short(error)}).") from error

@@ -229,7 +229,8 @@ def _objects(text: str, wanted: Any, path: str) -> Any:
         except SyntaxError:
             raise RecipeError(f"{path}={text}: is not a list of classes.") from None
         return [_object(node, path) for node in getattr(nodes, "elts", [])]
-    if text.lower() in ("none", "null") or not _OBJECT.fullmatch(text):
+    word = text.lower() in ("none", "null") or any(text in typing.get_args(option) for option in options(wanted))
+    if word or not _OBJECT.fullmatch(text):
         return None
     factory = _factory(text.partition("(")[0], wanted)
     node = ast.parse(text, mode="eval").body

@@ -1,7 +1,7 @@
 """Trainer and strategy: how long a run is and how it is laid out, in NeMo's spelling."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -29,7 +29,7 @@ class MegatronStrategy:
         ckpt_async_save: Whether checkpoints are written in the background.
         ckpt_parallel_load: No effect: every rank reads its own part of a checkpoint.
         ckpt_load_strictness: No effect: a checkpoint that lacks a tensor of the model is refused.
-        ddp: Megatron's DDP settings.
+        ddp: Megatron's DDP settings; ``"megatron"``, NeMo's default, stands for their defaults.
     """
 
     tensor_model_parallel_size: int = 1
@@ -44,7 +44,11 @@ class MegatronStrategy:
     ckpt_async_save: bool = False
     ckpt_parallel_load: bool = False
     ckpt_load_strictness: str | None = None
-    ddp: DistributedDataParallelConfig = field(default_factory=DistributedDataParallelConfig)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    ddp: DistributedDataParallelConfig | Literal["megatron"] = field(default_factory=DistributedDataParallelConfig)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def __post_init__(self) -> None:
+        if self.ddp == "megatron":
+            self.ddp = DistributedDataParallelConfig()
 
 
 @takes_nemos_arguments

@@ -156,6 +156,7 @@ def build_run(
     config = _configured(model.config, topology, settings["model"], peft, weights)
     if isinstance(peft, QLoRA):
         peft.check_base(trainer.plugins, ModelShape.of(config), topology)
+    assert not isinstance(trainer.strategy.ddp, str)  # a strategy that is built has none
     with refusals_told("trainer.strategy.ddp"):
         reduction = ddp_config(trainer.strategy.ddp, optim, settings["ddp"])
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))

@@ -51,6 +51,7 @@ PATHS: list[tuple[str, str, str, Any, Any]] = [
         [{"_target_": "TimingCallback"}, {"_target_": "GarbageCollectionCallback", "gc_interval_train": 5}],
         [run.Config(llm.TimingCallback), run.Config(llm.GarbageCollectionCallback, gc_interval_train=5)],
     ),
+    ("finetune", "trainer.strategy.ddp", "megatron", "megatron", "megatron"),
     (
         "finetune",
         "trainer.plugins",

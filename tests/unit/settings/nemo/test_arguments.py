@@ -170,3 +170,7 @@ def test_ranks_of_a_job_do_not_repeat_what_the_command_has_said(monkeypatch: pyt
 def test_an_argument_that_nobody_has_is_told_with_whose_it_is() -> None:
     with pytest.raises(TypeError, match=r"^MegatronStrategy: got an unexpected keyword argument 'ckpt_include'$"):
         llm.MegatronStrategy(ckpt_include=True)  # pyright: ignore[reportCallIssue]
+
+
+def test_nemos_default_reduction_is_megatrons() -> None:
+    assert llm.MegatronStrategy(ddp="megatron") == llm.MegatronStrategy()
