@@ -111,7 +111,8 @@ def conversation(
     if is_filled(system := value.get(system_name)):
         name = names[system_name]
         turn = _Turn("system", text_of(_joined_parts(system, name, where), name, where), name)
-        if (turns[0].role, turns[0].text) != (turn.role, turn.text):  # some tables hold it in both places
+        first = turns[0]
+        if (first.role, first.text.strip()) != (turn.role, turn.text.strip()):  # some tables hold it in both places
             turns.insert(0, turn)
     tools = tools_of(value.get(tools_name), names[tools_name], where)
     used |= {system_name, tools_name, *FIELDS}
@@ -283,7 +284,7 @@ def _joined(turns: Iterable[_Turn], learned: Iterable[Learned]) -> tuple[list[Me
     messages: list[Message] = []
     kept: list[Learned] = []
     for turn, wanted in zip(turns, learned, strict=True):
-        if turn.role == "system" and not turn.text:
+        if turn.role == "system" and not is_filled(turn.text):
             continue
         last: Message = messages[-1] if messages else {"role": ""}
         same = last["role"] == turn.role != "tool" and wanted is kept[-1] and bool(turn.calls) is ("tool_calls" in last)

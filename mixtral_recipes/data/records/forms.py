@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from mixtral_recipes.data.records.learning import yes_or_no
-from mixtral_recipes.data.records.record import is_filled
+from mixtral_recipes.data.records.record import is_filled, may_hold
 
 # Names people give to prompts and answers, most telling first.
 PAIR_COLUMNS = (
@@ -148,8 +148,16 @@ def are_exchanges(turns: Sequence[Any]) -> bool:
 
 
 def column_of_turns(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """The only field that holds conversations, whatever its name; None where there is none, or there are several."""
-    found = {str(name) for record in records for name, value in record.items() if holds_turns(value)}
+    """The only field that holds conversations, whatever its name; None where there is none, or there are several.
+
+    Pairs under a name such as ``data`` are records in a wrapper, and no exchanges of one conversation.
+    """
+    found = {
+        str(name)
+        for record in records
+        for name, value in record.items()
+        if holds_turns(value) and not (may_hold(str(name)) and are_exchanges(value))
+    }
     return found.pop() if len(found) == 1 else None
 
 

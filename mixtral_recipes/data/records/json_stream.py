@@ -13,11 +13,10 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from mixtral_recipes.data.records.bad_records import BadRecord, passed_over, stop
 from mixtral_recipes.data.records.files import LIMIT, longest_line, open_bytes
 from mixtral_recipes.data.records.forms import Form, form_of
-from mixtral_recipes.data.records.record import SPLIT_NAMES, Record
+from mixtral_recipes.data.records.record import SPLIT_NAMES, Record, may_hold
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.json_files import once
 
-HOLDERS = ("data", "records", "rows", "examples", "samples", "instances", "items")
 _BLOCK = 1 << 20
 _SPACE = " \t\r\n"
 _IN_NUMBERS = "0123456789+-.eE"
@@ -215,11 +214,6 @@ class _Cursor:
             if not self._more():
                 self._go_to(len(self._text))
                 return
-
-
-def may_hold(name: str) -> bool:
-    """Whether a list of that name in an object would hold the records."""
-    return name.lower() in HOLDERS or name.lower() in SPLIT_NAMES
 
 
 def _records(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from mixtral_recipes.data.records.bad_records import BadRecord, stop
 from mixtral_recipes.data.records.files import PACKED, longest_line, open_bytes, suffix_of, too_long
-from mixtral_recipes.data.records.json_stream import json_records, may_hold, object_of, parse_json
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.json_stream import json_records, object_of, parse_json
+from mixtral_recipes.data.records.record import Record, may_hold
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.system.files import lines_of
 

@@ -14,6 +14,7 @@ _IN_NAMES = {
     name: re.compile(rf"(?:{'|'.join(spellings)})(?:$|[-_.].*)", re.IGNORECASE) for name, spellings in SPLITS.items()
 }
 SPLIT_NAMES = {spelling: name for name, spellings in SPLITS.items() for spelling in spellings}
+_HOLDERS = ("data", "records", "rows", "examples", "samples", "instances", "items")
 
 
 def to_judge_on(splits: Sequence[str]) -> str:
@@ -34,9 +35,14 @@ def is_of_split(path: Path, split: str, *, behind: bool = False) -> bool:
     return in_folder or any(_IN_NAMES[split].fullmatch(path.name, start) for start in starts)
 
 
+def may_hold(name: str) -> bool:
+    """Whether a list of that name in an object would hold the records."""
+    return name.lower() in _HOLDERS or name.lower() in SPLIT_NAMES
+
+
 def is_filled(value: Any) -> bool:
-    """Whether a field says anything: null and what is empty are how tables write that it is not there."""
-    return value is not None and value not in ("", [], {})
+    """Whether a field says anything: null, and what is empty or blank, is how tables write that it is not there."""
+    return value is not None and value not in ("", [], {}) and not (isinstance(value, str) and value.isspace())
 
 
 class Record(NamedTuple):

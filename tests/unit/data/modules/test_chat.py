@@ -56,6 +56,12 @@ TWO_TURNS = messages((U, "Hi"), (A, "Hello there"), (U, "Bye"), (A, "See you"))
         ),
         ({"instruction": "Add", "input": "1 2", "output": "3"}, messages((U, "Add\n\n1 2"), (A, "3"))),
         ({"instruction": "Add", "input": "", "output": "3", "system": "S"}, messages((S, "S"), (U, "Add"), (A, "3"))),
+        ({"instruction": "Add", "input": " ", "output": "3", "system": "\n"}, messages((U, "Add"), (A, "3"))),
+        ({"messages": messages((S, " "), (U, "Hi"), (A, "Yes"))}, messages((U, "Hi"), (A, "Yes"))),
+        (
+            {"system": "S", "messages": messages((S, "S\n"), (U, "Hi"), (A, "Yes"))},
+            messages((S, "S\n"), (U, "Hi"), (A, "Yes")),
+        ),
         (
             {"instruction": "c", "output": "d", "history": [["a", "b"]]},
             messages((U, "a"), (A, "b"), (U, "c"), (A, "d")),

@@ -405,6 +405,16 @@ def test_no_record_needs_all_fields(tmp_path: Path) -> None:
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"a": 1, "b": 2}, {"a": 1, "c": 2}, {"a": 1, "d": 2}]))
 
 
+def test_pairs_in_a_wrapper_are_no_conversation(tmp_path: Path) -> None:
+    """As a JSON file they are records; in a line of JSON lines nothing says that they belong together."""
+    pairs = [{"input": f"q{n}", "output": "a"} for n in range(4)]
+    (tmp_path / "x.json").write_text(json.dumps({"data": pairs}))
+    assert recognize(tmp_path / "x.json").kind == "pairs"
+    with pytest.raises(DataError, match="records have data, which is no known form"):
+        recognize(write_jsonl(tmp_path / "x.jsonl", [{"data": pairs}]))
+    assert recognize(write_jsonl(tmp_path / "x.jsonl", [{"exchanges": pairs}])).kind == "chat"
+
+
 def test_columns_beside_a_pair_make_it_a_conversation(tmp_path: Path) -> None:
     assert (
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"system": "s", "prompt": "a", "response": "b"}])).kind == "chat"
