@@ -22,7 +22,7 @@ HELP = (
 def command(
     *,
     model: Model,
-    system: Annotated[str, option("--system TEXT", "What the model is told before everything else.")] = "",
+    system: Annotated[str, option("--system TEXT", "System message: what the model is told first.")] = "",
     compare: Annotated[bool, option("--compare", "For an adapter: show what its base model answers, too.")] = False,
     layout: LayoutOptions,
     sampling: SamplingOptions,

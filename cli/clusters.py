@@ -7,7 +7,7 @@ from mixtral_recipes.cli.options.groups import App, argument
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import print_checks, print_json, print_table, table
 
-app = App("Describe the Slurm clusters you can reach.")
+app = App("List and check the Slurm clusters you can reach.")
 
 
 @app.command("list")
@@ -27,7 +27,7 @@ def list_clusters(*, json: Json = False) -> None:
 
 @app.command()
 def check(*, name: Annotated[str, argument("NAME", "Profile.")], json: Json = False) -> None:
-    """Try a profile: Slurm's answer, partition, container runtime, shared folder."""
+    """Check a profile: Slurm, partition, container runtime, shared folder."""
     from mixtral_recipes.errors import EnvironmentProblem
     from mixtral_recipes.executors.checks import check_cluster
     from mixtral_recipes.executors.slurm.profile import cluster

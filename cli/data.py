@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = App("Prepare a corpus, check a data set, show what is learned.")
 
-Data = Annotated[str, argument("DATA", "What `finetune --data` would get: file, folder or Hub id.")]
+Data = Annotated[str, argument("DATA", "What `finetune --data` takes: a file, folder or Hub id.")]
 SeqLength = Annotated[int, option("--seq-length N", "Positions a sample may take.", min=8)]
 Settings = Annotated[
     list[str] | None, argument("SETTING=VALUE", "Settings of the run: data.learn=last data.on_bad_record=skip")
@@ -36,14 +36,14 @@ def prepare(
     workers: Annotated[int | None, option("--workers N", "Processes; default: one per core.", min=1)] = None,
     part_mb: Annotated[int, option("--part-mb N", "Megabytes of input per part.", min=1)] = 32,
     on_bad_record: Annotated[
-        str, option("--on-bad-record WHAT", "Records without text: stop, or skip and keep in a file.")
+        str, option("--on-bad-record WHAT", "Records without text: stop, or skip them and write them to a file.")
     ] = "stop",
     bos: Annotated[bool, option("--bos/--no-bos", "Start documents with the tokenizer's bos.")] = True,
     eos: Annotated[bool, option("--eos/--no-eos", "End documents with its eos.")] = True,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Tokenize text into Megatron's indexed corpus. A stopped run goes on where it was."""
+    """Tokenize text into Megatron's indexed corpus. A stopped run continues where it was."""
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.embedded import resolve
@@ -88,11 +88,11 @@ def check(
     settings: Settings = None,
     tokenizer: Annotated[str | None, TOKENIZER] = None,
     seq_length: SeqLength = 2048,
-    show_all: Annotated[bool, option("--all", "Name every finding, not the first five of a kind.")] = False,
+    show_all: Annotated[bool, option("--all", "List every finding, not just the first five of each kind.")] = False,
     png: Annotated[Path | None, option("--png FILE", "Write the length histogram to this file.")] = None,
     json: Json = False,
 ) -> None:
-    """Look every record over: unusable ones by line, what is learned, cut and left out, duplicates."""
+    """Check every record: unusable ones by line, what is learned, cut and left out, duplicates."""
     from mixtral_recipes.data.check.check import check as check_data
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.errors import DataError
@@ -129,7 +129,7 @@ def show(
 ) -> None:
     """Print samples as they are tokenized, with what is learned in colour.
 
-    Where there is no colour, what is learned stands in brackets.
+    Without colour, what is learned is in brackets.
     """
     from mixtral_recipes.data.batches.batch import Sample
     from mixtral_recipes.data.tokenizers import load_tokenizer

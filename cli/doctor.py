@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    slurm: Annotated[bool, option("--slurm", "Insist on Slurm; else its absence is only noted.")] = False,
+    slurm: Annotated[bool, option("--slurm", "Fail if Slurm is missing; otherwise that is only noted.")] = False,
     gpu: Annotated[bool, option("--gpu", "Also train ten steps in every number format of this machine's GPU.")] = False,
     json: Json = False,
 ) -> None:

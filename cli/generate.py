@@ -13,17 +13,17 @@ from mixtral_recipes.executors.runs.checkpoints import model_checkpoint
 def command(
     *,
     model: Model,
-    prompt: Annotated[str | None, argument("[PROMPT]", "The text to go on from.")] = None,
+    prompt: Annotated[str | None, argument("[PROMPT]", "The text to continue.")] = None,
     prompts: Prompts = None,
     chat: Annotated[bool, option("--chat", "Each prompt is a question; use the chat template.")] = False,
-    batch_size: Annotated[int, option("--batch-size N", "Prompts continued together on a process.", min=1)] = 8,
+    batch_size: Annotated[int, option("--batch-size N", "Prompts continued together in a process.", min=1)] = 8,
     layout: LayoutOptions,
     sampling: SamplingOptions,
     json: Json = False,
 ) -> None:
     """Continue prompts with a model.
 
-    On Megatron, in the layout asked for; nothing is exported. The text appears as it comes.
+    On Megatron, in the given layout; nothing is exported. Text appears as it is generated.
     """
     from mixtral_recipes.errors import RecipeError
 

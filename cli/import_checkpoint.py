@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0.
 
-    What is written is a Megatron checkpoint that loads under any parallel layout.
+    Writes a Megatron checkpoint that loads in any parallel layout.
     """
     import time
 

@@ -22,13 +22,13 @@ def command(
         str,
         argument(
             "PATH",
-            "A checkpoint, an exported folder or .gguf file, nemo://ID, or a run: its newest whole checkpoint.",
+            "A checkpoint, an exported folder or .gguf file, nemo://ID, or a run: its newest complete checkpoint.",
             autocompletion=complete_run,
         ),
     ],
     base: Base = None,
     quick: Annotated[
-        bool, option("--quick", "Leave the weights unread: compare recorded hashes, sizes and small files only.")
+        bool, option("--quick", "Do not read the weights: compare only recorded hashes, sizes and small files.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -74,7 +74,7 @@ def _tensors(path: Path, hashes: bool, dtypes: Mapping[str, str] | None) -> dict
 
 
 def _folder(text: str) -> Path:
-    """A folder or file with a lineage, an export's too; or as every command takes a checkpoint."""
+    """A folder or file with a lineage, such as an export; or a checkpoint or run."""
     from mixtral_recipes.checkpoints.lineage.record import place_of
 
     path = Path(text).expanduser()

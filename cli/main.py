@@ -38,8 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "See, follow, resume and stop runs."),
     "report": ("report", "Write a page about a run: loss, throughput, expert load, restarts."),
     "pipeline": ("pipeline", "Run several jobs that depend on each other."),
-    "migrate": ("migrate", "Say what changes in a script or notebook written for NeMo."),
-    "clusters": ("clusters", "Describe the Slurm clusters you can reach."),
+    "migrate": ("migrate", "Report what changes in a script or notebook written for NeMo."),
+    "clusters": ("clusters", "List and check the Slurm clusters you can reach."),
     "doctor": ("doctor", "Check this machine."),
 }
 

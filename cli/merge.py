@@ -17,13 +17,13 @@ def command(
         list[str],
         argument(
             "ADAPTER:WEIGHT...",
-            "Adapter checkpoints or runs, each with what it is multiplied by (1 where none is given).",
+            "Adapter checkpoints or runs, each with its weight (default 1).",
             autocompletion=complete_run,
         ),
     ],
     output: Annotated[Path, argument("FOLDER", "Adapter checkpoint to write.")],
     rank: Annotated[
-        int | None, option("--rank R", "Cut each sum to this rank by SVD; default: exact, the ranks add up.")
+        int | None, option("--rank R", "Reduce each sum to this rank by SVD; default: exact, the ranks add up.")
     ] = None,
     base: Base = None,
     overwrite: Overwrite = False,

@@ -15,12 +15,12 @@ def command(
     script: Annotated[Path, argument("SCRIPT", "A Python file or notebook, or a folder with some.")],
     write: Annotated[bool, option("--write", "Write the changed copy too.")] = False,
     output: Annotated[
-        Path | None, option("--output PATH", "Where; default: SCRIPT with _mixtral behind its name.")
+        Path | None, option("--output PATH", "Where to write; default: SCRIPT with _mixtral appended to its name.")
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Say what changes in a script or notebook written for NeMo.
+    """Report what changes in a script or notebook written for NeMo.
 
     Line by line: what is written differently (changed), taken with a warning (warned), refused with what replaces it
     (refused), or worth a look (note). Nothing of the script is run. In a copy a remark stands above what is refused.

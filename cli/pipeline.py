@@ -23,11 +23,9 @@ def command(
     *,
     file: Annotated[Path, argument("FILE", "Pipeline file (TOML); see docs/guide/clusters.md.")],
     executor: Annotated[
-        Where, option("--executor WHERE", "local (here, one stage after the other) or slurm (jobs that wait).")
+        Where, option("--executor WHERE", "local (here, one stage after another) or slurm (dependent jobs).")
     ] = Where.local,
-    start: Annotated[
-        str | None, option("--from STAGE", "Start with this stage: those in front of it have succeeded before.")
-    ] = None,
+    start: Annotated[str | None, option("--from STAGE", "Start with this stage, skipping those before it.")] = None,
     detach: Detach = False,
     dry_run: DryRun = False,
     json: Json = False,

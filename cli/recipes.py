@@ -88,7 +88,7 @@ def show_command(
     spec: Spec,
     overrides: Overrides = None,
     yaml: Annotated[bool, option("--yaml", "As YAML, ready for `run`.")] = False,
-    all: Annotated[bool, option("--all", "Also what nobody set, with its default.")] = False,
+    all: Annotated[bool, option("--all", "Also show settings left at their defaults.")] = False,
     json: Json = False,
 ) -> None:
     """Show a recipe's resolved configuration, as a tree or as YAML."""
@@ -151,11 +151,13 @@ def _print_tree(title: str, settings: dict[str, Any]) -> None:
 @app.command("diff")
 def diff_command(
     a: Spec,
-    b: Annotated[str | None, argument("RECIPE", "Another recipe; or go straight to overrides of the first.")] = None,
+    b: Annotated[
+        str | None, argument("RECIPE", "Another recipe; or leave it out and give overrides of the first.")
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Compare two recipes, or a recipe with itself under overrides (which apply to the second)."""
+    """Compare two recipes, or a recipe with itself plus overrides (which apply to the second)."""
     changes = list(overrides or [])
     if b is None or "=" in b.partition("(")[0]:
         changes, b = [*([b] if b else []), *changes], a

@@ -82,10 +82,10 @@ def status(*, run: Run, json: Json = False) -> None:
 def logs(
     *,
     run: Run,
-    follow: Annotated[bool, option("--follow -f", "Go on until the run ends.")] = False,
+    follow: Annotated[bool, option("--follow -f", "Keep following until the run ends.")] = False,
     rank: Annotated[int | None, option("--rank N", "Only this rank's lines.", min=0)] = None,
 ) -> None:
-    """Print a run's logs, every attempt of it; of a failed run, the failed rank's error first."""
+    """Print a run's logs, every attempt; for a failed run, the failed rank's error first."""
     from mixtral_recipes.executors.runs import logs as files
     from mixtral_recipes.executors.runs import records, states
 
@@ -125,7 +125,7 @@ def cancel(*, run: Run, json: Json = False) -> None:
 
 @app.command()
 def resume(*, run: Run, json: Json = False) -> None:
-    """Start a run that ended again, in the same folder; it goes on from its last checkpoint."""
+    """Restart a run that has ended, in the same folder, from its last checkpoint."""
     from mixtral_recipes.executors.runs import records, states
 
     record = records.find(run)

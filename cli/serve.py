@@ -92,7 +92,7 @@ def _here(
 
 
 def _become(words: list[str], token: str | None) -> NoReturn:
-    """Let vLLM take this process's place."""
+    """Replace this process by vLLM."""
     from mixtral_recipes.errors import EnvironmentProblem
 
     environment = os.environ | ({"VLLM_API_KEY": token} if token is not None else {})

@@ -9,12 +9,12 @@ Checkpoint = Annotated[
     str,
     argument(
         "CHECKPOINT",
-        "Checkpoint folder or nemo://ID; or a run's name, id or folder: its newest whole checkpoint.",
+        "Checkpoint folder or nemo://ID; or a run's name, id or folder: its newest complete checkpoint.",
         autocompletion=complete_run,
     ),
 ]
-Dtype = Annotated[str | None, option("--dtype TYPE", "bf16, fp16 or fp32; default: the type it has.")]
-Base = Annotated[str | None, option("--base MODEL", "The model that adapters adapt, if it is not where they say.")]
+Dtype = Annotated[str | None, option("--dtype TYPE", "bf16, fp16 or fp32; default: unchanged.")]
+Base = Annotated[str | None, option("--base MODEL", "The adapters' base model, if it has moved.")]
 Overwrite = Annotated[
     bool, option("--overwrite", "Replace what is there, if it is of the same kind and holds nothing else.")
 ]

@@ -19,18 +19,20 @@ class EvaluationOptions:
     """What is measured, and how."""
 
     data: str | None = what("--data DATA", "Loss on a data set, and SQuAD's scores; default: what its run held out.")
-    questions: int | None = what("--questions N", "Most of SQuAD's held-out questions; default: all, 0: none.", min=0)
+    questions: int | None = what(
+        "--questions N", "Maximum of SQuAD's held-out questions; default: all, 0: none.", min=0
+    )
     loss: bool = what("--loss/--no-loss", "Measure the loss on the data set.", True)
     perplexity: Path | None = what("--perplexity FILE", "Perplexity of a text: .txt, .md, or records with text.")
     tasks: str | None = what("--tasks A,B", "Tasks of lm-evaluation-harness (the extra `eval`).")
     include_path: Path | None = what("--include-path DIR", "A folder of further task files (YAML).")
-    compare: bool = what("--compare", "Measure what its training started from, too: before, after, base.")
+    compare: bool = what("--compare", "Also measure what its training started from: before, after, base.")
     few_shot: int | None = how("--few-shot N", "Examples before a question; default: the task's.", min=0)
-    limit: int | None = how("--limit N", "Most documents of each task.", min=1)
-    window: int | None = how("--window N", "Tokens that perplexity looks at together; default: 2048.")
-    stride: int | None = how("--stride N", "Tokens the window moves on by; default: half of it.")
-    batch_size: int = how("--batch-size N", "Prompts continued together on a process.", 8, min=1)
-    max_new_tokens: int = how("--max-new-tokens N", "Most tokens of an answer.", 24, min=1)
+    limit: int | None = how("--limit N", "Maximum documents per task.", min=1)
+    window: int | None = how("--window N", "Tokens in perplexity's window; default: 2048.")
+    stride: int | None = how("--stride N", "Tokens the window moves by; default: half of it.")
+    batch_size: int = how("--batch-size N", "Prompts continued together in a process.", 8, min=1)
+    max_new_tokens: int = how("--max-new-tokens N", "Maximum tokens of an answer.", 24, min=1)
 
     def asked(self) -> "Asked":
         """The same for `evaluation.evaluate`.

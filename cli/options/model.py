@@ -21,7 +21,7 @@ Model = Annotated[
     ),
 ]
 Prompts = Annotated[
-    Path | None, option("--prompts FILE", "One prompt a line, or JSON lines with a prompt; - is stdin.")
+    Path | None, option("--prompts FILE", "One prompt per line, or JSON lines with a prompt; - is stdin.")
 ]
 
 
@@ -79,14 +79,14 @@ class LayoutOptions:
 class SamplingOptions:
     """How continuations are made."""
 
-    max_new_tokens: int = drawing("--max-new-tokens N", "Most tokens of an answer.", 128)
+    max_new_tokens: int = drawing("--max-new-tokens N", "Maximum tokens of an answer.", 128)
     temperature: float = drawing("--temperature T", "0 takes the likeliest token.", 0.0)
-    top_k: int = drawing("--top-k K", "Draw from the K likeliest; 0 is all.", 0)
-    top_p: float = drawing("--top-p P", "Draw from the likeliest that sum to P.", 1.0)
+    top_k: int = drawing("--top-k K", "Sample from the K most likely tokens; 0: from all.", 0)
+    top_p: float = drawing("--top-p P", "Sample from the most likely tokens that sum to P.", 1.0)
     repetition_penalty: float = drawing(
-        "--repetition-penalty X", "Above 1: what was said before becomes less likely.", 1.0
+        "--repetition-penalty X", "Above 1: tokens used before become less likely.", 1.0
     )
-    stop: list[str] | None = drawing("--stop TEXT", "End at this text; repeatable.")
+    stop: list[str] | None = drawing("--stop TEXT", "End at this text; may be repeated.")
     seed: int = drawing("--seed N", "Of the draws.", 0)
 
     def sampling(self) -> Any:

@@ -94,8 +94,8 @@ class PlaceOptions:
     cluster: str | None = _slurm("--cluster NAME", "A profile of clusters.toml.")
     account: str | None = _slurm("--account NAME", "Account; default: the profile's.")
     partition: str | None = _slurm("--partition NAME", "Partition; default: the profile's.")
-    time: str | None = _slurm("--time HH:MM:SS", "Time limit of one attempt; a longer job comes back.")
-    retries: int | None = _slurm("--retries N", "Restarts after a failure; preemptions are not counted.", min=0)
+    time: str | None = _slurm("--time HH:MM:SS", "Time limit of one attempt; a longer job is requeued.")
+    retries: int | None = _slurm("--retries N", "Restarts after a failure; preemptions do not count.", min=0)
     slurm: list[str] | None = _slurm(
         "--slurm KEY=VALUE", "Any other setting of a profile, e.g. --slurm env.NCCL_DEBUG=INFO."
     )

@@ -71,11 +71,13 @@ class WorkOptions:
 
     data: list[str] | None = _work(
         "--data DATA",
-        "What it would be trained on: read through with its settings (data.columns=...), and counted. "
-        "Several are mixed, as finetune mixes them.",
+        "The training data: read through with its settings (data.columns=...) and counted. "
+        "Several are mixed, as in finetune.",
     )
     epochs: float | None = _work("--epochs N", "Passes over --data; default: 1.", min=0.01, callback=at_most(1e6))
-    price: float | None = _work("--price MONEY", "Of a GPU-hour, in any currency.", min=0.0, callback=at_most(1e9))
+    price: float | None = _work(
+        "--price MONEY", "Price of a GPU-hour, in any currency.", min=0.0, callback=at_most(1e9)
+    )
     advice: bool = _work("--advice", "Rank, targets, learning rate and batch that suit the data.")
 
 
@@ -85,9 +87,9 @@ class GoalOptions:
 
     smallest: bool = _goal("--smallest", "The fewest GPUs it fits on.")
     max_gpus: int | None = _goal(
-        "--max-gpus N", "The fastest layout on at most so many GPUs.", min=1, callback=at_most(100_000)
+        "--max-gpus N", "The fastest layout on at most this many GPUs.", min=1, callback=at_most(100_000)
     )
-    deadline: str | None = _goal("--deadline TIME", "The fewest GPUs that are done in e.g. 36h or 5d.")
+    deadline: str | None = _goal("--deadline TIME", "The fewest GPUs that finish within e.g. 36h or 5d.")
     simulate: bool = _goal("--simulate", "Build one rank's real model without its memory, and measure its peak.")
-    calibrate: bool = _goal("--calibrate", "Measure this machine for a minute; later plans use it.")
-    from_run: str | None = _goal("--from-run RUN", "Learn from what a run took; later plans use it.")
+    calibrate: bool = _goal("--calibrate", "Measure this machine for a minute; later plans use the result.")
+    from_run: str | None = _goal("--from-run RUN", "Learn from what a run took; later plans use this.")

@@ -14,13 +14,15 @@ class ServerOptions:
     port: int = field("--port N", "0 takes a free one.", 8000, min=0, max=65535)
     token_file: Path | None = field(
         "--token-file FILE",
-        "What clients must send; or MIXTRAL_RECIPES_TOKEN. Needed where --host is not this machine's own.",
+        "Token that clients must send; or MIXTRAL_RECIPES_TOKEN. Required unless --host is this machine's own.",
     )
     served_model_name: str | None = field(
         "--served-model-name NAME", "What clients call it; default: MODEL's last part."
     )
-    batch_size: int = field("--batch-size N", "Prompts continued together on a process.", 8, min=1)
-    context_length: int | None = field("--context-length N", "Most tokens of prompt and answer; default: all.", min=2)
+    batch_size: int = field("--batch-size N", "Prompts continued together in a process.", 8, min=1)
+    context_length: int | None = field(
+        "--context-length N", "Maximum tokens of prompt and answer; default: the model's.", min=2
+    )
     queue: int = field("--queue N", "Prompts that may wait; more are refused (429).", 128, min=0)
     engine: str | None = field("--engine NAME", "megatron (here) or vllm (its command); default: by size.")
     exec_: bool = field("--exec", "Run vLLM's command instead of printing it.")
