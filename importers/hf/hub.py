@@ -136,7 +136,10 @@ def _needed(api: "HfApi", where: HubId, commit: str, published: dict[str, _Publi
     formats = ((safetensors_io.INDEX, safetensors_io.SINGLE), (pickle_io.INDEX, pickle_io.SINGLE))
     for index, single in formats:
         if index in published:
-            shards = sorted(set(safetensors_io.read_index(whole(index)).values()))
+            weight_map = safetensors_io.read_index(whole(index))
+            found = single if single in published else None
+            safetensors_io.refuse_two_sets(f"hf://{where.repo}", index, weight_map, found)
+            shards = sorted(set(weight_map.values()))
             for shard in shards:
                 if shard not in published:
                     raise CheckpointError(f"hf://{where.repo}: {index} names {shard}, which is not in the repository.")

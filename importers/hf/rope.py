@@ -13,13 +13,14 @@ _NOT_READ = {
 
 
 def base(config: dict[str, Any], default: float) -> float:
-    """The rotary base, from whichever place transformers has kept it in; the newest place counts, as it does there.
+    """The rotary base, from whichever place transformers has kept it in; of two the one counts that it reads.
 
     Raises:
         CheckpointError: it is not a positive number.
     """
-    stated = {f"{field}.rope_theta": _part(config, field).get("rope_theta") for field in _PLACES}
-    for name, value in (stated | {"rope_theta": config.get("rope_theta")}).items():
+    read = next((field for field in _PLACES if _part(config, field)), _PLACES[0])  # the other is not looked at
+    stated = {f"{read}.rope_theta": _part(config, read).get("rope_theta"), "rope_theta": config.get("rope_theta")}
+    for name, value in stated.items():
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):

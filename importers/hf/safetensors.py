@@ -144,11 +144,13 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
     """A model's weight files, and which file the index says each tensor is in (empty without an index).
 
     Raises:
-        CheckpointError: there are no weights, or the index is broken or names a file that is not there.
+        CheckpointError: there are no weights, or the index is broken, names a file that is not there, or leaves out the
+            single file that is.
     """
     refuse_pointer(folder / index, CheckpointError)
     if (folder / index).exists():
         weight_map = read_index(folder / index)
+        refuse_two_sets(folder, index, weight_map, single if (folder / single).is_file() else None)
         for name in sorted(set(weight_map.values())):
             if os.path.basename(name) != name or not (folder / name).is_file():
                 raise CheckpointError(f"{folder / index}: names {name}, which is not in the folder; get it again.")
@@ -156,6 +158,18 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
     if (folder / single).is_file():
         return [folder / single], {}
     return [], {}
+
+
+def refuse_two_sets(where: object, index: str, weight_map: dict[str, str], single: str | None) -> None:
+    """Refuse a single file beside an index of others: transformers reads the one, and vLLM the others.
+
+    Raises:
+        CheckpointError: both are there.
+    """
+    if single is not None and weight_map and single not in weight_map.values():
+        raise CheckpointError(
+            f"{where}: has {single}, and {index}, which names others: two sets of weights; remove one of the two."
+        )
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """config.json <-> Megatron fields."""
 
+import copy
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -97,11 +99,16 @@ def test_defaults_are_those_of_transformers() -> None:
         {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
         {"rope_parameters": {"rope_theta": 1e4}, "rope_theta": 5.0},
         {"rope_scaling": None, "rope_theta": 1e4},
+        {"rope_scaling": {"rope_type": "default"}, "rope_theta": 1e4, "rope_parameters": {"rope_theta": 5.0}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 1e4}, "rope_parameters": {"rope_theta": 5.0}},
     ],
 )
-def test_rope_base(rope: dict[str, object]) -> None:
+def test_rope_base(rope: dict[str, Any]) -> None:
+    from transformers import MixtralConfig
+
     config = {key: value for key, value in EIGHT_7B.items() if key != "rope_theta"} | rope
     assert hf_config.to_megatron(config)["rotary_base"] == 1e4
+    assert MixtralConfig(**copy.deepcopy(rope)).rope_parameters["rope_theta"] == 1e4
 
 
 def test_both_spellings_of_the_expert_count() -> None:

@@ -120,6 +120,12 @@ def test_an_index_of_other_things(server: "hub_server.HubServer", tmp_path: Path
         import_checkpoint("hf://org/mixtral", tmp_path / "out")
 
 
+def test_two_sets_of_weights(server: "hub_server.HubServer", tmp_path: Path) -> None:
+    (server.folder / "model.safetensors").write_bytes((server.folder / SHARD).read_bytes())
+    with pytest.raises(CheckpointError, match=r"^hf://org/mixtral: has model\.safetensors, and .* two sets of weights"):
+        import_checkpoint("hf://org/mixtral", tmp_path / "out")
+
+
 def test_a_configuration_that_is_no_text(server: "hub_server.HubServer", tmp_path: Path) -> None:
     (server.folder / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):

@@ -166,6 +166,12 @@ def test_an_index_naming_a_missing_file(make_model, tmp_path: Path) -> None:
     refused(folder, tmp_path / "out", "model.safetensors.index.json", "names model-00003-of-00003.safetensors")
 
 
+def test_a_single_file_beside_an_index_of_others(make_model, tmp_path: Path) -> None:
+    folder, _, _ = make_model(shards=2)
+    shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model.safetensors")
+    refused(folder, tmp_path / "out", "has model.safetensors, and model.safetensors.index.json, which names others")
+
+
 def test_an_index_that_disagrees(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model(shards=2)
     path = folder / "model.safetensors.index.json"
