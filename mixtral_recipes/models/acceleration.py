@@ -14,6 +14,7 @@ import torch
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.models.config import MixtralConfig
+from mixtral_recipes.system.machine import no_compiler
 
 APEX = "fused_weight_gradient_mlp_cuda"  # the extension of it that adds weight gradients to their buffer
 
@@ -170,6 +171,8 @@ def _cannot_be(config: MixtralConfig, *, adapters: bool, quantized: bool, dtype:
         # Compiled anew for other shapes, they add up the vocabulary, or an expert's width for the gradient of its
         # probability, in another order. Megatron-LM refuses the first.
         off |= {"cross_entropy_loss_fusion", "bias_activation_fusion"}
+    if no_compiler():
+        off |= {"moe_permute_fusion", "cross_entropy_loss_fusion"}  # Triton's; what torch compiles runs uncompiled
     if config.moe_expert_capacity_factor is not None and not config.moe_pad_expert_input_to_capacity:
         off.add("moe_permute_fusion")  # Megatron: fused permutation has no dropping without padding
     return off

@@ -79,7 +79,7 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
     version = f"Transformer Engine {package_version('transformer-engine')}"
     cudnn, notes = _cudnn()
     if missing := no_compiler():
-        notes = (*notes, f"{missing}: fused kernels cannot be compiled; {COMPILER}")
+        notes = (*notes, f"{missing}: kernels that are compiled here are left out, which is slower; {COMPILER}")
     attention, reasons = _attention(config, length=length, packed=packed)
     if attention == "unfused":
         why = "; ".join(reasons) or "no fused kernel takes it"

@@ -77,6 +77,8 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
         # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
         # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if machine.no_compiler():  # the run says so (`models/kernels.py`), and is slower
+            torch.compiler.set_stance("force_eager")
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():

@@ -120,3 +120,13 @@ def test_all_weights_are_trained_in_fp8(
 
 def test_a_run_in_the_commands_own_process_compiles(card: Path, tmp_path: Path) -> None:
     trained(tmp_path, environment(card), "--peft", "lora", "trainer.max_skipped_steps=2", compiled=True)
+
+
+@pytest.mark.parametrize("peft", ["lora", "qlora"])
+def test_without_a_compiler_nothing_is_compiled(
+    peft: str, card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
+) -> None:
+    """As in a container that has what runs torch and no more."""
+    alone = environment(card) | {"PATH": str(tmp_path), "CC": ""}
+    found = trained(tmp_path, alone, "--peft", peft, compiled=True)
+    assert close(found, plain["lora"], by=0.01 if peft == "lora" else 0.1), (found, plain["lora"])

@@ -1,7 +1,7 @@
 """Dequantisation on a GPU in one pass: codes are read once and 16-bit weights written once (Triton).
 
-The plain ways (`nf4.py`, `int8.py`) read and write what is fp32 on the way. Triton comes with torch on Linux; where it
-is missing they run on the GPU too.
+The plain ways (`nf4.py`, `int8.py`) read and write what is fp32 on the way. Triton comes with torch on Linux; where it,
+or the C compiler it calls, is missing they run on the GPU too.
 """
 
 import functools
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtral_recipes.system.machine import no_compiler
+
 _BLOCKS = 32  # blocks of weights that a program does
 _COLUMNS = 2048  # weights of a row that a program does
 _ROUNDED = {"enable_fp_fusion": False}  # after each product, as the plain ways are, whatever Triton's own default
@@ -19,7 +21,12 @@ _ROUNDED = {"enable_fp_fusion": False}  # after each product, as the plain ways 
 
 def usable(device: torch.device) -> bool:
     """Whether tensors on a device are dequantised here."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and _triton_works()
+
+
+@functools.cache
+def _triton_works() -> bool:
+    return importlib.util.find_spec("triton") is not None and no_compiler() is None
 
 
 def dequantize_nf4(

@@ -151,6 +151,15 @@ def test_what_is_asked_to_be_deterministic_leaves_out_what_is_not(monkeypatch: p
     assert changed == {"cross_entropy_loss_fusion", "bias_activation_fusion"}
 
 
+def test_without_a_compiler_triton_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    monkeypatch.setattr(acceleration, "no_compiler", lambda: "no gcc or clang on PATH")
+    asked = MixtralConfigTiny(cross_entropy_loss_fusion=True, cross_entropy_fusion_impl="te")
+    found = accelerated(asked, adapters=False)
+    assert found["moe_permute_fusion"] is found["cross_entropy_loss_fusion"] is False
+    assert found["moe_grouped_gemm"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_the_fused_loss_is_for_bf16(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backward pass rounds to bf16, which autograd then turns into fp32 without a word."""

@@ -105,3 +105,13 @@ def test_they_compile_for_a_gpu(
 
 def test_they_are_not_for_cpus() -> None:
     assert not kernels.usable(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("missing", [None, "no gcc or clang on PATH"])
+def test_they_are_not_used_without_a_compiler(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "no_compiler", lambda: missing)
+    kernels._triton_works.cache_clear()
+    try:
+        assert kernels.usable(torch.device("cuda")) is (missing is None)
+    finally:
+        kernels._triton_works.cache_clear()
