@@ -130,12 +130,15 @@ class Worker:
     def warm_up(self) -> None:
         """Make all room that will be needed; all ranks call it together, before anybody asks.
 
+        On a GPU for the longest prompts too: a pass that finds no memory ends a server of several ranks.
+
         Raises:
             RecipeError: there is too little memory.
         """
-        rows = [Row(self._model, [0], Sampling(1)) for _ in range(self._model.places)]
+        length = max(1, self.context - 1) if self._model.device.type == "cuda" else 1
+        rows = [Row(self._model, [0] * length, Sampling(1)) for _ in range(self._batch.free)]
         try:
-            self._batch.add(rows)
+            self._batch.add(rows[: max(self._model.places, fit(rows, len(rows)))])
         except torch.OutOfMemoryError as error:
             raise RecipeError(
                 f"--batch-size {self._size} rows of --context-length {self.context} tokens need more memory than there "
@@ -179,13 +182,13 @@ class Worker:
 
     def run(self) -> None:
         """Work until the end is asked for; all ranks call it together, and none returns before."""
-        with joined() as group:
-            while True:
-                plan = first(self._next_plan, group)
-                if plan.ends:
-                    break
-                self._follow(plan)
-        self._fail(Refused("The server has ended.", status=503, kind="server_error"))
+        try:
+            with joined() as group:
+                while not (plan := first(self._next_plan, group)).ends:
+                    self._follow(plan)
+        finally:
+            self.draining = True
+            self._fail(Refused("The server has ended.", status=503, kind="server_error"))
 
     def _next_plan(self) -> _Plan:
         """What came since the last step; waits where there is nothing to do. Rank 0's."""

@@ -12,6 +12,7 @@ class Counting:
     """Says the number after the last token; NaN after 13, and fails at 77."""
 
     place, places = 0, 1
+    device = torch.device("cpu")
     end_tokens = frozenset({99})
 
     def __init__(self, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.inference.serve.requests import Refused
@@ -65,3 +66,34 @@ def test_a_pass_that_fails_ends_what_was_in_it_and_not_the_server(caplog: pytest
     assert [len(client.refused) for client in clients] == [1, 1, 1, 1, 0]
     assert clients[-1].texts == [" 41 42 43 44 45 46"]
     assert caplog.text.count("RuntimeError: a kernel failed") == 1
+
+
+def test_a_pass_that_fails_on_one_of_several_ranks_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixtral_recipes.inference.serve.worker.rank_and_size", lambda: (0, 2))
+    server = worker()
+    clients = [Client(server, token) for token in (20, 75, 40, 50, 60)]
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        server.run()
+    assert [str(error) for client in clients for error in client.refused] == ["The server has ended."] * 5
+    with pytest.raises(Refused, match="going down"):
+        Client(server, 40)
+
+
+@pytest.mark.parametrize(("device", "shape"), [("cpu", (4, 1)), ("cuda", (2, 4095))])
+def test_room_is_made_for_the_longest_prompts_where_memory_is_a_gpus(device: str, shape: tuple[int, int]) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watching(Counting):
+        def prompts(self, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+            seen.append(tokens.shape)
+            return super().prompts(tokens, *others)
+
+    model: Any = Watching(Words())
+    model.device = torch.device(device)
+    server = Worker(model, rows=4, context=4096, most_waiting=4)
+    server.warm_up()
+    assert seen == [shape]
+    client = Client(server, 40)
+    server.drain()
+    server.run()
+    assert client.texts == [" 41 42 43 44 45 46"]
