@@ -371,10 +371,10 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
             device = distributed.join(parts.trainer)
             with sole_writer(parts.checkpoints):
                 first(lambda: clear_all_leftovers(parts.checkpoints))
-                first(lambda: write_json(records.asked_file(parts.log.run_dir), asked))
                 run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
                 ready = prepare(parts, device, run_log.say)
                 run_log.event("plan", _expected(parts, device))
+                first(lambda: write_json(records.asked_file(parts.log.run_dir), asked))
                 return fit(ready, run_log)
     except Exception as error:
         if run_log is not None:

@@ -206,10 +206,11 @@ def run_and_rerun(job: Job, changes: list[dict[str, Any]]) -> list[Any]:
 def test_what_may_change_is_said_and_what_may_not_is_refused(tmp_path: Path) -> None:
     job = Job(str(tmp_path), steps=2)
     changed = {"steps": 3, "lr": 5e-3}
-    (outcomes,) = launch(1, run_and_rerun, job, [{"steps": 3, "model": {"hidden_size": 64}}, changed])
+    (outcomes,) = launch(1, run_and_rerun, job, [{"steps": 3, "model": {"hidden_size": 64}}, {}, changed])
     assert isinstance(outcomes[0], RecipeError)
     assert "model.config.hidden_size: 32 -> 64" in str(outcomes[0])
-    assert outcomes[1]["steps"] == 3
+    assert outcomes[1]["steps"] == 2  # it has finished, with the settings it was trained with, not those refused
+    assert outcomes[2]["steps"] == 3
     said = metrics_of(job, "start")[-1]["changed"]
     assert "optim.config.lr: 0.01 -> 0.005" in said
     assert "trainer.max_steps: 2 -> 3" in said
