@@ -66,7 +66,9 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[Any, Any],
         target, given = fdl.get_callable(value), dict(fdl.ordered_arguments(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         target = type(value)
-        given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        set_later = rules_of(target).keys() & getattr(value, "__dict__", {}).keys()  # NeMo's, on an object of ours
+        names = [*(field.name for field in dataclasses.fields(value)), *sorted(set_later)]
+        given = {name: getattr(value, name) for name in names}
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _parts(f"{path}.{name}" if path else str(name), item)

@@ -152,6 +152,7 @@ class _Reader:
         self.lines = lines
         self.findings: list[Finding] = []
         self.origins: dict[str, str] = {}  # local name -> where it comes from, dotted
+        self.classes: dict[str, str] = {}  # variable -> NeMo's class it is made of; empty where that is not one alone
         self.edits: list[tuple[int, int, int, str]] = []  # line, from and to column, text
         self.generates = False  # whether the script asks a model in its own process
 
@@ -163,6 +164,9 @@ class _Reader:
                 self._import(node)
             elif isinstance(node, ast.ImportFrom):
                 self._import_from(node)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                self._made(node.targets[0], node.value)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 self._call(node)
@@ -223,10 +227,13 @@ class _Reader:
 
     def _import_from(self, node: ast.ImportFrom) -> None:
         module = node.module or ""
-        if node.level or module.partition(".")[0] not in ("nemo", "lightning", "pytorch_lightning"):
+        top = module.partition(".")[0]
+        if node.level or top not in ("nemo", "lightning", "pytorch_lightning", "megatron"):
             return
         for alias in node.names:
             self.origins[alias.asname or alias.name] = f"{module}.{alias.name}"
+        if top == "megatron":  # its settings are the same here
+            return
         line = self.lines[node.lineno - 1]
         start = line.encode().find(module.encode(), node.col_offset)
         if start < 0:
@@ -289,9 +296,7 @@ class _Reader:
         if ast.unparse(called) == "setattr" and len(arguments) == 3 and isinstance(arguments[1], ast.Constant):
             target = ast.Attribute(arguments[0], str(arguments[1].value))
             self._assignment(ast.copy_location(target, node), arguments[2])
-        if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
-            called, arguments = arguments[0], arguments[1:]
-        name = self._origin(called).rpartition(".")[2]
+        name, arguments = self._called(node)
         call = CALLS.get("MixtralConfig" if name.startswith("MixtralConfig") else name)
         if call is None:
             return
@@ -300,6 +305,18 @@ class _Reader:
         given += [(str(keyword.arg), keyword.value) for keyword in node.keywords if keyword.arg]
         for argument, value in given:
             self._judge(value, name, argument, value, _rules(name).get(argument))
+
+    def _called(self, node: ast.Call) -> tuple[str, list[ast.expr]]:
+        """NeMo's name of what a call makes, with ``run.Config`` around it or not, and its arguments by position."""
+        called, arguments = node.func, node.args
+        if isinstance(called, ast.Attribute) and called.attr in ("Config", "Partial") and arguments:
+            called, arguments = arguments[0], arguments[1:]
+        return self._origin(called).rpartition(".")[2], arguments
+
+    def _made(self, target: ast.expr, value: ast.Call) -> None:
+        name, _ = self._called(value)
+        if isinstance(target, ast.Name):
+            self.classes[target.id] = name if self.classes.get(target.id, name) == name else ""
 
     def _callback(self, node: ast.ClassDef) -> None:
         """A class with Lightning's hooks."""
@@ -314,7 +331,8 @@ class _Reader:
         if len(path) < 2:
             return
         *parts, setting = path
-        owner = _PARTS.get(".".join(parts[-2:])) or _PARTS.get(parts[-1])
+        made = self.classes.get(parts[0], "") if len(parts) == 1 else ""
+        owner = made or _PARTS.get(".".join(parts[-2:])) or _PARTS.get(parts[-1])
         if owner:
             self._judge(target, owner, setting, value, _rules(owner).get(setting))
 

@@ -122,6 +122,17 @@ def test_what_has_one_value_is_refused_with_the_reason() -> None:
         preflight(recipe)
 
 
+def test_nemos_arguments_are_judged_when_they_are_set_on_objects() -> None:
+    parts = {name: fdl.build(part) for name, part in fdl.ordered_arguments(load("mixtral_tiny", "pretrain")).items()}
+    assert check_settings(llm.pretrain, parts) == []
+    parts["trainer"].num_sanity_val_steps = 2
+    (told,) = check_settings(llm.pretrain, parts)
+    assert told.startswith("trainer.num_sanity_val_steps=2 has no effect")
+    parts["model"].config.fp16_lm_cross_entropy = True
+    with pytest.raises(RecipeError, match=r"model\.config\.fp16_lm_cross_entropy=True: must be False"):
+        check_settings(llm.pretrain, parts)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

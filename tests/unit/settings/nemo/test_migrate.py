@@ -278,6 +278,18 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
         ("recipe.optim.config.lr = '1e-4'", "OptimizerConfig.lr='1e-4': needs null or a number"),
         ("recipe.model.config.num_layers = 2.0", "MixtralConfig.num_layers=2.0: needs a whole number"),
         (
+            "from nemo.collections import llm\nmine = llm.MixtralConfig8x7B()\nmine.activation_func_clamp_value = 7.0",
+            "MixtralConfig8x7B.activation_func_clamp_value=7.0: must be None: it would be another model",
+        ),
+        (
+            "import nemo_run as run\nfrom nemo import lightning as nl\nt = run.Config(nl.Trainer)\nt.max_epochs = 3",
+            "Trainer.max_epochs=3: must be None: a run is as long as trainer.max_steps says",
+        ),
+        (
+            "from megatron.core.optimizer import OptimizerConfig as Mine\nMine(optimizer='sgd')",
+            "OptimizerConfig.optimizer='sgd': must be 'adam'",
+        ),
+        (
             "from nemo import lightning as nl\nnl.Trainer(limit_val_batches=1.0)",
             "Trainer.limit_val_batches=1.0: needs null or a whole number; null takes the whole set",
         ),
@@ -368,3 +380,8 @@ def test_an_import_whose_module_is_on_another_line_is_left_to_the_user(tmp_path:
     assert said(found, "refused") == [
         "`from nemo.collections import` is spread over lines: join them, and migrate again"
     ]
+
+
+def test_a_variable_of_two_classes_is_not_judged(tmp_path: Path) -> None:
+    text = "from nemo import lightning as nl\nx = nl.Trainer()\nx = nl.NeMoLogger()\nx.max_epochs = 3\n"
+    assert said(read(tmp_path, text), "refused") == []
