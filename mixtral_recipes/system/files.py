@@ -27,7 +27,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Write a file under a temporary name beside it, and give it its name when all of it is on disk.
 
     Yields the temporary file, which is there and empty. It is removed when the block raises; the file that had the name
-    before, if any, is then still there.
+    before, if any, is then still there. What is no file (a pipe, ``/dev/stdout``) is yielded itself: it keeps its name.
 
     Args:
         path: The file; its folder exists.
@@ -36,6 +36,9 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
         OSError: names ``path``, not the temporary file.
     """
+    if _is_stream(path):
+        yield path
+        return
     temporary = sibling(path, f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
@@ -49,6 +52,13 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename == str(temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether what has a name is a device or a pipe, or a link to what this process has open, and no file by itself."""
+    if path.parent in (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")):
+        return path.exists()
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextlib.contextmanager
@@ -255,7 +265,8 @@ def refuse_unwritable_file(path: Path) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    refuse_unwritable(path.parent)
+    if not _is_stream(path):
+        refuse_unwritable(path.parent)
 
 
 def refuse_long_names(path: Path, *, on: Path) -> None:

@@ -18,6 +18,7 @@ from mixtral_recipes.system.files import (
     private_folder,
     read_json,
     refuse_unwritable,
+    refuse_unwritable_file,
     remove_folder,
     replacing,
     replacing_folder,
@@ -67,6 +68,23 @@ def test_the_temporary_file_is_hidden_beside_the_final_one_and_of_its_kind(tmp_p
         assert (staging.parent, staging.suffix) == (tmp_path, ".png")
         assert not list(tmp_path.glob("[!.]*"))
     assert os.listdir(tmp_path) == ["picture.png"]
+
+
+def test_what_is_no_file_keeps_its_place_and_gets_the_text(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        refuse_unwritable_file(pipe)
+        write_text(pipe, "text")
+        assert os.read(reader, 9) == b"text"
+        assert pipe.is_fifo()
+        assert os.listdir(tmp_path) == ["pipe"]
+    finally:
+        os.close(reader)
+    with (tmp_path / "file").open("wb") as file:
+        write_text(Path(f"/proc/self/fd/{file.fileno()}"), "through a link")
+    assert (tmp_path / "file").read_text() == "through a link"
 
 
 def test_only_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
