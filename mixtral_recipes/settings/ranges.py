@@ -78,8 +78,10 @@ RANGES = {
     **{name: Range(1, most) for name, most in LARGEST.items()},
     "moe_ffn_hidden_size": Range(1, LARGEST["ffn_hidden_size"]),
     "moe_router_topk": Range(1, LARGEST["num_moe_experts"]),
-    **dict.fromkeys(("attention_dropout", "hidden_dropout", "dropout", "warmup_ratio", "hold_ratio"), _SHARE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(0, 1, below=True)),
+    **dict.fromkeys(("warmup_ratio", "hold_ratio"), _SHARE),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "attention_dropout", "hidden_dropout", "dropout"), Range(0, 1, below=True)
+    ),
     **dict.fromkeys(("days", "hours", "minutes", "seconds"), Range(0, 1e6)),
     "num_nodes": Range(1, 100_000),
     "devices": Range(1, 1_024),

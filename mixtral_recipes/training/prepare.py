@@ -155,6 +155,8 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     found = find_checkpoint(parts.resume, parts.checkpoints, say)
     changed = _compare_with(found, recipe, say if for_training else lambda text: None)  # what trains is no concern then
     run = _built(parts, device, origin, found, agreed.new_rows)
+    if for_training:
+        _tell_of_warmup(parts, run.scheduler.lr_warmup_steps, say)
     lineage = origin.lineage(recipe, parts.peft, parts.data)
     checkpointer = Checkpointer(
         parts.checkpoints,
@@ -173,6 +175,13 @@ def prepare(parts: Parts, device: torch.device, say: Callable[[str], None], *, f
     lineage = dataclasses.replace(lineage, run={"name": parts.log.name, "step": position.step})
     trained = count.trained_parameters(parts.peft, ModelShape.of(agreed.config)) if parts.peft is not None else {}
     return Ready(run, checkpointer, position, found, origin, lineage, recipe, changed, trained)
+
+
+def _tell_of_warmup(parts: Parts, taken: int, say: Callable[[str], None]) -> None:
+    """Say that a warmup which would not end within the schedule is a shorter one (`settings/optim.py`)."""
+    asked = getattr(parts.optim.lr_scheduler, "warmup_steps", taken)
+    if asked != taken and getattr(parts.optim.lr_scheduler, "warmup_ratio", None) is None:
+        say(f"optim.lr_scheduler.warmup_steps={asked} does not end before the schedule's last step: it takes {taken}.")
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ REFUSED = {
     "model.config.num_layers": ("1000000000",),
     "model.config.rotary_base": ("0", "inf"),
     "model.config.attention_dropout": ("1.5",),
-    "model.config.hidden_dropout": ("-0.1",),
+    "model.config.hidden_dropout": ("-0.1", "1"),
     "peft.dim": ("0",),
     "peft.alpha": ("0", "nan"),
-    "peft.dropout": ("-1",),
+    "peft.dropout": ("-1", "1.0"),
     "trainer.max_steps": ("0", "-5"),
     "trainer.log_every_n_steps": ("0",),
 }
@@ -65,7 +65,7 @@ def test_what_is_used() -> None:
         "alpha": 16,
         "warmup_steps": 0,
         "seed": 0,
-        "hidden_dropout": 1.0,
+        "hidden_dropout": 0.99,
         "clip_grad": 0.0,
     }
     assert not any(out_of_range(name, name, value) for name, value in used.items())
