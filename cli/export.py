@@ -84,7 +84,7 @@ def _in_words(told: dict[str, Any]) -> list[str]:
         kinds = [f"{kind} {entry['count']} ({entry['error']:.1e})" for kind, entry in check["tensors"].items()]
         lines.append(f"Compared with the checkpoint: tensors (largest error) {', '.join(kinds)}")
         lines.append(
-            f"Next tokens: KL {check['kl']:.1e} nats (median {check['kl_median']:.1e}), the same likeliest in "
+            f"Next tokens: KL {check['kl']:.1e} nats (median {check['kl_median']:.1e}), the same most likely token in "
             f"{check['top1']:.1%} of {check['tokens']} places"
         )
     if told.get("commands"):

@@ -86,7 +86,7 @@ class RecipeContext(run.cli.RunContext):
                 raise
             known = sorted({each.__name__ for kind in EXECUTOR_CLASSES for each in list_factories(kind)})
             raise RecipeError(
-                f"run.executor={name}: there is none of this name; leave it out to run on this machine."
+                f"run.executor={name}: there is no executor of this name; leave it out to run on this machine."
                 f"{nearest(name, known)}"
             ) from None
 

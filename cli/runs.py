@@ -101,7 +101,7 @@ def logs(
             say(line)
         return
     if away := states.fetch(record):
-        note(f"WARNING: as run {record.id} was when last asked about: {away}")
+        note(f"WARNING: showing run {record.id} as it was when last checked: {away}")
     for line in files.failure(record) if states.state(record).state == "failed" else ():
         say(line)
     for line in files.lines(record, rank):

@@ -236,7 +236,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
     if not (goal.smallest or goal.max_gpus or goal.deadline):
         return job
     if goal.smallest and goal.deadline:
-        raise RecipeError("--smallest does not go with --deadline, which takes the fewest GPUs that are done by then.")
+        raise RecipeError("--smallest does not go with --deadline, which takes the fewest GPUs that finish by then.")
     most = goal.max_gpus or MOST_GPUS
     if goal.smallest:
         found = smallest(job, card, most=most)
@@ -300,7 +300,7 @@ def _through_data(
 
     names, weights = shares(specs)
     if settings and len(names) > 1:
-        raise RecipeError(f"{settings[0]}: how records are read can be set for one --data, and not for several.")
+        raise RecipeError(f"{settings[0]}: how records are read can be set only for a single --data.")
     counted = [_counted(name, settings, tokenizer, job.batch.seq_length) for name in names]
     samples = sum(size for size, _ in counted)
     share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]

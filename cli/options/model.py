@@ -80,7 +80,7 @@ class SamplingOptions:
     """How continuations are made."""
 
     max_new_tokens: int = drawing("--max-new-tokens N", "Maximum tokens of an answer.", 128)
-    temperature: float = drawing("--temperature T", "0 takes the likeliest token.", 0.0)
+    temperature: float = drawing("--temperature T", "0 takes the most likely token.", 0.0)
     top_k: int = drawing("--top-k K", "Sample from the K most likely tokens; 0: from all.", 0)
     top_p: float = drawing("--top-p P", "Sample from the most likely tokens that sum to P.", 1.0)
     repetition_penalty: float = drawing(
@@ -105,7 +105,7 @@ class SamplingOptions:
         if of_draws and made.temperature == 0 and not launched():
             options = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in of_draws)
             warnings.warn(
-                f"{options}: no effect without --temperature, since at 0 nothing is drawn.",
+                f"{options}: no effect without --temperature, since at 0 nothing is sampled.",
                 MixtralRecipesWarning,
                 stacklevel=2,
             )

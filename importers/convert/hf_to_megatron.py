@@ -214,7 +214,7 @@ def check_room(folder: Path, nbytes: int) -> None:
     if free < needed:
         raise EnvironmentProblem(
             f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
-            "free some room or choose another folder."
+            "free some space or choose another folder."
         )
 
 

@@ -235,7 +235,7 @@ def _cached(where: HubId, error: Exception) -> tuple[Path, str]:
 
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise EnvironmentProblem(
-            "the disk is full while downloading; free some room or set HF_HOME to a larger disk."
+            "the disk is full while downloading; free some space or set HF_HOME to a larger disk."
         ) from error
     try:
         folder = Path(snapshot_download(where.repo, revision=where.revision, local_files_only=True))

@@ -53,8 +53,8 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         say(f"WARNING: passing over {path.name}: {damage}")
     if found:
         raise CheckpointError(
-            f"{found[0].parent}: none of its {len(found)} checkpoint(s) is whole; start a run of another --name, or "
-            "set resume.resume_if_exists=False to begin anew here."
+            f"{found[0].parent}: none of its {len(found)} checkpoint(s) is intact; start a run of another --name, or "
+            "set resume.resume_if_exists=False to start over here."
         )
     if resume.resume_if_exists and not resume.resume_ignore_no_checkpoint:
         raise CheckpointError(f"resume.resume_ignore_no_checkpoint=False, and {checkpoints} holds no checkpoint.")

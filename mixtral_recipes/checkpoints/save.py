@@ -229,7 +229,7 @@ class Save:
         needed = self.destination.needed
         return (
             f"{self.destination.final}: not saved, the disk is too full: {_megabytes(needed)} are needed, "
-            f"{_megabytes(free)} are free, {_megabytes(needed - free)} are missing; free some room, or lower "
+            f"{_megabytes(free)} are free, {_megabytes(needed - free)} are missing; free some space, or lower "
             "log.ckpt.save_top_k or log.ckpt.max_disk_gb."
         )
 

@@ -295,7 +295,7 @@ def _unknown(records: list[dict[str, Any]]) -> str:
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )
     return (
-        f"records have {', '.join(fields) or 'no field in common'}, which is no known form ({known}); "
+        f"records have {', '.join(fields) or 'no field in common'}, which is not a known format ({known}); "
         "name the prompt and the answer with data.columns={'input': ..., 'output': ...}, or documents with "
         "data.text_key=..."
     )

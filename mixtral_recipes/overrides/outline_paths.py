@@ -67,7 +67,7 @@ def _set(outline: Any, path: str, value: str, text: str) -> None:
         holder = getattr(holder, parent)
         if holder is None:
             if parent == "peft":
-                raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora first.")
+                raise RecipeError(f"{text}: this recipe trains all weights; use --peft lora first.")
             raise NeedsRecipe
     if hasattr(holder, name):
         setattr(holder, name, _value(value, getattr(holder, name), text))

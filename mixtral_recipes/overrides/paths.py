@@ -195,7 +195,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
     allowed = options(annotation(holder, name))
     classes: list[Any] = [each for each in allowed if dataclasses.is_dataclass(each) or each is timedelta]
     if name == "peft":
-        raise RecipeError(f"{text}: this recipe trains all weights; take --peft lora or peft_scheme='lora' first.")
+        raise RecipeError(f"{text}: this recipe trains all weights; use --peft lora or peft_scheme='lora' first.")
     if dict in [typing.get_origin(option) or option for option in allowed]:
         part: Any = {}
     elif classes:

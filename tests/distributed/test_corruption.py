@@ -77,7 +77,7 @@ def test_when_all_are_damaged_the_run_does_not_start_anew(run: Path, tmp_path: P
     for seed, checkpoint in enumerate(list_checkpoints(run)):
         shutil.copytree(checkpoint, tmp_path / checkpoint.name)
         corrupt(tmp_path / checkpoint.name, seed)
-    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoint\(s\) is whole"):
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoint\(s\) is intact"):
         find_checkpoint(AutoResume(), tmp_path, lambda text: None)
     assert find_checkpoint(AutoResume(resume_if_exists=False), tmp_path) is None
 

@@ -20,7 +20,7 @@ def test_a_library_error_becomes_one_line(error: Exception, text: str) -> None:
     ("error", "said"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; choose a place"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
         (OSError(errno.EIO, "Input/output error", "/x"), "/x: Input/output error."),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", b"/x"), "/x: No such file or directory; check"),
         (MemoryError(), "out of memory"),

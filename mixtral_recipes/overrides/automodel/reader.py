@@ -112,5 +112,5 @@ def _recipe_of_folder(folder: Path) -> str:
         if (entry.shape.num_layers, entry.shape.hidden_size) == sizes:
             return name
     raise RecipeError(
-        f"model.pretrained_model_name_or_path={folder}: {sizes[0]} layers of width {sizes[1]} are no recipe's."
+        f"model.pretrained_model_name_or_path={folder}: {sizes[0]} layers of width {sizes[1]} match no recipe."
     )

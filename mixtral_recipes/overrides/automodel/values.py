@@ -38,7 +38,7 @@ class Values:
             elif isinstance(rule, Ignored):
                 unneeded.setdefault(rule.why, []).append(row)
             elif isinstance(rule, Only) and short_name(value) not in (rule.value, *rule.also):
-                refused.append(f"{key}={value!r}: cannot be had; {rule.why}.")
+                refused.append(f"{key}={value!r}: is not supported; {rule.why}.")
         if refused:
             raise RecipeError(" ".join(refused))
         self.notes += [f"Not needed: {', '.join(dict.fromkeys(rows))}: {why}." for why, rows in unneeded.items()]

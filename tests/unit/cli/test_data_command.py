@@ -135,7 +135,7 @@ def test_settings_name_the_fields_of_an_unknown_form(tmp_path: Path, capsys: pyt
     path = tmp_path / "samsum.jsonl"
     path.write_text("".join(json.dumps({"dialogue": f"d{n}", "summary": f"s{n}"}) + "\n" for n in range(4)))
     assert run(["data", "check", str(path)]) == 2
-    assert "dialogue, summary, which is no known form" in capsys.readouterr().err
+    assert "dialogue, summary, which is not a known format" in capsys.readouterr().err
     names = "data.columns={'input': 'dialogue', 'output': 'summary'}"
     assert run(["data", "check", str(path), names]) == 0
     assert "prompts and answers (dialogue -> summary)" in capsys.readouterr().err

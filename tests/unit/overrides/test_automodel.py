@@ -251,7 +251,7 @@ def test_every_other_key_is_named_or_refused() -> None:
         if isinstance(rule, Ignored):
             assert any(key in note and rule.why in note for note in AutoModelFile(data).notes), key
         elif isinstance(rule, Only):
-            with pytest.raises(RecipeError, match="cannot be had; "):
+            with pytest.raises(RecipeError, match="is not supported; "):
                 AutoModelFile(data)
 
 
@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another optimizer": ({"optimizer": {"_target_": "os.system"}}, "optimizer._target_=system: use torch.optim.Adam"),
     "another data set": ({"dataset": {"_target_": "x.HellaSwag"}}, "dataset._target_=HellaSwag: is not read"),
     "no data set": ({"dataset": {"_target_": None}}, "dataset._target_ is not set; use one of make_squad_dataset"),
-    "a part": ({"dataset": {"split": "train[:100]"}}, "dataset.split='train[:100]': cannot be had"),
+    "a part": ({"dataset": {"split": "train[:100]"}}, "dataset.split='train[:100]': is not supported"),
     "a schedule": ({"lr_scheduler": {"lr_decay_style": "WSD"}}, "use cosine, linear, constant"),
     "a pipeline": ({"distributed": {"pp_size": 2, "pipeline": {"pp_schedule": "ZBVZeroBubble"}}}, "use 1f1b or"),
 }

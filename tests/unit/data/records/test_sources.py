@@ -177,7 +177,7 @@ def test_other_things_that_are_recognised(tmp_path: Path) -> None:
         assert recognize(tmp_path / spec).kind == "corpus"
     (tmp_path / "book.txt").write_text("It was a dark night.")
     assert recognize(tmp_path / "book.txt").module_class.__name__ == "PreTrainingDataModule"
-    with pytest.raises(DataError, match="records have a, b, which is no known form"):
+    with pytest.raises(DataError, match="records have a, b, which is not a known format"):
         recognize(write_jsonl(tmp_path / "odd.jsonl", [{"a": 1, "b": 2}]))
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"bad.jsonl:1: not JSON"):
@@ -401,7 +401,7 @@ def test_no_record_needs_all_fields(tmp_path: Path) -> None:
     assert recognize(write_jsonl(tmp_path / "x.jsonl", rows * 3)).kind == "chat"
     rows = [{"input": "a", "output": "b", "messages": None}] * 3 + [{"oops": 1}]
     assert recognize(write_jsonl(tmp_path / "x.jsonl", rows)).kind == "pairs"
-    with pytest.raises(DataError, match="records have a, which is no known form"):
+    with pytest.raises(DataError, match="records have a, which is not a known format"):
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"a": 1, "b": 2}, {"a": 1, "c": 2}, {"a": 1, "d": 2}]))
 
 
@@ -410,7 +410,7 @@ def test_pairs_in_a_wrapper_are_no_conversation(tmp_path: Path) -> None:
     pairs = [{"input": f"q{n}", "output": "a"} for n in range(4)]
     (tmp_path / "x.json").write_text(json.dumps({"data": pairs}))
     assert recognize(tmp_path / "x.json").kind == "pairs"
-    with pytest.raises(DataError, match="records have data, which is no known form"):
+    with pytest.raises(DataError, match="records have data, which is not a known format"):
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"data": pairs}]))
     assert recognize(write_jsonl(tmp_path / "x.jsonl", [{"exchanges": pairs}])).kind == "chat"
 
