@@ -98,21 +98,23 @@ def peft_config(scheme: LoRA, layout: layouts.Layout, dims: ModelShape, *, base:
     # keeps that ratio and no other.
     alphas = {name: scheme.scale_of(layer) * ranks[name] for name, layer in targets.items()}
     rank, alpha = _commonest(ranks), _commonest(alphas)
+    stacked: set[str] = set()
     if layout == "v4" and (len(set(ranks.values())) > 1 or len(set(alphas.values())) > 1):
         # That conversion reads r and lora_alpha, no pattern; what stands here under the new names goes before it.
-        for name, layer, joined in (("gate_up_proj", "linear_fc1", 2), ("down_proj", "linear_fc2", 1)):
-            if layer not in targets.values():
+        for name, projection, joined in (("gate_up_proj", "w1", 2), ("down_proj", "w2", 1)):
+            if projection not in targets:
                 continue
-            ranks[name] = joined * scheme.dim_of(layer)
-            alphas[name] = scheme.scale_of(layer) * ranks[name]
+            stacked.add(name)
+            ranks[name] = joined * ranks[projection]
+            alphas[name] = joined * alphas[projection]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank or name in stacked},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha or name in stacked},
         "target_modules": [one for name in sorted(targets.keys() - parameters) for one in named(name)],
         "target_parameters": [one for name in parameters for one in named(name)] or None,
         "modules_to_save": [HF_WHOLE[name] for name in scheme.modules_to_save] or None,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixtral_recipes.importers.convert.stored_adapters import LowRank, StoredAdapters
-from mixtral_recipes.importers.mapping import FUSED, WEIGHTS, Weight, canonical_sources, instances
+from mixtral_recipes.importers.mapping import FUSED, WEIGHTS, Weight, canonical_sources, instances, shape_of
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import LoRA
 
@@ -31,17 +31,26 @@ Read = Callable[[str], LowRank | None]  # a layer's adapter by the mapping's nam
 def per_projection(read: Read, dims: ModelShape, *, experts: bool = True) -> Iterator[tuple[str, Tensor]]:
     """The v4 layout: (name, tensor) of every factor, A shared by q, k and v (and by gate and up) written for each.
 
+    Where only the experts' first projection is adapted, the second has zeros: under transformers 5 peft stacks both in
+    one module, and takes what it does not find inside of another for none.
+
     Args:
         read: Gives a layer's adapter.
         dims: The model's sizes.
         experts: Whether the experts' adapters are wanted too.
     """
     sources = canonical_sources(dims)
+    first: LowRank | None = None  # of the experts' first projection
     for weight in _adaptable():
         if weight.per_expert and not experts:
             continue
         adapters = {place: read(_layer_name(weight, *place)) for place in instances(weight, dims)}
         like = next((adapter for adapter in adapters.values() if adapter is not None), None)
+        if weight.per_expert and like is None and first is not None:
+            rows, columns = shape_of(weight.shapes[0], dims)
+            rank = first.a.shape[0]
+            like = LowRank(torch.zeros(rank, columns), torch.zeros(rows, rank), first.scale)
+        first = like if weight.per_expert else None
         for (layer, expert), adapter in adapters.items():
             if adapter is None and weight.per_expert and like is not None:
                 adapter = _nothing(like)  # peft and vLLM stack a layer's experts, and want all of them
@@ -104,9 +113,11 @@ def _stack(adapters: list[LowRank | None]) -> tuple[Tensor, Tensor]:
 def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
     """What peft knows each adapted kind of weight by -> the Megatron layer it belongs to.
 
-    Of v4 a projection (``q_proj``, ``w1``); of v5 for the experts a parameter (``mlp.experts.gate_up_proj``).
+    Of v4 a projection (``q_proj``, ``w1``; ``w2`` also where `per_projection` writes zeros for it, under the first
+    projection's settings); of v5 for the experts a parameter (``mlp.experts.gate_up_proj``).
     """
     wanted = scheme.targets()
+    alone = layout == "v4" and "linear_fc1" in wanted and "linear_fc2" not in wanted
     named_by = (
         {weight.hf: name.split(".", 3)[-1] for name, weight in _fused_weights().items()} if layout == "v5" else {}
     )
@@ -116,6 +127,8 @@ def targets(scheme: LoRA, layout: Layout) -> dict[str, str]:
         if layer in wanted:
             names = [named_by[weight.hf]] if weight.hf in named_by else [name.split(".")[-2] for name in weight.hf]
             found |= dict.fromkeys(names, layer)
+        elif alone and layer == "linear_fc2":
+            found |= dict.fromkeys([name.split(".")[-2] for name in weight.hf], "linear_fc1")
     return found
 
 

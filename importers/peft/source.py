@@ -1,10 +1,11 @@
 """A peft folder, opened: each adapted projection's factors, or the reason why this adapter cannot be taken exactly."""
 
 import functools
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -229,7 +230,10 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             raise CheckpointError(
                 f"{folder}: {key} is no LoRA factor; merge the adapter with peft and import the model."
             )
-        by_module.setdefault(found["module"], {})[found["kind"]] = tensor
+        factors = by_module.setdefault(found["module"], {})
+        if found["kind"] in factors:
+            raise CheckpointError(f"{folder}: {key} is there twice, under two spellings of its name.")
+        factors[found["kind"]] = tensor
     if not by_module:
         raise CheckpointError(f"{folder}: the adapter holds no tensor.")
     if saved:
@@ -244,14 +248,34 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             projections += reader.fused(experts[module], factors)
         else:
             projections.append(reader.single(module, factors))
-    for setting, left_out in _left_out(settings, [name for name in by_module if name not in experts]).items():
-        if left_out:
-            text = (
-                f"{folder / 'adapter_config.json'}: {setting}={str(settings[setting])[:80]} leaves out {left_out[0]}, "
-                f"of which there are tensors ({len(left_out)} such layer(s)); all tensors are taken."
-            )
-            warnings.warn(text, MixtralRecipesWarning, stacklevel=2)
+    for text in _differences(settings, [name for name in by_module if name not in experts], shapes):
+        warnings.warn(f"{folder / 'adapter_config.json'}: {text}", MixtralRecipesWarning, stacklevel=2)
     return PeftFolder(folder, dict(settings), projections, whole)
+
+
+def _differences(settings: Mapping[str, Any], modules: list[str], shapes: Mapping[str, Any]) -> Iterator[str]:
+    """What the settings say is adapted and has no tensors, or has some and is not.
+
+    Args:
+        settings: adapter_config.json.
+        modules: What has tensors, but for fused experts.
+        shapes: Of the base's canonical tensors.
+    """
+    for setting, some in _left_out(settings, modules).items():
+        if some:
+            yield (
+                f"{setting}={str(settings[setting])[:80]} leaves out {some[0]}, of which there are tensors "
+                f"({len(some)} such layer(s)); all tensors are taken."
+            )
+    targets = settings.get("target_modules")
+    if targets and isinstance(targets, list):
+        attention = [name.removesuffix(".weight") for name in shapes if re.search(r"\.self_attn\.\w+_proj\.", name)]
+        there = {*modules, *itertools.chain(*_left_out(settings, attention).values())}
+        if absent := [name for name in attention if name not in there]:
+            yield (
+                f"target_modules={str(targets)[:80]} has {absent[0]}, of which there is no tensor ({len(absent)} such "
+                "layer(s)); it is taken as not adapted."
+            )
 
 
 def _left_out(settings: Mapping[str, Any], modules: list[str]) -> dict[str, list[str]]:

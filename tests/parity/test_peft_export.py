@@ -24,6 +24,12 @@ SCHEMES = {
     "attention": LoRA(dim=4, alpha=8, target_modules=ATTENTION),
     "experts": LoRA(dim=4, alpha=8, target_modules=EXPERTS),
     "second projection": LoRA(dim=4, alpha=8, target_modules=["linear_fc2"]),
+    "first projection": LoRA(dim=4, alpha=8, target_modules=["linear_fc1"]),
+    "first projection of another rank": LoRA(
+        dim=4, alpha=8, target_modules=["linear_fc1", *ATTENTION], rank_pattern={"linear_fc1": 2}
+    ),
+    "twice the rank is the others'": LoRA(dim=8, alpha=8, rank_pattern={"linear_fc1": 4}),
+    "twice the alpha is the others'": LoRA(dim=4, alpha=16, alpha_pattern={"linear_fc1": 8}),
     "rslora": LoRA(dim=4, alpha=8, use_rslora=True),
     "uneven ranks": LoRA(
         dim=4, alpha=8, rank_pattern={"linear_fc1": 2, "linear_qkv": 6}, alpha_pattern={"linear_fc2": 3}

@@ -159,3 +159,18 @@ def test_settings_that_leave_out_what_has_tensors_are_told(
     texts = [str(each.message) for each in caught if each.category is MixtralRecipesWarning]
     assert len(texts) == bool(told), texts
     assert all(f"{setting}=" in text and f"leaves out {told}" in text for text in texts)
+
+
+def test_tensors_that_are_missing_or_there_twice(make_model, tmp_path: Path) -> None:
+    base = base_of_width(make_model, tmp_path, 48)
+    scheme = LoRA(dim=2, target_modules="attention")
+    folder = export_adapter(make_adapter(base, scheme, tmp_path / "first"), tmp_path / "one")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = "base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"
+    save_file(tensors | {key.replace("A.weight", "A.default.weight"): tensors[key] + 1}, file)
+    with pytest.raises(CheckpointError, match="is there twice, under two spellings of its name"):
+        import_any(str(folder), tmp_path / "twice", base=str(base))
+    save_file({name: tensor for name, tensor in tensors.items() if "layers.1." not in name}, file)
+    with pytest.warns(MixtralRecipesWarning, match=r"has model\.layers\.1\.self_attn\.\w_proj, .* no tensor \(4 such"):
+        import_any(str(folder), tmp_path / "part", base=str(base))
