@@ -18,9 +18,8 @@ from mixtral_recipes.executors.slurm.profile import Cluster
 #: inherited environment to its state folder.
 INHERITED = "HOME,USER,LOGNAME,SHELL,LANG,PATH,LD_LIBRARY_PATH,MODULEPATH,MODULESHOME,LMOD_CMD,LMOD_DIR,SLURM_CONF"
 
-#: Only where there are GPUs. Sources: Megatron-Core's docs for CUDA_DEVICE_MAX_CONNECTIONS (TP and CP overlap need 1);
-#: PyTorch's docs for TORCH_NCCL_AVOID_RECORD_STREAMS (less memory with overlapped collectives).
-GPU_ENV = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "TORCH_NCCL_AVOID_RECORD_STREAMS": "1"}
+#: Only where there are GPUs. Source: PyTorch's docs (less memory with overlapped collectives).
+GPU_ENV = {"TORCH_NCCL_AVOID_RECORD_STREAMS": "1"}
 
 SCRIPT = """\
 #!/bin/bash

@@ -74,9 +74,6 @@ def choose_device(accelerator: str, place: ProcessPlace) -> torch.device:
     """
     check_accelerator(accelerator)
     if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
-        # Read by the driver when the device is first used. Tensor and context parallelism overlap their communication
-        # only with 1 (Megatron-Core's docs); jobs under Slurm have it in their environment.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         if machine.no_compiler():  # the run says so (`models/kernels.py`), and is slower
             torch.compiler.set_stance("force_eager")
         device = torch.device("cuda", place.local_rank)
@@ -134,9 +131,14 @@ def join(trainer: Trainer) -> torch.device:
         EnvironmentProblem: as `choose_device`.
         RecipeError: as `choose_device` and `initialize`.
     """
-    place = ProcessPlace.from_environment()
+    place, topology = ProcessPlace.from_environment(), trainer.topology()
+    if trainer.accelerator != "cpu" and topology.tensor_model_parallel_size * topology.context_parallel_size > 1:
+        # Read by the driver when it starts. Kernels begin in the order they were asked for, without which these two do
+        # not overlap their communication (Megatron-Core's docs). Others are slower with it: experts' products and the
+        # data ranks' communication have streams of their own. NeMo sets it for these two only.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = choose_device(trainer.accelerator, place)
-    initialize(trainer.topology(), place, device, seed=trainer.seed)
+    initialize(topology, place, device, seed=trainer.seed)
     return device
 
 

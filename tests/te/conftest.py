@@ -77,7 +77,7 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
 
     def build(recipe: Any, rank: int, hardware: str, inside: Callable[[list[Any]], Any] = lambda chunks: chunks) -> Any:
         pretend_gpu(monkeypatch, hardware)
-        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as `training.distributed.choose_device` does
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # as `training.distributed.join` does
         assert transformer_engine_usable()
         plugins: Any = fdl.build(recipe.trainer.plugins)
         precision.check_device(plugins)

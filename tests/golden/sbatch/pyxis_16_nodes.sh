@@ -67,7 +67,6 @@ record started 0 false
 # Environment
 export PYTHONUNBUFFERED=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=115
-export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export NCCL_DEBUG=INFO
 export WANDB_NOTES='it'"'"'s; #1'

@@ -71,7 +71,6 @@ command -v module > /dev/null || . /etc/profile
 module load cuda/12.8
 export PYTHONUNBUFFERED=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=115
-export CUDA_DEVICE_MAX_CONNECTIONS=1
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE="[rank\${rank}]:"
 export MIXTRAL_RECIPES_ATTEMPT_DIR="$attempt"

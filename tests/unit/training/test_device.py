@@ -13,6 +13,7 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
 from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
+from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
 from mixtral_recipes.training.distributed import ProcessPlace, choose_device
 from mixtral_recipes.training.run import TrainingRun
@@ -37,21 +38,21 @@ for said in eval(sys.argv[1]):
         os.environ.update(said)
         device = choose_device("auto", ProcessPlace(0, 0, 1))
         allocator = torch._C._cuda_memorySnapshot(None)["allocator_settings"]
-        print(device, os.environ["CUDA_DEVICE_MAX_CONNECTIONS"], allocator["expandable_segments"], flush=True)
+        print(device, allocator["expandable_segments"], sorted(said), flush=True)
         assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == said.get("PYTORCH_CUDA_ALLOC_CONF")  # ranks ask anew
         os._exit(0)
     os.wait()
 """
-NAMES = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def test_the_environment_of_a_gpu() -> None:
     found = {
-        "cuda:0 1 True": {},
-        "cuda:0 32 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
-        "cuda:0 2 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "2", "PYTORCH_ALLOC_CONF": "expandable_segments:False"},
-        "cuda:0 1 False": {"DRIVER_REFUSES": "1"},
-        "cuda:0 3 False": {"CUDA_DEVICE_MAX_CONNECTIONS": "3", "RESERVED": "2097152"},
+        "cuda:0 True []": {},
+        "cuda:0 False ['PYTORCH_CUDA_ALLOC_CONF']": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+        "cuda:0 False ['PYTORCH_ALLOC_CONF']": {"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+        "cuda:0 False ['DRIVER_REFUSES']": {"DRIVER_REFUSES": "1"},
+        "cuda:0 False ['RESERVED']": {"RESERVED": "2097152"},
     }
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
@@ -62,6 +63,36 @@ def test_the_environment_of_a_gpu() -> None:
         check=False,
     )
     assert done.stdout.splitlines() == list(found), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "accelerator", "before", "set_to"),
+    [
+        ({}, "gpu", None, None),
+        ({"expert_model_parallel_size": 8}, "gpu", None, None),
+        ({"tensor_model_parallel_size": 2, "sequence_parallel": True}, "gpu", None, "1"),
+        ({"context_parallel_size": 2}, "auto", None, "1"),
+        ({"context_parallel_size": 2}, "gpu", "32", "32"),
+        ({"context_parallel_size": 2}, "cpu", None, None),
+    ],
+)
+def test_kernels_begin_in_order_where_communication_overlaps_with_them(
+    layout: dict[str, Any],
+    accelerator: str,
+    before: str | None,
+    set_to: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It costs experts' products, which run on several streams, so others leave it to CUDA."""
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    monkeypatch.setenv(name, before or "")
+    if before is None:
+        monkeypatch.delenv(name)
+    found: list[str | None] = []
+    monkeypatch.setattr(distributed, "choose_device", lambda *_: found.append(os.environ.get(name)))
+    monkeypatch.setattr(distributed, "initialize", lambda *_, **__: None)
+    distributed.join(Trainer(accelerator=accelerator, devices=8, strategy=MegatronStrategy(**layout)))
+    assert found == [set_to]
 
 
 def test_the_next_run_of_a_process_finds_no_losses_of_this_ones_groups_and_layers() -> None:

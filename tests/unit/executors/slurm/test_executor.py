@@ -50,7 +50,7 @@ def test_a_recipe_for_gpus_asks_for_them() -> None:
     executor = slurm_executor(recipe.trainer.num_nodes, 8, container_image="i.sif")
     text = script(recipe, executor)
     assert "#SBATCH --gpus-per-node=8\n" in text
-    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in text
+    assert "export TORCH_NCCL_AVOID_RECORD_STREAMS=1" in text
     assert "apptainer exec --nv " in text
     assert f"--bind {Path.cwd() / 'runs'}:{Path.cwd() / 'runs'}" in text
     assert "gpus" not in script(tiny(), slurm_executor(1, 1))

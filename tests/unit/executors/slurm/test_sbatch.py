@@ -107,7 +107,7 @@ def test_a_job_with_gpus_however_they_are_asked_for(settings: dict[str, Any], as
     lines = lines_of(container_image="/i.sif", **settings)
     assert [line for line in lines if "gpu" in line and line.startswith("#SBATCH")] == asked
     assert any("apptainer exec --nv " in line for line in lines)
-    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in lines
+    assert "export TORCH_NCCL_AVOID_RECORD_STREAMS=1" in lines
     assert any("NCCL_IB_DISABLE" in line for line in lines)
 
 
@@ -133,7 +133,7 @@ def test_a_recipe_for_gpus_asks_where_nothing_else_does(settings: dict[str, Any]
     site = cluster(venv="/v", **settings).for_gpus(8)
     lines = render(Job("tune", "/jobs/tune", 2, 8, ("-m", "module")), site).splitlines()
     assert [line for line in lines if "gpu" in line and line.startswith("#SBATCH")] == wanted
-    assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in lines
+    assert "export TORCH_NCCL_AVOID_RECORD_STREAMS=1" in lines
 
 
 def test_asking_twice_is_refused() -> None:
