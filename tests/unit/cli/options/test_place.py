@@ -9,7 +9,7 @@ import pytest
 
 from mixtral_recipes.cli import main
 from mixtral_recipes.cli.options.place import ExecutorName, PlaceOptions
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning
 
 # option -> the line of the script that would be missing without it
 IN_THE_SCRIPT = {
@@ -92,7 +92,8 @@ def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest
 def test_behind_ssh_a_run_goes_below_the_job_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "some.jsonl").write_text('{"prompt": "Which?", "completion": "That."}\n' * 3)
     line = "finetune --recipe mixtral_tiny --name mine --executor slurm --cluster far --dry-run --json"
-    assert main.run([*line.split(), "--data", "some.jsonl", "data.dataset_root=/scratch/me/all.jsonl"]) == 0
+    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+        assert main.run([*line.split(), "--data", "some.jsonl", "data.dataset_root=/scratch/me/all.jsonl"]) == 0
     gc.collect()
     said = capsys.readouterr().out
     assert json.loads(said.splitlines()[-1])["run_dir"] == "/scratch/me/runs/mine"
