@@ -134,8 +134,8 @@ def join(trainer: Trainer) -> torch.device:
     place, topology = ProcessPlace.from_environment(), trainer.topology()
     if trainer.accelerator != "cpu" and topology.tensor_model_parallel_size * topology.context_parallel_size > 1:
         # Read by the driver when it starts. Kernels begin in the order they were asked for, without which these two do
-        # not overlap their communication (Megatron-Core's docs). Others are slower with it: experts' products and the
-        # data ranks' communication have streams of their own. NeMo sets it for these two only.
+        # not overlap their communication (Megatron-Core's docs). It also lines up experts' products and the data ranks'
+        # communication, which have streams of their own; so NeMo sets it for these two only.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = choose_device(trainer.accelerator, place)
     initialize(topology, place, device, seed=trainer.seed)

@@ -83,7 +83,7 @@ def test_kernels_begin_in_order_where_communication_overlaps_with_them(
     set_to: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It costs experts' products, which run on several streams, so others leave it to CUDA."""
+    """Experts' products run on several streams, so others leave it to CUDA."""
     name = "CUDA_DEVICE_MAX_CONNECTIONS"
     monkeypatch.setenv(name, before or "")
     if before is None:
