@@ -84,14 +84,14 @@ class ExportedModel:
         """Every canonical tensor, adapters merged.
 
         Args:
-            verified: Whether the files are known to be as they were written; else those are compared whose tensors
-                `check_digests` cannot compare while they are read.
+            verified: Whether the files are known to be as they were written; else they are compared, but for weights
+                that `check_digests` compares while they are read.
 
         Raises:
             CheckpointError: a file is damaged, or a tensor missing or unknown.
         """
-        if not verified and (self.dtype or not self.manifest["tensors"]):
-            verify(self.checkpoint)
+        if not verified:
+            verify(self.checkpoint, weights=bool(self.dtype or not self.manifest["tensors"]))
         if not verified and self.base:
             verify(self.base)
         saved = ModelWeights((self.base or self.checkpoint) / "weights", self.dims)

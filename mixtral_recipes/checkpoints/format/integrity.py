@@ -12,13 +12,16 @@ from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.ranks import gathered, rank_and_size
 
 
-def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), hashes: bool = True) -> str | None:
+def damage_of(
+    folder: Path, *, share: tuple[int, int] = (0, 1), hashes: bool = True, weights: bool = True
+) -> str | None:
     """What is wrong with a checkpoint's files.
 
     Args:
         folder: The checkpoint.
         share: (rank, ranks): which of the files' pieces to hash; presence, size and names are checked for all.
         hashes: False leaves the files' content unread.
+        weights: False leaves that of the weights unread.
 
     Returns:
         One sentence that names the file, or None when all is well.
@@ -29,7 +32,8 @@ def damage_of(folder: Path, *, share: tuple[int, int] = (0, 1), hashes: bool = T
         if named or not hashes:
             return named
         # Large pieces first, then dealt out: every rank hashes about as much.
-        pieces = [(name, *piece) for name in sorted(files) for piece in pieces_of(files[name])]
+        read = [name for name in sorted(files) if weights or not name.startswith("weights/")]
+        pieces = [(name, *piece) for name in read for piece in pieces_of(files[name])]
         pieces.sort(key=lambda piece: -piece[2])
         rank, ranks = share
         mine = pieces[rank::ranks]
@@ -71,8 +75,12 @@ def damage_together(folder: Path) -> str | None:
     return next((found for found in gathered(damage_of(folder, share=rank_and_size())) if found), None)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
     """Refuse a damaged checkpoint, in this process alone.
+
+    Args:
+        folder: The checkpoint.
+        weights: False leaves the weights' content to whoever reads them.
 
     Returns:
         The manifest.
@@ -80,7 +88,7 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: names the file.
     """
-    damage = damage_of(folder)
+    damage = damage_of(folder, weights=weights)
     if damage:
         raise CheckpointError(damage)
     return read_manifest(folder)

@@ -18,6 +18,7 @@ from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
+from mixtral_recipes.importers.convert.megatron_to_nemo import export_nemo
 from mixtral_recipes.importers.hf import source as source_module
 from mixtral_recipes.importers.hf.safetensors import read_header
 
@@ -393,6 +394,18 @@ def test_export_refuses_a_damaged_training_checkpoint(make_model, tmp_path: Path
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="its SHA-256 is not the manifest's"):
         export_checkpoint(checkpoint, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("export", [export_checkpoint, export_nemo])
+def test_export_refuses_another_configuration(make_model, tmp_path: Path, export: Callable[..., Path]) -> None:
+    """As verify does, and a run that starts from it: only the weights' own hashes are compared while they are read."""
+    folder, _, _ = make_model()
+    checkpoint = import_checkpoint(str(folder), tmp_path / "megatron")
+    path = checkpoint / "context" / "config.json"
+    path.write_text(path.read_text().replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 1'))
+    with pytest.raises(CheckpointError, match=r"config\.json: its SHA-256 is not the manifest's"):
+        export(checkpoint, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
