@@ -179,7 +179,8 @@ def header(job: Job, cluster: Cluster) -> list[str]:
         if value is True:
             lines.append(f"#SBATCH --{key}")
         elif value is not None and value is not False:
-            lines.append(f"#SBATCH --{key}={quote(value)}")
+            text = str(value).replace("\\", "\\\\")  # sbatch takes one for an escape, between quotes too
+            lines.append(f"#SBATCH --{key}={quote(text)}")
     return lines
 
 

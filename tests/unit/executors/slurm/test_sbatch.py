@@ -91,6 +91,11 @@ def lines_of(**settings: Any) -> list[str]:
     return render(Job("tune", "/jobs/tune", 2, 8, ("-m", "module")), cluster(**image, **settings)).splitlines()
 
 
+def test_a_backslash_reaches_sbatch() -> None:
+    """Which takes one in a header for an escape, between quotes too."""
+    assert r"#SBATCH --comment='a\\b'" in lines_of(sbatch={"comment": r"a\b"})
+
+
 @pytest.mark.parametrize(
     ("settings", "asked"),
     [
