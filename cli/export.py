@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from mixtral_recipes.cli.options.checkpoint import Checkpoint, Overwrite, Public, PushToHub
+from mixtral_recipes.cli.options.checkpoint import Checkpoint, Overwrite, Public, PushToHub, refuse_public
 from mixtral_recipes.cli.options.export import FormOptions
 from mixtral_recipes.cli.options.groups import argument
 from mixtral_recipes.cli.options.result import Json
@@ -27,6 +27,7 @@ def command(
 
     from mixtral_recipes.system.files import size_of
 
+    refuse_public(public, push_to_hub)
     start = time.perf_counter()
     told: dict[str, Any] = {}
     target = form.target or exports.format_of(output)

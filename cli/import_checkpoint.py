@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub
+from mixtral_recipes.cli.options.checkpoint import Base, Dtype, Overwrite, Public, PushToHub, refuse_public
 from mixtral_recipes.cli.options.groups import argument, option
 from mixtral_recipes.cli.options.result import Json
 from mixtral_recipes.cli.output import in_gb, note, print_json, say
@@ -38,6 +38,7 @@ def command(
     from mixtral_recipes.system.files import size_of
     from mixtral_recipes.system.ranks import launched_rank
 
+    refuse_public(public, push_to_hub)
     start = time.perf_counter()
     folder = import_any(source, output, base=base, dtype=dtype, overwrite=overwrite)
     seconds = time.perf_counter() - start

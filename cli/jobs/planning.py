@@ -117,7 +117,7 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     Raises:
         RecipeError: a job that cannot be, an option that decides nothing, or a goal that cannot be reached.
     """
-    _refuse_what_decides_nothing(ask, work)
+    _refuse_what_decides_nothing(ask, work, goal)
     learned = [*([_calibrate()] if goal.calibrate else ()), *([_learn(goal.from_run)] if goal.from_run else ())]
     for text in learned:
         note(text)
@@ -154,7 +154,15 @@ def answer(ask: AskOptions, work: WorkOptions, goal: GoalOptions, overrides: lis
     return Answer(_title(name, job, card), card, made, notes, more)
 
 
-def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions) -> None:
+def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions, goal: GoalOptions) -> None:
+    finds = {"--smallest": goal.smallest, "--max-gpus": goal.max_gpus, "--deadline": goal.deadline}
+    for option in (option for option, asked in finds.items() if asked):
+        for size in ("num_nodes", "num_gpus_per_node"):
+            if size in ask.arguments:
+                raise RecipeError(
+                    f"{option_of(size)} does not go with {option}, which finds the number of GPUs; leave it out, or "
+                    "limit that with --max-gpus N."
+                )
     given = {"recipe": ask.recipe, "task": ask.task} | ask.arguments
     tuning = ("peft_scheme", "packed_sequence")
     if ask.yaml is not None:

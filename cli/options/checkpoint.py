@@ -22,3 +22,15 @@ PushToHub = Annotated[
     str | None, option("--push-to-hub ORG/NAME", "Upload the finished folder to this Hub repository.")
 ]
 Public = Annotated[bool, option("--public", "If the repository is created, make it public.")]
+
+
+def refuse_public(public: bool, push_to_hub: str | None) -> None:
+    """Refuse ``--public`` where nothing is uploaded.
+
+    Raises:
+        RecipeError: it would have no effect.
+    """
+    if public and not push_to_hub:
+        from mixtral_recipes.errors import RecipeError
+
+        raise RecipeError("--public has no effect without --push-to-hub; leave it out.")

@@ -29,7 +29,7 @@ Prompts = Annotated[
 class LayoutOptions:
     """How a model is laid out over processes."""
 
-    devices: int = place("--devices N", "Processes on this machine, one per GPU.", 1, min=1)
+    devices: int = place("--devices N", "Processes on this machine, one per GPU.", 1, min=1, max=1024)
     tp: int = place("--tp N", "Tensor-parallel size.", 1, min=1)
     pp: int = place("--pp N", "Pipeline-parallel size.", 1, min=1)
     ep: int | None = place("--ep N", "Expert-parallel size; default: the processes TP and PP leave.", min=1)

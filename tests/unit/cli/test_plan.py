@@ -108,6 +108,8 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b trainer.accumulate_grad_batches=4", "accumulation follows from"),
         ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest does not go with --deadline"),
         ("--recipe mixtral_8x7b --deadline soon", "write hours"),
+        ("--recipe mixtral_8x7b --smallest --num-nodes 2", "--num-nodes does not go with --smallest, which finds"),
+        ("--recipe mixtral_8x7b --max-gpus 64 --nproc-per-node 4", "--num-gpus-per-node does not go with --max-gpus"),
         ("--recipe mixtral_8x7b --epochs 2", "--epochs counts passes over --data"),
         ("--recipe mixtral_8x7b --task pretrain --peft lora", "--peft applies only to fine-tuning"),
         ("--recipe mixtral_8x7b --performance-mode", "--performance-mode applies only to pretraining"),
