@@ -35,8 +35,11 @@ def command(
     A stage is a recipe to train, or a command of this program, such as import, evaluate or export.
     """
     from mixtral_recipes.cli.main import check_words
+    from mixtral_recipes.errors import LaunchError
     from mixtral_recipes.executors import pipeline as pipelines
 
+    if detach and executor is not Where.slurm:
+        raise LaunchError(f"--detach: no effect with --executor {executor}; use --executor slurm.")
     pipeline = pipelines.read(file)
     if start is not None:
         pipeline = pipeline.starting_with(start)

@@ -46,8 +46,6 @@ def launch(
     if executor == "direct":
         return _direct(recipe, Path(run_dir), dry_run)
     if executor == "local":
-        if detach:
-            raise LaunchError("--detach does not fit --executor local; use nohup or tmux, or --executor slurm.")
         return _local(recipe, name, Path(run_dir), dry_run)
     import nemo_run as run
 

@@ -120,7 +120,7 @@ class PlaceOptions:
         own = {name: getattr(self, name) for name in ("account", "partition", "time", "retries")}
         given = {name: value for name, value in own.items() if value is not None}
         settings = settings_from(self.slurm or []) | given
-        names = ["cluster"] * bool(self.cluster) + list(given) + ["slurm"] * bool(self.slurm)
+        names = ["cluster"] * bool(self.cluster) + list(given) + ["slurm"] * bool(self.slurm) + ["detach"] * self.detach
         if names and self.executor != "slurm":
             ignored = ", ".join(f"--{name}" for name in names)
             raise LaunchError(f"{ignored}: no effect with --executor {self.executor}; use --executor slurm.")

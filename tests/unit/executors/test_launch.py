@@ -76,9 +76,6 @@ def test_two_nodes_do_not_fit_local(tmp_path: Path) -> None:
     recipe = SimpleNamespace(trainer=SimpleNamespace(num_nodes=2, devices=1))
     with pytest.raises(LaunchError, match="num_nodes=2"):
         launch(recipe, executor="local", name="x", run_dir=tmp_path)
-    recipe.trainer.num_nodes = 1
-    with pytest.raises(LaunchError, match="detach"):
-        launch(recipe, executor="local", name="x", run_dir=tmp_path, detach=True)
 
 
 def test_a_dry_run_for_slurm_leaves_nothing_and_writes_no_secret(tmp_path: Path) -> None:

@@ -127,6 +127,12 @@ def test_what_cannot_run_is_refused_before_the_first_stage(
     assert f"stage 's1': {told}" in said.err
 
 
+def test_a_pipeline_that_runs_here_is_not_detached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file.toml").write_text('[[stage]]\nname = "a"\ncommand = ["recipes", "list"]\n')
+    assert main.run(["pipeline", str(tmp_path / "file.toml"), "--detach", "--dry-run"]) == 2
+    assert "--detach: no effect with --executor local; use --executor slurm." in capsys.readouterr().err
+
+
 def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

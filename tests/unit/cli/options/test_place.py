@@ -60,7 +60,8 @@ def test_processes_per_node_have_two_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--account x", "--partition x", "--time 01:00:00", "--retries 0", "--cluster x", "--slurm qos=x"]
+    "option",
+    ["--account x", "--partition x", "--time 01:00:00", "--retries 0", "--cluster x", "--slurm qos=x", "--detach"],
 )
 @pytest.mark.parametrize("executor", ["local", "direct"])
 def test_an_option_for_slurm_alone_is_refused_elsewhere(
