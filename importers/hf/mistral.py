@@ -3,6 +3,7 @@
 Source: mistral-inference `args.py` (TransformerArgs) and `transformer.py` (from_folder).
 """
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ _FIELDS = {
 }
 _REQUIRED = ("dim", "n_layers", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "num_experts", "norm_eps")
 _WITHOUT_EFFECT = ("max_batch_size",)  # memory that mistral-inference sets aside
-_NETWORK = ("model_type", "transformer")
+_USUAL = {"model_type": "transformer", "causal": True}  # what these may say; of others, that they are not there
 # In which a config.json beside params.json must agree, in Megatron's spelling.
 _SAME = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
          "num_moe_experts", "moe_router_topk", "vocab_size", "rotary_base", "layernorm_epsilon")  # fmt: skip
@@ -90,9 +91,12 @@ def read_params(folder: Path) -> dict[str, Any]:
     known = {**_FIELDS, **{field: field for field in hf_config.DEFAULTS}}
     fields: dict[str, Any] = {}
     for key, value in flat.items():
+        plain = (None, _USUAL[key]) if key in _USUAL else (None, False, {}, [])
         if key in known:
-            fields[known[key]] = int(value) if isinstance(value, str) and value.isdigit() else value
-        elif key not in _WITHOUT_EFFECT and (key, value) != _NETWORK and value not in (None, False, {}, []):
+            read = int(value) if isinstance(value, str) and value.isdigit() else value
+            if fields.setdefault(known[key], read) != read:
+                raise CheckpointError(f"{path}: {key} is {read!r}, and another spelling of it {fields[known[key]]!r}.")
+        elif key not in _WITHOUT_EFFECT and value not in plain:
             raise CheckpointError(
                 f"{path}: {key}={value!r} is not a Mixtral's, or not known, and may change what the model computes."
                 f"{nearest(key, list(known))}"
@@ -111,12 +115,14 @@ def _as_config(fields: dict[str, Any]) -> dict[str, Any]:
         MIXTRAL_8X22B.num_layers,
     )
     theta = fields.pop("rope_theta", None) or _ROPE_THETA
+    with contextlib.suppress(TypeError, ValueError):  # config.json's rules refuse what is no number
+        theta = float(theta)
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
         "hidden_act": "silu",
         "max_position_embeddings": _POSITIONS_8X22B if large else _POSITIONS,
-        "rope_theta": float(theta),
+        "rope_theta": theta,
         "sliding_window": None,
         "tie_word_embeddings": False,
         "num_experts_per_tok": 2,
@@ -138,6 +144,8 @@ def _agreeing(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
 
 def _stored_tensors(folder: Path, by_library: bool) -> dict[str, tuple[Path, StoredTensor]]:
     files, indexed = safetensors_io.files_of(folder, INDEX, SINGLE)
+    if files and (others := _pickled(folder)):
+        raise CheckpointError(f"{folder}: has {files[0].name} and {min(others.values()).name}; remove one of the two.")
     if files:
         stored = gather(files, safetensors_io.read_header, by_library=by_library)
         if indexed:
@@ -148,13 +156,18 @@ def _stored_tensors(folder: Path, by_library: bool) -> dict[str, tuple[Path, Sto
     return gather(_numbered(folder), pickle_io.read_tensors, by_library=by_library)
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """consolidated.00.pth and those after it, without a gap."""
-    found = {
+def _pickled(folder: Path) -> dict[tuple[int, str], Path]:
+    """Its consolidated pickles, by number and ending."""
+    return {
         (int(match[1]), match[2]): path
         for path in folder.glob("consolidated.*")
         if (match := re.fullmatch(r"consolidated\.(\d+)\.(pth?)", path.name))
     }
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """consolidated.00.pth and those after it, without a gap."""
+    found = _pickled(folder)
     if not found:
         raise CheckpointError(
             f"{folder} has {PARAMS} and no weights: neither {SINGLE} nor {INDEX} nor consolidated.00.pth."

@@ -23,6 +23,7 @@ from mixtral_recipes.importers.gguf import extra, llama
 from mixtral_recipes.importers.gguf.export import export_gguf
 from mixtral_recipes.importers.gguf.reader import StoredFile
 from mixtral_recipes.settings.peft import LoRA, QLoRA
+from mixtral_recipes.system import packages
 from tests.adapter_folder import make_adapter
 from tests.gguf_by_hand import by_hand, needs_llama_cpp
 from tests.mixtral_folder import mixtral_config, mixtral_tensors, write_model
@@ -177,7 +178,11 @@ def test_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path, mo
     monkeypatch.setattr(checks, "available_memory", lambda: 1000)
     with pytest.raises(EnvironmentProblem, match="--no-check"):
         export_gguf(checkpoint, file)
-    monkeypatch.setattr(extra.importlib, "import_module", lambda name: exec("raise ImportError"))
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=name.partition(".")[0])
+
+    monkeypatch.setattr(packages.importlib, "import_module", missing)
     with pytest.raises(EnvironmentProblem, match=r"pip install 'mixtral-recipes\[gguf\]'"):
         export_gguf(checkpoint, file)
     monkeypatch.setattr(extra.platform, "machine", lambda: "aarch64")

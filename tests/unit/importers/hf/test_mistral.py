@@ -153,7 +153,7 @@ def test_what_params_json_leaves_out(tmp_path: Path) -> None:
     assert config(max_seq_len=4096, rope_theta=5e5)["max_position_embeddings"] == 4096
     assert config(rope_theta=5e5)["rope_theta"] == 5e5
     assert config(sliding_window="4096")["sliding_window"] == 4096
-    assert config(vision_encoder=None, model_type="transformer")["num_local_experts"] == 8
+    assert config(vision_encoder=None, model_type="transformer", causal=True)["num_local_experts"] == 8
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,9 @@ def test_what_params_json_leaves_out(tmp_path: Path) -> None:
         ({"lora": {"rank": 2}}, "lora="),
         ({"model_type": "mamba"}, "model_type='mamba'"),
         ({"tied_embeddings": True}, "tie_word_embeddings=True"),
+        ({"causal": False}, "causal=False"),
+        ({"rope_theta": "much"}, "rope_theta='much' must be a positive number"),
+        ({"hidden_size": 999}, "hidden_size is 999, and another spelling of it "),
         ({"hidden_dim": 40}, "layers.0.feed_forward.experts.0.w1.weight has shape [48, 32], params.json calls for"),
         ({"n_layers": 3}, "layers.2.attention_norm.weight and"),
         ({"n_layers": 1}, "params.json's model has no such tensor"),
@@ -199,6 +202,14 @@ def test_files_that_are_missing_or_hostile(write, tmp_path: Path, capsys: pytest
         file.unlink()
     assert run(["import", str(mistral), "--output", str(tmp_path / "out")]) == 2
     assert "params.json and no weights" in capsys.readouterr().err
+
+
+def test_two_sets_of_weights(write, tmp_path: Path) -> None:
+    """As mistral-inference refuses them."""
+    _, mistral = write()
+    torch.save({"x": torch.zeros(1)}, mistral / "consolidated.00.pth")
+    with pytest.raises(CheckpointError, match=r"has consolidated\.safetensors and consolidated\.00\.pth; remove one"):
+        import_checkpoint(str(mistral), tmp_path / "out", progress=False)
 
 
 def test_a_config_json_beside_it_says_more_and_must_agree(write, tmp_path: Path) -> None:
