@@ -133,6 +133,8 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
         said = "asked to stop, and ended without saying whether it saved"
         raise Preempted(f"{record.name}: {said}; start the same command again {resume}")
     silent = sorted(set(range(record.nodes * record.nproc_per_node)) - {end["rank"] for end in ends})
+    if stopped and not failed and not silent:
+        raise Preempted(f"{record.name}: asked to stop when all its processes had done their work {resume}")
     see = f"see `mixtral-recipes runs logs {record.id}`"
     if failed and not (silent and records.lost_peer(failed[0])):
         raise LaunchError(f"rank {failed[0]['rank']} failed: {failed[0]['error']} ({see})")

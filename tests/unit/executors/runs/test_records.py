@@ -146,6 +146,16 @@ def test_ranks_that_were_stopped_as_they_started_are_not_lost(tmp_path: Path) ->
         raise_for_ranks(made, 1, stopped=True)
 
 
+def test_a_launcher_that_was_stopped_when_all_was_done_has_not_failed(tmp_path: Path) -> None:
+    made = record(tmp_path, nproc_per_node=2)
+    for rank in (0, 1):
+        end(Path(made.job_dir, "attempts", "0"), rank, 0)
+    with pytest.raises(Preempted, match=r"^r: asked to stop when all its processes had done their work"):
+        raise_for_ranks(made, 1, stopped=True)
+    with pytest.raises(LaunchError, match="the job ended without a report"):
+        raise_for_ranks(made, 1)
+
+
 def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
     made = record(tmp_path)
     for number, code in ((2, 1), (10, 0)):
