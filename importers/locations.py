@@ -56,7 +56,13 @@ def parse_source(source: str) -> Path | HubId:
 
 
 def import_name(text: str) -> str | None:
-    """The name of a finished import, which stands behind ``nemo://``; None of all else, a path behind it included."""
+    """The name of a finished import, which stands behind ``nemo://``; None of all else, a path behind it included.
+
+    Raises:
+        CheckpointError: nothing stands behind ``nemo://`` or ``hf://``, which would be this folder.
+    """
+    if text in ("hf://", _NEMO):
+        raise CheckpointError(f"{text} names no model; is a shell variable not set?")
     name = text.removeprefix(_NEMO)
     return None if name == text or name.startswith(("/", ".", "~")) else name
 

@@ -134,7 +134,7 @@ def refuse_nowhere(source: str | Path, error: type[MixtralRecipesError]) -> None
         error: What to raise.
     """
     name = str(source).removeprefix("hf://")
-    if name.startswith(MISTRAL) or resolve(name).expanduser().exists():
+    if name.startswith(MISTRAL) or (name and resolve(name).expanduser().exists()):  # "" would be this folder
         return
     if not is_hub_id(name.partition("@")[0]):
         raise error(f"tokenizer {source}: neither a folder or file that exists nor a Hub id (org/name).")

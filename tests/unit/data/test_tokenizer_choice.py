@@ -64,3 +64,8 @@ def test_what_is_no_tokenizer_is_refused(look: Callable[[Any], Any]) -> None:
         llm.get_nmt_tokenizer("byte-level")
     with pytest.raises(RecipeError, match="model_name is not given"):
         llm.get_nmt_tokenizer("huggingface")
+
+
+def test_a_name_that_is_not_given_is_not_this_folder() -> None:
+    with pytest.raises(DataError, match=r"tokenizer hf://: neither a folder or file that exists nor a Hub id"):
+        check_place("hf://")

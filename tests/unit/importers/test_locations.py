@@ -1,5 +1,6 @@
 """hf://, nemo:// and paths."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.importers.locations import HubId, parse_source
-from mixtral_recipes.importers.resolve import resolve
+from mixtral_recipes.importers.resolve import check_source, import_any, resolve
 from mixtral_recipes.system.home import models_home
 
 
@@ -25,6 +26,13 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("./missing", "name", "s3://bucket/key", "nemo://org/name", "a b/c", "-a/b", "a/b--c", "a/b.git"):
         with pytest.raises(CheckpointError):
             parse_source(wrong)
+
+
+@pytest.mark.parametrize("text", ["hf://", "nemo://"])
+@pytest.mark.parametrize("look", [parse_source, check_source, resolve, import_any, locations.checkpoint])
+def test_a_name_that_is_not_given_is_not_this_folder(text: str, look: Callable[[str], object]) -> None:
+    with pytest.raises(CheckpointError, match=f"^{text} names no model; is a shell variable not set"):
+        look(text)
 
 
 def test_finished_imports(tmp_path: Path) -> None:
