@@ -16,6 +16,9 @@ from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.home import models_home
 from mixtral_recipes.system.ranks import first, joined
 
+# What decides the import of an adapter of another form.
+_OF_ADAPTERS = ("adapter_*", "weights/*", "context/*.json", "lineage.json")
+
 
 def resolve(source: str) -> Path:
     """A Megatron checkpoint folder for any way of naming a model, importing it first where that is needed.
@@ -133,6 +136,6 @@ def _peft_base(folder: Path) -> str:
 def _adapter_home(folder: Path, base: Path) -> Path:
     """Where an adapter's import is kept: the same for the same files on the same base, and for nothing else."""
     digest = hashlib.sha256(repr(identity_of(base)).encode())
-    for path in sorted([*folder.glob("adapter_*"), *folder.glob("weights/*"), *folder.glob("context/*.json")]):
+    for path in sorted(path for pattern in _OF_ADAPTERS for path in folder.glob(pattern)):
         digest.update(f"{path.name} {sha256(path)}".encode())
     return models_home() / "local" / f"{folder.name}@{digest.hexdigest()[:12]}"

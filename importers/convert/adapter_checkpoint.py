@@ -14,9 +14,18 @@ from mixtral_recipes.checkpoints.format.manifest import file_entries, write_mani
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import (
+    Identity,
+    hash_of_adapter,
+    hash_of_config,
+    hash_of_files,
+    hash_of_tokenizer,
+    identity_of,
+)
+from mixtral_recipes.checkpoints.lineage.links import mismatch, source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.stored_adapters import LowRank
 from mixtral_recipes.importers.hf import sidecars
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
@@ -78,16 +87,22 @@ def write_adapter_checkpoint(
     return final
 
 
-def folder_source(folder: Path, weights: str | None) -> Parent:
-    """The parent of what was read from a folder of another form.
+def adapter_parent(folder: Path, base: Path) -> Parent:
+    """The parent of what was read from an adapter of another form; an export of ours brings its own lineage.
 
     Args:
-        folder: The folder.
-        weights: A hash of its weights.
+        folder: The adapter's folder.
+        base: The checkpoint of the model it is to adapt.
+
+    Raises:
+        CheckpointError: the folder is not what its lineage says, or ``base`` is not what the adapter was trained on.
     """
-    return Parent(
-        "source", Lineage("source", Identity(weights), origin={"folder": folder.name}), os.path.abspath(folder)
-    )
+    parent = source_parent(folder, {"path": os.path.abspath(folder)}, hash_of_adapter(folder))
+    adapted = next((found for record in parent.record.ancestors() if (found := record.parent("base"))), None)
+    problem = adapted and mismatch(adapted.record.identity, identity_of(base))
+    if problem:
+        raise CheckpointError(f"{base} is not the base of {folder}: {problem}; name the right one with --base.")
+    return parent
 
 
 def layer_names(dims: ModelShape) -> list[str]:

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.shard import Shard
-from mixtral_recipes.checkpoints.lineage.identity import hash_of_adapter
 from mixtral_recipes.errors import CheckpointError
-from mixtral_recipes.importers.convert.adapter_checkpoint import folder_source, write_adapter_checkpoint
+from mixtral_recipes.importers.convert.adapter_checkpoint import adapter_parent, write_adapter_checkpoint
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape, instances
@@ -72,13 +71,12 @@ def write_nemo_adapter(folder: Path, base: Path, output: Path, *, overwrite: boo
         CheckpointError: as `read_adapter`, or ``output`` is there already.
     """
     scheme, tensors = read_adapter(folder, base)
-    digest = hash_of_adapter(folder)
     return write_adapter_checkpoint(
         output,
         scheme,
         tensors,
         base=base,
-        sources=[folder_source(folder, digest)],
+        sources=[adapter_parent(folder, base)],
         origin={"layout": "nemo"},
         overwrite=overwrite,
     )

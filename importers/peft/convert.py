@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_recipes.checkpoints.lineage.identity import hash_of_adapter
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.adapter_checkpoint import (
     adapted_layers,
+    adapter_parent,
     evened,
-    folder_source,
     write_adapter_checkpoint,
 )
 from mixtral_recipes.importers.convert.stored_adapters import LowRank
@@ -57,7 +56,7 @@ def write_adapter(folder: Path, settings: dict[str, Any], base: Path, output: Pa
         scheme,
         tensors,
         base=base,
-        sources=[folder_source(opened.folder, hash_of_adapter(opened.folder))],
+        sources=[adapter_parent(opened.folder, base)],
         origin={"layout": "peft"},
         left_behind=sidecars.left_behind(sidecars.names_in(folder), _READ),
         overwrite=overwrite,

@@ -20,6 +20,7 @@ from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.json_files import read_object
 
 _CONFIGS = ("config.json", "params.json")
+_PEFT_CONFIG = "adapter_config.json"
 _NEMO_CONFIGS = ("context/io.json", "context/model.yaml")
 _PEFT_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # what is read of both
 _NEMO_ADAPTER = "weights/adapter_metadata.json"
@@ -27,6 +28,10 @@ _NEMO_TOKENIZER = "context/nemo_tokenizer"
 # Fields of config.json that do not decide what the model computes.
 _PASSING = frozenset(
     ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
+)
+# Nor of adapter_config.json; its base is compared by content.
+_PASSING_OF_PEFT = frozenset(
+    ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 )
 _SHOWN = 12
 
@@ -38,8 +43,8 @@ class Identity:
     Attributes:
         weights: Of the sorted (name, dtype, shape, hash) of the tensors under Hugging Face's names; of the sorted
             (name, size, hash) of the files under ``weights/`` where tensors have no hashes (what training writes).
-        config: Of config.json's fields (in Mistral's own format, params.json's), without those that do not decide what
-            is computed.
+        config: Of config.json's fields (in Mistral's own format, params.json's; of a peft folder,
+            adapter_config.json's), without those that do not decide what is computed.
         tokenizer: Of the sorted (name, hash) of the tokenizer's files, chat templates included.
     """
 
@@ -104,12 +109,15 @@ def adapter_file(folder: Path) -> Path | None:
 def hash_of_config(folder: Path) -> str | None:
     """``Identity.config`` of a folder; None without one.
 
-    It is config.json's; params.json's in Mistral's own format; of the files of a NeMo 2.0 checkpoint's context.
+    It is config.json's; params.json's in Mistral's own format; adapter_config.json's beside peft's tensors; of the
+    files of a NeMo 2.0 checkpoint's context.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    path = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
+    of_peft = adapter_file(folder) is not None
+    names = (_PEFT_CONFIG,) if of_peft else _CONFIGS
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         nemo = [[name, sha256(folder / name)] for name in _NEMO_CONFIGS if (folder / name).is_file()]
         return hash_of(nemo) if nemo else None
@@ -117,7 +125,13 @@ def hash_of_config(folder: Path) -> str | None:
         fields = read_object(path, CheckpointError)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+    if of_peft:  # its lists are sets, which peft writes in any order
+        return hash_of({name: _sorted(value) for name, value in fields.items() if name not in _PASSING_OF_PEFT})
     return hash_of({name: value for name, value in fields.items() if name not in _PASSING})
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def hash_of_tokenizer(folder: Path) -> str | None:
