@@ -123,7 +123,8 @@ def test_what_has_one_value_is_refused_with_the_reason() -> None:
 
 
 def test_nemos_arguments_are_judged_when_they_are_set_on_objects() -> None:
-    parts = {name: fdl.build(part) for name, part in fdl.ordered_arguments(load("mixtral_tiny", "pretrain")).items()}
+    recipe = load("mixtral_tiny", "pretrain")
+    parts: dict[Any, Any] = {name: fdl.build(part) for name, part in fdl.ordered_arguments(recipe).items()}
     assert check_settings(llm.pretrain, parts) == []
     parts["trainer"].num_sanity_val_steps = 2
     (told,) = check_settings(llm.pretrain, parts)
