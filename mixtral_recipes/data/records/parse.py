@@ -215,7 +215,9 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                bad(DataError(f"{where}: not a CSV row ({error})."))
+                if "end of data" in str(error):  # a quote's: no record behind it is known
+                    raise DataError(f"{where}: a quote opens in this row and is never closed.") from error
+                bad(DataError(f"{where}: not a CSV row{_through(line, reader.line_num)} ({error})."))
                 continue
             except UnicodeDecodeError as error:
                 raise DataError(
@@ -229,4 +231,9 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
             elif len(row) == len(names):
                 yield Record(dict(zip(names, row, strict=True)), where)
             elif row:
-                bad(DataError(f"{where}: has {len(row)} columns, and the head {len(names)}."), row)
+                through = _through(line, reader.line_num)
+                bad(DataError(f"{where}: has {len(row)} columns{through}, and the head {len(names)}."), row)
+
+
+def _through(first: int, last: int) -> str:
+    return f", with all up to line {last}" if last > first else ""

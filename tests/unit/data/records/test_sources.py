@@ -625,3 +625,22 @@ def test_records_beside_plain_text_are_not_half_read(tmp_path: Path, names: str)
     (tmp_path / "notes.txt").rename(tmp_path / "train.txt")
     with pytest.raises(DataError, match=r"documents in records and in plain text \(train\.txt\)"):
         recognize(tmp_path)
+
+
+def test_rows_that_a_quote_takes_in_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "quotes.csv"
+    told: list[str] = []
+
+    def bad(error: DataError, *_: Any) -> None:
+        told.append(str(error))
+
+    path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\nq4,"a4\nq5,a5\n')
+    assert [row["input"] for row, *_ in read_records(path, bad)] == ["q1", "q5"]
+    assert len(told) == 1
+    assert told[0].startswith(f"{path}:3: not a CSV row, with all up to line 5 (")
+    path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\n')
+    with pytest.raises(DataError, match=r"quotes\.csv:3: a quote opens in this row and is never closed\."):
+        list(read_records(path, bad))
+    path.write_text('input,output\n"q1\nq2\n"\nq3,a3\n')
+    assert [row["input"] for row, *_ in read_records(path, bad)] == ["q3"]
+    assert told[1] == f"{path}:2: has 1 columns, with all up to line 4, and the head 2."
