@@ -233,6 +233,8 @@ def test_a_link_in_a_checkpoint_takes_nothing_along(make_model, tmp_path: Path) 
         lambda: export_checkpoint(base, tmp_path / "out", progress=False),
         lambda: export_nemo(base, tmp_path / "out", progress=False),
     ):
-        with pytest.raises(CheckpointError, match=r"is a link to .*secret, outside"):
+        with pytest.raises(
+            CheckpointError, match=r"is a link to .*secret, outside|tokenizer.json: is a link; a checkpoint has none"
+        ):
             make()
         assert not (tmp_path / "out").exists()
