@@ -20,7 +20,7 @@ class EvaluationOptions:
 
     data: str | None = what("--data DATA", "Loss on a data set, and SQuAD's scores; default: what its run held out.")
     questions: int | None = what(
-        "--questions N", "Maximum of SQuAD's held-out questions; default: all, 0: none.", min=0
+        "--questions N", "At most this many of SQuAD's held-out questions; default: all, 0: none.", min=0
     )
     loss: bool = what("--loss/--no-loss", "Measure the loss on the data set.", True)
     perplexity: Path | None = what("--perplexity FILE", "Perplexity of a text: .txt, .md, or records with text.")

@@ -96,7 +96,7 @@ def _let_segments_grow(device: torch.device) -> None:
     """
     if torch.cuda.memory_reserved(device):
         return
-    settings = getattr(torch._C, "_accelerator_setAllocatorSettings", torch.cuda.memory._set_allocator_settings)
+    settings = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
     settings("expandable_segments:True")
     try:
         torch.empty(1, device=device)

@@ -135,7 +135,9 @@ def _sorted(value: Any) -> Any:
 
 
 def hash_of_tokenizer(folder: Path) -> str | None:
-    """``Identity.tokenizer`` of a folder; None without a tokenizer."""
+    """``Identity.tokenizer`` of a folder; None without a tokenizer, and of a peft folder: its base's is used."""
+    if adapter_file(folder) is not None:
+        return None
     home = folder / _NEMO_TOKENIZER if (folder / _NEMO_TOKENIZER).is_dir() else folder
     files = [[path.relative_to(home).as_posix(), sha256(path)] for path in tokenizer_files(home)]
     return hash_of(files) if files else None

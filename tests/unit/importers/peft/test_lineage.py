@@ -64,3 +64,14 @@ def test_where_pefts_base_is_and_the_order_of_its_lists_say_nothing(make_model, 
     moved = {"base_model_name_or_path": "elsewhere", "target_modules": settings["target_modules"][::-1]}
     path.write_text(json.dumps(settings | moved))
     import_any(str(folder), tmp_path / "again", base=str(base))
+
+
+def test_a_tokenizer_beside_pefts_files_says_nothing(make_model, tmp_path: Path) -> None:
+    base = import_checkpoint(str(make_model()[0]), tmp_path / "base", progress=False)
+    folder = export_adapter(make_adapter(base, LoRA(dim=2), tmp_path / "trained"), tmp_path / "exported")
+    (folder / "lineage.json").unlink()
+    (folder / "tokenizer.json").write_text("{}")
+    again = import_any(str(folder), tmp_path / "again", base=str(base))
+    (folder / "tokenizer.json").unlink()
+    links = Follower(lambda *_: {}, hashes=False).follow(again)
+    assert {link.state for link in links if link.path == folder} == {"ok"}
