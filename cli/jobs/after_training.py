@@ -30,16 +30,35 @@ def follow_up(job: Job, checkpoint: Path, after: AfterTrainingOptions) -> dict[s
         ``em_after`` and ``f1_after`` (``em_first_line_...``: if answers were cut off at their first line break).
     """
     outcome: dict[str, Any] = {}
-    if job.recipe_name == "mixtral_tiny" if after.export is None else after.export:
+    if _exports(job, after):
         from mixtral_recipes import api
 
         exported = job.run_dir / "exported"
         api.export_ckpt(checkpoint, target="hf", output_path=exported, overwrite=True)
         outcome["exported"] = str(exported)
-    questions = _QUESTIONS if after.evaluate is None else after.evaluate
-    if questions and job.place.executor != "slurm":
+    if questions := _questions(job, after):
         outcome |= _evaluated(job, checkpoint, questions)
     return outcome
+
+
+def left_of(job: Job, result: dict[str, Any], after: AfterTrainingOptions) -> AfterTrainingOptions:
+    """What of `follow_up` a finished run does not have: its command was stopped before it, or did not ask for it."""
+    exported = result.get("exported")
+    there = isinstance(exported, str) and Path(exported, "config.json").is_file()
+    return AfterTrainingOptions(
+        export=_exports(job, after) and not there, evaluate=0 if "evaluation" in result else _questions(job, after)
+    )
+
+
+def _exports(job: Job, after: AfterTrainingOptions) -> bool:
+    return job.recipe_name == "mixtral_tiny" if after.export is None else after.export
+
+
+def _questions(job: Job, after: AfterTrainingOptions) -> int:
+    """How many held-out questions to ask: none where the job's processes were not on this machine."""
+    if job.place.executor == "slurm":
+        return 0
+    return _QUESTIONS if after.evaluate is None else after.evaluate
 
 
 def _evaluated(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:

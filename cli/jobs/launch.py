@@ -21,7 +21,7 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
     if options.result.to_yaml is not None:
         result = save_yaml(job, options.result.to_yaml)
     elif (done := finished(job)) is not None:
-        result = say_finished(job, done)
+        result = go_on_from(job, {"recipe": job.recipe_name, **done}, after, dry_run=options.result.dry_run)
     else:
         if after is not None and after.export and (job.on or job.place.detach):
             why = f"the model will be on {job.on}" if job.on else "--detach does not wait for the model"
@@ -81,14 +81,25 @@ def _asked(recipe: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def say_finished(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """Say of a run that was asked for again that nothing is left to do, and how to go on."""
-    from mixtral_recipes.cli.jobs.after_training import closing_lines
+def go_on_from(
+    job: Job, result: dict[str, Any], after: AfterTrainingOptions | None, *, dry_run: bool
+) -> dict[str, Any]:
+    """Do what should have followed a run that has finished; where nothing is left to do, say so, and how to go on."""
+    from mixtral_recipes.cli.jobs.after_training import closing_lines, finish, follow_up, left_of
 
-    note(
-        f"{job.name} has finished: {result['steps']} steps. Nothing was done; for more steps set trainer.max_steps, "
-        "for another run give another --name."
-    )
+    left = AfterTrainingOptions(export=False, evaluate=0)
+    if after is not None and job.task == "finetune" and not (job.on or job.place.detach):
+        left = left_of(job, result, after)
+    if left.export or left.evaluate:
+        words = " and ".join(word for word, asked in (("export", left.export), ("evaluate", left.evaluate)) if asked)
+        note(f"{job.name} has finished: {result['steps']} steps. It is left to {words} its model.")
+        if not dry_run:
+            return finish(job.run_dir, result | follow_up(job, Path(result["checkpoint"]), left))
+    else:
+        note(
+            f"{job.name} has finished: {result['steps']} steps. Nothing was done; for more steps set "
+            "trainer.max_steps, for another run give another --name."
+        )
     for line in closing_lines(job.run_dir, result):
         print(line)
     return result

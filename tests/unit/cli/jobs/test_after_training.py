@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mixtral_recipes import api
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.cli import main
-from mixtral_recipes.cli.jobs import launch
+from mixtral_recipes.cli.jobs import after_training, launch
 from mixtral_recipes.cli.jobs.after_training import closing_lines, finish
 from mixtral_recipes.executors.runs.records import asked_file, finished
 from mixtral_recipes.settings.resume import AutoResume
@@ -80,6 +81,7 @@ def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
     write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
     line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "--dry-run", "trainer.max_steps=20"]
+    line += ["--no-export", "--evaluate", "0"]
     seen: dict[str, Any] = {}
     monkeypatch.setattr(launch, "_asked", lambda recipe, asked=launch._asked: seen.update(asked(recipe)) or seen)
     asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
@@ -90,3 +92,42 @@ def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     said = capsys.readouterr()
     assert "tune has finished: 20 steps. Nothing was done" in said.err
     assert said.out.startswith("Model: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_should_have_followed_a_finished_run_is_done_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")  # stopped before its export
+    done: list[str] = []
+    exported = tmp_path / "tune" / "exported"
+
+    def export(checkpoint: Path, *, output_path: Path, **_: Any) -> None:
+        done.append("export")
+        output_path.mkdir()
+        (output_path / "config.json").write_text("{}")
+
+    def evaluated(job: Any, checkpoint: Path, questions: int) -> dict[str, Any]:
+        done.append(f"{questions} questions")
+        return {"evaluation": {"scores": {}}}
+
+    monkeypatch.setattr(api, "export_ckpt", export)
+    monkeypatch.setattr(after_training, "_evaluated", evaluated)
+    line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "trainer.max_steps=20"]
+    assert main.run([*line, "--dry-run"]) == 0
+    assert "finished: 20 steps. It is left to export and evaluate its model." in capsys.readouterr().err
+    assert done == []
+    assert main.run(line) == 0
+    assert done == ["export", "100 questions"]
+    result = json.loads((tmp_path / "tune" / "result.json").read_text())
+    assert (result["exported"], result["evaluation"], result["steps"]) == (str(exported), {"scores": {}}, 20)
+    assert main.run(line) == 0
+    assert len(done) == 2
+    assert "Nothing was done" in capsys.readouterr().err
+    (exported / "config.json").unlink()
+    exported.rmdir()
+    assert main.run([*line, "--no-export"]) == 0
+    assert len(done) == 2
+    assert main.run(line) == 0
+    assert done[2:] == ["export"]
