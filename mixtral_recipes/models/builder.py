@@ -20,6 +20,24 @@ from mixtral_recipes.models.layer_specs import block_spec
 from mixtral_recipes.models.weight_gradients import add_in_products
 from mixtral_recipes.peft.quantized.layers import Format
 
+_OTHER_ALGORITHMS = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"  # Transformer Engine reads it when layers are built, and later
+_given: list[str | None] = []  # what it was before
+
+
+def _ask_for_determinism() -> None:
+    """Have attention's backward pass deterministic, until the groups of this model are left."""
+    if not _given:
+        _given.append(os.environ.get(_OTHER_ALGORITHMS))
+    os.environ[_OTHER_ALGORITHMS] = "0"
+
+
+def forget_determinism() -> None:
+    """Leave the choice of algorithms to the next model of this process, as it was."""
+    if _given:
+        os.environ.pop(_OTHER_ALGORITHMS, None)
+        if (given := _given.pop()) is not None:
+            os.environ[_OTHER_ALGORITHMS] = given
+
 
 def build_model(
     config: MixtralConfig,
@@ -51,8 +69,8 @@ def build_model(
         transformer_engine = transformer_engine_usable()
     if transformer_engine:
         add_in_products()
-        if config.deterministic_mode:  # attention's backward pass is not, unless this says so when layers are built
-            os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+        if config.deterministic_mode:
+            _ask_for_determinism()
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(
