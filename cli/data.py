@@ -30,7 +30,7 @@ TOKENIZER = option(
 def prepare(
     *,
     inputs: Annotated[list[str], argument("TEXT...", "JSONL, parquet, CSV or text files.")],
-    output: Annotated[Path, option("--output -o PATH", "Path of the corpus, without .bin and .idx.")],
+    output: Annotated[Path, option("--output -o PATH", "Path of the corpus; .bin and .idx are added.")],
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b",
     text_key: Annotated[str, option("--text-key NAME", "Field or column of the text.")] = "text",
     workers: Annotated[int | None, option("--workers N", "Processes; default: one per core.", min=1)] = None,
@@ -50,6 +50,8 @@ def prepare(
     from mixtral_recipes.system.machine import cores
     from mixtral_recipes.system.progress import progress_bar
 
+    if output.suffix in (".bin", ".idx"):
+        output = output.with_suffix("")
     paths = [resolve(path) for path in inputs]
     encoder = Encoder.of(load_tokenizer(tokenizer), bos=bos, eos=eos)
     output.parent.mkdir(parents=True, exist_ok=True)

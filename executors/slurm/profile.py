@@ -21,6 +21,7 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:+@=%/&|*()\[\]-]{0,255}"
 _GRES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/()-]{0,255}")
 _COUNTS = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+(,([A-Za-z][A-Za-z0-9_.-]*:)?\d+)*")  # 8, h100:8, a100:4,h100:4
 _TIME = re.compile(r"\d+(-\d{1,2}(:\d{1,2}){0,2})?|\d+:\d{1,2}(:\d{1,2})?|UNLIMITED|INFINITE", re.IGNORECASE)
+_MEMORY = re.compile(r"\d+([KMGTP]I?B?)?", re.IGNORECASE)
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: What the script relies on: where it writes, who may read its environment, how it is stopped and comes back.
@@ -81,10 +82,11 @@ class Cluster:
     job_dir: str | None = None  # folder on the cluster for job files; required with ssh
 
     def __post_init__(self) -> None:
-        for field in ("account", "partition", "qos", "reservation", "mem", "mpi"):
+        for field in ("account", "partition", "qos", "reservation", "mpi"):
             self._match(field, _SLURM_WORD, "use letters, digits and '_ . , : + @ = % / [ ] -'")
         self._match("constraint", _CONSTRAINT, "use features, and Slurm's '& | , * ( ) [ ]' between them")
         self._match("gres", _GRES, "use NAME[:TYPE]:NUMBER, e.g. gpu:h100:8")
+        self._match("mem", _MEMORY, "use a whole number with K, M, G or T, e.g. 900G, or 0 for all of a node's")
         self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
         self._match("ssh", login.NAME, "use user@host[:port], or a name of ~/.ssh/config")
         for field in ("venv", "job_dir", "ssh_key"):

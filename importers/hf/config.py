@@ -85,6 +85,7 @@ class _Fields(TypedDict, total=False):
     model_type: str | None
     architectures: list[str] | None
     quantization_config: dict[str, Any] | None
+    transformers_weights: str | None
     hidden_act: str
     tie_word_embeddings: bool | None
     sliding_window: Count | None
@@ -179,6 +180,11 @@ def _check_architecture(config: dict[str, Any]) -> None:
         method = config["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(
             f"config.json: the weights are quantized ({method}); convert the original, unquantized checkpoint."
+        )
+    if (named := config.get("transformers_weights")) is not None:  # transformers 5 loads that file, and no other
+        raise CheckpointError(
+            f"config.json: transformers_weights={named!r}: weights are found here by their usual names only; call them "
+            "model.safetensors, or model.safetensors.index.json and what it names, and remove this field."
         )
 
 

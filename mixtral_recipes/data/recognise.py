@@ -24,7 +24,7 @@ from mixtral_recipes.data.records.forms import (
 )
 from mixtral_recipes.data.records.open import Source, open_source
 from mixtral_recipes.data.records.parse import SUFFIXES
-from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.records.record import Record, may_hold
 from mixtral_recipes.data.records.squad import questions_of
 from mixtral_recipes.data.records.text_parts import PLAIN_TEXT, TEXT_SUFFIXES
 from mixtral_recipes.embedded import PREFIX, resolve
@@ -291,6 +291,9 @@ def _unknown(records: list[dict[str, Any]]) -> str:
     fields = _fields(records)
     if told := how_to_rewrite(fields):
         return f"records have {', '.join(fields)}, which is the form of {told}."
+    for name, inner in ((name, inner) for record in records for name, inner in record.items() if may_hold(name)):
+        if isinstance(inner, dict) and (lists := [key for key in inner if may_hold(key) and inner[key]]):
+            return f"{name!r} is an object that holds {', '.join(map(repr, lists))}; move that to the top of the file."
     known = "; ".join(
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )

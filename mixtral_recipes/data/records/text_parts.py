@@ -1,5 +1,6 @@
 """Text files in parts: byte ranges of JSON lines and of plain text, row groups of parquet, any other file whole."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def documents(part: TextPart, bad: BadRecord = stop) -> Iterator[str]:
         DataError: names the file and line of a document that cannot be read.
     """
     if part.kind == "text":
-        yield from _text_documents(part)
+        yield from _text_documents(part, bad)
         return
     for value, where in _records(part, bad):
         yield from _text_in(value, part, where, bad)
@@ -189,32 +190,38 @@ def _json_lines(part: TextPart, bad: BadRecord) -> Iterator[tuple[Any, object]]:
             bad(error, line and line.decode("utf-8", "replace").strip())
 
 
-def _text_documents(part: TextPart) -> Iterator[str]:
+def _text_documents(part: TextPart, bad: BadRecord) -> Iterator[str]:
     """Paragraphs between blank lines. A document belongs to the part in which its first line begins.
 
     A part may begin inside a document and end inside one: the first is skipped up to a blank line, the last
     is read to its end.
     """
     inside = part.start > 0 and not _after_blank_line(part)
-    held: list[str] = []
+    held: list[tuple[_Place, bytes | None]] = []
     for where, line in _lines(part):
-        text = _decode(where, line)
-        if text.strip():
-            if not inside:
-                held.append(text)
-            continue
-        inside = False
-        if held:
-            yield "".join(held).strip("\r\n")
-            held = []
-    if held:
-        rest = TextPart(part.path, part.kind, part.end, -1, part.text_key, 0) if part.end >= 0 else None
-        for where, line in _lines(rest) if rest else ():
-            text = _decode(where, line)
-            if not text.strip():
-                break
-            held.append(text)
-        yield "".join(held).strip("\r\n")
+        if _is_blank(line):
+            yield from _document(held, bad)
+            inside, held = False, []
+        elif not inside:
+            held.append((where, line))
+    if held and part.end >= 0:
+        rest = TextPart(part.path, part.kind, part.end, -1, part.text_key, 0)
+        held += itertools.takewhile(lambda placed: not _is_blank(placed[1]), _lines(rest))
+    yield from _document(held, bad)
+
+
+def _document(lines: list[tuple[_Place, bytes | None]], bad: BadRecord) -> Iterator[str]:
+    """The document of some lines, if there are any; it is a bad record whole if one of them is."""
+    try:
+        if lines:
+            yield "".join(_decode(where, line) for where, line in lines).strip("\r\n")
+    except DataError as error:
+        bad(error, "".join(line.decode("utf-8", "replace") for _, line in lines if line).strip())
+
+
+def _is_blank(line: bytes | None) -> bool:
+    """Whether a line is of white space only, such as an ideographic space, or the mark at the start of a file."""
+    return line is not None and not line.decode("utf-8-sig", "replace").strip()
 
 
 def _after_blank_line(part: TextPart) -> bool:
@@ -224,4 +231,4 @@ def _after_blank_line(part: TextPart) -> bool:
         back = min(first, 1 << 20)
         file.seek(first - back)
         before = file.read(back)
-    return not before.removesuffix(b"\n").rpartition(b"\n")[2].strip()
+    return _is_blank(before.removesuffix(b"\n").rpartition(b"\n")[2])

@@ -28,7 +28,7 @@ TINY = ["--tokenizer", "embedded://mixtral_tiny"]
 def test_prepare_check_and_show(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"Document {n}."}) + "\n" for n in range(20)))
-    assert run(["data", "prepare", str(text), "-o", str(tmp_path / "c"), "--workers", "1", "--json", *TINY]) == 0
+    assert run(["data", "prepare", str(text), "-o", str(tmp_path / "c.bin"), "--workers", "1", "--json", *TINY]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert made["documents"] == 20
     assert (tmp_path / "c.bin").stat().st_size == 2 * made["tokens"]

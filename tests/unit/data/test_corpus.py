@@ -199,6 +199,30 @@ def test_records_without_text_are_skipped_and_kept(tmp_path: Path, tokenizer: An
         prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer), on_bad_record="ignore")
 
 
+@pytest.mark.parametrize("part_bytes", range(1, 40))
+def test_a_line_of_any_white_space_is_blank_where_a_file_is_cut_too(tmp_path: Path, part_bytes: int) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("\ufeff\none\n\u3000\ntwo\nlines\n\xa0 \nthree\n", "utf-8")
+    parts = split_into_parts(path, "text", part_bytes)
+    assert [text for part in parts for text in documents(part)] == ["one", "two\nlines", "three"]
+
+
+@pytest.mark.parametrize("part_bytes", [5, 14, 1 << 20])
+def test_a_plain_text_document_that_is_not_utf8_is_a_bad_record(
+    tmp_path: Path, tokenizer: Any, part_bytes: int
+) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"one\n\nfine\ncaf\xe9\nfine\n\ntwo\n\n\xff\n")
+    settings = {"part_bytes": part_bytes, "on_bad_record": "skip"}
+    made = prepare_corpus([path], tmp_path / "c", Encoder.of(tokenizer), **settings)
+    assert (made.documents, made.skipped) == (2, 2)
+    kept = [json.loads(line) for line in (tmp_path / "c.skipped.jsonl").read_text("utf-8").splitlines()]
+    assert [one["record"] for one in kept] == ["fine\ncaf\ufffd\nfine", "\ufffd"]
+    assert f"{path}:4: not UTF-8" in kept[0]["why"]
+    with pytest.raises(DataError, match=rf"{path}:4: not UTF-8"):
+        prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer), part_bytes=part_bytes)
+
+
 def json_of(texts: list[str]) -> dict[str, str]:
     """JSON files that hold documents, by name."""
     rows = [{"text": text} for text in texts]

@@ -413,6 +413,9 @@ def test_pairs_in_a_wrapper_are_no_conversation(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="records have data, which is not a known format"):
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"data": pairs}]))
     assert recognize(write_jsonl(tmp_path / "x.jsonl", [{"exchanges": pairs}])).kind == "chat"
+    (tmp_path / "x.json").write_text(json.dumps({"version": 1, "data": {"train": pairs, "test": pairs}}))
+    with pytest.raises(DataError, match="'data' is an object that holds 'train', 'test'; move that to the top"):
+        recognize(tmp_path / "x.json")
 
 
 def test_columns_beside_a_pair_make_it_a_conversation(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_an_index_that_disagrees(make_model, tmp_path: Path) -> None:
         ({"rope_theta": -1.0}, "rope_theta=-1.0"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"transformers_weights": "ema.safetensors"}, "transformers_weights='ema.safetensors'"),
         ({"num_hidden_layers": 3}, "model.layers.2."),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok=9"),
