@@ -35,7 +35,7 @@ def _modules() -> str:
         if ours:
             found[ours].append(f"`nemo.{nemo}`")
     rows = [f"| {', '.join(nemo)} | `mixtral_recipes.{ours}` |" for ours, nemo in sorted(found.items())]
-    return _table(("NeMo 2.0", "what stands for it"), rows)
+    return _table(("NeMo 2.0", "mixtral-recipes"), rows)
 
 
 def _same() -> str:
@@ -45,15 +45,15 @@ def _same() -> str:
         renamed = [f"{a} (here `{r.to}`)" for a, r in call.rules.items() if isinstance(r, Renamed)]
         if plain or renamed:
             rows.append(f"| `{name}` | {', '.join([*plain, *renamed])} |")
-    return _table(("class or function", "arguments that do what they did"), rows)
+    return _table(("class or function", "arguments with the same effect"), rows)
 
 
 def _warned() -> str:
-    return _table(("argument", "why it is not needed"), _grouped(Ignored))
+    return _table(("argument", "why it has no effect"), _grouped(Ignored))
 
 
 def _refused() -> str:
-    return _table(("argument", "its one value", "what replaces others"), _grouped(Only))
+    return _table(("argument", "supported value", "why, or what to use instead"), _grouped(Only))
 
 
 def _grouped(kind: type) -> list[str]:
@@ -64,7 +64,7 @@ def _grouped(kind: type) -> list[str]:
             if isinstance(rule, kind):
                 found[name, *_columns(rule)].append(argument)
             elif kind is Ignored and isinstance(rule, Keys):
-                found[name, f"of its keys only {', '.join(rule.known)} are read"].append(argument)
+                found[name, f"only these keys are read: {', '.join(rule.known)}"].append(argument)
     return [f"| `{key[0]}`: {', '.join(names)} | {' | '.join(key[1:])} |" for key, names in found.items()]
 
 
@@ -79,16 +79,18 @@ def _missing() -> str:
     found: dict[str, list[str]] = defaultdict(list)
     for name, rule in NAMES.items():
         if isinstance(rule, Renamed):
-            found[f"it is `{rule.to}`"].append(f"`{name}`")
+            found[f"use `{rule.to}`"].append(f"`{name}`")
         elif isinstance(rule, Ignored):
-            found[f"taken, with a warning: {rule.why}"].append(f"`{name}`")
+            found[f"accepted with a warning: {rule.why}"].append(f"`{name}`")
         elif isinstance(rule, Base):
             found[f"an empty class: {rule.why}"].append(f"`{name}`")
         else:
             found[rule.why].append(f"`{name}`")
     for module, why in ELSEWHERE.items():
-        found[why].append(f"`nemo.{module}`" if module else "all else")
-    return _table(("NeMo's name", "here"), [f"| {', '.join(names)} | {why} |" for why, names in found.items()])
+        found[why].append(f"`nemo.{module}`" if module else "everything else")
+    return _table(
+        ("NeMo's name", "in mixtral-recipes"), [f"| {', '.join(names)} | {why} |" for why, names in found.items()]
+    )
 
 
 def _table(columns: tuple[str, ...], rows: list[str]) -> str:

@@ -59,7 +59,7 @@ def parse(text: str, annotation: Any, where: str) -> Any:
             continue
         if conforms(value, option):
             return value
-    raise RecipeError(f"{where}={text}: {needs(annotation, where)}")
+    raise RecipeError(f"{where}={text} {needs(annotation, where)}")
 
 
 def _parse_as(text: str, option: Any, where: str) -> Any:
@@ -121,7 +121,7 @@ def check(value: Any, annotation: Any, where: str) -> Any:
             return _converted(value, option, where)
     if isinstance(value, str):
         return parse(value, annotation, where)
-    raise RecipeError(f"{where}={short(value)}: {needs(annotation, where)}")
+    raise RecipeError(f"{where}={short(value)} {needs(annotation, where)}")
 
 
 def _converted(value: Any, option: Any, where: str) -> Any:

@@ -91,7 +91,9 @@ def _missing(prefix: str, target: Any, given: Mapping[Any, Any]) -> list[str]:
         return []
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return [
-        f"{prefix}{name} is not set: {needs(annotation(target, name), name)}" for name in required if name not in given
+        f"{prefix}{name} is not set; it {needs(annotation(target, name), name)}"
+        for name in required
+        if name not in given
     ]
 
 
@@ -102,7 +104,7 @@ def _alone(owner: Any, prefix: str, name: str, given: Mapping[Any, Any]) -> str 
     other, value = needed[name]
     if given.get(other, default(owner, other)) == value:
         return None
-    return f"{prefix}{name}={short(given[name])}: needs {prefix}{other}={value}."
+    return f"{prefix}{name}={short(given[name])} requires {prefix}{other}={value}."
 
 
 def _secret(where: str, value: Any) -> str | None:

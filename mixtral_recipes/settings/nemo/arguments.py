@@ -40,16 +40,16 @@ def _config(name: str, *also: object) -> Only:
     return Only(None, f"set model.config.{name}", also=also)
 
 
-_MODELS_TOKENIZER = Ignored("the model's tokenizer is used; set model.tokenizer, or the recipe's tokenizer='data'",
+_MODELS_TOKENIZER = Ignored("the model's tokenizer is used; set model.tokenizer, or tokenizer='data' in the recipe",
                             unless=("tokenizer", "data"))  # fmt: skip
 _LOADER = {
-    "rampup_batch_size": Only(None, "every step has data.global_batch_size rows"),
-    "pin_memory": Ignored("batches are copied once, by the step that uses them", quiet=(True, False)),
-    "persistent_workers": Ignored("loader processes live as long as the run", quiet=(True, False)),
+    "rampup_batch_size": Only(None, "every step uses data.global_batch_size rows"),
+    "pin_memory": Ignored("each batch is copied once, by the step that uses it", quiet=(True, False)),
+    "persistent_workers": Ignored("data-loading workers always live as long as the run", quiet=(True, False)),
 }
-_AT_ITS_SAMPLE = Only(0, "a resumed run goes on at the sample it had come to")
-_AT_ITS_STEP = Only(0, "a resumed run goes on at the step it had come to")
-_TOKENS_ARE_LOGGED = Ignored("the log says how many tokens a step had", quiet=(True, False))
+_AT_ITS_SAMPLE = Only(0, "a resumed run continues from the sample its checkpoint reached")
+_AT_ITS_STEP = Only(0, "a resumed run continues from the step its checkpoint reached")
+_TOKENS_ARE_LOGGED = Ignored("the number of tokens in a step is always logged", quiet=(True, False))
 _FINE_TUNING = {
     **_LOADER,
     "tokenizer": _MODELS_TOKENIZER,
@@ -60,14 +60,14 @@ _FINE_TUNING_ORDER = (
     "num_workers pin_memory persistent_workers packed_sequence_specs dataset_kwargs"
 )
 _EVERY_STEP = {
-    "interval": Only("step", "the learning rate changes at every step"),
-    "frequency": Only(1, "the learning rate changes at every step"),
-    "monitor": Ignored("no schedule here looks at a metric", quiet=("val_loss",)),
+    "interval": Only("step", "the learning rate is updated at every step"),
+    "frequency": Only(1, "the learning rate is updated at every step"),
+    "monitor": Ignored("no schedule depends on a metric", quiet=("val_loss",)),
 }
 _SCHEDULE_TAIL = "interval frequency monitor"
 _RECIPE = "model data trainer log resume optim"
-_NO_SERVER = "the model is asked in this process, by no server"
-_MASK = Ignored("the causal mask is made inside the attention", quiet=(False,))
+_NO_SERVER = "the model runs in this process, without a server"
+_MASK = Ignored("the causal mask is built inside the attention", quiet=(False,))
 
 CALLS: dict[str, Call] = {
     # functions: nemo.collections.llm
@@ -78,17 +78,19 @@ CALLS: dict[str, Call] = {
     "import_ckpt": _call("model source output_path overwrite"),
     "export_ckpt": _call(
         "path target output_path overwrite load_connector modelopt_export_kwargs",
-        load_connector=Only(None, "a checkpoint says itself what it holds"),
-        modelopt_export_kwargs=Only(None, "checkpoints of ModelOpt are not read; quantise the exported folder"),
+        load_connector=Only(None, "a checkpoint itself records what it holds"),
+        modelopt_export_kwargs=Only(None, "ModelOpt checkpoints are not supported; quantise the exported folder"),
     ),
     "generate": _call(
         "path trainer prompts encoder_prompts input_dataset params_dtype add_BOS max_batch_size random_seed "
         "inference_batch_times_seqlen_threshold inference_params text_only output_path enable_flash_decode",
-        trainer=Ignored("this process generates; no layout is needed", quiet=(None,)),
+        trainer=Ignored("generation runs in this process; no parallel layout is needed", quiet=(None,)),
         encoder_prompts=Only(None, "Mixtral has no encoder"),
-        params_dtype=Ignored("the checkpoint's own number format is used", quiet=(None,)),
-        inference_batch_times_seqlen_threshold=Ignored("there is no pipeline to choose", quiet=(1000,)),
-        enable_flash_decode=Ignored("the fastest attention there is on this machine is used", quiet=(True,)),
+        params_dtype=Ignored("the checkpoint's own dtype is used", quiet=(None,)),
+        inference_batch_times_seqlen_threshold=Ignored(
+            "generation from Python runs in one process, without a pipeline", quiet=(1000,)
+        ),
+        enable_flash_decode=Ignored("the fastest attention available on this machine is used", quiet=(True,)),
     ),
     "evaluate": _call("target_cfg eval_cfg adapter_cfg", adapter_cfg=Only(None, _NO_SERVER)),
     # nemo.lightning
@@ -99,33 +101,38 @@ CALLS: dict[str, Call] = {
         "enable_checkpointing enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val "
         "gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler profiler "
         "detect_anomaly barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir",
-        accumulate_grad_batches=Only(1, "accumulation follows from data.global_batch_size"),
+        accumulate_grad_batches=Only(1, "gradient accumulation follows from data.global_batch_size"),
         limit_test_batches=Ignored("there is no test loop", quiet=(50,)),
         use_distributed_sampler=Ignored("every data-parallel rank reads its own share of the data"),
         precision=Only(None, "set trainer.plugins.precision"),
-        logger=Ignored("what is logged is stated in log", quiet=(None, True, False)),
+        logger=Ignored("configure loggers in log", quiet=(None, True, False)),
         fast_dev_run=Only(False, "set trainer.max_steps"),
-        **each(Only(None, "a run is as long as trainer.max_steps says", also=(-1,)), "max_epochs min_epochs min_steps"),
-        max_time=Only(None, "on Slurm, a job's time limit saves and comes back (--time)"),
+        **each(
+            Only(None, "set the length of the run with trainer.max_steps", also=(-1,)),
+            "max_epochs min_epochs min_steps",
+        ),
+        max_time=Only(None, "on Slurm, set --time; a job at its time limit saves a checkpoint and is requeued"),
         limit_train_batches=Only(None, "set trainer.max_steps", also=(1.0,)),
         limit_predict_batches=Ignored("there is no predict loop", quiet=(None, 1.0)),
-        overfit_batches=Only(0.0, "give a data set of so many samples", also=(0,)),
-        check_val_every_n_epoch=Ignored("validation goes by trainer.val_check_interval", quiet=(None, 1)),
+        overfit_batches=Only(0.0, "use a data set of that size", also=(0,)),
+        check_val_every_n_epoch=Ignored("validation runs every trainer.val_check_interval steps", quiet=(None, 1)),
         num_sanity_val_steps=Ignored("there is no validation before the first step", quiet=(0,)),
-        enable_progress_bar=Ignored("a bar is shown on a terminal, lines elsewhere", quiet=(None, True)),
+        enable_progress_bar=Ignored(
+            "progress is shown as a bar on a terminal, and as lines elsewhere", quiet=(None, True)
+        ),
         enable_model_summary=Ignored("`recipes show` prints the model's sizes", quiet=(None, True, False)),
         gradient_clip_val=Only(None, "set optim.config.clip_grad"),
         gradient_clip_algorithm=Only(None, "gradients are clipped by norm (optim.config.clip_grad)", also=("norm",)),
         deterministic=_config("deterministic_mode", False),
-        benchmark=Ignored("there are no convolutions", quiet=(None, True, False)),
+        benchmark=Ignored("the model has no convolutions", quiet=(None, True, False)),
         inference_mode=Ignored("validation always runs without gradients", quiet=(True,)),
         profiler=Only(None, "use NsysCallback, PytorchProfilerCallback or MemoryProfileCallback"),
         detect_anomaly=Ignored(
-            "a loss or gradient that is not finite stops the run and names the step", quiet=(False,)
+            "a loss or gradient that is not finite stops the run with an error that names the step", quiet=(False,)
         ),
         barebones=Only(False, "leave out log.tensorboard and set trainer.enable_checkpointing=False"),
-        sync_batchnorm=Ignored("there is no batch norm", quiet=(False,)),
-        reload_dataloaders_every_n_epochs=Ignored("data modules give an endless stream", quiet=(0,)),
+        sync_batchnorm=Ignored("the model has no batch norm", quiet=(False,)),
+        reload_dataloaders_every_n_epochs=Ignored("data modules yield an endless stream of samples", quiet=(0,)),
         default_root_dir=Only(None, "set log.log_dir"),
     ),
     "MegatronStrategy": _call(
@@ -144,7 +151,7 @@ CALLS: dict[str, Call] = {
         "pipeline_model_parallel_layout use_gloo_process_groups",
         gradient_as_bucket_view=Ignored("Megatron's DDP always keeps gradients in its buckets"),
         ckpt_parallel_load=Ignored("every rank reads its own part of a checkpoint", quiet=(True,)),
-        ckpt_load_strictness=Ignored("a checkpoint that lacks a tensor of the model is refused", quiet=("log_all",)),
+        ckpt_load_strictness=Ignored("a checkpoint without all of the model's tensors is refused", quiet=("log_all",)),
         pipeline_model_parallel_comm_backend=MODEL["pipeline_model_parallel_comm_backend"],
         num_layers_in_first_pipeline_stage=MODEL["num_layers_in_first_pipeline_stage"],
         num_layers_in_last_pipeline_stage=MODEL["num_layers_in_last_pipeline_stage"],
@@ -159,21 +166,21 @@ CALLS: dict[str, Call] = {
             "encoder_tensor_model_parallel_size encoder_pipeline_model_parallel_size",
         ),
         **each(
-            Only(None, "there is no Lightning underneath; a strategy is a layout and what belongs to it"),
+            Only(None, "mixtral-recipes does not run on Lightning; a strategy holds only the layout and its settings"),
             "data_sampler parallel_devices cluster_environment checkpoint_io",
         ),
-        find_unused_parameters=Ignored("Megatron's DDP looks for none", quiet=(False,)),
-        ckpt_load_optimizer=Only(True, "to start from weights alone, name them in resume.restore_config.path"),
+        find_unused_parameters=Ignored("Megatron's DDP does not look for unused parameters", quiet=(False,)),
+        ckpt_load_optimizer=Only(True, "to start from weights alone, set resume.restore_config.path"),
         **each(
-            Only(True, "a checkpoint resumes a run; `export` writes the weights alone"),
+            Only(True, "a checkpoint must be able to resume its run; use `export` to write the weights alone"),
             "ckpt_save_optimizer ckpt_include_optimizer",
         ),
-        ckpt_load_main_params=Ignored("a resumed run always has its fp32 main weights", quiet=(True, False)),
+        ckpt_load_main_params=Ignored("a resumed run always restores its fp32 main weights", quiet=(True, False)),
         fsdp=Only(None, "use expert, pipeline and tensor parallelism with the distributed optimizer"),
-        lazy_init=Ignored("each rank builds its own part of the model", quiet=(True, False)),
+        lazy_init=Ignored("each rank builds only its own part of the model", quiet=(True, False)),
         optimizer_cpu_offload=OPTIMIZER["optimizer_cpu_offload"],
         use_sharp=Only(False, "set NCCL_COLLNET_ENABLE=1 in the cluster profile's env"),
-        save_ckpt_format=Only("torch_dist", "checkpoints are Megatron's torch_dist", also=(None,)),
+        save_ckpt_format=Only("torch_dist", "checkpoints are always in Megatron's torch_dist format", also=(None,)),
         **each(
             Ignored("every rank writes its own part of a checkpoint", quiet=(None, True, False)),
             "ckpt_torch_dist_multiproc ckpt_assume_constant_structure ckpt_parallel_save ckpt_parallel_save_within_dp "
@@ -183,19 +190,19 @@ CALLS: dict[str, Call] = {
             "every rank reads its own part of a checkpoint", quiet=(None, True, False)
         ),
         **each(
-            Ignored("what trains has an optimizer, and nothing else has", quiet=(True, False)),
+            Ignored("training always has an optimizer, and nothing else needs one", quiet=(True, False)),
             "setup_optimizers store_optimizer_states",
         ),
-        init_model_parallel=Ignored("Megatron's groups are always made", quiet=(True,)),
-        replace_progress_bar=Ignored("a bar is shown on a terminal, lines elsewhere", quiet=(True,)),
-        progress_interval=Ignored("lines come every trainer.log_every_n_steps steps", quiet=(1,)),
+        init_model_parallel=Ignored("Megatron's process groups are always created", quiet=(True,)),
+        replace_progress_bar=Ignored("progress is shown as a bar on a terminal, and as lines elsewhere", quiet=(True,)),
+        progress_interval=Ignored("progress is logged every trainer.log_every_n_steps steps", quiet=(1,)),
         restore_config=Only(None, "set resume.restore_config"),
-        megatron_log_level=Ignored("--debug shows everything", quiet=(0,)),
-        use_tp_pp_dp_mapping=Only(False, "ranks are counted in Megatron's order: tp, cp, ep, dp, pp"),
-        num_distributed_optimizer_instances=Only(1, "the optimizer's state is spread over all data-parallel ranks"),
-        nccl_communicator_config_path=Only(None, "set NCCL's variables in the cluster profile's env"),
+        megatron_log_level=Ignored("use --debug to see everything", quiet=(0,)),
+        use_tp_pp_dp_mapping=Only(False, "ranks are numbered in Megatron's order (tp, cp, ep, dp, pp)"),
+        num_distributed_optimizer_instances=Only(1, "the optimizer state is spread over all data-parallel ranks"),
+        nccl_communicator_config_path=Only(None, "set NCCL's environment variables in the cluster profile's env"),
         use_gloo_process_groups=Ignored(
-            "groups on the CPU are made where a checkpoint needs them", quiet=(True, False)
+            "CPU process groups are created where a checkpoint needs them", quiet=(True, False)
         ),
         **each(BY_PLUGINS, "params_dtype autocast_dtype precision"),
     ),
@@ -209,12 +216,12 @@ CALLS: dict[str, Call] = {
             Ignored("it follows from precision", quiet=(None, False)), "params_dtype autocast_dtype autocast_enabled"
         ),
         pipeline_dtype=Ignored("set trainer.strategy.pipeline_dtype, or leave it to precision", quiet=(None,)),
-        fp8_wgrad=Only(True, "FP8 weight gradients are Transformer Engine's only way here"),
+        fp8_wgrad=Only(True, "set model.config.fp8_wgrad, which delayed scaling reads"),
         fp8_dot_product_attention=_config("fp8_dot_product_attention", False),
         fp8_multi_head_attention=_config("fp8_multi_head_attention", False),
         fp8_params=Renamed("fp8_param_gather"),
         fp4=Only(None, "use fp8"),
-        fp4_recipe=Ignored("there is no fp4", quiet=("nvfp4", None)),
+        fp4_recipe=Ignored("FP4 is not supported", quiet=("nvfp4", None)),
         fp16_loss_scale=Renamed("loss_scale"),
         fp16_initial_loss_scale=Renamed("initial_loss_scale"),
         fp16_min_loss_scale=Renamed("min_loss_scale"),
@@ -232,41 +239,43 @@ CALLS: dict[str, Call] = {
             "a run's folder is log_dir/name, so that the same command resumes it", quiet=(True, False)
         ),
         **each(
-            Ignored("rank 0's lines are shown, every rank's are in files", quiet=(True, False)),
+            Ignored("rank 0's lines are shown; every rank's lines go to files", quiet=(True, False)),
             "log_local_rank_0_only log_global_rank_0_only",
         ),
-        update_logger_directory=Ignored("loggers write below the run's folder", quiet=(True,)),
+        update_logger_directory=Ignored("loggers always write inside the run's folder", quiet=(True,)),
         extra_loggers=Only((), "use log.tensorboard, log.wandb or log.mlflow, or a callback", also=([], None)),
     ),
     "ModelCheckpoint": _call(
         "monitor verbose save_last save_top_k save_weights_only mode every_n_epochs every_n_train_steps "
         "train_time_interval save_on_train_epoch_end save_optim_on_train_end always_save_context "
         "save_context_on_train_end dirpath filename auto_insert_metric_name enable_version_counter",
-        verbose=Ignored("every save is told", quiet=(True, False)),
-        save_weights_only=Only(False, "a checkpoint resumes a run; `export` writes the weights alone"),
+        verbose=Ignored("every save is logged", quiet=(True, False)),
+        save_weights_only=Only(
+            False, "a checkpoint must be able to resume its run; use `export` to write the weights alone"
+        ),
         every_n_epochs=Only(None, "set every_n_train_steps"),
-        save_on_train_epoch_end=Ignored("a run has steps, and no epochs", quiet=(None, False)),
+        save_on_train_epoch_end=Ignored("runs are counted in steps, not epochs", quiet=(None, False)),
         **each(
-            Ignored(
-                "a checkpoint is always whole: weights, optimizer, tokenizer and configuration", quiet=(True, False)
-            ),
+            Ignored("a checkpoint always holds weights, optimizer, tokenizer and configuration", quiet=(True, False)),
             "save_optim_on_train_end always_save_context save_context_on_train_end",
         ),
-        dirpath=Only(None, "checkpoints are in log.log_dir/log.name/checkpoints"),
-        auto_insert_metric_name=Ignored("filename says what a checkpoint's name holds", quiet=(True, False)),
-        enable_version_counter=Ignored("a folder is never written twice", quiet=(True, False)),
+        dirpath=Only(None, "checkpoints are always in log.log_dir/log.name/checkpoints"),
+        auto_insert_metric_name=Ignored(
+            "filename alone decides what a checkpoint's name contains", quiet=(True, False)
+        ),
+        enable_version_counter=Ignored("a checkpoint folder is never written twice", quiet=(True, False)),
     ),
     "TensorBoardLogger": _call(
         "save_dir name",
-        version=Ignored("the run's folder is the version", quiet=(None, "")),
+        version=Ignored("the run's folder takes the place of a version", quiet=(None, "")),
         log_graph=Ignored("a model spread over ranks has no single graph", quiet=(False,)),
-        default_hp_metric=Ignored("numbers are logged by name", quiet=(True, False)),
-        prefix=Ignored("numbers are called train/... and val/...", quiet=("", None)),
-        sub_dir=Ignored("save_dir and name say where", quiet=(None,)),
+        default_hp_metric=Ignored("each metric is logged under its own name", quiet=(True, False)),
+        prefix=Ignored("metrics are named train/... and val/...", quiet=("", None)),
+        sub_dir=Ignored("save_dir and name set the folder", quiet=(None,)),
     ),
     "WandbLogger": _call(
         "name save_dir version offline",
-        save_dir=Ignored("files are written below the run's folder", quiet=(None, ".")),
+        save_dir=Ignored("files are written inside the run's folder", quiet=(None, ".")),
         version=Only(None, "runs are resumed by their name"),
         offline=Only(False, "set WANDB_MODE=offline in the environment"),
         id=Only(None, "set WANDB_RUN_ID in the environment"),
@@ -275,24 +284,24 @@ CALLS: dict[str, Call] = {
         tags=Only(None, "set WANDB_TAGS in the environment", also=([], ())),
         notes=Only(None, "set WANDB_NOTES in the environment"),
         log_model=Ignored("checkpoints stay in the run's folder", quiet=(False,)),
-        prefix=Ignored("numbers are called train/... and val/...", quiet=("", None)),
+        prefix=Ignored("metrics are named train/... and val/...", quiet=("", None)),
     ),
     "AutoResume": _call(
         "* restore_config resume_from_directory resume_from_path resume_if_exists resume_past_end "
         "resume_ignore_no_checkpoint adapter_path",
         resume_past_end=Ignored(
-            "a run that has reached max_steps ends at once; raise it to go on", quiet=(True, False)
+            "a run that has reached max_steps ends at once; raise max_steps to continue", quiet=(True, False)
         ),
         adapter_path=Renamed("resume_from_path"),
     ),
     "RestoreConfig": _call(
         "* path load_model_state load_optim_state load_artifacts adapter_path",
-        load_model_state=Only(True, "a run that restores nothing has resume.restore_config=null"),
-        load_artifacts=Ignored("the tokenizer of the weights is used unless another is named", quiet=(True,)),
+        load_model_state=Only(True, "set resume.restore_config=null to restore nothing"),
+        load_artifacts=Ignored("the tokenizer saved with the weights is used unless you set another", quiet=(True,)),
     ),
     "MegatronOptimizerModule": _call(
         "config lr_scheduler no_weight_decay_cond scale_lr_cond lr_mult",
-        no_weight_decay_cond=Only(None, "Megatron decays matrices, and neither biases nor norms"),
+        no_weight_decay_cond=Only(None, "Megatron applies weight decay to matrices, but not to biases or norms"),
         scale_lr_cond=Only(None, "every weight has the same learning rate"),
         lr_mult=Only(1.0, "every weight has the same learning rate", also=(1,)),
     ),
@@ -301,7 +310,7 @@ CALLS: dict[str, Call] = {
     "WarmupHoldPolicyScheduler": _call(
         f"warmup_steps warmup_ratio hold_steps hold_ratio max_steps min_lr {_SCHEDULE_TAIL}",
         **each(
-            Ignored("after the warmup the learning rate is held to the end, as in NeMo", quiet=(None,)),
+            Ignored("after the warmup the learning rate stays constant to the end, as in NeMo", quiet=(None,)),
             "hold_steps hold_ratio",
         ),
         **_EVERY_STEP,
@@ -320,13 +329,16 @@ CALLS: dict[str, Call] = {
         **_LOADER,
         num_test_samples=Ignored("there is no test loop", quiet=(10_000, None)),
         create_attention_mask=_MASK,
-        **each(Ignored("tokens are drawn from vocab_size or the tokenizer's", quiet=(None,)), "vocab_file merges_file"),
+        **each(
+            Ignored("random tokens are drawn from vocab_size, or from the tokenizer's vocabulary", quiet=(None,)),
+            "vocab_file merges_file",
+        ),
     ),
     "SquadDataModule": _call(
         _FINE_TUNING_ORDER.replace(" seed", " force_redownload delete_raw seed"),
         **_FINE_TUNING,
-        dataset_kwargs=Ignored("nothing here takes arguments for NeMo's dataset class"),
-        delete_raw=Ignored("the Hub's cache is kept"),
+        dataset_kwargs=Ignored("NeMo's dataset class is not used"),
+        delete_raw=Ignored("downloads stay in the Hub's cache"),
     ),
     "FineTuningDataModule": _call(
         _FINE_TUNING_ORDER,
@@ -336,7 +348,7 @@ CALLS: dict[str, Call] = {
     "ChatDataModule": _call(
         f"{_FINE_TUNING_ORDER} use_hf_tokenizer_chat_template",
         **_FINE_TUNING,
-        dataset_kwargs=Ignored("nothing here takes arguments for NeMo's dataset class"),
+        dataset_kwargs=Ignored("NeMo's dataset class is not used"),
         use_hf_tokenizer_chat_template=Ignored("a chat template is always used", quiet=(True, False)),
     ),
     "PreTrainingDataModule": _call(
@@ -347,19 +359,21 @@ CALLS: dict[str, Call] = {
         "object_storage_cache_path",
         **_LOADER,
         create_attention_mask=_MASK,
-        dataloader_type=Only("single", "the order is Megatron's with num_train_samples, a new one each epoch without"),
+        dataloader_type=Only(
+            "single", "with num_train_samples the order is Megatron's; without it, each epoch has a new order"
+        ),
         init_consumed_samples=_AT_ITS_SAMPLE,
         init_global_step=_AT_ITS_STEP,
         output_log=_TOKENS_ARE_LOGGED,
-        dataset_cls=Only("GPTDataset", "Megatron's GPTDataset is used; write a data module of your own for another"),
-        mmap_bin_files=Ignored("corpora are mapped into memory", quiet=(True,)),
-        object_storage_cache_path=Only(None, "copy the corpus to a file system"),
+        dataset_cls=Only("GPTDataset", "Megatron's GPTDataset is used; for another, write your own data module"),
+        mmap_bin_files=Ignored("corpora are always memory-mapped", quiet=(True,)),
+        object_storage_cache_path=Only(None, "copy the corpus to a mounted file system"),
     ),
     "MegatronDataSampler": _call(
         "seq_len micro_batch_size global_batch_size rampup_batch_size dataloader_type init_consumed_samples "
         "init_global_step output_log decoder_seq_len",
         rampup_batch_size=_LOADER["rampup_batch_size"],
-        dataloader_type=Only("single", "the order is the DataLoader's: in turn, or shuffle=True"),
+        dataloader_type=Only("single", "the DataLoader sets the order: sequential, or random with shuffle=True"),
         init_consumed_samples=_AT_ITS_SAMPLE,
         init_global_step=_AT_ITS_STEP,
         output_log=_TOKENS_ARE_LOGGED,
@@ -368,9 +382,9 @@ CALLS: dict[str, Call] = {
     "PackedSequenceSpecs": _call(
         "packed_sequence_size tokenizer_model_name packed_train_data_path packed_val_data_path packed_metadata_path "
         "pad_cu_seqlens",
-        tokenizer_model_name=Ignored("samples are cached under the tokenizer's content"),
+        tokenizer_model_name=Ignored("the cache is keyed by the tokenizer's content"),
         **each(
-            Ignored("packs are made from the samples, and cached"),
+            Ignored("packs are built from the samples and cached"),
             "packed_train_data_path packed_val_data_path packed_metadata_path",
         ),
     ),
@@ -378,34 +392,34 @@ CALLS: dict[str, Call] = {
         "pretrained_model_name vocab_file merges_file mask_token bos_token eos_token pad_token sep_token cls_token "
         "unk_token additional_special_tokens use_fast trust_remote_code include_special_tokens chat_template",
         **each(
-            Only(None, "write it into the tokenizer's files"),
+            Only(None, "set it in the tokenizer's files"),
             "mask_token bos_token eos_token pad_token sep_token cls_token unk_token",
         ),
-        additional_special_tokens=Only((), "write them into the tokenizer's files", also=([], None)),
-        use_fast=Ignored("the fast tokenizer is used", quiet=(True, False)),
-        trust_remote_code=Only(False, "no code of a checkpoint is run"),
-        include_special_tokens=Ignored("data modules say which special tokens a sample gets", quiet=(False,)),
+        additional_special_tokens=Only((), "set them in the tokenizer's files", also=([], None)),
+        use_fast=Ignored("the fast tokenizer is always used", quiet=(True, False)),
+        trust_remote_code=Only(False, "code in a checkpoint is never run"),
+        include_special_tokens=Ignored("the data module decides which special tokens a sample gets", quiet=(False,)),
     ),
     "get_nmt_tokenizer": _call(
         "library model_name tokenizer_model vocab_file merges_file special_tokens use_fast bpe_dropout r2l legacy "
         "delimiter trust_remote_code chat_template vocab_size",
-        special_tokens=Only(None, "write them into the tokenizer's files", also=({},)),
-        use_fast=Ignored("the fast tokenizer is used", quiet=(True, False)),
-        bpe_dropout=Only(0.0, "text is always split the same way", also=(0, None)),
+        special_tokens=Only(None, "set them in the tokenizer's files", also=({},)),
+        use_fast=Ignored("the fast tokenizer is always used", quiet=(True, False)),
+        bpe_dropout=Only(0.0, "text is always tokenized the same way", also=(0, None)),
         r2l=Only(False, "Mixtral reads from left to right"),
-        legacy=Ignored("SentencePiece files are read as SentencePiece does", quiet=(True, False)),
-        delimiter=Only(None, "prepare the text beforehand"),
-        trust_remote_code=Only(False, "no code of a checkpoint is run"),
+        legacy=Ignored("SentencePiece files are read the way SentencePiece reads them", quiet=(True, False)),
+        delimiter=Only(None, "preprocess the text instead"),
+        trust_remote_code=Only(False, "code in a checkpoint is never run"),
     ),
     # adapters
     "LoRA": _call(
         "target_modules exclude_modules canonical_mapping dim alpha dropout dropout_position lora_A_init_method "
         "lora_B_init_method a2a_experimental lora_dtype dropout_recompute",
         canonical_mapping=Only(
-            None, "name Megatron's layers: linear_qkv, linear_proj, linear_fc1, linear_fc2", also=({},)
+            None, "use Megatron's layer names: linear_qkv, linear_proj, linear_fc1, linear_fc2", also=({},)
         ),
-        a2a_experimental=Only(False, "adapters of experts follow the experts' own exchange"),
-        dropout_recompute=Ignored("dropout's mask is kept for the backward pass", quiet=(False,)),
+        a2a_experimental=Only(False, "expert adapters use the experts' own token exchange"),
+        dropout_recompute=Ignored("the dropout mask is kept for the backward pass", quiet=(False,)),
     ),
     "DoRA": _call(
         "target_modules exclude_modules canonical_mapping dim alpha dropout dropout_position lora_A_init_method "
@@ -415,7 +429,7 @@ CALLS: dict[str, Call] = {
     "TimingCallback": _call(
         "log_tokens_per_sec timer_kwargs",
         log_tokens_per_sec=Ignored("tokens per second are always reported"),
-        timer_kwargs=Ignored("steps are timed by the wall clock"),
+        timer_kwargs=Ignored("steps are timed with the wall clock"),
     ),
     "GarbageCollectionCallback": _call("gc_interval_train gc_interval_val"),
     "MegatronTokenDropCallback": _call("moe_expert_capacity_factor moe_pad_expert_input_to_capacity"),
@@ -429,7 +443,7 @@ CALLS: dict[str, Call] = {
     "PreemptionCallback": _call("sig"),
     "NsysCallback": _call(
         "start_step end_step ranks gen_shape nvtx_ranges",
-        nvtx_ranges=Ignored("every recorded step is a range", quiet=(True, False)),
+        nvtx_ranges=Ignored("every recorded step is an NVTX range", quiet=(True, False)),
     ),
     "PytorchProfilerCallback": _call(
         "start_step end_step warmup_steps active_steps trace_dir profiler_kwargs",
@@ -438,7 +452,7 @@ CALLS: dict[str, Call] = {
         profiler_kwargs=Only(None, "set record_shapes, with_stack and profile_memory", also=({},)),
     ),
     "MemoryProfileCallback": _call(
-        "dir warn_cycles ranks", warn_cycles=Ignored("the snapshot shows what is held", quiet=(True, False))
+        "dir warn_cycles ranks", warn_cycles=Ignored("the snapshot shows what holds memory", quiet=(True, False))
     ),
     # run plugins: nemo.lightning.run.plugins
     "PreemptionPlugin": _call("* preempt_time sig callbacks"),
@@ -446,12 +460,12 @@ CALLS: dict[str, Call] = {
     "MemoryProfilePlugin": _call("* dir ranks"),
     "WandbPlugin": _call(
         "* name logger_fn log_task_config",
-        log_task_config=Ignored("the recipe is in the run's folder, and in its checkpoints", quiet=(True, False)),
+        log_task_config=Ignored("the recipe is stored in the run's folder and in its checkpoints", quiet=(True, False)),
     ),
     "ConfigValidationPlugin": _call(
         "* validate_preemption validate_checkpoint_dir validate_serialization validate_wandb "
         "validate_nodes_and_devices",
-        validate_preemption=Ignored("every run watches SIGTERM and SIGUSR1", quiet=(True, False)),
+        validate_preemption=Ignored("every run handles SIGTERM and SIGUSR1", quiet=(True, False)),
     ),
     "PerfEnvPlugin": _call(
         "* enable_layernorm_sm_margin layernorm_sm_margin enable_vboost nccl_pp_comm_chunksize gpu_sm100_or_newer "
@@ -459,10 +473,8 @@ CALLS: dict[str, Call] = {
     ),
     "FaultTolerancePlugin": _call(
         "* num_in_job_restarts num_job_retries_on_failure initial_rank_heartbeat_timeout rank_heartbeat_timeout",
-        num_in_job_restarts=Ignored("a failed job starts again as a whole", quiet=(3,)),
-        initial_rank_heartbeat_timeout=Ignored(
-            "one timeout serves the whole run: rank_heartbeat_timeout", quiet=(1800,)
-        ),
+        num_in_job_restarts=Ignored("a failed job is restarted as a whole", quiet=(3,)),
+        initial_rank_heartbeat_timeout=Ignored("rank_heartbeat_timeout applies to the whole run", quiet=(1800,)),
     ),
     # Megatron's own
     "DistributedDataParallelConfig": _call(**DDP),
@@ -476,22 +488,22 @@ CALLS: dict[str, Call] = {
         "* top_p temperature limit_samples num_fewshot max_new_tokens max_retries parallelism task request_timeout "
         "extra batch_size top_k add_bos bootstrap_iters",
         **each(
-            Ignored("an answer is the likeliest, or drawn as its task says", quiet=(None, 0, 0.0, 1)),
+            Ignored("answers are the most likely ones, or sampled if their task asks for it", quiet=(None, 0, 0.0, 1)),
             "top_p temperature top_k",
         ),
         num_fewshot=Only(None, "set extra={'num_fewshot': N}"),
         max_retries=Ignored(_NO_SERVER, quiet=(None,)),
         parallelism=Ignored(_NO_SERVER, quiet=(None, 1)),
-        task=Only(None, "name tasks in EvaluationConfig's type"),
+        task=Only(None, "set the tasks in EvaluationConfig's type"),
         request_timeout=Ignored(_NO_SERVER, quiet=(None, 300)),
-        add_bos=Ignored("a prompt begins as the tokenizer has it", quiet=(None, False)),
-        bootstrap_iters=Ignored("the error of a score is estimated from 1,000 resamples", quiet=(100000,)),
+        add_bos=Ignored("the tokenizer decides how a prompt begins", quiet=(None, False)),
+        bootstrap_iters=Ignored("a score's standard error is estimated from 1,000 resamples", quiet=(100000,)),
     ),
     "EvaluationTarget": _call("api_endpoint"),
     "ApiEndpoint": _call(
         "url model_id type nemo_checkpoint_path nemo_triton_http_port",
-        url=Only(None, "name the checkpoint itself in nemo_checkpoint_path"),
-        model_id=Ignored("the checkpoint says which model it is", quiet=(None, "triton_model")),
+        url=Only(None, "set nemo_checkpoint_path to the checkpoint itself"),
+        model_id=Ignored("the checkpoint records which model it is", quiet=(None, "triton_model")),
         type=Ignored(_NO_SERVER, quiet=("completions",)),
         nemo_triton_http_port=Ignored(_NO_SERVER, quiet=(None, 8000)),
     ),

@@ -84,7 +84,7 @@ def _judged(ours: Any, name: str, given: dict[str, Any], further: list[str]) -> 
         rule, path = rules[argument], f"{name}.{argument}"
         if isinstance(rule, Renamed):
             if rule.to in given:
-                raise RecipeError(f"{path} and {name}.{rule.to} are the same setting; give one of them.")
+                raise RecipeError(f"{path} and {name}.{rule.to} are the same setting; set only one of them.")
             given[rule.to] = given.pop(argument)
             continue
         refused = refusal(rule, path, given[argument])

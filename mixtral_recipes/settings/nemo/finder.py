@@ -24,7 +24,7 @@ class _Finder:
         from mixtral_recipes.settings.nemo.names import MODULES, instead_of
 
         if nemo not in MODULES:
-            raise NotHere(f"nemo.{nemo} is not here: {instead_of(nemo)}.")
+            raise NotHere(f"nemo.{nemo} is not available in mixtral-recipes: {instead_of(nemo)}.")
         return ModuleSpec(name, Loader(), is_package=True)  # pyright: ignore[reportArgumentType]
 
 

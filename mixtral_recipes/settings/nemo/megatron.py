@@ -10,14 +10,14 @@ from typing import Any
 from mixtral_recipes.settings.nemo.mixtrals import MIXTRALS
 from mixtral_recipes.settings.nemo.rules import Ignored, Only, Rule, each
 
-BY_STRATEGY = Ignored("the layout is stated in trainer.strategy", quiet=(1,))
-BY_PLUGINS = Ignored("number formats are stated in trainer.plugins")
-_NO_GRAPHS = "CUDA graphs are not captured here"
-_ADAM = Ignored("the optimizer is Adam")
+BY_STRATEGY = Ignored("the layout is set in trainer.strategy", quiet=(1,))
+BY_PLUGINS = Ignored("precision is set in trainer.plugins")
+_NO_GRAPHS = "CUDA graphs are not supported"
+_ADAM = Ignored("the optimizer is always Adam")
 _WITH_STEP = Only(False, "use MegatronCommOverlapCallback(overlap_param_gather_with_optimizer_step=True)")
-_ALIKE = "every pipeline stage has equally many layers"
-_FSDP = "weights are spread by tensor, pipeline and expert parallelism; Megatron-FSDP is not used"
-_ONE_LAYER_SPEC = "the layer spec is chosen by what is installed"
+_ALIKE = "every pipeline stage has the same number of layers"
+_FSDP = "weights are split by tensor, pipeline and expert parallelism; Megatron-FSDP is not used"
+_ONE_LAYER_SPEC = "the layer spec depends on what is installed"
 
 
 def _only(value: Any, names: str, why: str, *also: Any) -> dict[str, Rule]:
@@ -41,23 +41,24 @@ _ABSENT = {
     "Mixtral has no dense layers": "use_grouped_gemm_for_dense_mlp",
     "Mixtral's router has no bias": "moe_router_bias_update_rate moe_router_quantile_balancing_ema",
     "Mixtral's activation is SwiGLU": "use_fused_weighted_squared_relu",
-    "Mixtral's widths are not scaled (use_mup)": "mup_width_mult mup_base_hidden_size mup_embedding_mult "
+    "Mixtral does not use muP scaling (use_mup)": "mup_width_mult mup_base_hidden_size mup_embedding_mult "
     "mup_output_mult mup_base_head_dim mup_attn_scale_power",
-    "queries and keys are not clipped": "qk_clip_alpha qk_clip_threshold",
-    "there is no fp4": "fp4_recipe fp4_param fp4_quantizer_factory",
-    "generating is set up by its own commands": "flash_decode mlp_chunks_for_prefill nccl_all_reduce_for_prefill "
-    "use_inference_optimized_layers inference_rng_tracker inference_sampling_seed inference_fuse_tp_communication "
-    "inference_disable_triton_nvls_kernels inference_grouped_gemm_backend inference_moe_disable_fused_quant_kernels "
-    "inference_moe_token_dispatcher_type moe_pad_experts_for_cuda_graph_inference",
-    "all of a sequence's context-parallel ranks are alike": "max_seqlen_per_dp_cp_rank",
-    "the experts' exchange is not overlapped": "ep_overlap_early_attn_memory_release high_priority_a2a_comm_stream",
-    "activations are not stashed in pages": "moe_paged_stash_page_size moe_paged_stash_buffer_size_factor_cuda "
+    "qk_clip is not supported": "qk_clip_alpha qk_clip_threshold",
+    "FP4 is not supported": "fp4_recipe fp4_param fp4_quantizer_factory",
+    "the commands that generate have their own settings": "flash_decode mlp_chunks_for_prefill "
+    "nccl_all_reduce_for_prefill use_inference_optimized_layers inference_rng_tracker inference_sampling_seed "
+    "inference_fuse_tp_communication inference_disable_triton_nvls_kernels inference_grouped_gemm_backend "
+    "inference_moe_disable_fused_quant_kernels inference_moe_token_dispatcher_type moe_pad_experts_for_cuda_graph_inference",
+    "every sequence is split over all context-parallel ranks": "max_seqlen_per_dp_cp_rank",
+    "the experts' token exchange is not overlapped": "ep_overlap_early_attn_memory_release "
+    "high_priority_a2a_comm_stream",
+    "moe_paged_stash is not supported": "moe_paged_stash_page_size moe_paged_stash_buffer_size_factor_cuda "
     "moe_paged_stash_buffer_size_factor_cpu",
     _ONE_LAYER_SPEC: "kitchen_attention_backend",
-    "norms and residual additions stay apart": "fused_residual_rmsnorm",
-    "every layer's load of experts is logged": "moe_per_layer_logging",
+    "norms and residual additions are not fused": "fused_residual_rmsnorm",
+    "the expert load of every layer is always logged": "moe_per_layer_logging",
     "set model.config.moe_expert_capacity_factor": "moe_token_dropping",
-    "training sets it": "finalize_model_grads_func grad_scale_func",
+    "training sets it itself": "finalize_model_grads_func grad_scale_func",
 }  # fmt: skip
 
 # What would take Megatron-LM's own loop, or goes past adapters, or is another kind of checkpoint.
@@ -65,13 +66,13 @@ _NOT_CARRIED_OUT = {
     **_only(None, "fp8", "set trainer.plugins.fp8"),
     **_only(None, "fp8_quantizer_factory", "set trainer.plugins.fp8_recipe"),
     **_only(None, "fp4", "use trainer.plugins.fp8"),
-    **_only(False, "qk_clip", "nothing here clips queries and keys between steps"),
-    **_only(False, "log_max_attention_logit", "nothing here logs it"),
-    **_only(False, "overlap_moe_expert_parallel_comm", "the step here is not split between two microbatches"),
-    **_only(False, "delay_wgrad_compute", "weight gradients are computed in the backward pass"),
-    **_only(False, "moe_paged_stash", "the step here does not look for a stash that overflows"),
+    **_only(False, "qk_clip", "training does not clip queries and keys between steps"),
+    **_only(False, "log_max_attention_logit", "training does not log it"),
+    **_only(False, "overlap_moe_expert_parallel_comm", "a training step does not interleave two microbatches"),
+    **_only(False, "delay_wgrad_compute", "weight gradients are always computed in the backward pass"),
+    **_only(False, "moe_paged_stash", "the training step does not check the stash for overflow"),
     **_only(False, "hybrid_context_parallel", "every sequence is split over all context-parallel ranks"),
-    **_only(None, "hierarchical_context_parallel_sizes", "context parallelism has one level"),
+    **_only(None, "hierarchical_context_parallel_sizes", "context parallelism has only one level"),
     **_only(None, "tensor_parallel_num_weight_shards expert_tensor_parallel_num_weight_shards",
             "set trainer.strategy.tensor_model_parallel_size", 1),
     **_only(1, "gtp_weight_remat_size expert_gtp_weight_remat_size",
@@ -80,20 +81,20 @@ _NOT_CARRIED_OUT = {
             _ALIKE),
     **_only(False, "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split", _ALIKE),
     **_only(False, "defer_embedding_wgrad_compute", "set it in MegatronCommOverlapCallback"),
-    **_only(None, "pipeline_model_parallel_comm_backend", "stages exchange by NCCL, on a CPU by gloo", "nccl"),
+    **_only(None, "pipeline_model_parallel_comm_backend", "stages communicate over NCCL, on a CPU over gloo", "nccl"),
     **_only(False, "init_model_with_meta_device", _FSDP),
     **_only("transformer_engine", "transformer_impl", _ONE_LAYER_SPEC),
     **_only(False, "use_kitchen use_kitchen_attention", _ONE_LAYER_SPEC),
     **_only(False, "use_te_activation_func", "SwiGLU is fused by bias_activation_fusion"),
-    **_only(False, "use_transformer_engine_op_fuser", "its experts would be computed without their adapters"),
-    **_only(False, "moe_single_grouped_weight moe_single_grouped_bias", "a checkpoint has a weight for each expert"),
-    **_only(False, "batch_invariant_mode", "its kernels are switched on by Megatron-LM's own scripts"),
-    **_only(1, "mlp_chunks_for_training", "padding would count as tokens; recompute with recompute_modules=['moe']"),
+    **_only(False, "use_transformer_engine_op_fuser", "fused experts would be computed without their adapters"),
+    **_only(False, "moe_single_grouped_weight moe_single_grouped_bias", "a checkpoint stores each expert's own weight"),
+    **_only(False, "batch_invariant_mode", "only Megatron-LM's own scripts enable its kernels"),
+    **_only(1, "mlp_chunks_for_training", "padding would count as tokens; use recompute_modules=['moe'] instead"),
 }  # fmt: skip
 
 MODEL: dict[str, Rule] = {
-    **{name: Only(value, "it would be another model than Mixtral") for name, value in MIXTRALS.items()},
-    "seq_length": Ignored("sequences are as long as data.seq_length says", beside="max_position_embeddings"),
+    **{name: Only(value, "the model would no longer be a Mixtral") for name, value in MIXTRALS.items()},
+    "seq_length": Ignored("data.seq_length sets the sequence length", beside="max_position_embeddings"),
     **each(
         BY_STRATEGY,
         "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
@@ -106,27 +107,27 @@ MODEL: dict[str, Rule] = {
         "fp8_amax_compute_algo first_last_layers_bf16 num_layers_at_start_in_bf16 num_layers_at_end_in_bf16",
     ),
     "autocast_dtype": Ignored(BY_PLUGINS.why, beside="params_dtype"),
-    "fp8_interval": Ignored("Transformer Engine looks at every step"),
+    "fp8_interval": Ignored("Transformer Engine updates its scaling factors at every step"),
     "pipeline_dtype": Ignored("set trainer.strategy.pipeline_dtype"),
-    "async_tensor_model_parallel_allreduce": Ignored("Megatron-Core always overlaps it", quiet=(True,)),
-    "parallel_output": Ignored("the loss is taken of the parallel output", quiet=(True,)),
+    "async_tensor_model_parallel_allreduce": Ignored("Megatron-Core always overlaps this all-reduce", quiet=(True,)),
+    "parallel_output": Ignored("the loss is computed from the parallel output", quiet=(True,)),
     "fp16_lm_cross_entropy": Only(False, "set cross_entropy_loss_fusion"),
-    "scatter_embedding_sequence_parallel": Ignored("it goes with sequence parallelism", quiet=(True,)),
+    "scatter_embedding_sequence_parallel": Ignored("it follows from sequence_parallel", quiet=(True,)),
     "seq_len_interpolation_factor": Only(None, "set model.config.rotary_base for longer sequences"),
     "transformer_layer_spec": Ignored(_ONE_LAYER_SPEC, quiet=(None,)),
     "use_transformer_engine_full_layer_spec": Ignored(
         "Transformer Engine's layers are used where it is installed", quiet=(True, False)
     ),
-    "hetereogenous_dist_checkpoint": Only(False, "a Mixtral's layers are saved together, as they are all alike"),
-    "forward_step_fn": Only(None, "the step is training/step.py"),
-    "data_step_fn": Only(None, "the step is training/step.py"),
-    "generation_config": Ignored("it is exported with the model it came from", quiet=(None,)),
+    "hetereogenous_dist_checkpoint": Only(False, "all layers of a Mixtral are alike and are saved together"),
+    "forward_step_fn": Only(None, "the training step is training/step.py"),
+    "data_step_fn": Only(None, "the training step is training/step.py"),
+    "generation_config": Ignored("it is exported with the model that it came with", quiet=(None,)),
     "tp_comm_overlap_cfg": Ignored("Transformer Engine's own buffers are used", quiet=(None,)),
     "overlap_param_gather_with_optimizer_step": _WITH_STEP,
-    "attention_softmax_in_fp32": Ignored("every attention here computes its softmax in fp32"),
-    "masked_softmax_fusion": Ignored("attention is one kernel"),
+    "attention_softmax_in_fp32": Ignored("attention always computes its softmax in fp32"),
+    "masked_softmax_fusion": Ignored("attention runs as one fused kernel"),
     **each(
-        Ignored("norms are Transformer Engine's or PyTorch's"),
+        Ignored("the norms are Transformer Engine's or PyTorch's own"),
         "persist_layer_norm memory_efficient_layer_norm",
     ),
     **each(
@@ -140,15 +141,17 @@ MODEL: dict[str, Rule] = {
 }
 
 DDP: dict[str, Rule] = {
-    "average_in_collective": Ignored("gradients are summed and divided by the global batch's label tokens"),
-    "check_for_nan_in_grad": Ignored("loss and gradient norm are looked at in every step", quiet=(True, False)),
+    "average_in_collective": Ignored(
+        "gradients are summed, then divided by the number of label tokens in the global batch"
+    ),
+    "check_for_nan_in_grad": Ignored("the loss and the gradient norm are checked at every step", quiet=(True, False)),
     "use_distributed_optimizer": Ignored("set optim.config.use_distributed_optimizer", quiet=(True,)),
-    "num_distributed_optimizer_instances": Only(1, "the optimizer is spread over all data-parallel ranks"),
+    "num_distributed_optimizer_instances": Only(1, "the optimizer state is spread over all data-parallel ranks"),
     **each(
         Ignored(BY_PLUGINS.why, quiet=(True,)), "fp8_param_gather reuse_grad_buf_for_mxfp8_param_ag"
     ),  # NeMo's recipes set them
     "fp4_param_gather": Only(False, "use trainer.plugins.fp8"),
-    "nccl_ub": Only(False, "gradients are in torch's memory"),
+    "nccl_ub": Only(False, "gradients stay in PyTorch's own memory"),
     **_only(False, "use_megatron_fsdp use_custom_fsdp", _FSDP),
     **_only("no_shard", "data_parallel_sharding_strategy outer_dp_sharding_strategy", _FSDP),
     "num_buckets": Only(None, "Megatron-FSDP is not used; set bucket_size"),
@@ -161,11 +164,11 @@ DDP: dict[str, Rule] = {
         "megatron_fsdp_use_decoupled_grad megatron_fsdp_cuda_graph_mode megatron_fsdp_enable_fine_grained_param_gather "
         "megatron_fsdp_max_pool_double_buffer",
     ),
-    **_only(False, "delay_wgrad_compute", "weight gradients are computed in the backward pass"),
+    **_only(False, "delay_wgrad_compute", "weight gradients are always computed in the backward pass"),
 }
 
 OPTIMIZER: dict[str, Rule] = {
-    "min_lr": Ignored("the schedule's is used; set optim.lr_scheduler.min_lr"),
+    "min_lr": Ignored("the schedule's min_lr is used; set optim.lr_scheduler.min_lr"),
     "bf16": Ignored(BY_PLUGINS.why, quiet=(True,)),
     **each(
         BY_PLUGINS,
@@ -175,14 +178,14 @@ OPTIMIZER: dict[str, Rule] = {
     "overlap_param_gather": Ignored("set trainer.strategy.ddp.overlap_param_gather"),
     "overlap_param_gather_with_optimizer_step": _WITH_STEP,
     "optimizer_cpu_offload": Only(
-        False, "states stay where the weights are; use_precision_aware_optimizer halves them"
+        False, "optimizer states stay on the weights' device; use_precision_aware_optimizer halves them"
     ),
     **each(
-        Ignored("states stay where the weights are"),
+        Ignored("optimizer states stay on the weights' device"),
         "optimizer_offload_fraction use_torch_optimizer_for_cpu_offload overlap_cpu_optimizer_d2h_h2d pin_cpu_grads "
         "pin_cpu_params",
     ),
-    "optimizer": Only("adam", "checkpoints and the planner know Adam's states"),
+    "optimizer": Only("adam", "checkpoints and the planner only handle Adam's states"),
     "use_layer_wise_distributed_optimizer": Only(False, _ADAM.why),
     **each(
         _ADAM,

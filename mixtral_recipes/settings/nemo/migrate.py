@@ -24,7 +24,7 @@ from mixtral_recipes.settings.ranges import out_of_range
 MARK = "# mixtral-recipes:"
 _OURS = "mixtral_recipes"
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
-_NO_LIGHTNING = "there is no Lightning underneath; callbacks and loggers are our own"
+_NO_LIGHTNING = "mixtral-recipes does not run on Lightning; it has its own callbacks and loggers"
 # Part of a recipe -> its class, where a setting of it is assigned: recipe.trainer.strategy.x = ...
 _PARTS = {
     "trainer": "Trainer",
@@ -95,7 +95,7 @@ def migrate(path: Path) -> Migrated:
         RecipeError: it cannot be read, or is no Python.
     """
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"{path}: is no script; NeMo's recipe files run as they are: `mixtral-recipes run {path}`.")
+        raise RecipeError(f"{path} is not a script; NeMo's recipe files run as they are: `mixtral-recipes run {path}`.")
     try:
         source = path.read_text(encoding="utf-8-sig")
         notebook = Notebook(source) if path.suffix == ".ipynb" else None
@@ -104,9 +104,9 @@ def migrate(path: Path) -> Migrated:
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"{path}:{getattr(error, 'lineno', None) or 1}: is no Python ({error}).") from error
+        raise RecipeError(f"{path}:{getattr(error, 'lineno', None) or 1}: not valid Python ({error}).") from error
     except (MemoryError, RecursionError) as error:  # what Python's parser says of too many brackets
-        raise RecipeError(f"{path}: is nested deeper than Python reads.") from error
+        raise RecipeError(f"{path}: nested too deeply for Python's parser.") from error
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     reader = _Reader(lines)
@@ -119,7 +119,7 @@ def migrate(path: Path) -> Migrated:
         Finding(line, each.kind, each.text, cell) for each in findings for cell, line in [notebook.place(each.line)]
     ]
     told += [
-        Finding(1, "note", "not read: is no Python", each.number) for each in notebook.cells if each.python is None
+        Finding(1, "note", "not read: not valid Python", each.number) for each in notebook.cells if each.python is None
     ]
     return Migrated(path, notebook.changed(lines), sorted(told, key=lambda one: (one.cell or 0, one.line)))
 
@@ -215,7 +215,9 @@ class _Reader:
                 self.origins[alias.asname or "nemo"] = alias.name if alias.asname else "nemo"
                 start = alias.col_offset
                 if alias.asname is None:  # `import nemo.x` binds nemo
-                    self._say(node, "note", f"import {alias.name}: the name nemo is not bound any more; import by name")
+                    self._say(
+                        node, "note", f"import {alias.name} no longer defines the name nemo; use `from ... import ...`"
+                    )
                 self._edit(alias, start, start + len("nemo"), _OURS)
             elif top in ("lightning", "pytorch_lightning"):
                 ours = lightnings_module(alias.name)
@@ -237,7 +239,7 @@ class _Reader:
         line = self.lines[node.lineno - 1]
         start = line.encode().find(module.encode(), node.col_offset)
         if start < 0:
-            self._say(node, "refused", f"`from {module} import` is spread over lines: join them, and migrate again")
+            self._say(node, "refused", f"`from {module} import` spans several lines; join them and migrate again")
             return
         ours = lightnings_module(module)
         if ours is not None:
@@ -246,7 +248,7 @@ class _Reader:
                 self._named(node, alias.name, ours)
             return
         if module.partition(".")[0] != "nemo":
-            self._say(node, "refused", f"{module} is not here: {_NO_LIGHTNING}")
+            self._say(node, "refused", f"{module} is not available: {_NO_LIGHTNING}")
             return
         for alias in node.names:
             inside = f"{module}.{alias.name}"
@@ -263,17 +265,21 @@ class _Reader:
 
     def _known(self, node: ast.AST, module: str) -> None:
         if module != "nemo" and module.removeprefix("nemo.") not in MODULES:
-            self._say(node, "refused", f"{module} is not here: {instead_of(module.removeprefix('nemo.'))}")
+            self._say(
+                node,
+                "refused",
+                f"{module} is not available in mixtral-recipes: {instead_of(module.removeprefix('nemo.'))}",
+            )
 
     def _named(self, node: ast.AST, name: str, module: str) -> None:
         """A name that is imported from a module, or looked up in it."""
         rule = NAMES.get(name)
         if isinstance(rule, Only):
-            self._say(node, "refused", f"{name} is not here: {rule.why}")
+            self._say(node, "refused", f"{name} is not available in mixtral-recipes: {rule.why}")
         elif isinstance(rule, Ignored):
             self._say(node, "warned", f"{name} has no effect: {rule.why}")
         elif rule is None and module in MODULES and name not in offered(MODULES[module]):
-            self._say(node, "refused", f"{name} is not here: {instead_of('')}")
+            self._say(node, "refused", f"{name} is not available in mixtral-recipes: {instead_of('')}")
 
     def _origin(self, node: ast.expr) -> str:
         """Where a name or attribute comes from, dotted; empty where that is not NeMo."""
@@ -292,7 +298,9 @@ class _Reader:
     def _call(self, node: ast.Call) -> None:
         called, arguments = node.func, node.args
         if ast.unparse(called) == "torch.distributed.get_rank" and self.generates:
-            self._say(node, "refused", f"{ast.unparse(called)}: generate leaves no process group; leave it out")
+            self._say(
+                node, "refused", f"{ast.unparse(called)}: no process group is left after generate; remove this call"
+            )
         if ast.unparse(called) == "setattr" and len(arguments) == 3 and isinstance(arguments[1], ast.Constant):
             target = ast.Attribute(arguments[0], str(arguments[1].value))
             self._assignment(ast.copy_location(target, node), arguments[2])
@@ -343,7 +351,7 @@ class _Reader:
             literal: Any = ast.literal_eval(value)
         except ValueError:
             if isinstance(rule, Only) and getattr(value, "attr", getattr(value, "id", None)) != rule.value:
-                self._say(node, "note", f"{where}: must come out as {rule.value!r}: {rule.why}")
+                self._say(node, "note", f"{where} must evaluate to {rule.value!r}: {rule.why}")
             elif isinstance(rule, Ignored):
                 self._say(node, "warned", f"{where} has no effect: {rule.why}")
             return
@@ -363,9 +371,13 @@ class _Reader:
         if value == "NEMO_HOME":
             self._say(node, "note", "NEMO_HOME: imported models are kept in $MIXTRAL_RECIPES_HOME")
         elif value.endswith("-last"):
-            self._say(node, "note", f"{value}: no checkpoint is called that; a run's name or folder is its newest one")
+            self._say(
+                node,
+                "note",
+                f"{value}: no checkpoint has this name; use the run's name or folder for its newest checkpoint",
+            )
         elif value.startswith("nvcr.io/nvidia/nemo:"):
-            self._say(node, "note", f"{value}: NeMo's image does not have this package; build one with it")
+            self._say(node, "note", f"{value}: NeMo's image does not contain mixtral-recipes; build one that does")
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def of_nemo(name: str) -> Any:
     """
     rule = NAMES.get(name)
     if isinstance(rule, Only):
-        raise NotHere(f"{name} is not here: {rule.why}.")
+        raise NotHere(f"{name} is not available in mixtral-recipes: {rule.why}.")
     if isinstance(rule, Renamed):
         return getattr(importlib.import_module(_PACKAGE), rule.to)
     if isinstance(rule, Ignored):

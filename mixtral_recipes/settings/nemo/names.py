@@ -103,15 +103,15 @@ _COMPRESS = _refused("export the checkpoint and work on the folder, e.g. with NV
 # Name -> what became of it, in whichever of the modules it stands. `Only(None, ...)` is a name that is not here.
 NAMES: dict[str, Base | Ignored | Only | Renamed] = {
     **each(Renamed("MixtralModel"), "GPTModel LightningModule"),
-    "LightningDataModule": Base("a data module needs train_dataloader() only; see own-data.md"),
-    "Callback": Base("a callback needs hooks only; a recipe with Lightning's is refused, with the name here"),
-    "IOMixin": Base("a recipe keeps what an object was made with"),
-    "TokenizerSpec": Base("for annotations"),
+    "LightningDataModule": Base("a data module only needs train_dataloader(); see own-data.md"),
+    "Callback": Base("a callback only needs hooks; Lightning's hooks are refused with an error that names ours"),
+    "IOMixin": Base("a recipe records the arguments that an object is made with"),
+    "TokenizerSpec": Base("for type annotations"),
     "GPTConfig": _refused("use MixtralConfig and its fields"),
     "deploy": _SERVE,
     **each(_COMPRESS, "prune distill ptq"),
     **each(
-        _refused("the step is mixtral_recipes/training/step.py"),
+        _refused("the training step is mixtral_recipes/training/step.py"),
         "gpt_data_step gpt_forward_step MaskedTokenLossReduction",
     ),
     "HFAutoModelForCausalLM": _refused("use MixtralModel, which import_ckpt fills from a Hugging Face folder"),
@@ -122,28 +122,30 @@ NAMES: dict[str, Base | Ignored | Only | Renamed] = {
     "hf_auto_model_for_causal_lm": _refused("use mixtral_8x7b or mixtral_8x22b"),
     "AlpacaDataModule": _refused("use ChatDataModule(dataset_root='tatsu-lab/alpaca')"),
     "HFMockDataModule": _refused("use MockDataModule"),
-    "prepare_packed_sequence_data": _refused("packs are made when a run starts, and cached"),
+    "prepare_packed_sequence_data": _refused("packs are built when a run starts, and cached"),
     "create_sft_dataset": _refused("use FineTuningDataModule or ChatDataModule"),
     "SentencePieceTokenizer": _refused("use get_nmt_tokenizer(library='sentencepiece', tokenizer_model=FILE)"),
     "get_tokenizer": _refused("use AutoTokenizer(pretrained_model_name)"),
     "build_pretraining_datamodule": _refused("PreTrainingDataModule builds itself"),
-    "CanonicalLoRA": _refused("use LoRA; `export` can write its adapters as peft has them"),
+    "CanonicalLoRA": _refused("use LoRA; `export` can write its adapters in peft's format"),
     **each(
         _refused("use export_ckpt(path, target='hf'), which merges adapters into their base"), "merge_lora export_lora"
     ),
     "gpt_lora": _refused("use LoRA()"),
     **each(
-        _refused("import_ckpt and export_ckpt convert weights, by the table in mixtral_recipes/importers/mapping.py"),
+        _refused("import_ckpt and export_ckpt convert weights with the table in mixtral_recipes/importers/mapping.py"),
         "HFMixtralImporter HFMixtralExporter load_connector_from_trainer_ckpt ModelConnector",
     ),
     **each(
-        _refused("a checkpoint's settings are YAML, in its context folder; import_ckpt and export_ckpt convert it"),
+        _refused("a checkpoint's context folder holds its settings as YAML; import_ckpt and export_ckpt convert it"),
         "load_context track_io",
     ),
-    "OptimizerModule": Base("for annotations; the optimizer is a MegatronOptimizerModule"),
-    "LRSchedulerModule": Base("for annotations; the schedules are CosineAnnealingScheduler and the Warmup... ones"),
-    **each(Base("for annotations; the adapters are LoRA and DoRA"), "ModelTransform PEFT"),
-    "LayerFreezer": _refused("use LoRA; or model.config.freeze_router for the router alone"),
+    "OptimizerModule": Base("for type annotations; the optimizer is a MegatronOptimizerModule"),
+    "LRSchedulerModule": Base(
+        "for type annotations; the schedules are CosineAnnealingScheduler and the Warmup... ones"
+    ),
+    **each(Base("for type annotations; the adapters are LoRA and DoRA"), "ModelTransform PEFT"),
+    "LayerFreezer": _refused("use LoRA, or model.config.freeze_router for the router alone"),
     **each(_refused("use MegatronStrategy"), "Fabric FabricMegatronStrategy FSDPStrategy FSDP2Strategy"),
     "FabricMegatronMixedPrecision": _refused("use MegatronMixedPrecision"),
     "ParallelismConfig": _refused("use MegatronStrategy, or layout.topology.Topology"),
@@ -158,57 +160,61 @@ NAMES: dict[str, Base | Ignored | Only | Renamed] = {
         "InverseSquareRootAnnealingScheduler T5InverseSquareRootAnnealingScheduler PolynomialDecayAnnealingScheduler "
         "PolynomialHoldDecayAnnealingScheduler",
     ),
-    "AdapterConfig": _refused("evaluation asks the model in its own process, by no server"),
+    "AdapterConfig": _refused("evaluation runs the model in its own process, without a server"),
     **each(
         _refused("use bf16_with_fp8_mixed or another of the bf16_with_... functions"),
         "fp16_with_fp8_mixed fp16_with_mxfp8_mixed fp16_with_fp8_current_scaling_mixed "
         "fp16_with_fp8_subchannel_scaling_mixed",
     ),
     **each(
-        _refused("Megatron's fused kernels are on where they run (model.config.accelerate)"), "JitTransform JitConfig"
+        _refused("Megatron's fused kernels are enabled where they can run (model.config.accelerate)"),
+        "JitTransform JitConfig",
     ),
     "ModelCallback": _refused("write a callback with the hooks of training/watch/callbacks.py"),
     "DeepEPCallback": _refused("set model.config.moe_enable_deepep and moe_token_dispatcher_type='flex'"),
-    "MegatronEnableExperimentalCallback": _refused("set what you need of it in model.config"),
-    "DdpParityChecker": _refused("compare two checkpoints with the command verify"),
+    "MegatronEnableExperimentalCallback": _refused("set the features you need in model.config"),
+    "DdpParityChecker": _refused("compare two checkpoints with the verify command"),
     "EarlyStopping": _refused("set trainer.max_steps; log.ckpt.monitor keeps the best checkpoints"),
     "DeltaTimingCallback": _refused("use TimingCallback"),
     "seed_everything": _refused("set trainer.seed"),
-    "rank_zero_only": _refused("ask torch.distributed.get_rank() == 0"),
+    "rank_zero_only": _refused("use torch.distributed.get_rank() == 0"),
     "straggler_det_callback": _refused("set trainer.hang_timeout_seconds"),
-    "get_vocab_size": _refused("the embedding is padded by model.config.make_vocab_size_divisible_by"),
-    "teardown": _refused("a run ends its process groups itself"),
+    "get_vocab_size": _refused("the embedding is padded according to model.config.make_vocab_size_divisible_by"),
+    "teardown": _refused("a run destroys its own process groups"),
     **each(_refused("use generate(path, prompts=...)"), "setup_model_and_tokenizer setup_mcore_engine"),
-    "is_multistorageclient_url": _refused("copy the files to a file system"),
-    "configure_no_restart_validation_training_loop": Ignored("a resumed run does not begin with a validation"),
-    **each(Ignored("every logged step has it"), "FLOPsMeasurementCallback MemoryMonitor SpeedMonitor RuntimeEstimator"),
+    "is_multistorageclient_url": _refused("copy the files to a mounted file system"),
+    "configure_no_restart_validation_training_loop": Ignored("a resumed run does not start with validation"),
     **each(
-        Ignored("every logged step has the gradient norm and the learning rate"), "LearningRateMonitor OptimizerMonitor"
+        Ignored("every logged step includes it"), "FLOPsMeasurementCallback MemoryMonitor SpeedMonitor RuntimeEstimator"
     ),
     **each(
-        Ignored("a bar is shown on a terminal, lines elsewhere"),
+        Ignored("every logged step includes the gradient norm and the learning rate"),
+        "LearningRateMonitor OptimizerMonitor",
+    ),
+    **each(
+        Ignored("progress is shown as a bar on a terminal, and as lines elsewhere"),
         "ProgressPrinter TQDMProgressBar RichProgressBar MegatronProgressBar",
     ),
     "ModelTrainingStateCallback": Ignored("validation leaves the model as it found it"),
-    "ParameterDebugger": Ignored("a loss that is not finite names the layer it came from"),
-    "TritonCacheSetup": Ignored("Triton needs no help with its cache"),
+    "ParameterDebugger": Ignored("if a loss is not finite, the error names the layer where it started"),
+    "TritonCacheSetup": Ignored("Triton's cache needs no setup"),
 }
 
 # Modules of NeMo's that are not here, with all below them -> what replaces them.
 ELSEWHERE: dict[str, str] = {
     "collections.llm.deploy": _SERVE.why,
-    "collections.llm.evaluation.base": "evaluate asks the model in its own process, by no server",
+    "collections.llm.evaluation.base": "evaluate runs the model in its own process, without a server",
     "collections.llm.modelopt": _COMPRESS.why,
     "collections.llm.recipes.tp_overlap_configs": (
-        "leave tp_comm_overlap_cfg out, as Transformer Engine's own buffers are used"
+        "leave out tp_comm_overlap_cfg; Transformer Engine's own buffers are used"
     ),
     "collections.llm.tools": (
-        "`mixtral-recipes plan --recipe mixtral_8x7b --max-gpus 64` finds the fastest layout, and runs nothing"
+        "`mixtral-recipes plan --recipe mixtral_8x7b --max-gpus 64` finds the fastest layout without running anything"
     ),
     "deploy": _SERVE.why,
     "export": _SERVE.why,
-    "utils.get_rank": "ask torch.distributed.get_rank() == 0",
-    "": "this package has what NeMo's Mixtral scripts use; docs/reference/nemo.md lists it",
+    "utils.get_rank": "use torch.distributed.get_rank() == 0",
+    "": "mixtral-recipes has only what NeMo's Mixtral scripts use; docs/reference/nemo.md lists it",
 }
 
 # Lightning's packages, whose modules the ones below `lightning.pytorch` stand for too.

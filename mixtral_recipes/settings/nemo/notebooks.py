@@ -43,7 +43,7 @@ class Notebook:
             self._code: list[Any] = [cell for _, cell in code]
             self.cells = [_cell(number, "".join(cell["source"])) for number, cell in code]
         except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError("is no notebook.") from error
+            raise RecipeError("not a Jupyter notebook.") from error
 
     @property
     def lines(self) -> list[str]:

@@ -10,10 +10,10 @@ from mixtral_recipes.errors import nearest
 
 # What Lightning and NeMo allow of a trainer beside whole numbers, and what to write instead.
 INSTEAD = {
-    "val_check_interval": "state the steps between validations, 0 for none, not a share of an epoch",
-    "devices": "state the processes per node",
-    "limit_val_batches": "null takes the whole set, as Lightning's 1.0 does",
-    "limit_test_batches": "null takes the whole set, as Lightning's 1.0 does",
+    "val_check_interval": "set the number of steps between validations (0 for none), not a fraction of an epoch",
+    "devices": "set the number of processes per node",
+    "limit_val_batches": "use null for the whole set, as with Lightning's 1.0",
+    "limit_test_batches": "use null for the whole set, as with Lightning's 1.0",
 }
 
 
@@ -93,7 +93,7 @@ def refusal(rule: Rule, path: str, value: Any) -> str | None:
     for allowed in (rule.value, *rule.also):
         if _same(value, allowed) or getattr(value, "__name__", None) == allowed is not None:
             return None
-    return f"{path}={short(value)}: must be {rule.value!r}: {rule.why}."
+    return f"{path}={short(value)} is not supported (only {rule.value!r} is): {rule.why}."
 
 
 def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str | None:
@@ -109,7 +109,8 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str 
     value = given[name]
     if isinstance(rule, Keys):
         unknown = sorted(set(value or {}) - set(rule.known))
-        return f"{path}: {', '.join(unknown)} has no effect.{nearest(unknown[0], rule.known)}" if unknown else None
+        verb = "has" if len(unknown) == 1 else "have"
+        return f"{path}: {', '.join(unknown)} {verb} no effect.{nearest(unknown[0], rule.known)}" if unknown else None
     if not isinstance(rule, Ignored):
         return None
     from mixtral_recipes.settings.conformity import default
@@ -144,7 +145,7 @@ def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
 
     if conforms(value, wanted):
         return None
-    return f"{where}={short(value)}: {needs(wanted, where, 'write str(path)' if isinstance(value, PurePath) else '')}"
+    return f"{where}={short(value)} {needs(wanted, where, 'use str(path)' if isinstance(value, PurePath) else '')}"
 
 
 def needs(wanted: Any, where: str, instead: str = "") -> str:
@@ -158,4 +159,4 @@ def needs(wanted: Any, where: str, instead: str = "") -> str:
     from mixtral_recipes.settings.conformity import describe
 
     instead = INSTEAD.get(where.rpartition(".")[2], instead)
-    return f"needs {describe(wanted)}{'; ' if instead else ''}{instead}."
+    return f"must be {describe(wanted)}{'; ' if instead else ''}{instead}."

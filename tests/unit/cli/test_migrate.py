@@ -102,8 +102,8 @@ def test_a_folder_is_read_to_its_end_and_what_is_no_python_is_named(
     (folder / "jobs" / "more" / "z.py").write_bytes(b"\xff")
     assert run(["migrate", "jobs", "--output", "new", "--json"]) == 2
     out, err = capsys.readouterr()
-    assert "jobs/a.py:1: is no Python" in out
-    assert "jobs/more/z.py:1: is no Python" in out
+    assert "jobs/a.py:1: not valid Python" in out
+    assert "jobs/more/z.py:1: not valid Python" in out
     assert "jobs/train.py:1: changed" in out
     assert "2 file(s): 1 changed, 0 warned, 0 refused, 0 notes; not read: 2." in err
     assert "error: 2 file(s) could not be read" in err

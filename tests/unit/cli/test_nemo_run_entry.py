@@ -37,7 +37,7 @@ def refusal(command: RecipeContext, args: list[str], capsys: pytest.CaptureFixtu
     ("args", "said"),
     [
         (["trainer.max_stepz=4"], "trainer.max_stepz=4: Trainer has no setting 'max_stepz'. Did you mean 'max_steps'?"),
-        (["trainer.max_steps=many"], "trainer.max_steps=many: needs a whole number."),
+        (["trainer.max_steps=many"], "trainer.max_steps=many must be a whole number."),
         (["trainer=@missing.yaml"], "trainer=@missing.yaml: there is no file missing.yaml."),
         (["executor=torchrun"], "write run.executor=torchrun"),
         (["run.executor.ntasks_per_node=2"], "name an executor, e.g. run.executor=torchrun."),

@@ -50,7 +50,7 @@ def test_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:
     ("setting", "told"),
     [
         ("trainer.max_step=7", "Trainer has no setting 'max_step'. Did you mean 'max_steps'?"),
-        ("model.config.softmax_scale=5", "must be None: it would be another model than Mixtral."),
+        ("model.config.softmax_scale=5", "is not supported (only None is): the model would no longer be a Mixtral."),
     ],
 )
 def test_a_setting_is_refused_in_the_words_of_a_run(
@@ -97,14 +97,14 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
         ("--recipe mixtral_8x7b --peft lroa", "Invalid value for '--peft': 'lroa' is not one of"),
         ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'max_steps'"),
-        ("--recipe mixtral_8x7b trainer.max_steps=many", "trainer.max_steps=many: needs a whole number."),
+        ("--recipe mixtral_8x7b trainer.max_steps=many", "trainer.max_steps=many must be a whole number."),
         ("--recipe mixtral_8x7b trainer.strategy.tensor_model_parallel_size=3", "does not divide"),
         ("--recipe mixtral_8x7b peft.target_modules=[]", "leave no layer to adapt"),
         ("--recipe mixtral_8x7b peft.target_modules=linear_fc9", "Did you mean 'linear_fc2'"),
         ("--recipe mixtral_8x7b model.config.recompute_granularity=ful", "use 'full', 'selective' or null"),
         ("--recipe mixtral_8x7b trainer.plugins.fp8=yes", "use 'hybrid' or 'e4m3'"),
         ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not known; use '32'"),
-        ("--recipe mixtral_8x7b model.config.fp8=hybrid", "must be None: set trainer.plugins.fp8"),
+        ("--recipe mixtral_8x7b model.config.fp8=hybrid", "is not supported (only None is): set trainer.plugins.fp8"),
         ("--recipe mixtral_8x7b trainer.accumulate_grad_batches=4", "accumulation follows from"),
         ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest does not go with --deadline"),
         ("--recipe mixtral_8x7b --deadline soon", "write hours"),

@@ -297,7 +297,10 @@ def test_what_a_file_of_nemos_names_that_is_not_here(tmp_path: Path) -> None:
     assert read.trainer.callbacks[0].__fn_or_cls__.__name__ == "FLOPsMeasurementCallback"
     assert "FLOPs" not in to_yaml(read)
     refused = write(tmp_path, ours.replace(timing, f"{callbacks}.model_callback.ModelCallback"))
-    with pytest.raises(RecipeError, match=r"trainer.callbacks\[0\]: ModelCallback is not here: write a callback"):
+    with pytest.raises(
+        RecipeError,
+        match=r"trainer.callbacks\[0\]: ModelCallback is not available in mixtral-recipes: write a callback",
+    ):
         read_recipe(refused)
     for other in ("nemo.collections.llm.gpt.model.llama.TimingCallback", "nemo.utils.exp_manager.os", "nemo.os.system"):
         with pytest.raises(RecipeError, match="is not among the classes"):

@@ -60,13 +60,18 @@ TOLD = [
     ("trainer.limit_test_batches", "pretrain", 7, "trainer.limit_test_batches=7 has no effect: there is no test loop."),
     ("trainer.use_distributed_sampler", "finetune", True, "trainer.use_distributed_sampler=True has no effect"),
     ("trainer.strategy.gradient_as_bucket_view", "pretrain", False, "always keeps gradients in its buckets"),
-    ("trainer.strategy.ckpt_load_strictness", "pretrain", "raise_all", "lacks a tensor of the model is refused"),
-    ("trainer.strategy.ddp.average_in_collective", "pretrain", True, "divided by the global batch's label tokens"),
+    ("trainer.strategy.ckpt_load_strictness", "pretrain", "raise_all", "without all of the model's tensors is refused"),
+    (
+        "trainer.strategy.ddp.average_in_collective",
+        "pretrain",
+        True,
+        "divided by the number of label tokens in the global batch",
+    ),
     ("optim.config.min_lr", "pretrain", 1e-6, "set optim.lr_scheduler.min_lr"),
-    ("optim.config.fp16", "pretrain", True, "stated in trainer.plugins"),
-    ("model.config.tensor_model_parallel_size", "pretrain", 2, "stated in trainer.strategy"),
-    ("model.config.seq_length", "pretrain", 1024, "as long as data.seq_length says"),
-    ("data.delete_raw", "finetune", False, "data.delete_raw=False has no effect: the Hub's cache is kept."),
+    ("optim.config.fp16", "pretrain", True, "set in trainer.plugins"),
+    ("model.config.tensor_model_parallel_size", "pretrain", 2, "set in trainer.strategy"),
+    ("model.config.seq_length", "pretrain", 1024, "data.seq_length sets the sequence length"),
+    ("data.delete_raw", "finetune", False, "data.delete_raw=False has no effect: downloads stay in the Hub's cache."),
     ("data.dataset_kwargs", "finetune", {"add_bos": True}, "NeMo's dataset class"),
 ]
 
@@ -116,9 +121,12 @@ def test_what_has_one_value_is_refused_with_the_reason() -> None:
     recipe = load("mixtral_8x7b", "finetune")
     recipe.trainer.accumulate_grad_batches = 4
     recipe.resume.restore_config.load_model_state = False
-    with pytest.raises(RecipeError, match=r"trainer.accumulate_grad_batches=4: must be 1: accumulation follows from"):
+    with pytest.raises(
+        RecipeError,
+        match=r"trainer.accumulate_grad_batches=4 is not supported .only 1 is.: gradient accumulation follows from",
+    ):
         preflight(recipe)
-    with pytest.raises(RecipeError, match=r"resume.restore_config.load_model_state=False: must be True"):
+    with pytest.raises(RecipeError, match=r"resume.restore_config.load_model_state=False is not supported"):
         preflight(recipe)
 
 
@@ -130,20 +138,28 @@ def test_nemos_arguments_are_judged_when_they_are_set_on_objects() -> None:
     (told,) = check_settings(llm.pretrain, parts)
     assert told.startswith("trainer.num_sanity_val_steps=2 has no effect")
     parts["model"].config.fp16_lm_cross_entropy = True
-    with pytest.raises(RecipeError, match=r"model\.config\.fp16_lm_cross_entropy=True: must be False"):
+    with pytest.raises(
+        RecipeError, match=r"model\.config\.fp16_lm_cross_entropy=True is not supported \(only False is\)"
+    ):
         check_settings(llm.pretrain, parts)
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"optim.config.exp_avg_dtype": torch.bfloat16}, r"needs optim\.config\.use_precision_aware_optimizer=True\."),
+        (
+            {"optim.config.exp_avg_dtype": torch.bfloat16},
+            r"requires optim\.config\.use_precision_aware_optimizer=True\.",
+        ),
         (
             {"optim.config.use_precision_aware_optimizer": True, "optim.config.use_distributed_optimizer": False},
-            r"use_precision_aware_optimizer=True: needs optim\.config\.use_distributed_optimizer=True\.",
+            r"use_precision_aware_optimizer=True requires optim\.config\.use_distributed_optimizer=True\.",
         ),
         ({"trainer.strategy.ddp.reuse_grad_buf_for_mxfp8_param_ag": True}, r"ddp\.fp8_param_gather=True\."),
-        ({"trainer.strategy.ddp.num_buckets": 2}, r"num_buckets=2: must be None: .* set bucket_size\."),
+        (
+            {"trainer.strategy.ddp.num_buckets": 2},
+            r"num_buckets=2 is not supported \(only None is\): .* set bucket_size\.",
+        ),
         ({"optim.config.lr": None}, r"optim\.config\.lr=None: set a learning rate\."),
     ],
 )
@@ -160,20 +176,20 @@ WRONG = [
     (
         "trainer.limit_val_batches",
         1.0,
-        "needs null or a whole number; null takes the whole set, as Lightning's 1.0 does",
+        "must be null or a whole number; use null for the whole set, as with Lightning's 1.0",
     ),
-    ("optim.config.lr", "1e-5", "optim.config.lr='1e-5': needs null or a number."),
-    ("log.log_dir", Path("x"), r"log.log_dir=PosixPath('x'): needs null or text; write str(path)."),
-    ("trainer.devices", "auto", "trainer.devices='auto': needs a whole number; state the processes per node."),
-    ("trainer.max_steps", True, "trainer.max_steps=True: needs a whole number."),
-    ("trainer.strategy.pipeline_dtype", "bf16", "needs null or a dtype"),
-    ("trainer.callbacks", "TimingCallback", "needs null or a list"),
-    ("data", None, "data=None: needs a DataModule or a LightningData."),
-    ("data.seq_length", 2048.0, "data.seq_length=2048.0: needs a whole number."),
-    ("model.config.num_layers", "32", "model.config.num_layers='32': needs a whole number."),
-    ("trainer", None, "trainer=None: needs a Trainer."),
-    ("log.ckpt.train_time_interval", 15, "needs null or a timedelta"),
-    ("peft", "lora", "peft='lora': needs null or a LoRA."),
+    ("optim.config.lr", "1e-5", "optim.config.lr='1e-5' must be null or a number."),
+    ("log.log_dir", Path("x"), r"log.log_dir=PosixPath('x') must be null or text; use str(path)."),
+    ("trainer.devices", "auto", "trainer.devices='auto' must be a whole number; set the number of processes per node."),
+    ("trainer.max_steps", True, "trainer.max_steps=True must be a whole number."),
+    ("trainer.strategy.pipeline_dtype", "bf16", "must be null or a dtype"),
+    ("trainer.callbacks", "TimingCallback", "must be null or a list"),
+    ("data", None, "data=None must be a DataModule or a LightningData."),
+    ("data.seq_length", 2048.0, "data.seq_length=2048.0 must be a whole number."),
+    ("model.config.num_layers", "32", "model.config.num_layers='32' must be a whole number."),
+    ("trainer", None, "trainer=None must be a Trainer."),
+    ("log.ckpt.train_time_interval", 15, "must be null or a timedelta"),
+    ("peft", "lora", "peft='lora' must be null or a LoRA."),
 ]
 
 
@@ -209,7 +225,7 @@ def test_objects_are_held_to_the_same_types(path: str, value: Any, told: str) ->
 def test_finetune_called_with_objects_refuses_before_anything_is_built() -> None:
     with pytest.raises(
         RecipeError,
-        match=r"data=None: needs a DataModule or a LightningData. recipe.trainer.devices='auto': needs a whole",
+        match=r"data=None must be a DataModule or a LightningData. recipe.trainer.devices='auto' must be a whole",
     ):
         llm.finetune(
             model=llm.MixtralModel(config=llm.MixtralConfigTiny()),
@@ -235,7 +251,7 @@ def test_a_warning_names_the_line_that_called() -> None:
 def test_a_part_that_is_not_given_is_named() -> None:
     recipe = load("mixtral_tiny", "finetune")
     del recipe.data
-    with pytest.raises(RecipeError, match="data is not set: needs a DataModule"):
+    with pytest.raises(RecipeError, match="data is not set; it must be a DataModule"):
         preflight(recipe)
 
 

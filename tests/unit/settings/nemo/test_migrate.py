@@ -162,7 +162,7 @@ def test_a_fine_tuning_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "from mixtral_recipes.collections.llm.gpt.data.chat import ChatDataModule\n" in found.source
     assert [len(said(found, kind)) for kind in ("changed", "warned", "refused", "note")] == [4, 1, 0, 0]
     assert said(found, "warned") == ["ChatDataModule.tokenizer has no effect: the model's tokenizer is used; set "
-                                     "model.tokenizer, or the recipe's tokenizer='data'"]  # fmt: skip
+                                     "model.tokenizer, or tokenizer='data' in the recipe"]  # fmt: skip
     (tmp_path / "chats").mkdir()
     (tmp_path / "chats" / "training.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
     run_copy(found, monkeypatch, tmp_path)
@@ -206,7 +206,7 @@ def test_every_kind_of_line_is_told(tmp_path: Path) -> None:
     }  # fmt: skip
     lines = found.source.splitlines()
     at = lines.index('    llm.deploy(nemo_checkpoint="x")')
-    assert lines[at - 1].startswith(f"    {MARK} deploy is not here: export the checkpoint")
+    assert lines[at - 1].startswith(f"    {MARK} deploy is not available in mixtral-recipes: export the checkpoint")
     assert "from mixtral_recipes.lightning.pytorch.loggers import WandbLogger" in lines
     compile(found.source, "copy", "exec")
 
@@ -267,31 +267,46 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("from nemo.collections.llm import LlamaModel", "LlamaModel is not here: this package has"),
-        ("from nemo.collections import llm\nllm.llama3_8b.model()", "llama3_8b is not here: this package has"),
-        ("from nemo.export.tensorrt_llm import TensorRTLLM", "nemo.export.tensorrt_llm is not here: export the"),
-        ("from lightning.pytorch.strategies.ddp import DDPStrategy", "lightning.pytorch.strategies.ddp is not here"),
-        ("from lightning.pytorch.callbacks import EarlyStopping", "EarlyStopping is not here: set trainer.max_steps"),
-        ("recipe.trainer.devices = 'auto'", "Trainer.devices='auto': needs a whole number; state the processes per"),
-        ("recipe.trainer.val_check_interval = None", "Trainer.val_check_interval=None: needs a whole number; state"),
+        (
+            "from nemo.collections.llm import LlamaModel",
+            "LlamaModel is not available in mixtral-recipes: mixtral-recipes has",
+        ),
+        (
+            "from nemo.collections import llm\nllm.llama3_8b.model()",
+            "llama3_8b is not available in mixtral-recipes: mixtral-recipes has",
+        ),
+        (
+            "from nemo.export.tensorrt_llm import TensorRTLLM",
+            "nemo.export.tensorrt_llm is not available in mixtral-recipes: export the",
+        ),
+        (
+            "from lightning.pytorch.strategies.ddp import DDPStrategy",
+            "lightning.pytorch.strategies.ddp is not available",
+        ),
+        (
+            "from lightning.pytorch.callbacks import EarlyStopping",
+            "EarlyStopping is not available in mixtral-recipes: set trainer.max_steps",
+        ),
+        ("recipe.trainer.devices = 'auto'", "Trainer.devices='auto' must be a whole number; set the number of"),
+        ("recipe.trainer.val_check_interval = None", "Trainer.val_check_interval=None must be a whole number; set"),
         ("recipe.trainer.max_steps = 0", "Trainer.max_steps=0 is not allowed; it must be a finite number, at least 1"),
-        ("recipe.optim.config.lr = '1e-4'", "OptimizerConfig.lr='1e-4': needs null or a number"),
-        ("recipe.model.config.num_layers = 2.0", "MixtralConfig.num_layers=2.0: needs a whole number"),
+        ("recipe.optim.config.lr = '1e-4'", "OptimizerConfig.lr='1e-4' must be null or a number"),
+        ("recipe.model.config.num_layers = 2.0", "MixtralConfig.num_layers=2.0 must be a whole number"),
         (
             "from nemo.collections import llm\nmine = llm.MixtralConfig8x7B()\nmine.activation_func_clamp_value = 7.0",
-            "MixtralConfig8x7B.activation_func_clamp_value=7.0: must be None: it would be another model",
+            "MixtralConfig8x7B.activation_func_clamp_value=7.0 is not supported (only None is): the model",
         ),
         (
             "import nemo_run as run\nfrom nemo import lightning as nl\nt = run.Config(nl.Trainer)\nt.max_epochs = 3",
-            "Trainer.max_epochs=3: must be None: a run is as long as trainer.max_steps says",
+            "Trainer.max_epochs=3 is not supported (only None is): set the length of the run with trainer.max_steps",
         ),
         (
             "from megatron.core.optimizer import OptimizerConfig as Mine\nMine(optimizer='sgd')",
-            "OptimizerConfig.optimizer='sgd': must be 'adam'",
+            "OptimizerConfig.optimizer='sgd' is not supported (only 'adam' is)",
         ),
         (
             "from nemo import lightning as nl\nnl.Trainer(limit_val_batches=1.0)",
-            "Trainer.limit_val_batches=1.0: needs null or a whole number; null takes the whole set",
+            "Trainer.limit_val_batches=1.0 must be null or a whole number; use null for the whole set",
         ),
         (
             "from lightning.pytorch import Callback\nclass Mine(Callback):\n    def on_train_batch_end(self, *a): ...",
@@ -299,7 +314,7 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
         ),
         (
             "import torch\nfrom nemo.collections.llm import api\napi.generate('x')\ntorch.distributed.get_rank()",
-            "torch.distributed.get_rank: generate leaves no process group",
+            "torch.distributed.get_rank: no process group is left after generate",
         ),
     ],
 )
@@ -330,9 +345,9 @@ def test_a_value_that_is_the_default_is_not_told(tmp_path: Path, text: str, warn
 
 def test_nothing_of_a_script_is_run_and_a_broken_one_is_named(tmp_path: Path) -> None:
     read(tmp_path, "raise SystemExit(3)\n")
-    with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
+    with pytest.raises(RecipeError, match=r"script\.py:1: not valid Python"):
         read(tmp_path, "from nemo import (\n")
-    with pytest.raises(RecipeError, match=r"script\.py:1: is no Python"):
+    with pytest.raises(RecipeError, match=r"script\.py:1: not valid Python"):
         read(tmp_path, "import nemo\0")
     with pytest.raises(RecipeError, match="no such file or folder"):
         scripts_in(tmp_path / "none")
@@ -372,14 +387,12 @@ def test_a_setting_is_read_however_it_is_assigned(tmp_path: Path, line: str, tol
 
 def test_a_search_for_nemos_last_checkpoint_is_noted(tmp_path: Path) -> None:
     (note,) = said(read(tmp_path, "last = [each for each in names if each.endswith('-last')]\n"), "note")
-    assert note == "-last: no checkpoint is called that; a run's name or folder is its newest one"
+    assert note == "-last: no checkpoint has this name; use the run's name or folder for its newest checkpoint"
 
 
 def test_an_import_whose_module_is_on_another_line_is_left_to_the_user(tmp_path: Path) -> None:
     found = read(tmp_path, "from \\\n    nemo.collections import llm\n")
-    assert said(found, "refused") == [
-        "`from nemo.collections import` is spread over lines: join them, and migrate again"
-    ]
+    assert said(found, "refused") == ["`from nemo.collections import` spans several lines; join them and migrate again"]
 
 
 def test_a_variable_of_two_classes_is_not_judged(tmp_path: Path) -> None:

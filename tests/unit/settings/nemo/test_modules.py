@@ -84,10 +84,10 @@ def test_every_module_of_the_table_is_there(module: str) -> None:
 def test_a_name_is_what_the_table_says(name: str) -> None:
     rule = NAMES[name]
     if isinstance(rule, Only):
-        with pytest.raises(NotHere, match=f"{name} is not here: ") as refused:
+        with pytest.raises(NotHere, match=f"{name} is not available in mixtral-recipes: ") as refused:
             getattr(llm, name)
         assert rule.why in str(refused.value)
-        with pytest.raises(ImportError, match=f"{name} is not here"):
+        with pytest.raises(ImportError, match=f"{name} is not available in mixtral-recipes"):
             exec(f"from mixtral_recipes.collections.llm import {name}")
     elif isinstance(rule, Base):
         base = getattr(llm, name)
@@ -118,11 +118,11 @@ def test_a_callback_that_has_nothing_to_do_can_stand_in_a_recipe() -> None:
     [
         (
             "import mixtral_recipes.collections.llm.gpt.model.llama",
-            r"nemo\.collections\.llm\.gpt\.model\.llama is not here: ",
+            r"nemo\.collections\.llm\.gpt\.model\.llama is not available in mixtral-recipes: ",
         ),
         (
             "from mixtral_recipes.collections.llm.recipes import llama3_70b",
-            "recipes.llama3_70b is not here: this package has",
+            "recipes.llama3_70b is not available in mixtral-recipes: mixtral-recipes has",
         ),
         ("from mixtral_recipes.collections.llm import LlamaModel", "docs/reference/nemo.md lists it"),
         ("from mixtral_recipes.export.tensorrt_llm import TensorRTLLM", "vllm serve FOLDER"),
@@ -133,7 +133,7 @@ def test_a_callback_that_has_nothing_to_do_can_stand_in_a_recipe() -> None:
         ),
         ("from mixtral_recipes.collections.llm.modelopt import PruningConfig", "ModelOpt"),
         ("from mixtral_recipes.utils.get_rank import is_global_rank_zero", "torch.distributed.get_rank"),
-        ("from mixtral_recipes.lightning.io import load_context", "in its context folder"),
+        ("from mixtral_recipes.lightning.io import load_context", "context folder holds its settings"),
         ("from mixtral_recipes.lightning.pytorch.callbacks.deepep import DeepEPCallback", "moe_enable_deepep"),
     ],
 )

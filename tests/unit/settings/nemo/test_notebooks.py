@@ -43,7 +43,7 @@ def test_a_notebook_is_read_as_one_script_and_written_back(tmp_path: Path) -> No
         "from mixtral_recipes import lightning as nl",
     ]
     assert changed[5]["source"][:3] == CELLS[4][1][:3]
-    assert changed[5]["source"][3].startswith(f"{MARK} deploy is not here: ")
+    assert changed[5]["source"][3].startswith(f"{MARK} deploy is not available in mixtral-recipes: ")
     assert changed[5]["source"][4:] == ["llm.deploy()"]
     for number in (1, 3, 4, 7):
         assert changed[number]["source"] == CELLS[number - 1][1]
@@ -58,7 +58,7 @@ def test_a_notebook_without_anything_of_nemos_stays_as_it_is(tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["import nemo", "[]", '{"cells": [{"cell_type": "code"}]}'])
 def test_a_file_that_is_no_notebook_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "broken.ipynb").write_text(text)
-    with pytest.raises(RecipeError, match=r"broken\.ipynb: is no notebook\.$"):
+    with pytest.raises(RecipeError, match=r"broken\.ipynb: not a Jupyter notebook\.$"):
         migrate(tmp_path / "broken.ipynb")
 
 
