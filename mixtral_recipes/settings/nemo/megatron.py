@@ -48,7 +48,8 @@ _ABSENT = {
     "the commands that generate have their own settings": "flash_decode mlp_chunks_for_prefill "
     "nccl_all_reduce_for_prefill use_inference_optimized_layers inference_rng_tracker inference_sampling_seed "
     "inference_fuse_tp_communication inference_disable_triton_nvls_kernels inference_grouped_gemm_backend "
-    "inference_moe_disable_fused_quant_kernels inference_moe_token_dispatcher_type moe_pad_experts_for_cuda_graph_inference",
+    "inference_moe_disable_fused_quant_kernels inference_moe_token_dispatcher_type "
+    "moe_pad_experts_for_cuda_graph_inference",
     "every sequence is split over all context-parallel ranks": "max_seqlen_per_dp_cp_rank",
     "the experts' token exchange is not overlapped": "ep_overlap_early_attn_memory_release "
     "high_priority_a2a_comm_stream",
