@@ -128,8 +128,8 @@ def check_vocabulary(config: "MixtralConfig", vocabulary: Vocabulary | None) -> 
     """
     if vocabulary is not None and vocabulary.size > config.vocab_size:
         raise RecipeError(
-            f"the tokenizer {vocabulary.name} has {vocabulary.size} tokens, but model.config.vocab_size="
-            f"{config.vocab_size}; set model.config.vocab_size={vocabulary.size}, or more."
+            f"the tokenizer {vocabulary.name} has {vocabulary.size} tokens, but "
+            f"model.config.vocab_size={config.vocab_size}; set model.config.vocab_size={vocabulary.size} or more."
         )
 
 
@@ -148,13 +148,13 @@ def refuse_untrained_rows(agreed: Agreed, peft: Any, restore: Any) -> None:
         return
     if peft is not None:
         raise RecipeError(
-            f"--resize-vocab adds {len(agreed.new_rows)} tokens, whose rows must be learned, and adapters leave the "
-            "embeddings as they are: train all weights (--peft none)."
+            f"--resize-vocab adds {len(agreed.new_rows)} tokens, whose rows must be learned, but adapters leave the "
+            "embeddings unchanged: train all weights (--peft none)."
         )
     if restore.load_optim_state:
         raise RecipeError(
-            "resume.restore_config.load_optim_state=True has no state for the rows that --resize-vocab adds; set it to "
-            "False."
+            "resume.restore_config.load_optim_state=True, but there is no optimizer state for the rows that "
+            "--resize-vocab adds; set it to False."
         )
 
 
@@ -181,21 +181,21 @@ def _vocab_size(wanted: int | None, rows: int, base: Path, vocabulary: Vocabular
     size = wanted if wanted is not None else max(rows, needed) if resize_vocab else rows
     if size < rows:
         raise RecipeError(
-            f"model.config.vocab_size={size}, but the checkpoint {base} has {rows} tokens, and none is dropped; leave "
-            "it out."
+            f"model.config.vocab_size={size}, but the checkpoint {base} has {rows} tokens, and import never drops "
+            "tokens; leave it out."
         )
     if vocabulary and needed > size:
-        fix = "name one that fits (model.tokenizer), or add --resize-vocab, which adds rows for its new tokens"
+        fix = "choose one that fits (model.tokenizer), or pass --resize-vocab to add rows for the new tokens"
         if wanted is not None:
-            fix = f"set model.config.vocab_size={needed}, or more, with --resize-vocab"
+            fix = f"set model.config.vocab_size={needed} or more, and pass --resize-vocab"
         raise RecipeError(
-            f"the tokenizer {vocabulary.name} has {needed} tokens, the model {size} (checkpoint {base}): tokens from "
-            f"{size} on have no row in its embeddings; {fix}."
+            f"the tokenizer {vocabulary.name} has {needed} tokens, but the model (checkpoint {base}) only {size}: "
+            f"tokens from {size} on have no row in its embeddings; {fix}."
         )
     if size > rows and not resize_vocab:
         raise RecipeError(
-            f"model.config.vocab_size={size}, but the checkpoint {base} has {rows} tokens; add --resize-vocab to start "
-            "new rows from the mean of its rows, or leave it out."
+            f"model.config.vocab_size={size}, but the checkpoint {base} has {rows} tokens; pass --resize-vocab to "
+            "start new rows from the mean of the existing ones, or leave it out."
         )
     return size
 

@@ -92,7 +92,7 @@ def export(
     """
     name = FORMER.get(target, target)
     if name not in FORMATS:
-        raise CheckpointError(f"--format {target} is not known.{nearest(target, [*FORMATS, *FORMER])}")
+        raise CheckpointError(f"--format {target} is not a known format.{nearest(target, [*FORMATS, *FORMER])}")
     function = FORMATS[name].load()
     given = {option: value for option, value in options.items() if value is not None}
     known = [*inspect.signature(function).parameters][2:]

@@ -36,12 +36,12 @@ def parse_source(source: str) -> Path | HubId:
     """
     if import_name(source) is not None:
         raise CheckpointError(
-            f"{source} names an imported checkpoint; to import, give hf://org/name, a folder, or nemo:///path of a "
+            f"{source} names an imported checkpoint; to import, pass hf://org/name, a folder, or nemo:///path of a "
             "NeMo 2.0 checkpoint."
         )
     text = str(resolve(source)) if source.startswith(PREFIX) else source.removeprefix("hf://").removeprefix(_NEMO)
     if "://" in text:
-        raise CheckpointError(f"{source}: only hf://org/name[@revision], nemo:///path and paths are understood.")
+        raise CheckpointError(f"{source}: not supported; use hf://org/name[@revision], nemo:///path or a path.")
     path = Path(text).expanduser()
     if path.exists() or text.startswith(("/", ".", "~")):
         if not path.exists():
@@ -62,7 +62,7 @@ def import_name(text: str) -> str | None:
         CheckpointError: nothing stands behind ``nemo://`` or ``hf://``, which would be this folder.
     """
     if text in ("hf://", _NEMO):
-        raise CheckpointError(f"{text} names no model; is a shell variable not set?")
+        raise CheckpointError(f"{text} names no model; is a shell variable unset?")
     name = text.removeprefix(_NEMO)
     return None if name == text or name.startswith(("/", ".", "~")) else name
 
@@ -77,10 +77,10 @@ def checkpoint(text: str) -> Path:
         return finished(name)
     text = text.removeprefix(_NEMO)
     if "://" in text:
-        raise CheckpointError(f"{text}: a checkpoint folder or nemo://ID is needed here.")
+        raise CheckpointError(f"{text}: not supported here; pass a checkpoint folder or nemo://ID.")
     path = Path(text).expanduser()
     if not path.exists():
-        raise CheckpointError(f"{path} is not a folder; give a checkpoint folder or nemo://ID.")
+        raise CheckpointError(f"{path} does not exist; pass a checkpoint folder or nemo://ID.")
     return required(path.resolve(), Form.CHECKPOINT).folder
 
 

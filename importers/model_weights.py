@@ -66,7 +66,7 @@ def canonical_rows(saved: ModelWeights, dims: ModelShape, change: Change | None 
         CheckpointError: a part is missing, or a weight is none that a Mixtral has.
     """
     if saved.unknown:
-        raise CheckpointError(f"{saved.folder}: {saved.unknown[0]} is a weight no Hugging Face Mixtral has.")
+        raise CheckpointError(f"{saved.folder}: {saved.unknown[0]} is not a weight of a Hugging Face Mixtral.")
     found: dict[str, Rows] = {}
     for name, (weight, layer, expert, ranges) in canonical_sources(dims).items():
         matrix: Rows = saved.matrix(weight, layer, expert)
@@ -79,5 +79,5 @@ def _check_shape(folder: Path, weight: Weight, key: str, found: tuple[int, ...],
     padded = weight.shapes[0].startswith("V") and len(found) == len(expected) and found[0] >= expected[0]
     if found != expected and not (padded and found[1:] == expected[1:]):
         raise CheckpointError(
-            f"{folder}: {key} has shape {list(found)}, the configuration in context calls for {list(expected)}."
+            f"{folder}: {key} has shape {list(found)}, but the configuration in context requires {list(expected)}."
         )

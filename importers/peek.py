@@ -42,10 +42,10 @@ def still_to_come(source: str) -> str | None:
     if peek(source) is not None:
         return None
     if (name := locations.import_name(source)) is not None:
-        return f"{source} is not imported yet; before it runs: mixtral-recipes import hf://{name}"
+        return f"{source} is not imported yet; before the run starts: mixtral-recipes import hf://{name}"
     if isinstance(locations.parse_source(source), Path):
         return None
-    return f"{source} is not on this machine yet; it is fetched and imported when the run starts."
+    return f"{source} is not on this machine yet; it will be downloaded and imported when the run starts."
 
 
 def _cached(place: locations.HubId) -> Path | None:

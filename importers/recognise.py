@@ -29,7 +29,7 @@ class Form(StrEnum):
     NEMO_ADAPTER = "a NeMo 2.0 adapter checkpoint"
     NEMO_1 = "a NeMo 1.0 model"
     PEFT = "a PEFT adapter"
-    MISTRAL_LORA = "an adapter of mistral-finetune"
+    MISTRAL_LORA = "a mistral-finetune adapter"
     GGUF = "a GGUF model"
     MEGATRON_LEGACY = "a Megatron-LM checkpoint in the legacy format"
     MEGATRON = "a Megatron-LM distributed checkpoint"
@@ -41,37 +41,37 @@ class Form(StrEnum):
     TOKENIZER = "a tokenizer without a model"
     COLLECTION = "a folder of models, adapters or runs"
     EMPTY = "an empty folder"
-    UNKNOWN = "none of the forms known here"
+    UNKNOWN = "in an unknown format"
 
 
 _IMPORT_IT = "import it first: `mixtral-recipes import {folder}`"
-_NO_MODEL_KNOWN = "its tensors do not say which model they are of; convert it to Hugging Face's form and import that"
+_NO_MODEL_KNOWN = "its tensors do not name their model; convert it to a Hugging Face folder and import that"
 # What to do with one that is not wanted here.
 _ADVICE: dict[Form, str] = {
-    Form.CHECKPOINT: "it is imported already; export, verify and --restore-from take it as it is",
-    Form.QUANTIZED: "runs make it and read it by themselves (peft.cache); give the model it was made from",
-    Form.UNFINISHED: "it has no manifest.json, so writing it never came to its end; import or save it again",
-    Form.RUN: "give the checkpoint in it that you mean, such as {folder}/checkpoints/latest",
+    Form.CHECKPOINT: "it is already imported; use it directly with export, verify and --restore-from",
+    Form.QUANTIZED: "only runs use it (peft.cache); pass the model it was made from",
+    Form.UNFINISHED: "it has no manifest.json, so it was never completely written; import or save it again",
+    Form.RUN: "pass one of its checkpoints, such as {folder}/checkpoints/latest",
     Form.HF: _IMPORT_IT,
     Form.MISTRAL: _IMPORT_IT,
     Form.NEMO: "import it first: `mixtral-recipes import nemo://{folder}`",
     Form.NEMO_ADAPTER: "import it first: `mixtral-recipes import nemo://{folder}`",
     Form.NEMO_1: "convert it with NeMo's scripts/checkpoint_converters/convert_nemo1_to_nemo2.py and import the result",
     Form.PEFT: "import it first: `mixtral-recipes import {folder} --base MODEL`",
-    Form.MISTRAL_LORA: "an adapter is no model: merge it into its base with mistral-finetune and import the result",
-    Form.GGUF: "its weights are rounded or reordered for llama.cpp; give the model it was made from (of one exported "
-    "here, `mixtral-recipes lineage FILE` names the checkpoint)",
-    Form.MEGATRON_LEGACY: "convert it to Hugging Face's form with Megatron-LM's tools/checkpoint and import that",
+    Form.MISTRAL_LORA: "merge it into its base with mistral-finetune and import the result",
+    Form.GGUF: "its weights are rounded or reordered for llama.cpp; pass the model it was made from (for a file that "
+    "mixtral-recipes exported, `mixtral-recipes lineage FILE` names the checkpoint)",
+    Form.MEGATRON_LEGACY: "convert it to a Hugging Face folder with Megatron-LM's tools/checkpoint and import that",
     Form.MEGATRON: _NO_MODEL_KNOWN,
-    Form.ZARR: "save it again with NeMo's or Megatron's torch_dist format",
+    Form.ZARR: "save it again in the torch_dist format, with NeMo or Megatron",
     Form.DCP: _NO_MODEL_KNOWN,
-    Form.DEEPSPEED: "gather it with its zero_to_fp32.py into the model's folder and import that",
-    Form.HUB_CACHE: "give hf://{repo}, or the folder of one revision under {folder}/snapshots",
+    Form.DEEPSPEED: "merge its shards into the model's folder with its zero_to_fp32.py and import that",
+    Form.HUB_CACHE: "pass hf://{repo}, or the folder of one revision under {folder}/snapshots",
     Form.WEIGHT_FILES: "put the model's config.json beside them",
-    Form.TOKENIZER: "give the folder that has the weights too",
-    Form.COLLECTION: "give one of the folders in it",
-    Form.EMPTY: "give the folder that has the weights",
-    Form.UNKNOWN: "give the folder that has the weights",
+    Form.TOKENIZER: "pass the folder that also has the weights",
+    Form.COLLECTION: "pass one of the folders in it",
+    Form.EMPTY: "pass the folder that has the weights",
+    Form.UNKNOWN: "pass the folder that has the weights",
 }
 
 

@@ -94,9 +94,11 @@ def _import_adapter(found: Found, output: Path | None, base: str | None, *, over
     try:
         model = resolve(named)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: its base model is not available ({error}); name one with --base.") from error
+        raise CheckpointError(f"{folder}: its base model is not available ({error}); pass it with --base.") from error
     if read_manifest(model)["kind"] == "adapter":
-        raise CheckpointError(f"{folder}: its base {model} is an adapter too; name the model both adapt with --base.")
+        raise CheckpointError(
+            f"{folder}: its base {model} is an adapter too; pass the model that both adapt with --base."
+        )
     final = Path(os.path.abspath(output)) if output else _adapter_home(folder, model)
     with joined() as group:
 
@@ -128,7 +130,7 @@ def _peft_base(folder: Path) -> str:
     named = str(read_settings(folder).get("base_model_name_or_path") or "")
     if not named:
         raise CheckpointError(
-            f"{folder}: adapter_config.json names no base model; say which with --base PATH or hf://ID."
+            f"{folder}: adapter_config.json names no base model; pass it with --base PATH or --base hf://ID."
         )
     return named if Path(named).expanduser().exists() else f"hf://{named}"
 

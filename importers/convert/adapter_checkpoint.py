@@ -101,7 +101,7 @@ def adapter_parent(folder: Path, base: Path) -> Parent:
     adapted = next((found for record in parent.record.ancestors() if (found := record.parent("base"))), None)
     problem = adapted and mismatch(adapted.record.identity, identity_of(base))
     if problem:
-        raise CheckpointError(f"{base} is not the base of {folder}: {problem}; name the right one with --base.")
+        raise CheckpointError(f"{base} is not the base of {folder}: {problem}; pass the right one with --base.")
     return parent
 
 

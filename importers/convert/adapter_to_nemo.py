@@ -52,7 +52,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
     Raises:
         CheckpointError: it is no adapter, it is damaged, NeMo cannot express it, or ``base`` is another model.
     """
-    stored = open_adapters(checkpoint, "--format nemo-peft is for LoRA and DoRA runs, --format nemo exports it")
+    stored = open_adapters(checkpoint, "--format nemo-peft is for LoRA and DoRA runs; use --format nemo")
     parent = exported_parent(checkpoint, base_of(checkpoint, base) if base else None)
     config = read_config(checkpoint / "context")
     settings = transform_settings(checkpoint, stored.scheme)
@@ -81,15 +81,15 @@ def transform_settings(checkpoint: Path, scheme: LoRA) -> dict[str, Any]:
     layers = sorted(scheme.targets())
     if scheme.modules_to_save:
         raise CheckpointError(
-            f"{checkpoint}: {' and '.join(scheme.modules_to_save)} trained whole beside the adapters, which "
-            "NeMo has no form for; --format nemo merges the adapter into the model."
+            f"{checkpoint}: {' and '.join(scheme.modules_to_save)} trained in full along with the adapters, which "
+            "NeMo's adapter format cannot hold; use --format nemo, which merges the adapter into the model."
         )
     dims = {scheme.dim_of(layer) for layer in layers}
     scales = {scheme.scale_of(layer) for layer in layers}
     if len(dims) > 1 or len(scales) > 1:
         raise CheckpointError(
-            f"{checkpoint}: its layers have ranks or scales of their own ({scheme.rank_pattern}, "
-            f"{scheme.alpha_pattern}), NeMo has one for all; --format nemo merges the adapter into the model."
+            f"{checkpoint}: its layers have different ranks or scales ({scheme.rank_pattern}, {scheme.alpha_pattern}), "
+            "but NeMo has one for all layers; use --format nemo, which merges the adapter into the model."
         )
     dim = dims.pop()
     alpha = scales.pop() * dim  # rsLoRA's scale too, which NeMo has no word for
@@ -113,7 +113,9 @@ def _shards(checkpoint: Path, stored: StoredAdapters, dims: ModelShape) -> Itera
             name = weight.adapted.format(layer=layer, expert=expert)
             adapter = stored.read(name, None)
             if adapter is None:
-                raise CheckpointError(f"{checkpoint}: {name} has no adapter; NeMo has one on every layer of a kind.")
+                raise CheckpointError(
+                    f"{checkpoint}: {name} has no adapter, but NeMo needs one on every layer of a kind."
+                )
             place = tuple(number for number in (layer, expert) if number is not None)
             factors: dict[str, Tensor | None] = {"lora_a": adapter.a, "lora_b": adapter.b}
             factors["magnitude"] = adapter.magnitude
@@ -146,4 +148,4 @@ def _nemo_base(parent: Lineage, final: Path) -> tuple[str, str]:
         return str(recognise(Path(source.path)).folder), "it was imported from there"
     named = f"{final}-base"
     where = base.path if base and base.path else "BASE"
-    return named, f"make it with `mixtral-recipes export {where} {named} --format nemo`, or write another path there"
+    return named, f"create it with `mixtral-recipes export {where} {named} --format nemo`, or put another path there"

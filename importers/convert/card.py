@@ -30,8 +30,8 @@ layout, written by `mixtral-recipes export`.
 
 {lineage}
 
-Hashes are the first digits of SHA-256 over content. `lineage.json` holds them whole, every setting of each run, and
-every tensor's own; `mixtral-recipes lineage FOLDER` checks them.
+Hashes are the first digits of a SHA-256 of the content. `lineage.json` has them in full, every setting of each run, and
+a hash of every tensor; `mixtral-recipes lineage FOLDER` checks them.
 """
 
 _ADAPTER_TEMPLATE = """---
@@ -68,7 +68,7 @@ _SCORES, _LINEAGE = "\n## Scores\n", "\n## Lineage\n"
 _VLLM = """```bash
 vllm serve {name} --enable-lora --max-lora-rank {rank} --lora-modules adapter=THIS_FOLDER
 ```"""
-_NO_VLLM = "vLLM does not load this form: it takes LoRA (no DoRA, no modules_to_save) in the v4 layout."
+_NO_VLLM = "vLLM cannot load this adapter: it supports LoRA (no DoRA, no modules_to_save) in the v4 layout."
 
 
 def model_card(
@@ -94,7 +94,7 @@ def model_card(
         hidden=hf_config.value(config, "hidden_size"),
         dtype=dtype,
         layout=layout,
-        merge=f"Checked before it was named: {checked.words}.\n\n" if checked else "",
+        merge=f"Checked when it was exported: {checked.words}.\n\n" if checked else "",
         provenance=_table(("provenance", ""), list(_provenance(record, hub).items())),
         lineage=_table(COLUMNS, [tuple(row.values()) for row in rows(record)]),
     )
@@ -110,7 +110,7 @@ def adapter_card(record: Lineage, settings: dict[str, Any], layout: str) -> str:
     """
     hub = hub_origin(record)
     name = str(hub["id"]).removeprefix("hf://") if hub else "BASE_MODEL"
-    base_model = "" if hub else "; `BASE_MODEL` stands for the model it was trained on, as a Hugging Face folder"
+    base_model = "" if hub else ", and `BASE_MODEL` is a Hugging Face folder of the model it was trained on"
     rank = max([settings["r"], *settings["rank_pattern"].values()])
     loads = layout == "v4" and not settings["use_dora"] and not settings.get("modules_to_save")
     return _ADAPTER_TEMPLATE.format(

@@ -119,7 +119,8 @@ class ExportedModel:
         for name, entry in self.manifest["tensors"].items():
             if self.dtype in (None, entry["dtype"]) and digests.get(name, entry["sha256"]) != entry["sha256"]:
                 raise CheckpointError(
-                    f"{self.checkpoint}: {name} is not what the manifest says; it is damaged, import it again."
+                    f"{self.checkpoint}: {name} does not match its hash in the manifest: it is damaged; import the "
+                    "checkpoint again."
                 )
 
     def check_merge(self, written: Path, *, progress: bool) -> MergeCheck | None:

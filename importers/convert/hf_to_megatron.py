@@ -114,7 +114,7 @@ def dtype_of(name: str | None) -> str | None:
     if name is None:
         return None
     if name not in DTYPES:
-        raise CheckpointError(f"--dtype {name} is not known.{nearest(name, list(DTYPES))}")
+        raise CheckpointError(f"--dtype {name} is not a known dtype.{nearest(name, list(DTYPES))}")
     return DTYPES[name]
 
 
@@ -213,8 +213,8 @@ def check_room(folder: Path, nbytes: int) -> None:
     needed = nbytes + _ROOM_FOR_THE_REST
     if free < needed:
         raise EnvironmentProblem(
-            f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
-            "free some space or choose another folder."
+            f"{folder.parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; free some space or choose "
+            "another folder."
         )
 
 

@@ -73,7 +73,7 @@ def export_checkpoint(
     """
     shard_bytes = parse_size(max_shard_size)
     if layout not in ("v4", "v5"):
-        raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
+        raise CheckpointError(f"--layout {layout} is not a known layout; use v4 or v5.")
     model = ExportedModel.of(checkpoint, base, merge_into, dtype_of(dtype))
     final = Path(os.path.abspath(output))
     with publish(final, "export", overwrite=overwrite, sources=(checkpoint, model.base)) as staging:

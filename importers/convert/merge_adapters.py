@@ -80,7 +80,7 @@ def merge_adapters(
         CheckpointError: one is no LoRA adapter, is damaged, or of another base.
     """
     if not parts or not all(math.isfinite(part.weight) and part.weight for part in parts):
-        raise CheckpointError("give at least one adapter, each with a weight that is a number and not 0.")
+        raise CheckpointError("pass at least one adapter, each with a finite weight other than 0.")
     if rank is not None and rank < 1:
         raise CheckpointError(f"--rank {rank}: it must be at least 1.")
     opened = [_open(part.checkpoint) for part in parts]
@@ -116,11 +116,11 @@ def merge_adapters(
 
 
 def _open(checkpoint: Path) -> StoredAdapters:
-    stored = open_adapters(checkpoint, "only adapters of one base are added up")
+    stored = open_adapters(checkpoint, "only adapters of the same base can be added")
     if isinstance(stored.scheme, DoRA):
         raise CheckpointError(
-            f"{checkpoint} is DoRA, whose rows have lengths of their own that cannot be added; export merges it into "
-            "its base."
+            f"{checkpoint} is a DoRA adapter, and DoRA's magnitudes cannot be added; `mixtral-recipes export` merges "
+            "it into its base."
         )
     return stored
 

@@ -55,10 +55,10 @@ class MergeCheck:
     @property
     def words(self) -> str:
         """For people."""
-        lost = "; rounding takes much of that away, and --dtype fp32 would keep it" if self.blurred else ""
+        lost = "; rounding loses much of that change, and --dtype fp32 would keep it" if self.blurred else ""
         return (
-            f"logits of the merged model differ from those of base and adapter apart by {self.difference:.1e} of their "
-            f"size (weights in {self.dtype}); the adapter changes them by {self.effect:.1e}{lost}"
+            f"logits of the merged model differ from those of base plus unmerged adapter by {self.difference:.1e} of "
+            f"their size (weights in {self.dtype}); the adapter changes them by {self.effect:.1e}{lost}"
         )
 
     @property
@@ -108,12 +108,12 @@ def check_merge(
         _size(logits[_BASE] - logits[_APART]) / size,
         opened.tensors["model.layers.0.self_attn.q_proj.weight"].dtype,
     )
-    what = f"{checkpoint}: the merged model is not right"
-    fix = "nothing was written; --no-check writes it all the same"
+    what = f"{checkpoint}: the merged model is wrong"
+    fix = "nothing was written; pass --no-check to write it anyway"
     if not found.difference <= TOLERANCE[found.dtype]:
-        raise CheckpointError(f"{what}: {found.words}, at most {TOLERANCE[found.dtype]:g} is rounding; {fix}.")
+        raise CheckpointError(f"{what}: {found.words}; rounding explains at most {TOLERANCE[found.dtype]:g}; {fix}.")
     if found.effect > _NOTHING and _size(logits[_MERGED] - logits[_BASE]) / size < 0.01 * found.effect:
-        raise CheckpointError(f"{what}: it computes what the base does without the adapter; {fix}.")
+        raise CheckpointError(f"{what}: it computes the same as the base without the adapter; {fix}.")
     return found
 
 

@@ -49,9 +49,9 @@ def base_named_by(folder: Path) -> Path:
     try:
         named = Path(read_object(path, CheckpointError)["model_ckpt_path"])
     except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: does not say what the adapters adapt; name the base with --base.") from error
+        raise CheckpointError(f"{path}: does not name the base model of the adapters; pass it with --base.") from error
     if not named.is_dir():
-        raise CheckpointError(f"{path}: the base model {named} is not there; say where it is now with --base.")
+        raise CheckpointError(f"{path}: the base model {named} does not exist; pass its new location with --base.")
     return named
 
 
@@ -142,12 +142,14 @@ def _tensors(stored: StoredWeights, scheme: LoRA, dims: ModelShape) -> Iterator[
         if not weight.adapted or not wanted:
             continue
         if {"lora_a", "lora_b"} - set(wanted) or isinstance(scheme, DoRA) != ("magnitude" in wanted):
-            raise CheckpointError(f"{stored.folder}: {module}* is not all of a {type(scheme).__name__}'s tensors.")
+            raise CheckpointError(
+                f"{stored.folder}: {module}* does not have exactly the tensors of a {type(scheme).__name__} adapter."
+            )
         for name in wanted:
             keys.discard(module + TENSORS[name])
             yield from _of_module(stored, weight, name, module + TENSORS[name], scheme, dims)
     if keys or prefix.replace(PREFIX, ""):
-        raise CheckpointError(f"{stored.folder}: {min(keys)} adapts no layer of a Mixtral.")
+        raise CheckpointError(f"{stored.folder}: {min(keys)} does not belong to any layer of a Mixtral.")
 
 
 def _of_module(
@@ -160,7 +162,7 @@ def _of_module(
     shared = weight.per_expert and len(size) == len(whole) - 1
     if size != (whole[:1] + whole[2:] if shared else whole):
         raise CheckpointError(
-            f"{stored.folder}: {key} has shape {list(size)}; the base and dim={scheme.dim} call for {list(whole)}."
+            f"{stored.folder}: {key} has shape {list(size)}, but the base and dim={scheme.dim} require {list(whole)}."
         )
     boxes = stored.boxes(key)
     there = {layer for box in boxes for layer in range(box.offsets[0], box.offsets[0] + box.sizes[0])}
@@ -172,9 +174,14 @@ def _of_module(
             offsets, sizes = place + (0,) * len(one), (1,) * len(place) + one
             stored.read_into([Shard(key, tensor, offsets, sizes, size)])
         elif isinstance(scheme, DoRA):
-            raise CheckpointError(f"{stored.folder}: {key} has no layer {layer}; a DoRA here adapts all of a kind.")
+            raise CheckpointError(
+                f"{stored.folder}: {key} has no layer {layer}; mixtral-recipes supports DoRA only on all layers of a "
+                "kind."
+            )
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{stored.folder}: {key} of layer {layer} holds NaN or Inf; it is not converted.")
+            raise CheckpointError(
+                f"{stored.folder}: {key} of layer {layer} contains NaN or Inf and cannot be converted."
+            )
         if name == "magnitude" and weight.transform == "stack":
             tensor = _gates_first(tensor, len({box.offsets[-1] for box in boxes}))
         ours = names.tensor_key(weight.adapted.format(layer=layer, expert=expert), name)

@@ -58,7 +58,7 @@ def stacked_dtypes(dims: ModelShape, dtypes: Mapping[str, str], where: object) -
         kinds = {dtypes[name] for name in names}
         if len(kinds) > 1:
             raise CheckpointError(
-                f"{where}: {min(names)} and others like it are stored as {' and '.join(sorted(kinds))}; choose one "
+                f"{where}: {min(names)} and its counterparts are stored as {' and '.join(sorted(kinds))}; choose one "
                 "with --dtype."
             )
         found[weight.disk] = kinds.pop()

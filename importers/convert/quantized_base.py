@@ -29,8 +29,8 @@ _Place = tuple[str, int | None, int | None]  # a stacked tensor, layer, expert
 def words(into: str) -> str:
     """For people: what adapters were merged into."""
     if into == ORIGINAL:
-        return "the original weights, not the quantised ones they were trained over (--merge-into has those)"
-    return f"the {into} weights they were trained over, dequantised"
+        return "the original weights, not the quantised ones they were trained on (--merge-into selects those)"
+    return f"the {into} weights they were trained on, dequantised"
 
 
 def merged_into(checkpoint: Path, wanted: str | None) -> str | None:
@@ -50,7 +50,7 @@ def merged_into(checkpoint: Path, wanted: str | None) -> str | None:
     known = (ORIGINAL,) if format is None else (ORIGINAL, f"{format.bits}bit")
     if wanted not in (None, *known):
         raise CheckpointError(
-            f"--merge-into {wanted}: {checkpoint} was trained over {known[-1]} weights; use {' or '.join(known)}."
+            f"--merge-into {wanted}: {checkpoint} was trained on {known[-1]} weights; use {' or '.join(known)}."
         )
     return None if format is None else wanted or ORIGINAL
 
@@ -81,7 +81,7 @@ def kept_dtype(base: Path) -> str:
     key = next(weight.disk for weight in WEIGHTS if weight.adapted)
     found = spelled(saved.dtype(key))
     if found is None:
-        raise CheckpointError(f"{base}: {key} is {saved.dtype(key)}; no exact export exists.")
+        raise CheckpointError(f"{base}: {key} is {saved.dtype(key)}, which cannot be exported exactly.")
     return found
 
 

@@ -65,7 +65,9 @@ class StoredAdapters:
         try:
             self.scheme = scheme_of((read_json(checkpoint / "context" / "run.json") or {})["peft"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint}: context/run.json does not say what the adapters adapt.") from error
+            raise CheckpointError(
+                f"{checkpoint}: context/run.json does not say which layers the adapters adapt."
+            ) from error
         self._stored = StoredWeights(checkpoint / "weights")
         whole = {whole_modules.WEIGHTS[name] for name in self.scheme.modules_to_save}
         self._whole = whole & self._stored.tensors.keys()
@@ -123,4 +125,6 @@ class StoredAdapters:
             CheckpointError: names one that is left.
         """
         if self._unused:
-            raise CheckpointError(f"{self._stored.folder}: {min(self._unused)} adapts no layer of the base model.")
+            raise CheckpointError(
+                f"{self._stored.folder}: {min(self._unused)} does not belong to any layer of the base model."
+            )

@@ -83,7 +83,7 @@ def verify_checkpoint(
     _attempt(report, "files", lambda: _files(checkpoint))
     if manifest["kind"] == "adapter":
         if source or logits:
-            raise CheckpointError(f"{checkpoint} holds adapters only; export it (merged) and compare that.")
+            raise CheckpointError(f"{checkpoint} holds only adapters; export it (merged) and compare the result.")
         _attempt(report, "base", lambda: _base(checkpoint, base))
         return report
     if base is not None:
@@ -124,7 +124,7 @@ def _attempt(report: Report, name: str, check: Any) -> Any:
 def _files(checkpoint: Path) -> tuple[str, None]:
     manifest = verify(checkpoint)
     size = sum(entry["size"] for entry in manifest["files"].values())
-    return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as written", None
+    return f"{len(manifest['files'])} files, {size / 1e9:.2f} GB, every SHA-256 as recorded", None
 
 
 def _base(checkpoint: Path, base: Path | None) -> tuple[str, None]:
@@ -139,7 +139,7 @@ def _structure(checkpoint: Path, dims: ModelShape) -> "tuple[str, ModelWeights]"
 
     saved = ModelWeights(checkpoint / "weights", dims)
     if saved.unknown:
-        raise CheckpointError(f"{saved.unknown[0]} is a weight no Mixtral has.")
+        raise CheckpointError(f"{saved.unknown[0]} is not a weight of a Mixtral.")
     for weight, layer, expert, _ in canonical_sources(dims).values():
         saved.matrix(weight, layer, expert)  # raises where a tensor has gaps
     return f"{dims.num_layers} layers, {dims.num_moe_experts} experts, all weights in the right shape", saved
@@ -150,8 +150,8 @@ def _config(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, None]:
     other = [name for name in mine if mine[name] != wanted[name]]
     for name in other:
         if name not in hf_config.WITHOUT_EFFECT:
-            raise CheckpointError(f"{name}: the checkpoint has {mine[name]!r}, the source {wanted[name]!r}.")
-    said = "".join(f"; {name} is {mine[name]!r}, the source's {wanted[name]!r}" for name in other)
+            raise CheckpointError(f"{name}: the checkpoint has {mine[name]!r}, but the source has {wanted[name]!r}.")
+    said = "".join(f"; {name} is {mine[name]!r}, {wanted[name]!r} in the source" for name in other)
     return f"{len(mine) - len(other)} fields equal{said}", None
 
 
@@ -171,11 +171,11 @@ def _tensors(
             ours = read_as(rows, row, count, rows.dtype)
             digest.update(ours)
             if other and problem is None and ours != read_as(other, row, count, rows.dtype):
-                problem = f"{name}: differs from the source from row {row} on"
+                problem = f"{name}: differs from the source, first in row {row}"
             on_bytes(len(ours))
         entry = recorded.get(name, {})
         if entry.get("dtype") == rows.dtype and entry["sha256"] != digest.hexdigest():
-            problem = problem or f"{name}: its SHA-256 is not the one import wrote down"
+            problem = problem or f"{name}: its SHA-256 is not the one recorded at import"
         return problem
 
     total = sum(rows.rows * rows.row_bytes for rows in tensors.values())
@@ -185,4 +185,4 @@ def _tensors(
         more = f" (and {len(problems) - 1} more tensors)" if len(problems) > 1 else ""
         raise CheckpointError(problems[0] + more)
     compared = " and equal to the source, bit for bit" if source else ""
-    return f"{len(tensors)} tensors as written{compared}", None
+    return f"{len(tensors)} tensors as recorded{compared}", None

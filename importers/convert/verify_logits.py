@@ -46,7 +46,7 @@ def compare_logits(checkpoint: Path, source: Path | None) -> tuple[str, None]:
     scale = b.abs().max().item()
     detail = f"largest difference {difference:.2e} of logits up to {scale:.2f}, {PROMPTS} prompts of {TOKENS} tokens"
     if not difference <= TOLERANCE * scale:
-        raise CheckpointError(f"logits: {detail}; at most {TOLERANCE:g} of the largest is rounding.")
+        raise CheckpointError(f"logits: {detail}; rounding explains at most {TOLERANCE:g} of the largest.")
     return detail, None
 
 

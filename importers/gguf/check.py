@@ -113,8 +113,8 @@ def refuse_without_memory(dims: ModelShape) -> None:
     needed, free = reference.bytes_needed(dims) * 5 // 4, available_memory()
     if free is not None and free < needed:
         raise EnvironmentProblem(
-            f"comparing the file with the checkpoint needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            "free; free some, or pass --no-check."
+            f"comparing the file with the checkpoint needs {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} "
+            "GB are free; free some, or pass --no-check."
         )
 
 
@@ -153,7 +153,9 @@ def _compare_tensors(
 ) -> tuple[dict[str, float], dict[str, int]]:
     if stored.tensors.keys() != sources.keys():
         other = sorted(stored.tensors.keys() ^ sources.keys())
-        raise CheckpointError(f"{stored.path.name} was written wrong: {other[0]} is in it, or should be.")
+        raise CheckpointError(
+            f"{stored.path.name} was written incorrectly: {other[0]} is in only one of the file and the checkpoint."
+        )
     errors: dict[str, float] = {}
     counts: dict[str, int] = {}
     try:
@@ -164,8 +166,9 @@ def _compare_tensors(
                 error = job.result()
                 if not error <= LARGEST_ERROR[kind]:
                     raise CheckpointError(
-                        f"{name} as {kind} is {error:.2g} of its size away from the checkpoint's, at most "
-                        f"{LARGEST_ERROR[kind]:g} is rounding; its weights do not suit this type, choose a larger one."
+                        f"{name} as {kind} differs from the checkpoint by {error:.2g} of its size, and rounding "
+                        f"explains at most {LARGEST_ERROR[kind]:g}; its weights do not suit this type, so choose a "
+                        "larger one."
                     )
                 errors[kind] = max(error, errors.get(kind, 0.0))
                 counts[kind] = counts.get(kind, 0) + 1
@@ -195,7 +198,7 @@ def _error(stored: StoredFile, name: str, rows: Rows, on_bytes: Callable[[int], 
     counts = norms >= _FAINT * norms.mean()
     wrong = np.flatnonzero(counts & (off > _ANOTHER * norms))
     if len(wrong) and not is_vector:
-        raise CheckpointError(f"{name}, row {wrong[0]}: is not the checkpoint's; the file was written wrong.")
+        raise CheckpointError(f"{name}, row {wrong[0]}: differs from the checkpoint; the file was written incorrectly.")
     return (off.sum() / norms.sum()) ** 0.5 if norms.any() else float(off.any())
 
 
@@ -208,8 +211,8 @@ def _compare_tokens(file: Path, model: ExportedModel, tokenizer: Any, folder: Pa
     for text, ours, theirs in zip(texts, wanted, ran.tokens, strict=True):
         if ours != theirs:
             raise CheckpointError(
-                f"llama.cpp splits {text!r} into {theirs}, the checkpoint's tokenizer into {ours}; it has no way to "
-                "split as this tokenizer does. Pass --no-check to write the file all the same."
+                f"llama.cpp splits {text!r} into {theirs}, the checkpoint's tokenizer into {ours}; it cannot split "
+                "text the way this tokenizer does. Pass --no-check to write the file anyway."
             )
     expected = reference.logits(model, sequences, folder)
     return NextTokens.of(np.concatenate(expected), np.concatenate(ran.logits))

@@ -53,14 +53,14 @@ class Encoded:
         """
         values = read_tensor(self._source, start, count, self._source.dtype)
         if not is_finite(memoryview(values.view(torch.uint8).numpy()).cast("B"), self._source.dtype):
-            raise CheckpointError(f"{self._name}: holds NaN or Inf; a checkpoint with such a weight is not converted.")
+            raise CheckpointError(f"{self._name}: contains NaN or Inf; such a checkpoint cannot be converted.")
         target = np.frombuffer(out, dtype=np.uint8)[: count * self.row_bytes]
         if self._type in ITEM_BYTES:
             encoded = values.to(torch_dtype(self._type)).view(torch.uint8).numpy()
             if not is_finite(memoryview(encoded).cast("B"), self._type):
                 raise CheckpointError(
-                    f"{self._name}: holds {values.abs().max().item():.5g}, more than {self._type} can; "
-                    "use --quantization bf16 or q8_0."
+                    f"{self._name}: holds {values.abs().max().item():.5g}, too large for {self._type}; use "
+                    "--quantization bf16 or q8_0."
                 )
         else:
             gguf = package("gguf")

@@ -77,7 +77,7 @@ def export_gguf(
     """
     final = Path(os.path.abspath(output))
     if final.suffix != ENDING:
-        raise CheckpointError(f"{output}: --format gguf writes one file; let its name end in {ENDING}.")
+        raise CheckpointError(f"{output}: --format gguf writes one file, whose name must end in {ENDING}.")
     kind = quantization_of(quantization)
     checks.required_packages(check=not no_check, quantization=kind)
     model = ExportedModel.of(checkpoint, base, merge_into)

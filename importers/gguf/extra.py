@@ -15,7 +15,7 @@ def package(name: str) -> Any:
     missing = f"GGUF needs the package {name}, which is not installed; run `pip install 'mixtral-recipes[gguf]'`."
     if name == "cyllama" and platform.machine() != "x86_64":
         missing = (
-            f"llama.cpp's package {name} has no build for {platform.machine()}: pass --no-check and a type that is "
-            "written without it (f16, bf16, q8_0, q4_0), or export on an x86_64 machine."
+            f"llama.cpp's package {name} has no build for {platform.machine()}: pass --no-check and choose a type that "
+            "does not need it (f16, bf16, q8_0, q4_0), or export on an x86_64 machine."
         )
     return packages.package(name, missing)

@@ -158,10 +158,10 @@ def modelfile(gguf: Path, tokenizer: Any) -> tuple[str, str | None]:
         lines += [f'TEMPLATE """{turns.in_go()}"""', ""]
     elif not tokenizer.chat_template:
         lines += ['TEMPLATE """{{ .Prompt }}"""', ""]
-        note = "the tokenizer has no chat template: the model goes on from what it is given"
+        note = "the tokenizer has no chat template: the model simply continues its input"
     else:
-        lines += ["# The chat template in the GGUF file has no form that could be told here.", ""]
-        note = "the chat template could not be told in Ollama's language; Ollama looks for its own"
+        lines += ["# The chat template in the GGUF file cannot be translated into Ollama's template language.", ""]
+        note = "the chat template cannot be translated into Ollama's template language; Ollama looks for one of its own"
     stops = [tokenizer.eos_token, *(turns.stops if turns else [])]
     lines += [f"PARAMETER stop {_quoted(text)}" for text in dict.fromkeys(filter(None, stops))]
     return "\n".join(lines) + "\n", note

@@ -96,13 +96,15 @@ def vocabulary_of(context: Path, size: int) -> Vocabulary:
     tokenizer = load_tokenizer(context, error=CheckpointError)
     if vocabulary_size(tokenizer) > size:
         raise CheckpointError(
-            f"{context}: the tokenizer has {vocabulary_size(tokenizer)} tokens, the model only {size}; they do not "
+            f"{context}: the tokenizer has {vocabulary_size(tokenizer)} tokens, but the model only {size}; they do not "
             "belong together."
         )
     plain = json.loads(tokenizer.backend_tokenizer.to_str())
     model = plain["model"]
     if model.get("type") != "BPE":
-        raise CheckpointError(f"{context}: a tokenizer of kind {model.get('type')} has no form in GGUF; only BPE has.")
+        raise CheckpointError(
+            f"{context}: its tokenizer is of type {model.get('type')}; only BPE can be stored in GGUF."
+        )
     spaced = (plain.get("decoder") or {}).get("type") == "ByteLevel"
     pieces = [f"[PAD{number}]" for number in range(size)]
     types = [package("gguf").TokenType.UNUSED.value] * size
@@ -164,5 +166,6 @@ def _words(context: Path, rule: dict[str, Any] | None) -> str:
     if len(steps) == 1 and steps[0].get("type") == "ByteLevel" and steps[0].get("use_regex", True):
         return "gpt-2"
     raise CheckpointError(
-        f"{context}: its tokenizer cuts text into words by a rule that llama.cpp has no name for; GGUF cannot hold it."
+        f"{context}: its tokenizer splits text into words by a rule that llama.cpp does not know, so it cannot be "
+        "stored in GGUF."
     )

@@ -71,7 +71,7 @@ def quantization_of(name: str) -> Quantization:
     """
     found = QUANTIZATIONS.get(name.lower())
     if found is None:
-        raise CheckpointError(f"--quantization {name} is not known.{nearest(name.lower(), [*QUANTIZATIONS])}")
+        raise CheckpointError(f"--quantization {name} is not a known type.{nearest(name.lower(), [*QUANTIZATIONS])}")
     return found
 
 
@@ -111,6 +111,6 @@ def check_rows(tensors: dict[str, StoredParts], quantization: Quantization, size
         others = f", and so have {len(found) - 1} more tensors" if len(found) > 1 else ""
         fit = ", ".join(name for name, kind in QUANTIZATIONS.items() if not unfit(kind))
         raise CheckpointError(
-            f"--quantization {quantization.name}: {found[0]} has rows of {rows} weights{others}, and this type holds "
-            f"rows that are multiples of {sizes[quantization.matrix]}; use {fit}."
+            f"--quantization {quantization.name}: {found[0]} has rows of {rows} weights{others}, but this type needs "
+            f"row lengths that are multiples of {sizes[quantization.matrix]}; use {fit}."
         )

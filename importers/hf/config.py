@@ -157,7 +157,7 @@ def check(config: dict[str, Any]) -> None:
     heads, groups = value(config, "num_attention_heads"), value(config, "num_key_value_heads")
     if heads % groups:
         raise CheckpointError(
-            f"config.json: num_key_value_heads={groups} does not divide num_attention_heads={heads}; it must."
+            f"config.json: num_key_value_heads={groups} does not divide num_attention_heads={heads}, as it must."
         )
     if value(config, "num_experts_per_tok") > value(config, "num_local_experts"):
         raise CheckpointError(
@@ -175,7 +175,9 @@ def _check_architecture(config: dict[str, Any]) -> None:
         )
     architectures = config.get("architectures") or ["MixtralForCausalLM"]
     if architectures != ["MixtralForCausalLM"]:
-        raise CheckpointError(f"config.json: architectures is {architectures}; only ['MixtralForCausalLM'] is known.")
+        raise CheckpointError(
+            f"config.json: architectures is {architectures}; only ['MixtralForCausalLM'] is supported."
+        )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(
@@ -193,12 +195,12 @@ def _check_refused(config: dict[str, Any]) -> None:
         (
             "sliding_window",
             lambda v: v is None or (type(v) is int and v >= value(config, "max_position_embeddings")),
-            "sliding-window attention is not built here; it must be null, or reach over max_position_embeddings. "
-            "Released Mixtral models have null: in an older copy of one, write null into its config.json",
+            "sliding-window attention is not supported; it must be null, or at least max_position_embeddings. "
+            "Released Mixtral models have null: in an older copy of one, set it to null in config.json",
         ),
-        ("tie_word_embeddings", lambda v: not v, "Mixtral keeps input and output embeddings apart; it must be false"),
-        ("hidden_act", lambda v: v in ("silu", "swish"), "Mixtral's experts use silu"),
-        ("router_jitter_noise", lambda v: not v, "router jitter is not built here; it must be 0"),
+        ("tie_word_embeddings", lambda v: not v, "Mixtral does not tie input and output embeddings; it must be false"),
+        ("hidden_act", lambda v: v in ("silu", "swish"), "Mixtral's experts use silu; it must be 'silu'"),
+        ("router_jitter_noise", lambda v: not v, "router jitter is not supported; it must be 0"),
     )
     for field, accepted, rule in rules:
         if not accepted(value(config, field)):

@@ -100,11 +100,13 @@ def _described(api: "HfApi", where: HubId) -> tuple[str, dict[str, _Published]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, _network_errors()):
             raise
-        raise CheckpointError(f"hf://{where.repo}: what the Hub answered describes no model.") from error
+        raise CheckpointError(f"hf://{where.repo}: the Hub's answer does not describe a model.") from error
     said = typed({"commit": info.sha, "files": siblings}, _Answer, f"hf://{where.repo}: the Hub", CheckpointError)
     for file in said["files"]:
         if file.name.startswith("/") or ".." in file.name.split("/") or not file.name.isprintable():
-            raise CheckpointError(f"hf://{where.repo}: publishes a file named {file.name!r}, outside of the model.")
+            raise CheckpointError(
+                f"hf://{where.repo}: the repository lists a file named {file.name!r}, outside its own folder."
+            )
     return said["commit"], {file.name: file for file in said["files"]}
 
 
@@ -117,9 +119,7 @@ def _plain(sibling: Any) -> dict[str, Any]:
 def _small(file: _Published) -> _Published:
     """A file that is read as a whole, if it is one."""
     if file.size is not None and file.size > MOST_BYTES:
-        raise CheckpointError(
-            f"{file.name}: the Hub publishes {file.size} bytes; {MOST_BYTES} are the most it may have."
-        )
+        raise CheckpointError(f"{file.name}: the file on the Hub has {file.size} bytes; the limit is {MOST_BYTES}.")
     return file
 
 
@@ -161,8 +161,8 @@ def _fetch(api: "HfApi", where: HubId, commit: str, file: _Published) -> Path:
         path.resolve().unlink(missing_ok=True)  # the blob, so that nothing uses it again
         path.unlink(missing_ok=True)
     raise CheckpointError(
-        f"hf://{where.repo}@{commit[:12]}: {file.name} was received with other bytes than the Hub publishes, again and "
-        "again; they were thrown away. Check the network or the mirror in HF_ENDPOINT."
+        f"hf://{where.repo}@{commit[:12]}: the bytes received for {file.name} were not the ones the Hub publishes, in "
+        "both attempts; they were deleted. Check the network or the mirror in HF_ENDPOINT."
     )
 
 
@@ -241,14 +241,14 @@ def _cached(where: HubId, error: Exception) -> tuple[Path, str]:
         folder = Path(snapshot_download(where.repo, revision=where.revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError) as missing:
         raise EnvironmentProblem(
-            f"hf://{where.repo}: the Hub cannot be reached ({in_short(error)}) and the cache does not hold the model; "
-            "check the network, or give a local folder."
+            f"hf://{where.repo}: the Hub cannot be reached ({in_short(error)}) and the model is not in the cache; "
+            "check the network, or pass a local folder."
         ) from missing
     for path in _files_read(folder):
         if not _is_named_by_content(path):
             raise CheckpointError(
                 f"hf://{where.repo}: the cached {path.name} is damaged, and the Hub cannot be reached "
-                f"({in_short(error)}); remove {path} and try again with a network."
+                f"({in_short(error)}); delete {path} and try again when the network is back."
             ) from error
     return folder, folder.name
 
@@ -320,11 +320,12 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
         raise CheckpointError(f"--push-to-hub {repo}: {in_short(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
-        hint = "; log in with `hf auth login` or set HF_TOKEN to a token that may write" if status in (401, 403) else ""
+        hint = "; log in with `hf auth login`, or set HF_TOKEN to one with write access" if status in (401, 403) else ""
         raise CheckpointError(f"--push-to-hub {repo}: the Hub answered {status}{hint}.") from error
     except _network_errors() as error:
         raise EnvironmentProblem(f"--push-to-hub {repo}: the Hub cannot be reached ({in_short(error)}).") from error
     except RuntimeError as error:  # what huggingface_hub makes of a file it could not send
         raise EnvironmentProblem(
-            f"--push-to-hub {repo}: the upload broke off ({in_short(error)}); {folder} is finished, upload it again."
+            f"--push-to-hub {repo}: the upload failed ({in_short(error)}); {folder} itself is complete, so upload it "
+            "again."
         ) from error

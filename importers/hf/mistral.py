@@ -84,9 +84,9 @@ def read_params(folder: Path) -> dict[str, Any]:
         refuse_pointer(path, CheckpointError)
         params = read_object(path, CheckpointError)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; it says which model the consolidated files hold.") from error
+        raise CheckpointError(f"{path} is missing; it describes the model in the consolidated files.") from error
     if not isinstance(params.get("moe") or {}, dict):
-        raise CheckpointError(f"{path}: not a JSON object with Mistral's parameters.")
+        raise CheckpointError(f"{path}: moe must be a JSON object, as in Mistral's params.json.")
     flat = {key: value for key, value in params.items() if key != "moe"} | (params.get("moe") or {})
     known = {**_FIELDS, **{field: field for field in hf_config.DEFAULTS}}
     fields: dict[str, Any] = {}
@@ -95,11 +95,11 @@ def read_params(folder: Path) -> dict[str, Any]:
         if key in known:
             read = int(value) if isinstance(value, str) and value.isdigit() else value
             if fields.setdefault(known[key], read) != read:
-                raise CheckpointError(f"{path}: {key} is {read!r}, and another spelling of it {fields[known[key]]!r}.")
+                raise CheckpointError(f"{path}: {key} is {read!r}, but another name for it has {fields[known[key]]!r}.")
         elif key not in _WITHOUT_EFFECT and value not in plain:
             raise CheckpointError(
-                f"{path}: {key}={value!r} is not a Mixtral's, or not known, and may change what the model computes."
-                f"{nearest(key, list(known))}"
+                f"{path}: {key}={value!r} is unknown, or not what a Mixtral has, and may change what the model "
+                f"computes.{nearest(key, list(known))}"
             )
     for key in _REQUIRED:
         if _FIELDS[key] not in fields:
@@ -138,7 +138,9 @@ def _agreeing(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
     theirs, wanted = hf_config.to_megatron(published), hf_config.to_megatron(ours)
     for name in _SAME:
         if theirs[name] != wanted[name]:
-            raise CheckpointError(f"{path}: {name} is {theirs[name]!r}, {PARAMS} has {wanted[name]!r}; one is wrong.")
+            raise CheckpointError(
+                f"{path}: {name} is {theirs[name]!r}, but {PARAMS} has {wanted[name]!r}; one of them is wrong."
+            )
     return published
 
 
@@ -169,11 +171,9 @@ def _numbered(folder: Path) -> list[Path]:
     """consolidated.00.pth and those after it, without a gap."""
     found = _pickled(folder)
     if not found:
-        raise CheckpointError(
-            f"{folder} has {PARAMS} and no weights: neither {SINGLE} nor {INDEX} nor consolidated.00.pth."
-        )
+        raise CheckpointError(f"{folder} has {PARAMS} but no weights: no {SINGLE}, {INDEX} or consolidated.00.pth.")
     ending = sorted({suffix for _, suffix in found})[0]
     for number in range(max(number for number, suffix in found if suffix == ending) + 1):
         if (number, ending) not in found:
-            raise CheckpointError(f"{folder}: consolidated.{number:02d}.{ending} is missing; get it again.")
+            raise CheckpointError(f"{folder}: consolidated.{number:02d}.{ending} is missing; download it again.")
     return [found[key] for key in sorted(found)]

@@ -24,7 +24,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     refuse_pointer(path, CheckpointError)
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path}: truncated, or saved before PyTorch 1.6; copy it again, or save it as safetensors."
+            f"{path}: truncated, or saved by PyTorch older than 1.6; copy it again, or save it as safetensors."
         )
     try:
         with path.open("rb") as file:
@@ -36,6 +36,6 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         dtype = spelled(tensor.dtype)
         if dtype is None:
             known = ", ".join(TORCH_NAMES.values())
-            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}; only {known} can be converted.")
+            raise CheckpointError(f"{path}: {name} has dtype {tensor.dtype}; only {known} can be converted.")
         tensors[name] = stored(path, tensor.start, dtype, tensor.shape)
     return tensors

@@ -48,12 +48,13 @@ def check(config: dict[str, Any], theta: float, sizes: dict[str, int]) -> None:
         unknown = sorted(set(rope) - {"rope_type", "type", "rope_theta"} - _NOT_READ)
         if kind == "default" and unknown and rope != {**rope, "partial_rotary_factor": 1}:
             raise CheckpointError(
-                f"config.json: {field}.{unknown[0]}={rope[unknown[0]]!r} is not known; remove it or convert elsewhere."
+                f"config.json: {field}.{unknown[0]}={rope[unknown[0]]!r} is not a known field; remove it, or convert "
+                "the model with another tool."
             )
         if kind != "default" and not _changes_nothing(rope, theta, sizes):
             raise CheckpointError(
-                f"config.json: {field} asks for rope type {kind!r}, which changes positions in a way this model does "
-                "not compute; only 'default', or a scaling that changes nothing (factor 1), can be converted."
+                f"config.json: {field} has rope type {kind!r}, which scales positions in a way that mixtral-recipes "
+                "does not support; only 'default', or a scaling that changes nothing (factor 1), can be converted."
             )
 
 

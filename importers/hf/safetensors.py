@@ -56,16 +56,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{path}: not a safetensors file, or truncated ({size} bytes); get it again.")
+            raise CheckpointError(f"{path}: not a safetensors file, or truncated ({size} bytes); download it again.")
         try:
             header = parse_object(file.read(length))
         except TypeError as error:
             raise CheckpointError(
-                f"{path}: its safetensors header is not a table of tensors; get the file again."
+                f"{path}: its safetensors header does not list tensors; download the file again."
             ) from error
         except ValueError as error:
             raise CheckpointError(
-                f"{path}: its safetensors header is not JSON ({in_short(error)}); get the file again."
+                f"{path}: its safetensors header is not JSON ({in_short(error)}); download the file again."
             ) from error
     typed(header.pop("__metadata__", {}), dict[str, str], f"{path}: __metadata__", CheckpointError)
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
@@ -78,12 +78,12 @@ def _check_covered(path: Path, places: dict[str, list[int]], size: int) -> None:
     end, before, unclaimed = 0, "", 0
     for name, (start, stop) in sorted(places.items(), key=lambda item: item[1]):
         if start < end:
-            raise CheckpointError(f"{path}: {before} and {name} overlap in the file; get the file again.")
+            raise CheckpointError(f"{path}: {before} and {name} overlap in the file; download the file again.")
         unclaimed += start - end
         end, before = stop, name
     unclaimed += size - end
     if unclaimed:
-        raise CheckpointError(f"{path}: {unclaimed} of its bytes are no tensor's; get the file again.")
+        raise CheckpointError(f"{path}: {unclaimed} of its bytes belong to no tensor; download the file again.")
 
 
 def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTensor:
@@ -94,17 +94,20 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTen
         if len(shape) > MOST_AXES or not all(type(number) is int for number in (start, stop, *shape)):
             raise TypeError("places and sizes are whole numbers, a few of them")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {name} is not described as safetensors asks; get the file again.") from error
+        raise CheckpointError(
+            f"{path}: {name} is not described the way safetensors requires; download the file again."
+        ) from error
     if dtype not in ITEM_BYTES:
         raise CheckpointError(f"{path}: {name} has dtype {dtype}; only {', '.join(ITEM_BYTES)} can be converted.")
     if start < 0 or min(shape, default=1) < 0 or stop - start != prod(shape) * ITEM_BYTES[dtype]:
         raise CheckpointError(
-            f"{path}: {name} is at bytes {start} to {stop}, its shape {list(shape)} needs another number."
+            f"{path}: {name} is at bytes {start} to {stop}, which does not fit its shape {list(shape)} and dtype "
+            f"{dtype}; download the file again."
         )
     if data + stop > size:
         raise CheckpointError(
-            f"{path}: {name} ends at byte {data + stop}, but the file has {size}; "
-            "it is truncated, copy or download it again."
+            f"{path}: {name} ends at byte {data + stop}, but the file has {size}; it is truncated: copy or download it "
+            "again."
         )
     return stored(path, data + start, dtype, shape)
 
@@ -153,7 +156,7 @@ def files_of(folder: Path, index: str = INDEX, single: str = SINGLE) -> tuple[li
         refuse_two_sets(folder, index, weight_map, single if (folder / single).is_file() else None)
         for name in sorted(set(weight_map.values())):
             if os.path.basename(name) != name or not (folder / name).is_file():
-                raise CheckpointError(f"{folder / index}: names {name}, which is not in the folder; get it again.")
+                raise CheckpointError(f"{folder / index}: names {name}, which is not in the folder; download it again.")
         return [folder / name for name in sorted(set(weight_map.values()))], weight_map
     if (folder / single).is_file():
         return [folder / single], {}
@@ -168,7 +171,7 @@ def refuse_two_sets(where: object, index: str, weight_map: dict[str, str], singl
     """
     if single is not None and weight_map and single not in weight_map.values():
         raise CheckpointError(
-            f"{where}: has {single}, and {index}, which names others: two sets of weights; remove one of the two."
+            f"{where}: has two sets of weights, {single} and the files in {index}; remove one of the two."
         )
 
 
@@ -180,5 +183,5 @@ def read_index(path: Path) -> dict[str, str]:
     """
     weight_map = read_object(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{path}: not an index of weight files: no weight_map of names to files.")
+        raise CheckpointError(f"{path}: not an index of weight files: it has no weight_map from tensors to files.")
     return weight_map

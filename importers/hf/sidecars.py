@@ -160,10 +160,10 @@ def text_of(path: Path) -> str:
     refuse_pointer(path, CheckpointError)
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes; {MOST_BYTES} are the most it may have.")
+            raise CheckpointError(f"{path}: has {path.stat().st_size} bytes; the limit is {MOST_BYTES}.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({in_short(error)}); get it again.") from error
+        raise CheckpointError(f"{path}: cannot be read ({in_short(error)}); download it again.") from error
 
 
 def refuse_foreign(folder: Path, path: Path) -> None:
@@ -183,13 +183,15 @@ def refuse_foreign(folder: Path, path: Path) -> None:
     if folder.resolve().parent.name == "snapshots":
         inside.append(folder.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in inside):
-        raise CheckpointError(f"{path} is a link to {target}, outside the model's folder; put the file itself there.")
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside the model's folder; replace the link with the file."
+        )
 
 
 def _object(name: str, text: str) -> dict[str, Any]:
     try:
         return parse_object(text)
     except TypeError as error:
-        raise CheckpointError(f"{name}: not a JSON object; get it again.") from error
+        raise CheckpointError(f"{name}: not a JSON object; download it again.") from error
     except ValueError as error:
-        raise CheckpointError(f"{name}: not valid JSON ({in_short(error)}); get it again.") from error
+        raise CheckpointError(f"{name}: not valid JSON ({in_short(error)}); download it again.") from error

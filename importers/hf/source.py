@@ -85,9 +85,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
     path = folder / "config.json"
     if not folder.is_dir() and not (folder.parent / "manifest.json").is_file():
-        raise CheckpointError(f"{folder} is not a folder; give a model folder or hf://org/name.")
+        raise CheckpointError(f"{folder} is not a folder; pass a model folder or hf://org/name.")
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; it says which model the weights are of.")
+        raise CheckpointError(f"{path} is missing; it says which model the weights belong to.")
     refuse_pointer(path, CheckpointError)
     return read_object(path, CheckpointError)
 
@@ -104,8 +104,7 @@ def _stored_tensors(folder: Path, by_library: bool) -> tuple[dict[str, tuple[Pat
         read = pickle_io.read_tensors
     if not files:
         raise CheckpointError(
-            f"{folder} has no weights: neither {safetensors_io.SINGLE} nor {safetensors_io.INDEX} "
-            "(nor the .bin files of the same kind)."
+            f"{folder} has no weights: no {safetensors_io.SINGLE} or {safetensors_io.INDEX} (and no such .bin files)."
         )
     return gather(files, read, by_library=by_library), indexed
 
@@ -145,7 +144,7 @@ def check_index(folder: Path, stored: dict[str, tuple[Path, StoredTensor]], inde
             raise CheckpointError(f"{folder}: the index says {name} is in {file}, but it is not.")
     for name, (path, _) in stored.items():
         if name not in indexed:
-            raise CheckpointError(f"{path}: holds {name}, which the index does not name.")
+            raise CheckpointError(f"{path}: has {name}, which is not in the index.")
 
 
 def _has_fused_experts(stored: dict[str, Any], dims: ModelShape) -> bool:
@@ -171,7 +170,7 @@ def check_count(folder: Path, stored: int, dims: ModelShape, *, fused: bool, des
     if dims.num_layers * experts > stored:
         raise CheckpointError(
             f"{folder}: {described_by} describes {dims.num_layers} layers of {dims.num_moe_experts} experts, but the "
-            f"weights are {stored} tensors, too few for them; one of the two is of another model."
+            f"weights are {stored} tensors, too few for that; one of the two belongs to another model."
         )
 
 
@@ -192,18 +191,18 @@ def canonical(
     if missing:
         renamed = nearest(missing[0], unexpected) if len(unexpected) == len(missing) else ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{folder}: {missing[0]}{more} missing from the weights.{renamed}")
+        raise CheckpointError(f"{folder}: the weights lack {missing[0]}{more}.{renamed}")
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
         raise CheckpointError(
-            f"{folder}: {unexpected[0]}{more} in the weights, but {described_by}'s model has no such tensor."
+            f"{folder}: the weights have {unexpected[0]}{more}, which the model in {described_by} does not have."
         )
     found: dict[str, Rows] = {}
     for name, parts in expected.items():
         path, tensor = stored[name]
         if tensor.shape != parts.shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {list(tensor.shape)}, {described_by} calls for {list(parts.shape)}."
+                f"{path}: {name} has shape {list(tensor.shape)}, but {described_by} requires {list(parts.shape)}."
             )
         rows = tensor.extent.rows // len(parts.names)
         for number, part in enumerate(parts.names):

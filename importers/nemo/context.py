@@ -74,8 +74,8 @@ class Context:
             return "MixtralConfig8x7B", dict(DEFAULTS["MixtralConfig8x7B"])  # NeMo's MixtralModel() without one
         if not isinstance(given, dict) or given.get(CALL) is False:
             raise CheckpointError(
-                f"{self.file}: model.config is kept in a pickle, which is not opened; save the checkpoint with a newer "
-                "NeMo, or put context/model.yaml in place of io.json."
+                f"{self.file}: model.config is stored in a pickle, which mixtral-recipes does not open; save the "
+                "checkpoint with a newer NeMo, or replace io.json with context/model.yaml."
             )
         name = str(given.get(TARGET)).rpartition(".")[2]
         if name not in DEFAULTS:
@@ -103,7 +103,7 @@ class Context:
         if not path.exists():
             return None
         if not path.is_relative_to(context):
-            raise CheckpointError(f"{self.file}: refused, its tokenizer is {name!r}, outside the checkpoint.")
+            raise CheckpointError(f"{self.file}: refused, because its tokenizer {name!r} is outside the checkpoint.")
         return path
 
     def hf_config(self, vocab_size: int, dtype: str) -> dict[str, Any]:
@@ -120,17 +120,17 @@ class Context:
         for name, value in (MIXTRALS | {"seq_len_interpolation_factor": None}).items():
             if name != "activation_func" and fields.get(name, value) not in (value, *_ALSO.get(name, ())):
                 raise CheckpointError(
-                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral's; it must be {value!r}."
+                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral model; it must be {value!r}."
                 )
         balancing = fields.get("moe_router_load_balancing_type", BALANCING[0])
         if not balances_as_mixtral(balancing):
             raise CheckpointError(
-                f"{self.file}: model.config.moe_router_load_balancing_type={balancing!r} is not a Mixtral's; it must "
-                f"be of {', '.join(BALANCING)}."
+                f"{self.file}: model.config.moe_router_load_balancing_type={balancing!r} is not supported; it must be "
+                f"one of {', '.join(BALANCING)}."
             )
         activation = fields.get("activation_func")
         if activation is not None and (not isinstance(activation, dict) or activation.get(TARGET) not in _SILU):
-            raise CheckpointError(f"{self.file}: model.config.activation_func={activation!r}; Mixtral's is silu.")
+            raise CheckpointError(f"{self.file}: model.config.activation_func={activation!r}, but Mixtral uses silu.")
         try:
             return hf_config.from_megatron(fields | {"vocab_size": vocab_size}, dtype=dtype)
         except (KeyError, TypeError, ZeroDivisionError) as error:
@@ -152,7 +152,7 @@ def read_context(folder: Path) -> Context:
     else:
         file = folder / "context" / "model.yaml"
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing; it says which model the weights are of.")
+            raise CheckpointError(f"{file} is missing; it says which model the weights belong to.")
         model = load_plain(file, CheckpointError, aliases=True)
     if not isinstance(model, dict) or str(model.get(TARGET)).rpartition(".")[2] != "MixtralModel":
         what = model.get(TARGET) if isinstance(model, dict) else type(model).__name__

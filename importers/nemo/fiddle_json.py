@@ -41,7 +41,7 @@ def read(file: Path, *path: str) -> Any:
             node = reader.arguments(node)[name]
         return reader.plain(node)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{file}: is not what NeMo writes ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(f"{file}: not in the form that NeMo writes ({type(error).__name__}: {error}).") from error
 
 
 class _Reader:
@@ -93,7 +93,7 @@ class _Reader:
             if not isinstance(node, dict) or node.get("type") != "ref":
                 return node
             node = self._objects[node["key"]]
-        raise ValueError("references in a circle")
+        raise ValueError("circular references")
 
 
 def _name(pyref: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _element(text: str) -> str:
     """``num_layers`` of ``Attr(name='num_layers')``; the same of a dictionary's ``Key(key='..')``."""
     found = re.fullmatch(r"\w+\(\w+=(?:'(.*)'|(\d+))\)", text)
     if found is None:
-        raise ValueError(f"{text!r} names no argument")
+        raise ValueError(f"{text!r} does not name an argument")
     return found[1] if found[1] is not None else found[2]
 
 

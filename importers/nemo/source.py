@@ -64,7 +64,7 @@ def _vocab_size(context: Context, rows: int) -> int:
         return rows
     if size > rows:
         raise CheckpointError(
-            f"{context.file}: the vocabulary has {size} tokens, but the embedding only {rows} rows; "
-            "weights and tokenizer are of different models."
+            f"{context.file}: the vocabulary has {size} tokens, but the embedding has only {rows} rows; weights and "
+            "tokenizer belong to different models."
         )
     return size

@@ -116,7 +116,7 @@ def _megatron_layers(opened: PeftFolder, dims: ModelShape) -> dict[str, _Layer]:
     for projection in opened.projections:
         weight, layer, expert, _ = sources[projection.names[0]]
         if not weight.adapted:
-            raise CheckpointError(f"{opened.folder}: {projection.names[0]} has no adapter here.")
+            raise CheckpointError(f"{opened.folder}: {projection.names[0]} cannot have an adapter in mixtral-recipes.")
         name = weight.adapted.format(layer=layer, expert=expert)
         rows = sum(shape_of(shape, dims)[0] for shape in weight.shapes)
         places = [place for part in projection.names for place in sources[part][3]]
@@ -125,8 +125,8 @@ def _megatron_layers(opened: PeftFolder, dims: ModelShape) -> dict[str, _Layer]:
         for found in layers.values():
             if sum(stop - start for _, places in found.parts for start, stop in places) != found.rows:
                 raise CheckpointError(
-                    f"{opened.folder}: DoRA adapts only a part of {found.name}, whose rows are trained together here; "
-                    "merge it with peft's merge_and_unload and import the model."
+                    f"{opened.folder}: DoRA adapts only a part of {found.name}, but mixtral-recipes supports it only "
+                    "on all rows of a layer; merge it with peft's merge_and_unload and import the model."
                 )
     return layers
 
@@ -144,7 +144,8 @@ def _megatron_adapters(opened: PeftFolder, dims: ModelShape) -> tuple[LoRA, dict
         missing = next((name for name in layers if name not in every), None)
         if missing and opened.dora:
             raise CheckpointError(
-                f"{opened.folder}: DoRA adapts some layers and not {missing}, which has no form here."
+                f"{opened.folder}: DoRA adapts some layers but not {missing}, which mixtral-recipes does not support; "
+                "merge it with peft's merge_and_unload and import the model."
             )
     scales: dict[str, float] = {}
     adapters: dict[str, LowRank] = {}

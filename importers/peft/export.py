@@ -52,8 +52,8 @@ def export_adapter(
         CheckpointError: it is no adapter, it is damaged, peft cannot express it, or ``base`` is another model.
     """
     if layout != "v4" and layout != "v5":
-        raise CheckpointError(f"--layout {layout} is not known; use v4 or v5.")
-    stored = open_adapters(checkpoint, "--format peft is for LoRA and DoRA runs, --format hf exports it")
+        raise CheckpointError(f"--layout {layout} is not a known layout; use v4 or v5.")
+    stored = open_adapters(checkpoint, "--format peft is for LoRA and DoRA runs; use --format hf")
     dims = hf_config.dims(read_config(checkpoint / "context"))
     _refuse_what_peft_cannot(checkpoint, stored.scheme)
 
@@ -149,6 +149,6 @@ def _refuse_what_peft_cannot(checkpoint: Path, scheme: LoRA) -> None:
     experts = sorted(scheme.targets() & {"linear_fc1", "linear_fc2"})
     if isinstance(scheme, DoRA) and experts:
         raise CheckpointError(
-            f"{checkpoint}: DoRA on the experts ({', '.join(experts)}) has no form in peft, which takes DoRA on "
-            "attention only; --format hf merges it into the model."
+            f"{checkpoint}: DoRA on the experts ({', '.join(experts)}) cannot be exported for peft, which supports "
+            "DoRA on attention only; use --format hf, which merges it into the model."
         )

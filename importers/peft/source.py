@@ -138,12 +138,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if "peft_type" not in settings and ("fine_tune_type" in settings or "lora_parameters" in settings):
         raise CheckpointError(
-            f"{path}: is of an adapter of MLX. Only peft's form can be taken: adapter_model.safetensors with lora_A "
-            "(MLX's lora_a transposed) and lora_B (lora_b transposed), and here r=rank and lora_alpha=rank * scale."
+            f"{path}: this is an MLX adapter, and only peft's format is supported: adapter_model.safetensors with "
+            "lora_A (MLX's lora_a transposed) and lora_B (lora_b transposed), and in this file r=rank and "
+            "lora_alpha=rank * scale."
         )
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":  # others have no r
-        raise CheckpointError(f"{path}: peft_type={str(kind)[:80]!r} cannot be taken; only LORA can, DoRA included.")
+        raise CheckpointError(f"{path}: peft_type={str(kind)[:80]!r} is not supported; only LORA is, including DoRA.")
     typed(settings, _Settings, path, CheckpointError)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in settings.get(field) or {}:
@@ -154,21 +155,21 @@ def read_settings(folder: Path) -> dict[str, Any]:
         value = settings.get(name, plain[0])
         if value not in plain:
             raise CheckpointError(
-                f"{path}: {name}={value!r} cannot be taken; merge the adapter with peft's merge_and_unload and import "
+                f"{path}: {name}={value!r} is not supported; merge the adapter with peft's merge_and_unload and import "
                 "the model."
             )
     for name in unknown(settings):
         if settings[name]:
             raise CheckpointError(
-                f"{path}: {name}={str(settings[name])[:80]!r} is no setting of LoRA that is known here; if it does not "
-                "change what the adapter computes, take it out of the file, else merge the adapter with peft's "
+                f"{path}: {name}={str(settings[name])[:80]!r} is not a known setting of LoRA; if it does not change "
+                "what the adapter computes, remove it from the file, otherwise merge the adapter with peft's "
                 "merge_and_unload and import the model."
             )
     for name in settings.get("modules_to_save") or []:
         if str(name).rsplit(".", 1)[-1] not in HF_WHOLE.values():
             raise CheckpointError(
-                f"{path}: modules_to_save names {name}, and only {' and '.join(HF_WHOLE.values())} can be taken; merge "
-                "the adapter with peft's merge_and_unload and import the model."
+                f"{path}: modules_to_save names {name}, but only {' and '.join(HF_WHOLE.values())} are supported; "
+                "merge the adapter with peft's merge_and_unload and import the model."
             )
     start = str(settings.get("init_lora_weights"))
     if _CHANGES_THE_BASE.search(start):
@@ -190,11 +191,11 @@ def _check_pattern(where: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{where} has {pattern[:80]!r}, which is no regular expression.") from error
+        raise CheckpointError(f"{where} has {pattern[:80]!r}, which is not a valid regular expression.") from error
     if len(pattern) > 500 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 4:
         raise CheckpointError(
-            f"{where} has {pattern[:80]!r}; a pattern with a repeated group, or more than four repeats, is not "
-            "searched for: name the modules themselves."
+            f"{where} has {pattern[:80]!r}; patterns of more than 500 characters, with a repeated group or with more "
+            "than four repeats are not supported: name the modules instead."
         )
 
 
@@ -228,16 +229,16 @@ def open_adapter(folder: Path, settings: Mapping[str, Any], dims: ModelShape) ->
             raise _no_adapter(folder, whole_module[1])
         if found is None:
             raise CheckpointError(
-                f"{folder}: {key} is no LoRA factor; merge the adapter with peft and import the model."
+                f"{folder}: {key} is not a LoRA factor; merge the adapter with peft and import the model."
             )
         factors = by_module.setdefault(found["module"], {})
         if found["kind"] in factors:
-            raise CheckpointError(f"{folder}: {key} is there twice, under two spellings of its name.")
+            raise CheckpointError(f"{folder}: {key} appears twice, under two spellings of its name.")
         factors[found["kind"]] = tensor
     if not by_module:
-        raise CheckpointError(f"{folder}: the adapter holds no tensor.")
+        raise CheckpointError(f"{folder}: the adapter has no tensors.")
     if saved:
-        raise CheckpointError(f"{folder}: modules_to_save names {min(saved)}, whose weights are not there.")
+        raise CheckpointError(f"{folder}: modules_to_save names {min(saved)}, but the adapter has no weights for it.")
     experts = _parameters_by_module(by_module)
     reader = _Reader(folder, settings, dims, shapes)
     projections: list[Projection] = []
@@ -264,8 +265,8 @@ def _differences(settings: Mapping[str, Any], modules: list[str], shapes: Mappin
     for setting, some in _left_out(settings, modules).items():
         if some:
             yield (
-                f"{setting}={str(settings[setting])[:80]} leaves out {some[0]}, of which there are tensors "
-                f"({len(some)} such layer(s)); all tensors are taken."
+                f"{setting}={str(settings[setting])[:80]} leaves out {some[0]}, but the adapter has tensors for it "
+                f"({len(some)} such layer(s)); all tensors are used."
             )
     targets = settings.get("target_modules")
     if targets and isinstance(targets, list):
@@ -273,8 +274,8 @@ def _differences(settings: Mapping[str, Any], modules: list[str], shapes: Mappin
         there = {*modules, *itertools.chain(*_left_out(settings, attention).values())}
         if absent := [name for name in attention if name not in there]:
             yield (
-                f"target_modules={str(targets)[:80]} has {absent[0]}, of which there is no tensor ({len(absent)} such "
-                "layer(s)); it is taken as not adapted."
+                f"target_modules={str(targets)[:80]} includes {absent[0]}, but the adapter has no tensor for it "
+                f"({len(absent)} such layer(s)); it is treated as not adapted."
             )
 
 
@@ -304,8 +305,8 @@ def _left_out(settings: Mapping[str, Any], modules: list[str]) -> dict[str, list
 def _of_shape(folder: Path, key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(
-            f"{folder}: {key} has shape {list(tensor.shape)}, the base has {list(shape)}: its vocabulary was "
-            "resized, or it is of another base model. Merge it with peft's merge_and_unload and import the model."
+            f"{folder}: {key} has shape {list(tensor.shape)}, but the base has {list(shape)}: its vocabulary was "
+            "resized, or it belongs to another base model. Merge it with peft's merge_and_unload and import the model."
         )
     return tensor
 
@@ -351,13 +352,16 @@ class _Reader:
     def fused(self, parameter: str, factors: Mapping[str, Tensor]) -> list[Projection]:
         """The experts of one layer."""
         if "magnitude_vector" in factors:
-            raise CheckpointError(f"{self.folder}: {parameter} has DoRA on fused experts, which nothing computes.")
+            raise CheckpointError(
+                f"{self.folder}: {parameter} has DoRA on fused experts, which neither peft nor mixtral-recipes "
+                "supports."
+            )
         if parameter.endswith("."):
             targets = [str(name).rsplit(".", 1)[-1] for name in self.settings.get("target_parameters") or []]
             named = [name for name in ("gate_up_proj", "down_proj") if name in targets]
             if len(named) != 1:
                 raise CheckpointError(
-                    f"{self.folder}: target_parameters={targets} does not say which parameter {parameter}* is."
+                    f"{self.folder}: target_parameters={targets} does not say which parameter {parameter}* belongs to."
                 )
             parameter += named[0]
         stored = self._layout.get(parameter)
@@ -368,8 +372,8 @@ class _Reader:
         rank, left = divmod(a.shape[0], experts)
         if left or a.dim() != 2 or tuple(a.shape[1:]) != (columns,) or tuple(b.shape) != (rows, a.shape[0]):
             raise CheckpointError(
-                f"{self.folder}: {parameter} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
-                f"[{experts} x r, {columns}] and [{rows}, {experts} x r] are needed."
+                f"{self.folder}: {parameter} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; they must be "
+                f"[{experts} x r, {columns}] and [{rows}, {experts} x r]."
             )
         scale, each = self._scale(parameter, rank), len(stored.names) // experts
         names = [stored.names[expert * each : (expert + 1) * each] for expert in range(experts)]
@@ -385,8 +389,8 @@ class _Reader:
         rows, columns = self.shapes[name]
         if a.dim() != 2 or a.shape[1] != columns or tuple(b.shape) != (rows, a.shape[0]):
             raise CheckpointError(
-                f"{self.folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; [r, {columns}] and "
-                f"[{rows}, r] are needed: it is of another base model."
+                f"{self.folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; this base needs [r, "
+                f"{columns}] and [{rows}, r], so the adapter belongs to another one."
             )
         if bool(self.settings.get("use_dora")) != (magnitude is not None) or (
             magnitude is not None and magnitude.numel() != rows
@@ -408,7 +412,7 @@ class _Reader:
 
         said = matching("rank_pattern", self.settings["r"])
         if said != rank:
-            raise CheckpointError(f"{self.folder}: {module} has rank {rank}, adapter_config.json says {said}.")
+            raise CheckpointError(f"{self.folder}: {module} has rank {rank}, but adapter_config.json says {said}.")
         alpha = matching("alpha_pattern", self.settings["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
@@ -416,6 +420,6 @@ class _Reader:
 def _no_adapter(folder: Path, module: str) -> CheckpointError:
     what = "the router" if module.endswith(".gate") else "a layer"
     return CheckpointError(
-        f"{folder}: it adapts {what} ({module}), which has no adapter here; merge it with peft's merge_and_unload and "
-        "import the model."
+        f"{folder}: it adapts {what} ({module}), which mixtral-recipes does not support; merge it with peft's "
+        "merge_and_unload and import the model."
     )

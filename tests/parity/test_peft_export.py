@@ -91,12 +91,12 @@ def test_dora_on_attention(folders: Folders, tmp_path: Path) -> None:
     expected = launch(1, merged_logits, export_checkpoint(checkpoint, tmp_path / "merged"))[0]
     folder = export_adapter(checkpoint, tmp_path / "adapter")
     assert relative_error(launch(1, peft_logits, folders, folder)[0], expected) < TOLERANCE
-    assert "vLLM does not load this form" in (folder / "README.md").read_text()
+    assert "vLLM cannot load this adapter" in (folder / "README.md").read_text()
 
 
 def test_dora_on_experts_is_refused(folders: Folders, tmp_path: Path) -> None:
     checkpoint = launch(1, filled_adapter, folders, DoRA(dim=4, alpha=8), tmp_path / "run", {})[0]
-    with pytest.raises(CheckpointError, match=r"DoRA on the experts .* --format hf merges"):
+    with pytest.raises(CheckpointError, match=r"DoRA on the experts .* use --format hf, which merges"):
         export_adapter(checkpoint, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 

@@ -143,18 +143,18 @@ def damaged(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, whose weights are not there"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, but the adapter has no weights"),
         (
             {"modules_to_save": ["classifier"]},
             "classifier, and only embed_tokens and lm_head can be taken; merge",
         ),
-        ({"bias": "all"}, "bias='all' cannot be taken"),
-        ({"peft_type": "IA3"}, "peft_type='IA3' cannot be taken"),
+        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),
-        ({"r": 8}, "has rank 4, adapter_config.json says 8"),
+        ({"r": 8}, "has rank 4, but adapter_config.json says 8"),
         ({"r": True}, "r=True is not allowed; a whole number is needed"),
         ({"lora_alpha": float("nan")}, r"adapter_config\.json: .*NaN is not a finite number"),
-        ({"use_newest_thing": 2}, "use_newest_thing='2' is no setting of LoRA that is known here"),
+        ({"use_newest_thing": 2}, "use_newest_thing='2' is not a known setting of LoRA"),
         ({"use_dora": True}, "use_dora=True and the tensors of .* disagree"),
     ],
 )
@@ -178,11 +178,11 @@ def test_tensors_that_cannot_be_taken(folders: Folders, tmp_path: Path) -> None:
         "adapts the router": whole | router,
         "adapts a layer (lm_head)": whole | {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)},
         "adapts a layer (embed_tokens)": whole | {f"{at[:-9]}embed_tokens.lora_embedding_A": torch.zeros(4, 101)},
-        "is no LoRA factor": whole | {"base_model.model.lm_head.weight": torch.zeros(101, 32)},
+        "is not a LoRA factor": whole | {"base_model.model.lm_head.weight": torch.zeros(101, 32)},
         "has only one of": {k: v for k, v in whole.items() if k != f"{at}self_attn.q_proj.lora_B.weight"},
         "not finite": whole | {f"{at}self_attn.q_proj.lora_A.weight": torch.full((4, 32), torch.nan)},
         "another base model": whole | {f"{at}self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)},
-        "holds no tensor": {},
+        "has no tensors": {},
     }  # fmt: skip
     for message, tensors in wrong.items():
         save_file(tensors, file)

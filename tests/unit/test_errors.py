@@ -47,7 +47,10 @@ def test_other_errors_are_ours(error: BaseException) -> None:
             "To repair: recipe.trainer.strategy.context_parallel_size=2",
         ),
         ("start a run of another --name.", "start a run of another recipe.log.name."),
-        ("--format hff is not known; --base has no effect", "target hff is not known; base has no effect"),
+        (
+            "--format hff is not a known format; --base has no effect",
+            "target hff is not a known format; base has no effect",
+        ),
         ("type `mixtral-recipes export X --format hf`", "type `mixtral-recipes export X --format hf`"),
         ("use --executor slurm", "use executor=run.SlurmExecutor(...)"),
         ("runs/model.config is a file of mine", "runs/model.config is a file of mine"),

@@ -332,7 +332,7 @@ def test_an_empty_word_is_a_variable_that_is_not_set(
     words: list[str], empty: str, without_gpu: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = call(words, capsys)
-    assert (code, err) == (2, f"error: {empty} is empty; is a shell variable not set?\n")
+    assert (code, err) == (2, f"error: {empty} is empty; is a shell variable unset?\n")
 
 
 def test_a_prompt_may_be_empty() -> None:

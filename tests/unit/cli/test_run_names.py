@@ -244,8 +244,8 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("some/folder", "is not a folder; give a checkpoint folder or nemo://ID."),
-        ("hf://org/name", "a checkpoint folder or nemo://ID is needed here."),
+        ("some/folder", "does not exist; pass a checkpoint folder or nemo://ID."),
+        ("hf://org/name", "not supported here; pass a checkpoint folder or nemo://ID."),
         ("nemo://org/name", "no finished import of that name"),
     ],
 )

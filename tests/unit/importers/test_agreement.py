@@ -125,11 +125,16 @@ def test_the_vocabulary(given: int | None, vocabulary: Vocabulary | None, resize
 @pytest.mark.parametrize(
     ("given", "vocabulary", "resize", "told"),
     [
-        (None, LARGE, False, "other has 302 tokens, the model 300 .*: tokens from 300 on have no row.* --resize-vocab"),
-        (300, LARGE, False, r"302 tokens, the model 300 .*; set model\.config\.vocab_size=302, or more"),
-        (301, LARGE, True, r"302 tokens, the model 301 .*; set model\.config\.vocab_size=302, or more"),
-        (384, SMALL, False, r"vocab_size=384, but the checkpoint /models/base has 300 tokens; add --resize-vocab"),
-        (299, None, True, r"vocab_size=299, but the checkpoint /models/base has 300 tokens, and none is dropped"),
+        (
+            None,
+            LARGE,
+            False,
+            "other has 302 tokens, but the model .* only 300: tokens from 300 on have no row.* --resize-vocab",
+        ),
+        (300, LARGE, False, r"302 tokens, but the model .* only 300: .*; set model\.config\.vocab_size=302 or more"),
+        (301, LARGE, True, r"302 tokens, but the model .* only 301: .*; set model\.config\.vocab_size=302 or more"),
+        (384, SMALL, False, r"vocab_size=384, but the checkpoint /models/base has 300 tokens; pass --resize-vocab"),
+        (299, None, True, r"vocab_size=299, but the checkpoint /models/base has 300 tokens, and import never drops"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_is_refused_in_one_line(
@@ -146,14 +151,14 @@ def test_new_rows_that_nothing_would_learn_are_refused() -> None:
     refuse_untrained_rows(grown, None, RestoreConfig())
     with pytest.raises(RecipeError, match=r"adds 2 tokens.*--peft none"):
         refuse_untrained_rows(grown, LoRA(), RestoreConfig())
-    with pytest.raises(RecipeError, match="load_optim_state=True has no state for the rows"):
+    with pytest.raises(RecipeError, match="load_optim_state=True, but there is no optimizer state for the rows"):
         refuse_untrained_rows(grown, None, RestoreConfig(load_optim_state=True))
 
 
 def test_a_new_models_vocabulary_must_hold_its_tokenizers() -> None:
     check_vocabulary(config(vocab_size=302), LARGE)
     check_vocabulary(config(vocab_size=302), None)
-    with pytest.raises(RecipeError, match=r"302 tokens, but model\.config\.vocab_size=300; set .*=302, or more"):
+    with pytest.raises(RecipeError, match=r"302 tokens, but model\.config\.vocab_size=300; set .*=302 or more"):
         check_vocabulary(config(vocab_size=300), LARGE)
 
 

@@ -33,9 +33,9 @@ def test_paths_may_begin_at_home(make_model, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("a.gguf", r"a\.gguf is a GGUF model .* give the model it was made from"),
+        ("a.gguf", r"a\.gguf is a GGUF model .* pass the model it was made from"),
         ("run/checkpoints/one/weights/x", r"run/checkpoints holds no whole checkpoint"),
-        ("nothing here", r"nothing is not a folder; give a checkpoint folder or nemo://ID"),
+        ("nothing here", r"nothing does not exist; pass a checkpoint folder or nemo://ID"),
     ],
 )
 def test_what_cannot_be_exported_is_named(entry: str, message: str, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_model_may_be_a_config_as_a_recipe_s_is(make_model, tmp_path: Path) ->
 def test_other_targets_and_options_without_effect_are_refused(make_model, tmp_path: Path) -> None:
     folder, _, _ = make_model()
     checkpoint = import_ckpt(model(), folder, tmp_path / "megatron")
-    with pytest.raises(CheckpointError, match="target onnx is not known"):
+    with pytest.raises(CheckpointError, match="target onnx is not a known"):
         export_ckpt(checkpoint, "onnx")
     with pytest.raises(CheckpointError, match="max_shard_size has no effect with target peft"):
         export_ckpt(checkpoint, "hf-peft", max_shard_size="5GB")

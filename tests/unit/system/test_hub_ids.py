@@ -60,8 +60,8 @@ def test_a_name_in_a_folder_that_is_here_is_a_path() -> None:
 @pytest.mark.parametrize(
     ("start", "said"),
     [
-        ("nemo://lab/missing", "is not imported yet; before it runs: mixtral-recipes import hf://lab/missing"),
-        ("hf://org/missing", "is not on this machine yet; it is fetched and imported when the run starts"),
+        ("nemo://lab/missing", "is not imported yet; before the run starts: mixtral-recipes import hf://lab/missing"),
+        ("hf://org/missing", "is not on this machine yet; it will be downloaded and imported when the run starts"),
         ("embedded://mixtral_tiny", None),
         ("lab", None),
     ],

@@ -58,7 +58,7 @@ def test_words_that_stand_for_a_folder_are_explained() -> None:
     settings = {"r": 4, "lora_alpha": 8, "rank_pattern": {}, "use_dora": False, "target_modules": ["q_proj"]}
     card = adapter_card(chain({"folder": "mine"}), settings | {"target_parameters": None}, "v4")
     assert 'from_pretrained("BASE_MODEL")' in card
-    assert "`THIS_FOLDER` is where this adapter is; `BASE_MODEL` stands for the model it was trained on" in card
+    assert "`THIS_FOLDER` is where this adapter is, and `BASE_MODEL` is a Hugging Face folder" in card
 
 
 def test_what_others_wrote_stays_text() -> None:

@@ -67,7 +67,7 @@ def test_a_right_merge_is_within_rounding_in_every_form(base: Path, tmp_path: Pa
         assert 0 < found["logits_difference"] < 1e-5, form
         assert found["adapter_effect"] > 0.05, form
     said = lineage.read(forms["v4"]).origin["merge_check"]["logits_difference"]
-    assert f"those of base and adapter apart by {said:.1e}" in (forms["v4"] / "README.md").read_text()
+    assert f"those of base plus unmerged adapter by {said:.1e}" in (forms["v4"] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -96,7 +96,7 @@ def test_a_wrong_merge_gets_no_name(
     right = StoredAdapters.merged
     monkeypatch.setattr(StoredAdapters, "merged", lambda *args: wrong(right.__get__(args[0]), *args[1:]))
     monkeypatch.setattr(StoredAdapters, "check_all_read", lambda self: None)
-    with pytest.raises(CheckpointError, match=r"merged model is not right: logits .* --no-check writes it"):
+    with pytest.raises(CheckpointError, match=r"merged model is wrong: logits .* pass --no-check to write it"):
         export_checkpoint(checkpoint, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     export_checkpoint(checkpoint, tmp_path / "merged", no_check=True)
@@ -111,12 +111,12 @@ def test_a_small_adapter_that_is_left_out_is_missed(
     base = import_checkpoint(str(folder), tmp_path / "base", progress=False)
     checkpoint = make_adapter(base, LoRA(dim=4, alpha=4), tmp_path / "adapter", size=0.01)
     blurred = export_checkpoint(checkpoint, tmp_path / "merged")
-    assert "rounding takes much of that away, and --dtype fp32 would keep it" in (blurred / "README.md").read_text()
+    assert "rounding loses much of that change, and --dtype fp32 would keep it" in (blurred / "README.md").read_text()
     kept = export_checkpoint(checkpoint, tmp_path / "kept", dtype="fp32")
     assert lineage.read(kept).origin["merge_check"]["logits_difference"] < 1e-5
     monkeypatch.setattr(StoredAdapters, "merged", lambda self, weight, layer, expert, rows, dtype: rows)
     monkeypatch.setattr(StoredAdapters, "check_all_read", lambda self: None)
-    with pytest.raises(CheckpointError, match="computes what the base does without the adapter"):
+    with pytest.raises(CheckpointError, match="computes the same as the base without the adapter"):
         export_checkpoint(checkpoint, tmp_path / "without")
 
 
@@ -127,7 +127,7 @@ def test_what_was_written_is_what_is_compared(base: Path, tmp_path: Path) -> Non
     tensors = load_file(file)
     tensors["model.layers.1.block_sparse_moe.experts.5.w2.weight"].neg_()
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="not right"):
+    with pytest.raises(CheckpointError, match="model is wrong"):
         check_merge(checkpoint, base, merged)
 
 

@@ -44,11 +44,11 @@ def test_tensors(tmp_path: Path, kind: str) -> None:
     assert errors[kind] <= {"F32": 0, "F16": 3e-4, "Q8_0": 6e-3, "Q4_0": 0.1}[kind]
     swapped = weight.clone()
     swapped[[3, 4]] = weight[[4, 3]]
-    with pytest.raises(CheckpointError, match=r"a\.weight, row 3: is not the checkpoint's"):
+    with pytest.raises(CheckpointError, match=r"a\.weight, row 3: differs from the checkpoint"):
         _compare_tensors(file, {"a.weight": stored(swapped, "wrong")}, lambda _: None)
-    with pytest.raises(CheckpointError, match=f"a.weight as {kind} is .* away"):
+    with pytest.raises(CheckpointError, match=f"a.weight as {kind} differs from the checkpoint by"):
         _compare_tensors(file, {"a.weight": stored(weight * 1.2, "off")}, lambda _: None)
-    with pytest.raises(CheckpointError, match=r"a\.weight is in it, or should be"):
+    with pytest.raises(CheckpointError, match=r"a\.weight is in only one of"):
         _compare_tensors(file, {"b.weight": stored(weight, "other")}, lambda _: None)
 
 

@@ -68,10 +68,10 @@ def test_sentencepiece(sentencepiece: Path, tmp_path: Path) -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has 1999 tokens, the model only 100"):
+    with pytest.raises(CheckpointError, match=r"has 1999 tokens, but the model only 100"):
         vocabulary_of(embedded.resolve("embedded://mixtral_tiny"), 100)
     for change, message in (
-        ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "WordLevel has no form in GGUF"),
+        ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "of type WordLevel; only BPE"),
         ({"type": "BPE", "vocab": {"a": 0}, "merges": []}, "neither byte-level nor falls back to bytes"),
     ):
         (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": change}))
@@ -126,7 +126,7 @@ def test_modelfile(tmp_path: Path) -> None:
         text, note = modelfile(tmp_path / "m.gguf", tokenizer)
         assert "TEMPLATE" not in text
         assert note is not None
-        assert "could not be told" in note
+        assert "cannot be translated" in note
 
 
 def test_embedded_is_byte_level() -> None:

@@ -160,7 +160,7 @@ def test_what_params_json_leaves_out(tmp_path: Path) -> None:
     ("fields", "word"),
     [
         ({"moe": None}, "num_experts is missing; only Mixtrals"),
-        ({"moe": 3}, "not a JSON object"),
+        ({"moe": 3}, "moe must be a JSON object"),
         ({"dim": "wide"}, "hidden_size='wide'"),
         ({"vision_encoder": {"hidden_size": 1}}, "vision_encoder="),
         ({"lora": {"rank": 2}}, "lora="),
@@ -168,10 +168,10 @@ def test_what_params_json_leaves_out(tmp_path: Path) -> None:
         ({"tied_embeddings": True}, "tie_word_embeddings=True"),
         ({"causal": False}, "causal=False"),
         ({"rope_theta": "much"}, "rope_theta='much' must be a positive number"),
-        ({"hidden_size": 999}, "hidden_size is 999, and another spelling of it "),
-        ({"hidden_dim": 40}, "layers.0.feed_forward.experts.0.w1.weight has shape [48, 32], params.json calls for"),
+        ({"hidden_size": 999}, "hidden_size is 999, but another name for it has "),
+        ({"hidden_dim": 40}, "layers.0.feed_forward.experts.0.w1.weight has shape [48, 32], but params.json requires"),
         ({"n_layers": 3}, "layers.2.attention_norm.weight and"),
-        ({"n_layers": 1}, "params.json's model has no such tensor"),
+        ({"n_layers": 1}, "which the model in params.json does not have"),
     ],
 )
 def test_parameters_that_cannot_be_honoured(write, tmp_path: Path, fields: dict[str, Any], word: str) -> None:
@@ -201,7 +201,7 @@ def test_files_that_are_missing_or_hostile(write, tmp_path: Path, capsys: pytest
     for file in mistral.glob("consolidated.*"):
         file.unlink()
     assert run(["import", str(mistral), "--output", str(tmp_path / "out")]) == 2
-    assert "params.json and no weights" in capsys.readouterr().err
+    assert "params.json but no weights" in capsys.readouterr().err
 
 
 def test_two_sets_of_weights(write, tmp_path: Path) -> None:
@@ -219,5 +219,5 @@ def test_a_config_json_beside_it_says_more_and_must_agree(write, tmp_path: Path)
     checkpoint = import_checkpoint(str(mistral), tmp_path / "out", progress=False)
     assert json.loads((checkpoint / "context" / "config.json").read_text()) == published
     (mistral / "config.json").write_text(json.dumps(published | {"rope_theta": 1e4}))
-    with pytest.raises(CheckpointError, match=r"rotary_base is 10000\.0, params.json has 1000000\.0"):
+    with pytest.raises(CheckpointError, match=r"rotary_base is 10000\.0, but params.json has 1000000\.0"):
         import_checkpoint(str(mistral), tmp_path / "other", progress=False)

@@ -150,7 +150,7 @@ def test_the_vocabulary_is_the_tokenizers_where_nothing_else_says(checkpoints, t
     tiny = json.loads((embedded(TINY) / "config.json").read_text())["vocab_size"]
     for path in embedded(TINY).glob("tokenizer*"):
         (folder / "context" / "nemo_tokenizer" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match=f"vocabulary has {tiny} tokens, but the embedding only 384 rows"):
+    with pytest.raises(CheckpointError, match=f"vocabulary has {tiny} tokens, but the embedding has only 384 rows"):
         import_checkpoint(str(folder), tmp_path / "ours", progress=False)
 
 
@@ -199,7 +199,9 @@ def test_neither_pickles_nor_tags_are_opened(checkpoints, tmp_path: Path, nemo: 
     document["objects"][key] = pickled | {"items": [["IdentityElement()", {"type": "leaf", "value": "artifact"}]]}
     io_json.write_text(json.dumps(document))
     (folder / "context" / "artifact").write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
-    with pytest.raises(CheckpointError, match=r"io\.json: (is not what NeMo writes|model.config is kept in a pickle)"):
+    with pytest.raises(
+        CheckpointError, match=r"io\.json: (not in the form that NeMo writes|model.config is stored in a pickle)"
+    ):
         import_checkpoint(str(folder), tmp_path / "ours", progress=False)
     io_json.unlink()
     (folder / "context" / "model.yaml").write_text(f"!!python/object/apply:os.system ['touch {marker}']\n")
@@ -221,7 +223,7 @@ def test_neither_pickles_nor_tags_are_opened(checkpoints, tmp_path: Path, nemo: 
         ({"moe_router_load_balancing_type": "sinkhorn"}, "moe_router_load_balancing_type='sinkhorn'"),
         ({"num_moe_experts": None}, "num_local_experts=None"),
         ({"num_layers": 3}, "has shape"),
-        ({"vocab_size": 500}, "500 tokens, but the embedding only 384 rows"),
+        ({"vocab_size": 500}, "500 tokens, but the embedding has only 384 rows"),
         ({"config_class": "GPTConfig"}, "only NeMo's Mixtral"),
         ({"model": "GPTModel"}, "only NeMo's MixtralModel"),
     ],
@@ -239,7 +241,7 @@ def test_weights_that_are_not_a_mixtrals(checkpoints, make_model, tmp_path: Path
     ours = nemo_tensors(config, tensors)
     _, folder = checkpoints()
     for change, word in (
-        ({"module.decoder.layers.mlp.router.expert_bias": torch.zeros(2, 8)}, "expert_bias is a weight no"),
+        ({"module.decoder.layers.mlp.router.expert_bias": torch.zeros(2, 8)}, "expert_bias is not a weight"),
         ({"module.decoder.layers.mlp.router.weight": None}, "module.decoder.layers.mlp.router.weight is missing"),
         ({"module.embedding.word_embeddings.weight": None}, "module.embedding.word_embeddings.weight is missing"),
     ):
@@ -279,4 +281,4 @@ def test_broken_contexts_are_one_line(
     assert run(["import", str(folder), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert re.search(r"io\.json: (is not what NeMo writes|not valid JSON|not a JSON object)", message)
+    assert re.search(r"io\.json: (not in the form that NeMo writes|not valid JSON|not a JSON object)", message)

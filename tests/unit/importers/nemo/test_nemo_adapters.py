@@ -179,9 +179,13 @@ def test_what_cannot_be_taken(write, tmp_path: Path, nemo: Nemo) -> None:
     metadata = folder / "weights" / "adapter_metadata.json"
     said = metadata.read_text()
     metadata.write_text(json.dumps({"model_ckpt_path": str(tmp_path / "gone")}))
-    with pytest.raises(CheckpointError, match="gone is not there; say where it is now with --base"):
+    with pytest.raises(CheckpointError, match="gone does not exist; pass its new location with --base"):
         import_any(str(folder), tmp_path / "ours")
-    for text, why in (("{}", "does not say what"), ("[]", "not a JSON object"), ("[" * 100_000, "nested too deep")):
+    for text, why in (
+        ("{}", "does not name the base model"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "nested too deep"),
+    ):
         metadata.write_text(text)
         with pytest.raises(CheckpointError, match=rf"adapter_metadata\.json: .*{why}"):
             import_any(str(folder), tmp_path / "ours")
@@ -189,10 +193,10 @@ def test_what_cannot_be_taken(write, tmp_path: Path, nemo: Nemo) -> None:
     metadata.write_text(said)
     proj = LAYER + MODULES["linear_proj"][0] + ".adapter."
     for change, word in (
-        ({proj + "linear_in.weight": None}, "is not all of a LoRA's tensors"),
+        ({proj + "linear_in.weight": None}, "does not have exactly the tensors of a LoRA"),
         ({proj + "linear_in.weight": torch.zeros(2, 5, 32)}, r"has shape \[2, 5, 32\]"),
-        ({proj + "linear_in.weight": torch.full((2, DIM, 32), float("nan"))}, "holds NaN"),
-        ({LAYER + "mlp.router.adapter.linear_in.weight": torch.zeros(2, DIM, 32)}, "adapts no layer"),
+        ({proj + "linear_in.weight": torch.full((2, DIM, 32), float("nan"))}, "contains NaN"),
+        ({LAYER + "mlp.router.adapter.linear_in.weight": torch.zeros(2, DIM, 32)}, "does not belong to any layer"),
         (dict.fromkeys(adapters(("linear_proj",))) | {LAYER + "x": torch.zeros(1)}, "holds no adapters"),
     ):
         changed = {n: t for n, t in (adapters(("linear_proj",)) | change).items() if t is not None}
