@@ -251,7 +251,7 @@ def _containers() -> list[Check]:
     if not shutil.which("srun"):
         return []
     pyxis = "--container-image" in slurm_status.slurm(["srun", "--help"]).stdout
-    apptainer = shutil.which("apptainer") or shutil.which("singularity")
+    apptainer = shutil.which("apptainer")  # jobs start it by this name, which SingularityCE does not install
     have = [name for name, there in (("pyxis", pyxis), (f"apptainer ({apptainer})", apptainer)) if there]
     return [
         Check(

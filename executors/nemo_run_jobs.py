@@ -326,6 +326,8 @@ def _elsewhere(executor: Any) -> bool:
     from nemo_run import LocalExecutor, SlurmExecutor
     from nemo_run.core.tunnel.client import SSHTunnel
 
+    if ranks_of_ours(executor) is not None:
+        return executor.job_details.profile().elsewhere
     if isinstance(executor, SlurmExecutor):
         return bool(executor.container_image) or isinstance(executor.tunnel, SSHTunnel)
     return not isinstance(executor, LocalExecutor)

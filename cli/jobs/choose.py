@@ -132,7 +132,7 @@ def prepare(options: JobOptions) -> Job:
     folder = options.place.dir or Path(recipe.log.log_dir or "runs")
     folder = site.folder(folder) if site else folder.expanduser().absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
-    elsewhere = site is not None and (bool(site.ssh) or site.mode != "venv")  # behind ssh or in a container
+    elsewhere = site is not None and site.elsewhere
     _check(recipe, recipe_name, task, options, elsewhere=elsewhere)
     for line in notes + ([] if elsewhere else _still_to_come(recipe)):
         note(line)

@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes import errors
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning
 from mixtral_recipes.executors.names import check_path, quote
 from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm.profile import Cluster, cluster
@@ -69,8 +70,39 @@ def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path) -> None
     """
     settings: Any = executor.job_details
     settings.folders = [check_path(folder, "output folder")]
+    site: Cluster = settings.profile()
+    if recipe is not None and site.container_image:
+        _warn_of_what_no_container_sees(with_full_paths(recipe, site), site, settings.folders)
     if getattr(getattr(recipe, "trainer", None), "accelerator", "") == "gpu":
-        settings.cluster = dataclasses.asdict(settings.profile().for_gpus(settings.nproc_per_node))
+        settings.cluster = dataclasses.asdict(site.for_gpus(settings.nproc_per_node))
+
+
+def _warn_of_what_no_container_sees(recipe: Any, site: Cluster, folders: list[str]) -> None:
+    mounts = [text.split(":") for mount in site.mounts for text in mount.split(",")]
+    seen = [*folders, *(parts[1] if len(parts) > 1 else parts[0] for parts in mounts)]
+    if site.mode == "apptainer":
+        seen += [str(Path.home()), "/tmp"]  # what it mounts by itself
+    for setting, file in _files_of(recipe).items():
+        if not any(Path(file).is_relative_to(place) for place in seen):
+            mount = Path(file).parent
+            warnings.warn(
+                f"{setting}={file} is in no folder that the job's container mounts; unless the image has it, add "
+                f"mounts = ['{mount}:{mount}'] to the profile (--slurm mounts={mount}:{mount}).",
+                MixtralRecipesWarning,
+                stacklevel=3,
+            )
+
+
+def _files_of(recipe: Any) -> dict[str, str]:
+    """The full paths that a recipe reads, by setting."""
+    from fiddle import daglish
+
+    named = {
+        daglish.path_str(path).removeprefix("."): value.removeprefix("nemo://").removeprefix("hf://")
+        for value, path in daglish.iterate(recipe)
+        if isinstance(value, str) and _FILE_SETTING.search(daglish.path_str(path))
+    }
+    return {setting: text for setting, text in named.items() if text.startswith("/")}
 
 
 def with_full_paths(recipe: Any, site: Cluster) -> Any:
@@ -114,17 +146,11 @@ def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:
     Raises:
         LaunchError: names the setting and the file; or the login node cannot be entered.
     """
-    from fiddle import daglish
-
     settings: Any = executor.job_details
     site = settings.profile()
     if not site.ssh:
         return
-    named = {
-        daglish.path_str(path).removeprefix("."): value
-        for value, path in daglish.iterate(recipe)
-        if isinstance(value, str) and value.startswith("/") and _FILE_SETTING.search(daglish.path_str(path))
-    }
+    named = _files_of(recipe)
     if not named:
         return
     looked_at = " ".join(map(quote, named.values()))

@@ -185,6 +185,11 @@ class Cluster:
         """The login node as records name it; empty when Slurm's commands are here."""
         return login.address(self.ssh, self.ssh_key) if self.ssh else ""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs may see other files than this machine: behind ssh, or in a container."""
+        return bool(self.ssh) or self.mode != "venv"
+
     def folder(self, path: str | Path) -> Path:
         """A folder that jobs write to: a relative one is below ``job_dir`` behind ssh, and else below this folder."""
         return Path(self.job_dir or "", path) if self.ssh else Path(path).expanduser().absolute()

@@ -247,15 +247,26 @@ def srun_flags(job: Job, cluster: Cluster) -> list[str]:
     if cluster.mpi:
         flags.append(quote(f"--mpi={cluster.mpi}"))
     if cluster.mode == "pyxis":
-        mounts = ",".join([f"{folder}:{folder}" for folder in (job.job_dir, *job.folders)] + list(cluster.mounts))
         flags += [
             quote(f"--container-image={cluster.container_image}"),
-            quote(f"--container-mounts={mounts}"),
+            quote(f"--container-mounts={','.join(_mounts(job, cluster))}"),
             '--container-workdir="$job_dir/code"',
         ]
     else:
         flags.append('--chdir="$job_dir/code"')
     return flags + [quote(flag) for flag in cluster.srun_args]
+
+
+def _mounts(job: Job, cluster: Cluster) -> list[str]:
+    """What a container sees, as ``SOURCE:TARGET``: the job's own folders, and the profile's ``mounts``.
+
+    Raises:
+        LaunchError: one of the job's folders has a comma, at which pyxis and Apptainer would split it.
+    """
+    for folder in (job.job_dir, *job.folders):
+        if "," in folder:
+            raise LaunchError(f"folder {folder!r} has a comma, so no container can mount it; use another folder.")
+    return [*(f"{folder}:{folder}" for folder in (job.job_dir, *job.folders)), *cluster.mounts]
 
 
 def command(job: Job, cluster: Cluster) -> str:
@@ -270,11 +281,8 @@ def command(job: Job, cluster: Cluster) -> str:
     if not job.torchrun:
         lines = [f"python {arguments}"]
     if cluster.mode == "apptainer":
-        binds = [quote(f"{folder}:{folder}") for folder in (job.job_dir, *job.folders)] + [
-            quote(m) for m in cluster.mounts
-        ]
         nvidia = " --nv" if cluster.has_gpus else ""
-        bound = " ".join(f"--bind {bind}" for bind in binds)
+        bound = " ".join(f"--bind {quote(mount)}" for mount in _mounts(job, cluster))
         lines.insert(0, f'apptainer exec{nvidia} {bound} --pwd "$job_dir/code" {quote(cluster.container_image)}')
     return " \\\n    ".join(lines)
 

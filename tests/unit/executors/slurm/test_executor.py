@@ -1,6 +1,7 @@
 """A slurm_executor in a nemo_run experiment: what its jobs ask for, and what is set on it afterwards."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,37 @@ def test_a_recipe_for_gpus_asks_for_them() -> None:
     assert "apptainer exec --nv " in text
     assert f"--bind {Path.cwd() / 'runs'}:{Path.cwd() / 'runs'}" in text
     assert "gpus" not in script(tiny(), slurm_executor(1, 1))
+
+
+def test_a_file_that_no_container_sees_is_named(tmp_path: Path) -> None:
+    """A container starts without it, and the job fails after it has waited its turn."""
+    recipe = tiny()
+    recipe.data.dataset_root = "/corpora/mine/data.jsonl"
+    recipe.resume.restore_config.path = f"hf://{tmp_path}/elsewhere/base"
+
+    def unseen(**settings: Any) -> dict[str, str]:
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            script(recipe, slurm_executor(1, 1, **settings))
+        told = [str(warning.message) for warning in caught]
+        return {text.partition("=")[0]: text for text in told if "the job's container mounts" in text}
+
+    found = unseen(container_image="i.sqsh", mounts=[str(tmp_path)])
+    assert list(found) == ["data.dataset_root"]
+    assert "mounts = ['/corpora/mine:/corpora/mine']" in found["data.dataset_root"]
+    for mount in ("/corpora", "/elsewhere:/corpora:ro", "/x:/y,/corpora/mine:/corpora/mine"):
+        assert not unseen(container_image="i.sqsh", mounts=[str(tmp_path), mount])
+    assert len(unseen(container_image="i.sqsh")) == 2
+    assert list(unseen(container_image="i.sif")) == ["data.dataset_root"]  # Apptainer mounts /tmp
+
+
+@pytest.mark.parametrize("image", ["i.sif", "i.sqsh"])
+def test_no_container_mounts_a_folder_with_a_comma(image: str) -> None:
+    recipe = tiny()
+    recipe.log.log_dir = "/runs/a,b"
+    with pytest.raises(LaunchError, match="'/runs/a,b' has a comma"):
+        script(recipe, slurm_executor(1, 1, container_image=image))
+    shutil.rmtree("exp")
+    script(recipe, slurm_executor(1, 1, venv="/v"))
 
 
 def test_what_is_set_on_the_executor_counts() -> None:
