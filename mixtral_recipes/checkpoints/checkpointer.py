@@ -250,7 +250,7 @@ class Checkpointer:
         stored = StoredWeights(checkpoint / "weights")
         if not stored.has_optimizer:
             raise CheckpointError(
-                f"{checkpoint} holds no optimizer state, as no import and no sum of adapters does; leave out "
+                f"{checkpoint} has no optimizer state (imports and sums of adapters have none); leave out "
                 "resume.restore_config.load_optim_state."
             )
         allocate_state(self.optimizer)

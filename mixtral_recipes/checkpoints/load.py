@@ -41,8 +41,8 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         verify_together(path)
         if not first(lambda: StoredWeights(path / "weights").has_optimizer):
             raise CheckpointError(
-                f"resume.resume_from_path={path}: no run saved it, so there is none to resume; start from it with "
-                "--restore-from, or with resume.restore_config.adapter_path if it is an adapter."
+                f"resume.resume_from_path={path}: it was not saved by a run, so there is nothing to resume; start from "
+                "it with --restore-from, or with resume.restore_config.adapter_path if it is an adapter."
             )
         return path.resolve()
     found = first(lambda: _own_checkpoints(resume, checkpoints)) if resume.resume_if_exists else []
@@ -50,14 +50,14 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         damage = damage_together(path)
         if damage is None:
             return path
-        say(f"WARNING: passing over {path.name}: {damage}")
+        say(f"WARNING: skipping {path.name}: {damage}")
     if found:
         raise CheckpointError(
-            f"{found[0].parent}: none of its {len(found)} checkpoint(s) is intact; start a run of another --name, or "
-            "set resume.resume_if_exists=False to start over here."
+            f"{found[0].parent}: none of its {len(found)} checkpoint(s) is intact; start a run with another --name, or "
+            "set resume.resume_if_exists=False to start over in this folder."
         )
     if resume.resume_if_exists and not resume.resume_ignore_no_checkpoint:
-        raise CheckpointError(f"resume.resume_ignore_no_checkpoint=False, and {checkpoints} holds no checkpoint.")
+        raise CheckpointError(f"resume.resume_ignore_no_checkpoint=False, but {checkpoints} has no checkpoint.")
     return None
 
 

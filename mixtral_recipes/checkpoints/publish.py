@@ -70,7 +70,9 @@ def _refuse_inside(final: Path, sources: list[Path]) -> None:
     """A checkpoint with a file too many is a damaged one."""
     for source in sources:
         if final.parent.resolve().is_relative_to(source) and (source / manifest.NAME).is_file():
-            raise CheckpointError(f"{final} would lie in {source}, which is read; choose another place for the result.")
+            raise CheckpointError(
+                f"{final} would be inside {source}, which is the input; choose another place for the result."
+            )
 
 
 def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: list[Path]) -> None:
@@ -95,14 +97,15 @@ def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: l
 def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) -> None:
     if final.is_symlink():
         raise CheckpointError(
-            f"{final} is a link to {os.readlink(final)}; name another folder, or the one it leads to, by its own path."
+            f"{final} is a link to {os.readlink(final)}; choose another folder, or pass the path that the link points "
+            "to."
         )
     _refuse_inside(final, sources)
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     for source in sources:
         if source.is_relative_to(final.resolve()):
-            what = "is what is read" if source == final.resolve() else f"holds {source}, which is read"
+            what = "is the input" if source == final.resolve() else f"contains {source}, which is the input"
             raise CheckpointError(f"{final} {what}; choose another folder for the result.")
     if not overwrite:
         raise CheckpointError(f"{final} exists; choose another folder, remove it, or pass --overwrite.")
@@ -133,6 +136,6 @@ def _listed(final: Path, kind: Written) -> set[str]:
             return {scores.NAME, *record.files}
     has = f"; it has {some_of(sorted(path.name for path in final.iterdir()), _SHOWN)}" if final.is_dir() else ""
     raise CheckpointError(
-        f"{final} is not a checkpoint folder of mixtral-recipes, nor an export that lists its files{has}: "
-        "--overwrite replaces nothing else. Choose another folder, or remove it."
+        f"{final} is neither a mixtral-recipes checkpoint nor an export that lists its files{has}; --overwrite "
+        "replaces nothing else: choose another folder, or remove it."
     )

@@ -73,7 +73,7 @@ def write_cache(folder: Path, weights: list[QuantizedWeight]) -> None:
     except (OSError, EnvironmentProblem) as error:
         if rank_and_size()[0] == 0:
             problem = of_the_machine(error) or error
-            print(f"WARNING: the quantised base is not kept (peft.cache): {problem}", file=sys.stderr, flush=True)
+            print(f"WARNING: the quantised base was not cached (peft.cache): {problem}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def to_make_room(found: list[Kept], needed: int, limit: int) -> list[Kept]:
         total -= kept.nbytes
     if total > limit:
         raise EnvironmentProblem(
-            f"log.ckpt.max_disk_gb={limit / 1e9:g} is too little: the newest checkpoint and the next one take "
+            f"log.ckpt.max_disk_gb={limit / 1e9:g} is too small: the newest checkpoint and the next one need "
             f"{total / 1e9:.3g} GB together; raise it."
         )
     return gone

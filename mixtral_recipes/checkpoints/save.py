@@ -228,8 +228,8 @@ class Save:
     def _too_full(self, free: int) -> str:
         needed = self.destination.needed
         return (
-            f"{self.destination.final}: not saved, the disk is too full: {_megabytes(needed)} are needed, "
-            f"{_megabytes(free)} are free, {_megabytes(needed - free)} are missing; free some space, or lower "
+            f"{self.destination.final}: not saved, because the disk is too full: {_megabytes(needed)} needed, "
+            f"{_megabytes(free)} free, {_megabytes(needed - free)} missing; free some space, or lower "
             "log.ckpt.save_top_k or log.ckpt.max_disk_gb."
         )
 

@@ -121,12 +121,15 @@ def _starts(record: Lineage, say: Callable[[str], None]) -> list[Path]:
             continue
         place = Path(parent.path or "")
         if not (place / "manifest.json").is_file():
-            say(f"What training started from is not at {parent.path or 'a known place'} any more; it is left out.")
+            say(
+                f"The model this one was trained from is no longer at {parent.path or 'a known place'}; it is left out."
+            )
             continue
         problem = mismatch(parent.record.identity, identity_of(place))
         if problem:
             raise CheckpointError(
-                f"{place} is not what this model was trained from: {problem}; put it back, or leave --compare out."
+                f"{place} is not the model that training started from: {problem}; put that model back, or leave "
+                "--compare out."
             )
         found.append(place)
     return list(dict.fromkeys(found))
@@ -167,8 +170,8 @@ class _Measuring:
         for pipeline in self.data.pipelines() if self.data is not None else []:
             if "validation" not in pipeline.source.splits:
                 yield (
-                    f"{pipeline.source.spec} is what the model was trained on, and has no validation split: what its "
-                    f"run held out is measured, {100 * pipeline.val_proportion:g} %."
+                    f"{pipeline.source.spec} is the training data and has no validation split; the "
+                    f"{100 * pipeline.val_proportion:g} % that the run held out are measured."
                 )
 
     def setup(self, model: InferenceModel) -> None:

@@ -48,10 +48,13 @@ def sampling_of(given: Any, seed: int = 0) -> Sampling:
         return given
     if not hasattr(given, "num_tokens_to_generate"):
         raise RecipeError(
-            f"generate: inference_params is a {type(given).__name__}; give Megatron's SamplingParams, or our Sampling."
+            f"generate: inference_params is a {type(given).__name__}; pass Megatron's SamplingParams, or "
+            "mixtral-recipes' Sampling."
         )
     if getattr(given, "return_log_probs", False) or getattr(given, "top_n_logprobs", 0):
-        raise RecipeError("inference_params.return_log_probs and top_n_logprobs: only texts are returned.")
+        raise RecipeError(
+            "inference_params.return_log_probs and top_n_logprobs are not supported: only texts are returned."
+        )
     tokens = given.num_tokens_to_generate
     return Sampling(
         _MEGATRONS_DEFAULT if tokens is None else tokens,
@@ -71,11 +74,15 @@ def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) 
     """
     if input_dataset is None:
         if isinstance(prompts, str):
-            raise RecipeError(f"generate: prompts={prompts[:40]!r} is one text; write prompts=[...], a list of texts.")
+            raise RecipeError(
+                f"generate: prompts={prompts[:40]!r} is a single text; pass a list of texts, prompts=[...]."
+            )
         if not prompts:
-            raise RecipeError("generate: give prompts, or input_dataset.")
+            raise RecipeError("generate: pass prompts or input_dataset.")
         if (other := next((one for one in prompts if not isinstance(one, str)), None)) is not None:
-            raise RecipeError(f"generate: a prompt is {str(other)[:40]}, a {type(other).__name__}; give texts.")
+            raise RecipeError(
+                f"generate: the prompt {str(other)[:40]!r} is a {type(other).__name__}; prompts must be texts."
+            )
         return list(prompts)
     return read(Path(input_dataset), "input", plain=False)
 
@@ -110,7 +117,7 @@ def model_of(target: EvaluationTarget | str | Path) -> str | Path:
     """
     path = target.api_endpoint.nemo_checkpoint_path if isinstance(target, EvaluationTarget) else target
     if path is None:
-        raise RecipeError("evaluate: name the checkpoint: EvaluationTarget(ApiEndpoint(nemo_checkpoint_path=...)).")
+        raise RecipeError("evaluate: set the checkpoint with EvaluationTarget(ApiEndpoint(nemo_checkpoint_path=...)).")
     return path
 
 
@@ -123,7 +130,7 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
             questions.
     """
     if not isinstance(config, EvaluationConfig):
-        raise RecipeError(f"evaluate: eval_cfg is a {type(config).__name__}; give an EvaluationConfig(...).")
+        raise RecipeError(f"evaluate: eval_cfg is a {type(config).__name__}; pass an EvaluationConfig(...).")
     output = Path(config.output_dir).expanduser().absolute() if config.output_dir is not None else None
     if output is not None:
         refuse_unwritable(output)
@@ -153,8 +160,8 @@ def evaluate(checkpoint: Path, config: EvaluationConfig) -> dict[str, Any]:
     scores = evaluation.scores[AFTER]
     if on_squad and "squad" not in scores:
         raise RecipeError(
-            f"evaluate: type='squad' asks questions of SQuAD's, and {asked.data} has none, or limit_samples is 0; name "
-            "such a data set in params.extra['data']."
+            f"evaluate: type='squad' needs SQuAD questions, but {asked.data} has none, or limit_samples is 0; set a "
+            "SQuAD data set in params.extra['data']."
         )
     found = {**scores["squad"], "predictions": evaluation.predictions} if on_squad else scores["tasks"]
     if launched_rank() == 0:

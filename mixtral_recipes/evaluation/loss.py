@@ -29,8 +29,8 @@ def loss_on(model: InferenceModel, data: DataModule, limit_batches: int | None) 
     ranks = model.topology.data_parallel_size
     if data.global_batch_size % ranks:
         raise RecipeError(
-            f"data.global_batch_size={data.global_batch_size} cannot be shared by {ranks} data-parallel processes; "
-            "choose another --devices."
+            f"data.global_batch_size={data.global_batch_size} cannot be split evenly over {ranks} data-parallel "
+            "processes; choose another --devices."
         )
     data.micro_batch_size = math.gcd(data.micro_batch_size, data.global_batch_size // ranks)
     run = TrainingRun(
@@ -52,8 +52,8 @@ def loss_on(model: InferenceModel, data: DataModule, limit_batches: int | None) 
         model.chunk.eval()
     if found is None:
         raise DataError(
-            f"{data.form}: no validation split, and too little to hold any out, so there is nothing to measure on; "
-            "give a folder with a train and a validation file."
+            f"{data.form}: no validation split, and too few samples to hold any out, so there is nothing to measure; "
+            "pass a folder with a train and a validation file."
         )
     if not math.isfinite(found.loss):
         raise no_numbers("losses")

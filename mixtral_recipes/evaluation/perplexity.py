@@ -81,7 +81,9 @@ def documents(file: Path) -> Iterator[str]:
         return
     found = recognize(file)
     if found.kind != "text" or found.source is None:
-        raise DataError(f"{found.description}; perplexity is of plain text (.txt, .md) or of records with a text.")
+        raise DataError(
+            f"{found.description}; perplexity is measured on plain text (.txt, .md) or records with a text."
+        )
     for split in found.source.splits:
         for record in found.source.records(split, stop):
             yield str(record.value["text"])

@@ -44,7 +44,7 @@ def keep(checkpoint: Path, named: Path | None, found: Evaluation, say: Callable[
         for folder in exports:
             _in_export(folder, record)
     except OSError as error:
-        say(f"The scores are not kept beside the model ({error.strerror}: {error.filename}).")
+        say(f"The scores could not be stored with the model ({error.strerror}: {error.filename}).")
     return record
 
 

@@ -106,8 +106,8 @@ def _module(recorded: dict[str, Any]) -> DataModule:
     """
     name = recorded.get("class")
     if name not in _MODULES or (name == _MIXTURE and not _sources(recorded)):
-        why = f"how its run read its data ({name}) cannot be told from its record" if name else "no run trained it"
-        raise RecipeError(f"{why}: name a data set with --data.")
+        why = f"its record does not say how its run read its data ({name})" if name else "it was not trained by a run"
+        raise RecipeError(f"{why}; pass a data set with --data.")
     module_class = getattr(importlib.import_module(f"mixtral_recipes.data.modules.{_MODULES[name]}"), name)
     return module_class(**_arguments(module_class, recorded))
 

@@ -24,7 +24,7 @@ def held_out_questions(data: SquadDataModule, limit: int | None = None) -> list[
     """
     questions = list(data.questions("validation"))
     if not questions:
-        raise DataError(f"{data.dataset_root}: no held-out questions: the file has a single passage.")
+        raise DataError(f"{data.dataset_root}: no held-out questions, because the file has a single passage.")
     if limit is None or len(questions) <= limit:
         return questions
     return [questions[i * len(questions) // limit] for i in range(limit)]

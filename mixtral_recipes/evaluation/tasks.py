@@ -65,8 +65,8 @@ class Tasks:
             if not manager.match_tasks([task]):
                 if include_path:
                     _refuse_broken(include_path)
-                hint = "" if include_path else " Task files of your own are found with --include-path FOLDER."
-                raise RecipeError(f"--tasks: {task!r} is not known.{nearest(task, manager.all_tasks)}{hint}")
+                hint = "" if include_path else " Pass --include-path FOLDER to use your own task files."
+                raise RecipeError(f"--tasks: {task!r} is not a known task.{nearest(task, manager.all_tasks)}{hint}")
         return cls(manager, manager.match_tasks(list(asked)))
 
 
@@ -227,7 +227,7 @@ class MegatronLM(TemplateLM):
             given: dict[str, Any] = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], _NEW_TOKENS))
             for name in given.keys() - _READ:
                 if name not in _AS_IT_IS or given[name] != _AS_IT_IS[name]:
-                    raise RecipeError(f"generation_kwargs.{name}={given[name]!r} of a task is not done here.")
+                    raise RecipeError(f"generation_kwargs.{name}={given[name]!r} of a task is not supported.")
             ends = handle_stop_sequences(given["until"], eos=self.tokenizer.decode([self.eot_token_id]))
             new = given["max_gen_toks"]
             prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]

@@ -70,7 +70,7 @@ def test_every_damage_is_found_before_loading(run: Path, tmp_path: Path, monkeyp
         assert find_checkpoint(AutoResume(), tmp_path, said.append) == tmp_path / older.name, (seed, path)
         assert len(said) == 1
         assert path.name in said[0], (seed, said)
-        assert said[0].startswith(f"WARNING: passing over {newest.name}: ")
+        assert said[0].startswith(f"WARNING: skipping {newest.name}: ")
 
 
 def test_when_all_are_damaged_the_run_does_not_start_anew(run: Path, tmp_path: Path) -> None:

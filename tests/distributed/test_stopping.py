@@ -203,7 +203,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(small_disk: Path, asynchronous: b
     job = Job(str(small_disk), steps=9, every=1, model=SMALL, asynchronous=asynchronous, ckpt={"save_top_k": 3})
     (end,) = launch(1, outcome, job)
     assert end.startswith("EnvironmentProblem: ")
-    assert " are missing; free some space" in end
+    assert " missing; free some space" in end
     (kept,) = checkpoints_of(job)
     assert f"The run's last checkpoint is {kept}" in end
     assert not list((job.run_dir / "checkpoints").glob(".*.partial"))

@@ -72,7 +72,7 @@ def find_tensors(file: BinaryIO, length: int) -> dict[str, StoredTensor]:
     with _reading(file, 0, length) as records:
         tensors = records.description()
         if not isinstance(tensors, dict):
-            raise CheckpointError(f"it holds {type(tensors).__name__}, not a dictionary of tensors")
+            raise CheckpointError(f"it contains a {type(tensors).__name__}, not a dictionary of tensors")
         found: dict[str, StoredTensor] = {}
         for name, tensor in tensors.items():
             if not isinstance(tensor, Described):
@@ -108,11 +108,13 @@ class _Records:
         self._archive, self._window, self._length = archive, window, length
         self._records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
         if len(self._records) != len(archive.infolist()):
-            raise CheckpointError("two of its records have one name")
+            raise CheckpointError("two of its records have the same name")
         self._starts = [*sorted(record.header_offset for record in archive.infolist()), archive.start_dir]
         order = self._read("byteorder", 16) if "byteorder" in self._records else b"little"
         if order != b"little":
-            raise CheckpointError("its bytes are in big-endian order" if order == b"big" else "its byteorder is none")
+            raise CheckpointError(
+                "its bytes are in big-endian order" if order == b"big" else "its byteorder is invalid"
+            )
 
     def description(self) -> Any:
         """What its pickle says."""
@@ -125,7 +127,7 @@ class _Records:
         record = self._plain(f"data/{tensor.record}", self._length)
         first = tensor.offset * tensor.dtype.itemsize
         if first + math.prod(tensor.shape) * tensor.dtype.itemsize > record.file_size:
-            raise CheckpointError("its description and its bytes do not fit")
+            raise CheckpointError("needs more bytes than its record has")
         return StoredTensor(tensor.dtype, tensor.shape, self._start(record) + first)
 
     def _read(self, name: str, most: int) -> bytes:
@@ -153,7 +155,7 @@ class _Records:
         start = record.header_offset + _LOCAL_HEADER + name + extra
         following = bisect.bisect_right(self._starts, record.header_offset)
         if start + record.file_size > (*self._starts, self._length)[following]:
-            raise CheckpointError(f"its record {record.filename} reaches into what follows it")
+            raise CheckpointError(f"its record {record.filename} overlaps the next one")
         return start
 
 
@@ -185,7 +187,7 @@ class _Window(io.RawIOBase):
         self._file.seek(self._offset + self._position)
         wanted = left if size < 0 else min(size, left)
         if wanted > _MOST_BYTES:
-            raise CheckpointError(f"its directory has {wanted} bytes; {_MOST_BYTES} are the most")
+            raise CheckpointError(f"its directory has {wanted} bytes; the limit is {_MOST_BYTES}")
         data = self._file.read(wanted)
         self._position += len(data)
         return data
@@ -239,5 +241,5 @@ class _Recorder(io.RawIOBase):
             sides[-1].append(data)
             end += len(data)
         if end != self._position or len(sides) != 1 + (nbytes > 0):
-            raise RuntimeError("torch.save lays its file out in another way than the one known here")
+            raise RuntimeError("this version of torch.save uses an unknown file layout")
         return b"".join(sides[0]), b"".join(b"".join(side) for side in sides[1:])

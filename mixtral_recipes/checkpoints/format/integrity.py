@@ -42,7 +42,7 @@ def damage_of(
             for (name, *_, expected), digest in zip(mine, found, strict=True):
                 if digest != expected:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    return f"{folder / name}: its SHA-256 is not the manifest's; it is damaged."
+                    return f"{folder / name}: damaged; its SHA-256 is not the one in the manifest."
     except CheckpointError as error:
         return str(error)
     except (OSError, KeyError, TypeError, AttributeError) as error:
@@ -54,9 +54,9 @@ def _stray(folder: Path, files: dict[str, Any]) -> str | None:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            return f"{path}: is a link; a checkpoint has none."
+            return f"{path}: is a link; checkpoints must not contain links."
         if path.is_file() and name not in (NAME, scores.NAME) and name not in files:
-            return f"{path}: is not in the manifest."
+            return f"{path}: is not listed in the manifest."
     return None
 
 
@@ -64,9 +64,9 @@ def _wrong_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            return f"{path}: missing, but the manifest names it; the checkpoint is incomplete."
+            return f"{path}: missing, although the manifest lists it; the checkpoint is incomplete."
         if path.stat().st_size != entry["size"]:
-            return f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}; it is damaged."
+            return f"{path}: has {path.stat().st_size} bytes, but the manifest says {entry['size']}; it is damaged."
     return None
 
 

@@ -113,20 +113,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} does not exist{removed}.")
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no manifest.json, so it is not a finished mixtral-recipes checkpoint; "
-            "a Hugging Face folder is turned into one by `mixtral-recipes import`."
+            f"{folder} has no manifest.json, so it is not a finished mixtral-recipes checkpoint; `mixtral-recipes "
+            "import` converts a Hugging Face folder into one."
         )
     manifest = read_object(path, CheckpointError)
     if manifest.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(f"{path}: format {manifest['format']!r} is not {FORMAT!r}, the only one known here.")
+        raise CheckpointError(
+            f"{path}: format {manifest['format']!r} is not supported; the only supported format is {FORMAT!r}."
+        )
     if "seal" in manifest and manifest["seal"] != _seal(manifest):
-        raise CheckpointError(f"{path}: damaged, its seal (the hash of the rest of it) does not match.")
+        raise CheckpointError(f"{path}: damaged: its seal (a hash of the rest of the file) does not match.")
     typed(manifest, _Manifest, f"{path}: damaged, or not a checkpoint manifest", CheckpointError)
     for name, entry in manifest["files"].items():
         if "sha256" not in entry and "pieces" not in entry:
-            raise CheckpointError(f"{path}: damaged, it has no hash of {name}.")
+            raise CheckpointError(f"{path}: damaged: it has no hash for {name}.")
         if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-            raise CheckpointError(f"{path}: names {name!r}, which lies outside the checkpoint.")
+            raise CheckpointError(f"{path}: names {name!r}, which is outside the checkpoint.")
     return manifest
 
 

@@ -131,6 +131,6 @@ def disk_problem(error: OSError) -> EnvironmentProblem | OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return EnvironmentProblem(
-            f"the disk is full{where}; nothing was left under the final name. Free some space or choose another folder."
+            f"the disk is full{where}; no incomplete result was left behind. Free some space or choose another folder."
         )
     return error

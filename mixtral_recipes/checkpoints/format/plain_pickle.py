@@ -100,19 +100,19 @@ class _Machine:
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise CheckpointError("takes a value that is not there")
+            raise CheckpointError("uses a value that does not exist")
         return self._stack.pop()
 
     def _top(self, kind: type) -> Any:
         value = self._pop()
         if not isinstance(value, kind):
-            raise CheckpointError(f"fills a {type(value).__name__} as if it were a {kind.__name__}")
+            raise CheckpointError(f"treats a {type(value).__name__} as a {kind.__name__}")
         self._stack.append(value)
         return value
 
     def _since_mark(self) -> list[Any]:
         if not self._marks:
-            raise CheckpointError("closes what it did not open")
+            raise CheckpointError("closes a group that it did not open")
         start = self._marks.pop()
         values = self._stack[start:]
         del self._stack[start:]
@@ -125,7 +125,7 @@ class _Machine:
 
     def _protocol(self) -> None:
         if self._number(1) > 5:
-            raise CheckpointError("is of a pickle protocol not known here")
+            raise CheckpointError("uses an unknown pickle protocol")
 
     def _frame(self) -> None:
         if self._number(8) > len(self._content) - self._at:
@@ -134,13 +134,13 @@ class _Machine:
     def _text(self, width: int) -> None:
         length = self._number(width)
         if length > _LONGEST_TEXT:
-            raise CheckpointError(f"has a text of {length} bytes; {_LONGEST_TEXT} are the most")
+            raise CheckpointError(f"has a text of {length} bytes; the limit is {_LONGEST_TEXT}")
         self._push(str(self._take(length), "utf-8"))
 
     def _long(self) -> None:
         length = self._number(1)
         if length > _LONGEST_NUMBER:
-            raise CheckpointError(f"has a number of {length} bytes; {_LONGEST_NUMBER} are the most")
+            raise CheckpointError(f"has a number of {length} bytes; the limit is {_LONGEST_NUMBER}")
         self._push(int.from_bytes(self._take(length), "little", signed=True))
 
     def _tuple(self, size: int) -> None:
@@ -149,7 +149,7 @@ class _Machine:
 
     def _key(self, value: Any) -> Any:
         if type(value) not in self._keys:
-            raise CheckpointError(f"has a {type(value).__name__} for a key")
+            raise CheckpointError(f"has a {type(value).__name__} as a key")
         return value
 
     def _set_items(self, items: list[Any]) -> None:
@@ -183,7 +183,7 @@ class _Machine:
     def _get(self, width: int) -> None:
         index = self._number(width)
         if index not in self._memo:
-            raise CheckpointError(f"refers to value {index}, which it did not keep")
+            raise CheckpointError(f"refers to value {index}, which it did not store")
         self._push(self._memo[index])
 
     def _global(self) -> None:
@@ -199,22 +199,22 @@ class _Machine:
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise CheckpointError("names something that is no name")
+            raise CheckpointError("uses something other than text as a name")
         self._push(self._find(module, name))
 
     def _reduce(self) -> None:
         arguments, maker = self._pop(), self._pop()
         if not isinstance(maker, Maker) or maker.call is None or not isinstance(arguments, tuple):
-            raise CheckpointError("calls what is not made by a call")
+            raise CheckpointError("calls something that cannot be called")
         self._arguments += len(arguments) + sum(len(each) for each in arguments if isinstance(each, Sized))
         if self._arguments > _MOST_ARGUMENTS:
-            raise CheckpointError(f"hands its calls more than {_MOST_ARGUMENTS} values")
+            raise CheckpointError(f"passes more than {_MOST_ARGUMENTS} values to its calls")
         self._made_by(maker, maker.call(*arguments))
 
     def _new(self) -> None:
         arguments, maker = self._pop(), self._pop()
         if not isinstance(maker, Maker) or maker.new is None or arguments != ():
-            raise CheckpointError("makes an instance of what has none")
+            raise CheckpointError("creates an instance of something that is not a class")
         self._made_by(maker, maker.new())
 
     def _made_by(self, maker: Maker, value: Any) -> None:
@@ -226,7 +226,7 @@ class _Machine:
         state, value = self._pop(), self._pop()
         _, maker = self._made.get(id(value), (None, None))
         if maker is None or maker.build is None:
-            raise CheckpointError("sets attributes of what it did not make")
+            raise CheckpointError("sets attributes of an object that it did not create")
         maker.build(value, state)
         self._push(value)
 

@@ -69,7 +69,7 @@ class Box:
         except (CheckpointError, OSError) as error:
             raise CheckpointError(f"{self.path}: {self.key} cannot be read ({error}).") from error
         if found.shape != self.sizes or found.dtype != self.dtype:
-            raise CheckpointError(f"{self.path}: {self.key} is not the tensor .metadata describes.")
+            raise CheckpointError(f"{self.path}: {self.key} is not the tensor that .metadata describes.")
         return self.at + found.start
 
     @property
@@ -182,10 +182,10 @@ class StoredWeights:
         entry, padded, whole = self._tensor(key), local[0].padded, local[0].whole
         size, dtype = tuple(entry.size), entry.properties.dtype
         if len(size) != len(whole) or size[padded:] != whole[padded:]:  # a vocabulary's padding is of the first axis
-            raise CheckpointError(f"{self.folder}: {key} has shape {list(size)}, the model's is {list(whole)}.")
+            raise CheckpointError(f"{self.folder}: {key} has shape {list(size)}, but the model needs {list(whole)}.")
         other = next((shard.tensor.dtype for shard in local if shard.tensor.dtype != dtype), dtype)
         if other != dtype and not (other.is_floating_point and dtype.is_floating_point):
-            raise CheckpointError(f"{self.folder}: {key} is {dtype}, the model's is {other}.")
+            raise CheckpointError(f"{self.folder}: {key} is {dtype}, but the model needs {other}.")
         boxes = self.boxes(key)
         overlaps = [[_overlap(shard, box) for box in boxes] for shard in local]
         for shard, parts in zip(local, overlaps, strict=True):
@@ -210,7 +210,7 @@ class StoredWeights:
         fault = min((corner for corner, count in counts.items() if count), default=None)
         if fault is not None:
             raise CheckpointError(
-                f"{self.folder}: {key} is not whole: near {list(fault)} a part is missing, or two lie over each other."
+                f"{self.folder}: {key} is incomplete: near {list(fault)}, a part is missing or two parts overlap."
             )
 
     def matrix(self, key: str, layer: int | None, expert: int | None) -> Matrix:
@@ -227,7 +227,9 @@ class StoredWeights:
         entry = self._tensor(key)
         dtype = spelled(entry.properties.dtype)
         if dtype is None:
-            raise CheckpointError(f"{self.folder}: {key} is {entry.properties.dtype}; no exact export exists.")
+            raise CheckpointError(
+                f"{self.folder}: {key} is {entry.properties.dtype}, which cannot be exported exactly."
+            )
         index = tuple(place for place in (layer, expert) if place is not None)
         if key not in self._tiles:
             self._tiles[key] = _tiles(self.boxes(key), len(index), dtype)
@@ -249,7 +251,9 @@ class StoredWeights:
             entry = self._tensor(key)
             whole = tuple(entry.size)
             if math.prod(whole) * entry.properties.dtype.itemsize > self._nbytes:
-                raise CheckpointError(f"{self.folder}: {key}, {list(whole)}, needs more bytes than its files have.")
+                raise CheckpointError(
+                    f"{self.folder}: {key} with shape {list(whole)} needs more bytes than its files have."
+                )
             self._boxes[key] = [self._box(key, tuple(box.offsets), tuple(box.sizes)) for box in entry.chunks]
         return self._boxes[key]
 
@@ -260,7 +264,9 @@ class StoredWeights:
         if info is None or getattr(info, "transform_descriptors", None) or not len(offsets) == len(sizes) == len(whole):
             raise CheckpointError(f"{self.folder}: .metadata does not say where {key} at {list(offsets)} is.")
         if any(o < 0 or n < 0 or o + n > w for o, n, w in zip(offsets, sizes, whole, strict=True)):
-            raise CheckpointError(f"{self.folder}: {key} at {list(offsets)} does not lie in {list(whole)}.")
+            raise CheckpointError(
+                f"{self.folder}: {key} at {list(offsets)} is outside the tensor's shape {list(whole)}."
+            )
         path = str(self.folder / info.relative_path)
         return Box(key, entry.properties.dtype, offsets, sizes, path, info.offset, info.length)
 
@@ -278,7 +284,7 @@ def _size_of(folder: Path, name: str) -> int:
         if Path(name).name == name and stat.S_ISREG(found.st_mode):
             return found.st_size
     raise CheckpointError(
-        f"{folder / '.metadata'}: refused, it points at {name[:100]!r}, which is no file of the checkpoint."
+        f"{folder / '.metadata'}: refused, because it names {name[:100]!r}, which is not a file of the checkpoint."
     )
 
 

@@ -112,8 +112,8 @@ def _fill(path: str, offset: int, out: memoryview, read: Callable[[int, memoryvi
         got = read(offset + done, out[done:])
         if got == 0:
             raise CheckpointError(
-                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; "
-                "the file is truncated, copy or download it again."
+                f"{path}: ends at byte {offset + done}, but a tensor reaches to byte {offset + len(out)}; the file is "
+                "truncated: copy or download it again."
             )
         done += got
 

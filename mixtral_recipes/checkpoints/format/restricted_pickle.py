@@ -93,7 +93,7 @@ def _properties(kind: Any, encoding: type) -> Maker:
     def build(value: Any, state: Any) -> None:
         fits = type(state) is tuple and len(state) in (5, 6)
         if not fits or not all(rule(one) for rule, one in zip(of_each, state, strict=False)):
-            raise CheckpointError("has properties of a tensor that are none")
+            raise CheckpointError("has invalid tensor properties")
         kind.__setstate__(value, state[:5])
 
     return Maker(new=functools.partial(object.__new__, kind), build=build)
@@ -109,13 +109,13 @@ def _strides(value: Any) -> bool:
 
 def _make_size(sizes: Any) -> torch.Size:
     if not _sizes(sizes):
-        raise CheckpointError(f"has a size of something else than whole numbers, {MOST_AXES} at most")
+        raise CheckpointError(f"has a size that is not a list of at most {MOST_AXES} whole numbers")
     return torch.Size(sizes)
 
 
 def _make_path(*parts: Any) -> pathlib.PosixPath:
     if not all(type(part) is str for part in parts):
-        raise CheckpointError("has a path of something else than names")
+        raise CheckpointError("has a path that is not made of names")
     return pathlib.PosixPath(*parts)
 
 
@@ -127,14 +127,14 @@ def _make_layout(name: Any) -> torch.layout:
 
 def _make_set(members: Any) -> set[str]:
     if type(members) is not list or not all(type(member) is str for member in members):
-        raise CheckpointError("has a set of something else than names")
+        raise CheckpointError("has a set whose members are not all names")
     return set(members)
 
 
 def _one_of(kind: Any) -> Maker:
     def call(number: Any) -> Any:
         if type(number) is not int:
-            raise CheckpointError("has a choice that is no number")
+            raise CheckpointError("has a choice that is not a number")
         return kind(number)
 
     return Maker(call)
@@ -197,7 +197,7 @@ def read_metadata(weights: Path) -> Metadata:
         if not path.is_file():  # nor a pipe, which would be waited for
             raise FileNotFoundError
         if path.stat().st_size > _MOST_METADATA_BYTES:
-            raise CheckpointError(f"has {path.stat().st_size} bytes; {_MOST_METADATA_BYTES} are the most")
+            raise CheckpointError(f"has {path.stat().st_size} bytes; the limit is {_MOST_METADATA_BYTES}")
         return metadata_from(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; {weights} is not a finished torch_dist checkpoint.") from error
@@ -218,7 +218,7 @@ def metadata_from(content: bytes) -> Metadata:
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"cannot be unpickled ({type(error).__name__}: {error})") from error
     if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"holds {type(metadata).__name__}, not a checkpoint's metadata")
+        raise CheckpointError(f"contains a {type(metadata).__name__}, not a checkpoint's metadata")
     _check(metadata)
     metadata.planner_data = None  # Megatron's notes on how it flattened what it saved
     return metadata
@@ -248,7 +248,7 @@ def _check(metadata: Metadata) -> None:
 
 def _whole(value: Any, kind: type) -> None:
     if type(value) is not kind or not all(hasattr(value, name) for name in _required(kind)):
-        raise CheckpointError(f"has no whole {kind.__name__} where one belongs")
+        raise CheckpointError(f"has an incomplete {kind.__name__}, or something else in its place")
 
 
 @functools.cache
@@ -291,23 +291,23 @@ def _find_for_tensors(module: str, name: str) -> Any:
 
 def _storage(pid: Any) -> _Storage:
     if type(pid) is not tuple or len(pid) != 5:
-        raise CheckpointError("names a storage that is none")
+        raise CheckpointError("names something that is not a storage")
     kind, dtype, record, _, _ = pid
     if kind != "storage" or not isinstance(record, str) or not isinstance(dtype, torch.dtype):
-        raise CheckpointError("names a storage that is none")
+        raise CheckpointError("names something that is not a storage")
     return _Storage(record, dtype)
 
 
 def _describe(*arguments: Any) -> Described:
     """The arguments of ``torch._utils._rebuild_tensor_v2``."""
     if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
-        raise CheckpointError("describes a tensor that is none")
+        raise CheckpointError("describes something that is not a tensor")
     storage, offset, shape, stride, _, hooks, *notes = arguments
     of_shape = type(shape) is tuple and _sizes(shape) and _sizes(stride) and len(shape) == len(stride)
     if not of_shape or not _size(offset):
-        raise CheckpointError("describes a tensor whose sizes are no sizes")
+        raise CheckpointError("describes a tensor with invalid sizes")
     if hooks or any(notes):  # a negated view is one with a note
-        raise CheckpointError("describes a tensor that is more than its numbers")
+        raise CheckpointError("describes a tensor with hooks or notes")
     step, in_order = 1, True
     for size, actual in zip(reversed(shape), reversed(stride), strict=True):
         in_order &= size == 1 or actual == step
@@ -317,7 +317,7 @@ def _describe(*arguments: Any) -> Described:
 
 def _describe_parameter(tensor: Any, *_: Any) -> Described:
     if not isinstance(tensor, Described):
-        raise CheckpointError("describes a parameter that is no tensor")
+        raise CheckpointError("describes a parameter that is not a tensor")
     return tensor
 
 

@@ -154,4 +154,4 @@ def too_large(values: "Tensor", dtype: str) -> str:
     largest = values.flatten()[values.abs().argmax()].item()
     most = torch.finfo(torch_dtype(dtype)).max
     others = " or ".join(name for key, name in short.items() if key != dtype and key != "F16")
-    return f"holds {largest:.5g}, more than {short[dtype]} can ({most:.5g}); use --dtype {others}."
+    return f"contains {largest:.5g}, beyond the range of {short[dtype]} ({most:.5g}); use --dtype {others}."

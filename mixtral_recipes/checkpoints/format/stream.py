@@ -247,4 +247,4 @@ def _why_not_finite(part: Part, start: int, count: int, dtype: str) -> str:
         values = read_tensor(part.source, start, count, part.source.dtype).float()
         if values.isfinite().all():
             return f"{part.name}: {too_large(values, dtype)}"
-    return f"{part.name}: holds NaN or Inf; a checkpoint with such a weight is not converted."
+    return f"{part.name}: contains NaN or Inf; such a checkpoint cannot be converted."

@@ -124,7 +124,8 @@ class Follower:
         problem = mismatch(recorded.identity, found, tokenizer=True)
         if problem is None and own.digest != recorded.digest:
             problem = (
-                f"its {records.NAME} tells another history ({short(own.digest)}, recorded {short(recorded.digest)})"
+                f"its {records.NAME} has another history ({short(own.digest)}, not the recorded "
+                f"{short(recorded.digest)})"
             )
         # What was recorded is the same history, and knows where a parent was later: a base that moved before a merge.
         return f"{place}: {problem}" if problem else self._own_problem(place, own), recorded
@@ -158,7 +159,7 @@ class Follower:
         if not self.hashes:
             return None
         found = hash_of_adapter(folder)
-        return mismatch(record.identity, Identity(found)) if found else "it holds no adapter's weights"
+        return mismatch(record.identity, Identity(found)) if found else "it has no adapter weights"
 
     def _source_problem(self, folder: Path, recorded: Lineage, child: _Child) -> str | None:
         """Compare a model's or an adapter's folder with what was imported from it."""
@@ -193,5 +194,5 @@ def _other_shapes(found: Tensors, recorded: Mapping[str, Any]) -> str | None:
     for name in names:
         mine, theirs = ({k: t.get(name, {}).get(k) for k in ("dtype", "shape")} for t in (found, recorded))
         if mine != theirs:
-            return f"{name} is {mine}, recorded was {theirs}"
+            return f"{name} is {mine}, but {theirs} was recorded"
     return None

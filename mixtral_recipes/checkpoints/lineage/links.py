@@ -8,7 +8,8 @@ from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_confi
 from mixtral_recipes.checkpoints.lineage.record import NAME, Lineage, Parent, read, read_or_none
 from mixtral_recipes.errors import CheckpointError
 
-BASE_ELSEWHERE = "--base PATH of `mixtral-recipes export`, whose folder needs no base"  # where a command has no --base
+# Where a command has no --base.
+BASE_ELSEWHERE = "--base PATH of `mixtral-recipes export` (the exported folder needs no base)"
 
 
 def base_of(adapter: Path, base: Path | None = None, *, place_option: str = "--base PATH") -> Path:
@@ -24,18 +25,18 @@ def base_of(adapter: Path, base: Path | None = None, *, place_option: str = "--b
     """
     parent = read(adapter).parent("base")
     if parent is None:
-        raise CheckpointError(f"{adapter}: its lineage does not say what the adapters adapt.")
+        raise CheckpointError(f"{adapter}: its lineage does not name the base model of the adapters.")
     place = base or Path(parent.path or "")
     if not os.access(place / "manifest.json", os.R_OK):
         wanted = parent.record.identity
         raise CheckpointError(
-            f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}, or may not be read; "
-            f"say where it is now with {place_option}, or import it again."
+            f"{adapter}: its base model ({wanted.told('weights')}) is not at {place}, or cannot be read; pass its new "
+            f"location with {place_option}, or import it again."
         )
     problem = mismatch(parent.record.identity, identity_of(place))
     if problem:
         raise CheckpointError(
-            f"{place} is not the base of {adapter}: {problem}; name the right one with {place_option}."
+            f"{place} is not the base of {adapter}: {problem}; pass the right one with {place_option}."
         )
     return place
 
@@ -60,8 +61,7 @@ def source_parent(folder: Path, origin: dict[str, Any], weights: str | None) -> 
     problem = mismatch(own.identity, found, tokenizer=True)
     if problem:
         raise CheckpointError(
-            f"{folder}: is not what its {NAME} says: {problem}; remove that file to import the folder as a source of "
-            "its own."
+            f"{folder}: does not match its {NAME}: {problem}; delete that file to import the folder as a new source."
         )
     return Parent("source", own, path)
 
@@ -80,4 +80,4 @@ def mismatch(recorded: Identity, found: Identity, *, tokenizer: bool = False) ->
         names += [name for name in ("config", "tokenizer") if getattr(recorded, name) and not getattr(found, name)]
     if not names:
         return None
-    return f"it holds {found.told(*names)}, recorded was {recorded.told(*names)}"
+    return f"it has {found.told(*names)}, but {recorded.told(*names)} was recorded"

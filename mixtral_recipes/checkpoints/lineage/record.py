@@ -141,7 +141,7 @@ def read(folder: Path) -> Lineage:
     path = place_of(folder)
     if not path.is_file():
         what = f"has no {path.name}" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {what}, so it cannot be said where it comes from.")
+        raise CheckpointError(f"{folder} {what}, so its origin is unknown.")
     return _read(path)
 
 
@@ -161,12 +161,14 @@ def _read(path: Path) -> Lineage:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
     if plain.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(f"{path}: format {plain['format']!r} is not {FORMAT!r}, the only one known here.")
+        raise CheckpointError(
+            f"{path}: format {plain['format']!r} is not supported; the only supported format is {FORMAT!r}."
+        )
     record = typed(plain, Lineage, f"{path}: damaged, or not a lineage", CheckpointError)
     if _depth(record) > _DEEPEST:
-        raise CheckpointError(f"{path}: more than {_DEEPEST} records deep.")
+        raise CheckpointError(f"{path}: nested more than {_DEEPEST} records deep.")
     if plain.get("seal") != _seal(record):
-        raise CheckpointError(f"{path}: was changed by hand, its seal (the hash of the rest of it) does not match.")
+        raise CheckpointError(f"{path}: was changed by hand: its seal (a hash of the rest of the file) does not match.")
     return record
 
 

@@ -71,8 +71,12 @@ def _with_folder(folder: Path, name: str) -> Path:
 
 
 STANDING: dict[str, tuple[Written, Callable[[Path], Path], str]] = {
-    "a project": ("model", project, "not a checkpoint folder.* it has config.json, train.py"),
-    "a project, for an export": ("export", project, "not a checkpoint folder.* it has config.json, train.py"),
+    "a project": ("model", project, "neither a mixtral-recipes checkpoint.* it has config.json, train.py"),
+    "a project, for an export": (
+        "export",
+        project,
+        "neither a mixtral-recipes checkpoint.* it has config.json, train.py",
+    ),
     "an empty manifest": ("model", lambda f: _with(project(f), "manifest.json"), "not valid JSON"),
     "a manifest changed by hand": ("model", lambda f: _changed(checkpoint(f)), "its seal"),
     "an empty folder beside": ("model", lambda f: _with_folder(checkpoint(f), "notes"), "also has notes,"),
@@ -84,12 +88,12 @@ STANDING: dict[str, tuple[Written, Callable[[Path], Path], str]] = {
     ),
     "an adapter": ("model", lambda f: checkpoint(f, "adapter"), "an adapter checkpoint, not an imported model"),
     "a checkpoint, for an export": ("export", checkpoint, "an imported model, not an export"),
-    "an export, for a model": ("model", export, "not a checkpoint folder"),
+    "an export, for a model": ("model", export, "neither a mixtral-recipes checkpoint"),
     "a file more": ("model", lambda f: _with(checkpoint(f), "notes.txt"), "also has notes.txt"),
     "a file more, deeper": ("model", lambda f: _with(checkpoint(f), "context/notes.txt"), "also has context/notes.txt"),
     "a hidden file more": ("export", lambda f: _with(export(f), ".env"), "also has .env"),
     "a link more": ("export", lambda f: _with(export(f), "data", link=True), "also has data"),
-    "a file": ("model", lambda f: Path(f.write_text("mine") and f), "not a checkpoint folder"),
+    "a file": ("model", lambda f: Path(f.write_text("mine") and f), "neither a mixtral-recipes checkpoint"),
 }
 
 
@@ -109,7 +113,7 @@ def test_a_source_is_not_replaced(tmp_path: Path, inside: str) -> None:
     (tmp_path / "link").symlink_to(final)
     before = content(final)
     for source in (final / inside, tmp_path / "link" / inside):
-        with pytest.raises(CheckpointError, match="is read; choose another folder"):
+        with pytest.raises(CheckpointError, match="is the input; choose another folder"):
             replace(final, "model", source)
     assert content(final) == before
 
@@ -118,7 +122,7 @@ def test_a_source_is_not_replaced(tmp_path: Path, inside: str) -> None:
 def test_nothing_is_put_into_a_source(tmp_path: Path, deeper: str) -> None:
     source = checkpoint(tmp_path / "source")
     before = content(source)
-    with pytest.raises(CheckpointError, match=r"would lie in .*, which is read; choose another place"):
+    with pytest.raises(CheckpointError, match=r"would be inside .*, which is the input; choose another place"):
         replace(source / deeper / "new", "export", source)
     assert content(source) == before
 

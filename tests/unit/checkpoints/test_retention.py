@@ -42,7 +42,7 @@ def test_room_is_made_from_the_worst_and_never_from_the_newest() -> None:
     assert to_make_room(found, 10, 40) == []
     assert _steps(to_make_room(found, 10, 30)) == [1]
     assert _steps(to_make_room(found, 10, 20)) == [1, 2]
-    with pytest.raises(EnvironmentProblem, match=r"max_disk_gb=1\.9e-08 is too little"):
+    with pytest.raises(EnvironmentProblem, match=r"max_disk_gb=1\.9e-08 is too small"):
         to_make_room(found, 10, 19)
 
 

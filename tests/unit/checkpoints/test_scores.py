@@ -39,7 +39,7 @@ def test_a_checkpoint_with_scores_beside_its_lineage_is_whole(tmp_path: Path) ->
     scores.write(tmp_path, "abc", scores.merged({}, {"after": {}}, []))
     assert damage_of(tmp_path) is None
     (tmp_path / "other.json").touch()
-    assert "other.json: is not in the manifest" in (damage_of(tmp_path) or "")
+    assert "other.json: is not listed in the manifest" in (damage_of(tmp_path) or "")
 
 
 def test_the_table_has_a_column_for_each_model_and_a_row_for_each_measure() -> None:

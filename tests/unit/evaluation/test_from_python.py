@@ -30,9 +30,9 @@ def test_draws() -> None:
 
 
 def test_what_is_neither_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match="inference_params is a dict; give Megatron's SamplingParams"):
+    with pytest.raises(RecipeError, match="inference_params is a dict; pass Megatron's SamplingParams"):
         sampling_of({"top_k": 1})
-    with pytest.raises(RecipeError, match="eval_cfg is a dict; give an EvaluationConfig"):
+    with pytest.raises(RecipeError, match="eval_cfg is a dict; pass an EvaluationConfig"):
         evaluate(Path("checkpoint"), {"type": "squad"})  # pyright: ignore[reportArgumentType]
 
 
@@ -46,7 +46,7 @@ def test_questions_that_were_not_asked_have_no_scores(tmp_path: Path, monkeypatc
     monkeypatch.setattr("mixtral_recipes.evaluation.from_python.evaluate_model", lambda *given: found)
     monkeypatch.setattr("mixtral_recipes.evaluation.from_python.join", lambda topology: topology)
     config = llm.EvaluationConfig(type="squad", params=llm.ConfigParams(extra={"data": "pairs.jsonl"}))
-    with pytest.raises(RecipeError, match=r"and pairs\.jsonl has none"):
+    with pytest.raises(RecipeError, match=r"but pairs\.jsonl has none"):
         evaluate(tmp_path, config)
 
 

@@ -26,7 +26,7 @@ def test_a_plain_file_is_one_document_and_records_are_one_each(tmp_path: Path) -
     chat.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
     assert list(documents(plain)) == ["One.\n\nTwo."]
     assert list(documents(records)) == ["One.", "Two."]
-    with pytest.raises(DataError, match="perplexity is of plain text"):
+    with pytest.raises(DataError, match="perplexity is measured on plain text"):
         list(documents(chat))
     plain.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(DataError, match="cannot be read as UTF-8"):

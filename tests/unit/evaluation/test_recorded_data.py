@@ -69,7 +69,9 @@ def test_other_data_is_read_with_the_runs_settings(tmp_path: Path) -> None:
     assert data_of(None, "embedded://squad") == SquadDataModule(dataset_root="embedded://squad")
 
 
-@pytest.mark.parametrize(("lineage", "why"), [(None, "no run trained it"), (run(MixedDataModule()), "MixedDataModule")])
+@pytest.mark.parametrize(
+    ("lineage", "why"), [(None, "it was not trained by a run"), (run(MixedDataModule()), "MixedDataModule")]
+)
 def test_what_cannot_be_told_is_asked_for(lineage: Lineage | None, why: str) -> None:
     with pytest.raises(RecipeError, match=f"{why}.*--data"):
         data_of(lineage, None)

@@ -72,5 +72,5 @@ def test_what_a_task_asks_of_generation_and_is_not_done_is_refused(model: Any) -
     from mixtral_recipes.evaluation.tasks import MegatronLM
 
     asked: Any = [SimpleNamespace(args=("a", {"until": ["."], "num_beams": 4}))]
-    with pytest.raises(RecipeError, match=r"generation_kwargs.num_beams=4 of a task is not done here"):
+    with pytest.raises(RecipeError, match=r"generation_kwargs.num_beams=4 of a task is not supported"):
         MegatronLM(model).generate_until(asked)

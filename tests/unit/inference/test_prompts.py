@@ -36,7 +36,7 @@ def test_nemos_input_dataset_is_read_the_same_way(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"input": odd}, ensure_ascii=False).encode() + b"\n\n")
     assert prompts_of(None, file) == [odd]
     assert prompts_of(("a", "b"), None) == ["a", "b"]
-    with pytest.raises(RecipeError, match=r"prompts='Where\?' is one text; write prompts=\[\.\.\.\]"):
+    with pytest.raises(RecipeError, match=r"prompts='Where\?' is a single text; pass a list of texts"):
         prompts_of("Where?", None)
 
 
@@ -71,7 +71,7 @@ def test_what_holds_no_prompt_is_refused(tmp_path: Path) -> None:
     file.write_text(" \n")
     with pytest.raises(DataError, match="holds no prompt"):
         prompts_of(None, file)
-    with pytest.raises(RecipeError, match=r"a prompt is 5, a int; give texts"):
+    with pytest.raises(RecipeError, match=r"the prompt '5' is a int"):
         prompts_of(cast(Any, ["a", 5]), None)
 
 

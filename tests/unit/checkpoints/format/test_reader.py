@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[str, bytes]] = {
     "transposed": ("transposed", saved(torch.zeros(4, 5).t())),
     "two tensors": ("describes no tensor", saved([torch.zeros(3)] * 2)),  # pyright: ignore[reportArgumentType]
     "a record too short": (
-        "do not fit",
+        "needs more bytes than its record",
         repacked(saved(torch.zeros(9)), lambda name, data: (name, data[:20] if "data/" in name else data)),
     ),
     "no record": (
@@ -167,12 +167,12 @@ def lose_file(metadata: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (change_box, "does not lie in"),
-        (swap_places, "is not the tensor .metadata describes"),
+        (change_box, "is outside the tensor's shape"),
+        (swap_places, "is not the tensor that .metadata describes"),
         (lose_place, "does not say where w"),
-        (lose_box, r"w is not whole: near \[4, 0\] a part is missing"),
+        (lose_box, r"w is incomplete: near \[4, 0\], a part is missing"),
         (widen, "needs more bytes than its files have"),
-        (lose_file, "'nowhere.distcp', which is no file"),
+        (lose_file, "'nowhere.distcp', which is not a file"),
     ],
 )
 def test_metadata_that_does_not_fit_the_files(tmp_path: Path, change: Callable[[Any], None], why: str) -> None:
@@ -209,7 +209,7 @@ def test_what_each_torch_writes_of_a_tensor(tmp_path: Path, more: tuple[Any, ...
 def test_strides_are_numbers(tmp_path: Path, more: tuple[Any, ...]) -> None:
     save_boxes({"w": torch.randn(7, 5)}, {"w": halves((7, 5), 0)}, tmp_path)
     (tmp_path / ".metadata").write_bytes(with_properties(read_metadata(tmp_path), *more))
-    with pytest.raises(CheckpointError, match="properties of a tensor that are none"):
+    with pytest.raises(CheckpointError, match="invalid tensor properties"):
         read_metadata(tmp_path)
 
 
@@ -241,13 +241,13 @@ def test_boxes_hold_every_element_once(tmp_path: Path, places: list[Any], padded
         lambda stored: stored.read_into([Shard("w", torch.empty(18), (0, 0), (6, 3), (6, 3), padded=padded)]),
         lambda stored: stored.matrix("w", None, None),
     ):
-        with pytest.raises(CheckpointError, match=r"w is not whole: near \[\d, \d\]"):
+        with pytest.raises(CheckpointError, match=r"w is incomplete: near \[\d, \d\]"):
             read(StoredWeights(tmp_path))
 
 
 def test_a_padded_vocabulary_is_as_wide_as_the_models(tmp_path: Path) -> None:
     write_metadata(tmp_path, [write_file(tmp_path, 0, [Shard("w", torch.ones(48), (0, 0), (8, 6), (8, 6))], {})])
-    with pytest.raises(CheckpointError, match=r"w has shape \[8, 6\], the model's is \[10, 4\]"):
+    with pytest.raises(CheckpointError, match=r"w has shape \[8, 6\], but the model needs \[10, 4\]"):
         StoredWeights(tmp_path).read_into([Shard("w", torch.empty(40), (0, 0), (10, 4), (10, 4), padded=True)])
 
 
@@ -258,5 +258,5 @@ def test_a_padded_vocabulary_is_as_wide_as_the_models(tmp_path: Path) -> None:
 )
 def test_only_floating_point_becomes_another_type(tmp_path: Path, kept: torch.dtype, wanted: torch.dtype) -> None:
     write_metadata(tmp_path, [write_file(tmp_path, 0, [Shard("w", torch.ones(4, dtype=kept), (0,), (4,), (4,))], {})])
-    with pytest.raises(CheckpointError, match=f"w is {kept}, the model's is {wanted}"):
+    with pytest.raises(CheckpointError, match=f"w is {kept}, but the model needs {wanted}"):
         StoredWeights(tmp_path).read_tensor("w", wanted)

@@ -75,7 +75,7 @@ def test_a_base_that_moved_is_named_and_compared(tmp_path: Path) -> None:
     adapter = adapters_on(base, tmp_path / "adapter")
     moved = base.rename(tmp_path / "moved")
     with pytest.raises(
-        CheckpointError, match=r"is not at .*base, or may not be read; say where it is now with --base PATH"
+        CheckpointError, match=r"is not at .*base, or cannot be read; pass its new location with --base PATH"
     ):
         base_of(adapter)
     assert base_of(adapter, moved) == moved
@@ -106,7 +106,9 @@ def test_a_base_in_a_home_folder_of_someone_else_is_not_there() -> None:
         home.chmod(0)
         try:
             with as_nobody():
-                with pytest.raises(CheckpointError, match=r"is not at .*base, or may not be read; say where it is now"):
+                with pytest.raises(
+                    CheckpointError, match=r"is not at .*base, or cannot be read; pass its new location"
+                ):
                     base_of(adapter)
                 assert Follower(lambda *_: {}).follow(adapter)[1].state == "absent"
         finally:
@@ -121,13 +123,13 @@ def test_commands_without_base_say_which_has_it(tmp_path: Path, load: Callable[[
     adapter = adapters_on(base, tmp_path / "adapter")
     write_manifest(adapter, "adapter")
     base.rename(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="--base PATH of `mixtral-recipes export`, whose folder needs no base"):
+    with pytest.raises(CheckpointError, match=r"--base PATH of `mixtral-recipes export` \(the exported"):
         load(adapter)
 
 
 def test_adapters_that_do_not_say_what_they_adapt(tmp_path: Path) -> None:
     record.write(tmp_path, Lineage("adapter", Identity()))
-    with pytest.raises(CheckpointError, match="does not say what the adapters adapt"):
+    with pytest.raises(CheckpointError, match="does not name the base model of the adapters"):
         base_of(tmp_path)
 
 
@@ -140,10 +142,10 @@ def test_an_export_brings_its_lineage_and_other_weights_in_it_are_refused(tmp_pa
     origin = {"path": str(tmp_path)}
     assert source_parent(tmp_path, origin, "a" * 64).record == export
     assert source_parent(tmp_path, origin, None).record == export  # cast on the way: nothing to compare
-    with pytest.raises(CheckpointError, match=r"holds weights bbbbbbbbbbbb, recorded was weights aaaaaaaaaaaa"):
+    with pytest.raises(CheckpointError, match=r"has weights bbbbbbbbbbbb, but weights aaaaaaaaaaaa was recorded"):
         source_parent(tmp_path, origin, "b" * 64)
     (tmp_path / "tokenizer.json").write_text("{ }")
-    with pytest.raises(CheckpointError, match="holds tokenizer"):
+    with pytest.raises(CheckpointError, match="it has tokenizer"):
         source_parent(tmp_path, origin, "a" * 64)
 
 

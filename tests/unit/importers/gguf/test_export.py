@@ -150,7 +150,7 @@ def test_what_may_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "link.gguf").symlink_to(file)
     with pytest.raises(CheckpointError, match="is a link to"):
         written(checkpoint, tmp_path / "link.gguf", overwrite=True)
-    with pytest.raises(CheckpointError, match="which is read"):
+    with pytest.raises(CheckpointError, match="which is the input"):
         written(checkpoint, checkpoint / "weights" / "m.gguf")
     assert (tmp_path / "other.Modelfile").read_text() == "mine"
 

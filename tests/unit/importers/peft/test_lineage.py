@@ -38,7 +38,7 @@ def test_its_history_comes_along(exported: tuple[Path, Path], tmp_path: Path) ->
 def test_another_base_of_the_same_sizes_is_refused(exported: tuple[Path, Path], make_model, tmp_path: Path) -> None:
     folder, _ = exported
     other = import_checkpoint(str(make_model(seed=1)[0]), tmp_path / "other", progress=False)
-    with pytest.raises(CheckpointError, match=r"other is not the base of .*exported: .* recorded was"):
+    with pytest.raises(CheckpointError, match=r"other is not the base of .*exported: .* was recorded"):
         import_any(str(folder), tmp_path / "again", base=str(other))
     assert not (tmp_path / "again").exists()
 
@@ -49,7 +49,7 @@ def test_settings_that_were_changed_are_refused(exported: tuple[Path, Path], tmp
     changed, count = re.subn(r'(alpha"|alpha\'\)", \{"type": "leaf", "value")(: ?)32\b', r"\1\g<2>64", path.read_text())
     assert count == 1
     path.write_text(changed)
-    with pytest.raises(CheckpointError, match=r"is not what its lineage\.json says: it holds .*config"):
+    with pytest.raises(CheckpointError, match=r"does not match its lineage\.json: it has .*config"):
         import_any(str(folder), tmp_path / "again", base=str(base))
     links = Follower(lambda *_: {}, base=base).follow(folder)
     assert links[0].state == "wrong"
