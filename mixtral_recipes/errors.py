@@ -80,9 +80,9 @@ class Preempted(MixtralRecipesError, SystemExit):
 #: What to do about an answer of the operating system; any other is told as it is.
 _ADVICE = {
     "ENOENT": "check the path",
-    "ENOTDIR": "a part of the path is a file; choose another",
-    "EEXIST": "something else is there; choose another path",
-    "EISDIR": "it is a folder, and a file is needed",
+    "ENOTDIR": "a part of the path is a file; choose another path",
+    "EEXIST": "something already exists there; choose another path",
+    "EISDIR": "it is a folder, but a file is needed",
     "EACCES": "choose a place that you may read and write",
     "EPERM": "choose a place that you may read and write",
     "EROFS": "choose a place that you may write to",
@@ -101,14 +101,14 @@ def of_the_machine(error: BaseException) -> MixtralRecipesError | None:
     """
     if is_panic(error):
         return DataError(
-            f"the tokenizers library gave up on a text ({in_short(error)}): a regular expression in tokenizer.json "
-            "cannot be worked out on it; get the model's tokenizer again, or name another."
+            f"the tokenizers library failed on a text ({in_short(error)}): a regular expression in tokenizer.json "
+            "cannot be evaluated on it; download the model's tokenizer again, or use another."
         )
     if isinstance(error, MemoryError):
         return EnvironmentProblem("out of memory; close other programs, or choose a smaller model or batch.")
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for ~ and ~user
         return EnvironmentProblem(
-            "there is no such home folder (of ~, or ~NAME); set HOME, or MIXTRAL_RECIPES_HOME, or write the path out."
+            "the home folder of ~ or ~NAME cannot be found; set HOME or MIXTRAL_RECIPES_HOME, or write out the path."
         )
     if not isinstance(error, OSError) or error.errno is None:
         return None

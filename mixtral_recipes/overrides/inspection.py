@@ -37,7 +37,7 @@ def recipe_of(spec: str, default_task: str = "finetune") -> Any:
         return read_recipe(Path(spec))
     match = _SPEC.fullmatch(spec)
     if not match:
-        raise RecipeError(f"{spec!r} names no recipe; write e.g. mixtral_8x7b.finetune, or a .yaml file.")
+        raise RecipeError(f"{spec!r} does not name a recipe; use e.g. mixtral_8x7b.finetune, or a .yaml file.")
     path, call = match.groups()
     arguments = _arguments(spec, call) if call else {}
     name, _, task = path.partition(".")
@@ -55,7 +55,7 @@ def _arguments(spec: str, call: str) -> dict[str, Any]:
         return {str(keyword.arg): _value(spec, keyword) for keyword in node.keywords}
     except (SyntaxError, ValueError):
         raise RecipeError(
-            f"{spec!r}: write arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
+            f"{spec!r}: pass arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
         ) from None
 
 
@@ -64,7 +64,9 @@ def _value(spec: str, keyword: ast.keyword) -> Any:
         return ast.literal_eval(keyword.value)
     except ValueError:
         given = ast.unparse(keyword.value)
-        raise RecipeError(f"{spec}: {keyword.arg}={given} is no value; text has quotes: '{given}'.") from None
+        raise RecipeError(
+            f"{spec}: {keyword.arg}={given} is not a plain value; put text in quotes: '{given}'."
+        ) from None
 
 
 def overview(recipe: Any, name: str | None) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def recipe_function(recipe_name: str, task: str) -> Any:
         RecipeError: an unknown recipe or task.
     """
     if task not in catalog.TASKS:
-        raise RecipeError(f"task {task!r} is not known.{nearest(task, catalog.TASKS)}")
+        raise RecipeError(f"unknown task {task!r}.{nearest(task, catalog.TASKS)}")
     module = importlib.import_module(f"mixtral_recipes.recipes.{catalog.entry(recipe_name).name}")
     return getattr(module, f"{task}_recipe")
 
@@ -72,14 +72,16 @@ def load_own(path: str, task: str | None = None, **arguments: Any) -> Any:
     )
     for name in arguments:
         if name not in known:
-            raise RecipeError(f"{path} has no argument {name!r}; give it one, or **arguments that it hands on to ours.")
+            raise RecipeError(f"{path} has no argument {name!r}; add one, or **arguments that it passes on to ours.")
     with _blamed(path):
         recipe = function(**arguments)
     made = fdl.get_callable(recipe) if isinstance(recipe, fdl.Partial) else None
     if made is None or made.__module__ != "mixtral_recipes.api" or made.__name__ not in TASKS:
-        raise RecipeError(f"{path} returned {type(recipe).__name__}, not a recipe; return one of ours, changed.")
+        raise RecipeError(
+            f"{path} returned {type(recipe).__name__}, not a recipe; return one of ours with your changes."
+        )
     if task is not None and made.__name__ != task:
-        raise RecipeError(f"{path} makes a recipe for {made.__name__}, not for {task}.")
+        raise RecipeError(f"{path} returns a recipe for {made.__name__}, not for {task}.")
     return as_text(recipe)
 
 
@@ -96,8 +98,8 @@ def _own_function(path: str) -> Any:
         if not isinstance(cause, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{cause.name}."):
             raise
         raise RecipeError(
-            f"recipe {path}: {in_short(cause)}; a function of your own is named MODULE.FUNCTION, in a "
-            f"package that is installed or that PYTHONPATH leads to.{ours}"
+            f"recipe {path}: {in_short(cause)}; name a function of your own as MODULE.FUNCTION, in a "
+            f"package that is installed or on PYTHONPATH.{ours}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

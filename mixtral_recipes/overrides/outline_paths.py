@@ -41,7 +41,7 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
     for text in overrides:
         match = _OVERRIDE.fullmatch(text)
         if not match:
-            raise RecipeError(f"{text!r} is not a setting: write path=value, e.g. trainer.max_steps=20.")
+            raise RecipeError(f"{text!r} is not a setting; use path=value, e.g. trainer.max_steps=20.")
         path, operator, value = match.groups()
         if operator != "=" or "[" in path or "(" in value or path in _WHOLE_PARTS or path not in PATHS:
             raise NeedsRecipe

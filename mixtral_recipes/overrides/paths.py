@@ -48,7 +48,7 @@ def apply(recipe: run.Partial[Any], overrides: Iterable[str]) -> None:
         try:
             ((path, (operation, value)),) = parser.parse(text).items()
         except CLIException:
-            raise RecipeError(f"{text!r} is not a setting: write path=value, e.g. trainer.max_steps=20.") from None
+            raise RecipeError(f"{text!r} is not a setting; use path=value, e.g. trainer.max_steps=20.") from None
         holder, name = locate(recipe, path, text)
         new = _value(holder, name, value, path)
         if operation is not Operation.ASSIGN:
@@ -131,7 +131,7 @@ def locate(recipe: Any, path: str, text: str) -> tuple[Any, Any]:
         if inner is None:
             inner = _create(holder, step, text)
         holder = inner
-    raise RecipeError(f"{text!r} names no setting.")
+    raise RecipeError(f"{text!r} does not name a setting.")
 
 
 def get(holder: Any, name: Any) -> Any:
@@ -157,7 +157,7 @@ def _steps(path: str, text: str) -> list[str | int]:
     for part in path.split("."):
         match = _PART.fullmatch(part)
         if not match:
-            raise RecipeError(f"{text!r}: {part!r} is not a setting's name.")
+            raise RecipeError(f"{text!r}: {part!r} is not a valid setting name.")
         steps += [match[1], *(int(index) for index in re.findall(r"\d+", match[2]))]
     return steps
 
@@ -165,7 +165,7 @@ def _steps(path: str, text: str) -> list[str | int]:
 def _require(holder: Any, step: str | int, text: str) -> None:
     if isinstance(holder, list):
         if not isinstance(step, int) or step >= len(holder):
-            raise RecipeError(f"{text}: no element {step} in a list of {len(holder)}.")
+            raise RecipeError(f"{text}: the list has no element {step}, only {len(holder)} in all, from 0.")
     elif isinstance(holder, fdl.Buildable):
         names = fields(holder)
         if step not in names:
@@ -201,7 +201,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
     elif classes:
         part = run.Config(classes[0])
     else:
-        raise RecipeError(f"{text}: {name} is None.")
+        raise RecipeError(f"{text}: {name} is not set, so nothing inside it can be.")
     assign(holder, name, part)
     return part
 
@@ -227,7 +227,7 @@ def _objects(text: str, wanted: Any, path: str) -> Any:
         try:
             nodes = ast.parse(text, mode="eval").body
         except SyntaxError:
-            raise RecipeError(f"{path}={text}: is not a list of classes.") from None
+            raise RecipeError(f"{path}={text} is not a list of classes.") from None
         return [_object(node, path) for node in getattr(nodes, "elts", [])]
     word = text.lower() in ("none", "null") or any(text in typing.get_args(option) for option in options(wanted))
     if word or not _OBJECT.fullmatch(text):
@@ -296,7 +296,7 @@ def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
     if not isinstance(node, ast.Call):
         return {}
     if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise RecipeError(f"{path}: write arguments by name, e.g. LoRA(dim=16).")
+        raise RecipeError(f"{path}: pass arguments by name, e.g. LoRA(dim=16).")
     return {str(keyword.arg): _literal(keyword, path) for keyword in node.keywords}
 
 
@@ -306,5 +306,5 @@ def _literal(keyword: ast.keyword, path: str) -> Any:
     except ValueError:
         written = ast.unparse(keyword.value)
         raise RecipeError(
-            f"{path}: {keyword.arg}={written} is not a plain value; text stands in quotes: {keyword.arg}='TEXT'."
+            f"{path}: {keyword.arg}={written} is not a plain value; put text in quotes: {keyword.arg}='TEXT'."
         ) from None

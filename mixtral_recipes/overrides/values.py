@@ -33,7 +33,7 @@ def dtype(text: str, where: str) -> torch.dtype:
     name = text.removeprefix("torch.")
     name = short.get(name, name)
     if name not in classes.DTYPES:
-        raise RecipeError(f"{where}={text}: no such dtype. Valid: {', '.join(classes.DTYPES)}.")
+        raise RecipeError(f"{where}={text} is not a dtype; use one of {', '.join(classes.DTYPES)}.")
     return getattr(torch, name)
 
 

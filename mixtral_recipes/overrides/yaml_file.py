@@ -55,16 +55,16 @@ def _header(data: dict[str, Any], path: Path) -> tuple[str, str]:
         return AutoModelFile(data).name, "finetune"
     name = data.get(_FROM)
     if name is not None and not isinstance(name, str):
-        raise RecipeError(f"recipe: {name!r} is not a recipe; write e.g. recipe: mixtral_8x7b.finetune")
+        raise RecipeError(f"recipe: {name!r} is not a recipe; use e.g. recipe: mixtral_8x7b.finetune")
     if _TARGET in data:
         task = overrides.find(data[_TARGET], "tasks", _TARGET).__name__
         return (name or path.stem).partition(".")[0], task
     if name is None:
-        raise RecipeError("names no recipe; begin with e.g. recipe: mixtral_8x7b.finetune")
+        raise RecipeError("no recipe is named; begin with e.g. recipe: mixtral_8x7b.finetune")
     recipe, _, task = name.partition(".")
     catalog.entry(recipe)
     if not task:
-        raise RecipeError(f"recipe: {name} names no task; write {name}.finetune or {name}.pretrain")
+        raise RecipeError(f"recipe: {name} does not name a task; use {name}.finetune or {name}.pretrain")
     return recipe, task
 
 
@@ -154,10 +154,10 @@ def _inner(holder: Any, key: str, value: Any, where: str) -> Any:
 
 def _set(holder: Any, key: str, value: Any, where: str) -> None:
     if "." in key:
-        raise RecipeError(f"{where}: write settings nested, not dotted.")
+        raise RecipeError(f"{where}: nest settings instead of writing them with dots.")
     overrides.locate(holder, key, where)  # refuses an unknown setting
     if key in classes.NAMES_CODE and value is not None:
-        raise RecipeError(f"{where}: {value!r} names code to import, which a recipe file may not; set it from Python.")
+        raise RecipeError(f"{where}: {value!r} would import code, which a recipe file may not do; set it from Python.")
     built = _build(value, where)
     wanted = overrides.annotation(holder, key)
     overrides.assign(holder, key, values.check(built, wanted, where))
@@ -175,7 +175,7 @@ def _build(value: Any, where: str) -> Any:
     if value.get(_CALL) is False and not arguments:
         return _constant(value[_TARGET], where)
     if value.get(_CALL, True) is not True or value.get(_PARTIAL, False) is not False:
-        raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} do not go with {value[_TARGET]!r}.")
+        raise RecipeError(f"{where}: {_CALL} and {_PARTIAL} are not supported with {value[_TARGET]!r}.")
     config = run.Config(overrides.find(value[_TARGET], "classes", where))
     for key, item in arguments.items():
         _set(config, key, item, f"{where}.{key}")

@@ -31,11 +31,14 @@ def modules(wanted: Sequence[str] | str, left_out: Sequence[str]) -> tuple[str, 
         for name in given:
             if "*" in name or "." in name:
                 raise RecipeError(
-                    f"peft.{setting} names {name!r}: a pattern; name the kinds of layer ({', '.join(ALL_LINEAR)}), and "
-                    "in peft.layers the numbers of those that are adapted, e.g. '0,4-7'."
+                    f"peft.{setting} names {name!r}, a pattern; name the kinds of layer ({', '.join(ALL_LINEAR)}), "
+                    "and set peft.layers to the numbers of the layers to adapt, e.g. '0,4-7'."
                 )
             if name not in ALL_LINEAR and (setting, name) not in _NEVER_ADAPTED:
-                raise RecipeError(f"peft.{setting} names {name!r}.{nearest(name, (*ALL_LINEAR, *PRESETS))}")
+                raise RecipeError(
+                    f"peft.{setting} names {name!r}, which is not a kind of "
+                    f"layer.{nearest(name, (*ALL_LINEAR, *PRESETS))}"
+                )
     found = tuple(name for name in ALL_LINEAR if name in names and name not in left_out)
     if not found:
         raise RecipeError("peft.target_modules and peft.exclude_modules leave no layer to adapt.")
@@ -67,7 +70,7 @@ def ranges(text: str, setting: str) -> Ranges:
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
             raise RecipeError(
-                f"{setting}={text!r}: {part.strip()!r} is not a number or range; write 0,3 or 8-31 or 24-."
+                f"{setting}={text!r}: {part.strip()!r} is not a number or range; use e.g. 0,3 or 8-31 or 24-."
             )
         found.append((int(first), int(last) if last else None if dash else int(first)))
     return tuple(found)
@@ -89,7 +92,7 @@ def check(numbers: Numbers | None, count: int, setting: str, what: str) -> None:
         return
     parts = ranges(numbers, setting) if isinstance(numbers, str) else [(n, n) for n in numbers]
     if not parts:
-        raise RecipeError(f"{setting}={numbers!r} names no {what}; leave it out for all of them.")
+        raise RecipeError(f"{setting}={numbers!r} names no {what}; leave it out to adapt all of them.")
     worst = max(first if last is None else last for first, last in parts)
     least = min(first for first, _ in parts)
     if worst >= count or least < 0:
@@ -109,5 +112,5 @@ def busiest_of(text: str) -> int | None:
         return None
     number = text.removeprefix(BUSIEST)
     if not number.isdecimal() or int(number) < 1:
-        raise RecipeError(f"peft.experts={text!r}: write how many of each layer, e.g. busiest:4.")
+        raise RecipeError(f"peft.experts={text!r} needs a number of experts per layer, e.g. busiest:4.")
     return int(number)

@@ -37,11 +37,11 @@ def refused(given: Any) -> Iterator[str]:
     for number, callback in enumerate(given if isinstance(given, list | tuple) else []):
         target: Any = fdl.get_callable(callback) if isinstance(callback, fdl.Buildable) else type(callback)
         if isinstance(callback, type):
-            yield f"trainer.callbacks[{number}]={callback.__name__}: is a class; write {callback.__name__}()."
+            yield f"trainer.callbacks[{number}]={callback.__name__} is a class; use {callback.__name__}()."
         elif isinstance(target, type) and not target.__module__.startswith(_NEEDLESS):
             why = _why_not(target)
             if why:
-                yield f"trainer.callbacks[{number}]={target.__name__}: {why}."
+                yield f"trainer.callbacks[{number}]={target.__name__} {why}."
 
 
 def _why_not(target: type) -> str | None:
@@ -49,12 +49,14 @@ def _why_not(target: type) -> str | None:
     if target.__module__ == "mixtral_recipes.settings.checkpoint":
         return "belongs in log.ckpt"
     if any(base.__module__.startswith(_LIGHTNING) for base in target.__mro__):
-        return f"is one of Lightning's, which is not underneath; derive it from nothing, with hooks out of {_ours()}"
+        return (
+            f"derives from Lightning's Callback, but Lightning is not used; drop that base and define some of {_ours()}"
+        )
     for name in filter(lambda name: name.startswith("on_"), dir(target)):
         why = of_lightning(name, list(inspect.signature(getattr(target, name)).parameters))
         if why:
             return why
-    return None if any(hasattr(target, name) for name in HOOKS) else f"has none of the hooks {_ours()}"
+    return None if any(hasattr(target, name) for name in HOOKS) else f"defines none of these hooks: {_ours()}"
 
 
 def of_lightning(name: str, parameters: list[str]) -> str | None:
@@ -66,9 +68,11 @@ def of_lightning(name: str, parameters: list[str]) -> str | None:
     """
     if name not in HOOKS:
         ours = _OURS.get(name)
-        return f"has {name}, which nothing calls; " + (f"write {_signature(ours)}" if ours else f"hooks are {_ours()}")
+        return f"defines {name}, which is never called; " + (
+            f"use {_signature(ours)}" if ours else f"the hooks are {_ours()}"
+        )
     if "pl_module" in parameters:
-        return f"has {name}(trainer, pl_module), as Lightning calls it; write {_signature(name)}"
+        return f"defines {name}(trainer, pl_module) as for Lightning; use {_signature(name)}"
     return None
 
 

@@ -101,14 +101,14 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
     """
     found = [change for change in changes(before, after) if not _is_place(change.path)]
     if "peft.class" in before.keys() ^ after.keys():  # none of the scheme's settings says more than that
-        words = ("adapters: this run trains all weights", "adapters: this run trains some")["peft.class" in after]
-        told = [words, *(str(change) for change in found if change.path.split(".")[0] != "peft")]
+        trained = ("all weights, not adapters", "adapters, not all weights")["peft.class" in after]
+        told = [f"this run trains {trained}", *(str(change) for change in found if change.path.split(".")[0] != "peft")]
     else:
         told = [str(change) for change in found]
     if told:
         raise RecipeError(
-            f"{name} has finished, {steps} steps, with other settings ({'; '.join(told)}): set them back, start a run "
-            f"of another --name, or train on with trainer.max_steps above {steps}."
+            f"{name} has already finished {steps} steps with other settings ({'; '.join(told)}): set them back, start "
+            f"a run with another --name, or continue it with trainer.max_steps above {steps}."
         )
 
 
@@ -127,5 +127,5 @@ def refuse_fixed(found: list[Change]) -> None:
     if fixed:
         raise RecipeError(
             f"the run's checkpoints were written with other settings ({'; '.join(map(str, fixed))}), which cannot "
-            "change within a run: set them back, or start a run of another --name."
+            "change within a run: set them back, or start a run with another --name."
         )

@@ -151,7 +151,7 @@ def find(spelling: Any, table: str, where: str) -> Any:
     if found is None:
         closest = nearest(str(spelling).rpartition(".")[2], names(table))
         own = OWN if table == "classes" and "." in str(spelling) else ""
-        raise RecipeError(f"{where}: {spelling!r} is not among the {table} a recipe may name.{closest}{own}")
+        raise RecipeError(f"{where}: {spelling!r} is not one of the {table} that a recipe may name.{closest}{own}")
     module, name = found
     return getattr(importlib.import_module(module), name)
 
@@ -175,4 +175,4 @@ def spelling_of(value: Any) -> str:
     for name, module in FUNCTIONS.items():  # by identity: torch's functions do not know where they stand
         if value is getattr(importlib.import_module(module), name):
             return f"{module}.{name}"
-    raise RecipeError(f"{path} is not among the classes and functions a recipe file may name.{OWN}")
+    raise RecipeError(f"{path} is not one of the classes and functions that a recipe file may name.{OWN}")

@@ -56,8 +56,8 @@ class CosineAnnealingScheduler(LRSchedule):
         decay_steps = max_steps - self.constant_steps
         if decay_steps < 1:
             raise RecipeError(
-                f"optim.lr_scheduler.constant_steps={self.constant_steps} leaves no step of "
-                f"trainer.max_steps={max_steps}."
+                f"optim.lr_scheduler.constant_steps={self.constant_steps} leaves none of "
+                f"trainer.max_steps={max_steps} for the decay."
             )
         warmup = _within(self.warmup_steps, decay_steps)
         return {"lr_warmup_steps": warmup, "lr_decay_steps": decay_steps, "lr_decay_style": "cosine"}
@@ -137,7 +137,7 @@ class WarmupHoldAnnealScheduler(LRSchedule):
         """
         if self.decay_schedule not in _DECAYS:
             raise RecipeError(
-                f"optim.lr_scheduler.decay_schedule={self.decay_schedule!r} is not known; use "
+                f"optim.lr_scheduler.decay_schedule={self.decay_schedule!r} is not supported; use "
                 f"{' or '.join(map(repr, _DECAYS))}."
             )
         before = (self.warmup_ratio or 0.0) + (self.hold_ratio or 0.0)

@@ -88,11 +88,14 @@ class LoRA:
                 if name not in wanted:
                     raise RecipeError(f"peft.{setting} names {name!r}, which is not adapted.{nearest(name, wanted)}")
                 if not value > 0:
-                    raise RecipeError(f"peft.{setting}.{name}={value}; it must be positive.")
+                    raise RecipeError(f"peft.{setting}.{name}={value} must be positive.")
         if self.dropout_position not in ("pre", "post"):
             raise RecipeError(f"peft.dropout_position={self.dropout_position!r}; use 'pre' or 'post'.")
         if self.lora_B_init_method != "zero":
-            raise RecipeError(f"peft.lora_B_init_method={self.lora_B_init_method!r}; only 'zero' starts at the base.")
+            raise RecipeError(
+                f"peft.lora_B_init_method={self.lora_B_init_method!r} is not supported; use 'zero', which starts from "
+                "the base model."
+            )
         targets = set(wanted)
         self._check_more(targets)
         return targets
@@ -101,13 +104,17 @@ class LoRA:
         for name in self.modules_to_save:
             if name not in HF_WHOLE:
                 ours = [own for own, theirs in HF_WHOLE.items() if theirs == name]
-                better = f" Megatron calls it {ours[0]}." if ours else nearest(name, list(HF_WHOLE))
-                raise RecipeError(f"peft.modules_to_save names {name!r}.{better}")
+                better = (
+                    f"Megatron calls {ours[0]}; use that name."
+                    if ours
+                    else f"it does not support.{nearest(name, list(HF_WHOLE))}"
+                )
+                raise RecipeError(f"peft.modules_to_save names {name!r}, which {better}")
         if self.loraplus_lr_ratio is not None and not self.loraplus_lr_ratio > 0:
-            raise RecipeError(f"peft.loraplus_lr_ratio={self.loraplus_lr_ratio}; it must be positive.")
+            raise RecipeError(f"peft.loraplus_lr_ratio={self.loraplus_lr_ratio} must be positive.")
         if self.experts is not None and not targets & set(_OF_EXPERTS):
             raise RecipeError(
-                f"peft.experts={self.experts!r} chooses experts, and none of their layers is adapted; add "
+                f"peft.experts={self.experts!r} selects experts, but none of their layers is adapted; add "
                 f"{' or '.join(_OF_EXPERTS)} to peft.target_modules."
             )
 
@@ -135,12 +142,14 @@ class LoRA:
             return
         for layer, experts in self.experts.items():
             if not layer.isdecimal() or int(layer) >= num_layers:
-                raise RecipeError(f"peft.experts names layer {layer}, but the model has {num_layers} layers, from 0.")
+                raise RecipeError(
+                    f"peft.experts names layer {layer}, but the model has {num_layers} layers (0 to {num_layers - 1})."
+                )
             adapted.check(experts or None, num_experts, f"peft.experts.{layer}", "expert")
         if not any(
             experts and adapted.names(self.layers, int(n), "peft.layers") for n, experts in self.experts.items()
         ):
-            raise RecipeError("peft.experts names no expert of the layers that are adapted.")
+            raise RecipeError("peft.experts names no expert in the layers that are adapted.")
 
 
 @takes_nemos_arguments
@@ -190,8 +199,8 @@ class QLoRA(LoRA):
             raise RecipeError(f"peft.block_size={self.block_size}; use {', '.join(map(str, BLOCK_SIZES))}.")
         if precision.fp8:
             raise RecipeError(
-                f"trainer.plugins.fp8={precision.fp8!r} with peft.class=QLoRA: the base is in {self.bits} bits and its "
-                "products are in 16; set trainer.plugins.fp8=null, or take --peft lora."
+                f"trainer.plugins.fp8={precision.fp8!r} does not work with peft.class=QLoRA: the base is stored in "
+                f"{self.bits} bits and multiplied in 16; set trainer.plugins.fp8=null, or use --peft lora."
             )
         if self.bits == 4:
             self._check_blocks(shape, topology)
@@ -211,7 +220,8 @@ class QLoRA(LoRA):
                 by = f" on each of {cut} tensor-parallel ranks" if cut > 1 else ""
                 raise RecipeError(
                     f"peft.block_size={self.block_size} does not divide {layer}'s rows of {columns} weights{by}; use a "
-                    f"smaller block (of {', '.join(map(str, BLOCK_SIZES))}), fewer such ranks, or peft.bits=8."
+                    f"smaller block (one of {', '.join(map(str, BLOCK_SIZES))}), less tensor parallelism, or "
+                    "peft.bits=8."
                 )
 
 
@@ -231,8 +241,8 @@ def kind_of(scheme: LoRA) -> type[LoRA]:
         theirs, ours = getattr(type(scheme), name, None), getattr(kind, name)
         if not name.startswith("__") and callable(ours) and theirs is not ours:
             raise RecipeError(
-                f"peft={type(scheme).__name__}: overrides {kind.__name__}.{name}, without which its adapters could not "
-                "be read; a scheme that calculates differently has to be added to the package (docs/extending.md)."
+                f"peft={type(scheme).__name__} overrides {kind.__name__}.{name}, and its adapters could not be read "
+                "without it; a scheme that computes differently must be added to the package (docs/extending.md)."
             )
     return kind
 

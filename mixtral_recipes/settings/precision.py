@@ -80,23 +80,24 @@ class MegatronMixedPrecision:
         """
         if self.precision not in PRECISIONS:
             raise RecipeError(
-                f"trainer.plugins.precision={self.precision!r} is not known; use {', '.join(map(repr, PRECISIONS))}."
+                f"trainer.plugins.precision={self.precision!r} is not supported; use "
+                f"{', '.join(map(repr, PRECISIONS))}."
             )
         if not self.fp8:
             return
         if self.fp8 not in FP8_FORMATS:
-            raise RecipeError(f"trainer.plugins.fp8={self.fp8!r} is not known; use 'hybrid' or 'e4m3'.")
+            raise RecipeError(f"trainer.plugins.fp8={self.fp8!r} is not supported; use 'hybrid' or 'e4m3'.")
         if self.fp8_recipe not in FP8_RECIPES:
             raise RecipeError(
-                f"trainer.plugins.fp8_recipe={self.fp8_recipe!r} is not known; use {', '.join(FP8_RECIPES)}."
+                f"trainer.plugins.fp8_recipe={self.fp8_recipe!r} is not supported; use {', '.join(FP8_RECIPES)}."
             )
         if self.precision != "bf16-mixed":
             raise RecipeError(
-                f"trainer.plugins.fp8={self.fp8!r} with precision={self.precision!r}: FP8 products stand in a bf16 "
-                "model; set trainer.plugins.precision='bf16-mixed'."
+                f"trainer.plugins.fp8={self.fp8!r} does not work with precision={self.precision!r}: FP8 products need "
+                "a bf16 model; set trainer.plugins.precision='bf16-mixed'."
             )
         if self.first_last_layers_bf16 and self.fp8_recipe == "delayed":
             raise RecipeError(
-                "trainer.plugins.first_last_layers_bf16=True with fp8_recipe='delayed': delayed scaling keeps one "
-                "state for all layers; use tensorwise, blockwise or mxfp8."
+                "trainer.plugins.first_last_layers_bf16=True does not work with fp8_recipe='delayed': delayed "
+                "scaling keeps one state for all layers; use tensorwise, blockwise or mxfp8."
             )

@@ -42,7 +42,9 @@ class Range(NamedTuple):
             bounds.append(f"{'more than' if self.above else 'at least'} {_told(self.low)}")
         if self.high < _LARGEST:
             bounds.append(f"{'less than' if self.below else 'at most'} {_told(self.high)}")
-        return ", ".join(["a finite number", " and ".join(bounds)] if bounds else ["a finite number of ordinary size"])
+        return ", ".join(
+            ["a finite number", " and ".join(bounds)] if bounds else ["a finite number of reasonable size"]
+        )
 
 
 def _told(bound: float) -> str:

@@ -73,7 +73,7 @@ def get_nmt_tokenizer(
     name = named[library]
     if not name:
         argument = "model_name" if library == "huggingface" else "tokenizer_model"
-        raise RecipeError(f"get_nmt_tokenizer(library={library!r}): {argument} is not given.")
+        raise RecipeError(f"get_nmt_tokenizer(library={library!r}) needs {argument}.")
     return AutoTokenizer(name, chat_template=chat_template)
 
 

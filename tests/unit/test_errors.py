@@ -46,7 +46,7 @@ def test_other_errors_are_ours(error: BaseException) -> None:
             "To repair: trainer.strategy.context_parallel_size=2",
             "To repair: recipe.trainer.strategy.context_parallel_size=2",
         ),
-        ("start a run of another --name.", "start a run of another recipe.log.name."),
+        ("start a run with another --name.", "start a run with another recipe.log.name."),
         (
             "--format hff is not a known format; --base has no effect",
             "target hff is not a known format; base has no effect",
@@ -70,11 +70,11 @@ def test_a_panic_of_the_tokenizers_library_is_named() -> None:
     with pytest.raises(BaseException, match="retry-limit-in-match") as caught:
         tokenizer.encode("x" * 40)
     assert not isinstance(caught.value, Exception)
-    assert "the tokenizers library gave up on a text (Onig: Regex search error" in str(of_the_machine(caught.value))
+    assert "the tokenizers library failed on a text (Onig: Regex search error" in str(of_the_machine(caught.value))
 
 
 def test_a_home_folder_that_is_none() -> None:
     with pytest.raises(RuntimeError) as caught:
         Path("~nobody-of-this-name/x").expanduser()
-    assert "there is no such home folder" in str(of_the_machine(caught.value))
+    assert "the home folder of ~ or ~NAME cannot be found" in str(of_the_machine(caught.value))
     assert of_the_machine(RuntimeError("another")) is None

@@ -18,7 +18,7 @@ def data_of(values: Values, replaced: Any, packed: int) -> Any:
     roots = map(values.take, ("dataset.dataset_name", "dataset.path_or_dataset", "dataset.path_or_dataset_id"))
     root = next(filter(None, roots), None)
     if isinstance(root, list):
-        raise RecipeError("dataset: give one data set, a file or a folder, not a list.")
+        raise RecipeError("dataset: use a single data set, a file or a folder; a list is not supported.")
     root = f"{root}:{values.take('dataset.name')}" if values.take("dataset.name") else root
     if target == "make_squad_dataset":
         config = run.Config(class_named("SquadDataModule"), dataset_root=None if root in _SQUAD else root)
@@ -33,7 +33,7 @@ def data_of(values: Values, replaced: Any, packed: int) -> Any:
         config = run.Config(class_named("MockDataModule"), num_train_samples=samples, vocab_size=vocab)
     else:
         known = "make_squad_dataset, ColumnMappedTextInstructionDataset, ChatDataset, MockIterableDataset"
-        what = f"dataset._target_={target}: is not read" if target else "dataset._target_ is not set"
+        what = f"dataset._target_={target} is not supported" if target else "dataset._target_ is not set"
         raise RecipeError(f"{what}; use one of {known}, or finetune --data.")
     if packed:
         specs = run.Config(class_named("PackedSequenceSpecs"), packed_sequence_size=packed)
@@ -42,7 +42,9 @@ def data_of(values: Values, replaced: Any, packed: int) -> Any:
     if length and not packed:
         config.seq_length = length
     if target == "make_squad_dataset" and values.take("dataset.chat_template"):
-        raise RecipeError("dataset.chat_template: SQuAD is asked as plain text; use a data set of messages.")
+        raise RecipeError(
+            "dataset.chat_template: SQuAD is plain text, without a chat template; use a data set of messages."
+        )
     return overrides.with_batch_of(replaced, config)
 
 
@@ -50,7 +52,7 @@ def _columns(values: Values, root: Any) -> Any:
     columns = {key: values.take(f"dataset.column_mapping.{key}") for key in ("context", "question", "answer")}
     given = {key: str(value) for key, value in columns.items() if value}
     if "answer" not in given or len(given) == 1:
-        raise RecipeError("dataset.column_mapping: needs answer, and context or question.")
+        raise RecipeError("dataset.column_mapping must name answer, and context or question.")
     names = {("output" if key == "answer" else key): column for key, column in given.items()}
     return run.Config(
         class_named("FineTuningDataModule"),

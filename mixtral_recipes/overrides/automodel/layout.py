@@ -31,7 +31,7 @@ def set_layout(values: Values, recipe: Any, packed: bool) -> None:
     strategy.expert_tensor_parallel_size = 1
     strategy.sequence_parallel = tp > 1
     if not values.take("distributed.sequence_parallel", False) and tp > 1:
-        values.notes.append("Sequence parallelism is on: Megatron's MoE layer needs it where tp_size > 1.")
+        values.notes.append("Sequence parallelism is on because Megatron's MoE layer needs it with tp_size > 1.")
     strategy.virtual_pipeline_model_parallel_size = _chunks(values, recipe.model.config.num_layers, pp)
     if pp == 1:
         strategy.pipeline_dtype = None
@@ -42,7 +42,7 @@ def set_layout(values: Values, recipe: Any, packed: bool) -> None:
     micro = values.whole("distributed.pipeline.pp_microbatch_size", 1)
     recipe.data.micro_batch_size = 1 if packed else micro if pp > 1 else local
     if packed and (local > 1 or micro > 1):
-        values.notes.append("Packs go through one by one, whatever step_scheduler.local_batch_size says.")
+        values.notes.append("Packs are processed one at a time, whatever step_scheduler.local_batch_size is.")
     _spread_experts(values, trainer)
 
 
@@ -53,7 +53,7 @@ def _chunks(values: Values, num_layers: int, pp: int) -> int | None:
     if pp == 1 or schedule == "1f1b":
         return None
     if schedule != "interleaved1f1b":
-        raise RecipeError(f"distributed.pipeline.pp_schedule={schedule}: use 1f1b or interleaved1f1b.")
+        raise RecipeError(f"distributed.pipeline.pp_schedule={schedule} is not supported; use 1f1b or interleaved1f1b.")
     return num_layers // (pp * stage) if stage else 2  # AutoModel's default: two stages a rank
 
 
@@ -86,6 +86,10 @@ def make_it_fit(values: Values, recipe: Any, hardware: str, nodes: int | None) -
         return
     if nodes is None:
         where = f"{trainer.num_nodes} node(s) x {trainer.devices} {card.title}"
-        values.notes.append(f"{where}: the file states none; --num-nodes and --nproc-per-node do.")
+        values.notes.append(
+            f"Using {where}, since the file does not set them; --num-nodes and --nproc-per-node override this."
+        )
     if recipe.data.micro_batch_size != asked:
-        values.notes.append(f"{recipe.data.micro_batch_size} sequence(s) at once, not {asked}, so that they fit.")
+        values.notes.append(
+            f"{recipe.data.micro_batch_size} sequence(s) per microbatch instead of {asked}, so that they fit in memory."
+        )

@@ -80,7 +80,9 @@ class AutoModelFile:
 def _model(values: Values) -> tuple[str, str, bool]:
     target = str(values.take("model._target_", ""))
     if not target.endswith(".from_pretrained"):
-        raise RecipeError(f"model._target_={target}: only from_pretrained is read; use pretrain for new weights.")
+        raise RecipeError(
+            f"model._target_={target} is not supported, only from_pretrained; use pretrain for new weights."
+        )
     named = str(values.take("model.pretrained_model_name_or_path", ""))
     revision = values.take("model.revision")
     for name, entry in catalog.CATALOG.items():
@@ -92,7 +94,7 @@ def _model(values: Values) -> tuple[str, str, bool]:
     if not (folder / "config.json").is_file():
         known = dict.fromkeys(entry.base for entry in catalog.CATALOG.values() if entry.base)
         raise RecipeError(
-            f"model.pretrained_model_name_or_path={named}: is not a Mixtral that has a recipe ({', '.join(known)}, "
+            f"model.pretrained_model_name_or_path={named} is not a Mixtral with a recipe ({', '.join(known)}, "
             "their Instruct variants, or a folder with a config.json)."
         )
     return _recipe_of_folder(folder), str(folder), False
@@ -112,5 +114,6 @@ def _recipe_of_folder(folder: Path) -> str:
         if (entry.shape.num_layers, entry.shape.hidden_size) == sizes:
             return name
     raise RecipeError(
-        f"model.pretrained_model_name_or_path={folder}: {sizes[0]} layers of width {sizes[1]} match no recipe."
+        f"model.pretrained_model_name_or_path={folder} has {sizes[0]} layers of width {sizes[1]}, which match no "
+        "recipe."
     )

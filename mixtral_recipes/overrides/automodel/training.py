@@ -23,7 +23,9 @@ _LINEARS = {
 def set_run(values: Values, recipe: Any) -> None:
     """How long, how often, where to."""
     if values.take("step_scheduler.max_steps") is None:
-        raise RecipeError("step_scheduler.max_steps is not set; epochs do not say how many steps a run takes.")
+        raise RecipeError(
+            "step_scheduler.max_steps is not set; the number of epochs does not determine the number of steps."
+        )
     settings = {
         "trainer.max_steps": values.take("step_scheduler.max_steps"),
         "data.global_batch_size": values.take("step_scheduler.global_batch_size"),
@@ -57,7 +59,7 @@ def set_run(values: Values, recipe: Any) -> None:
     if precision in ("float32", "fp32"):
         recipe.trainer.plugins.precision, recipe.trainer.strategy.pipeline_dtype = "32", None
     elif precision not in ("bf16", "bfloat16", "auto"):
-        raise RecipeError(f"model.torch_dtype={precision}: use bf16 or float32.")
+        raise RecipeError(f"model.torch_dtype={precision} is not supported; use bf16 or float32.")
 
 
 def set_optimizer(values: Values, recipe: Any) -> None:
@@ -65,9 +67,9 @@ def set_optimizer(values: Values, recipe: Any) -> None:
     target = short_name(values.take("optimizer._target_", "Adam"))
     loss = short_name(values.take("loss_fn._target_", "MaskedCrossEntropy"))
     if target not in ("Adam", "AdamW", "FusedAdam"):
-        raise RecipeError(f"optimizer._target_={target}: use torch.optim.Adam or torch.optim.AdamW.")
+        raise RecipeError(f"optimizer._target_={target} is not supported; use torch.optim.Adam or torch.optim.AdamW.")
     if not loss.endswith("CrossEntropy"):
-        raise RecipeError(f"loss_fn._target_={loss}: the loss is cross-entropy; leave it out.")
+        raise RecipeError(f"loss_fn._target_={loss} is not supported: the loss is always cross-entropy; leave it out.")
     betas = values.take("optimizer.betas", [0.9, 0.999])
     if not isinstance(betas, list) or len(betas) != 2:
         raise RecipeError(f"optimizer.betas={betas!r} is not allowed; use two numbers, such as [0.9, 0.999].")
@@ -93,7 +95,7 @@ def set_optimizer(values: Values, recipe: Any) -> None:
         "constant": "WarmupPolicyScheduler",
     }
     if style not in names:
-        raise RecipeError(f"lr_scheduler.lr_decay_style={style!r}: use {', '.join(names)}.")
+        raise RecipeError(f"lr_scheduler.lr_decay_style={style!r} is not supported; use {', '.join(names)}.")
     recipe.optim.lr_scheduler = run.Config(
         class_named(names[style]),
         warmup_steps=values.whole("lr_scheduler.lr_warmup_steps", min(1000, steps // 10) if schedule else 0, least=0),
@@ -119,7 +121,7 @@ def set_adapters(values: Values, recipe: Any) -> None:
     if values.take("peft.match_all_linear"):
         settings["target_modules"] = sorted(set(_LINEARS.values()))
     if not settings["target_modules"]:
-        raise RecipeError("peft: names no layers; give target_modules or match_all_linear.")
+        raise RecipeError("peft does not name any layers; set target_modules or match_all_linear.")
     for name, value in settings.items():
         overrides.set_value(recipe, f"peft.{name}", value)
 
@@ -132,6 +134,6 @@ def _linears(values: Values, key: str) -> list[str]:
         ending = str(pattern).rpartition(".")[2]
         matched = [layer for name, layer in _LINEARS.items() if fnmatch.fnmatch(name, ending)]
         if not matched and key == "target_modules":
-            raise RecipeError(f"peft.{key}={pattern}: is not a linear layer of a Mixtral ({', '.join(_LINEARS)}).")
+            raise RecipeError(f"peft.{key}={pattern} is not a linear layer of a Mixtral ({', '.join(_LINEARS)}).")
         found += matched
     return list(dict.fromkeys(found))

@@ -34,11 +34,11 @@ class Values:
             row = row_of(key)
             rule = KEYS[row] if row else None
             if row is None or rule is None:
-                refused.append(f"{key}: is not known.{nearest(key, list(KEYS))}")
+                refused.append(f"{key} is not a known key.{nearest(key, list(KEYS))}")
             elif isinstance(rule, Ignored):
                 unneeded.setdefault(rule.why, []).append(row)
             elif isinstance(rule, Only) and short_name(value) not in (rule.value, *rule.also):
-                refused.append(f"{key}={value!r}: is not supported; {rule.why}.")
+                refused.append(f"{key}={value!r} is not supported: {rule.why}.")
         if refused:
             raise RecipeError(" ".join(refused))
         self.notes += [f"Not needed: {', '.join(dict.fromkeys(rows))}: {why}." for why, rows in unneeded.items()]
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value if value != {} else None
     if "$" in value:
-        raise RecipeError(f"{value}: variables are not filled in; write the value out.")
+        raise RecipeError(f"{value}: variables are not expanded; write out the value.")
     if value.lower() in ("none", "null", ""):
         return None
     for kind in (int, float):

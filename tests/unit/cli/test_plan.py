@@ -103,7 +103,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b peft.target_modules=linear_fc9", "Did you mean 'linear_fc2'"),
         ("--recipe mixtral_8x7b model.config.recompute_granularity=ful", "use 'full', 'selective' or null"),
         ("--recipe mixtral_8x7b trainer.plugins.fp8=yes", "use 'hybrid' or 'e4m3'"),
-        ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not known; use '32'"),
+        ("--recipe mixtral_8x7b trainer.plugins.precision=bf16", "is not supported; use '32'"),
         ("--recipe mixtral_8x7b model.config.fp8=hybrid", "is not supported (only None is): set trainer.plugins.fp8"),
         ("--recipe mixtral_8x7b trainer.accumulate_grad_batches=4", "accumulation follows from"),
         ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest does not go with --deadline"),

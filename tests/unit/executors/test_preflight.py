@@ -36,7 +36,7 @@ from mixtral_recipes.system.files import write_json
 def test_a_precision_no_machine_has() -> None:
     recipe = loading.load("mixtral_8x7b", "pretrain", precision="fp8")
     recipe.trainer.plugins.precision = "16-mixed"
-    with pytest.raises(RecipeError, match=r"trainer\.plugins\.fp8='hybrid' with precision='16-mixed'"):
+    with pytest.raises(RecipeError, match=r"trainer\.plugins\.fp8='hybrid' does not work with precision='16-mixed'"):
         preflight(recipe)
 
 

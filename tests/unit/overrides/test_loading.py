@@ -67,7 +67,7 @@ def test_it_is_shown_compared_and_planned(capsys: pytest.CaptureFixture[str]) ->
     assert 0 < narrow["adapters"] < wide["adapters"]
     assert answer(capsys, "plan", "--recipe", "own_lab.pre", "data.seq_length=128")["memory_gb"]["total"] > 0
     assert main.run(["plan", "--recipe", "own_lab.pre", "--task", "finetune"]) == 2
-    assert "makes a recipe for pretrain, not for finetune" in capsys.readouterr().err
+    assert "returns a recipe for pretrain, not for finetune" in capsys.readouterr().err
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
         ("mixtral_8x7.finetune", {}, r"No module named 'mixtral_8x7'; .* Did you mean the recipe 'mixtral_8x7b'\?"),
         ("own_lab.narow", {}, r"own_lab has no function 'narow'\. Did you mean 'narrow'\?"),
         ("own_lab.number", {}, "own_lab.number returned int, not a recipe"),
-        ("own_lab.pre", {}, "own_lab.pre makes a recipe for pretrain, not for finetune"),
-        ("own_lab.number", {"num_nodes": 2}, r"own_lab.number has no argument 'num_nodes'; give it one, or \*\*"),
+        ("own_lab.pre", {}, "own_lab.pre returns a recipe for pretrain, not for finetune"),
+        ("own_lab.number", {"num_nodes": 2}, r"own_lab.number has no argument 'num_nodes'; add one, or \*\*"),
         ("own_lab.with_object", {}, r"peft holds an object, .* write run.Config\(CLASS"),
         ("own_lab.broken", {}, r"own_lab.broken: KeyError: 'x' \(.*own_lab.py:\d+\)"),
         ("misspelt_lab.x", {}, r"misspelt_lab.x: SyntaxError: .*misspelt_lab.py, line 1\)"),
@@ -104,15 +104,15 @@ def test_arguments_in_a_recipe_s_name_are_refused_where_only_the_name_counts() -
 
 
 def test_text_without_quotes_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"peft_scheme=dora is no value; text has quotes: 'dora'"):
+    with pytest.raises(RecipeError, match=r"peft_scheme=dora is not a plain value; put text in quotes: 'dora'"):
         recipe_of("mixtral_8x7b.finetune(peft_scheme=dora)")
-    with pytest.raises(RecipeError, match="write arguments by name"):
+    with pytest.raises(RecipeError, match="pass arguments by name"):
         recipe_of("mixtral_8x7b.finetune('dora')")
 
 
 def test_a_file_cannot_name_it_and_says_who_can(tmp_path: Path) -> None:
     recipe, file = load_own("own_lab.narrow", "finetune"), tmp_path / "recipe.yaml"
-    with pytest.raises(RecipeError, match=r"Warn is not among .* name it with --recipe MODULE\.FUNCTION"):
+    with pytest.raises(RecipeError, match=r"Warn is not one of .* name it with --recipe MODULE\.FUNCTION"):
         yaml_file.write_recipe(recipe, file)
     for text in (
         "recipe: mixtral_tiny.finetune\npeft: {_target_: unsafe_lab.NarrowLoRA}",
@@ -120,5 +120,5 @@ def test_a_file_cannot_name_it_and_says_who_can(tmp_path: Path) -> None:
     ):
         (tmp_path / "unsafe_lab.py").write_text("raise SystemExit('imported on the word of a file')")
         file.write_text(text)
-        with pytest.raises(RecipeError, match=r"is not (among|known)"):
+        with pytest.raises(RecipeError, match=r"is not (one of|known)"):
             yaml_file.read_recipe(file)

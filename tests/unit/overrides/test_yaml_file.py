@@ -105,7 +105,7 @@ def test_what_no_file_can_name_is_refused_when_written() -> None:
 
     recipe = loading.load("mixtral_tiny", "pretrain")
     recipe.data = run.Config(Path, "x")
-    with pytest.raises(RecipeError, match="not among the classes"):
+    with pytest.raises(RecipeError, match="not one of the classes"):
         to_yaml(recipe)
 
 
@@ -303,5 +303,5 @@ def test_what_a_file_of_nemos_names_that_is_not_here(tmp_path: Path) -> None:
     ):
         read_recipe(refused)
     for other in ("nemo.collections.llm.gpt.model.llama.TimingCallback", "nemo.utils.exp_manager.os", "nemo.os.system"):
-        with pytest.raises(RecipeError, match="is not among the classes"):
+        with pytest.raises(RecipeError, match="is not one of the classes"):
             read_recipe(write(tmp_path, ours.replace(timing, other)))

@@ -36,8 +36,8 @@ def test_every_layer_has_its_own(logged: Path) -> None:
             "name the folder of a run that counted, peft.router_load=FOLDER",
         ),
         ({"router_load": "{}"}, "needs peft.experts=busiest:N"),
-        ({"experts": "busiest:x", "router_load": "{}"}, "write how many of each layer, e.g. busiest:4"),
-        ({"experts": "busiest:0", "router_load": "{}"}, "write how many"),
+        ({"experts": "busiest:x", "router_load": "{}"}, "needs a number of experts per layer, e.g. busiest:4"),
+        ({"experts": "busiest:0", "router_load": "{}"}, "needs a number of experts"),
         ({"experts": "busiest:5", "router_load": "{}"}, "but the model has 4 experts"),
         (
             {"experts": "busiest:2", "router_load": "{}/nothing"},

@@ -39,12 +39,12 @@ def test_targets(kind: type[LoRA], settings: dict[str, object], expected: set[st
         ({"target_modules": "atention"}, r"'atention'.*attention"),
         ({"exclude_modules": ["router"]}, "'router'"),
         ({"dropout_position": "middle"}, "dropout_position='middle'"),
-        ({"lora_B_init_method": "xavier"}, "only 'zero'"),
+        ({"lora_B_init_method": "xavier"}, "use 'zero'"),
         ({"exclude_modules": list(ALL_LINEAR)}, "leave no layer to adapt"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save names 'lm_head'\. Megatron calls it output_layer"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save names 'lm_head', which Megatron calls output_layer"),
         ({"modules_to_save": ["output_lager"]}, "'output_lager'.*output_layer"),
-        ({"loraplus_lr_ratio": 0.0}, "loraplus_lr_ratio=0.0; it must be positive"),
-        ({"experts": "0", "target_modules": "attention"}, "chooses experts, and none of their layers is adapted"),
+        ({"loraplus_lr_ratio": 0.0}, "loraplus_lr_ratio=0.0 must be positive"),
+        ({"experts": "0", "target_modules": "attention"}, "selects experts, but none of their layers is adapted"),
     ],
 )
 def test_refusals(settings: dict[str, object], message: str) -> None:
@@ -68,7 +68,7 @@ def test_rank_and_scale_of_a_layer(scheme: LoRA, layer: str, dim: int, scale: fl
 def test_a_pattern_for_a_layer_that_is_not_adapted_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"peft\.rank_pattern names 'linear_fc1', which is not adapted"):
         LoRA(target_modules="attention", rank_pattern={"linear_fc1": 4}).targets()
-    with pytest.raises(RecipeError, match=r"peft\.rank_pattern\.linear_fc1=0; it must be positive"):
+    with pytest.raises(RecipeError, match=r"peft\.rank_pattern\.linear_fc1=0 must be positive"):
         LoRA(rank_pattern={"linear_fc1": 0}).targets()
 
 
@@ -98,12 +98,12 @@ def test_layers_and_experts(settings: dict[str, object], adapted: list[str], lef
     [
         ({"layers": "2-8"}, r"peft\.layers='2-8' names layer 8, but the model has 8 \(0 to 7\)"),
         ({"layers": "4-2"}, "'4-2' is not a number or range"),
-        ({"layers": "all"}, "'all' is not a number or range; write 0,3 or 8-31 or 24-"),
+        ({"layers": "all"}, "'all' is not a number or range; use e.g. 0,3 or 8-31 or 24-"),
         ({"layers": []}, r"peft\.layers=\[\] names no layer"),
         ({"layers": [-1]}, "names layer -1"),
         ({"experts": "0,4"}, r"peft\.experts='0,4' names expert 4, but the model has 4"),
         ({"experts": {"8": [0]}}, "peft.experts names layer 8, but the model has 8"),
-        ({"experts": {"1": [], "2": [0]}, "layers": "0-1"}, "names no expert of the layers that are adapted"),
+        ({"experts": {"1": [], "2": [0]}, "layers": "0-1"}, "names no expert in the layers that are adapted"),
         ({"experts": {"1": [4]}}, r"peft\.experts\.1=\[4\] names expert 4"),
     ],
 )
@@ -146,5 +146,5 @@ def test_a_class_of_a_users_own_is_recorded_as_what_it_derives_from() -> None:
 
 
 def test_a_scheme_that_calculates_differently_is_refused_before_it_is_trained() -> None:
-    with pytest.raises(RecipeError, match=r"peft=Louder: overrides LoRA\.scale_of"):
+    with pytest.raises(RecipeError, match=r"peft=Louder overrides LoRA\.scale_of"):
         Louder().check_against(8, 4)

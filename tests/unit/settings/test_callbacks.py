@@ -40,13 +40,13 @@ class OfLightning(type("Callback", (), {"__module__": "lightning.pytorch.callbac
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        (BatchEnd, "has on_train_batch_end, which nothing calls; write on_step_end(self, run, metrics)"),
-        (SameName, "as Lightning calls it; write on_validation_end(self, run, metrics)"),
-        (Unheard, "has on_save_checkpoint, which nothing calls; hooks are check(topology), "),
-        (Hookless, "has none of the hooks check(topology), "),
-        (OfLightning, "is one of Lightning's"),
+        (BatchEnd, "defines on_train_batch_end, which is never called; use on_step_end(self, run, metrics)"),
+        (SameName, "as for Lightning; use on_validation_end(self, run, metrics)"),
+        (Unheard, "defines on_save_checkpoint, which is never called; the hooks are check(topology), "),
+        (Hookless, "defines none of these hooks: check(topology), "),
+        (OfLightning, "derives from Lightning's Callback"),
         (llm.ModelCheckpoint, "belongs in log.ckpt"),
-        (llm.LoRA, "has none of the hooks"),
+        (llm.LoRA, "defines none of these hooks"),
     ],
 )
 def test_what_nothing_would_call_is_refused(target: Any, told: str) -> None:
@@ -56,11 +56,11 @@ def test_what_nothing_would_call_is_refused(target: Any, told: str) -> None:
     recipe.trainer.callbacks = [Good(), target()]
     with pytest.raises(RecipeError) as refused:
         check_settings(llm.pretrain, {"trainer": recipe.trainer})
-    assert f"trainer.callbacks[1]={target.__name__}: " in str(refused.value)
+    assert f"trainer.callbacks[1]={target.__name__} " in str(refused.value)
 
 
 def test_a_class_is_no_callback() -> None:
-    assert list(callbacks.refused([Good])) == ["trainer.callbacks[0]=Good: is a class; write Good()."]
+    assert list(callbacks.refused([Good])) == ["trainer.callbacks[0]=Good is a class; use Good()."]
 
 
 def test_every_callback_that_is_here_is_taken() -> None:

@@ -45,7 +45,7 @@ def test_warmup_plateau_decay() -> None:
 
 
 def test_a_decay_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(RecipeError, match="decay_schedule='cubic' is not known"):
+    with pytest.raises(RecipeError, match="decay_schedule='cubic' is not supported"):
         llm.WarmupHoldAnnealScheduler(decay_schedule="cubic").megatron(10)
     with pytest.raises(RecipeError, match="leave some of it for the decay"):
         llm.WarmupHoldAnnealScheduler(warmup_ratio=0.5, hold_ratio=0.5).megatron(10)

@@ -27,7 +27,7 @@ def test_its_record_is_read_back() -> None:
     [
         (QLoRA(bits=2), BF16, Topology(1), r"peft\.bits=2; use 4 \(NF4\) or 8 \(int8\)"),
         (QLoRA(block_size=48), BF16, Topology(1), r"peft\.block_size=48; use 32, 64"),
-        (QLoRA(), MegatronMixedPrecision(fp8="hybrid"), Topology(1), r"fp8='hybrid' with peft\.class=QLoRA"),
+        (QLoRA(), MegatronMixedPrecision(fp8="hybrid"), Topology(1), r"fp8='hybrid' does not work with peft\.class=QLoRA"),
         (
             QLoRA(),
             BF16,
@@ -50,7 +50,7 @@ def test_preflight_refuses_fp8() -> None:
     recipe = loading.load("mixtral_8x7b", "finetune", peft_scheme="qlora")
     preflight(recipe)
     paths.apply(recipe, ["trainer.plugins.fp8=hybrid"])
-    with pytest.raises(RecipeError, match=r"fp8='hybrid' with peft\.class=QLoRA"):
+    with pytest.raises(RecipeError, match=r"fp8='hybrid' does not work with peft\.class=QLoRA"):
         preflight(recipe)
     with pytest.raises(RecipeError, match=r"precision='fp8' does not go with peft_scheme='qlora'"):
         outline(Question("mixtral_8x7b", peft_scheme="qlora", precision="fp8"))

@@ -136,14 +136,14 @@ def test_a_home_that_cannot_be_used(variables: dict[str, str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     done = shell(f"{COMMAND} report '~nobody-of-this-name/run'", **variables)
     assert done.returncode == 2
-    assert done.stderr.startswith(b"error: there is no such home folder")
+    assert done.stderr.startswith(b"error: the home folder of ~ or ~NAME cannot be found")
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("finetune --to-yaml /proc/none/x.yaml", "/proc/none/x.yaml: No such file or directory; check the path."),
-        ("pipeline /tmp", "/tmp: Is a directory; it is a folder, and a file is needed."),
+        ("pipeline /tmp", "/tmp: Is a directory; it is a folder, but a file is needed."),
         ("clusters list", "clusters.toml: Is a directory"),
     ],
 )

@@ -56,7 +56,7 @@ def test_without_a_schedule_the_learning_rate_is_constant() -> None:
 
 
 def test_a_schedule_without_a_step_to_decay_over_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"constant_steps=20 leaves no step of trainer\.max_steps=20"):
+    with pytest.raises(RecipeError, match=r"constant_steps=20 leaves none of trainer\.max_steps=20"):
         rates(CosineAnnealingScheduler(constant_steps=20), 20)
 
 

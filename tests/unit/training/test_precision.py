@@ -43,7 +43,7 @@ def test_loss_scaling_belongs_to_fp16() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"precision='bf16' is not known; use '32', 'bf16-mixed', '16-mixed'"):
+    with pytest.raises(RecipeError, match=r"precision='bf16' is not supported; use '32', 'bf16-mixed', '16-mixed'"):
         MegatronMixedPrecision(precision="bf16").check()
 
 

@@ -310,7 +310,7 @@ def test_nothing_that_is_here_is_refused(tmp_path: Path, module: str, name: str)
         ),
         (
             "from lightning.pytorch import Callback\nclass Mine(Callback):\n    def on_train_batch_end(self, *a): ...",
-            "Mine has on_train_batch_end, which nothing calls; write on_step_end(self, run, metrics)",
+            "Mine defines on_train_batch_end, which is never called; use on_step_end(self, run, metrics)",
         ),
         (
             "import torch\nfrom nemo.collections.llm import api\napi.generate('x')\ntorch.distributed.get_rank()",
