@@ -62,7 +62,7 @@ def import_name(text: str) -> str | None:
         CheckpointError: nothing stands behind ``nemo://`` or ``hf://``, which would be this folder.
     """
     if text in ("hf://", _NEMO):
-        raise CheckpointError(f"{text} names no model; is a shell variable unset?")
+        raise CheckpointError(f"{text} names no model; is a shell variable not set?")
     name = text.removeprefix(_NEMO)
     return None if name == text or name.startswith(("/", ".", "~")) else name
 

@@ -94,7 +94,7 @@ def refuse_without_template(tokenizer: Any) -> None:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            "this model's tokenizer has no chat template, so it has no form to ask in; let it continue a text "
+            "this model's tokenizer has no chat template, so it cannot chat; let it continue a text instead "
             "(`mixtral-recipes generate` without --chat; /v1/completions of a server)."
         )
 
@@ -120,7 +120,7 @@ def text_of(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True)
     last = messages[-1]["content"].strip()
     before, found, _ = text.rpartition(last)
     if not found:
-        raise DataError("chat: the chat template leaves out the last message, which cannot be gone on with.")
+        raise DataError("chat: the chat template leaves out the last message, so it cannot be continued.")
     return before + found
 
 

@@ -34,11 +34,11 @@ def generate(
     longest = model.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise RecipeError(f"prompt {number + 1} has no token; give it some text.")
+            raise RecipeError(f"prompt {number + 1} has no tokens; it must not be empty.")
         if len(prompt) + sampling.max_new_tokens > longest:
             raise RecipeError(
-                f"prompt {number + 1} has {len(prompt)} tokens and {sampling.max_new_tokens} new ones are asked for, "
-                f"but the model has max_position_embeddings={longest}; shorten it or lower --max-new-tokens."
+                f"prompt {number + 1} has {len(prompt)} tokens and asks for {sampling.max_new_tokens} new ones, but "
+                f"the model has max_position_embeddings={longest}; shorten it or lower --max-new-tokens."
             )
     watched = on_text is not None
     rows = [Row(model, prompt, sampling, number=n, watched=watched) for n, prompt in enumerate(prompts)]
@@ -78,7 +78,7 @@ def shortened(
     room = model.config.max_position_embeddings - new_tokens
     if room < 1:
         raise RecipeError(
-            f"{asked_by} {new_tokens}: the model has {model.config.max_position_embeddings} positions in all; "
-            "ask for less."
+            f"{asked_by} {new_tokens}: the model has {model.config.max_position_embeddings} positions in total; lower "
+            "it."
         )
     return [list(prompt[-room:]) for prompt in prompts]

@@ -61,13 +61,13 @@ def join(topology: Topology) -> Topology:
         RecipeError: the layout cannot generate, or is not that of the processes that were started.
     """
     if topology.virtual_pipeline_model_parallel_size or topology.context_parallel_size > 1:
-        raise RecipeError("generation runs without interleaved pipelines and context parallelism; leave them out.")
+        raise RecipeError("generation does not support interleaved pipelines or context parallelism; leave them out.")
     topology = dataclasses.replace(topology, sequence_parallel=False)
     place = distributed.ProcessPlace.from_environment()
     if topology.world_size != place.world_size:
         raise RecipeError(
-            f"--devices {topology.world_size}, but {place.world_size} process(es) were started; give the number that "
-            "was started, or, where nothing was, take the launcher's variables out of the environment: unset "
+            f"--devices {topology.world_size}, but {place.world_size} process(es) were started; pass the number that "
+            "was started. If you started none, remove the launcher's variables from the environment: unset "
             "TORCHELASTIC_RUN_ID."
         )
     distributed.initialize(topology, place, distributed.choose_device("auto", place), seed=0)
@@ -135,7 +135,7 @@ class InferenceModel:
         published = json.loads((base / "context" / "config.json").read_text())
         named = str(published.get("dtype") or published.get("torch_dtype") or "bfloat16")
         if dtype is not None and dtype not in DTYPES:
-            raise RecipeError(f"--dtype {dtype} is not known.{nearest(dtype, list(DTYPES))}")
+            raise RecipeError(f"--dtype {dtype} is not a known dtype.{nearest(dtype, list(DTYPES))}")
         params = DTYPES[dtype] if dtype else getattr(torch, named, torch.bfloat16)
         fields = hf_config.to_megatron(published)
         experts, ranks = fields["num_moe_experts"], topology.expert_model_parallel_size
@@ -294,8 +294,8 @@ class InferenceModel:
 def no_numbers(what: str) -> CheckpointError:
     """What is said where a model's logits, or what is made of them, are NaN or infinite."""
     return CheckpointError(
-        f"{what} are no numbers (NaN or infinite): --dtype fp16 is too narrow for many models, so take bf16 or fp32; "
-        "otherwise the model's weights are damaged."
+        f"{what} are NaN or infinite. With --dtype fp16, use bf16 or fp32: fp16's range is too small for many models. "
+        "Otherwise, the model's weights are damaged."
     )
 
 

@@ -22,8 +22,8 @@ def encoded(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"a prompt holds \\u{ord(text[error.start]):04x}, which is half of a UTF-16 pair or stands for a byte that "
-            "is not UTF-8; leave it out."
+            f"a prompt holds \\u{ord(text[error.start]):04x}, which is half of a UTF-16 pair or a byte that is not "
+            "UTF-8; remove it."
         ) from error
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 

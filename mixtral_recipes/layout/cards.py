@@ -85,7 +85,7 @@ def card(name: str) -> Card:
         RecipeError: no such card; names the closest.
     """
     if name.lower() not in CARDS:
-        raise RecipeError(f"hardware={name!r} is not known.{nearest(name, list(CARDS))}")
+        raise RecipeError(f"hardware={name!r} is not a known GPU.{nearest(name, list(CARDS))}")
     return CARDS[name.lower()]
 
 

@@ -79,8 +79,8 @@ def _model_rules(t: Topology, m: ModelShape) -> Iterator[str]:
         )
     if tp > 1 and not t.sequence_parallel:
         yield (
-            f"tensor_model_parallel_size={tp} without sequence_parallel: Megatron's MoE layer needs it; "
-            "set sequence_parallel=True."
+            f"tensor_model_parallel_size={tp} needs sequence_parallel=True in Megatron's MoE layer; set "
+            "sequence_parallel=True."
         )
     if t.sequence_parallel and tp == 1:
         yield "sequence_parallel=True needs tensor_model_parallel_size > 1; set it to False."
@@ -89,7 +89,10 @@ def _model_rules(t: Topology, m: ModelShape) -> Iterator[str]:
 def _batch_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
     slices = token_slices(t)
     if b.seq_length % slices:
-        yield f"seq_length={b.seq_length} is not a multiple of {slices} (2 x CP for CP > 1, x TP under SP)."
+        yield (
+            f"seq_length={b.seq_length} is not a multiple of {slices} (2 x CP if CP > 1, times TP with sequence "
+            "parallelism)."
+        )
     if b.fp8:
         yield from _fp8_rules(t, m, b)
     if b.seq_length > m.max_position_embeddings:
@@ -118,15 +121,15 @@ def _fp8_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
     """FP8 matrix products need every dimension in multiples of 16 (Transformer Engine)."""
     slices = token_slices(t)
     if (b.seq_length * b.micro_batch_size) % (16 * slices):
-        yield f"FP8 needs a multiple of 16 tokens per rank: seq_length={b.seq_length} over {slices} slices is not."
+        yield f"FP8 needs a multiple of 16 tokens per rank; seq_length={b.seq_length} over {slices} slices is not one."
     if m.ffn_hidden_size % (16 * t.expert_tp):
         yield (
-            f"FP8 needs a multiple of 16 rows per rank: ffn_hidden_size={m.ffn_hidden_size} over "
-            f"expert_tensor_parallel_size={t.expert_tp} is not."
+            f"FP8 needs a multiple of 16 rows per rank; ffn_hidden_size={m.ffn_hidden_size} over "
+            f"expert_tensor_parallel_size={t.expert_tp} is not one."
         )
     rows = m.head_dim * (m.num_attention_heads + 2 * m.num_query_groups)
     if rows % (16 * t.tensor_model_parallel_size) or m.hidden_size % 16:
         yield (
-            f"FP8 needs a multiple of 16 rows per rank: attention's {rows} over "
-            f"tensor_model_parallel_size={t.tensor_model_parallel_size} are not."
+            f"FP8 needs a multiple of 16 rows per rank; attention's {rows} rows over "
+            f"tensor_model_parallel_size={t.tensor_model_parallel_size} are not one."
         )

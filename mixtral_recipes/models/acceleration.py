@@ -53,7 +53,7 @@ KNOBS = (
 )
 
 
-_LEAVE_OUT = "leave it out: it is switched on where it runs"
+_LEAVE_OUT = "leave it out: it is switched on automatically where it is supported"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ _ONLY_THERE = (
     OnlyThere(
         "recompute_modules=['moe_act']",
         lambda c: "moe_act" in (c.recompute_modules or ()),
-        "use ['moe'], which recomputes experts whole, on PyTorch's own layers",
+        "use ['moe'], which recomputes whole experts and runs on PyTorch's own layers",
         "Transformer Engine's grouped experts",
         grouped=True,
     ),
     OnlyThere(
         "recompute_modules=['layernorm']",
         lambda c: c.recompute_granularity == "selective" and "layernorm" in (c.recompute_modules or ()),
-        "use ['moe'], whose recomputation keeps less still",
+        "use ['moe'], which saves even more memory",
         _LAYERS,
     ),
     OnlyThere("moe_router_fusion=True", lambda c: c.moe_router_fusion),
@@ -122,7 +122,9 @@ def refuse_without(config: MixtralConfig, *, grouped_only: bool = False) -> None
     """
     for row in _ONLY_THERE:
         if row.wanted(config) and (row.grouped or not grouped_only):
-            raise RecipeError(f"model.config.{row.setting} is for {row.why}, which are not used here; {row.instead}.")
+            raise RecipeError(
+                f"model.config.{row.setting} needs {row.why}, which this run does not use; {row.instead}."
+            )
 
 
 # Losses whose counts are means over sequences or steps: the fused kernel takes whole numbers only.

@@ -99,8 +99,8 @@ def _need_backend(name: str) -> None:
     }[name]
     if not there:
         raise EnvironmentProblem(
-            f"model.config.moe_flex_dispatcher_backend={name!r} needs {package} in the Python of every rank, and it is "
-            "not there; install it, or use model.config.moe_token_dispatcher_type=alltoall."
+            f"model.config.moe_flex_dispatcher_backend={name!r} needs {package}, which is not installed; install it in "
+            "every rank's Python environment, or use model.config.moe_token_dispatcher_type=alltoall."
         )
 
 

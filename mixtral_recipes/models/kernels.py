@@ -54,8 +54,8 @@ def transformer_engine_usable() -> bool:
         import transformer_engine.pytorch  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception as error:  # a library that is missing or of another version: OSError, ImportError, RuntimeError
         raise EnvironmentProblem(
-            f"Transformer Engine is installed but does not load ({in_short(error)}): reinstall it for this torch and "
-            "CUDA, or uninstall it to train with PyTorch's own layers. See mixtral-recipes doctor."
+            f"Transformer Engine is installed but cannot be loaded ({in_short(error)}): reinstall it for this torch "
+            "and CUDA, or uninstall it to train with PyTorch's own layers. See mixtral-recipes doctor."
         ) from error
     return True
 
@@ -79,15 +79,15 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
     version = f"Transformer Engine {package_version('transformer-engine')}"
     cudnn, notes = _cudnn()
     if missing := no_compiler():
-        notes = (*notes, f"{missing}: kernels that are compiled here are left out, which is slower; {COMPILER}")
+        notes = (*notes, f"{missing}: kernels that are compiled on first use are left out, which is slower; {COMPILER}")
     attention, reasons = _attention(config, length=length, packed=packed)
     if attention == "unfused":
-        why = "; ".join(reasons) or "no fused kernel takes it"
-        notes = (*notes, f"attention is unfused ({why}): it keeps a score for every pair of tokens")
+        why = "; ".join(reasons) or "no fused kernel supports it"
+        notes = (*notes, f"attention is unfused ({why}): it stores a score for every pair of tokens")
         if length > LONGEST_UNFUSED:
             raise EnvironmentProblem(
-                f"attention over {length:,} tokens would be unfused ({why}), which keeps a score for every pair of "
-                f"tokens and is refused above {LONGEST_UNFUSED:,}. {_mend()}"
+                f"attention over {length:,} tokens would be unfused ({why}), which stores a score for every pair of "
+                f"tokens and is refused above {LONGEST_UNFUSED:,} tokens. {_mend()}"
             )
     return Kernels(version, attention, cudnn, notes)
 
@@ -101,7 +101,7 @@ def _cudnn() -> tuple[str | None, tuple[str, ...]]:
     torchs = f"{code // 10000}.{code // 100 % 100}.{code % 100}" if code else loaded
     if loaded == torchs:
         return loaded, ()
-    return loaded, (f"two cuDNNs: torch has {torchs}, Transformer Engine loads {loaded}. {_mend()}",)
+    return loaded, (f"two different cuDNNs: torch uses {torchs}, but Transformer Engine loads {loaded}. {_mend()}",)
 
 
 def _mend() -> str:

@@ -22,15 +22,16 @@ def with_experts_named[Scheme: LoRA](scheme: Scheme, num_layers: int, num_expert
         return scheme
     if scheme.router_load is None:
         raise RecipeError(
-            f"peft.experts={scheme.experts}: name the folder of a run that counted, peft.router_load=FOLDER."
+            f"peft.experts={scheme.experts} needs the folder of a run that counted its experts' load; set "
+            "peft.router_load=FOLDER."
         )
     if wanted > num_experts:
         raise RecipeError(f"peft.experts={scheme.experts}, but the model has {num_experts} experts.")
     load = read_load(Path(scheme.router_load).expanduser())
     if len(load) != num_layers or any(len(layer) != num_experts for layer in load):
         raise RecipeError(
-            f"peft.router_load={scheme.router_load} is of a model of {len(load)} layers and {len(load[0])} experts, "
-            f"this one has {num_layers} and {num_experts}."
+            f"peft.router_load={scheme.router_load} is from a model with {len(load)} layers and {len(load[0])} "
+            f"experts, but this one has {num_layers} and {num_experts}."
         )
     by_layer = {
         # Of experts with the same load, the first.
@@ -63,8 +64,8 @@ def read_load(path: Path) -> list[list[float]]:
                 ]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(
-            f"peft.router_load={path}: cannot be read as a run's metrics.jsonl ({error}); name its folder."
+            f"peft.router_load={path}: cannot be read as a run's metrics.jsonl ({error}); set it to the run's folder."
         ) from error
     if not total or not total[0]:
-        raise RecipeError(f"peft.router_load={path}: no step of that run has the experts' load.")
+        raise RecipeError(f"peft.router_load={path}: no step of that run recorded the experts' load.")
     return total

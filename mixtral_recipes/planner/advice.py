@@ -39,8 +39,7 @@ class Advice:
 
 _ADAPTERS_FIRST = Advice(
     "--peft lora",
-    "up to some hundred million tokens adapters reach what training all weights reaches, and forget less of what the "
-    "model knew.",
+    "up to a few hundred million tokens, adapters match training all weights and forget less of what the model knew.",
     f"{_LESS}; {_REGRET}",
 )
 
@@ -69,7 +68,7 @@ def _adapters(job: Workload, card: Card, data: Mapping[str, Any] | None) -> Iter
         yield Advice(
             "peft.target_modules=all-linear",
             "adapters on all linear layers, experts included, come closest to training all weights; on attention "
-            "alone they fall behind, whatever their rank.",
+            "alone they fall behind at any rank.",
             f"{_QLORA}; {_REGRET}",
         )
     if not data:
@@ -83,13 +82,13 @@ def _adapters(job: Workload, card: Card, data: Mapping[str, Any] | None) -> Iter
     if rank != job.adapters.dim and fitting:
         yield Advice(
             f"peft.dim={fitting[-1]}",
-            f"{wanted:,} tokens hold about a bit each that is new, and a parameter keeps about two: the smallest rank "
-            "with room for them. Below that, quality hardly depends on the rank.",
+            f"{wanted:,} tokens carry about one new bit each, and a parameter stores about two: this is the smallest "
+            "rank with room for them. With a higher rank, quality hardly changes.",
             f"{_CAPACITY}; {_QLORA}; rule of thumb in between",
         )
     if wanted > 1_000_000_000:
         yield Advice(
-            "peft=null", "over a billion tokens LoRA stays behind training all weights, at every rank tried.", _LESS
+            "peft=null", "above a billion tokens, LoRA stays behind training all weights at every rank tried.", _LESS
         )
 
 
@@ -106,7 +105,8 @@ def _learning_rate(job: Workload) -> Advice:
     rate = "1e-4" if large or not job.adapters.quantized else "2e-4"
     return Advice(
         f"optim.config.lr={rate}",
-        "about ten times what training all weights takes, and the same for every rank; larger models take half.",
+        "about ten times the rate for training all weights, and the same for every rank; half of that for larger "
+        "models.",
         f"{_REGRET}; {_QLORA}",
     )
 
@@ -121,11 +121,11 @@ def _batch(job: Workload, data: Mapping[str, Any]) -> Iterator[Advice]:
         if fewer < batch.global_batch_size:
             yield Advice(
                 f"data.global_batch_size={fewer}",
-                f"a pass over the data is {steps:.0f} steps; below about 50 the schedule has no room. Adapters lose "
-                "more from large batches than full training does.",
+                f"a pass over the data is {steps:.0f} steps; with fewer than about 50, the learning-rate schedule has "
+                "no room. Adapters lose more from large batches than full training does.",
                 f"{_REGRET}; the number is a rule of thumb",
             )
     if not batch.packed and float(data["mean_tokens"]) < batch.seq_length / 2:
         yield Advice("--packed", "most of each padded sequence would be padding.", "arithmetic on the data's lengths")
     if samples < 50_000:
-        yield Advice("", "two or three passes over so few samples, then validation loss turns.", "rule of thumb")
+        yield Advice("", "two or three passes over so few samples; after that, validation loss rises.", "rule of thumb")

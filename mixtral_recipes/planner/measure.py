@@ -26,7 +26,7 @@ def this_machine() -> tuple[str, dict[str, float]]:
     name = cards.named(torch.cuda.get_device_name())
     if name is None:
         raise EnvironmentProblem(
-            f"{torch.cuda.get_device_name()} is not among the planner's cards: {', '.join(cards.CARDS)}."
+            f"{torch.cuda.get_device_name()} is not one of the planner's cards: {', '.join(cards.CARDS)}."
         )
     return name, _gpu(cards.card(name))
 

@@ -47,7 +47,7 @@ def refusal(job: Workload, card: Card) -> str | None:
     shown = ", ".join(f"{name} {getattr(taken, name):.1f}" for name in _largest(taken)[:3])
     text = (
         f"{job.topology.describe()} on {job.topology.world_size} x {card.title}: needs {taken.total:.0f} GB on a GPU "
-        f"that has {taken.capacity:.0f}; most of it: {shown} GB."
+        f"with {taken.capacity:.0f} GB; the largest parts: {shown} GB."
     )
     found = [str(repair) for repair in repairs(job, card)]
     return text + (f" To fit: {'; or '.join(found)}." if found else "")
@@ -62,11 +62,11 @@ def check_formats(job: Workload, card: Card) -> None:
     if not job.fp8_recipe:
         return
     if card.fp8_tflops is None:
-        raise RecipeError(f"FP8 on {card.title}: it has none; take --precision bf16.")
+        raise RecipeError(f"{card.title} does not support FP8; use --precision bf16.")
     if job.fp8_recipe == "mxfp8" and not card.mxfp8:
         raise RecipeError(
-            f"trainer.plugins.fp8_recipe='mxfp8' on {card.title}: it takes a Blackwell GPU; "
-            "use delayed, tensorwise or blockwise."
+            f"trainer.plugins.fp8_recipe='mxfp8' needs a Blackwell GPU, not {card.title}; use delayed, tensorwise or "
+            "blockwise."
         )
 
 
@@ -93,12 +93,12 @@ def check_layout_of(job: Workload, card: Card) -> None:
             or _more_gpus(dataclasses.replace(repaired, topology=job.topology), card)
         )
         if fitting is None:
-            raise RecipeError(f"{' '.join(broken)} No layout of up to {MOST_GPUS:,} {card.title} has the memory.")
+            raise RecipeError(f"{' '.join(broken)} No layout on up to {MOST_GPUS:,} {card.title} has enough memory.")
         more, taken = fitting.job.topology.world_size > job.topology.world_size, fitting.memory
         settings = tuple(dict.fromkeys((*changes(job, fitting.job, card), *_unlike(fix.settings))))
     raise RecipeError(
         " ".join(broken)
-        + (f" No layout of {job.topology.world_size} {card.title} has the memory." if more else "")
+        + (f" No layout on {job.topology.world_size} {card.title} has enough memory." if more else "")
         + f" To repair: {' '.join(settings)} ({taken.total:.0f} of {taken.capacity:.0f} GB on {card.title})"
     )
 
@@ -116,8 +116,8 @@ def warning(job: Workload, card: Card) -> str | None:
     if not taken.fits or taken.total < NEAR * taken.capacity:
         return None
     return (
-        f"memory: about {taken.total:.0f} of {taken.capacity:.0f} GB ({card.title}); experts that get more than their "
-        "share of the tokens may not fit."
+        f"memory: about {taken.total:.0f} of {taken.capacity:.0f} GB ({card.title}); it may not fit if some experts "
+        "get more than their share of the tokens."
     )
 
 

@@ -282,7 +282,9 @@ def _recompute(config: Any) -> Recompute:
     modules = tuple(config.recompute_modules or ("core_attn",))
     for name in modules:
         if granularity and name not in _RECOMPUTED:
-            raise RecipeError(f"model.config.recompute_modules names {name!r}.{nearest(name, _RECOMPUTED)}")
+            raise RecipeError(
+                f"model.config.recompute_modules: {name!r} is not a known module.{nearest(name, _RECOMPUTED)}"
+            )
     return Recompute(granularity, modules=modules)
 
 

@@ -122,7 +122,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str]]:
 def _charts(run: RunRecord) -> list[dict[str, Any]]:
     notes = {
         "loss": " ".join(filter(None, (_spikes(run), _sources(run)))),
-        "expert_load": "Tokens each expert took over an even share, in the last logged steps; 1 is even.",
+        "expert_load": "Tokens that each expert received in the last logged steps, relative to an even share (1).",
         "router": f"1 means an even load. {'; '.join(_router_losses(run))}",
     }
     found = []
@@ -140,7 +140,7 @@ def _spikes(run: RunRecord) -> str:
 
 def _sources(run: RunRecord) -> str:
     last = [f"{name} {points[-1][1]:.4f}" for name, points in run.source_losses().items() if points]
-    return f"Last loss of each source: {', '.join(last)}." if last else ""
+    return f"Last loss by source: {', '.join(last)}." if last else ""
 
 
 def _router_losses(run: RunRecord) -> list[str]:

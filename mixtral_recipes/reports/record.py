@@ -166,7 +166,7 @@ def read_run(folder: Path) -> RunRecord:
     path = folder / "metrics.jsonl"
     refuse_pointer(path, RecipeError)
     if not path.is_file():
-        raise RecipeError(f"{folder} is no run folder: it has no metrics.jsonl; name the folder RUN (log_dir/name).")
+        raise RecipeError(f"{folder} is not a run folder: it has no metrics.jsonl; pass the folder RUN (log_dir/name).")
     record = RunRecord(folder, result=read_json(folder / "result.json") or {})
     with path.open("rb") as file:
         for line in lines_of(file, _LONGEST_LINE):

@@ -52,7 +52,7 @@ def check_accelerator(accelerator: str) -> None:
         RecipeError: the word is none of ``"gpu"``, ``"cpu"`` and ``"auto"``.
     """
     if accelerator not in ("gpu", "cpu", "auto"):
-        raise RecipeError(f"trainer.accelerator={accelerator!r} is not known; use 'gpu', 'cpu' or 'auto'.")
+        raise RecipeError(f"trainer.accelerator={accelerator!r} is not supported; use 'gpu', 'cpu' or 'auto'.")
     if accelerator != "cpu":
         _refuse_gpus_torch_cannot_use()
     if accelerator == "gpu" and not torch.cuda.is_available():
@@ -120,8 +120,9 @@ def _refuse_gpus_torch_cannot_use() -> None:
     except (RuntimeError, AssertionError) as error:
         why = str(error).partition(". ")[0].rstrip(".")
     raise EnvironmentProblem(
-        f"this machine has {count} GPU(s) that torch {torch.__version__} cannot use: {why}. Install a torch for the "
-        "CUDA that `nvidia-smi` names, or a newer driver; CUDA_VISIBLE_DEVICES= (empty) trains on the CPU."
+        f"this machine has {count} GPU(s) that torch {torch.__version__} cannot use: {why}. Install a torch built for "
+        "the CUDA version that `nvidia-smi` shows, or a newer driver; set CUDA_VISIBLE_DEVICES= (empty) to train on "
+        "the CPU."
     )
 
 
@@ -158,8 +159,8 @@ def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *,
     if topology.world_size != place.world_size:
         raise RecipeError(
             f"trainer.num_nodes x trainer.devices = {topology.world_size}, but {place.world_size} process(es) were "
-            "started; set --num-nodes and --num-gpus-per-node to what is launched, or, where nothing "
-            "was, take the launcher's variables out of the environment: unset TORCHELASTIC_RUN_ID."
+            "started; set --num-nodes and --num-gpus-per-node to what was started. If you started none, remove the "
+            "launcher's variables from the environment: unset TORCHELASTIC_RUN_ID."
         )
     if not torch.distributed.is_initialized():
         ranks.meet("nccl" if device.type == "cuda" else "gloo", _COLLECTIVE_TIMEOUT)

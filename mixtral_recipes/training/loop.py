@@ -151,12 +151,12 @@ class _Loop:
             )
             return
         self._finish_save()
-        skipped = f" {allowed} step(s) were skipped before." if allowed else ""
+        skipped = f" {allowed} step(s) had already been skipped." if allowed else ""
         # Before the first update of this process the learning rate has had no say.
-        first = "Lower optim.config.lr, look" if self._steps_here() else "Look at the weights it started from,"
+        first = "Lower optim.config.lr, check" if self._steps_here() else "Check the starting weights and"
         raise RecipeError(
             f"step {step}: {trouble}; nothing was updated.{skipped} Last good checkpoint: {self.checkpoint or 'none'}. "
-            f"{first} at this step's data, or set trainer.max_skipped_steps."
+            f"{first} this step's data, or set trainer.max_skipped_steps."
         )
 
     def _due(self, interval: int | None) -> bool:
@@ -188,7 +188,7 @@ class _Loop:
         metrics |= self._routing(show)
         if result.trouble is None and self.spikes.is_spike(result.loss):
             metrics["loss_spike"] = True
-            self.log.say(f"WARNING: step {step}: the loss spikes to {result.loss:.4f}.")
+            self.log.say(f"WARNING: step {step}: the loss spiked to {result.loss:.4f}.")
         callbacks.call(run.trainer.callbacks, "on_step_end", run, metrics)
         self.log.training(metrics, show=show)
 
@@ -253,7 +253,7 @@ class _Loop:
         if stop and not last:
             self._finish_save()
             by = self.stop.received or "a signal on another rank"
-            saved = f"saved {self.checkpoint}; start the same command again to go on"
+            saved = f"saved {self.checkpoint}; run the same command again to continue"
             nothing = "nothing was saved (trainer.enable_checkpointing=False)"
             raise Preempted(f"stopped by {by} at step {self.position.step}; {saved if self.saves else nothing}.")
 

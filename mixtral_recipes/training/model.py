@@ -112,16 +112,16 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     """
     topk, experts = config.moe_router_topk, config.num_moe_experts or 1
     if topk > experts:
-        raise RecipeError(f"model.config.moe_router_topk={topk} is more than num_moe_experts={experts}.")
+        raise RecipeError(f"model.config.moe_router_topk={topk} exceeds num_moe_experts={experts}.")
     if not balances_as_mixtral(kinds := config.moe_router_load_balancing_type):
         raise RecipeError(
-            f"model.config.moe_router_load_balancing_type={kinds!r}: it would be another model than Mixtral, which no "
-            f"config.json describes; use {', '.join(BALANCING)}."
+            f"model.config.moe_router_load_balancing_type={kinds!r} is not how Mixtral routes, and no config.json can "
+            f"describe such a model; use {', '.join(BALANCING)}."
         )
     if config.cuda_graph_impl != "none" or config.cuda_graph_modules:
         raise RecipeError(
-            f"model.config.cuda_graph_impl={config.cuda_graph_impl!r}: CUDA graphs are not captured here; leave "
-            "cuda_graph_impl, cuda_graph_modules and their older names out."
+            f"model.config.cuda_graph_impl={config.cuda_graph_impl!r}: CUDA graphs are not supported; leave out "
+            "cuda_graph_impl, cuda_graph_modules and their older names."
         )
     topology, device = Topology.of(trainer), _device(trainer)
     if config.moe_token_dispatcher_type == "flex":
@@ -145,8 +145,8 @@ def _check_flex(config: MixtralConfig, topology: Topology) -> None:
     ranks = topology.tensor_model_parallel_size * topology.expert_model_parallel_size
     if ranks == 1 and config.moe_flex_dispatcher_backend != "hybridep":
         raise RecipeError(
-            f"model.config.moe_token_dispatcher_type='flex' by {config.moe_flex_dispatcher_backend} is between "
-            "the ranks of the experts, and there is one; use 'alltoall', or set "
+            f"model.config.moe_token_dispatcher_type='flex' with {config.moe_flex_dispatcher_backend} needs several "
+            "ranks to share the experts, but there is one; use 'alltoall', or set "
             "trainer.strategy.expert_model_parallel_size."
         )
 

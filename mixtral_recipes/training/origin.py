@@ -118,8 +118,8 @@ def check_adopted(restore: RestoreConfig, peft: LoRA | None) -> None:
 
 def _no_adapters(restore: RestoreConfig) -> RecipeError:
     return RecipeError(
-        f"resume.restore_config.adapter_path={restore.adapter_path} holds no adapters; name it with "
-        "--restore-from to start from its weights."
+        f"resume.restore_config.adapter_path={restore.adapter_path} has no adapters; pass it with --restore-from to "
+        "start from its weights."
     )
 
 
@@ -137,8 +137,8 @@ def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
     """
     if peft is None:
         raise RecipeError(
-            f"{adapters} holds adapters, and this run trains all weights: export it (adapters are merged) and start "
-            "from that folder, or train on with --peft lora."
+            f"{adapters} holds adapters, but this run trains all weights: export it (which merges the adapters) and "
+            "start from that folder, or continue with --peft lora."
         )
     try:
         before = scheme_of((read_json(adapters / "context" / "run.json") or {})["peft"])
@@ -148,8 +148,8 @@ def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
     over_quantized = kind is QLoRA and type(before) is LoRA  # the same adapters, and it was asked for
     if kind is not type(before) and not over_quantized:
         raise RecipeError(
-            f"{adapters} was trained with peft.class={type(before).__name__}, this run has "
-            f"peft.class={kind.__name__}; give --peft {type(before).__name__.lower()}."
+            f"{adapters} was trained with peft.class={type(before).__name__}, but this run has "
+            f"peft.class={kind.__name__}; pass --peft {type(before).__name__.lower()}."
         )
     default = type(before)()
     decides = [name for name in _DECIDES if hasattr(before, name)]
@@ -157,8 +157,8 @@ def _adopted(adapters: Path, peft: LoRA | None) -> LoRA:
         then, now = getattr(before, name), getattr(peft, name)
         if now not in (then, getattr(default, name)):
             raise RecipeError(
-                f"{adapters} was trained with peft.{name}={then}, this run has peft.{name}={now}; "
-                "leave it out, or export the adapter (it is merged) and start from that folder."
+                f"{adapters} was trained with peft.{name}={then}, but this run has peft.{name}={now}; leave it out, or "
+                "export the adapter (which merges it) and start from that folder."
             )
     return dataclasses.replace(peft, **{name: getattr(before, name) for name in decides})
 

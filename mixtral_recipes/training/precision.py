@@ -28,7 +28,8 @@ def in_words(precision: MegatronMixedPrecision) -> str | None:
         return None
     return (
         f"FP8: {precision.fp8_recipe} scaling, {precision.fp8}; linear layers keep their weights in "
-        f"{'FP8' if precision.fp8_param_gather else 'bf16, cast for their products'} (trainer.plugins.fp8_param_gather)"
+        f"{'FP8' if precision.fp8_param_gather else 'bf16, cast to FP8 for matrix products'} "
+        "(trainer.plugins.fp8_param_gather)"
     )
 
 
@@ -104,5 +105,5 @@ def check_device(precision: MegatronMixedPrecision) -> None:
     found = f"this machine has {torch.cuda.get_device_name()}" if present else "there is no GPU"
     raise RecipeError(
         f"trainer.plugins.fp8={precision.fp8!r} with fp8_recipe={precision.fp8_recipe!r} needs {_GENERATION[needed]}; "
-        f"{found}; set trainer.plugins.fp8=null or choose such a machine."
+        f"{found}; set trainer.plugins.fp8=null or use such a GPU."
     )

@@ -181,7 +181,7 @@ def _tell_of_warmup(parts: Parts, taken: int, say: Callable[[str], None]) -> Non
     """Say that a warmup which would not end within the schedule is a shorter one (`settings/optim.py`)."""
     asked = getattr(parts.optim.lr_scheduler, "warmup_steps", taken)
     if asked != taken and getattr(parts.optim.lr_scheduler, "warmup_ratio", None) is None:
-        say(f"optim.lr_scheduler.warmup_steps={asked} does not end before the schedule's last step: it takes {taken}.")
+        say(f"optim.lr_scheduler.warmup_steps={asked} does not end before the last step; it is shortened to {taken}.")
 
 
 @dataclass(frozen=True)

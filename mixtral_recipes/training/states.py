@@ -33,16 +33,20 @@ def check_states(optim: MegatronOptimizerModule, precision: MegatronMixedPrecisi
         return
     name = "optim.config.use_precision_aware_optimizer=True"
     if precision.precision != "bf16-mixed":
-        raise RecipeError(f"{name} with trainer.plugins.precision={precision.precision!r}: it takes 'bf16-mixed'.")
+        raise RecipeError(f"{name} needs trainer.plugins.precision='bf16-mixed', not {precision.precision!r}.")
     for field, allowed in _STATE_DTYPES.items():
         value = getattr(config, field)
         if value not in allowed:
             known = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-            raise RecipeError(f"optim.config.{field}={str(value).removeprefix('torch.')} is not offered; use {known}.")
+            raise RecipeError(
+                f"optim.config.{field}={str(value).removeprefix('torch.')} is not supported; use {known}."
+            )
     if config.optimizer_cpu_offload:
-        raise RecipeError(f"{name} does not go with optim.config.optimizer_cpu_offload=True; set one of them.")
+        raise RecipeError(
+            f"{name} cannot be combined with optim.config.optimizer_cpu_offload=True; set only one of them."
+        )
     if precision.fp8 and precision.fp8_recipe == "delayed" and precision.fp8_param_gather and not frozen:
         raise RecipeError(
-            f"{name} does not go with trained weights kept in FP8 under delayed scaling; set "
+            f"{name} cannot be combined with training weights stored in FP8 with delayed scaling; set "
             "trainer.plugins.fp8_param_gather=false."
         )

@@ -167,7 +167,7 @@ def test_ctrl_c_saves_and_ends_with_75(way: str, folder: Path, expected: list[fl
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=240)
     assert process.returncode == 75, said
-    assert "Ctrl-C: saving when this step is done" in said or way == "experiment", said
+    assert "Ctrl-C: saving after this step" in said or way == "experiment", said
     assert list((folder / "runs" / name / "checkpoints").glob(f"{name}-*")), said
     assert runs_list(folder)[name]["state"] == "preempted"
 

@@ -77,7 +77,7 @@ def test_nan_is_skipped_and_counted_when_allowed(tmp_path: Path) -> None:
     assert [entry["skipped_steps"] for entry in steps] == [0, 1, 1, 2, 2]
     assert [entry["updated"] for entry in steps] == [True, False, True, False, True]
     assert launch(2, nan_loss_on_one_rank, dataclasses.replace(job, steps=7), [6])[0].startswith(
-        "RecipeError: step 6: the loss is nan on rank 1; nothing was updated. 2 step(s) were skipped before."
+        "RecipeError: step 6: the loss is nan on rank 1; nothing was updated. 2 step(s) had already been skipped."
     ), "the count is kept in the checkpoint"
 
 

@@ -22,11 +22,11 @@ def read_token(file: Path | None, environment: str | None, host: str) -> str | N
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--token-file {file}: cannot be read ({error}).") from error
     if token is not None and (not token or not token.isascii() or len(token.split()) != 1):
-        raise RecipeError("the token must be one word of ASCII characters.")
+        raise RecipeError("the token must be a single word of ASCII characters.")
     if token is None and not is_loopback(host):
         raise RecipeError(
-            f"--host {host} lets other machines in, which needs a token: --token-file FILE, or "
-            "MIXTRAL_RECIPES_TOKEN in the environment; or leave --host out."
+            f"--host {host} lets other machines connect, which needs a token: pass --token-file FILE, set "
+            "MIXTRAL_RECIPES_TOKEN in the environment, or leave --host out."
         )
     return token
 

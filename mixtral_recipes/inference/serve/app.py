@@ -97,10 +97,11 @@ class Service:
             try:
                 host = request.url.hostname
             except ValueError as error:
-                raise Refused(f"Host {request.headers['host']} is no address ({error}).") from error
+                raise Refused(f"Host {request.headers['host']} is not a valid address ({error}).") from error
             if not is_loopback(str(host)):
                 raise Refused(
-                    f"Host {host} is not this machine's; start the server with --token-file to be called by any name.",
+                    f"Host {host} is not this machine's own name; start the server with --token-file to accept any "
+                    "host name.",
                     status=403,
                 )
             return
@@ -161,8 +162,8 @@ class Service:
         count = (len(body.prompts) if isinstance(body, Completion) else 1) * (body.n or 1)
         if count > self._worker.most:
             raise Refused(
-                f"{count} answers are asked for (prompts times n); this server takes {self._worker.most} at a time: "
-                "ask for fewer, or start it with a larger --queue."
+                f"{count} answers were requested (prompts times n), but this server takes at most {self._worker.most} "
+                "at a time: request fewer, or start it with a larger --queue."
             )
         async with self._tokenizing:
             encoded = await asyncio.to_thread(self._encoded, body)
@@ -195,7 +196,7 @@ class Service:
         except DataError as error:
             raise Refused(str(error), param=param) from error
         if not all(found):
-            raise Refused("A prompt has no token; give it some text.", param=param)
+            raise Refused("A prompt has no tokens; it must not be empty.", param=param)
         if max(map(max, found)) >= self._vocabulary:
             raise Refused(f"A prompt's tokens must be below {self._vocabulary}.", param=param)
         if max(body.logit_bias or [0]) >= self._vocabulary:
@@ -205,8 +206,8 @@ class Service:
     def _refuse_longer(self, characters: int, param: str) -> None:
         if characters > self._most_characters:
             raise Refused(
-                f"This model's maximum context length is {self._worker.context} tokens; of {characters:,} characters "
-                f"{self._most_characters:,} are the most that are read.",
+                f"This model's maximum context length is {self._worker.context} tokens, but the request has "
+                f"{characters:,} characters; the limit is {self._most_characters:,}.",
                 code="context_length_exceeded",
                 param=param,
             )
@@ -301,7 +302,7 @@ async def _bytes(request: Request) -> bytes:
         async for part in request.stream():
             found += part
             if len(found) > _MOST_BYTES:
-                raise Refused(f"A request may have {_MOST_BYTES} bytes.", status=413)
+                raise Refused(f"A request may have at most {_MOST_BYTES} bytes.", status=413)
     except ClientDisconnect as error:
         raise _gone() from error
     return bytes(found)

@@ -14,11 +14,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         where = {"registry": self.registry, "namespace": "mixtral_recipes"}
         self.requests = Counter("requests", "Requests answered", ["path", "status"], **where)
-        self.refused = Counter("requests_refused", "Requests refused because too many wait", **where)
-        self.cancelled = Counter("rows_cancelled", "Rows whose client went away", **where)
+        self.refused = Counter("requests_refused", "Requests refused because too many were waiting", **where)
+        self.cancelled = Counter("rows_cancelled", "Rows whose client disconnected", **where)
         self.running = Gauge("rows_running", "Rows in the batch", **where)
-        self.waiting = Gauge("rows_waiting", "Rows that wait for a place in the batch", **where)
-        self.rows = Counter("rows", "Continuations that came to their end", **where)
+        self.waiting = Gauge("rows_waiting", "Rows waiting for a place in the batch", **where)
+        self.rows = Counter("rows", "Finished continuations", **where)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of answered prompts", **where)
         self.new_tokens = Counter("completion_tokens", "Tokens of finished continuations", **where)
         self.first_token = Histogram(

@@ -199,12 +199,12 @@ def parsed[T: Body](kind: type[T], body: bytes) -> T:
         if value is None or name in _NOTHING_TO_DO:
             continue
         if value not in _NOT_DONE.get(name, ()):
-            why = "is not supported by this server" if name in _NOT_DONE else "is not known"
+            why = "is not supported by this server" if name in _NOT_DONE else "unknown parameter"
             raise Refused(f"{name[:100]}: {why}; leave it out.", param=name[:100])
     if found.stream_options is not None and not found.stream:
-        raise Refused("stream_options: goes with stream=true alone; leave it out.", param="stream_options")
+        raise Refused("stream_options: only valid with stream=true; leave it out.", param="stream_options")
     if isinstance(found, Chat) and found.top_logprobs and not found.logprobs:
-        raise Refused("top_logprobs: goes with logprobs=true alone; leave it out.", param="top_logprobs")
+        raise Refused("top_logprobs: only valid with logprobs=true; leave it out.", param="top_logprobs")
     return found
 
 
@@ -229,10 +229,10 @@ def new_tokens(asked: int | None, prompt: int, context: int, *, otherwise: int |
     room = context - prompt
     wanted = asked if asked is not None else min(room, otherwise or math.inf)
     if room < 1 or wanted > room:
-        extra = f" and {asked} new ones are asked for" if asked is not None else ""
+        extra = f" and {asked} new ones were requested" if asked is not None else ""
         raise Refused(
-            f"This model's maximum context length is {context} tokens, but the prompt has {prompt}{extra}; "
-            "shorten it or lower max_tokens.",
+            f"This model's maximum context length is {context} tokens, but the prompt has {prompt}{extra}; shorten "
+            "the prompt or lower max_tokens.",
             code="context_length_exceeded",
             param="messages" if otherwise is None else "prompt",
         )

@@ -79,13 +79,15 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
     if not isinstance(base, str) or not base:
         raise RecipeError(f"{file}: base_model_name_or_path must name the model it adapts.")
     if found.get("use_dora"):
-        raise RecipeError(f"{folder} is a DoRA adapter, which vLLM does not take; merge it: `mixtral-recipes export`.")
+        raise RecipeError(
+            f"{folder} is a DoRA adapter, which vLLM does not support; merge it with `mixtral-recipes export`."
+        )
     return found
 
 
 def _rank(adapter: dict[str, Any], folder: str) -> int:
     ranks = [adapter.get("r"), *(adapter.get("rank_pattern") or {}).values()]
     if not all(isinstance(rank, int) and 0 < rank <= _RANKS[-1] for rank in ranks):
-        raise RecipeError(f"{folder}: vLLM takes ranks from 1 to {_RANKS[-1]}, not {ranks}.")
+        raise RecipeError(f"{folder}: vLLM supports ranks from 1 to {_RANKS[-1]}, not {ranks}.")
     largest = max(rank for rank in ranks if isinstance(rank, int))
     return next(allowed for allowed in _RANKS if allowed >= largest)

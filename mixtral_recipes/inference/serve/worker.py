@@ -141,8 +141,8 @@ class Worker:
             self._batch.add(rows[: max(self._model.places, fit(rows, len(rows)))])
         except torch.OutOfMemoryError as error:
             raise RecipeError(
-                f"--batch-size {self._size} rows of --context-length {self.context} tokens need more memory than there "
-                "is; lower one of them."
+                f"--batch-size {self._size} rows of --context-length {self.context} tokens need more memory than the "
+                "GPU has free; lower one of them."
             ) from error
 
     def submit(self, asks: Sequence[Ask], on_text: OnText, on_failure: Callable[[Refused], None]) -> Ticket:
@@ -152,7 +152,7 @@ class Worker:
             Refused: too many are waiting, or the server ends.
         """
         if self.draining:
-            raise Refused("The server is going down; ask another one.", status=503, kind="server_error")
+            raise Refused("The server is shutting down; try another one.", status=503, kind="server_error")
         with self._lock:
             if self._open + len(asks) > self.most:
                 self.metrics.refused.inc()
@@ -188,7 +188,7 @@ class Worker:
                     self._follow(plan)
         finally:
             self.draining = True
-            self._fail(Refused("The server has ended.", status=503, kind="server_error"))
+            self._fail(Refused("The server has shut down.", status=503, kind="server_error"))
 
     def _next_plan(self) -> _Plan:
         """What came since the last step; waits where there is nothing to do. Rank 0's."""

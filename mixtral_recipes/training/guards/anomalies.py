@@ -83,7 +83,7 @@ def where_not_finite(
     of_rank = [(r, name) for r, _, name in reports if name]
     if of_rank:
         return f"the gradient norm is {grad_norm}; not finite in {of_rank[-1][1]} on rank {of_rank[-1][0]}"
-    return f"the loss is {loss}, the gradient norm {grad_norm}"
+    return f"the loss is {loss} and the gradient norm is {grad_norm}"
 
 
 def _bad_gradient(model: list[Any]) -> str | None:
@@ -120,7 +120,7 @@ def _origin(model: list[Any], forward: Callable[[], object]) -> str:
     # Of one layer, the innermost: what is around it, here and on other ranks, only passes its values on.
     name, weight, rank = min(everywhere, key=lambda origin: (_layer_number(origin[0]), -origin[0].count(".")))
     reason = f", whose {weight} is not finite" if weight else ""
-    return f"; the first values that are not finite come from {name} on rank {rank}{reason}"
+    return f"; the first non-finite values come from {name} on rank {rank}{reason}"
 
 
 def _all_finite(value: Any) -> bool:

@@ -11,7 +11,7 @@ from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.system.machine import at_a_prompt
 
 ALWAYS = ("SIGTERM", "SIGUSR1", "SIGINT")
-CTRL_C = "\nCtrl-C: saving when this step is done; once more quits without saving.\n"
+CTRL_C = "\nCtrl-C: saving after this step; press it again to quit without saving.\n"
 
 
 class StopRequest:

@@ -68,7 +68,7 @@ class Watchdog:
         while not self._done.wait(pause):
             idle = time.monotonic() - self._last
             if idle > self.limit:
-                self._end(f"no progress for {idle:.0f} s in {self._doing}: a rank is lost or hangs", stay=True)
+                self._end(f"no progress for {idle:.0f} s in {self._doing}: a rank was lost or is hanging", stay=True)
             if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._parent:
                 self._end("the process that started this rank is gone")
 

@@ -147,8 +147,8 @@ class MegatronCommOverlapCallback:
             setting = "batch_p2p_comm=True" if self.batch_p2p_comm else "overlap_p2p_comm=False"
             raise RecipeError(
                 f"MegatronCommOverlapCallback.{setting} with pipeline_model_parallel_size=2 and "
-                f"virtual_pipeline_model_parallel_size={chunks}: with two stages both neighbours are the same rank and "
-                "batched messages cross; leave it at null."
+                f"virtual_pipeline_model_parallel_size={chunks}: with two stages, both neighbours are the same rank, "
+                "and batched messages would cross; leave it at null."
             )
 
     def configure(self, settings: dict[str, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from mixtral_recipes.system.ranks import rank_and_size
 def _check_range(name: str, start_step: int, end_step: int) -> None:
     if not 1 <= start_step <= end_step:
         raise RecipeError(
-            f"{name}: start_step={start_step} and end_step={end_step} are not a range; steps count from 1."
+            f"{name}: start_step={start_step} and end_step={end_step} are not a valid range; steps count from 1."
         )
 
 

@@ -124,12 +124,12 @@ class CollapseWatch:
             elif layer not in self._warned:
                 self._warned.add(layer)
                 what = (
-                    f"expert(s) {', '.join(map(str, idle))} get next to nothing"
+                    f"expert(s) {', '.join(map(str, idle))} get almost no tokens"
                     if idle
-                    else "few experts get most tokens"
+                    else "a few experts get most tokens"
                 )
                 warnings.append(
-                    f"WARNING: the router of layer {layer} collapses: {what} (load entropy {bits:.2f} of 1); raise "
+                    f"WARNING: the router of layer {layer} is collapsing: {what} (load entropy {bits:.2f} of 1); raise "
                     "model.config.moe_aux_loss_coeff or lower optim.config.lr."
                 )
         return warnings

@@ -92,11 +92,11 @@ MENDABLE = {
         "world size 3 is not a multiple of expert TP x EP x PP"
     ),
     "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not offered.",
-    "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "hardware='h300' is not known. Did you mean 'h200'?",
+    "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "'h300' is not a known GPU. Did you mean 'h200'?",
     "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
     "pretrain --recipe mixtral_8x7b trainer.num_nodes=2 --dry-run": "(80 of 85 GB on H100 SXM 80 GB)",
-    "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "that has 85; most of it: optimizer",
-    "finetune --recipe mixtral_8x22b --peft none --num-nodes 1 --dry-run": "that has 85; most of it: optimizer",
+    "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "with 85 GB; the largest parts: optimizer",
+    "finetune --recipe mixtral_8x22b --peft none --num-nodes 1 --dry-run": "with 85 GB; the largest parts: optimizer",
     "run missing.yaml": "missing.yaml: cannot be read",
     "recipes show mixtral_8x7b.train": "task 'train' is not known. Did you mean 'pretrain'?",
     "recipes diff mixtral_8x7b trainer.max_step=1": "Did you mean 'max_steps'?",
@@ -332,7 +332,7 @@ def test_an_empty_word_is_a_variable_that_is_not_set(
     words: list[str], empty: str, without_gpu: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = call(words, capsys)
-    assert (code, err) == (2, f"error: {empty} is empty; is a shell variable unset?\n")
+    assert (code, err) == (2, f"error: {empty} is empty; is a shell variable not set?\n")
 
 
 def test_a_prompt_may_be_empty() -> None:

@@ -94,7 +94,7 @@ def test_a_picture(tmp_path: Path) -> None:
     [
         ("", "choose a recipe with --recipe"),
         ("--recipe mixtral_8x9b", "Did you mean 'mixtral_8x7b'"),
-        ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not known"),
+        ("--recipe mixtral_8x7b --hardware h300", "hardware='h300' is not a known GPU"),
         ("--recipe mixtral_8x7b --peft lroa", "Invalid value for '--peft': 'lroa' is not one of"),
         ("--recipe mixtral_8x7b trainer.max_step=1", "Did you mean 'max_steps'"),
         ("--recipe mixtral_8x7b trainer.max_steps=many", "trainer.max_steps=many must be a whole number."),

@@ -22,7 +22,7 @@ def test_likelihoods(value: float) -> None:
     if value == -2.5:
         assert likelihoods(model, endings, 2) == [(-5.0, True)] * 2
         return
-    with pytest.raises(CheckpointError, match="likelihoods are no numbers"):
+    with pytest.raises(CheckpointError, match="likelihoods are NaN or infinite"):
         likelihoods(model, endings, 2)
 
 
@@ -31,5 +31,5 @@ def test_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loss, name, mock.Mock())
     monkeypatch.setattr(loss, "validate", lambda run: SimpleNamespace(loss=float("nan")))
     data: Any = SimpleNamespace(global_batch_size=4, micro_batch_size=2)
-    with pytest.raises(CheckpointError, match="losses are no numbers"):
+    with pytest.raises(CheckpointError, match="losses are NaN or infinite"):
         loss.loss_on(mock.Mock(topology=SimpleNamespace(data_parallel_size=2)), data, None)

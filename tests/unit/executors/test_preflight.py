@@ -112,7 +112,7 @@ def test_adapters_are_trained_on_with_their_own_scheme(tmp_path: Path) -> None:
     (tmp_path / "context").mkdir()
     write_json(tmp_path / "context" / "run.json", {"peft": recorded(llm.LoRA(dim=6))})
     write_manifest(tmp_path, kind="adapter")
-    with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
+    with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, but this run has peft\.dim=8"):
         preflight(starting_from(tmp_path, "peft.dim=8", peft="lora"))
 
 

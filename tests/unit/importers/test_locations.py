@@ -31,7 +31,7 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["hf://", "nemo://"])
 @pytest.mark.parametrize("look", [parse_source, check_source, resolve, import_any, locations.checkpoint])
 def test_a_name_that_is_not_given_is_not_this_folder(text: str, look: Callable[[str], object]) -> None:
-    with pytest.raises(CheckpointError, match=f"^{text} names no model; is a shell variable unset"):
+    with pytest.raises(CheckpointError, match=f"^{text} names no model; is a shell variable not set"):
         look(text)
 
 

@@ -65,7 +65,7 @@ def test_a_template_without_end_is_refused(condition: str, monkeypatch: pytest.M
 
 def test_a_tokenizer_without_a_template() -> None:
     with pytest.raises(
-        DataError, match=r"has no chat template, .*continue a text .`mixtral-recipes generate` without --chat"
+        DataError, match=r"has no chat template, .*continue a text instead .`mixtral-recipes generate` without --chat"
     ):
         Conversation(Tokenizer(template=None))
 

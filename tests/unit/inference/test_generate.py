@@ -18,5 +18,5 @@ def test_the_end_of_a_prompt_stays() -> None:
 
 @pytest.mark.parametrize("most", [8, 600])
 def test_an_answer_without_room_for_any_prompt(most: int) -> None:
-    with pytest.raises(RecipeError, match=f"max_gen_toks {most}: the model has 8 positions in all; ask for less"):
+    with pytest.raises(RecipeError, match=f"max_gen_toks {most}: the model has 8 positions in total; lower it"):
         shortened(MODEL, [[1, 2]], most, asked_by="max_gen_toks")

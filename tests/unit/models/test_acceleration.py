@@ -35,11 +35,11 @@ REFUSED = {
     "gradients": ({"gradient_accumulation_fusion": True}, "Transformer Engine or Apex"),
     "offloading": ({"cpu_offloading": True, "cpu_offloading_num_layers": 1}, "cpu_offloading=True"),
     "attention dropout": ({"attention_dropout": 0.1}, "attention_dropout .* set it to 0"),
-    "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn': it would be another model than Mixtral"),
+    "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn' is not how Mixtral routes"),
     "quantiles": ({"moe_router_load_balancing_type": "quantile_balancing"}, "use aux_loss, .* none"),
     "one of two": (
         {"moe_router_load_balancing_type": ["aux_loss", "sinkhorn"], "moe_aux_loss_coeff": [0.1, 0.0]},
-        "another model",
+        "is not how Mixtral routes",
     ),
     "flex": ({"moe_token_dispatcher_type": "flex"}, "expert_model_parallel_size"),
 }
@@ -140,7 +140,7 @@ def test_what_only_grouped_experts_do_is_refused_where_they_are_off(monkeypatch:
     settings = {"params_dtype": torch.bfloat16}
     found: Any = run._configured(MixtralConfigTiny(**fields), Topology(1), settings, None, None)
     assert found["moe_grouped_gemm"]
-    with pytest.raises(RecipeError, match=r"moe_act.* is for Transformer Engine's grouped experts"):
+    with pytest.raises(RecipeError, match=r"moe_act.* needs Transformer Engine's grouped experts"):
         run._configured(MixtralConfigTiny(**fields, moe_grouped_gemm=False), Topology(1), settings, None, None)
 
 

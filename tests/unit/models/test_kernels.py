@@ -73,7 +73,7 @@ def test_a_run_says_that_nothing_can_be_compiled(engine: dict[str, Any], monkeyp
     seen = found()
     assert seen is not None
     (note,) = seen.notes
-    assert note.startswith("no Python.h: kernels that are compiled here are left out, which is slower; install")
+    assert note.startswith("no Python.h: kernels that are compiled on first use are left out, which is slower; install")
 
 
 @pytest.mark.parametrize("error", [OSError("libcudnn_heuristic.so.9: undefined symbol: x"), ImportError("no cublas")])
@@ -85,7 +85,7 @@ def test_a_broken_installation_is_an_error(gpu: None, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     monkeypatch.setattr(kernels, "find_spec", lambda name: object())
-    with pytest.raises(EnvironmentProblem, match=f"installed but does not load .*{str(error)[:12]}"):
+    with pytest.raises(EnvironmentProblem, match=f"installed but cannot be loaded .*{str(error)[:12]}"):
         found()
 
 
@@ -107,7 +107,7 @@ def test_two_cudnns(engine: dict[str, Any]) -> None:
     engine["cudnn"] = (9, 1, 0)
     seen = found()
     assert seen is not None
-    assert "torch has 9.24.0, Transformer Engine loads 9.1.0. export CUDNN_HOME=" in seen.notes[0]
+    assert "torch uses 9.24.0, but Transformer Engine loads 9.1.0. export CUDNN_HOME=" in seen.notes[0]
 
 
 def test_unfused_attention_is_told_and_long_refused(engine: dict[str, Any]) -> None:

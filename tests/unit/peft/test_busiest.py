@@ -33,7 +33,7 @@ def test_every_layer_has_its_own(logged: Path) -> None:
     [
         (
             {"experts": "busiest:2"},
-            "name the folder of a run that counted, peft.router_load=FOLDER",
+            "needs the folder of a run that counted its experts' load",
         ),
         ({"router_load": "{}"}, "needs peft.experts=busiest:N"),
         ({"experts": "busiest:x", "router_load": "{}"}, "needs a number of experts per layer, e.g. busiest:4"),
@@ -41,7 +41,7 @@ def test_every_layer_has_its_own(logged: Path) -> None:
         ({"experts": "busiest:5", "router_load": "{}"}, "but the model has 4 experts"),
         (
             {"experts": "busiest:2", "router_load": "{}/nothing"},
-            "cannot be read as a run's metrics.jsonl .*; name its folder",
+            "cannot be read as a run's metrics.jsonl .*; set it to the run's folder",
         ),
     ],
 )
@@ -52,8 +52,8 @@ def test_refusals(logged: Path, settings: dict[str, str], message: str) -> None:
 
 
 def test_the_load_of_another_model_is_refused(logged: Path) -> None:
-    with pytest.raises(RecipeError, match="of a model of 2 layers and 4 experts, this one has 3 and 4"):
+    with pytest.raises(RecipeError, match="from a model with 2 layers and 4 experts, but this one has 3 and 4"):
         with_experts_named(LoRA(experts="busiest:2", router_load=str(logged)), 3, 4)
     (logged / "metrics.jsonl").write_text('{"kind": "train"}\n')
-    with pytest.raises(RecipeError, match="no step of that run has the experts' load"):
+    with pytest.raises(RecipeError, match="no step of that run recorded the experts' load"):
         with_experts_named(LoRA(experts="busiest:2", router_load=str(logged)), 2, 4)

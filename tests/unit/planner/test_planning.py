@@ -78,7 +78,7 @@ def test_what_cannot_fit_is_refused_with_repairs_that_do(asked: Question) -> Non
     job = job_of(asked)
     text = verdict.refusal(job, H100)
     assert text is not None
-    assert "; most of it: " in text
+    assert "; the largest parts: " in text
     assert "To fit: " in text
     for repair in verdict.repairs(job, H100):
         check(repair.found)
@@ -122,8 +122,8 @@ def test_neighbours_two_node_example_is_repaired_into_what_fits() -> None:
 @pytest.mark.parametrize(
     ("recipe", "hardware", "says"),
     [
-        ("delayed", "a100", "it has none; take --precision bf16"),
-        ("mxfp8", "h100", "it takes a Blackwell GPU"),
+        ("delayed", "a100", "does not support FP8; use --precision bf16"),
+        ("mxfp8", "h100", "needs a Blackwell GPU"),
     ],
 )
 def test_a_format_that_a_card_lacks_is_refused(recipe: str, hardware: str, says: str) -> None:
@@ -136,7 +136,7 @@ def test_a_format_that_a_card_lacks_is_refused(recipe: str, hardware: str, says:
 def test_a_repair_on_other_gpus_keeps_the_batch() -> None:
     """Seven processes would need a batch of 133; eight do not."""
     job = job_of(Question("mixtral_8x7b"))
-    with pytest.raises(RecipeError, match=r"No layout of 7 .* trainer.devices=8 \(") as refused:
+    with pytest.raises(RecipeError, match=r"No layout on 7 .* trainer.devices=8 \(") as refused:
         verdict.check_layout_of(job.on(dataclasses.replace(job.topology, world_size=7)), H100)
     assert "global_batch_size=133" not in str(refused.value)
 
@@ -144,7 +144,7 @@ def test_a_repair_on_other_gpus_keeps_the_batch() -> None:
 def test_what_fits_nowhere_is_offered_no_repair() -> None:
     job = job_of(Question("mixtral_8x7b"))
     long = dataclasses.replace(job, batch=dataclasses.replace(job.batch, seq_length=10**8))
-    with pytest.raises(RecipeError, match=r"No layout of up to 1,024 H100 SXM 80 GB has the memory\.$"):
+    with pytest.raises(RecipeError, match=r"No layout on up to 1,024 H100 SXM 80 GB has enough memory\.$"):
         verdict.check_layout_of(long, H100)
 
 

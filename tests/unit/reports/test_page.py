@@ -98,7 +98,7 @@ def test_page_of_a_run_that_recorded_nothing(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     assert page.count("Nothing recorded.") == 6
     assert "None was written." in page
-    with pytest.raises(RecipeError, match="is no run folder"):
+    with pytest.raises(RecipeError, match="is not a run folder"):
         write_report(tmp_path / "absent")
 
 

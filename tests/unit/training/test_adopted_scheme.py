@@ -30,8 +30,8 @@ def test_what_a_run_leaves_at_its_default_is_the_adapters(adapters: Path) -> Non
     ("peft", "message"),
     [
         (None, "this run trains all weights"),
-        (DoRA(), "was trained with peft.class=LoRA, this run has peft.class=DoRA; give --peft lora"),
-        (LoRA(dim=8), "was trained with peft.dim=6, this run has peft.dim=8"),
+        (DoRA(), "was trained with peft.class=LoRA, but this run has peft.class=DoRA; pass --peft lora"),
+        (LoRA(dim=8), "was trained with peft.dim=6, but this run has peft.dim=8"),
         (LoRA(target_modules="attention"), r"was trained with peft.target_modules=\['linear_qkv'\]"),
     ],
 )
@@ -46,11 +46,11 @@ def test_and_before_the_job_starts(adapters: Path) -> None:
     write_manifest(adapters, kind="adapter")
     for start in (first, RestoreConfig("hf://org/base", adapter_path=str(adapters))):
         check_adopted(start, LoRA())
-        with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, this run has peft\.dim=8"):
+        with pytest.raises(RecipeError, match=r"was trained with peft\.dim=6, but this run has peft\.dim=8"):
             check_adopted(start, LoRA(dim=8))
     write_manifest(adapters, kind="training")
     check_adopted(first, LoRA(dim=8))
-    with pytest.raises(RecipeError, match="holds no adapters"):
+    with pytest.raises(RecipeError, match="has no adapters"):
         check_adopted(start, LoRA())
-    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
         check_adopted(RestoreConfig("hf://org/base", adapter_path="/nowhere"), LoRA())

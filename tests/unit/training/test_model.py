@@ -33,7 +33,7 @@ def test_cuda_graphs_are_refused_rather_than_left_out(fields: dict[str, Any]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron's, of the older names
         config = MixtralConfigTiny(**fields)
-    with pytest.raises(RecipeError, match="CUDA graphs are not captured here"):
+    with pytest.raises(RecipeError, match="CUDA graphs are not supported"):
         check_megatron_config(config, TRAINER)
 
 

@@ -18,8 +18,8 @@ from mixtral_recipes.training import prepare
 @pytest.mark.parametrize(
     ("schedule", "steps", "said"),
     [
-        (CosineAnnealingScheduler(warmup_steps=50), 20, "warmup_steps=50 does not end .*: it takes 2"),
-        (WarmupPolicyScheduler(warmup_steps=20), 20, "warmup_steps=20 does not end .*: it takes 2"),
+        (CosineAnnealingScheduler(warmup_steps=50), 20, "warmup_steps=50 does not end .*; it is shortened to 2"),
+        (WarmupPolicyScheduler(warmup_steps=20), 20, "warmup_steps=20 does not end .*; it is shortened to 2"),
         (CosineAnnealingScheduler(warmup_steps=50), 51, None),
         (WarmupPolicyScheduler(warmup_ratio=0.5), 20, None),
     ],

@@ -15,7 +15,7 @@ def test_this_machine_needs_none(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "127.0.0.1.example.org"])
 def test_others_do(host: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="needs a token: --token-file"):
+    with pytest.raises(RecipeError, match="needs a token: pass --token-file"):
         read_token(None, None, host)
     file = tmp_path / "token"
     file.write_text("secret\n")
@@ -26,7 +26,7 @@ def test_others_do(host: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "\n", "two words", "schlüssel"])
 def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(text)
-    with pytest.raises(RecipeError, match="one word of ASCII"):
+    with pytest.raises(RecipeError, match="single word of ASCII"):
         read_token(tmp_path / "token", None, "127.0.0.1")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_token(tmp_path / "none", None, "127.0.0.1")

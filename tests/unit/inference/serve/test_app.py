@@ -53,4 +53,4 @@ def test_which_methods_a_path_has_is_told() -> None:
 def test_what_never_has_room_is_not_told_to_come_again(many: dict[str, Any]) -> None:
     answer = answer_to("POST", "/v1/completions", json={"model": "m"} | many)
     assert answer.status_code == 400
-    assert "this server takes 8 at a time" in answer.text
+    assert "this server takes at most 8 at a time" in answer.text

@@ -109,7 +109,7 @@ def test_what_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
 
 def test_the_likeliest_tokens_go_with_likelihoods() -> None:
     assert chat(logprobs=True, top_logprobs=3).top_logprobs == 3
-    with pytest.raises(Refused, match="top_logprobs: goes with logprobs=true alone") as told:
+    with pytest.raises(Refused, match="top_logprobs: only valid with logprobs=true") as told:
         chat(top_logprobs=3)
     assert told.value.param == "top_logprobs"
 

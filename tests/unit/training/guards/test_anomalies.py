@@ -94,7 +94,7 @@ def test_the_layer_is_named_whose_output_is_the_first_that_is_not_finite(bad: to
     text = where_not_finite(
         [model], [torch.tensor([math.nan, 2, 2])], math.nan, math.nan, lambda: model(torch.ones(1, 2))
     )
-    assert text == f"the loss is nan on rank 0; the first values that are not finite come from 1.0 on rank 0{reason}"
+    assert text == f"the loss is nan on rank 0; the first non-finite values come from 1.0 on rank 0{reason}"
     assert not model[0]._forward_hooks
 
 

@@ -128,5 +128,5 @@ def test_nsys_does_nothing_without_a_gpu() -> None:
 
 @pytest.mark.parametrize("make", [NsysCallback, lambda a, b: PytorchProfilerCallback(a, b, trace_dir="unused")])
 def test_ranges_are_checked(make: Any) -> None:
-    with pytest.raises(RecipeError, match="are not a range"):
+    with pytest.raises(RecipeError, match="are not a valid range"):
         callbacks.call([make(3, 2)], "on_train_start", CPU)

@@ -77,7 +77,7 @@ def test_a_collapse_is_warned_about_once_and_again_after_it_recovered() -> None:
 
     assert window(100, 100, 100, 100) == []
     (warning,) = window(398, 1, 1, 0)
-    assert "the router of layer 1 collapses" in warning
+    assert "the router of layer 1 is collapsing" in warning
     assert "expert(s) 1, 2, 3" in warning
     assert window(400, 0, 0, 0) == []
     assert window(110, 90, 100, 100) == []
