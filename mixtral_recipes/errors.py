@@ -110,6 +110,10 @@ def of_the_machine(error: BaseException) -> MixtralRecipesError | None:
         return EnvironmentProblem(
             "the home folder of ~ or ~NAME cannot be found; set HOME or MIXTRAL_RECIPES_HOME, or write out the path."
         )
+    if isinstance(error, TypeError) and "docstring" in str(error):  # of fiddle, nemo_run's library of configs
+        return EnvironmentProblem(
+            "this Python runs without docstrings, which nemo_run reads; unset PYTHONOPTIMIZE, or leave -OO out."
+        )
     if not isinstance(error, OSError) or error.errno is None:
         return None
     import errno

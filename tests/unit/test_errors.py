@@ -1,6 +1,8 @@
 """Errors are told in one line."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,11 @@ def test_a_home_folder_that_is_none() -> None:
         Path("~nobody-of-this-name/x").expanduser()
     assert "the home folder of ~ or ~NAME cannot be found" in str(of_the_machine(caught.value))
     assert of_the_machine(RuntimeError("another")) is None
+
+
+def test_a_python_without_docstrings_is_told_from_a_defect() -> None:
+    code = "import sys; from mixtral_recipes.cli import main; sys.exit(main.run(['finetune', '--dry-run']))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1].split(";")[0]) == (
+        2, "error: this Python runs without docstrings, which nemo_run reads",
+    )  # fmt: skip
