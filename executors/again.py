@@ -47,7 +47,7 @@ def again(words: Sequence[str], processes: int, *, to_ranks: bool = False) -> No
                 print(shown, end="", file=sys.stderr, flush=True)
         code = ranks.wait()
     if code:
-        raise LaunchError(errors[0] if errors else f"a process ended with code {code} and without a message.")
+        raise LaunchError(errors[0] if errors else f"a process ended with exit code {code} and no message.")
 
 
 def _pass_on(torchrun_pid: int) -> None:

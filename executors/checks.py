@@ -130,24 +130,32 @@ def _runtime(site: Cluster, ssh: str) -> Check:
     if site.mode == "venv":
         done = slurm_status.slurm(["bash", "-c", _VERSION, f"{site.venv}/bin/activate"], ssh)
         if done.returncode != 0:
-            mend = "create it on a file system that all nodes see, with this project in it"
+            mend = "create it on a file system that all nodes see, and install mixtral-recipes in it"
             return Check("venv", "bad", f"{site.venv}: {slurm_status.one_line(done.stderr)}", mend)
         there, here = done.stdout.strip(), package_version("mixtral-recipes")
         if there == here:
             return Check("venv", "good", f"{site.venv}, mixtral-recipes {there}")
-        finding = f"{site.venv} has mixtral-recipes {there}, and here is {here}"
+        finding = f"{site.venv} has mixtral-recipes {there}, but this machine has {here}"
         return Check("venv", "note", finding, "install the same release in both")
     if site.mode == "pyxis":
         done = slurm_status.slurm(["srun", "--help"], ssh)
         if "--container-image" in done.stdout:
             return Check("pyxis", "good", "srun knows --container-image")
         return Check(
-            "pyxis", "bad", "srun has no --container-image", "use mode = 'apptainer' or a venv, or ask for pyxis"
+            "pyxis",
+            "bad",
+            "srun has no --container-image",
+            "use mode = 'apptainer' or a venv, or ask the administrators for pyxis",
         )
     done = slurm_status.slurm(["apptainer", "--version"], ssh)
     if done.returncode == 0:
         return Check("apptainer", "good", done.stdout.strip())
-    return Check("apptainer", "note", "not on the login node; the compute nodes may have it", "or load it with modules")
+    return Check(
+        "apptainer",
+        "note",
+        "not on the login node, but the compute nodes may have it",
+        "if they do not, load it with modules",
+    )
 
 
 def _image(site: Cluster, ssh: str) -> list[Check]:
@@ -156,7 +164,11 @@ def _image(site: Cluster, ssh: str) -> list[Check]:
     if not image.startswith("/"):
         return []
     there = slurm_status.slurm(["test", "-e", image], ssh).returncode == 0
-    return [Check("image", "good", image) if there else Check("image", "bad", f"no {image}", "put it there")]
+    return [
+        Check("image", "good", image)
+        if there
+        else Check("image", "bad", f"no such file: {image}", "put the image there")
+    ]
 
 
 def _python() -> Check:
@@ -171,7 +183,7 @@ def _package(name: str, answers: Mapping[str, Answer]) -> Check:
     if answers[name].good:
         return Check(name, "good", version)
     mend = f"pip install --force-reinstall {name}=={version}"
-    return Check(name, "bad", f"{version} is installed but does not import: {answers[name].text}", mend)
+    return Check(name, "bad", f"{version} is installed but cannot be imported: {answers[name].text}", mend)
 
 
 def _cuda(answer: Answer | None) -> Check:
@@ -179,15 +191,15 @@ def _cuda(answer: Answer | None) -> Check:
         return Check("CUDA", "good", answer.text)
     if count := gpu_count():
         why = answer.text.partition(". ")[0] if answer else ""
-        mend = "install a torch for the CUDA that `nvidia-smi` names, or a newer driver"
-        return Check("CUDA", "bad", f"{count} GPU(s) are here, and torch cannot use them{why and f': {why}'}", mend)
-    return Check("CUDA", "note", "no GPU; recipes run on the CPU, which suits mixtral_tiny")
+        mend = "install a torch built for the CUDA version that `nvidia-smi` shows, or a newer driver"
+        return Check("CUDA", "bad", f"{count} GPU(s) found, but torch cannot use them{why and f': {why}'}", mend)
+    return Check("CUDA", "note", "no GPU; recipes run on the CPU, which is enough for mixtral_tiny")
 
 
 def _nccl(answer: Answer | None) -> Check:
     if answer and answer.good:
         return Check("NCCL", "good", answer.text)
-    return Check("NCCL", "note", "this torch has none; gloo is used")
+    return Check("NCCL", "note", "this torch has no NCCL; gloo is used")
 
 
 def _transformer_engine(answer: Answer | None) -> Check:
@@ -197,20 +209,21 @@ def _transformer_engine(answer: Answer | None) -> Check:
         return Check(
             "Transformer Engine",
             "note",
-            "not installed; needed for fp8 and for speed on GPUs",
-            "in a checkout scripts/install_te.sh .venv, else pip install --no-build-isolation 'mixtral-recipes[gpu]'",
+            "not installed; needed for FP8 and for speed on GPUs",
+            "in a checkout run scripts/install_te.sh .venv, else pip install --no-build-isolation "
+            "'mixtral-recipes[gpu]'",
         )
     if "transformer-engine-torch" not in parts:
         return Check(
             "Transformer Engine", "bad", f"half installed: {', '.join(parts + libraries)} without its torch extension; "
-            "megatron-core then fails to import",
+            "megatron-core cannot be imported then",
             "pip install --no-build-isolation 'transformer-engine[pytorch]', or uninstall it",
         )  # fmt: skip
     assert answer is not None
     if answer.good:
         return Check("Transformer Engine", "good", answer.text)
     mend = "reinstall it for this torch and CUDA"
-    return Check("Transformer Engine", "bad", f"installed but does not import: {answer.text}", mend)
+    return Check("Transformer Engine", "bad", f"installed but cannot be imported: {answer.text}", mend)
 
 
 def _kernels(answer: Answer | None) -> list[Check]:
@@ -229,9 +242,9 @@ def _compiler(cuda: Answer | None) -> list[Check]:
         return []
     missing = no_compiler()
     if missing is None:
-        return [Check("C compiler", "good", "there, and Python's headers")]
+        return [Check("C compiler", "good", "found, with Python's headers")]
     verdict = "bad" if package_version("transformer-engine-torch") else "note"  # PyTorch's own layers need none
-    return [Check("C compiler", verdict, f"{missing}: fused kernels and QLoRA's cannot be compiled", COMPILER)]
+    return [Check("C compiler", verdict, f"{missing}: fused kernels and QLoRA's kernels cannot be compiled", COMPILER)]
 
 
 def _slurm(insist: bool) -> list[Check]:
@@ -243,7 +256,14 @@ def _slurm(insist: bool) -> list[Check]:
         return [Check("Slurm", "bad", f"missing: {', '.join(missing)}", "install the rest of Slurm's client commands")]
     if slurm_status.slurm(["scontrol", "ping"]).returncode != 0:
         verdict = "bad" if insist else "note"
-        return [Check("Slurm", verdict, "its commands are here, its controller does not answer", "see `scontrol ping`")]
+        return [
+            Check(
+                "Slurm",
+                verdict,
+                "its commands are installed, but its controller does not answer",
+                "see `scontrol ping`",
+            )
+        ]
     return [Check("Slurm", "good", slurm_status.slurm(["sinfo", "--version"]).stdout.strip())]
 
 
@@ -257,7 +277,7 @@ def _containers() -> list[Check]:
         Check(
             "containers",
             "good" if have else "note",
-            ", ".join(have) or "neither pyxis nor apptainer; venv mode needs none",
+            ", ".join(have) or "neither pyxis nor apptainer; venv mode needs neither",
         )
     ]
 
@@ -265,11 +285,13 @@ def _containers() -> list[Check]:
 def _folder(name: str, path: Path) -> Check:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
-        return Check(name, "bad", f"{existing} is not writable", "set MIXTRAL_RECIPES_HOME to a folder of yours")
+        return Check(
+            name, "bad", f"{existing} is not writable", "set MIXTRAL_RECIPES_HOME to a folder that you can write to"
+        )
     kind = _file_system(existing)
     if shutil.which("sbatch") and kind in ("tmpfs", "overlay", "ext4", "xfs", "btrfs"):
-        mend = "on a cluster set MIXTRAL_RECIPES_HOME to a folder that all nodes see"
-        return Check(name, "note", f"{path} on {kind}, a local file system", mend)
+        mend = "on a cluster, set MIXTRAL_RECIPES_HOME to a folder that all nodes see"
+        return Check(name, "note", f"{path} is on {kind}, a local file system", mend)
     return Check(name, "good", f"{path} on {kind}")
 
 

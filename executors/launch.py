@@ -51,7 +51,7 @@ def launch(
 
     if isinstance(executor, run.SlurmExecutor):
         return _slurm(recipe, executor, name, Path(run_dir), dry_run, detach)
-    raise LaunchError(f"executor {executor!r} is not known; use direct, local or a run.SlurmExecutor.")
+    raise LaunchError(f"executor {executor!r} is not supported; use direct, local or a run.SlurmExecutor.")
 
 
 def size(recipe: Any) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def _direct(recipe: Any, run_dir: Path, dry_run: bool) -> dict[str, Any]:
 def _local(recipe: Any, name: str, run_dir: Path, dry_run: bool) -> dict[str, Any]:
     nodes, processes = size(recipe)
     if nodes != 1:
-        raise LaunchError(f"num_nodes={nodes} does not fit --executor local; use 1, or --executor slurm.")
+        raise LaunchError(f"num_nodes={nodes} does not work with --executor local; use 1, or --executor slurm.")
     record = records.new(name, run_dir, "local", _called(recipe))
     record.nproc_per_node = processes
     record.job_dir = str(record.path.parent)
@@ -136,6 +136,6 @@ def restart(record: records.RunRecord) -> dict[str, Any]:
     stored = Path(record.job_dir or record.path.parent, "recipe.json")
     if record.executor != "local" or not stored.exists():
         raise LaunchError(
-            f"run {record.id} ({record.executor}) has no stored recipe; give its command, or run its script, again."
+            f"run {record.id} ({record.executor}) has no stored recipe; repeat its command, or run its script again."
         )
     return launch(load_recipe(stored), executor="local", name=record.name, run_dir=Path(record.run_dir))

@@ -35,7 +35,7 @@ def command(processes: int, file: Path) -> list[str]:
         LaunchError: fewer than one process.
     """
     if processes < 1:
-        raise LaunchError(f"{processes} processes start nothing; use 1 or more.")
+        raise LaunchError(f"{processes} processes would start nothing; use 1 or more.")
     rank = ["-m", RANK_MODULE, str(file)]
     if processes == 1:
         return [sys.executable, *rank]
@@ -130,11 +130,11 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
     if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
         raise Preempted(f"{record.name}: {ends[0]['error']} {resume}")
     if not ends and (stopped or exit_code in (-signal.SIGTERM, Preempted.exit_code)):
-        said = "asked to stop, and ended without saying whether it saved"
-        raise Preempted(f"{record.name}: {said}; start the same command again {resume}")
+        said = "was asked to stop, and ended without saying whether it saved"
+        raise Preempted(f"{record.name} {said}; run the same command again {resume}")
     silent = sorted(set(range(record.nodes * record.nproc_per_node)) - {end["rank"] for end in ends})
     if stopped and not failed and not silent:
-        raise Preempted(f"{record.name}: asked to stop when all its processes had done their work {resume}")
+        raise Preempted(f"{record.name} was asked to stop after all its processes had done their work {resume}")
     see = f"see `mixtral-recipes runs logs {record.id}`"
     if failed and not (silent and records.lost_peer(failed[0])):
         raise LaunchError(f"rank {failed[0]['rank']} failed: {failed[0]['error']} ({see})")

@@ -41,9 +41,9 @@ def check_env(env: Mapping[str, object]) -> dict[str, str]:
             raise LaunchError(f"environment variable {key} holds a NUL byte; no process can receive one.")
         if not private.is_harmless(key):
             raise LaunchError(
-                f"environment variable {key} is not known to be harmless, and its value would be written to job files; "
+                f"environment variable {key} is not known to be harmless, and its value would be written to job files: "
                 f"export it in your shell and add its name to secrets (secrets = [..., {key!r}]), or write it to a "
-                "file of mode 0600 and name that with env_file; both pass it on in a 0600 file."
+                "file of mode 0600 and set env_file to it; both pass it on in a 0600 file."
             )
         check_no_password(str(value), f"environment variable {key}")
     return {key: str(value) for key, value in env.items()}
@@ -69,7 +69,7 @@ def check_no_password(text: str, what: str) -> str:
     if address := private.password_in(text):
         raise LaunchError(
             f"{what} is not allowed: the address {address} carries a password, which would be written to job files; "
-            "leave it out, and pass it with secrets or env_file."
+            "remove it, and pass it through secrets or env_file."
         )
     return text
 

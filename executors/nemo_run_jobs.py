@@ -99,7 +99,7 @@ def refuse_while_loading() -> None:
             for name, value in frame.f_globals.items():
                 if not name.startswith("__"):
                     setattr(sys.modules["__main__"], name, value)
-            raise StartedAlready("this script's runs are not started again in their own process.")
+            raise StartedAlready("this script's runs are not started again in the processes that they started.")
         frame = frame.f_back
 
 
@@ -139,11 +139,11 @@ def _check_group(tasks: list[Any], executor: Any, earlier: Sequence[Any]) -> tup
     executors = executor if isinstance(executor, list) else [executor]
     if any(map(ranks_of_ours, executors)):
         raise LaunchError(
-            "a slurm_executor starts one task per job, and this is a list of them: add each by itself; without "
-            "dependencies they run side by side."
+            "a slurm_executor starts one task per job, but this is a list of tasks: add each one separately; without "
+            "dependencies they run at the same time."
         )
     if len(executors) not in (1, len(tasks)):
-        raise LaunchError(f"{len(executors)} executors for {len(tasks)} tasks; give one for all, or one for each.")
+        raise LaunchError(f"{len(executors)} executors for {len(tasks)} tasks; use one for all, or one for each.")
     each = executors if len(executors) > 1 else executors * len(tasks)
     checked = [check(task, its, earlier) for task, its in zip(tasks, each, strict=True)]
     return [task for task, _ in checked], [its for _, its in checked[: len(executors)]]
@@ -216,8 +216,8 @@ def _refuse_without_commit(executor: Any) -> None:
         return
     if subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], capture_output=True, check=False).returncode:
         raise LaunchError(
-            f"the {type(executor).__name__} packs the newest git commit (run.GitArchivePackager), and {Path.cwd()} "
-            "has none: give it packager=run.Packager(), which sends the recipe alone, or run.PatternPackager(...)."
+            f"the {type(executor).__name__} packs the newest git commit (run.GitArchivePackager), but {Path.cwd()} "
+            "has none; use packager=run.Packager(), which sends only the recipe, or run.PatternPackager(...)."
         )
 
 
@@ -271,8 +271,8 @@ def as_text(recipe: Any) -> Any:
     except UnserializableValueError as error:
         place = re.search(r"at path '<root>\.?([^']*)'", str(error))
         raise RecipeError(
-            f"recipe.{place[1] if place else ''} holds an object, and recipes are kept as text: write "
-            "run.Config(CLASS, ...) for CLASS(...)."
+            f"recipe.{place[1] if place else ''} holds an object, but recipes are stored as text: use "
+            "run.Config(CLASS, ...) instead of CLASS(...)."
         ) from error
     return recipe
 
@@ -287,7 +287,7 @@ def _refuse_what_no_file_defines(recipe: Any) -> None:
         target = getattr(value, "__fn_or_cls__", None)
         if target is not None and getattr(target, "__module__", "") == "__main__":
             raise RecipeError(
-                f"{target.__name__} is defined in this notebook, where the job's process cannot find it: put it in a "
+                f"{target.__name__} is defined in this notebook, where the job's process cannot find it; put it in a "
                 "file and import it, or start the recipe from here with run.run(recipe, direct=True)."
             )
 

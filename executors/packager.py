@@ -56,8 +56,8 @@ class WorkingTreePackager(Packager):
             if needed:
                 some = ", ".join(needed[:3]) + " and more" * (len(needed) > 3)
                 warnings.warn(
-                    f"{root}: {some} stay here, as git ignores them though it tracks them; take them out of .gitignore "
-                    "if the job needs them.",
+                    f"{root}: {some} are not packed, because git ignores them although it tracks them; remove them "
+                    "from .gitignore if the job needs them.",
                     MixtralRecipesWarning,
                     stacklevel=2,
                 )
@@ -81,8 +81,8 @@ class WorkingTreePackager(Packager):
         if total > self.max_mib:
             largest = ", ".join(f"{f} ({sizes[f] / 2**20:.0f} MiB)" for f in sorted(sizes, key=lambda f: -sizes[f])[:3])
             raise LaunchError(
-                f"the working tree holds {total:.0f} MiB to pack, more than {self.max_mib}; largest: {largest}. "
-                "Put large files outside it or into .gitignore."
+                f"the working tree holds {total:.0f} MiB to pack, more than the limit of {self.max_mib}; largest: "
+                f"{largest}. Move large files out of it, or add them to .gitignore."
             )
 
 

@@ -68,7 +68,7 @@ class Pipeline:
         """
         names = [stage.name for stage in self.stages]
         if name not in names:
-            raise LaunchError(f"--from {name}: pipeline {self.name!r} has no such stage.{nearest(name, names)}")
+            raise LaunchError(f"--from {name}: pipeline {self.name!r} has no stage of this name.{nearest(name, names)}")
         rest = self.stages[names.index(name) :]
         left = {stage.name for stage in rest}
         stages = [replace(stage, after=tuple(name for name in stage.after if name in left)) for stage in rest]
@@ -99,7 +99,9 @@ def read(path: Path) -> Pipeline:
         check_no_password(" ".join(stage.command), f"{where}: command")
         for name in stage.after:
             if name not in earlier:
-                raise LaunchError(f"{where} comes after {name!r}, which is no stage before it.{nearest(name, earlier)}")
+                raise LaunchError(
+                    f"{where} comes after {name!r}, which is not an earlier stage.{nearest(name, earlier)}"
+                )
         if stage.name in earlier:
             raise LaunchError(f"{where} has the name of an earlier stage.")
         stages.append(stage)
@@ -170,7 +172,7 @@ def _run_command(words: tuple[str, ...]) -> dict[str, Any]:
     if process.returncode == Preempted.exit_code:
         raise Preempted(f"`mixtral-recipes {words[0]}` saved.")
     if process.returncode in _STOPPED:
-        stop = Preempted(f"`mixtral-recipes {words[0]}` did not reach its end.")
+        stop = Preempted(f"`mixtral-recipes {words[0]}` did not finish.")
         stop.exit_code = stop.code = process.returncode
         raise stop
     if process.returncode != 0:
@@ -182,7 +184,7 @@ def _skipped(pipeline: Pipeline, number: int) -> str:
     """Of the stages behind one that did not succeed, and how to go on."""
     names = [stage.name for stage in pipeline.stages]
     rest = f" Not started: {', '.join(names[number + 1 :])}." if names[number + 1 :] else ""
-    return f"{rest} Go on with --from {names[number]}."
+    return f"{rest} Continue with --from {names[number]}."
 
 
 def submit(
@@ -230,7 +232,7 @@ def watch(stages: list[records.RunRecord], poll_s: float = 1.0) -> None:
     try:
         _watch(stages, poll_s)
     except KeyboardInterrupt:
-        print("the jobs go on; see `mixtral-recipes runs list`", file=sys.stderr)
+        print("the jobs continue; see `mixtral-recipes runs list`", file=sys.stderr)
 
 
 def _watch(stages: list[records.RunRecord], poll_s: float) -> None:
@@ -253,7 +255,7 @@ def _watch(stages: list[records.RunRecord], poll_s: float) -> None:
             stopped = [r.stage for r in stages if r is not bad[0] and told[r.id] != "succeeded"]
             rest = f" Not run: {', '.join(stopped)}." if stopped else ""
             reason = how_it_ended(bad[0], states[bad[0].id])
-            raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Go on with --from {bad[0].stage}.")
+            raise LaunchError(f"stage {bad[0].stage!r} failed: {reason}{rest} Continue with --from {bad[0].stage}.")
         if all(state == "succeeded" for state in told.values()):
             return
         time.sleep(max(poll_s, 5 if any(record.ssh for record in stages) else 0))

@@ -165,7 +165,9 @@ class ConfigValidationPlugin(run.Plugin):
 
             serializer = ZlibJSONSerializer()
             if serializer.deserialize(serializer.serialize(task)) != task:
-                raise LaunchError("the recipe does not come back from its file as it was; use run.Config(...) in it.")
+                raise LaunchError(
+                    "the recipe changes when it is stored and loaded again; build it with run.Config(...)."
+                )
         passed = executor.env_vars if ranks_of_ours(executor) is None else os.environ
         if self.validate_wandb and not (task.log.wandb and _WANDB_KEY in passed):
             raise LaunchError(f"log.wandb or the executor's {_WANDB_KEY} is not set; add a WandbPlugin.")
@@ -178,14 +180,16 @@ class ConfigValidationPlugin(run.Plugin):
             asked, got = (task.trainer.num_nodes, task.trainer.devices), (executor.nodes, per_node)
             if asked != got:
                 raise LaunchError(
-                    f"trainer.num_nodes x trainer.devices is {asked[0]} x {asked[1]}, the executor's nodes x "
-                    f"ntasks_per_node {got[0]} x {got[1]}; make them equal."
+                    f"trainer.num_nodes x trainer.devices is {asked[0]} x {asked[1]}, but the executor's nodes x "
+                    f"ntasks_per_node is {got[0]} x {got[1]}; make them equal."
                 )
         if self.validate_checkpoint_dir and executor.container_image and ranks_of_ours(executor) is None:
             inside = [mount.split(":")[-1] for mount in [*executor.container_mounts, "/nemo_run"]]
             folder = Path(task.log.log_dir or "")
             if not any(folder.is_relative_to(mount) for mount in inside):
-                raise LaunchError(f"log.log_dir={task.log.log_dir!r} is in none of the container's mounts: {inside}.")
+                raise LaunchError(
+                    f"log.log_dir={task.log.log_dir!r} is not inside any of the container's mounts: {inside}."
+                )
 
 
 @takes_nemos_arguments

@@ -91,10 +91,12 @@ def what_is_lacking() -> tuple[str, dict[str, str]]:
     code = _LACKS.replace("FIELDS", repr(json.dumps(fields)))
     answer = probes.ask([{"card": code}])["card"]
     if not answer.good:
-        raise EnvironmentProblem(f"the GPU cannot be asked: {answer.text}; see mixtral-recipes doctor.")
+        raise EnvironmentProblem(f"the GPU cannot be queried: {answer.text}; see mixtral-recipes doctor.")
     card, lacks = json.loads(answer.text)
     if card is None:
-        raise EnvironmentProblem("--gpu trains on a GPU, and torch finds none here; mixtral-recipes doctor says why.")
+        raise EnvironmentProblem(
+            "--gpu trains on a GPU, but torch finds none on this machine; run mixtral-recipes doctor to see why."
+        )
     return card, lacks
 
 
@@ -155,12 +157,12 @@ def _try(name: str, overrides: Sequence[str], folder: Path, say: Callable[[str],
             timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Outcome(name, "bad", f"gave no result in {TIMEOUT_S} s")
+        return Outcome(name, "bad", f"no result within {TIMEOUT_S} s")
     result = read_json(folder / run / "result.json")
     if done.returncode or result is None:
         if debug:
             say(done.stderr)
-        return Outcome(name, "bad", _last_word(done.stderr) or f"ended with code {done.returncode}")
+        return Outcome(name, "bad", _last_word(done.stderr) or f"ended with exit code {done.returncode}")
     events = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder / run)
     return Outcome(
@@ -189,5 +191,7 @@ def compared(outcomes: list[Outcome]) -> list[Outcome]:
         outcome.apart = max(abs(loss - other) / abs(other) for loss, other in zip(outcome.losses, base, strict=True))
         if not outcome.apart <= APART:  # written so that NaN is too far, too
             outcome.verdict = "bad"
-            outcome.reason = f"its losses are {outcome.apart:.1%} from bf16's; rounding explains {APART:.0%} at most"
+            outcome.reason = (
+                f"its losses differ from bf16's by {outcome.apart:.1%}; rounding explains at most {APART:.0%}"
+            )
     return outcomes

@@ -136,7 +136,7 @@ def _told(only: bool) -> Iterator[None]:
     except (DataError, EnvironmentProblem) as error:
         if not only:
             raise
-        warnings.warn(f"{error} It must be there where the job runs.", MixtralRecipesWarning, stacklevel=3)
+        warnings.warn(f"{error} It must be available where the job runs.", MixtralRecipesWarning, stacklevel=3)
 
 
 def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
@@ -165,7 +165,7 @@ def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
                         f"installed: {INSTALL}"
                     ) from error
                 continue
-            raise RecipeError(f"{path} cannot be made: {in_short(cause)}") from error
+            raise RecipeError(f"{path} cannot be created: {in_short(cause)}") from error
 
 
 def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:

@@ -77,7 +77,7 @@ def _ask_child(probes: dict[str, str], timeout: float) -> dict[str, Answer]:
             line = _line(child.stdout, timeout)
             if line is None:
                 child.kill()
-                answers[name] = Answer(False, f"gave no answer in {timeout:g} s")
+                answers[name] = Answer(False, f"no answer within {timeout:g} s")
                 break
             if not line:
                 answers[name] = Answer(False, _last_words(child, errors))

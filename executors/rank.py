@@ -88,7 +88,7 @@ def _record(end: dict[str, Any]) -> bool:
 
 def _stopped_early(_number: int, _frame: Any) -> None:
     if sys.exception() is None:  # else torchrun's, because of the error that this rank is about to report
-        raise Preempted("asked to stop before training began; start the same command again.")
+        raise Preempted("asked to stop before training began; run the same command again.")
 
 
 def main() -> int:

@@ -31,8 +31,9 @@ def wanted(num_nodes: int, devices: int) -> bool:
         return False
     if num_nodes > 1:
         raise LaunchError(
-            f"trainer.num_nodes={num_nodes}: this process can start ranks on its own machine only; use "
-            "run.run(recipe, executor=run.SlurmExecutor(...)), a command's --executor slurm, or torchrun on every node."
+            f"trainer.num_nodes={num_nodes} is not supported here: this process can only start ranks on its own "
+            "machine; use run.run(recipe, executor=run.SlurmExecutor(...)), a command's --executor slurm, or "
+            "torchrun on every node."
         )
     return True
 

@@ -33,8 +33,8 @@ def store(recipe: Any, path: Path) -> None:
         raise LaunchError(f"the recipe cannot be stored for its processes: {error}") from error
     if '"__main__"' in text:
         raise LaunchError(
-            "the recipe uses a class or function defined in the script itself; move it to a module that the job can "
-            "import, or use run.run(recipe, executor=...), which sends the script along."
+            "the recipe uses a class or function that is defined in the script itself; move it to a module that the "
+            "job can import, or use run.run(recipe, executor=...), which sends the script along."
         )
     files.private_folder(path.parent)
     files.write_text(path, text, private=True)

@@ -200,7 +200,7 @@ def watch(record: RunRecord) -> dict[str, Any] | None:
         for line in logs.follow(record, 0, watched.ended):
             print(line, flush=True)
     except KeyboardInterrupt:
-        print(f"job {record.job_id} goes on; see `mixtral-recipes runs logs -f {record.id}`", file=sys.stderr)
+        print(f"job {record.job_id} continues; see `mixtral-recipes runs logs -f {record.id}`", file=sys.stderr)
         return None
     if watched.state.state != "succeeded":
         raise LaunchError(how_it_ended(record, watched.state))

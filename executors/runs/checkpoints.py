@@ -99,10 +99,12 @@ def _newest_whole(run_dir: Path) -> Path:
             return folder
         if not folder.exists():
             return _newest_whole(run_dir)  # the run has removed it, so there is a newer one
-        _note(f"Passing over {folder.name}: {damage}")
+        _note(f"Skipping {folder.name}: {damage}")
     if found:
-        raise CheckpointError(f"{run_dir / 'checkpoints'} holds no whole checkpoint; copy them again, or train again.")
-    raise CheckpointError(f"{run_dir} has saved no checkpoint; `mixtral-recipes runs status {run_dir}` says how it is.")
+        raise CheckpointError(
+            f"{run_dir / 'checkpoints'} holds no intact checkpoint; copy the checkpoints again, or train again."
+        )
+    raise CheckpointError(f"{run_dir} has not saved a checkpoint; see `mixtral-recipes runs status {run_dir}`.")
 
 
 def _note(text: str) -> None:

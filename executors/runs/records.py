@@ -106,10 +106,10 @@ def all_records() -> list[RunRecord]:
         value = read_json(path) or {}
         try:
             if value.get("id") != path.parent.name:
-                raise LaunchError(f"{path}: is not this run's record, or is damaged; remove the folder.")
+                raise LaunchError(f"{path} is not this run's record, or is damaged; remove its folder.")
             records.append(typed(value, RunRecord, path, LaunchError))
         except LaunchError as error:
-            warnings.warn(f"a run is left out: {error}", MixtralRecipesWarning, stacklevel=2)
+            warnings.warn(f"skipping a run: {error}", MixtralRecipesWarning, stacklevel=2)
     return sorted(records, key=lambda record: record.created, reverse=True)
 
 
@@ -159,11 +159,13 @@ def run_folder(text: str) -> Path:
         if record.ssh:
             node = record.ssh.partition("#")[0]
             raise LaunchError(
-                f"run {record.id} is in {record.run_dir} on {node}: name that folder for a job there; for anything "
-                "else copy it, or work there."
+                f"run {record.id} is in {record.run_dir} on {node}: pass that folder to a job there; for anything "
+                "else, copy it here or work there."
             )
         if not Path(record.run_dir).is_dir():
-            raise LaunchError(f"run {record.id} has no folder at {record.run_dir}: if it was moved, give the new one.")
+            raise LaunchError(
+                f"run {record.id} has no folder at {record.run_dir}; if it was moved, pass the new folder."
+            )
         return Path(record.run_dir)
     started_here = {folder.name: folder for folder in Path("runs").absolute().glob("*/")}
     if text in started_here:

@@ -74,7 +74,7 @@ def local_state(record: RunRecord) -> JobState:
     if record.state in FINAL:
         return JobState(record.state, "record")
     if record.host != os.uname().nodename:
-        return JobState("unknown", "nobody", f"started on {record.host}; ask there")
+        return JobState("unknown", "nobody", f"started on {record.host}; check there")
     if record.pid and process_start(record.pid) == record.pid_start != "":
         return JobState("running", "process", f"pid {record.pid}")
     ends = records.rank_ends(record)
@@ -150,7 +150,7 @@ def resubmit(record: RunRecord) -> str:
     done = slurm_status.slurm(["sbatch", "--requeue", "--parsable", f"{folder}/sbatch.sh"], record.ssh)
     match = re.match(r"(\d+)", done.stdout.strip())
     if done.returncode != 0 or not match:
-        raise LaunchError(f"sbatch refused run {record.id}: {slurm_status.one_line(done.stderr)}.")
+        raise LaunchError(f"sbatch rejected run {record.id}: {slurm_status.one_line(done.stderr)}.")
     record.job_id, record.state, record.created = match.group(1), "submitted", time.time()
     record.save()
     return record.job_id

@@ -50,7 +50,7 @@ def slurm_executor(
     from mixtral_recipes.executors.slurm.scheduler import install
 
     if nodes < 1 or nproc_per_node < 1:
-        raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} starts nothing; use 1 or more.")
+        raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} would start nothing; use 1 or more.")
     install()
     made = made_for(cluster(cluster_name, **settings), nodes, nproc_per_node)
     made.packager = WorkingTreePackager(roots=list(own_checkout() if code is None else code))
@@ -86,8 +86,8 @@ def _warn_of_what_no_container_sees(recipe: Any, site: Cluster, folders: list[st
         if not any(Path(file).is_relative_to(place) for place in seen):
             mount = Path(file).parent
             warnings.warn(
-                f"{setting}={file} is in no folder that the job's container mounts; unless the image has it, add "
-                f"mounts = ['{mount}:{mount}'] to the profile (--slurm mounts={mount}:{mount}).",
+                f"{setting}={file} is not inside any folder that the job's container mounts; unless the image has it, "
+                f"add mounts = ['{mount}:{mount}'] to the profile (--slurm mounts={mount}:{mount}).",
                 MixtralRecipesWarning,
                 stacklevel=3,
             )
@@ -162,8 +162,8 @@ def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:
     for setting, value in named.items():
         if value in missing:
             raise LaunchError(
-                f"{setting}={value} is not on {site.ssh}, where the job runs: copy it there, and set {setting} to its "
-                "place there."
+                f"{setting}={value} does not exist on {site.ssh}, where the job runs; copy it there, and set "
+                f"{setting} to its path there."
             )
 
 

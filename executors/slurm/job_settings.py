@@ -96,7 +96,7 @@ def settled(executor: SlurmExecutor, env: Mapping[str, str]) -> Cluster:
             given[name] = tuple(value) if isinstance(value, list) else value
         else:
             raise LaunchError(
-                f"the executor's {name}={value!r} is not read by the script that slurm_executor writes; give "
+                f"the executor's {name}={value!r} has no effect in the script that slurm_executor writes; pass "
                 "slurm_executor(...) a setting of a cluster profile (docs/guide/clusters.md), or use run.SlurmExecutor."
             )
     return dataclasses.replace(site, **given)

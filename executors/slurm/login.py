@@ -42,7 +42,7 @@ def ssh(node: str, *, options: tuple[str, ...] = _OPTIONS) -> list[str]:
     """
     name, _, key = node.partition("#")
     if not NAME.fullmatch(name):
-        raise LaunchError(f"{node!r} is not a login node; a record names one as user@host.")
+        raise LaunchError(f"{node!r} is not a login node; records name it as user@host.")
     host, _, port = name.partition(":")
     given = [word for option in options for word in ("-o", option)]
     return ["ssh", *given, *(["-p", port] if port else []), *(["-i", key] if key else []), "--", host]
@@ -82,12 +82,12 @@ def run(
     except FileNotFoundError:
         return failed(127, "ssh is not installed here")
     except subprocess.TimeoutExpired:
-        return failed(124, f"no answer in {timeout_s:.0f} s")
+        return failed(124, f"no answer within {timeout_s:.0f} s")
     _noise, begun, said = done.stdout.partition(f"\n{_BEGINS}\n".encode())
     if not begun:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        why = last[0].strip().rstrip(".") if last else "it runs no commands"
-        return failed(done.returncode or 255, f"{why}; `{by_hand(node)}` must enter it without a question")
+        why = last[0].strip().rstrip(".") if last else "it does not run commands"
+        return failed(done.returncode or 255, f"{why}; `{by_hand(node)}` must log in without asking anything")
     return subprocess.CompletedProcess(words, done.returncode, said, done.stderr)
 
 

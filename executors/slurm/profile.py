@@ -86,9 +86,9 @@ class Cluster:
             self._match(field, _SLURM_WORD, "use letters, digits and '_ . , : + @ = % / [ ] -'")
         self._match("constraint", _CONSTRAINT, "use features, and Slurm's '& | , * ( ) [ ]' between them")
         self._match("gres", _GRES, "use NAME[:TYPE]:NUMBER, e.g. gpu:h100:8")
-        self._match("mem", _MEMORY, "use a whole number with K, M, G or T, e.g. 900G, or 0 for all of a node's")
+        self._match("mem", _MEMORY, "use a whole number with K, M, G or T, e.g. 900G, or 0 for all of a node's memory")
         self._match("time", _TIME, "use minutes, HH:MM:SS or D-HH:MM:SS")
-        self._match("ssh", login.NAME, "use user@host[:port], or a name of ~/.ssh/config")
+        self._match("ssh", login.NAME, "use user@host[:port], or a name from ~/.ssh/config")
         for field in ("venv", "job_dir", "ssh_key"):
             if getattr(self, field) is not None:
                 check_path(getattr(self, field), field)
@@ -107,8 +107,8 @@ class Cluster:
         seconds = time_limit_s(self.time)
         if self.grace_s and seconds and seconds < self.grace_s + 90:
             raise LaunchError(
-                f"time={self.time!r} leaves no time to train: SIGTERM comes grace_s={self.grace_s} s before the end, "
-                f"and Slurm may send it 60 s earlier still; use at least {self.grace_s + 90} s, or a smaller grace_s."
+                f"time={self.time!r} leaves no time to train: SIGTERM is sent grace_s={self.grace_s} s before the end, "
+                f"and Slurm may send it up to 60 s earlier; use at least {self.grace_s + 90} s, or a smaller grace_s."
             )
         self._settle_mode()
 
@@ -121,7 +121,7 @@ class Cluster:
             # Slurm takes the beginning of an option's name for it.
             if key == "time" or _begins(key, _OWN_LINES):
                 fix = "use the setting time" if key == "time" else "leave it out"
-                raise LaunchError(f"sbatch line {key} is not allowed: the job's script relies on its own; {fix}.")
+                raise LaunchError(f"sbatch line {key} is not allowed: the job's script sets its own; {fix}.")
             check_no_password(str(value), f"sbatch line {key}")
 
     def _check_texts(self) -> None:
@@ -201,15 +201,16 @@ class Cluster:
             mode = "venv" if not self.container_image else "apptainer" if apptainer else "pyxis"
             object.__setattr__(self, "mode", mode)
         if mode not in MODES:
-            raise LaunchError(f"mode {mode!r} is not known.{nearest(mode, MODES)}")
+            raise LaunchError(f"unknown mode {mode!r}.{nearest(mode, MODES)}")
         if (mode == "venv") == bool(self.container_image):
             need = "no container_image" if mode == "venv" else "a container_image"
             raise LaunchError(
-                f"mode {mode!r} with container_image={self.container_image!r} does not fit; {mode} needs {need}."
+                f"mode {mode!r} with container_image={self.container_image!r} does not work; {mode} mode needs {need}."
             )
         if self.ssh and not (self.job_dir and (self.venv or mode != "venv")):
             raise LaunchError(
-                "a cluster behind ssh needs job_dir, and venv unless it runs containers, as paths over there."
+                "a cluster reached through ssh needs job_dir, and venv unless it runs containers, as paths on that "
+                "cluster."
             )
 
     def _match(self, field: str, pattern: re.Pattern[str], rule: str) -> None:
@@ -226,14 +227,16 @@ def _check_flag(text: str, before: str) -> None:
     """Refuse an argument of srun that is one of the script's own, or no option but something to run."""
     option = text.partition("=")[0]
     name = option.removeprefix("--")
-    own = "is not allowed: the job's script relies on its own"
+    own = "is not allowed: the job's script sets its own"
     if text.startswith("--") and _begins(name, _OWN_FLAGS):
         fix = "use env, secrets or env_file" if name.startswith("exp") else "leave it out"
         raise LaunchError(f"srun_args entry {option} {own}; {fix}.")
     if not text.startswith("--") and text[:1] == "-" and text[1:2] in _OWN_SHORT_FLAGS:
         raise LaunchError(f"srun_args entry {text[:2]} {own}; leave it out.")
     if not text.startswith("-") and not (before.startswith("-") and "=" not in before):
-        raise LaunchError(f"srun_args entry {option!r} is not allowed: srun would run it; use an option of srun's.")
+        raise LaunchError(
+            f"srun_args entry {option!r} is not allowed: srun would run it as a program; use one of srun's options."
+        )
 
 
 def _is_gpu(resource: Any) -> bool:
@@ -269,7 +272,7 @@ def profiles() -> dict[str, dict[str, Any]]:
     tables = read_table(path, LaunchError)
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise LaunchError(f"{path}: {name} = {table!r} stands outside a table; write it under [a-cluster-name].")
+            raise LaunchError(f"{path}: {name} = {table!r} is not in a table; move it under [a-cluster-name].")
     return tables
 
 
@@ -322,11 +325,11 @@ def settings_from(texts: list[str]) -> dict[str, Any]:
         if not equals:
             raise LaunchError(f"--slurm {text!r} has no value; use key=value.")
         if key not in fields:
-            raise LaunchError(f"--slurm {text!r} names no setting.{nearest(key, list(fields))}")
+            raise LaunchError(f"--slurm {text!r} does not name a setting.{nearest(key, list(fields))}")
         kind = str(kinds[key])
         if kind.startswith("dict") != bool(dot and inner):
             form = f"{key}.NAME" if kind.startswith("dict") else key
-            raise LaunchError(f"--slurm {text!r} does not fit {key}; use {form}=value.")
+            raise LaunchError(f"--slurm {text!r} has the wrong form for {key}; use {form}=value.")
         if dot:
             flag = key == "sbatch" and value == "true"  # an option without a value, as --hold is
             settings.setdefault(key, {})[inner] = True if flag else value

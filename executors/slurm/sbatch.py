@@ -265,7 +265,9 @@ def _mounts(job: Job, cluster: Cluster) -> list[str]:
     """
     for folder in (job.job_dir, *job.folders):
         if "," in folder:
-            raise LaunchError(f"folder {folder!r} has a comma, so no container can mount it; use another folder.")
+            raise LaunchError(
+                f"folder {folder!r} contains a comma, so a container cannot mount it; use another folder."
+            )
     return [*(f"{folder}:{folder}" for folder in (job.job_dir, *job.folders)), *cluster.mounts]
 
 
@@ -307,7 +309,7 @@ def _from_file(path: Path) -> dict[str, str]:
         mode = path.stat().st_mode
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(f"env_file {path}: cannot be read ({in_short(error)}).") from error
+        raise LaunchError(f"env_file {path} cannot be read ({in_short(error)}).") from error
     if mode & 0o077:
         raise LaunchError(f"env_file {path} can be read by others (mode {mode & 0o777:04o}); run: chmod 600 {path}")
     values = {}
@@ -317,7 +319,7 @@ def _from_file(path: Path) -> dict[str, str]:
             continue
         name, equals, value = text.partition("=")
         if not equals or "\0" in value:
-            raise LaunchError(f"env_file {path}, line {number}: is not NAME=VALUE.")
+            raise LaunchError(f"env_file {path}, line {number}: not NAME=VALUE.")
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         values[check_variable(name.rstrip())] = value[1:-1] if quoted else value
     return values

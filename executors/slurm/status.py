@@ -41,7 +41,7 @@ class JobState:
     detail: str = ""  # Slurm's own word and reason
 
 
-FORGOTTEN = JobState("unknown", "nobody", "Slurm has forgotten this job")
+FORGOTTEN = JobState("unknown", "nobody", "Slurm no longer knows this job")
 
 
 class _Event(TypedDict):
@@ -112,7 +112,7 @@ def slurm(command: list[str], ssh: str = "", stdin: str = "") -> subprocess.Comp
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"{command[0]} gave no answer in {_TIMEOUT_S} s")
+        return subprocess.CompletedProcess(command, 124, "", f"{command[0]} gave no answer within {_TIMEOUT_S} s")
 
 
 def one_line(text: str) -> str:

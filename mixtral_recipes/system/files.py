@@ -239,7 +239,9 @@ def private_folder(path: Path) -> Path:
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         place = home.elsewhere(path)
-        raise EnvironmentProblem(f"{path} cannot be made ({error.strerror}); {place} you may write to.") from error
+        raise EnvironmentProblem(
+            f"{path} cannot be created ({error.strerror}); {place} that you can write to."
+        ) from error
     return path
 
 
@@ -252,9 +254,11 @@ def refuse_unwritable(path: Path) -> None:
     there = next(each for each in (path, *path.parents) if os.path.exists(each))  # Path's may raise
     refuse_long_names(path, on=there)
     if not there.is_dir():
-        raise EnvironmentProblem(f"{path} cannot be made: {there} is a file; {home.elsewhere(path)} you may write to.")
+        raise EnvironmentProblem(
+            f"{path} cannot be created: {there} is a file; {home.elsewhere(path)} that you can write to."
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise EnvironmentProblem(f"{there} may not be written to; {home.elsewhere(path)} you may write to.")
+        raise EnvironmentProblem(f"{there} is not writable; {home.elsewhere(path)} that you can write to.")
 
 
 def refuse_unwritable_file(path: Path) -> None:
@@ -277,7 +281,7 @@ def refuse_long_names(path: Path, *, on: Path) -> None:
     """
     longest = os.pathconf(on, "PC_NAME_MAX")
     if long := [part for part in path.parts if len(os.fsencode(part)) > longest]:
-        raise EnvironmentProblem(f"{long[0]} is too long a name for a folder; use at most {longest} bytes.")
+        raise EnvironmentProblem(f"{long[0]} is too long for a folder name; use at most {longest} bytes.")
 
 
 def copy_folder(source: Path, target: Path, *, without: Container[str | Path] = ()) -> None:

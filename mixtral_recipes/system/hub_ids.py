@@ -32,7 +32,9 @@ def refuse_misspelt_path(name: str, kind: Kind, error: type[MixtralRecipesError]
     """
     folder = Path(name).expanduser().parent
     if "/" in name and "://" not in name and folder.is_dir() and not _fetched(name, kind):
-        raise error(f"{name}: the folder {folder} has no such entry.{close_to(name)} On the Hub it is hf://{name}.")
+        raise error(
+            f"{name} does not exist in the folder {folder}.{close_to(name)} If you mean the Hub, use hf://{name}."
+        )
 
 
 def warn_of_a_word(name: str, kind: Kind, known: Iterable[str] = ()) -> None:
@@ -47,8 +49,8 @@ def warn_of_a_word(name: str, kind: Kind, known: Iterable[str] = ()) -> None:
     if "/" in name or Path(name).expanduser().exists() or _fetched(name, kind):
         return
     warnings.warn(
-        f"{name}: no such file or folder, so it is taken for a name on the Hub, and fetched when the run starts."
-        f"{close_to(name, known)} If the Hub's is meant, hf://{name} says so.",
+        f"{name} is not a file or folder, so it is taken as a name on the Hub and downloaded when the run starts."
+        f"{close_to(name, known)} If you mean the Hub, use hf://{name}.",
         MixtralRecipesWarning,
         stacklevel=3,
     )

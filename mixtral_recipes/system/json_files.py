@@ -33,7 +33,7 @@ def read_object(
     refuse_pointer(path, error)
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise error(f"{path}: has {size} bytes; {MOST_BYTES} are the most such a file may have.")
+        raise error(f"{path} is too large: {size} bytes; the limit is {MOST_BYTES}.")
     try:
         return parse_object(path.read_bytes(), deepest=deepest, finite=finite)
     except TypeError as problem:
@@ -64,11 +64,11 @@ def parse_object(content: bytes | str, *, deepest: int = _DEEPEST, finite: bool 
             text, object_pairs_hook=once, parse_int=whole_number, parse_float=number, parse_constant=number
         )
     except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
         raise TypeError("not a JSON object")
     if is_deeper(found, deepest):
-        raise ValueError("nested too deep")
+        raise ValueError("nested too deeply")
     return found
 
 

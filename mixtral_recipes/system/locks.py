@@ -90,7 +90,7 @@ def _locked(file: Path, *, wait: bool) -> Iterator[None]:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 raise
-            mend = f"{home.elsewhere(file)} you may write to, on a file system with locks"
+            mend = f"{home.elsewhere(file)} that you can write to, on a file system with locks"
             mend = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else mend
             raise EnvironmentProblem(f"{file.parent} cannot be locked ({error.strerror or error}); {mend}.") from error
     try:

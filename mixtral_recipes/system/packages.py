@@ -23,4 +23,4 @@ def package(name: str, missing: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == top:
             raise EnvironmentProblem(missing) from error
         why = f"{type(error).__name__}: {in_short(error)}"
-        raise EnvironmentProblem(f"{top} is installed, but cannot be imported ({why}); install it anew.") from error
+        raise EnvironmentProblem(f"{top} is installed but cannot be imported ({why}); reinstall it.") from error

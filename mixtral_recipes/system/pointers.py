@@ -23,10 +23,12 @@ def refuse_pointer(path: Path, error: type[MixtralRecipesError]) -> None:
             the file.
     """
     if path.is_symlink() and not path.exists() and "annex/objects" in os.readlink(path):
-        raise error(f"{path} is a link of git-annex to content that is not here; run `git annex get {path.name}`.")
+        raise error(
+            f"{path} is a git-annex link to content that is not on this machine; run `git annex get {path.name}`."
+        )
     if not path.is_file():
         if path.exists() and not path.is_dir():
-            raise error(f"{path} is a pipe or a device, not a file; write what it gives into one.")
+            raise error(f"{path} is a pipe or a device, not a file; write its contents to a file first.")
         return
     if path.stat().st_size > _LONGEST:
         return
@@ -38,4 +40,4 @@ def refuse_pointer(path: Path, error: type[MixtralRecipesError]) -> None:
             "download it again."
         )
     if start.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
-        raise error(f"{path} is a pointer of git-annex, not the file itself; run `git annex get {path.name}` there.")
+        raise error(f"{path} is a git-annex pointer, not the file itself; run `git annex get {path.name}` there.")

@@ -44,7 +44,7 @@ def typed[T](value: Any, shape: type[T], where: object, error: type[MixtralRecip
     except (msgspec.ValidationError, ValueError) as problem:  # ValueError: of a dataclass's own checks
         _refuse(value, shape, where, error, str(problem))
     except RecursionError:
-        raise error(f"{where}: nested too deep.") from None
+        raise error(f"{where}: nested too deeply.") from None
 
 
 def fits(value: Any, shape: Any) -> bool:
@@ -63,16 +63,16 @@ def _refuse(value: Any, shape: Any, where: object, error: type[MixtralRecipesErr
     missing = re.search(r"missing required field `(\w+)`", rule)
     at = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     if missing:
-        raise error(f"{where}: {at + ' has' if at else 'has'} no {missing[1]!r}, which must be there.")
+        raise error(f"{where}: {at + '.' if at else ''}{missing[1]} is required but missing.")
     rule = re.sub(r"^Expected |, got `.*|^Object contains", "", rule)
     needed = re.sub(r"`([\w |]+)`", lambda found: " or ".join(_WORDS.get(w, w) for w in found[1].split(" | ")), rule)
     if of_a_name:
         at, found = f"a name in {at}" if at else "a name", list(found)
     if rule.startswith("Invalid enum value"):
-        rule = "another of the names that are known"
+        needed = "one of the allowed values"
     shown = repr(found)
     shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
-    raise error(f"{where}: {at + '=' if at else ''}{shown} is not allowed; {needed} is needed.")
+    raise error(f"{where}: {at + '=' if at else ''}{shown} is not allowed; it must be {needed}.")
 
 
 def _followed(value: Any, shape: Any, text: str, place: str) -> tuple[list[str | int], Any]:

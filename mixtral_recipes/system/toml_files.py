@@ -33,21 +33,21 @@ def read_table(path: Path, error: type[MixtralRecipesError]) -> dict[str, Any]:
     except FileNotFoundError:
         raise error(f"{path}: no such file.") from None
     if len(raw) > _MOST_BYTES:
-        raise error(f"{path}: larger than {_MOST_BYTES} bytes; such a file is not.")
+        raise error(f"{path} is too large; the limit is {_MOST_BYTES} bytes.")
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
         if found := _LONG_NUMBER.search(text):
             raise ValueError(f"a number of {len(found[0])} digits")
         table = tomllib.loads(text, parse_float=finite_number)
     except RecursionError:
-        raise error(f"{path}: nested too deep.") from None
+        raise error(f"{path}: nested too deeply.") from None
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
         raise error(f"{path}:{line}: not UTF-8 ({problem.reason}).") from None
     except ValueError as problem:
         raise error(f"{path}: not TOML ({in_short(problem)}).") from None
     if is_deeper(table, _DEEPEST):
-        raise error(f"{path}: nested too deep.")
+        raise error(f"{path}: nested too deeply.")
     return _with_dates_as_text(table)
 
 

@@ -32,9 +32,9 @@ def load_plain(path: Path, error: type[MixtralRecipesError], *, aliases: bool = 
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror}).") from None
+        raise error(f"{path} cannot be read ({problem.strerror}).") from None
     if len(raw) > MAX_BYTES:
-        raise error(f"{path}: larger than {MAX_BYTES:,} bytes; such a file is not.")
+        raise error(f"{path} is too large; the limit is {MAX_BYTES:,} bytes.")
     try:
         loader = _PlainLoader(raw.decode())
         loader.aliases_left = _MOST_ALIASES if aliases else 0
@@ -48,9 +48,9 @@ def load_plain(path: Path, error: type[MixtralRecipesError], *, aliases: bool = 
         line = problem.problem_mark.line + 1 if problem.problem_mark else 1
         raise error(f"{path}:{line}: {problem.problem or problem.context}.") from None
     except (yaml.YAMLError, ValueError) as problem:
-        raise error(f"{path}: is not YAML ({' '.join(str(problem).split())}).") from None
+        raise error(f"{path}: not valid YAML ({' '.join(str(problem).split())}).") from None
     if not isinstance(data, dict):
-        raise error(f"{path}: holds no mapping; a file of settings begins with a name and a colon.")
+        raise error(f"{path}: not a YAML mapping; a settings file begins with a name and a colon.")
     return data
 
 
@@ -71,11 +71,11 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             # One inside a value that has a name itself can double what is read with every line.
             if not self.aliases_left or self._inside_anchors:
-                raise _NotPlain(f"{line}: alias *{event.anchor} is not read; write the value out.")
+                raise _NotPlain(f"{line}: alias *{event.anchor} is not supported; write out the value.")
             self.aliases_left -= 1
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in _CORE_TAGS:
-            raise _NotPlain(f"{line}: tag {tag.replace(_CORE, '!!')} is not read.")
+            raise _NotPlain(f"{line}: tag {tag.replace(_CORE, '!!')} is not supported.")
         if self._depth >= MAX_DEPTH:
             raise _NotPlain(f"{line}: nested deeper than {MAX_DEPTH} levels.")
         anchored = not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None
@@ -89,7 +89,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         if node.tag in (f"{_CORE}int", f"{_CORE}float") and len(node.value) > LONGEST_NUMBER:
-            raise _NotPlain(f"{node.start_mark.line + 1}: a number of {len(node.value)} characters.")
+            raise _NotPlain(f"{node.start_mark.line + 1}: a number of {len(node.value)} characters is too long.")
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -97,7 +97,7 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag != f"{_CORE}str":
-                raise _NotPlain(f"{line}: {key.value!r} is not a setting's name.")
+                raise _NotPlain(f"{line}: {key.value!r} is not a valid setting name.")
             if key.value in seen:
                 raise _NotPlain(f"{line}: {key.value!r} is given twice.")
             seen.add(key.value)

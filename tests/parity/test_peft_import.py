@@ -152,7 +152,7 @@ def damaged(folder: Path, **settings: Any) -> Path:
         ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base's weights"),
         ({"r": 8}, "has rank 4, but adapter_config.json says 8"),
-        ({"r": True}, "r=True is not allowed; a whole number is needed"),
+        ({"r": True}, "r=True is not allowed; it must be a whole number"),
         ({"lora_alpha": float("nan")}, r"adapter_config\.json: .*NaN is not a finite number"),
         ({"use_newest_thing": 2}, "use_newest_thing='2' is not a known setting of LoRA"),
         ({"use_dora": True}, "use_dora=True and the tensors of .* disagree"),

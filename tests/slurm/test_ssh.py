@@ -101,7 +101,9 @@ def test_jobs_from_a_laptop(plain: Site, login_node: dict[str, str]) -> None:
 
 
 def test_a_login_node_that_asks_is_refused(plain: Site, login_node: dict[str, str]) -> None:
-    with pytest.raises(LaunchError, match=r"^login node stranger: .* `ssh stranger` must enter it without a question"):
+    with pytest.raises(
+        LaunchError, match=r"^login node stranger: .* `ssh stranger` must log in without asking anything"
+    ):
         plain.submit("never", 1, 1, settings=login_node | {"ssh": "stranger"})
     assert not Path(login_node["job_dir"]).exists()
 

@@ -149,7 +149,7 @@ def test_a_run_stands_for_its_newest_whole_checkpoint(tmp_path: Path, capsys: py
     for spelled in spellings(record):
         assert checkpoints.checkpoint_folder(spelled).resolve() == newest, spelled
         said = capsys.readouterr().err.splitlines()
-        assert said[0].startswith("Passing over step=11: ")
+        assert said[0].startswith("Skipping step=11: ")
         assert said[1].startswith("Checkpoint: ")
         assert said[1].endswith("first/checkpoints/step=10")
     assert checkpoints.checkpoint_folder(str(older)) == older
@@ -223,7 +223,7 @@ def test_a_run_may_resume_from_another_one_s_folder(tmp_path: Path) -> None:
 def test_a_run_whose_folder_was_moved_is_told_so(tmp_path: Path) -> None:
     record = recorded(tmp_path / "elsewhere" / "first")
     Path(record.run_dir).rename(tmp_path / "moved")
-    with pytest.raises(LaunchError, match="if it was moved, give the new one"):
+    with pytest.raises(LaunchError, match="if it was moved, pass the new folder"):
         records.run_folder("first")
     assert records.run_folder("moved") == Path("moved")
 
@@ -233,11 +233,13 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
     saves = tmp_path / "elsewhere" / "first" / "checkpoints"
     saves.mkdir()
     with pytest.raises(
-        CheckpointError, match=r"first has saved no checkpoint; `mixtral-recipes runs status \S+/first`"
+        CheckpointError, match=r"first has not saved a checkpoint; see `mixtral-recipes runs status \S+/first`"
     ):
         checkpoints.checkpoint_folder("first")
     (saved(saves / "step=9", 9) / "context" / "run.json").write_text('{"step": 9, "consumed_samples": 90}')
-    with pytest.raises(CheckpointError, match="first/checkpoints holds no whole checkpoint; copy them again, or train"):
+    with pytest.raises(
+        CheckpointError, match="first/checkpoints holds no intact checkpoint; copy the checkpoints again"
+    ):
         checkpoints.checkpoint_folder("first")
 
 

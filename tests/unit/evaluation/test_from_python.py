@@ -66,9 +66,9 @@ def test_what_has_no_effect_is_refused(task: str, params: dict[str, Any], named:
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):
+    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be created: {tmp_path}/file is a file"):
         llm.generate("no model", prompts=["a prompt"], output_path=tmp_path / "file" / "texts.jsonl")
-    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be made: {tmp_path}/file is a file"):
+    with pytest.raises(EnvironmentProblem, match=f"{tmp_path}/file cannot be created: {tmp_path}/file is a file"):
         evaluate(tmp_path / "no model", llm.EvaluationConfig(type="squad", output_dir=str(tmp_path / "file")))
 
 

@@ -150,7 +150,7 @@ def test_another_number_of_ranks_is_refused(executor: Any) -> None:
 def test_a_commit_is_packed_only_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     executor = slurm(packager=run.GitArchivePackager())
-    with pytest.raises(LaunchError, match=r"packs the newest git commit .* has none: give it packager=run.Packager"):
+    with pytest.raises(LaunchError, match=r"packs the newest git commit .* has none; use packager=run.Packager"):
         check(recipe(), executor)
     check(recipe(), run.LocalExecutor(packager=run.GitArchivePackager()))  # packs nothing
     subprocess.run(["git", "init", "-q"], check=True)
@@ -181,8 +181,8 @@ def test_the_tasks_of_a_group_get_their_ranks(many: bool, tmp_path: Path) -> Non
     [
         (lambda: slurm(ntasks_per_node=4), r"devices is 1 x 2, but the SlurmExecutor starts 1 x 4"),
         (lambda: [slurm(ntasks_per_node=2), slurm(ntasks_per_node=4)], r"devices is 1 x 2, but .* starts 1 x 4"),
-        (lambda: [slurm()] * 3, r"^3 executors for 2 tasks; give one for all, or one for each\.$"),
-        (lambda: slurm_executor(1, 2), r"^a slurm_executor starts one task per job, .*: add each by itself"),
+        (lambda: [slurm()] * 3, r"^3 executors for 2 tasks; use one for all, or one for each\.$"),
+        (lambda: slurm_executor(1, 2), r"^a slurm_executor starts one task per job, .*: add each one separately"),
     ],
 )
 def test_a_group_that_could_not_run_is_refused(executor: Callable[[], Any], told: str, tmp_path: Path) -> None:

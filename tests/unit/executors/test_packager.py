@@ -71,7 +71,7 @@ def test_keys_stay_whether_git_tracks_them_or_not(tree: Path, tmp_path: Path) ->
 def test_what_git_ignores_stays_though_it_tracks_it(tree: Path, tmp_path: Path) -> None:
     (tree / "weights.bin").write_text("tracked, and ignored")
     subprocess.run(["git", "-C", str(tree), "add", "-f", "weights.bin"], check=True)
-    with pytest.warns(MixtralRecipesWarning, match=r"weights\.bin stay here, as git ignores them"):
+    with pytest.warns(MixtralRecipesWarning, match=r"weights\.bin are not packed, because git ignores them"):
         members = pack(tree, tmp_path)
     assert "weights.bin" not in members
     manifest = json.loads((tmp_path / "job" / "code.json").read_text())

@@ -22,17 +22,17 @@ STAGE = '[[stage]]\nname = "a"\n'
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("stage = 1", "stage=1 is not allowed; a list"),
-        ("stage = [1]", "stage[0]=1 is not allowed; a table"),
-        ("name = 1\n" + STAGE, "name=1 is not allowed; text"),
-        ("dir = [1]\n" + STAGE, "dir=[1] is not allowed; text"),
-        (STAGE + 'command = "import x"', "stage 'a': command='import x' is not allowed; a list"),
-        (STAGE + "command = [1]", "stage 'a': command[0]=1 is not allowed; text"),
+        ("stage = 1", "stage=1 is not allowed; it must be a list"),
+        ("stage = [1]", "stage[0]=1 is not allowed; it must be a table"),
+        ("name = 1\n" + STAGE, "name=1 is not allowed; it must be text"),
+        ("dir = [1]\n" + STAGE, "dir=[1] is not allowed; it must be text"),
+        (STAGE + 'command = "import x"', "stage 'a': command='import x' is not allowed; it must be a list"),
+        (STAGE + "command = [1]", "stage 'a': command[0]=1 is not allowed; it must be text"),
         (STAGE + 'recipe = "x"\ntask = "evaluate"', "task='evaluate' is not allowed"),
-        (STAGE + 'recipe = "x"\noverrides = "a=1"', "overrides='a=1' is not allowed; a list"),
-        (STAGE + 'recipe = "x"\nslurm = []', "slurm=[] is not allowed; a table"),
-        (STAGE + "after = true\ncommand = ['x']", "after=True is not allowed; a list"),
-        ("[[stage]]\nname = true\ncommand = ['x']", "name=True is not allowed; text"),
+        (STAGE + 'recipe = "x"\noverrides = "a=1"', "overrides='a=1' is not allowed; it must be a list"),
+        (STAGE + 'recipe = "x"\nslurm = []', "slurm=[] is not allowed; it must be a table"),
+        (STAGE + "after = true\ncommand = ['x']", "after=True is not allowed; it must be a list"),
+        ("[[stage]]\nname = true\ncommand = ['x']", "name=True is not allowed; it must be text"),
         (STAGE + "comand = ['x']", "unknown key 'comand'"),
     ],
 )
@@ -78,7 +78,7 @@ def test_ctrl_c_ends_the_watching_while_slurm_is_asked_too(
 
     monkeypatch.setattr(pipeline.runs, "states", states)
     pipeline.watch([])
-    assert "the jobs go on" in capsys.readouterr().err
+    assert "the jobs continue" in capsys.readouterr().err
 
 
 def stages(folder: Path, *commands: str) -> pipeline.Pipeline:
@@ -97,7 +97,9 @@ def test_a_commands_result_is_the_stages(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` .* 2.*s1\. Go on with --from s0"):
+    with pytest.raises(
+        LaunchError, match=r"'s0' failed: `mixtral-recipes evaluate` .* 2.*s1\. Continue with --from s0"
+    ):
         pipeline.run_local(stages(tmp_path, '["evaluate", "nothing"]', '["recipes", "list"]'), lambda *given: None)
 
 
@@ -164,7 +166,7 @@ def test_a_signal_is_passed_on_to_the_stage(
     )
     stage.chmod(0o755)
     monkeypatch.setattr(pipeline.sys, "executable", str(stage))
-    told = r"'s0' was stopped: `mixtral-recipes import` .*s1\. Go on with --from s0"
+    told = r"'s0' was stopped: `mixtral-recipes import` .*s1\. Continue with --from s0"
     with pytest.raises(Preempted, match=told) as stop:
         pipeline.run_local(stages(tmp_path, '["import", "x"]', '["recipes", "list"]'), lambda *given: None)
     assert stop.value.exit_code == stop.value.code == code
@@ -180,4 +182,4 @@ def test_a_pipeline_goes_on_with_a_stage(tmp_path: Path, capsys: pytest.CaptureF
     assert main.run(["pipeline", str(file), "--from", "c", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines() == ["c: recipes list"]
     assert main.run(["pipeline", str(file), "--from", "d"]) == 2
-    assert "--from d: pipeline 'file' has no such stage." in capsys.readouterr().err
+    assert "--from d: pipeline 'file' has no stage of this name." in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_a_tokenizer_that_is_not_there(where: str, tmp_path: Path) -> None:
     recipe = starting_from("embedded://mixtral_tiny", f"{where}={tmp_path / 'none'}")
     with pytest.raises(DataError, match="none: neither a folder or file that exists nor a Hub id"):
         preflight(recipe)
-    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+    with pytest.warns(MixtralRecipesWarning, match="It must be available where the job runs"):
         preflight(recipe, elsewhere=True)
     preflight(starting_from("embedded://mixtral_tiny", f"{where}=mistralai/Mixtral-8x7B-v0.1"))
 
@@ -240,7 +240,9 @@ def test_a_logger_whose_package_is_missing(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(EnvironmentProblem, match=rf"log\.{name} is set, but {name} is not installed"):
         preflight(recipe)
-    with pytest.warns(MixtralRecipesWarning, match=rf"{name} is not installed.*It must be there where the job runs"):
+    with pytest.warns(
+        MixtralRecipesWarning, match=rf"{name} is not installed.*It must be available where the job runs"
+    ):
         preflight(recipe, elsewhere=True)
 
 
@@ -265,7 +267,7 @@ def test_data_that_is_not_there(task: str, data: run.Config, told: str) -> None:
     recipe.data = data
     with pytest.raises(DataError, match=told):
         preflight(recipe)
-    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+    with pytest.warns(MixtralRecipesWarning, match="It must be available where the job runs"):
         preflight(recipe, elsewhere=True)
 
 
@@ -309,7 +311,7 @@ def test_an_optimizer_that_only_the_job_can_make_is_a_warning() -> None:
     told = "optim.config.use_precision_aware_optimizer=True needs Transformer Engine, which is not installed: pip"
     with pytest.raises(EnvironmentProblem, match=told):
         preflight(recipe, None)
-    with pytest.warns(MixtralRecipesWarning, match=f"{told}.* It must be there where the job runs"):
+    with pytest.warns(MixtralRecipesWarning, match=f"{told}.* It must be available where the job runs"):
         preflight(recipe, None, elsewhere=True)
 
 

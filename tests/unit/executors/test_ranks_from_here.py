@@ -85,14 +85,16 @@ def test_a_run_without_a_place_is_refused_before_anything_starts(
     (tmp_path / "file").touch()
     for devices in (1, 2):
         recipe = mixtral_tiny.pretrain_recipe(name="x", dir=str(tmp_path / "file"), num_gpus_per_node=devices)
-        with pytest.raises(EnvironmentProblem, match=rf"{tmp_path}/file/x cannot be made: {tmp_path}/file is a file"):
+        with pytest.raises(
+            EnvironmentProblem, match=rf"{tmp_path}/file/x cannot be created: {tmp_path}/file is a file"
+        ):
             fdl.build(recipe)()
-        with pytest.raises(EnvironmentProblem, match="cannot be made"):
+        with pytest.raises(EnvironmentProblem, match="cannot be created"):
             nemo_run_jobs.check(recipe, run.LocalExecutor())
         nemo_run_jobs.check(recipe, run.SlurmExecutor(account="a", ntasks_per_node=devices, packager=run.Packager()))
     recipe = mixtral_tiny.pretrain_recipe(name="n" * 240, dir=str(tmp_path))  # and its checkpoints' names are longer
     for begin in (fdl.build(recipe), lambda: nemo_run_jobs.check(recipe, run.LocalExecutor())):
-        with pytest.raises(EnvironmentProblem, match=r"n--.*partial is too long a name for a folder; use at most"):
+        with pytest.raises(EnvironmentProblem, match=r"n--.*partial is too long for a folder name; use at most"):
             begin()
 
 
@@ -102,7 +104,7 @@ def test_ranks_run_under_this_interpreter_and_not_under_one_from_path(tmp_path: 
     assert two[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert two[-3:] == one[-3:]
     assert "--nproc-per-node=2" in two
-    with pytest.raises(LaunchError, match="0 processes start nothing"):
+    with pytest.raises(LaunchError, match="0 processes would start nothing"):
         local.command(0, tmp_path)
 
 

@@ -60,7 +60,7 @@ def settings(data: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         preflight(recipe, elsewhere=True)  # the files named here are nobody's
-    others = [str(one.message) for one in told if "must be there where the job runs" not in str(one.message)]
+    others = [str(one.message) for one in told if "must be available where the job runs" not in str(one.message)]
     for text in others:
         warnings.warn(text, MixtralRecipesWarning, stacklevel=2)
     return flat(recipe, defaults=True)

@@ -248,14 +248,12 @@ def test_a_folder_that_cannot_be_made_is_known_before(tmp_path: Path, monkeypatc
     refuse_unwritable(tmp_path)
     assert not (tmp_path / "a").exists()
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
-        with pytest.raises(EnvironmentProblem, match=f"{path} cannot be made: {tmp_path}/file is a file; choose a"):
+        with pytest.raises(EnvironmentProblem, match=f"{path} cannot be created: {tmp_path}/file is a file; choose a"):
             refuse_unwritable(path)
-    with pytest.raises(
-        EnvironmentProblem, match=f"^{'é' * 128} is too long a name for a folder; use at most 255 bytes"
-    ):
+    with pytest.raises(EnvironmentProblem, match=f"^{'é' * 128} is too long for a folder name; use at most 255 bytes"):
         refuse_unwritable(tmp_path / ("é" * 128) / "a")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(EnvironmentProblem, match=f"^{tmp_path} may not be written to; choose a folder"):
+    with pytest.raises(EnvironmentProblem, match=f"^{tmp_path} is not writable; choose a folder"):
         refuse_unwritable(tmp_path / "a" / "b")
 
 

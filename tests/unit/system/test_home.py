@@ -49,7 +49,7 @@ def test_a_home_folder_that_cannot_be_made_is_refused_with_its_variable(
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", "/proc/a")
     assert elsewhere(jobs_home()) == "set MIXTRAL_RECIPES_HOME to a folder"
     with pytest.raises(
-        EnvironmentProblem, match=r"/proc/a/runs/1 cannot be made \(No such .*; set MIXTRAL_RECIPES_HOME"
+        EnvironmentProblem, match=r"/proc/a/runs/1 cannot be created \(No such .*; set MIXTRAL_RECIPES_HOME"
     ):
         private_folder(runs_home() / "1")
     monkeypatch.setenv("NEMORUN_HOME", "/proc/b")

@@ -32,7 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_word_is_more_often_a_misspelt_name(word: str, meant: str) -> None:
-    with pytest.warns(MixtralRecipesWarning, match="taken for a name on the Hub") as said:
+    with pytest.warns(MixtralRecipesWarning, match="taken as a name on the Hub") as said:
         warn_of_a_word(word, "model", KNOWN)
     assert (f"Did you mean {meant!r}?" in str(said[0].message)) == bool(meant)
 
@@ -45,14 +45,12 @@ def test_nothing_is_said_of_a_name_that_is_clear(name: str) -> None:
 
 
 def test_a_name_in_a_folder_that_is_here_is_a_path() -> None:
-    said = (
-        r"lab/modles: the folder lab has no such entry\. Did you mean 'lab/models'\? On the Hub it is hf://lab/modles"
-    )
+    said = r"lab/modles does not exist in the folder lab\. Did you mean 'lab/models'\? If you mean the Hub, use hf://lab/modles"
     with pytest.raises(DataError, match=said):
         refuse_misspelt_path("lab/modles", "dataset", DataError)
     for name in ("lab/talks", "org/modles", "hf://lab/modles", "word"):
         refuse_misspelt_path(name, "dataset", DataError)
-    with pytest.raises(CheckpointError, match="the folder lab has no such entry"):
+    with pytest.raises(CheckpointError, match="does not exist in the folder lab"):
         parse_source("lab/talks")  # a data set was fetched, not a model
     assert parse_source("hf://lab/talks") == HubId("lab/talks")
 

@@ -10,7 +10,7 @@ from mixtral_recipes.system.json_files import read_object
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "a key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' appears twice"),
-    "nested deep": (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deep"),
+    "nested deep": (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     "a long number": (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 digits"),
     "infinity": (b'{"a": Infinity}', "Infinity is not a finite number"),
     "NaN": (b'{"a": NaN}', "NaN is not a finite number"),
@@ -35,7 +35,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()
     os.truncate(path, 1 << 40)
-    with pytest.raises(CheckpointError, match="has 1099511627776 bytes"):
+    with pytest.raises(CheckpointError, match="too large: 1099511627776 bytes"):
         read_object(path, CheckpointError)
 
 

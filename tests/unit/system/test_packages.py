@@ -28,5 +28,5 @@ def test_a_missing_package_is_told_from_a_broken_one(tmp_path: Path, monkeypatch
         "mr_exits": "OSError: libx.so.1",
     }.items():
         what = name.partition(".")[0]
-        with pytest.raises(EnvironmentProblem, match=rf"^{what} is installed, but cannot be imported \({told}"):
+        with pytest.raises(EnvironmentProblem, match=rf"^{what} is installed but cannot be imported \({told}"):
             package(name, "get it")

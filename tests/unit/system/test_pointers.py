@@ -49,7 +49,7 @@ def test_every_reader_names_a_pipe(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("text", ["/annex/objects/SHA256E-s104--abc.jsonl\n", "../.git/annex/objects/x/y/z\n"])
 def test_git_annex(tmp_path: Path, text: str) -> None:
     (tmp_path / "train.jsonl").write_text(text)
-    with pytest.raises(MixtralRecipesError, match=r"pointer of git-annex.*git annex get train\.jsonl"):
+    with pytest.raises(MixtralRecipesError, match=r"git-annex pointer.*git annex get train\.jsonl"):
         open_source(tmp_path / "train.jsonl")
 
 

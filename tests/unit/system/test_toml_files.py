@@ -10,13 +10,13 @@ from mixtral_recipes.system.toml_files import read_table
 REFUSED: dict[str, tuple[bytes, str]] = {
     "not TOML": (b"a = ", "not TOML"),
     "a key twice": (b"a = 1\na = 2", "not TOML"),
-    "nested deep": (b"a = " + b"[" * 100_000, "nested too deep"),
-    "nested deeper than any profile": (b"a = " + b"[" * 50 + b"1" + b"]" * 50, "nested too deep"),
+    "nested deep": (b"a = " + b"[" * 100_000, "nested too deeply"),
+    "nested deeper than any profile": (b"a = " + b"[" * 50 + b"1" + b"]" * 50, "nested too deeply"),
     "a long number": (b"a = " + b"9" * 5000, "a number of 5000 digits"),
     "infinity": (b"a = inf", "inf is not a finite number"),
     "a number that overflows": (b"a = 1e999", "is not a finite number"),
     "text of another encoding": (b'a = 1\nb = "\xff"', "clusters.toml:2: not UTF-8"),
-    "a large file": (b"#" * (2 << 20), "larger than"),
+    "a large file": (b"#" * (2 << 20), "too large"),
 }
 
 

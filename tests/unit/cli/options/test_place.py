@@ -85,7 +85,8 @@ def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest
     line = ["finetune", "--recipe", "mixtral_tiny", "--dir", str(tmp_path / "file"), "--name", "a", "--dry-run"]
     assert main.run(line) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/file/a cannot be made: {tmp_path}/file is a file; choose a folder you may write to.\n"
+        f"error: {tmp_path}/file/a cannot be created: {tmp_path}/file is a file; "
+        "choose a folder that you can write to.\n"
     )
 
 
@@ -93,7 +94,7 @@ def test_a_dry_run_says_that_the_run_has_no_place(tmp_path: Path, capsys: pytest
 def test_behind_ssh_a_run_goes_below_the_job_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "some.jsonl").write_text('{"prompt": "Which?", "completion": "That."}\n' * 3)
     line = "finetune --recipe mixtral_tiny --name mine --executor slurm --cluster far --dry-run --json"
-    with pytest.warns(MixtralRecipesWarning, match="It must be there where the job runs"):
+    with pytest.warns(MixtralRecipesWarning, match="It must be available where the job runs"):
         assert main.run([*line.split(), "--data", "some.jsonl", "data.dataset_root=/scratch/me/all.jsonl"]) == 0
     gc.collect()
     said = capsys.readouterr().out

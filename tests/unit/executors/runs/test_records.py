@@ -52,7 +52,7 @@ def test_files_are_private(tmp_path: Path, home: Path) -> None:
 def test_a_damaged_record_is_told_of_and_the_others_are_listed(tmp_path: Path, text: str) -> None:
     good, bad = record(tmp_path), record(tmp_path)
     bad.path.write_text(text)
-    with pytest.warns(MixtralRecipesWarning, match=f"a run is left out: .*{bad.id}/run.json: is not this run's record"):
+    with pytest.warns(MixtralRecipesWarning, match=f"skipping a run: .*{bad.id}/run.json is not this run's record"):
         assert [one.id for one in records.all_records()] == [good.id]
 
 
@@ -107,7 +107,7 @@ def test_a_script_that_started_no_rank_says_why_in_its_own_output(tmp_path: Path
 
 def test_the_folder_of_a_run_behind_ssh_is_named(tmp_path: Path) -> None:
     record(tmp_path, "far", executor="slurm", ssh="me@login#/keys/mine", run_dir="/scratch/me/runs/far")
-    with pytest.raises(LaunchError, match=r"^run far-\w+ is in /scratch/me/runs/far on me@login: name that"):
+    with pytest.raises(LaunchError, match=r"^run far-\w+ is in /scratch/me/runs/far on me@login: pass that"):
         records.run_folder("far")
 
 
@@ -137,7 +137,7 @@ def test_a_stopped_run_says_what_it_saved(tmp_path: Path) -> None:
 def test_ranks_that_were_stopped_as_they_started_are_not_lost(tmp_path: Path) -> None:
     made = record(tmp_path, nproc_per_node=2)
     for code, stopped in ((1, True), (-15, False)):
-        with pytest.raises(Preempted, match="asked to stop, and ended without saying whether it saved"):
+        with pytest.raises(Preempted, match="was asked to stop, and ended without saying whether it saved"):
             raise_for_ranks(made, code, stopped=stopped)
     with pytest.raises(LaunchError, match="ranks 0, 1 ended without a report"):
         raise_for_ranks(made, -9)
@@ -150,7 +150,7 @@ def test_a_launcher_that_was_stopped_when_all_was_done_has_not_failed(tmp_path: 
     made = record(tmp_path, nproc_per_node=2)
     for rank in (0, 1):
         end(Path(made.job_dir, "attempts", "0"), rank, 0)
-    with pytest.raises(Preempted, match=r"^r: asked to stop when all its processes had done their work"):
+    with pytest.raises(Preempted, match=r"^r was asked to stop after all its processes had done their work"):
         raise_for_ranks(made, 1, stopped=True)
     with pytest.raises(LaunchError, match="the job ended without a report"):
         raise_for_ranks(made, 1)

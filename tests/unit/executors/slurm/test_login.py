@@ -37,7 +37,7 @@ def test_ssh_is_asked_for_no_question_and_given_up_in_time(ssh: Path, tmp_path: 
 
 def test_no_answer(ssh: Path) -> None:
     done = login.run("login", "exec sleep 60", timeout_s=0.1)
-    assert (done.returncode in login.AWAY, done.stderr) == (True, b"login node login: no answer in 0 s")
+    assert (done.returncode in login.AWAY, done.stderr) == (True, b"login node login: no answer within 0 s")
 
 
 def test_no_ssh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_profile_that_cannot_be_used_is_in_no_other_ones_way(file: Path) -> No
 
 def test_a_profile_with_a_value_that_is_not_allowed_is_named(file: Path) -> None:
     file.write_text('[far]\nssh = "me@x"\n')
-    with pytest.raises(LaunchError, match=r"^cluster 'far': a cluster behind ssh needs job_dir"):
+    with pytest.raises(LaunchError, match=r"^cluster 'far': a cluster reached through ssh needs job_dir"):
         cluster("far")
     file.write_text("[far]\ntime = 3\n")
     with pytest.raises(LaunchError, match=f"^{re.escape(str(file))}: far"):
@@ -114,7 +114,7 @@ def test_settings_from_the_command_line() -> None:
         ("cpus_per_node=-1", "whole number"),
         ("gpus=some", "true or false"),
         ("exclusive=1", "true or false"),
-        ("name=x", "names no setting"),
+        ("name=x", "does not name a setting"),
     ],
 )
 def test_setting_that_does_not_fit_is_refused(text: str, message: str) -> None:

@@ -140,7 +140,7 @@ def test_why_a_login_node_says_nothing(programs: Path, tmp_path: Path) -> None:
     play(programs, "ssh", "echo 'Host key verification failed.' >&2; exit 255")
     made = slurm_run(tmp_path)
     made.ssh = "me@login:2222"
-    why = "Host key verification failed; `ssh -p 2222 me@login` must enter it without a question"
+    why = "Host key verification failed; `ssh -p 2222 me@login` must log in without asking anything"
     said = f"login node me@login:2222: {why}"
     assert (runs.state(made).state, runs.state(made).detail) == ("unknown", said)
     assert runs.fetch(made) == said

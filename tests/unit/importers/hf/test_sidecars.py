@@ -139,7 +139,7 @@ def test_a_file_that_is_not_what_its_name_says(model: Path, tmp_path: Path, name
 @pytest.mark.parametrize("value", ["2", [True], {"a": 1}, -1, 1.5])
 def test_a_generation_config_of_other_kinds(model: Path, tmp_path: Path, value: Any) -> None:
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id.* is needed"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id.* it must be"):
         import_checkpoint(str(model), tmp_path / "megatron")
 
 
