@@ -65,7 +65,7 @@ def preparing(kind: str, made_from: Any) -> Iterator[tuple[Path, Path | None]]:
             if damage is None:
                 yield folder, None
                 return
-            print(f"data: {folder} is made again: {damage}", file=sys.stderr)
+            print(f"data: {folder} is being rebuilt: {damage}", file=sys.stderr)
         with replacing_folder(folder) as staging:
             yield folder, staging
             (staging / _MADE_FROM).write_text(text)

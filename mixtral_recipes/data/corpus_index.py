@@ -32,8 +32,8 @@ def check_index(prefix: Path) -> None:
     needed = int(remembered("indexes", index, lambda file: str(_bytes_of_tokens(file))))
     if needed > tokens.stat().st_size:
         raise DataError(
-            f"{tokens}: has {tokens.stat().st_size} bytes, but {index.name} speaks of {needed}; it is cut off, or of "
-            "another corpus: copy both files again, or prepare it again."
+            f"{tokens}: has {tokens.stat().st_size} bytes, but {index.name} needs {needed}; it is truncated or belongs "
+            "to another corpus: copy both files again, or prepare the corpus again."
         )
 
 
@@ -44,16 +44,16 @@ def _bytes_of_tokens(index: Path) -> int:
     with index.open("rb") as file:
         header, fields = file.read(len(HEADER)), file.read(_FIELDS.size)
     if header != HEADER or len(fields) < _FIELDS.size:
-        raise DataError(f"{index}: not Megatron's index of a corpus (it does not begin with MMIDIDX); {again}.")
+        raise DataError(f"{index}: not a Megatron corpus index (it does not begin with MMIDIDX); {again}.")
     version, code, sequences, documents = _FIELDS.unpack(fields)
     if version != VERSION:
-        raise DataError(f"{index}: is of version {version}; {VERSION} is the one that is read.")
+        raise DataError(f"{index}: version {version} is not supported, only {VERSION} is.")
     if code not in _ITEM_BYTES:
-        raise DataError(f"{index}: its tokens are of type {code}, which is none of whole numbers; {again}.")
+        raise DataError(f"{index}: its tokens have type {code}, which is not an integer type; {again}.")
     needed = _START + 12 * sequences + 8 * documents
     if size not in (needed, needed + sequences):  # a multimodal corpus has a byte more for each sequence
         raise DataError(
-            f"{index}: has {size} bytes, {sequences} sequences in {documents - 1} documents need {needed}; {again}."
+            f"{index}: has {size} bytes, but {sequences} sequences in {documents - 1} documents need {needed}; {again}."
         )
     lengths = np.memmap(index, "<i4", "r", _START, (sequences,)) if sequences else np.empty(0, np.int32)
     starts = np.memmap(index, "<i8", "r", _START + 4 * sequences, (sequences,)) if sequences else np.empty(0, np.int64)
@@ -65,11 +65,12 @@ def _bytes_of_tokens(index: Path) -> int:
         if len(wrong):
             number = int(wrong[0])
             raise DataError(
-                f"{index}: sequence {at + number} has {some[number]} tokens from byte {begin[number]} on; {again}."
+                f"{index}: sequence {at + number} cannot have {some[number]} tokens from byte {begin[number]} on; "
+                f"{again}."
             )
         last = max(last, int((begin + some.astype(np.int64) * _ITEM_BYTES[code]).max()))
     if documents and (ends[0] != 0 or ends[-1] != sequences or _falls(ends)):
-        raise DataError(f"{index}: its documents do not begin at sequence 0 and end at {sequences}, in order; {again}.")
+        raise DataError(f"{index}: its documents do not cover sequences 0 to {sequences} in order; {again}.")
     return last
 
 

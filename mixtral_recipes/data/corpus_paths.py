@@ -88,8 +88,8 @@ def check_place(name: str) -> None:
 
 def _not_there(prefix: Path, ending: str) -> DataError:
     return DataError(
-        f"{prefix}{ending}: no such file; `mixtral-recipes data prepare TEXT --output {prefix}` makes it (a data set "
-        "on the Hub is written hf://org/name)."
+        f"{prefix}{ending}: no such file; create it with `mixtral-recipes data prepare TEXT --output {prefix}` (for a "
+        "data set on the Hub, use hf://org/name)."
     )
 
 
@@ -136,7 +136,7 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
         corpus_at(half)
     files = files or [p for p in files_in(folder, TEXT_SUFFIXES) if not is_about_the_folder(p)]
     if not files:
-        raise DataError(f"{folder}: holds neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")
+        raise DataError(f"{folder}: has neither corpora (.bin and .idx) nor text files ({', '.join(TEXT_SUFFIXES)}).")
     found = by_split(folder, files)
     if list(found) == [""]:
         return {"train": files}
@@ -215,7 +215,7 @@ def _tokenized(
         print(f"data: tokenizing {name} once, into {home}", file=sys.stderr, flush=True)
     prefix = prepared("corpora", made_from, build) / "corpus"
     if says:
-        reused = f", {made[0].reused_parts} parts from a run before" if made and made[0].reused_parts else ""
+        reused = f", {made[0].reused_parts} parts reused from an earlier run" if made and made[0].reused_parts else ""
         left_out = dataclasses.replace(made[0], prefix=prefix).left_out() if made else ""
         print(f"data: {name}: {_size_of(prefix)}{left_out}{reused}", file=sys.stderr, flush=True)
     return str(prefix)
@@ -243,14 +243,14 @@ def _check_tokenizer(prefix: Path, tokenizer: Any) -> None:
         if recorded != own:
             raise DataError(
                 f"{prefix}.bin was prepared with another tokenizer ({recorded[:12]}; this run's is {own[:12]}): "
-                "prepare it again with this model's (--tokenizer), or set model.tokenizer to the one that made it."
+                "prepare it again with this model's tokenizer (--tokenizer), or set model.tokenizer to the other one."
             )
         return
     largest = int(remembered("largest_tokens", bin_file, lambda file: str(_largest_token(prefix, file))))
     if largest >= len(tokenizer):
         raise DataError(
-            f"{bin_file} holds token {largest}, but the tokenizer has {len(tokenizer)}; prepare it again with this "
-            "model's tokenizer."
+            f"{bin_file} contains token {largest}, but the tokenizer has only {len(tokenizer)} tokens; prepare it "
+            "again with this model's tokenizer."
         )
 
 

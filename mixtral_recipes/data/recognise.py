@@ -33,9 +33,9 @@ from mixtral_recipes.errors import DataError, some_of
 _LOOKED_AT = 20
 _SHARE = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)")
 _PREFERENCE = (
-    "preference pairs (an answer that was chosen and one that was rejected, or answers with a label); learning from "
-    "them takes a preference loss (DPO, KTO), which these recipes do not have. To fine-tune on the chosen answers, "
-    "write them to a file with `messages`, or with `input` and `output`, and nothing of the others."
+    "preference pairs (a chosen and a rejected answer, or answers with a label); training on them needs a preference "
+    "loss (DPO, KTO), which mixtral-recipes does not have. To fine-tune on the chosen answers, write only those to a "
+    "file with `messages`, or with `input` and `output`."
 )
 
 _MESSAGES = (
@@ -114,7 +114,7 @@ def shares(specs: Sequence[str]) -> tuple[list[str], list[float] | None]:
     weights = [weight for _, weight in found if weight is not None]
     if weights and len(weights) < len(found):
         without = next(name for name, weight in found if weight is None)
-        raise DataError(f"{without}: has no share, and others have; write {without}:0.5, or no share at all.")
+        raise DataError(f"{without}: has no share, but others do; use {without}:0.5, or no shares at all.")
     return [name for name, _ in found], weights or None
 
 
@@ -142,8 +142,8 @@ def _in_folder(spec: str | Path, folder: Path, columns: Mapping[str, str | None]
             raise
     if found.kind == "text" and plain:
         raise DataError(
-            f"{spec}: has documents in records and in plain text ({some_of([file.name for file in plain], 3)}); give "
-            "each kind a folder of its own, and name both (--data A --data B)."
+            f"{spec}: has documents in records and in plain text ({some_of([file.name for file in plain], 3)}); put "
+            "each kind into its own folder, and pass both (--data A --data B)."
         )
     return found
 
@@ -210,7 +210,7 @@ class _Looked:
             more = ", ..." if len(folders) > 3 else ""
             size += f" (from {len(folders)} folders together: {', '.join(folders[:3])}{more})"
         if self.source.unread:
-            size += f" (in no split, so not read: {some_of(self.source.unread, 3)})"
+            size += f" (not in any split, so not read: {some_of(self.source.unread, 3)})"
         return size
 
     @property
@@ -229,8 +229,8 @@ class _Looked:
         if not self.columns and (rivals := rival_pairs(self.records)):
             told = ", ".join(map(" -> ".join, rivals))
             raise DataError(
-                f"{self.spec}: records have several pairs of a prompt and an answer ({told}); name the one that is "
-                f"meant: data.columns={{'input': '{rivals[0][0]}', 'output': '{rivals[0][1]}'}}."
+                f"{self.spec}: records have several pairs of a prompt and an answer ({told}); choose one, for example "
+                f"data.columns={{'input': '{rivals[0][0]}', 'output': '{rivals[0][1]}'}}."
             )
         beside = [name for name in (*_BESIDE, *BESIDE_A_PROMPT) if name not in self.pair]
         alone = not any(record.get(name) for record in self.records for name in beside)
@@ -248,7 +248,7 @@ def _squad(looked: _Looked) -> Recognized:
     told = f"SQuAD, {looked.size}"
     records = [Record(value, str(looked.spec)) for value in looked.records]
     if any(not question.answers for record in records for question, _ in questions_of(record, passed_over)):
-        told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer says otherwise"
+        told += f", unanswerable questions are learned as {NO_ANSWER!r} unless data.no_answer is set"
     return looked.as_module(SquadDataModule, told, "squad", {})
 
 
@@ -273,10 +273,7 @@ def _conversations(looked: _Looked) -> Recognized:
     from mixtral_recipes.data.modules.chat import ChatDataModule
 
     learned = "the completion only" if looked.form is Form.prompt_completion else "all of the assistant's turns"
-    told = (
-        f"conversations ({looked.turns or looked.form}), {looked.size}, loss on {learned} unless data.learn says "
-        "otherwise"
-    )
+    told = f"conversations ({looked.turns or looked.form}), {looked.size}, loss on {learned} unless data.learn is set"
     columns = dict(looked.columns) | ({"messages": looked.turns} if looked.turns else {})
     return looked.as_module(ChatDataModule, told, "chat", columns)
 
@@ -298,9 +295,8 @@ def _unknown(records: list[dict[str, Any]]) -> str:
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )
     return (
-        f"records have {', '.join(fields) or 'no field in common'}, which is not a known format ({known}); "
-        "name the prompt and the answer with data.columns={'input': ..., 'output': ...}, or documents with "
-        "data.text_key=..."
+        f"records have {', '.join(fields) or 'no field in common'}, which is not a known format ({known}); set the "
+        "prompt and the answer with data.columns={'input': ..., 'output': ...}, or documents with data.text_key=..."
     )
 
 

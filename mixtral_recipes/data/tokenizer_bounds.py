@@ -46,8 +46,8 @@ def refuse_endless(backend: Any, source: str, error: type[MixtralRecipesError]) 
         panicked = os.WIFEXITED(status) and os.WEXITSTATUS(status) == _PANICKED
         what = "panics" if panicked else f"takes more than {_SECONDS} seconds or {_BYTES >> 30} GiB"
         raise error(
-            f"{source}: its tokenizer {what} over ordinary text of at most {_LENGTHS[-1]} characters; mend its regular "
-            "expressions, replacements and padding, or take another with --tokenizer."
+            f"{source}: its tokenizer {what} on ordinary text of at most {_LENGTHS[-1]} characters; fix its regular "
+            "expressions, replacements and padding, or pass another with --tokenizer."
         )
 
 

@@ -44,7 +44,7 @@ def _refuse_other(named: Any) -> None:
         return
     if not (callable(getattr(named, "encode", None)) and callable(getattr(named, "save_pretrained", None))):
         raise RecipeError(
-            f"tokenizer={short(named)} is not a tokenizer: give a folder, a Hub id, AutoTokenizer(...), or a "
+            f"tokenizer={short(named)} is not a tokenizer; pass a folder, a Hub id, AutoTokenizer(...), or a "
             "transformers tokenizer."
         )
 

@@ -77,7 +77,9 @@ def _compare(path: Path, backend: Any, encode: Callable[[str], list[int]]) -> No
     for probe in PROBES:
         expected, found = encode(probe), backend.encode(probe, add_special_tokens=False).ids
         if found != expected:
-            raise DataError(f"{path}: cannot be converted exactly ({probe!r} gives {found}, its own {expected}).")
+            raise DataError(
+                f"{path}: cannot be converted exactly ({probe!r} gives {found}, but the original gives {expected})."
+            )
     backend.encode_special_tokens = before
 
 

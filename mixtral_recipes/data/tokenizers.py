@@ -132,7 +132,7 @@ def _from_folder(path: Path, source: str, error: type[MixtralRecipesError]) -> A
     for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
         refuse_pointer(file, error)
         if file.is_file() and file.stat().st_size > MOST_BYTES:
-            raise error(f"{file}: has {file.stat().st_size} bytes; {MOST_BYTES} are the most such a file may have.")
+            raise error(f"{file}: has {file.stat().st_size} bytes; the limit is {MOST_BYTES}.")
     original = original_file(path)
     try:
         if (path / "tokenizer.json").is_file():
@@ -163,8 +163,8 @@ def _notice_another(tokenizer: Any, tekken: Path) -> None:
     size = (settings(tekken).get("config") or {}).get("default_vocab_size")
     if size is not None and size != len(tokenizer):
         text = (
-            f"{tekken.parent}: tokenizer.json has {len(tokenizer)} tokens and tekken.json {size}; tokenizer.json is "
-            "used. Remove the one that does not belong to the model."
+            f"{tekken.parent}: tokenizer.json has {len(tokenizer)} tokens, but tekken.json has {size}; tokenizer.json "
+            "is used. Remove the one that does not belong to the model."
         )
         warnings.warn(text, MixtralRecipesWarning, stacklevel=4)
 
@@ -216,20 +216,20 @@ def _check_added_tokens(tokenizer: Any, folder: Path) -> None:
     last = max(vocabulary, key=vocabulary.__getitem__, default="")
     if vocabulary.get(last, 0) >= LARGEST["vocab_size"]:
         raise DataError(
-            f"{folder}: token {last!r} has id {vocabulary[last]}; no tokenizer has more than {LARGEST['vocab_size']}."
+            f"{folder}: token {last!r} has id {vocabulary[last]}; ids must be below {LARGEST['vocab_size']}."
         )
     for file, tokens in declared_tokens(folder).items():
         for text, number in tokens.items():
             if vocabulary.get(text) != number:
                 raise DataError(
-                    f"{folder / file}: token {text!r} has id {number}, but the tokenizer made of the folder's files "
-                    f"gives it {vocabulary.get(text)}; the files belong to different tokenizers."
+                    f"{folder / file}: token {text!r} has id {number}, but the tokenizer built from this folder's "
+                    f"files gives it {vocabulary.get(text)}; the files belong to different tokenizers."
                 )
 
 
 def _from_mistral_common(name: str) -> Any:
     if name not in MISTRAL_FILES:
-        raise DataError(f"{MISTRAL}{name} is not known.{nearest(name, tuple(MISTRAL_FILES))}")
+        raise DataError(f"{MISTRAL}{name} is not a known tokenizer.{nearest(name, tuple(MISTRAL_FILES))}")
     file = mistral_file(name)
     if file is None:
         raise EnvironmentProblem(

@@ -153,7 +153,7 @@ class PadCollate:
         longest = max(len(sample["tokens"]) - 1 for sample in samples)
         s = self.length or -(-longest // self.multiple) * self.multiple
         if longest > s:
-            raise DataError(f"a sample has {longest + 1} tokens; seq_length={s} takes {s + 1} at most.")
+            raise DataError(f"a sample has {longest + 1} tokens, but seq_length={s} allows at most {s + 1}.")
         tokens = np.full((len(samples), s + 1), self.pad_id, np.int64)
         loss_mask = np.zeros((len(samples), s), np.float32)
         padding = np.ones((len(samples), s), np.bool_)

@@ -35,8 +35,8 @@ def chunk_indices(borders: list[int], rank: int, size: int) -> Tensor:
         length, rest = divmod(end - start, 2 * size)
         if rest:
             raise DataError(
-                f"a sequence of {end - start} tokens does not divide by 2 x context_parallel_size = {2 * size}; "
-                "pad each sequence to such a multiple."
+                f"a sequence of {end - start} tokens does not divide by 2 x context_parallel_size = {2 * size}; pad "
+                "each sequence to a multiple of it."
             )
         for number in (rank, 2 * size - 1 - rank):
             chunks.append(torch.arange(start + number * length, start + (number + 1) * length))

@@ -65,9 +65,11 @@ class Fit:
 
     def __post_init__(self) -> None:
         if self.truncation not in TRUNCATION:
-            raise DataError(f"data.truncation={self.truncation!r} is not known; use {', '.join(TRUNCATION)}.")
+            raise DataError(f"data.truncation={self.truncation!r} is not supported; use {', '.join(TRUNCATION)}.")
         if self.prompt_floor is not None and not 0 <= self.prompt_floor <= self.seq_length:
-            raise DataError(f"data.prompt_floor={self.prompt_floor} must be 0 to seq_length={self.seq_length}.")
+            raise DataError(
+                f"data.prompt_floor={self.prompt_floor} must be between 0 and seq_length={self.seq_length}."
+            )
 
     def __call__(self, encoded: Encoded, where: object = "a sample") -> Fitted:
         """The sample, cut where it must be.
@@ -84,7 +86,7 @@ class Fit:
         if self.truncation == "stop":
             raise DataError(
                 f"{where}: has {len(tokens)} tokens, {len(tokens) - most} more than seq_length={self.seq_length} "
-                "takes; raise it, or set data.truncation."
+                "allows; raise it, or set data.truncation."
             )
         if self.truncation == "drop":
             return Fitted(None, why="too long")

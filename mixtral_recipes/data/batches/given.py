@@ -33,24 +33,24 @@ def as_batch(given: Any, whose: str, seq_length: int) -> Batch:
         DataError: a key is missing, or a tensor has another shape or a value it cannot have.
     """
     if not isinstance(given, Mapping):
-        raise DataError(f"{whose}: a batch is a {type(given).__name__}; give a dict with {_WANTED}.")
+        raise DataError(f"{whose}: a batch is a {type(given).__name__}; it must be a dict with {_WANTED}.")
     missing = [key for key in KEYS if key not in given]
     if missing:
         raise DataError(
-            f"{whose}: a batch has no {', '.join(missing)}; it has {', '.join(map(str, given))}. Give {_WANTED}."
+            f"{whose}: a batch has no {', '.join(missing)}; it has {', '.join(map(str, given))}, but needs {_WANTED}."
         )
     tensors = {key: torch.as_tensor(given[key]) for key in KEYS}
     shape = tensors["tokens"].shape
     if len(shape) != 2 or any(tensor.shape != shape for tensor in tensors.values()):
         shapes = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in tensors.items())
-        raise DataError(f"{whose}: a batch has {shapes}; all must be [b, s].")
+        raise DataError(f"{whose}: a batch has {shapes}; all must have the same shape [b, s].")
     if shape[1] > seq_length:
         raise DataError(f"{whose}: rows of {shape[1]} tokens are longer than seq_length={seq_length}.")
     if tensors["tokens"].is_floating_point() or tensors["tokens"].min() < 0:
-        raise DataError(f"{whose}: tokens must be whole numbers from 0 on ({tensors['tokens'].dtype}).")
+        raise DataError(f"{whose}: tokens must be whole numbers, 0 or more ({tensors['tokens'].dtype}).")
     labels, loss_mask = tensors["labels"].long(), tensors["loss_mask"].float()
     if bool(((labels < 0) & (loss_mask != 0)).any()):
-        raise DataError(f"{whose}: labels are negative where loss_mask counts them; set loss_mask to 0 there.")
+        raise DataError(f"{whose}: some labels are negative although loss_mask counts them; set loss_mask to 0 there.")
     batch = Batch(
         tokens=tensors["tokens"].long(),
         labels=labels.clamp(min=0),
@@ -89,7 +89,7 @@ def _need_causal(mask: Tensor, whose: str) -> None:
     causal = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
     if not bool((mask.bool() == causal).all() or (mask.bool() == ~causal).all()):
         raise DataError(
-            f"{whose}: attention_mask is not the causal one, and attention here is causal; mark the sequences of a row "
+            f"{whose}: attention_mask is not causal, but this model's attention always is; mark the sequences of a row "
             "with cu_seqlens instead."
         )
 

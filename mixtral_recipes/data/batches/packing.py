@@ -58,7 +58,7 @@ def pack(lengths: np.ndarray, capacity: int) -> Packs:
         return Packs(np.empty(0, np.int64), np.zeros(1, np.int64))
     if lengths.min() < 1 or lengths.max() > capacity:
         worst = lengths.argmax() if lengths.max() > capacity else lengths.argmin()
-        raise DataError(f"sample {worst} has {lengths[worst]} tokens; a pack takes 1 to {capacity}.")
+        raise DataError(f"sample {worst} has {lengths[worst]} tokens; a pack can hold 1 to {capacity}.")
     counts = np.bincount(lengths, minlength=capacity + 1)
     bins = _expand(_place(counts, capacity))
     # Longest first; 16-bit keys are sorted by counting.

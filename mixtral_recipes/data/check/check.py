@@ -126,7 +126,7 @@ def check(
         progress: Called with the number of records looked at since the last call.
     """
     if recognized.kind == "corpus":
-        raise DataError("an indexed corpus holds tokens already; check the text it was prepared from.")
+        raise DataError("an indexed corpus already contains tokens; check the text it was prepared from.")
     report = Report(unit="tokens" if tokenizer is not None else "characters")
     module = recognized.module(seq_length=seq_length, **(settings or {}))
     pipeline = module.pipeline()

@@ -40,7 +40,7 @@ def compare(modules: Mapping[str, Any], tokenizer: Any) -> Comparison:
     for name, module in modules.items():
         pipeline = module.pipeline()
         if pipeline is None:
-            raise DataError(f"{name}: {module.form} hold no prompts and answers to count.")
+            raise DataError(f"{name}: {module.form} have no prompts and answers to count.")
         row, asked = _numbers(pipeline, tokenizer)
         rows.append({"form": module.form, **row})
         prompts.append(asked)

@@ -215,9 +215,9 @@ class DataModule:
         """
         if self.packed_sequence_specs is not None and self.packed_sequence_specs.pad_cu_seqlens:
             raise DataError(
-                "data.streaming=true does not go with pad_cu_seqlens, which counts the samples of every pack first; "
-                "set data.packed_sequence_specs.pad_cu_seqlens=false, or leave streaming out: prepared samples stay on "
-                "disk too."
+                "data.streaming=true cannot be combined with pad_cu_seqlens, which first counts the samples of every "
+                "pack; set data.packed_sequence_specs.pad_cu_seqlens=false, or leave streaming out (prepared samples "
+                "stay on disk, too)."
             )
         pipeline = self._identified(tokenizer)
         self._streamed = (pipeline, tokenizer)

@@ -75,24 +75,28 @@ def refuse_other_data(data: Any) -> None:
     """
     target = fdl.get_callable(data) if isinstance(data, fdl.Buildable) else type(data)
     if isinstance(data, type):
-        raise RecipeError(f"data={data.__name__}: is a class; write {data.__name__}(...), or run.Config of it.")
+        raise RecipeError(
+            f"data={data.__name__} is a class; pass an instance, {data.__name__}(...), or a run.Config of it."
+        )
     if data is None or not isinstance(target, type):  # a function that makes one shows when it is built
         return
     if not issubclass(target, DataModule | LightningData):
         raise RecipeError(
-            f"data={target.__name__}: is neither a data module (a subclass of mixtral_recipes.DataModule) nor has it "
-            "train_dataloader(); see docs/guide/own-data.md."
+            f"data={target.__name__}: neither a data module (a subclass of mixtral_recipes.DataModule) nor a class "
+            "with train_dataloader(); see docs/guide/own-data.md."
         )
     of_nemo = next((name for name in _UNCALLED if issubclass(target, DataModule) and hasattr(target, name)), None)
     if of_nemo:
         raise RecipeError(
-            f"data={target.__name__}: has {of_nemo}(), which nothing calls in a subclass of "
-            f"{target.__mro__[1].__name__}; write datasets(tokenizer), which gives the samples, or derive it from "
-            "nothing; see docs/guide/own-data.md."
+            f"data={target.__name__}: has {of_nemo}(), which is never called in a subclass of "
+            f"{target.__mro__[1].__name__}; define datasets(tokenizer), which returns the samples, or remove the base "
+            "class; see docs/guide/own-data.md."
         )
     ways = ("datasets", "pipeline", "setup")
     if issubclass(target, DataModule) and all(getattr(target, way) is getattr(DataModule, way) for way in ways):
-        raise RecipeError(f"data={target.__name__}: defines no datasets(tokenizer), which gives the training samples.")
+        raise RecipeError(
+            f"data={target.__name__}: must define datasets(tokenizer), which returns the training samples."
+        )
 
 
 @takes_nemos_arguments
@@ -147,7 +151,7 @@ class LightningAdapter(DataModule):
                 if isinstance(value, int):
                     return value
         raise RecipeError(
-            f"data={self._whose}: states no {name}; give it that attribute, or write LightningAdapter(module=..., "
+            f"data={self._whose}: has no {name}; add that attribute, or use LightningAdapter(module=..., "
             "seq_length=..., micro_batch_size=..., global_batch_size=...)."
         )
 
@@ -320,8 +324,8 @@ class _Collate:
         batch = as_batch(self.collate(samples), self.whose, self.seq_length)
         if len(batch["tokens"]) != len(samples):
             raise DataError(
-                f"{self.whose}: its collate_fn makes {len(batch['tokens'])} rows of {len(samples)} samples; it must "
-                "make one of each."
+                f"{self.whose}: its collate_fn turns {len(samples)} samples into {len(batch['tokens'])} rows; it must "
+                "make one row of each."
             )
         return joined(
             [batch],
@@ -343,7 +347,7 @@ def _single(loader: Any, whose: str) -> Any:
     several: Any = loader if isinstance(loader, list | tuple) else []
     if len(several) and isinstance(several[0], DataLoader):
         if len(several) > 1:
-            raise DataError(f"{whose}: returns {len(several)} loaders; give one.")
+            raise DataError(f"{whose}: returns {len(several)} loaders; it must return one.")
         return several[0]
     if not hasattr(loader, "__iter__"):
         raise DataError(f"{whose}: returns a {type(loader).__name__}, which yields no batches.")
@@ -369,7 +373,7 @@ def _order_of(loader: Any) -> str | None:
     by_rank = next((s for s in (batch_sampler, sampler) if any(hasattr(s, name) for name in _OF_RANKS)), None)
     if by_rank is not None:
         raise DataError(
-            f"{type(by_rank).__name__} deals out samples to ranks, which the loop does by itself; leave it out of the "
-            "DataLoader."
+            f"{type(by_rank).__name__} distributes samples over ranks, which the training loop does itself; leave it "
+            "out of the DataLoader."
         )
     return None

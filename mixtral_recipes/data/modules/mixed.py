@@ -57,7 +57,8 @@ class MixedDataModule(DataModule):
         named = {source.chat_template for source in conversations if source.chat_template}
         if len(named) > 1:
             raise DataError(
-                f"data.sources: {len(named)} different chat templates; a model learns one, so name the same for all."
+                f"data.sources: {len(named)} different chat templates, but a model learns only one; set the same for "
+                "all."
             )
         for source in sorted(conversations, key=lambda source: not source.chat_template):
             tokenizer = source.tokenizer_for(tokenizer, grow=grow)
@@ -103,7 +104,7 @@ class MixedDataModule(DataModule):
         if not self.sources:
             raise DataError("data.sources is empty; a mixture needs data sets (--data A:0.7 --data B:0.3).")
         if self.weights is not None and (len(self.weights) != len(self.sources) or min(self.weights) <= 0):
-            raise DataError(f"data.weights={self.weights} must be one positive number for each of the sources.")
+            raise DataError(f"data.weights={self.weights} must have one positive number for each source.")
         for source in self.sources:
             if not isinstance(source, DataModule) or source.pipeline() is None:
                 raise DataError(
@@ -111,7 +112,7 @@ class MixedDataModule(DataModule):
                     "Corpora are mixed in paths: PreTrainingDataModule(paths=[30, 'a', 70, 'b'])."
                 )
             if source.streaming:
-                raise DataError("data.sources: a mixture is not streamed; leave streaming out of its sources.")
+                raise DataError("data.sources: a mixture cannot be streamed; leave streaming out of its sources.")
         own = {
             name: getattr(self, name)
             for name in ("seq_length", "micro_batch_size", "global_batch_size", "seed", "packed_sequence_specs")

@@ -179,7 +179,7 @@ class RecordPipeline:
         """Name what the source has beside its splits."""
         if launched_rank() == 0 and self.source.unread:
             unread = some_of(self.source.unread, 3)
-            print(f"data: in no split of {self.source.spec}, so not read: {unread}", file=sys.stderr)
+            print(f"data: not read, because they are in no split of {self.source.spec}: {unread}", file=sys.stderr)
 
     def _samples(self, folder: Path, tokenizer: Any) -> dict[str, tuple[Iterator[Encoded], Tally]]:
         def samples(split: str, tally: Tally) -> Iterator[Encoded]:

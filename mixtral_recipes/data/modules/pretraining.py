@@ -103,7 +103,7 @@ class PreTrainingDataModule(DataModule):
         """As the base says, and what the shares of the splits are."""
         _check_split(self.split)
         if not self.paths:
-            raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
+            raise DataError("data.paths is not set; set it to a corpus made by `mixtral-recipes data prepare`.")
         for given in self.paths.values() if isinstance(self.paths, dict) else [self.paths]:
             names, _ = split_weights([given] if isinstance(given, str | Path) else list(given or ()))
             for name in names:
@@ -112,7 +112,9 @@ class PreTrainingDataModule(DataModule):
     def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Open the corpora, building the index maps once."""
         if self.pack_size is not None:
-            raise DataError("packed_sequence_specs is not for PreTrainingDataModule: its sequences are full already.")
+            raise DataError(
+                "PreTrainingDataModule does not support packed_sequence_specs: its sequences are already full."
+            )
         if tokenizer is None:
             raise DataError("PreTrainingDataModule needs a tokenizer (model.tokenizer, or the checkpoint's).")
         _check_split(self.split)
@@ -176,7 +178,7 @@ class PreTrainingDataModule(DataModule):
     def _blends(self, tokenizer: Any) -> dict[str, Any]:
         """``blend`` or ``blend_per_split`` of Megatron's config."""
         if not self.paths:
-            raise DataError("data.paths is not set; give a corpus made by `mixtral-recipes data prepare`.")
+            raise DataError("data.paths is not set; set it to a corpus made by `mixtral-recipes data prepare`.")
         if not isinstance(self.paths, dict):
             paths = [self.paths] if isinstance(self.paths, str | Path) else list(self.paths)
             own = own_splits(str(paths[0])) if len(paths) == 1 else ["train"]
@@ -202,7 +204,7 @@ class PreTrainingDataModule(DataModule):
         found = [corpora(name, tokenizer, self.text_key, split, self.on_bad_record) for name in names]
         several = next((name for name, prefixes in zip(names, found, strict=True) if len(prefixes) > 1), None)
         if weights is not None and several is not None:
-            raise DataError(f"data.paths: {several} holds several corpora; give each of them a weight of its own.")
+            raise DataError(f"data.paths: {several} has several corpora; give each of them its own weight.")
         return [prefix for prefixes in found for prefix in prefixes], weights
 
     def _sizes_of_weighted(self, config: Any, sizes: list[int | None]) -> list[int | None]:
@@ -225,8 +227,8 @@ def _check_split(text: str) -> None:
         shares = []
     if not 1 <= len(shares) <= len(SPLITS) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
         raise DataError(
-            f"data.split={text!r}: needs the shares of {', '.join(SPLITS)} with commas between, e.g. 900,50,50; "
-            "none is negative, and one is more than 0."
+            f"data.split={text!r}: must be the shares of {', '.join(SPLITS)}, separated by commas, e.g. 900,50,50; "
+            "none may be negative, and at least one must be more than 0."
         )
 
 
@@ -272,7 +274,7 @@ def split_weights(paths: list[Any]) -> tuple[list[str], list[float] | None]:
     if len(paths) >= 2 and len(paths) % 2 == 0 and all(n is not None for n in numbers[::2]):
         weights = [n for n in numbers[::2] if n is not None]
         if min(weights) <= 0:
-            raise DataError(f"data.paths: weights must be positive, and are {weights}.")
+            raise DataError(f"data.paths: weights must be positive, but are {weights}.")
         return [str(name) for name in paths[1::2]], weights
     return [str(name) for name in paths], None
 

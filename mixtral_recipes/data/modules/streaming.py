@@ -156,7 +156,11 @@ class _Told(Skipped):
         """Leave one out."""
         super().__call__(error, record)
         if self.count == 1:
-            print(f"data: left out, with others like it (data check names all): {error}", file=sys.stderr, flush=True)
+            print(
+                f"data: left out, as are any others like it (data check lists all): {error}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def sample_of(encoded: Encoded) -> Sample:

@@ -61,4 +61,4 @@ def check_policy(name: str) -> None:
         DataError: it is another.
     """
     if name not in POLICIES:
-        raise DataError(f"data.on_bad_record={name!r} is not known; use 'stop' or 'skip'.")
+        raise DataError(f"data.on_bad_record={name!r} must be 'stop' or 'skip'.")

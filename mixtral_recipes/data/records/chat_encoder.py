@@ -61,7 +61,9 @@ class ChatEncoder:
             DataError: the tokenizer gives no offsets.
         """
         if not getattr(tokenizer, "is_fast", False):
-            raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a fast tokenizer (tokenizer.json).")
+            raise DataError(
+                f"{type(tokenizer).__name__} does not provide offsets; use a fast tokenizer (tokenizer.json)."
+            )
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self.tokenizer = tokenizer
         self.limit = limit
@@ -124,8 +126,9 @@ class ChatEncoder:
             if there and not re.search(rf"\b{word}\b", self.template):
                 what = "tools" if word == "tools" else "tool calls"
                 raise DataError(
-                    f"{where}: has {what}, which this chat template cannot encode (tokenizers of version 1, Mixtral "
-                    "8x7B's, know none); use --chat-template mistral-v3 with Mixtral 8x22B's tokenizer, or leave them "
+                    f"{where}: has {what}, which this chat template cannot encode (version 1 tokenizers, such as "
+                    f"Mixtral 8x7B's, do not support them); use --chat-template mistral-v3 with Mixtral 8x22B's "
+                    f"tokenizer, or leave them "
                     "out with data.columns={'tools': None}."
                 )
 
@@ -178,7 +181,7 @@ class ChatEncoder:
         wanted = {n for n, m in enumerate(talk.messages) if talk.learned[n] and m["content"].strip()}
         if plain != text or not wanted <= spans.keys():
             raise DataError(
-                f"{where}: this chat template changes the messages' text, so what the assistant says cannot be found; "
+                f"{where}: this chat template changes the messages' text, so the assistant's part cannot be found; "
                 "mark it in the template with {% generation %}."
             )
         return spans
@@ -207,8 +210,8 @@ class ChatEncoder:
                 end = ends[1] + len(behind)
                 return end - len(added), end
         raise DataError(
-            f"{where}: has tool calls, and of this chat template it cannot be told where they begin and end; mark what "
-            "the assistant says with {% generation %}, or use --chat-template mistral-v3."
+            f"{where}: has tool calls, and this chat template does not show where they begin and end; mark the "
+            "assistant's part with {% generation %}, or use --chat-template mistral-v3."
         )
 
     def _turn(self, text: str, talk: Conversation, number: int, span: Span | None, marked: Span | None) -> list[Span]:

@@ -52,7 +52,7 @@ class Conversation:
     @property
     def left_out(self) -> str:
         """Why nothing is learned from it; empty where something is."""
-        return "" if any(self.learned) else "none of its turns is to be learned"
+        return "" if any(self.learned) else "no turn to learn from"
 
     def texts(self, *, learned: bool) -> Iterator[str]:
         """The texts that are learned, or those that are not."""
@@ -105,7 +105,7 @@ def conversation(
     value = without_absent(record.value) if record.text is None else record.value
     value, names = renamed(value, columns or {})
     if not columns and is_preference(value):
-        raise DataError(f"{where}: is a preference pair, or an answer with a label, and not to be learned as it is.")
+        raise DataError(f"{where}: is a preference pair or a labelled answer, which cannot be learned as it is.")
     turns, used = _turns_of(value, names, where)
     system_name, tools_name = (_first_filled(value, some) for some in (_SYSTEM, _TOOLS))
     if is_filled(system := value.get(system_name)):
@@ -121,7 +121,7 @@ def conversation(
         unused.update(f"{name!r} of a turn" for name in turn.unused)
     learned, left_alone = _what_is_learned(turns, learn, where)
     if said(value, "", where) is False:
-        learned, left_alone = [False] * len(turns), Counter({"its record says so": sum(map(bool, learned))})
+        learned, left_alone = [False] * len(turns), Counter({"excluded by the record": sum(map(bool, learned))})
     messages, learned = _joined(turns, learned)
     identify(messages, where)
     _check(messages, learned, tools, where)
@@ -162,7 +162,9 @@ def _turns_of(value: dict[str, Any], names: dict[str, str], where: str) -> tuple
         pair = pair_names(value)
     if pair is None:
         there = ", ".join(names.get(name, name) for name, found in value.items() if found is not None) or "nothing"
-        raise DataError(f"{where}: no conversation: needs 'messages', 'conversations' or 'instruction', has {there}.")
+        raise DataError(
+            f"{where}: not a conversation: needs 'messages', 'conversations' or 'instruction', but has {there}."
+        )
     return _asked_and_answered(value, names, where, pair, completion=form is Form.pairs)
 
 
@@ -207,7 +209,7 @@ def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Ite
         turns = [{"role": names[name], "content": turn[name]} for turn in turns for name in names]
     if not isinstance(turns, list) or not turns:
         raise DataError(
-            f"{where}: {name!r} must be a list of messages, and is {'empty' if turns == [] else 'not one'}."
+            f"{where}: {name!r} must be a list of messages, but is {'empty' if turns == [] else 'not one'}."
         )
     for number, turn in enumerate(turns):
         at = f"{name}[{number}]"
@@ -216,7 +218,7 @@ def _turns(turns: Any, name: str, where: str, *, role: str | None = None) -> Ite
         # Either spelling: people rename one of the two.
         role_name = turn.get("role", turn.get("from"))
         if not isinstance(role_name, str) or role_name.lower() not in ROLES:
-            raise DataError(f"{where}: {at} has the role {role_name!r}; known are {', '.join(ROLES)}.")
+            raise DataError(f"{where}: {at} has the unknown role {role_name!r}; use one of {', '.join(ROLES)}.")
         yield _turn(turn, role_name.lower(), at, where)
 
 
@@ -235,7 +237,7 @@ def _turn(turn: dict[str, Any], role_name: str, at: str, where: str) -> _Turn:
     calls_name = _first_filled(turn, ("tool_calls", "function_call"))
     called = turn.get(calls_name)
     if is_filled(called) and role != "assistant":
-        raise DataError(f"{where}: {at} is the {role}'s and holds tool calls; only the assistant calls tools.")
+        raise DataError(f"{where}: {at} has tool calls, but its role is {role}; only the assistant can call tools.")
     calls = calls_of(called, f"{at}.{calls_name}", where) if is_filled(called) else []
     empty = role == "system" or bool(calls)
     text = text_of("" if empty and text is None else text, f"{at}.{text_name}", where, empty=empty)
@@ -251,7 +253,7 @@ def _joined_parts(parts: Any, at: str, where: str) -> Any:
     for part in parts:
         kind = part.get("type") or "text"
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise DataError(f"{where}: {at} holds a part of type {kind!r}, and only text can be learned from.")
+            raise DataError(f"{where}: {at} has a part of type {kind!r}, but only text can be learned.")
     return "".join(part["text"] for part in parts)
 
 
@@ -275,7 +277,7 @@ def _what_is_learned(turns: list[_Turn], learn: str | None, where: str) -> tuple
             wanted = stretches(details, len(turn.text), at, where)
         learned.append(wanted)
         if number in answers and not wanted:
-            left_alone["it says so itself" if answer is False or details is not None else "an earlier turn"] += 1
+            left_alone["excluded by the turn" if answer is False or details is not None else "an earlier turn"] += 1
     return learned, left_alone
 
 
@@ -319,4 +321,4 @@ def _check(messages: list[Message], learned: list[Learned], tools: list[dict[str
         json.dumps([tools, messages], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
-        raise DataError(f"{where}: a tool or a call holds half of a UTF-16 pair (\\u{code:04x}).") from error
+        raise DataError(f"{where}: a tool or a call contains half of a UTF-16 pair (\\u{code:04x}).") from error

@@ -36,7 +36,7 @@ def longest_line() -> int:
     """
     said = os.environ.get(LIMIT) or str(1 << 28)
     if not said.isascii() or not said.isdigit() or not 0 < int(said) < 1 << 40:
-        raise DataError(f"{LIMIT}={said!r} is not a number of bytes.")
+        raise DataError(f"{LIMIT}={said!r} must be a number of bytes.")
     return int(said)
 
 
@@ -70,7 +70,7 @@ def open_bytes(path: Path) -> BinaryIO:
     if encoding:
         stream.close()
         raise DataError(
-            f"{path}: is {encoding}, and UTF-8 is read; convert it with `iconv -f {encoding} -t UTF-8 {path.name}`."
+            f"{path}: is {encoding}, but must be UTF-8; convert it with `iconv -f {encoding} -t UTF-8 {path.name}`."
         )
     return stream
 
@@ -140,7 +140,7 @@ class _Streams:
             elif self._unpacker.needs_input:
                 packed = self._file.read(_PACKED)
                 if not packed:
-                    raise EOFError("it ends in the middle of a stream")
+                    raise EOFError("it ends in the middle of the compressed data")
             content = self._unpacker.decompress(packed, size)
         return content
 

@@ -28,7 +28,7 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     found = [path for path in sorted(_below(root)) if suffix_of(path) in suffixes and path.name not in _ABOUT]
     broken = next((path for path in found if path.is_symlink() and not path.exists()), None)
     if broken is not None:
-        raise DataError(f"{broken}: a link to {os.readlink(broken)}, which is not there; mend it, or remove it.")
+        raise DataError(f"{broken}: a link to {os.readlink(broken)}, which does not exist; fix or remove it.")
     return [path for path in found if path.is_file()]
 
 
@@ -44,8 +44,8 @@ def _below(root: Path) -> Iterator[Path]:
         other = read.setdefault(here.resolve(), here)
         if other != here:
             raise DataError(
-                f"{here} and {other} are one folder, whose files would be read twice; remove the link, or name the "
-                "folders that are to be read."
+                f"{here} and {other} are the same folder, so its files would be read twice; remove the link, or pass "
+                "only the folders to read."
             )
         around = {part.resolve() for part in (here, *here.parents) if part.is_relative_to(root)}
         folders[:] = [each for each in folders if each[0] != "." and (here / each).resolve() not in around]
@@ -101,5 +101,5 @@ def _revision(folder: Path) -> Path:
     if current in there:
         return current
     if len(there) != 1:
-        raise DataError(f"{folder}: holds {len(there)} revisions; give one of them, {folder}/snapshots/REVISION.")
+        raise DataError(f"{folder}: has {len(there)} revisions; pass one of them, {folder}/snapshots/REVISION.")
     return there[0]

@@ -89,7 +89,7 @@ def json_splits(path: Path) -> list[str]:
             if name.lower() not in SPLIT_NAMES:
                 return []
             if (other := found.setdefault(SPLIT_NAMES[name.lower()], name)) != name:
-                raise DataError(f"{path}: {other} and {name} are names of one split; put their records into one list.")
+                raise DataError(f"{path}: {other} and {name} name the same split; put their records into one list.")
     return list(found.values())
 
 
@@ -149,8 +149,8 @@ class _Cursor:
         """Pass one character, which must be there."""
         found = self.peek()
         if found != wanted:
-            what = repr(found) if found else "the file ends"
-            raise DataError(f"{self.where}: not JSON ({wanted!r} is missing; {what} stands there).")
+            what = repr(found) if found else "the end of the file"
+            raise DataError(f"{self.where}: not JSON ({wanted!r} is missing; found {what}).")
         self._go_to(self._position + 1)
 
     def value(self) -> _Value:
@@ -181,8 +181,8 @@ class _Cursor:
         wanted = max(2 * (len(self._text) - self._position), _BLOCK)
         if wanted > self._longest:  # a missing quotation mark would otherwise read the whole file
             raise DataError(
-                f"{where}: not JSON (what begins here has no end within {self._longest:,} characters; {LIMIT} sets how "
-                "many)."
+                f"{where}: not JSON (the value that begins here does not end within {self._longest:,} characters; "
+                f"{LIMIT} sets the limit)."
             )
         before = len(self._text) - self._position
         while len(self._text) - self._position < wanted and self._more():
@@ -221,7 +221,7 @@ def _records(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
     first = cursor.peek()
     if first not in ("[", "{"):
         what = f"begins with {first!r}" if first else "is empty"
-        raise DataError(f"{cursor.where}: {what}; a JSON file holds lists of objects, or objects.")
+        raise DataError(f"{cursor.where}: {what}; a JSON file must contain lists of objects, or objects.")
     while cursor.peek() == first:
         if first == "[":
             cursor.take("[")
@@ -251,11 +251,11 @@ def _elements(cursor: _Cursor) -> Iterator[_Value]:
         return
     while True:
         if not cursor.peek():
-            raise DataError(f"{cursor.where}: the list has no end.")
+            raise DataError(f"{cursor.where}: the list is not closed.")
         yield cursor.value()
         following = cursor.peek()
         if not following:
-            raise DataError(f"{cursor.where}: the list has no end.")
+            raise DataError(f"{cursor.where}: the list is not closed.")
         cursor.take("]" if following == "]" else ",")
         if following == "]":
             return
@@ -276,7 +276,7 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
         while following != "}":
             name = cursor.value().value
             if not isinstance(name, str):
-                raise DataError(f"{cursor.where}: not JSON (a name must be text, and is {name!r}).")
+                raise DataError(f"{cursor.where}: not JSON (a name must be text, but is {name!r}).")
             if name in value:
                 raise DataError(f"{where}: field {name!r} appears twice.")
             cursor.take(":")
@@ -305,11 +305,15 @@ def _object(cursor: _Cursor, bad: BadRecord) -> Iterator[tuple[str, Record]]:
         yield "", Record(value, where)
     elif form_of(value) not in (None, Form.text):
         raise DataError(
-            f"{where}: is a record, and holds others in {held[0]!r}; which are meant? Write one a line (.jsonl)."
+            f"{where}: is a record, but also has a list of records in {held[0]!r}, so it is unclear which to use; "
+            "write one record per line (.jsonl)."
         )
     for name, other in value.items():
         if held and isinstance(other, list) and other and all(isinstance(element, dict) for element in other):
-            raise DataError(f"{where}: {name!r} is a list of objects beside {held[0]!r}; which one holds the records?")
+            raise DataError(
+                f"{where}: {name!r} is a list of objects, and so is {held[0]!r}, so it is unclear which one holds the "
+                "records; keep only one of them."
+            )
 
 
 def _check_held(held: list[str], where: str) -> None:

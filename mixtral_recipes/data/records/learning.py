@@ -32,7 +32,7 @@ def check_learn(learn: str | None) -> None:
         DataError: it is another.
     """
     if learn is not None and learn not in LEARN:
-        raise DataError(f"data.learn={learn!r} is not known.{nearest(learn, tuple(LEARN))}")
+        raise DataError(f"data.learn={learn!r} is not a known choice.{nearest(learn, tuple(LEARN))}")
 
 
 def yes_or_no(value: Any) -> bool | None:
@@ -61,7 +61,7 @@ def said(fields: Mapping[str, Any], at: str, where: object) -> bool | None:
         answers[name] = answer != (name == "mask")
     if len(set(answers.values())) > 1:
         told = ", ".join(f"{name}={fields[name]!r}" for name in answers)
-        raise DataError(f"{where}: {at}says both that it is learned and that it is not ({told}).")
+        raise DataError(f"{where}: {at}says both that it is learned and that it is not ({told}); keep one of them.")
     if False in answers.values():
         return False
     return True if any(name in DECIDING for name in answers) else None
@@ -88,7 +88,8 @@ def stretches(details: Any, length: int, at: str, where: object) -> tuple[Span, 
             raise DataError(f"{where}: {at}'train_detail' needs begin_offset, end_offset and train (true or false).")
         if not 0 <= begin <= end < length:
             raise DataError(
-                f"{where}: {at}'train_detail' says {begin} to {end}; the text has the characters 0 to {length - 1}."
+                f"{where}: {at}'train_detail' says {begin} to {end}, but the text has only characters 0 to "
+                f"{length - 1}."
             )
         wanted[begin : end + 1] = [train] * (end + 1 - begin)
     found: list[Span] = []

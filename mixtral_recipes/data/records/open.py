@@ -109,7 +109,7 @@ def check_place(spec: str | Path | None) -> Source | None:
         DataError: there is nothing, or nothing that can be read.
     """
     if spec is None:
-        raise DataError("data.dataset_root is not set; give a file, a folder or a Hub id (--data X).")
+        raise DataError("data.dataset_root is not set; set it to a file, a folder or a Hub id (--data X).")
     path = resolve(spec).expanduser() if not str(spec).startswith("hf://") else None
     if path is not None and path.is_file():
         return _file_splits(str(spec), path)
@@ -155,7 +155,7 @@ def _folder_splits(spec: str, folder: Path) -> Source:
         found, unnamed = {"train": unnamed}, []
     if not found:
         names = ", ".join(path.name for path in unnamed[:5])
-        what = f"found {names}" if names else f"no file ends in {', '.join(SUFFIXES)}"
+        what = f"found {names}" if names else f"no file name ends in {', '.join(SUFFIXES)}"
         raise DataError(
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
@@ -172,7 +172,7 @@ def _on_the_hub(spec: str, repo: str, config: str | None, revision: str | None, 
     except Exception as error:  # datasets raises its own, requests', and Python's
         raise DataError(
             f"{spec}: not a file, and cannot be read from the Hub ({type(error).__name__}: {in_short(error)}); check "
-            f"the name and the network, or give a local file with --data PATH.{close_to(spec, ('squad',))}"
+            f"the name and the network, or pass a local file with --data PATH.{close_to(spec, ('squad',))}"
         ) from error
     spelled = [(name, s) for name, some in SPLITS.items() for s in (f"{name}_sft", *some)]
     named = {name: s for name, s in spelled if s in loaded}

@@ -47,7 +47,9 @@ def text_of(value: Any, name: str, where: object, *, empty: bool = False) -> str
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {name!r} holds half of a UTF-16 pair (\\u{ord(value[error.start]):04x}).") from error
+        raise DataError(
+            f"{where}: {name!r} contains half of a UTF-16 pair (\\u{ord(value[error.start]):04x})."
+        ) from error
     return value
 
 
@@ -68,7 +70,7 @@ class PairTemplate:
     def __post_init__(self) -> None:
         names = _FIELD.findall(self.template)
         if self.answer not in names or not self.template.endswith("{" + self.answer + "}"):
-            raise DataError(f"prompt_template {self.template!r} must end with {{{self.answer}}}, the answer's field.")
+            raise DataError(f"prompt_template {self.template!r} must end with the answer's field, {{{self.answer}}}.")
         unknown = set(self.columns) - set(names)
         if unknown:
             raise DataError(f"columns: {sorted(unknown)} are not in prompt_template {self.template!r}.")
@@ -90,7 +92,7 @@ class PairTemplate:
         read = {self.columns.get(name, name) for name in texts}
         unused = tuple(name for name, found in value.items() if name not in read and is_filled(found))
         unused = tuple(name for name in unused if name not in FIELDS)
-        left_out = "its record says so" if said(value, "", where) is False else ""
+        left_out = "excluded by the record" if said(value, "", where) is False else ""
         return Pair(filled, before[len(prompt) :] + texts[self.answer], left_out, unused)
 
 

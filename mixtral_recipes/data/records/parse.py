@@ -34,8 +34,8 @@ def read_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
     """
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
-        known = f"{', '.join(SUFFIXES)} (and {', '.join(PACKED)} of the text ones)"
-        raise DataError(f"{path}: cannot tell what this is; known: {known}.")
+        known = f"{', '.join(SUFFIXES)} (and, for text files, {', '.join(PACKED)})"
+        raise DataError(f"{path}: unknown file type; supported are {known}.")
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     tables = {".parquet": parquet_records, ".arrow": _arrow}
@@ -116,7 +116,8 @@ def parquet_records(path: Path, group: int | None = None, column: str | None = N
         names = file.schema_arrow.names
         if column is not None and column not in names:
             raise DataError(
-                f"{path}: no column {column!r}; it has {', '.join(names)}; data.text_key (--text-key) names another."
+                f"{path}: no column {column!r}; it has {', '.join(names)}; set data.text_key (--text-key) to one of "
+                "them."
             )
         wanted = {"row_groups": None if group is None else [group], "columns": None if column is None else [column]}
         batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False, **wanted)
@@ -201,7 +202,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
 def _refuse_twice(path: Path, names: list[str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: the column {twice!r} appears twice; give one of them another name.")
+        raise DataError(f"{path}: the column {twice!r} appears twice; rename one of them.")
 
 
 def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
@@ -216,7 +217,7 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
                 row = next(reader, None)
             except csv.Error as error:
                 if "end of data" in str(error):  # a quote's: no record behind it is known
-                    raise DataError(f"{where}: a quote opens in this row and is never closed.") from error
+                    raise DataError(f"{where}: a quotation mark opens in this row and is never closed.") from error
                 bad(DataError(f"{where}: not a CSV row{_through(line, reader.line_num)} ({error})."))
                 continue
             except UnicodeDecodeError as error:
@@ -232,8 +233,8 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
                 yield Record(dict(zip(names, row, strict=True)), where)
             elif row:
                 through = _through(line, reader.line_num)
-                bad(DataError(f"{where}: has {len(row)} columns{through}, and the head {len(names)}."), row)
+                bad(DataError(f"{where}: has {len(row)} columns{through}, but the header has {len(names)}."), row)
 
 
 def _through(first: int, last: int) -> str:
-    return f", with all up to line {last}" if last > first else ""
+    return f", up to line {last}" if last > first else ""

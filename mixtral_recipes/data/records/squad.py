@@ -115,7 +115,7 @@ def _answers(record: dict[str, Any], where: object) -> list[str]:
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, list):
-        raise DataError(f"{where}: 'answers' must hold a list of texts, empty where there is no answer.")
+        raise DataError(f"{where}: 'answers' must be a list of texts, empty if there is no answer.")
     if not texts and impossible is False:
-        raise DataError(f"{where}: 'answers' must hold at least one text, or is_impossible be true.")
+        raise DataError(f"{where}: 'answers' must have at least one text, or is_impossible must be true.")
     return [text_of(text.get("text") if isinstance(text, dict) else text, "answers", where) for text in texts]

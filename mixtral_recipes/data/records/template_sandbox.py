@@ -105,7 +105,7 @@ def rendered(template: str, **variables: Any) -> tuple[str, list[Span]]:
         Exception: whatever its expressions raise.
     """
     if len(template) > LONGEST_TEMPLATE:
-        raise SecurityError(f"it has {len(template):,} characters; {LONGEST_TEMPLATE:,} are the most")
+        raise SecurityError(f"it has {len(template):,} characters; the limit is {LONGEST_TEMPLATE:,}")
     compiled = _compiled(template)
     budget = _Budget()
     token = _budget.set(budget)
@@ -252,7 +252,7 @@ def _check_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise nodes.Impossible
     numbers = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, int)]
     if name != "range" and any(abs(number) > _LARGEST_ARGUMENT for number in numbers):
-        raise SecurityError(f"{name} is given a number above {_LARGEST_ARGUMENT:,}")
+        raise SecurityError(f"{name} gets a number above {_LARGEST_ARGUMENT:,}")
     subject = args[0] if args else None
     if name == "replace" and len(args) > 2 and isinstance(subject, str):
         budget.make(subject.count(str(args[1])) * len(str(args[2])))
@@ -265,9 +265,9 @@ def _check_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     elif name == "wordwrap" and any(
         isinstance(value, str) and len(value) > 80 for value in (*args[1:], *kwargs.values())
     ):
-        raise SecurityError("wordwrap puts long texts between lines")
+        raise SecurityError("wordwrap inserts long texts between lines")
     elif name == "translate":
-        raise SecurityError("translate is not for templates")
+        raise SecurityError("translate is not allowed in templates")
     elif name == "expandtabs" and isinstance(subject, str):
         budget.make(subject.count("\t") * max([8, *numbers]))
     elif name in ("format", "format_map") and isinstance(subject, str):

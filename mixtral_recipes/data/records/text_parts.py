@@ -55,7 +55,7 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int, split: str = "t
         DataError: the file is missing or of a kind that is not read.
     """
     if not path.is_file():
-        raise DataError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}.")
+        raise DataError(f"{path}: {'this is a folder; pass the files in it' if path.is_dir() else 'no such file'}.")
     refuse_pointer(path, DataError)
     size = path.stat().st_size
     suffix = suffix_of(path)
@@ -63,8 +63,8 @@ def split_into_parts(path: Path, text_key: str, part_bytes: int, split: str = "t
         groups = row_groups(path)
         return [TextPart(path, "parquet", g, g + 1, text_key, size // groups) for g in range(groups)]
     if suffix not in TEXT_SUFFIXES:
-        known = f"{', '.join(TEXT_SUFFIXES)}, and {', '.join(PACKED)} of the text ones"
-        raise DataError(f"{path}: cannot tell what this is; known: {known}.")
+        known = f"{', '.join(TEXT_SUFFIXES)} (and, for text files, {', '.join(PACKED)})"
+        raise DataError(f"{path}: unknown file type; supported are {known}.")
     if suffix in SUFFIXES and not is_json_lines(path):
         inside = {SPLIT_NAMES[name.lower()]: name for name in json_splits(path)} if suffix == ".json" else {}
         return [TextPart(path, "records", 0, -1, text_key, size, inside.get(split))]
@@ -115,7 +115,7 @@ def _text_in(value: Any, part: TextPart, where: object, bad: BadRecord) -> Itera
         what = "needs a JSON object"
     elif part.text_key not in value:
         names = ", ".join(map(str, value)) or "nothing"
-        what = f"has no {part.text_key!r}, but {names}; data.text_key (--text-key) names another"
+        what = f"has no {part.text_key!r}, but {names}; set data.text_key (--text-key) to one of them"
     else:
         what = f"{part.text_key!r} is {'null' if text is None else type(text).__name__}, not text"
     bad(DataError(f"{where}: {what}."), value)

@@ -79,7 +79,7 @@ def calls_of(value: Any, at: str, where: object) -> list[dict[str, Any]]:
             }
         )
     if not found:
-        raise DataError(f"{where}: {at} holds no tool call.")
+        raise DataError(f"{where}: {at} has no tool calls.")
     return found
 
 
@@ -104,8 +104,8 @@ def identify(messages: list[dict[str, Any]], where: object) -> None:
             identifier = _nine(given) if given else next(iter(open_calls), None)
             if identifier not in open_calls:
                 raise DataError(
-                    f"{where}: a tool's result stands there that no call before it asked for. Where the assistant's "
-                    "text spells the calls out (Hermes, ToolACE), give such results the role 'user'."
+                    f"{where}: this tool result belongs to no earlier call. If the assistant's text spells out its "
+                    "calls (Hermes, ToolACE), give such results the role 'user'."
                 )
             open_calls.remove(identifier)
             message["tool_call_id"] = identifier

@@ -68,7 +68,7 @@ def test_what_was_prepared_and_damaged_is_made_again(
     assert prepared("samples", [1], build) == folder
     assert (folder / "tokens.bin").read_bytes() == b"tokens"
     assert len(made) == 2
-    assert "is made again" in capsys.readouterr().err
+    assert "is being rebuilt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff", b"12", b"x" * 90])

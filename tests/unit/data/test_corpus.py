@@ -115,11 +115,11 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     ("line", "says"),
     [
         (b'{"text": "cut', "not JSON"),
-        (b'{"body": "x"}', "has no 'text', but body; data.text_key (--text-key) names another"),
+        (b'{"body": "x"}', "has no 'text', but body; set data.text_key (--text-key) to one"),
         (b'{"text": 5}', "'text' is int, not text"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b'["text"]', "needs a JSON object"),
-        (rb'{"text": "a \ud800"}', r"'text' holds half of a UTF-16 pair (\ud800)"),
+        (rb'{"text": "a \ud800"}', r"'text' contains half of a UTF-16 pair (\ud800)"),
         (b'{"text": "a", "text": "b"}', "field 'text' appears twice"),
         (b'{"text": "a", "score": NaN}', "NaN is not JSON"),
     ],
@@ -138,9 +138,9 @@ def test_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: bytes, says: st
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"id,text\n1,good\n2,one,too many\n", r":3: has 3 columns, and the head 2\."),
+        (b"id,text\n1,good\n2,one,too many\n", r":3: has 3 columns, but the header has 2\."),
         (b"id,text\n1,\xff\n", r":1: not UTF-8 "),
-        (b"id,body\n1,good\n", r":2: has no .text., but id, body; data.text_key \(--text-key\) names another"),
+        (b"id,body\n1,good\n", r":2: has no .text., but id, body; set data.text_key \(--text-key\) to one"),
     ],
 )
 def test_bad_table_is_refused_where_it_is_bad(content: bytes, says: str, tmp_path: Path, tokenizer: Any) -> None:
@@ -195,7 +195,7 @@ def test_records_without_text_are_skipped_and_kept(tmp_path: Path, tokenizer: An
     assert "1 empty texts left out, 5 record(s) skipped, see" in made.left_out()
     with pytest.raises(DataError, match=r"some\.jsonl:2: 'text' is null, not text"):
         prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer))
-    with pytest.raises(DataError, match="use 'stop' or 'skip'"):
+    with pytest.raises(DataError, match="must be 'stop' or 'skip'"):
         prepare_corpus([path], tmp_path / "d", Encoder.of(tokenizer), on_bad_record="ignore")
 
 
@@ -296,7 +296,7 @@ def test_nothing_to_prepare(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="holds no documents"):
         prepare_corpus([tmp_path / "empty.jsonl"], tmp_path / "c", Encoder.of(tokenizer))
     (tmp_path / "a.pdf").touch()
-    with pytest.raises(DataError, match="cannot tell what this is"):
+    with pytest.raises(DataError, match="unknown file type"):
         prepare_corpus([tmp_path / "a.pdf"], tmp_path / "c", Encoder.of(tokenizer))
 
 
@@ -313,6 +313,6 @@ def test_killed_command_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) 
     process.wait()
     assert not (tmp_path / "killed.idx").exists()
     again = subprocess.run([*command, str(tmp_path / "killed")], capture_output=True, text=True, check=True)
-    assert "from a run before" in again.stderr
+    assert "reused from an earlier run" in again.stderr
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     assert both_files(tmp_path / "killed") == both_files(tmp_path / "whole")

@@ -37,15 +37,15 @@ START = len(HEADER) + 25
 DAMAGE = {
     "no header": ((0, "<4s", b"ABCD"), "does not begin with MMIDIDX"),
     "another version": ((9, "<Q", 2), "version 2"),
-    "numbers that are no tokens": ((17, "<B", 6), "of type 6"),
+    "numbers that are no tokens": ((17, "<B", 6), "have type 6"),
     "a count without end": ((18, "<Q", 1 << 62), "4611686018427387904 sequences"),
     "another count of documents": ((26, "<Q", 3), "in 2 documents need"),
-    "a length below zero": ((START, "<i", -1), "sequence 0 has -1 tokens"),
-    "a length beyond the tokens": ((START + 8, "<i", 2**31 - 1), "has 16 bytes, but c.idx speaks of"),
+    "a length below zero": ((START, "<i", -1), "sequence 0 cannot have -1 tokens"),
+    "a length beyond the tokens": ((START + 8, "<i", 2**31 - 1), "has 16 bytes, but c.idx needs"),
     "a place below zero": ((START + 12, "<q", -8), "from byte -8"),
-    "a place beyond the tokens": ((START + 12 + 16, "<q", 1 << 40), "has 16 bytes, but c.idx speaks of"),
-    "documents in another order": ((START + 36 + 8, "<q", 3), "do not begin at sequence 0"),
-    "documents beyond the sequences": ((START + 36 + 24, "<q", 9), "do not begin at sequence 0"),
+    "a place beyond the tokens": ((START + 12 + 16, "<q", 1 << 40), "has 16 bytes, but c.idx needs"),
+    "documents in another order": ((START + 36 + 8, "<q", 3), "do not cover sequences 0 to"),
+    "documents beyond the sequences": ((START + 36 + 24, "<q", 9), "do not cover sequences 0 to"),
 }
 
 

@@ -62,7 +62,7 @@ def test_what_is_no_tokenizer_is_refused(look: Callable[[Any], Any]) -> None:
         look(3)
     with pytest.raises(RecipeError, match="library='byte-level'"):
         llm.get_nmt_tokenizer("byte-level")
-    with pytest.raises(RecipeError, match="model_name is not given"):
+    with pytest.raises(RecipeError, match="needs model_name"):
         llm.get_nmt_tokenizer("huggingface")
 
 

@@ -51,7 +51,7 @@ def test_standard_input_that_is_no_text_is_refused(errors: str, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"FIELD": "a\\ud800"}', r"'FIELD' holds half of a UTF-16 pair \(\\ud800\)"),
+        ('{"FIELD": "a\\ud800"}', r"'FIELD' contains half of a UTF-16 pair \(\\ud800\)"),
         ('{"FIELD": ' + "[" * 100_000, "nested too deeply"),
         ('{"FIELD": null}', "'FIELD' is missing"),
         ('{"FIELD": 5}', "'FIELD' is int, not text"),

@@ -45,11 +45,11 @@ def test_other_settings() -> None:
     long = sample((101, False), (3, True))
     assert Fit(16, "end")(long).why == "nothing to learn within seq_length"
     assert Fit(16, "drop")(long).why == "too long"
-    with pytest.raises(DataError, match=r"^x:3: has 104 tokens, 87 more than seq_length=16 takes"):
+    with pytest.raises(DataError, match=r"^x:3: has 104 tokens, 87 more than seq_length=16 allows"):
         Fit(16, "stop")(long, "x:3")
-    with pytest.raises(DataError, match="truncation='left' is not known; use prompt, end, drop, stop"):
+    with pytest.raises(DataError, match="truncation='left' is not supported; use prompt, end, drop, stop"):
         Fit(16, "left")
-    with pytest.raises(DataError, match="prompt_floor=17 must be 0 to seq_length=16"):
+    with pytest.raises(DataError, match="prompt_floor=17 must be between 0 and seq_length=16"):
         Fit(16, prompt_floor=17)
 
 

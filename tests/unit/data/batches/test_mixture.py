@@ -108,8 +108,8 @@ def test_each_token_has_its_source(tmp_path: Path, tokenizer: Any) -> None:
 def test_what_cannot_be_mixed(tmp_path: Path, tokenizer: Any) -> None:
     for change, says in (
         ({"sources": []}, "data.sources is empty"),
-        ({"weights": [1.0]}, "must be one positive number for each"),
-        ({"weights": [1.0, -1.0, 1.0]}, "must be one positive number for each"),
+        ({"weights": [1.0]}, "must have one positive number for each"),
+        ({"weights": [1.0, -1.0, 1.0]}, "must have one positive number for each"),
         ({"sources": [MockDataModule()] * 3}, "MockDataModule cannot be mixed"),
     ):
         module = mixed(tmp_path)
@@ -125,7 +125,7 @@ def test_shares_are_written_behind_the_name(tmp_path: Path) -> None:
     assert shares(["embedded://squad:1", "hf://org/name:3"]) == (["embedded://squad", "hf://org/name"], [1.0, 3.0])
     (tmp_path / "a:1").touch()
     assert shares([f"{tmp_path}/a:1"]) == ([f"{tmp_path}/a:1"], None)
-    with pytest.raises(DataError, match="b: has no share, and others have"):
+    with pytest.raises(DataError, match="b: has no share, but others do"):
         shares(["a:1", "b"])
     with pytest.raises(DataError, match="a share must be more than 0"):
         shares(["a:0", "b:1"])

@@ -48,7 +48,7 @@ def test_many_lengths_fill_bins_to_a_thousandth(capacity: int) -> None:
 
 @pytest.mark.parametrize("lengths", [[5, 0], [5, 11]])
 def test_lengths_outside_the_pack_are_named(lengths: list[int]) -> None:
-    with pytest.raises(DataError, match=f"sample 1 has {lengths[1]} tokens; a pack takes 1 to 10"):
+    with pytest.raises(DataError, match=f"sample 1 has {lengths[1]} tokens; a pack can hold 1 to 10"):
         pack(np.array(lengths), 10)
 
 

@@ -36,7 +36,7 @@ PAIR_DEFECTS: list[tuple[bytes, str, str]] = [
     (b'{"input": "a6", "output": " \\n\\t"}', "error", "'output' is empty"),
     (b'{"input": "a7", "input": "b", "output": "c"}', "error", "field 'input' appears twice"),
     (b'{"input": "a8", "output": "b", "score": NaN}', "error", "NaN is not JSON"),
-    (b'{"input": "a\\ud83d", "output": "b"}', "error", "holds half of a UTF-16 pair"),
+    (b'{"input": "a\\ud83d", "output": "b"}', "error", "contains half of a UTF-16 pair"),
     (b"[" * 100_000, "error", "nested too deeply"),
     (json.dumps({"input": "a9", "output": "long " * 200}).encode(), "warning", "answer cut"),
     (json.dumps({"input": "long " * 200, "output": "b"}).encode(), "warning", "prompt cut"),
@@ -92,7 +92,7 @@ def test_no_defect_gets_past_the_start_of_a_run(tmp_path: Path, tokenizer: Any, 
 CHAT_DEFECTS: list[tuple[Any, str]] = [
     ({"messages": []}, "is empty"),
     ({"messages": "Hi"}, "is not one"),
-    ({"messages": [{"role": "narrator", "content": "x"}]}, "has the role 'narrator'"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "has the unknown role 'narrator'"),
     ({"messages": [{"role": "user", "content": "x"}]}, "has no assistant message"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "must start with the user"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}, "is empty"),
@@ -143,8 +143,8 @@ def test_columns_of_csv(tmp_path: Path) -> None:
     path.write_text('input,output\na,b\nc\nd,"e\nf"\ng,h,i\n')
     report = check(recognize(path))
     assert [(f.where, f.detail) for f in report.findings if f.level == "error"] == [
-        (f"{path}:3", "has 1 columns, and the head 2"),
-        (f"{path}:6", "has 3 columns, and the head 2"),
+        (f"{path}:3", "has 1 columns, but the header has 2"),
+        (f"{path}:6", "has 3 columns, but the header has 2"),
     ]
 
 

@@ -89,7 +89,7 @@ def test_packing_needs_lengths() -> None:
 def test_a_sample_that_is_too_long_says_so() -> None:
     data = Own(seq_length=1)
     data.setup(None)
-    with pytest.raises(DataError, match=r"a sample has 3 tokens; seq_length=1 takes 2 at most"):
+    with pytest.raises(DataError, match=r"a sample has 3 tokens, but seq_length=1 allows at most 2"):
         next(data.train_batches(DataParallelPlace()))
 
 
@@ -111,7 +111,7 @@ def test_a_subclass_may_have_a_constructor_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["train_dataloader", "val_dataloader", "_create_dataset", "_create_dataloader"])
 def test_a_method_of_nemos_that_nothing_calls_is_refused(name: str) -> None:
     kind = type("Mine", (llm.FineTuningDataModule,), {name: lambda self: None})
-    with pytest.raises(RecipeError, match=rf"data=Mine: has {name}\(\), which nothing calls in a subclass of Fine"):
+    with pytest.raises(RecipeError, match=rf"data=Mine: has {name}\(\), which is never called in a subclass of Fine"):
         refuse_other_data(run.Config(kind))
 
 

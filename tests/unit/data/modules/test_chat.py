@@ -82,10 +82,10 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"messages": []}, "'messages' must be a list of messages, and is empty"),
-        ({"messages": "Hi"}, "'messages' must be a list of messages, and is not one"),
+        ({"messages": []}, "'messages' must be a list of messages, but is empty"),
+        ({"messages": "Hi"}, "'messages' must be a list of messages, but is not one"),
         ({"messages": ["Hi", 5]}, "messages[0] is not an object"),
-        ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0] has the role 'narrator'"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "messages[0] has the unknown role 'narrator'"),
         ({"messages": [{"role": U}]}, "'messages[0].content' is missing"),
         ({"messages": messages((U, "a"), (A, ""))}, "'messages[1].content' is empty"),
         ({"messages": messages((U, "a"), (A, 5))}, "'messages[1].content' is int, not text"),  # pyright: ignore[reportArgumentType]
@@ -94,10 +94,10 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
         ({"messages": messages((U, "a"), (S, "s"), (A, "b"))}, "a system message comes after the first user message"),
         (
             {"messages": [{"role": U, "content": [{"type": "image"}]}]},
-            "messages[0] holds a part of type 'image', and only text",
+            "messages[0] has a part of type 'image', but only text",
         ),
         ({"instruction": "a", "output": ""}, "'output' is empty"),
-        ({"text": "a"}, "no conversation: needs 'messages'"),
+        ({"text": "a"}, "not a conversation: needs 'messages'"),
     ],
 )
 def test_bad_conversations(record: dict[str, Any], says: str) -> None:

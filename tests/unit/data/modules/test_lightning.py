@@ -128,18 +128,18 @@ def test_packed_rows_keep_their_borders() -> None:
 
 CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 GIVEN: dict[str, tuple[Any, str]] = {
-    "a tuple": ((1, 2), "a batch is a tuple; give a dict with tokens, labels"),
+    "a tuple": ((1, 2), "a batch is a tuple; it must be a dict with tokens, labels"),
     "Hugging Face's keys": (
         {"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4)},
-        "has no tokens, loss_mask, position_ids; it has input_ids, labels. Give tokens, labels (the next token",
+        "has no tokens, loss_mask, position_ids; it has input_ids, labels, but needs tokens, labels (the next token",
     ),
     "one row": (row(0), "tokens [16], labels [16]"),
     "another shape": (row_batch(0, 16) | {"labels": torch.ones(1, 15)}, "labels [1, 15]"),
     "too long": (row_batch(0, LENGTH + 1), "rows of 17 tokens are longer than seq_length=16"),
     "fractions": (row_batch(0, 4) | {"tokens": torch.rand(1, 4)}, "tokens must be whole numbers"),
-    "no label": (row_batch(0, 4) | {"labels": torch.full((1, 4), -100)}, "labels are negative where loss_mask"),
+    "no label": (row_batch(0, 4) | {"labels": torch.full((1, 4), -100)}, "labels are negative although loss_mask"),
     "borders": (row_batch(0, 4, cu_seqlens=[0, 3]), "cu_seqlens must rise from 0 to the row's 4 tokens"),
-    "a mask": (row_batch(0, LENGTH, attention_mask=torch.ones(1, 1, 16, 16)), "attention_mask is not the causal one"),
+    "a mask": (row_batch(0, LENGTH, attention_mask=torch.ones(1, 1, 16, 16)), "attention_mask is not causal"),
 }
 
 
@@ -167,8 +167,8 @@ class OfRanks(SequentialSampler):
     [
         (list, "yields no batches"),
         (lambda: None, "returns a NoneType, which yields no batches"),
-        (lambda: [DataLoader(Rows())] * 2, "returns 2 loaders; give one"),
-        (lambda: DataLoader(Rows(), sampler=OfRanks(Rows())), "OfRanks deals out samples to ranks"),
+        (lambda: [DataLoader(Rows())] * 2, "returns 2 loaders; it must return one"),
+        (lambda: DataLoader(Rows(), sampler=OfRanks(Rows())), "OfRanks distributes samples over ranks"),
     ],
     ids=["empty", "none", "two", "by rank"],
 )
@@ -189,12 +189,12 @@ class Undefined(llm.DataModule):
 OTHERS: dict[str, tuple[Any, str]] = {
     "a text": (
         "squad",
-        "data=str: is neither a data module (a subclass of mixtral_recipes.DataModule) nor has it",
+        "data=str: neither a data module (a subclass of mixtral_recipes.DataModule) nor a class with",
     ),
-    "a loader": (DataLoader(Rows()), "data=DataLoader: is neither"),
-    "a class": (Module, "data=Module: is a class; write Module(...), or run.Config of it."),
-    "no batch": (WithoutBatch(), "data=WithoutBatch: states no seq_length; give it that attribute, or write Lightning"),
-    "no data sets": (Undefined(), "data=Undefined: defines no datasets(tokenizer)"),
+    "a loader": (DataLoader(Rows()), "data=DataLoader: neither"),
+    "a class": (Module, "data=Module is a class; pass an instance, Module(...), or a run.Config of it."),
+    "no batch": (WithoutBatch(), "data=WithoutBatch: has no seq_length; add that attribute, or use Lightning"),
+    "no data sets": (Undefined(), "data=Undefined: must define datasets(tokenizer)"),
 }
 
 

@@ -104,7 +104,7 @@ def test_a_folder_of_corpora(tmp_path: Path, tokenizer: Any) -> None:
         make_corpus(folder / name, tokenizer, name)
     assert corpora(str(folder), tokenizer) == [str(folder / "few"), str(folder / "many")]
     assert {"few", "many"} <= set(text_of(module(str(folder), tokenizer), tokenizer, 100).split())
-    with pytest.raises(DataError, match="corpora holds several corpora; give each of them a weight"):
+    with pytest.raises(DataError, match="corpora has several corpora; give each of them its own weight"):
         module([30, str(folder), 70, str(folder / "few")], tokenizer)
 
 
@@ -138,7 +138,7 @@ def test_tokenizing_goes_on_where_it_was_stopped(
     (prefix,) = corpora(str(folder), tokenizer)
     assert done == ["a.jsonl", "b.jsonl", "stopped", "c.jsonl"]
     assert "603 documents" in (said := capfd.readouterr().err)
-    assert "2 parts from a run before" in said
+    assert "2 parts reused from an earlier run" in said
     assert corpora(str(folder), tokenizer) == [prefix]
     assert done[-1:] == ["c.jsonl"]
     assert not list((data_home() / "corpora").glob(".*.parts"))
@@ -203,7 +203,7 @@ def test_damaged_index_maps_are_made_again(
     map_file.write_bytes(kept(map_file.read_bytes()))
     again = module(str(prepared_corpus), tokenizer, index_mapping_dir=str(tmp_path))
     assert text_of(again, tokenizer, 20) == text_of(made, tokenizer, 20)
-    assert "is made again" in capsys.readouterr().err
+    assert "is being rebuilt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -229,7 +229,7 @@ def test_index_maps_that_find_no_room_are_not_left_behind(
     ("paths", "says"),
     [
         (None, "data.paths is not set"),
-        ("nowhere/corpus", "corpus.bin: no such file; `mixtral-recipes data prepare"),
+        ("nowhere/corpus", "corpus.bin: no such file; create it with `mixtral-recipes data prepare"),
         (
             [0, "embedded://squad/pretraining.jsonl", 1, "embedded://squad/pretraining.jsonl"],
             "weights must be positive",
@@ -246,7 +246,7 @@ def test_other_refusals(tmp_path: Path, prepared_corpus: Path, tokenizer: Any) -
         module(str(prepared_corpus), tokenizer, seq_length=100_000)
     with pytest.raises(DataError, match="needs a tokenizer"):
         module(str(prepared_corpus), None)
-    with pytest.raises(DataError, match="its sequences are full already"):
+    with pytest.raises(DataError, match="its sequences are already full"):
         module(str(prepared_corpus), tokenizer, packed_sequence_specs=PackedSequenceSpecs(64))
 
     class Small:
@@ -256,7 +256,7 @@ def test_other_refusals(tmp_path: Path, prepared_corpus: Path, tokenizer: Any) -
             return 100
 
     record_of(prepared_corpus).unlink()
-    with pytest.raises(DataError, match="but the tokenizer has 100"):
+    with pytest.raises(DataError, match="but the tokenizer has only 100 tokens"):
         module(str(prepared_corpus), Small())
 
 
@@ -310,7 +310,7 @@ def test_every_token_of_a_corpus_that_says_nothing_is_looked_at(
     tokens[-2] = 1999
     tokens.tofile(prepared_corpus.with_suffix(".bin"))
     write_index(prepared_corpus.with_suffix(".idx"), np.array([len(tokens)], np.int32), np.dtype(np.uint16))
-    with pytest.raises(DataError, match=r"corpus\.bin holds token 1999, but the tokenizer has 1999"):
+    with pytest.raises(DataError, match=r"corpus\.bin contains token 1999, but the tokenizer has only 1999 tokens"):
         corpora(str(prepared_corpus), tokenizer)
 
 

@@ -149,7 +149,7 @@ def test_nothing_is_written(path: Path, tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_what_streaming_refuses(path: Path, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="does not go with pad_cu_seqlens"):
+    with pytest.raises(DataError, match="cannot be combined with pad_cu_seqlens"):
         module(path, packed_sequence_specs=PackedSequenceSpecs(64, pad_cu_seqlens=True)).setup(tokenizer)
     data = module(path, on_bad_record="stop", val_proportion=0)
     data.setup(tokenizer)

@@ -94,7 +94,7 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> 
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     named = "UTF-32" if encoding == "utf-32" else "UTF-16"
     read = (lambda: documents(split_into_parts(path, "text", 64)[0])) if name == "a.txt" else lambda: read_records(path)
-    with pytest.raises(DataError, match=rf"{path}: is {named}, and UTF-8 is read; convert it with `iconv -f {named}"):
+    with pytest.raises(DataError, match=rf"{path}: is {named}, but must be UTF-8; convert it with `iconv -f {named}"):
         list(read())
 
 
@@ -150,5 +150,5 @@ def test_a_line_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.M
         assert [text for part in parts for text in documents(part, skipped)] == ["b", "c"]
         assert (skipped.count, ":2: a line of more than 1,000 bytes" in skipped.first) == (1, True)
     monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", "many")
-    with pytest.raises(DataError, match="'many' is not a number of bytes"):
+    with pytest.raises(DataError, match="'many' must be a number of bytes"):
         list(read_records(path))

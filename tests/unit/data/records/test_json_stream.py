@@ -66,14 +66,14 @@ def test_splits_in_one_file(tmp_path: Path) -> None:
         ('{"a": 1}\n[{}]', ":2: '\\[' follows the end of the object"),
         ('[{"a": 1},\n{"a": }]', ":2: not JSON \\(Expecting value\\)"),
         ('[{"a": 1}\n{"a": 2}]', ":2: not JSON \\(',' is missing"),
-        ('[\n{"a": 1}', ":2: the list has no end"),
-        ('[\n{"a": 1},', ":2: the list has no end"),
+        ('[\n{"a": 1}', ":2: the list is not closed"),
+        ('[\n{"a": 1},', ":2: the list is not closed"),
         ('[\n{"a": "1}]', ":2: not JSON \\(Unterminated string"),
         ('{"data": [{"a": 1}],\n"rows": [{"a": 1}]}', ":2: several lists of objects \\('data', 'rows'\\)"),
-        ('{"data": [{"a": 1}], "more": [{"a": 1}]}', ":1: 'more' is a list of objects beside 'data'"),
+        ('{"data": [{"a": 1}], "more": [{"a": 1}]}', ":1: 'more' is a list of objects, and so is 'data'"),
         (
             '{"input": "q", "output": "a",\n"examples": [{"input": "b", "output": "c"}]}',
-            ":1: is a record, and holds others",
+            ":1: is a record, but also has a list of records",
         ),
         ('[{"a": 1},\n\n7]', ":3: is a number, not an object"),
         ('{"a": 1, "a": 2}', ":1: field 'a' appears twice"),
@@ -102,7 +102,7 @@ def test_a_value_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeyp
     monkeypatch.setenv("MIXTRAL_RECIPES_LONGEST_LINE", str(1 << 21))
     path = tmp_path / "x.json"
     path.write_text('[{"a": "' + "x" * (1 << 22))
-    with pytest.raises(DataError, match="has no end within 2,097,152 characters"):
+    with pytest.raises(DataError, match="does not end within 2,097,152 characters"):
         list(json_records(path))
 
 

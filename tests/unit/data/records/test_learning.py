@@ -102,7 +102,7 @@ def test_a_prompt_is_no_answer(tokenizer: Any, learn: str | None, expected: list
         ({"train": "no"}, "'train' is 'no'"),
         ({"weight": 0, "train": True}, r"says both that it is learned and that it is not \(train=True, weight=0\)"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 5, "train": True}]},
-         "'train_detail' says 0 to 5; the text has"),
+         "'train_detail' says 0 to 5, but the text has"),
         ({"train_detail": "all"}, "'train_detail' must be a list"),
         ({"train_detail": [{"begin_offset": 0}]}, "'train_detail' needs begin_offset, end_offset and train"),
     ],
@@ -114,11 +114,11 @@ def test_what_cannot_be_obeyed_is_refused(fields: dict[str, Any], says: str) -> 
 
 def test_a_record_can_say_it_too(tokenizer: Any) -> None:
     talk = conversation(record(weight=0))
-    assert talk.left_out == "none of its turns is to be learned"
+    assert talk.left_out == "no turn to learn from"
     assert learned(tokenizer, talk) == []
     assert (
         PairTemplate().pair(Record({"input": "a", "output": "b", "train": False}, "x:1")).left_out
-        == "its record says so"
+        == "excluded by the record"
     )
     assert PairTemplate().pair(Record({"input": "a", "output": "b", "weight": 1}, "x:1")).left_out == ""
 

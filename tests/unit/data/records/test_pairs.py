@@ -76,7 +76,7 @@ def test_nemo_dataset_kwargs(tmp_path: Path, tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("template", ["{input}", "{output} {input}", "{input} {output}."])
 def test_a_template_ends_with_the_answer(template: str) -> None:
-    with pytest.raises(DataError, match=r"must end with \{output\}"):
+    with pytest.raises(DataError, match=r"must end with the answer's field, \{output\}"):
         PairTemplate(template)
 
 
@@ -88,7 +88,7 @@ def test_a_template_ends_with_the_answer(template: str) -> None:
         ({"input": "a", "output": 5}, "'output' is int, not text"),
         ({"input": "a", "output": " "}, "'output' is empty"),
         ({"input": ["a"], "output": "b"}, "'input' is list, not text"),
-        ({"input": "a\ud83d", "output": "b"}, r"'input' holds half of a UTF-16 pair (\ud83d)"),
+        ({"input": "a\ud83d", "output": "b"}, r"'input' contains half of a UTF-16 pair (\ud83d)"),
     ],
 )
 def test_bad_records_say_what_and_where(row: dict[str, Any], says: str) -> None:
@@ -111,7 +111,7 @@ def test_bad_records_stop_the_run_before_it_starts_or_are_left_out(
     assert "1 record(s) skipped, see " in told
     (kept,) = Path(told.strip().rpartition("see ")[2]).read_text().splitlines()
     assert json.loads(kept) == {"why": f"{path}:10: 'output' is missing.", "record": {"input": "a"}}
-    with pytest.raises(DataError, match="use 'stop' or 'skip'"):
+    with pytest.raises(DataError, match="must be 'stop' or 'skip'"):
         FineTuningDataModule(dataset_root=write(path, rows[:3]), on_bad_record="ignore").setup(tokenizer)
 
 

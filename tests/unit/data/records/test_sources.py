@@ -89,16 +89,16 @@ def test_files_of_no_split_are_named(
         write_jsonl(tmp_path / name, ROWS)
     for name in ("notes.txt", "README.md"):
         (tmp_path / name).write_text("x")
-    assert "one split (in no split, so not read: more.jsonl, notes.txt)," in recognize(tmp_path).description
+    assert "one split (not in any split, so not read: more.jsonl, notes.txt)," in recognize(tmp_path).description
     FineTuningDataModule(dataset_root=tmp_path, seq_length=32, streaming=streaming).setup(tokenizer)
-    told = f"data: in no split of {tmp_path}, so not read: more.jsonl, notes.txt"
+    told = f"data: not read, because they are in no split of {tmp_path}: more.jsonl, notes.txt"
     assert capsys.readouterr().err.splitlines().count(told) == 1
 
 
 def test_a_hubs_cache_is_read_at_its_current_revision(tmp_path: Path) -> None:
     for revision in ("ab", "cd"):
         write_jsonl(tmp_path / "snapshots" / revision / "train.jsonl", ROWS)
-    with pytest.raises(DataError, match="holds 2 revisions; give one of them"):
+    with pytest.raises(DataError, match="has 2 revisions; pass one of them"):
         open_source(tmp_path)
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "main").write_text("cd")
@@ -118,7 +118,7 @@ def test_a_column_that_stands_twice_is_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_sources_say_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not set; give a file, a folder or a Hub id"):
+    with pytest.raises(DataError, match="not set; set it to a file, a folder or a Hub id"):
         open_source(None)
     with pytest.raises(DataError, match="no such file or folder, and not a Hub id"):
         open_source(tmp_path / "nothing.jsonl")
@@ -233,7 +233,7 @@ def test_a_folder_of_other_records_needs_a_training_split(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"no training split \(train or training"):
         recognize(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds neither corpora \(.bin and .idx\) nor text files"):
+    with pytest.raises(DataError, match=r"empty: has neither corpora \(.bin and .idx\) nor text files"):
         recognize(tmp_path / "empty")
 
 
@@ -264,16 +264,18 @@ def test_splits_on_the_hub_that_are_not_read_are_named(
     rows = datasets.Dataset.from_list(ROWS)
     splits = datasets.DatasetDict(train_sft=rows, test_sft=rows, train_gen=rows, unsupervised=rows)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: splits)
-    assert "(in no split, so not read: train_gen, unsupervised)" in recognize("org/name").description
+    assert "(not in any split, so not read: train_gen, unsupervised)" in recognize("org/name").description
     FineTuningDataModule(dataset_root="org/name", seq_length=32).setup(tokenizer)
-    assert "data: in no split of org/name, so not read: train_gen, unsupervised" in capsys.readouterr().err
+    assert (
+        "data: not read, because they are in no split of org/name: train_gen, unsupervised" in capsys.readouterr().err
+    )
 
 
 def test_a_json_file_with_two_names_of_one_split_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "all.json"
     path.write_text(json.dumps({"train": ROWS, "dev": ROWS, "validation": ROWS}))
     for read in (open_source, own_splits):
-        with pytest.raises(DataError, match=r"all.json: dev and validation are names of one split"):
+        with pytest.raises(DataError, match=r"all.json: dev and validation name the same split"):
             read(str(path))
 
 
@@ -306,7 +308,7 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_preference_pairs_are_refused_by_name(tmp_path: Path, row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"x.jsonl: preference pairs .* takes a preference loss \(DPO, KTO\)"):
+    with pytest.raises(DataError, match=r"x.jsonl: preference pairs .* needs a preference loss \(DPO, KTO\)"):
         recognize(write_jsonl(tmp_path / "x.jsonl", [row] * 3))
 
 
@@ -390,7 +392,7 @@ def test_what_is_held_out_is_a_share(tmp_path: Path, share: float) -> None:
 
 def test_a_dry_run_refuses_a_set_nothing_is_learned_from(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", [{"messages": [U, A | {"weight": 0}]}] * 3)
-    with pytest.raises(DataError, match=r"no training samples \(3: none of its turns is to be learned\)"):
+    with pytest.raises(DataError, match=r"no training samples \(3: no turn to learn from\)"):
         recognize(path).module().pipeline().check()
 
 
@@ -441,7 +443,7 @@ def test_squad_2_is_recognised_and_its_unanswerable_questions_are_learned(tmp_pa
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": [{"context": "Green.", "qas": qas}]}]}))
     found = recognize(path)
-    assert "learned as 'unanswerable' unless data.no_answer says otherwise" in found.description
+    assert "learned as 'unanswerable' unless data.no_answer is set" in found.description
     assert [e.content.answer for e in found.module().pipeline().examples("train")] == [" green"] + [" unanswerable"] * 2
     skipping = found.module(no_answer="skip").pipeline()
     assert [bool(e.content.left_out) for e in skipping.examples("train")] == [False, True, True]
@@ -506,7 +508,7 @@ def test_columns_say_what_an_unknown_form_is(tmp_path: Path, row: Any, columns: 
     [
         (
             {"question": "q", "answer": "5", "solution": "s"},
-            r"\(question -> answer, question -> solution\); name the one",
+            r"\(question -> answer, question -> solution\); choose one",
         ),
         ({"prompt": "p", "instruction": "i", "response": "r"}, r"\(prompt -> response, instruction -> response\)"),
         (
@@ -567,7 +569,7 @@ def test_a_folder_that_is_there_twice_is_refused(tmp_path: Path, link: str) -> N
     for name in ("v1", "v2"):
         write_jsonl(tmp_path / name / "a.jsonl", ROWS)
     (tmp_path / link).symlink_to("v2")
-    with pytest.raises(DataError, match=f"{tmp_path}/.* and {tmp_path}/.* are one folder, .* read twice; remove"):
+    with pytest.raises(DataError, match=f"{tmp_path}/.* and {tmp_path}/.* are the same folder, .* read twice; remove"):
         recognize(tmp_path)
 
 
@@ -578,7 +580,7 @@ def test_a_folder_with_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     assert open_source(tmp_path).files["train"] == [tmp_path / "train-00000-of-00002.jsonl"]
     lost = tmp_path / "train-00001-of-00002.jsonl"
     lost.symlink_to("gone.jsonl")
-    with pytest.raises(DataError, match=r"train-00001-of-00002\.jsonl: a link to gone\.jsonl, which is not there"):
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.jsonl: a link to gone\.jsonl, which does not exist"):
         recognize(tmp_path)
     with pytest.raises(DataError, match=r"no such file or folder, and not a Hub id \(org/name\)\.$"):
         recognize(lost.rename(tmp_path / "x.jsonl"))
@@ -640,10 +642,10 @@ def test_rows_that_a_quote_takes_in_are_named(tmp_path: Path) -> None:
     path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\nq4,"a4\nq5,a5\n')
     assert [row["input"] for row, *_ in read_records(path, bad)] == ["q1", "q5"]
     assert len(told) == 1
-    assert told[0].startswith(f"{path}:3: not a CSV row, with all up to line 5 (")
+    assert told[0].startswith(f"{path}:3: not a CSV row, up to line 5 (")
     path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\n')
-    with pytest.raises(DataError, match=r"quotes\.csv:3: a quote opens in this row and is never closed\."):
+    with pytest.raises(DataError, match=r"quotes\.csv:3: a quotation mark opens in this row and is never closed\."):
         list(read_records(path, bad))
     path.write_text('input,output\n"q1\nq2\n"\nq3,a3\n')
     assert [row["input"] for row, *_ in read_records(path, bad)] == ["q3"]
-    assert told[1] == f"{path}:2: has 1 columns, with all up to line 4, and the head 2."
+    assert told[1] == f"{path}:2: has 1 columns, up to line 4, but the header has 2."

@@ -91,9 +91,9 @@ def test_several_calls_and_results_without_identifiers() -> None:
     [
         ({"tools": [{"type": "function"}]}, r"tools\[0\] is not a tool"),
         ({"tools": [{"name": "x", "parameters": "?"}]}, r"tools\[0\].parameters is str"),
-        ({"messages": OPENAI["messages"][:1] + OPENAI["messages"][2:]}, "a tool's result stands there that no call"),
+        ({"messages": OPENAI["messages"][:1] + OPENAI["messages"][2:]}, "this tool result belongs to no earlier call"),
         ({"messages": [OPENAI["messages"][0], {"role": "assistant", "tool_calls": ["?"]}]}, "is not a tool call"),
-        ({"messages": [{"role": "user", "content": "?", "tool_calls": [CALL]}]}, "only the assistant calls tools"),
+        ({"messages": [{"role": "user", "content": "?", "tool_calls": [CALL]}]}, "only the assistant can call tools"),
     ],
 )
 def test_what_is_no_tool_is_refused(change: dict[str, Any], says: str) -> None:
@@ -105,7 +105,7 @@ def test_version_1_has_no_tools(tokenizer: Any) -> None:
     encoder = ChatEncoder(tokenizer)
     for record in (OPENAI, {**OPENAI, "tools": []}):
         talk = conversation(Record(record, "x:1"))
-        with pytest.raises(DataError, match=r"^x:1: has tool.*which this chat template cannot encode \(tokenizers of"):
+        with pytest.raises(DataError, match=r"^x:1: has tool.*which this chat template cannot encode \(version 1"):
             encode_one(encoder, talk, "x:1")
     talk = conversation(Record({"tools": [TOOL], "prompt": "a", "completion": "b"}, "x:1"), {"tools": None})
     assert not talk.tools
@@ -156,7 +156,7 @@ def test_calls_that_cannot_be_found_are_refused(tokenizer: Any) -> None:
     )
     silent = CHATML_TOOLS.replace("'<tool_call>' + (call.function | tojson) + '</tool_call>'", "''")
     for template in (later, silent):
-        with pytest.raises(DataError, match="it cannot be told where they begin and end; mark what the assistant says"):
+        with pytest.raises(DataError, match="does not show where they begin and end; mark the assistant's part"):
             encode_one(ChatEncoder(tokenizer, template), talk, "x:1")
 
 
