@@ -148,7 +148,7 @@ def _prepare(task: Task, folder: Path) -> "tuple[run.SlurmExecutor, run.Script]"
 
     executor = task.executor.clone()
     settings: Any = executor.job_details
-    for_recipe(executor, task.recipe, Path(task.record.run_dir).parent)
+    for_recipe(executor, task.recipe, Path(task.record.run_dir).parent, task.command)
     if task.command:
         settings.torchrun = False
         return executor, run.Script(CLI_MODULE, args=list(task.command), entrypoint="python", m=True)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mixtral_recipes.executors.names import check_path, quote
 from mixtral_recipes.executors.slurm import login
 from mixtral_recipes.executors.slurm.profile import Cluster, cluster
 from mixtral_recipes.executors.slurm.status import one_line
+from mixtral_recipes.system.home import home
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -22,6 +24,10 @@ _FILE_SETTING = re.compile(
     r"\.(dataset_root|paths(\[.*\])?|path|adapter_path|resume_from_path"
     r"|tokenizer|pretrained_model_name|vocab_file|merges_file|chat_template)$"
 )
+
+_HOME = "MIXTRAL_RECIPES_HOME"
+#: Variables that say where weights and data are. sbatch passes no others on, and a job would look elsewhere.
+_PLACES = (_HOME, "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")
 
 
 def slurm_executor(
@@ -52,44 +58,66 @@ def slurm_executor(
     if nodes < 1 or nproc_per_node < 1:
         raise LaunchError(f"nodes={nodes} with nproc_per_node={nproc_per_node} would start nothing; use 1 or more.")
     install()
-    made = made_for(cluster(cluster_name, **settings), nodes, nproc_per_node)
+    site = cluster(cluster_name, **settings)
+    places = _places(site)
+    made = made_for(dataclasses.replace(site, env=places | site.env), nodes, nproc_per_node)
+    if site.mode != "venv" and _HOME not in site.env and _HOME in places:
+        made.job_details.folders = [check_path(places[_HOME], _HOME)]  # pyright: ignore[reportAttributeAccessIssue]
     made.packager = WorkingTreePackager(roots=list(own_checkout() if code is None else code))
     return made
 
 
-def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path) -> None:
+def _places(site: Cluster) -> dict[str, str]:
+    """Where a job looks for what this shell has imported, prepared or downloaded, unless the profile's ``env`` says."""
+    if site.mode == "venv" and not site.ssh:
+        return {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in _PLACES if os.environ.get(name)}
+    if site.mode == "pyxis" and site.ssh:  # the home folder over there may not be in the container, or not for writing
+        return {_HOME: f"{site.job_dir}/home"}
+    return {_HOME: str(home())} if site.mode != "venv" and not site.ssh else {}
+
+
+def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path, command: Sequence[str] = ()) -> None:
     """Have a `slurm_executor` ask for GPUs where the recipe has ranks on them and the profile says nothing else.
+
+    A warning names each file of the recipe or the command that the job's container does not mount.
 
     Args:
         executor: The executor, which is changed.
         recipe: What it will start.
         folder: The recipe's output folder, which containers must see.
+        command: What it will start instead: a command's arguments; ``recipe`` is None then.
 
     Raises:
         LaunchError: no container can be given the folder.
     """
     settings: Any = executor.job_details
-    settings.folders = [check_path(folder, "output folder")]
+    settings.folders = list(dict.fromkeys([check_path(folder, "output folder"), *settings.folders]))
     site: Cluster = settings.profile()
-    if recipe is not None and site.container_image:
-        _warn_of_what_no_container_sees(with_full_paths(recipe, site), site, settings.folders)
+    if site.container_image:
+        files = (
+            {f"{name}={file}": file for name, file in _files_of(with_full_paths(recipe, site)).items()}
+            if recipe
+            else {}
+        )
+        files |= {text: text for text in command if text.startswith("/")}
+        _warn_of_what_no_container_sees(files, site, settings.folders)
     if getattr(getattr(recipe, "trainer", None), "accelerator", "") == "gpu":
         settings.cluster = dataclasses.asdict(site.for_gpus(settings.nproc_per_node))
 
 
-def _warn_of_what_no_container_sees(recipe: Any, site: Cluster, folders: list[str]) -> None:
+def _warn_of_what_no_container_sees(files: Mapping[str, str], site: Cluster, folders: list[str]) -> None:
     mounts = [text.split(":") for mount in site.mounts for text in mount.split(",")]
     seen = [*folders, *(parts[1] if len(parts) > 1 else parts[0] for parts in mounts)]
     if site.mode == "apptainer":
         seen += [str(Path.home()), "/tmp"]  # what it mounts by itself
-    for setting, file in _files_of(recipe).items():
+    for said, file in files.items():
         if not any(Path(file).is_relative_to(place) for place in seen):
             mount = Path(file).parent
             warnings.warn(
-                f"{setting}={file} is not inside any folder that the job's container mounts; unless the image has it, "
+                f"{said} is not inside any folder that the job's container mounts; unless the image has it, "
                 f"add mounts = ['{mount}:{mount}'] to the profile (--slurm mounts={mount}:{mount}).",
                 MixtralRecipesWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -184,19 +184,22 @@ def header(job: Job, cluster: Cluster) -> list[str]:
     return lines
 
 
+def _variables(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(cluster.grace_s - 5, 30)),
+        **(GPU_ENV if cluster.has_gpus else {}),
+        **cluster.env,
+    }
+
+
 def environment(job: Job, cluster: Cluster) -> list[str]:
     """Modules, variables, secrets and the virtual environment, in this order."""
     lines = []
     if cluster.modules:
         lines += ["# shellcheck source=/dev/null", "command -v module > /dev/null || . /etc/profile"]
         lines += [f"module load {quote(module)}" for module in cluster.modules]
-    variables = {
-        "PYTHONUNBUFFERED": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(cluster.grace_s - 5, 30)),
-        **(GPU_ENV if cluster.has_gpus else {}),
-        **cluster.env,
-    }
-    lines += [f"export {key}={quote(value)}" for key, value in variables.items()]
+    lines += [f"export {key}={quote(value)}" for key, value in _variables(cluster).items()]
     # torchrun's own prefix has the local rank, which is the same on every node
     lines.append('export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE="[rank\\${rank}]:"')
     lines += ['export MIXTRAL_RECIPES_ATTEMPT_DIR="$attempt"', f"export MIXTRAL_RECIPES_UMASK={job.umask:04o}"]
@@ -282,6 +285,9 @@ def command(job: Job, cluster: Cluster) -> str:
     ]
     if not job.torchrun:
         lines = [f"python {arguments}"]
+    if cluster.mode != "venv":  # a variable that the image sets would win over the job's
+        names = dict.fromkeys([*_variables(cluster), "OMP_NUM_THREADS"])
+        lines.insert(0, "env " + " ".join(f'{name}="${name}"' for name in names))
     if cluster.mode == "apptainer":
         nvidia = " --nv" if cluster.has_gpus else ""
         bound = " ".join(f"--bind {quote(mount)}" for mount in _mounts(job, cluster))

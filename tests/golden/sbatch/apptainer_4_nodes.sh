@@ -94,6 +94,7 @@ srun --nodes=4 --ntasks-per-node=1 --wait=120 --kill-on-bad-exit=0 \
     --output="$attempt/node-%n.log" \
     --chdir="$job_dir/code" \
     apptainer exec --nv --bind /shared/jobs/tune:/shared/jobs/tune --bind /shared/runs:/shared/runs --bind /data --pwd "$job_dir/code" /images/mixtral.sif \
+    env PYTHONUNBUFFERED="$PYTHONUNBUFFERED" TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" TORCH_NCCL_AVOID_RECORD_STREAMS="$TORCH_NCCL_AVOID_RECORD_STREAMS" OMP_NUM_THREADS="$OMP_NUM_THREADS" \
     python -m torch.distributed.run \
     --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$endpoint" \
     --rdzv-id="$SLURM_JOB_ID.$number" --log-dir="$attempt/torchrun" --tee=3 \

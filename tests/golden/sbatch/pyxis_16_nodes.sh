@@ -92,6 +92,7 @@ srun --nodes=16 --ntasks-per-node=1 --wait=120 --kill-on-bad-exit=0 \
     '--container-image=/images/mixtral recipes.sqsh' \
     --container-mounts=/shared/jobs/tune:/shared/jobs/tune,/shared/runs:/shared/runs,/data:/data:ro \
     --container-workdir="$job_dir/code" \
+    env PYTHONUNBUFFERED="$PYTHONUNBUFFERED" TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" TORCH_NCCL_AVOID_RECORD_STREAMS="$TORCH_NCCL_AVOID_RECORD_STREAMS" NCCL_DEBUG="$NCCL_DEBUG" WANDB_NOTES="$WANDB_NOTES" OMP_NUM_THREADS="$OMP_NUM_THREADS" \
     python -m torch.distributed.run \
     --nnodes=16 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$endpoint" \
     --rdzv-id="$SLURM_JOB_ID.$number" --log-dir="$attempt/torchrun" --tee=3 \

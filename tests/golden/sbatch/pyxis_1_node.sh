@@ -88,6 +88,7 @@ srun --nodes=1 --ntasks-per-node=1 --wait=120 --kill-on-bad-exit=0 \
     --container-image=nvcr.io/nvidia/nemo:25.09 \
     --container-mounts=/shared/jobs/tune:/shared/jobs/tune,/shared/runs:/shared/runs \
     --container-workdir="$job_dir/code" \
+    env PYTHONUNBUFFERED="$PYTHONUNBUFFERED" TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" TORCH_NCCL_AVOID_RECORD_STREAMS="$TORCH_NCCL_AVOID_RECORD_STREAMS" OMP_NUM_THREADS="$OMP_NUM_THREADS" \
     python -m torch.distributed.run \
     --nnodes=1 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$endpoint" \
     --rdzv-id="$SLURM_JOB_ID.$number" --log-dir="$attempt/torchrun" --tee=3 \

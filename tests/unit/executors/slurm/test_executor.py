@@ -10,10 +10,10 @@ import pytest
 from nemo_run.run.torchx_backend.packaging import package
 
 import mixtral_recipes as llm
-from mixtral_recipes.errors import LaunchError
+from mixtral_recipes.errors import LaunchError, MixtralRecipesWarning
 from mixtral_recipes.executors import plugins
 from mixtral_recipes.executors.nemo_run_jobs import check
-from mixtral_recipes.executors.slurm.executor import slurm_executor, with_full_paths
+from mixtral_recipes.executors.slurm.executor import for_recipe, slurm_executor, with_full_paths
 from mixtral_recipes.executors.slurm.profile import Cluster
 from mixtral_recipes.executors.slurm.scheduler import write_job
 
@@ -76,6 +76,39 @@ def test_a_file_that_no_container_sees_is_named(tmp_path: Path) -> None:
         assert not unseen(container_image="i.sqsh", mounts=[str(tmp_path), mount])
     assert len(unseen(container_image="i.sqsh")) == 2
     assert list(unseen(container_image="i.sif")) == ["data.dataset_root"]  # Apptainer mounts /tmp
+
+
+def test_a_folder_of_a_command_that_no_container_sees_is_named() -> None:
+    executor = slurm_executor(1, 1, container_image="i.sqsh", mounts=["/models"])
+    with pytest.warns(MixtralRecipesWarning, match="^/exports/tuned is not inside any folder that the job's container mounts"):
+        for_recipe(executor, None, Path("/runs"), ("export", "/runs/tune", "/exports/tuned", "--base", "/models/base"))
+
+
+@pytest.mark.parametrize("image", [None, "i.sif", "i.sqsh"])
+def test_a_job_looks_where_its_submitter_keeps_things(
+    image: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the image, whose folders may be read-only, nor in the default folder, which may hold other imports."""
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", "ours")
+    monkeypatch.setenv("HF_HOME", "~/hub")
+    settings: dict[str, Any] = {"container_image": image} if image else {"venv": "/v"}
+    text = script(tiny(), slurm_executor(1, 1, **settings))
+    assert f"export MIXTRAL_RECIPES_HOME={tmp_path / 'ours'}\n" in text
+    assert (f"export HF_HOME={Path.home() / 'hub'}\n" in text) is (image is None)
+    assert (f"{tmp_path / 'ours'}:{tmp_path / 'ours'}" in text) is (image is not None)
+    assert ('MIXTRAL_RECIPES_HOME="$MIXTRAL_RECIPES_HOME"' in text) is (image is not None)  # not the image's own
+    text = script(tiny(), slurm_executor(1, 1, env={"MIXTRAL_RECIPES_HOME": "/theirs"}, **settings))
+    assert "export MIXTRAL_RECIPES_HOME=/theirs\n" in text
+    assert str(tmp_path / "ours") not in text.replace("mkdir -p", "")
+
+
+@pytest.mark.parametrize(("image", "home"), [(None, ""), ("i.sif", ""), ("i.sqsh", "/scratch/home")])
+def test_a_job_behind_ssh_has_its_own_places(image: str | None, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", "/here")
+    settings: dict[str, Any] = {"container_image": image} if image else {"venv": "/v"}
+    made: Any = slurm_executor(1, 1, ssh="me@there", job_dir="/scratch", **settings)
+    assert made.job_details.profile().env.get("MIXTRAL_RECIPES_HOME", "") == home
+    assert made.job_details.folders == ([home] if home else [])
 
 
 @pytest.mark.parametrize("image", ["i.sif", "i.sqsh"])
