@@ -151,7 +151,7 @@ def test_a_runs_tokenizer_is_recorded_exported_and_compared(chain: Chain, tmp_pa
     assert f"tokenizer: {before} -> {after}" in refusals[0]
     assert "is not the base of" in refusals[1]
     assert "adapter_path=ADAPTER" in refusals[1]
-    assert "holds no adapters" in refusals[2]
+    assert "has no adapters" in refusals[2]
     links = record.read(moved_on).parents
     assert [(link.role, link.path) for link in links] == [
         ("base", str(tmp_path / "base")),

@@ -82,7 +82,7 @@ MENDABLE = {
     "export some-run out --public": "--public has no effect without --push-to-hub; leave it out.",
     "generate some-run hello --devices 100000": "Invalid value for '--devices': Input should be less than or equal to",
     "finetune --data missing.json": "missing.json: no such file or folder",
-    "finetune --data broken.json": "broken.json:1: paragraphs[0].qas[0]: 'answers' must hold",
+    "finetune --data broken.json": "broken.json:1: paragraphs[0].qas[0]: 'answers' must be a list",
     "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --recipe mixtral_tiny trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",
     "finetune --num-gpus-per-node 1 --nproc-per-node 2": "name the same setting; give one.",
