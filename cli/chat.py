@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mixtral_recipes.inference.sampling import Sampling
 
 HELP = (
-    "/system TEXT sets what the model is told first, /reset forgets the conversation, /quit (or Ctrl-D) ends; "
-    "Ctrl-C ends an answer."
+    "/system TEXT sets the system message, /reset clears the conversation, /quit (or Ctrl-D) ends the chat; "
+    "Ctrl-C stops an answer."
 )
 
 
@@ -44,7 +44,7 @@ def command(
     topology = join(topology)
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
     if compare and not loaded.adapted:
-        raise RecipeError(f"--compare shows an adapter beside its base, and {model} is not an adapter; leave it out.")
+        raise RecipeError(f"--compare shows an adapter beside its base, but {model} is not an adapter; leave it out.")
     speaks = launched_rank() == 0
     talk, base_talk = Conversation(loaded.tokenizer, system), Conversation(loaded.tokenizer, system)
     if speaks:
@@ -105,7 +105,7 @@ def _turn(
     except KeyboardInterrupt:
         if rank_and_size()[1] > 1:
             raise  # the others may be a step further
-        say("\n(stopped; the question is forgotten)")
+        say("\n(stopped; the question is discarded)")
         return
     talk.answered(question, answer.text)
     if speaks:

@@ -19,7 +19,7 @@ def list_clusters(*, json: Json = False) -> None:
     if json:
         print_json({"file": str(profile_file()), "clusters": list(sites)})
     elif not sites:
-        print(f"no profiles; write one into {profile_file()} (see docs/guide/clusters.md)")
+        print(f"no profiles; add one to {profile_file()} (see docs/guide/clusters.md)")
     else:
         rows = [(name, site.mode, site.partition or "-", site.ssh or "from here") for name, site in sites.items()]
         print_table(table(("cluster", "mode", "partition", "reached through"), rows))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = App("Prepare a corpus, check a data set, show what is learned.")
 
 Data = Annotated[str, argument("DATA", "What `finetune --data` takes: a file, folder or Hub id.")]
-SeqLength = Annotated[int, option("--seq-length N", "Positions a sample may take.", min=8)]
+SeqLength = Annotated[int, option("--seq-length N", "Maximum tokens of a sample.", min=8)]
 Settings = Annotated[
     list[str] | None, argument("SETTING=VALUE", "Settings of the run: data.learn=last data.on_bad_record=skip")
 ]
@@ -32,7 +32,7 @@ def prepare(
     inputs: Annotated[list[str], argument("TEXT...", "JSONL, parquet, CSV or text files.")],
     output: Annotated[Path, option("--output -o PATH", "Path of the corpus; .bin and .idx are added.")],
     tokenizer: Annotated[str, TOKENIZER] = "mistral://mixtral-8x7b",
-    text_key: Annotated[str, option("--text-key NAME", "Field or column of the text.")] = "text",
+    text_key: Annotated[str, option("--text-key NAME", "Field or column that holds the text.")] = "text",
     workers: Annotated[int | None, option("--workers N", "Processes; default: one per core.", min=1)] = None,
     part_mb: Annotated[int, option("--part-mb N", "Megabytes of input per part.", min=1)] = 32,
     on_bad_record: Annotated[
@@ -43,7 +43,7 @@ def prepare(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Tokenize text into Megatron's indexed corpus. A stopped run continues where it was."""
+    """Tokenize text into Megatron's indexed corpus. A stopped run continues where it left off."""
     from mixtral_recipes.data.corpus import Encoder, prepare_corpus
     from mixtral_recipes.data.tokenizers import load_tokenizer
     from mixtral_recipes.embedded import resolve
@@ -68,7 +68,7 @@ def prepare(
             on_bad_record=on_bad_record,
             progress=advance,
         )
-    reused = f", {made.reused_parts} parts from a run before" if made.reused_parts else ""
+    reused = f", {made.reused_parts} parts reused from an earlier run" if made.reused_parts else ""
     note(f"{made.prefix}.bin and .idx: {made.documents:,} documents, {made.tokens:,} tokens{made.left_out()}{reused}")
     if json:
         print_json(
@@ -145,7 +145,7 @@ def show(
         return
     sets: dict[str, Any] = module.datasets(loaded)
     if split not in sets:
-        raise DataError(f"{data}: no {split} split.{nearest(split, tuple(sets))}")
+        raise DataError(f"{data} has no {split} split.{nearest(split, tuple(sets))}")
     out = console()
     shown: list[dict[str, Any]] = []
     for number in range(min(count, len(sets[split]))):
@@ -178,7 +178,7 @@ def _write_page(pipeline: Any, description: str, tokenizer: Any, file: Path, spl
     from mixtral_recipes.errors import DataError
 
     if pipeline is None or split not in pipeline.splits:
-        raise DataError(f"{description}: no records in a {split} split to show.")
+        raise DataError(f"{description} has no records in the {split} split to show.")
     outcomes = itertools.islice(pipeline.outcomes(split, tokenizer, Skipped(), Tally()), count)
     write_page(file, description, outcomes, tokenizer)
     note(f"page: {file}")

@@ -16,7 +16,7 @@ def command(
     model: Model,
     what: EvaluationOptions,
     predictions: Annotated[
-        Path | None, option("--predictions FILE", "Write the answers to SQuAD's questions there, by id.")
+        Path | None, option("--predictions FILE", "Write the answers to SQuAD's questions to this file, by id.")
     ] = None,
     layout: LayoutOptions,
     json: Json = False,

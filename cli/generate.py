@@ -28,7 +28,7 @@ def command(
     from mixtral_recipes.errors import RecipeError
 
     if (prompt is None) == (prompts is None):
-        raise RecipeError("give one PROMPT, or --prompts FILE.")
+        raise RecipeError("pass a PROMPT, or --prompts FILE.")
     how, topology = sampling.sampling(), layout.topology()
     if layout.runs_again():
         return

@@ -54,8 +54,10 @@ def command(
     if left := manifest.get("left_behind"):
         result["left_behind"] = left
         adapter = manifest["kind"] == "adapter"
-        why = "of an adapter only weights and settings are taken" if adapter else "nothing in the model refers to it"
-        note(f"Left behind, as {why}: {some_of(left, _SHOWN)}.")
+        why = (
+            "only an adapter's weights and settings are imported" if adapter else "nothing in the model refers to them"
+        )
+        note(f"Not imported, because {why}: {some_of(left, _SHOWN)}.")
     note(f"{in_gb(nbytes)} in {seconds:.1f} s")
     if json:
         print_json(result)

@@ -185,7 +185,7 @@ def _call(argv: list[str], debug: bool) -> int:
             raise
         if problem := of_the_machine(error):
             return say(str(problem), problem.exit_code)
-        return say(f"{type(error).__name__}: {error} (a defect: please report it with the output of --debug)", 1)
+        return say(f"{type(error).__name__}: {error} (this is a bug; please report it with the output of --debug)", 1)
 
 
 def check_words(words: list[str]) -> None:

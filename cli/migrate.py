@@ -12,7 +12,7 @@ from mixtral_recipes.cli.output import note, print_json, say
 
 def command(
     *,
-    script: Annotated[Path, argument("SCRIPT", "A Python file or notebook, or a folder with some.")],
+    script: Annotated[Path, argument("SCRIPT", "A Python file, a notebook, or a folder of them.")],
     write: Annotated[bool, option("--write", "Write the changed copy too.")] = False,
     output: Annotated[
         Path | None, option("--output PATH", "Where to write; default: SCRIPT with _mixtral appended to its name.")
@@ -32,7 +32,7 @@ def command(
     script = script if script.name else script.absolute()
     target = (output or sibling(script, f"{script.stem}_mixtral{script.suffix}")) if write or output else None
     if target is not None and target.exists() and not overwrite:
-        raise RecipeError(f"{target} exists; choose another --output, or give --overwrite.")
+        raise RecipeError(f"{target} exists; choose another --output, or pass --overwrite.")
     written = target.resolve() if target is not None else None
     read, unread = [], []
     for path in migrate.scripts_in(script):
@@ -61,7 +61,7 @@ def command(
     if unread:
         raise RecipeError(f"{len(unread)} file(s) could not be read (see the first lines).")
     if counts["refused"]:
-        raise RecipeError(f"{counts['refused']} line(s) need a change by hand: those that are refused.")
+        raise RecipeError(f"{counts['refused']} line(s) must be changed by hand: those marked refused.")
 
 
 def _write(script: Path, target: Path, read: list[Any]) -> None:

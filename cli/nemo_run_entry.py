@@ -86,8 +86,7 @@ class RecipeContext(run.cli.RunContext):
                 raise
             known = sorted({each.__name__ for kind in EXECUTOR_CLASSES for each in list_factories(kind)})
             raise RecipeError(
-                f"run.executor={name}: there is no executor of this name; leave it out to run on this machine."
-                f"{nearest(name, known)}"
+                f"run.executor={name} is not an executor; leave it out to run on this machine.{nearest(name, known)}"
             ) from None
 
     def _should_continue(self, skip_confirmation: bool) -> bool:
@@ -101,15 +100,15 @@ class RecipeContext(run.cli.RunContext):
         """The recipe that factory or file, and settings, make; before a dry run prints it, it is checked."""
         for text in args:
             if text.startswith(("executor=", "executor.", "plugins=", "plugins.")):
-                raise RecipeError(f"{text}: write run.{text}")
+                raise RecipeError(f"{text}: use run.{text}")
             if (file := _FILE.fullmatch(text)) and not Path(file[1]).is_file():
-                raise RecipeError(f"{text}: there is no file {file[1]}.")
+                raise RecipeError(f"{text}: no such file: {file[1]}.")
         recipe = self._recipe = self._of_file(fn, args) or self._of_factory(fn, args, default_kwargs)
         parameters = [each for each in inspect.signature(fn).parameters.values() if each.kind is not each.VAR_KEYWORD]
         required = [each.name for each in parameters if each.default is each.empty]
         missing = [name for name in required if name not in recipe.__arguments__]
         if missing and not self.repl:
-            how = "name a recipe: --factory mixtral_8x7b" if "trainer" in required else f"write {missing[0]}=VALUE"
+            how = "choose a recipe: --factory mixtral_8x7b" if "trainer" in required else f"set {missing[0]}=VALUE"
             raise RecipeError(f"not set: {', '.join(missing)}; {how}.")
         if self.dryrun:
             nemo_run_jobs.check(recipe, self.executor or run.LocalExecutor())
@@ -124,7 +123,7 @@ class RecipeContext(run.cli.RunContext):
             return None
         recipe = yaml_file.read_recipe(path)
         if recipe.__fn_or_cls__ is not fn:
-            raise RecipeError(f"{path}: is a recipe for {recipe.__fn_or_cls__.__name__}, not for {fn.__name__}.")
+            raise RecipeError(f"{path} is a recipe for {recipe.__fn_or_cls__.__name__}, not for {fn.__name__}.")
         paths.apply(recipe, args)
         return recipe
 

@@ -39,7 +39,7 @@ def command(
     from mixtral_recipes.executors import pipeline as pipelines
 
     if detach and executor is not Where.slurm:
-        raise LaunchError(f"--detach: no effect with --executor {executor}; use --executor slurm.")
+        raise LaunchError(f"--detach has no effect with --executor {executor}; use --executor slurm.")
     pipeline = pipelines.read(file)
     if start is not None:
         pipeline = pipeline.starting_with(start)

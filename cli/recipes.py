@@ -152,7 +152,7 @@ def _print_tree(title: str, settings: dict[str, Any]) -> None:
 def diff_command(
     a: Spec,
     b: Annotated[
-        str | None, argument("RECIPE", "Another recipe; or leave it out and give overrides of the first.")
+        str | None, argument("RECIPE", "Another recipe; leave it out to compare the first with overrides.")
     ] = None,
     overrides: Overrides = None,
     json: Json = False,

@@ -138,7 +138,7 @@ def resume(*, run: Run, json: Json = False) -> None:
     if json:
         print_json(described)
     elif record.executor == "slurm":
-        print(f"{record.id} is Slurm job {described['job_id']} now")
+        print(f"{record.id} is now Slurm job {described['job_id']}")
 
 
 def _plan(run_dir: Any) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ _SMALL = 4e9  # bytes of weights that are served here; Megatron's layers are not
 def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json: Json = False) -> None:
     """Serve a model behind OpenAI's API.
 
-    Small models are served here, on Megatron; for others the command is printed with which vLLM serves them.
+    Small models are served here, on Megatron; for larger ones, the vLLM command that serves them is printed.
     """
     from mixtral_recipes.errors import RecipeError, nearest
     from mixtral_recipes.inference.serve.access import read_token
@@ -25,7 +25,7 @@ def command(*, model: Model, server: ServerOptions, layout: LayoutOptions, json:
 
     engine = server.engine
     if engine not in (None, "megatron", "vllm"):
-        raise RecipeError(f"--engine {engine} is not known.{nearest(engine, ['megatron', 'vllm'])}")
+        raise RecipeError(f"--engine {engine} is not supported.{nearest(engine, ['megatron', 'vllm'])}")
     topology = layout.topology()
     token = read_token(server.token_file, os.environ.get(TOKEN), server.host)
     if not launched() and (server.exec_ or engine == "vllm" or (engine is None and _is_large(model))):
@@ -57,7 +57,7 @@ def _by_vllm(model: str, server: ServerOptions, layout: LayoutOptions, token: st
     print(settings.line(with_token=token is not None))
     if json:
         print_json({"model": called, "command": settings.words()})
-    note(f"vLLM serves {called} with this; --exec runs it, --engine megatron serves the model here.")
+    note(f"This serves {called} with vLLM; --exec runs it, --engine megatron serves the model here instead.")
 
 
 def _here(
@@ -75,7 +75,7 @@ def _here(
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=dtype)
     most, context = loaded.config.max_position_embeddings, server.context_length
     if context and context > most:
-        raise RecipeError(f"--context-length {context}: the model has max_position_embeddings={most}.")
+        raise RecipeError(f"--context-length {context} is more than the model's max_position_embeddings={most}.")
     called = server.name_of(model)
     counted = serve(
         loaded,
@@ -85,7 +85,7 @@ def _here(
         rows=server.batch_size,
         context=context or most,
         most_waiting=server.queue,
-        ready=lambda url: note(f"{url} serves {called}; Ctrl-C or SIGTERM ends it."),
+        ready=lambda url: note(f"{url} serves {called}; Ctrl-C or SIGTERM stops it."),
     )
     if json and launched_rank() == 0:
         print_json({"model": called, **counted})
@@ -100,8 +100,8 @@ def _become(words: list[str], token: str | None) -> NoReturn:
         os.execvpe(words[0], words, environment)
     except OSError as error:
         raise EnvironmentProblem(
-            f"{words[0]} cannot be run ({error.strerror}); install it (pip install vllm), or run what this command "
-            "prints without --exec where it is installed."
+            f"{words[0]} cannot be run ({error.strerror}); install it (pip install vllm), or leave out --exec and "
+            "run the printed command where vLLM is installed."
         ) from error
 
 
@@ -150,7 +150,7 @@ def _for_vllm(model: str) -> str:
     folder = _published(model)
     if folder is None:
         raise RecipeError(
-            f"vLLM reads Hugging Face's form, and {model} is a checkpoint: `mixtral-recipes export {model} FOLDER` "
-            "(an adapter alone with --format peft), then serve FOLDER."
+            f"vLLM reads Hugging Face folders, but {model} is a checkpoint: run `mixtral-recipes export {model} "
+            "FOLDER` (for an adapter alone, with --format peft), then serve FOLDER."
         )
     return str(folder)

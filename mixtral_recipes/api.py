@@ -341,7 +341,7 @@ def _run(
     if done is not None:
         refuse_other_settings(log.name, done["steps"], records.asked(run_dir) or parts.asked, parts.asked)
         if launched_rank() == 0:
-            print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}. Nothing was done.")
+            print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}; nothing was done.")
         return run_dir
     if launched_rank() == 0:
         refuse_unwritable(run_dir)

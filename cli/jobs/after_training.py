@@ -67,7 +67,7 @@ def _evaluated(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:
         found = _scores(job, checkpoint, questions)
     except MixtralRecipesError as error:
         again = f"mixtral-recipes evaluate {job.run_dir} --compare"
-        note(f"WARNING: the trained model was not evaluated: {error} Once that is fixed: {again}")
+        note(f"WARNING: the trained model was not evaluated: {error} Once that is fixed, run: {again}")
         return {}
     outcome: dict[str, Any] = {"evaluation": found}
     for when in ("before", "after"):

@@ -114,7 +114,7 @@ def prepare(options: JobOptions) -> Job:
     else:
         recipe_name, task = catalog.entry(options.chosen.recipe or _SMALLEST).name, options.task or "finetune"
         if options.chosen.recipe is None:
-            notes.append(f"Taking --recipe {recipe_name}, a small Mixtral, on {_what_is_here(options)}.")
+            notes.append(f"Using --recipe {recipe_name}, a small Mixtral, on {_what_is_here(options)}.")
         if options.here and not any(text.startswith("trainer.accelerator=") for text in options.overrides):
             _refuse_without_gpus(recipe_name, task, options)
         recipe = _from_catalog(options, recipe_name, task)
@@ -206,14 +206,14 @@ def _from_file(options: JobOptions, file: Path, notes: list[str]) -> tuple[str, 
     from mixtral_recipes.overrides.yaml_file import SIZES, automodel_file, header, read_recipe
 
     if options.chosen.recipe:
-        raise RecipeError(f"--recipe does not go with a recipe file; {file} names its recipe.")
+        raise RecipeError(f"--recipe cannot be combined with a recipe file; {file} names its own recipe.")
     recipe_name, task = header(file)
     if options.task and task != options.task:
         raise RecipeError(f"{file} is a {task} recipe; run it with: mixtral-recipes run {file}")
     given = {name: value for name, value in options.arguments.items() if name != "hardware"}  # that is for preflight
     for argument in given:
         if argument not in SIZES:
-            raise RecipeError(f"{option_of(argument)} does not go with a recipe file; write it into {file}.")
+            raise RecipeError(f"{option_of(argument)} cannot be combined with a recipe file; set it in {file}.")
     automodel = automodel_file(file)
     if automodel is not None:
         recipe = automodel.recipe(**options.arguments)
@@ -227,7 +227,7 @@ def _change(recipe: Any, options: JobOptions) -> None:
 
     tuning = options.tuning
     if tuning.bits is not None and tuning.peft is not PeftScheme.qlora:
-        raise RecipeError(f"--bits {tuning.bits} applies only to a quantised base; give --peft qlora, or leave it out.")
+        raise RecipeError(f"--bits {tuning.bits} applies only to a quantised base; use --peft qlora, or leave it out.")
     given = {
         "resume.restore_config.path": tuning.restore_from,
         "resume.restore_config.resize_vocab": tuning.resize_vocab or None,
@@ -276,8 +276,8 @@ def _read_here(site: Cluster | None) -> Iterator[None]:
         if site is None or not site.ssh:
             raise
         raise DataError(
-            f"{error} --data is read here, to see what it is: give a copy (its first lines will do), and with "
-            f"data.dataset_root=PATH (a corpus: data.paths=PATH) its place on {site.ssh}."
+            f"{error} --data is read on this machine, to see what it is: pass a copy (its first lines are enough), "
+            f"and set data.dataset_root=PATH (for a corpus, data.paths=PATH) to its path on {site.ssh}."
         ) from error
 
 
@@ -301,7 +301,7 @@ def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions, *, els
 
     preflight(recipe, options.hardware, elsewhere=elsewhere)
     if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
-        raise RecipeError(f"{recipe_name} has no public checkpoint to start from; give one with --restore-from.")
+        raise RecipeError(f"{recipe_name} has no public checkpoint to start from; pass one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
         raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
 
@@ -328,7 +328,7 @@ def _refuse_without_gpus(recipe_name: str, task: str, options: JobOptions) -> No
 def _needs_gpus(recipe_name: str, nodes: int, gpus: int, layout: str) -> str:
     asked = f"{nodes} node{'s' if nodes > 1 else ''} x {gpus}{layout}"
     here = machine.gpu_count()
-    fewer = f"--num-gpus-per-node {here} for a layout of the {here} here, " if here else ""
+    fewer = f"--num-gpus-per-node {here} for a layout on the {here} here, " if here else ""
     tiny = f"--recipe {_SMALLEST}, which runs on a CPU"
     on_cpu = "trainer.accelerator=cpu" if recipe_name == _SMALLEST else tiny
     return (

@@ -44,9 +44,9 @@ def module_settings(recognized: "Recognized", texts: Sequence[str]) -> dict[str,
 
     for text in texts:
         if not text.startswith("data."):
-            raise RecipeError(f"{text!r} is not a setting of the data; write data.NAME=VALUE.")
+            raise RecipeError(f"{text!r} is not a data setting; use data.NAME=VALUE.")
         if text.startswith("data.seq_length="):
-            raise RecipeError(f"{text}: write --seq-length {text.partition('=')[2]}.")
+            raise RecipeError(f"{text}: use --seq-length {text.partition('=')[2]} instead.")
     module = run.Config(recognized.module_class, **recognized.kwargs)
     paths.apply(run.Partial(takes_data, data=module), texts)
     return {str(name): value for name, value in module.__arguments__.items()}

@@ -56,7 +56,7 @@ def measure(
             predictions.parent.mkdir(parents=True, exist_ok=True)
             write_json(predictions, found.predictions)
         elif predictions is not None:
-            note(f"{predictions} is not written: no question of SQuAD's was asked.")
+            note(f"{predictions} was not written, because no SQuAD question was asked.")
         _keep(checkpoint, named, found)
     return {
         "checkpoint": str(checkpoint),

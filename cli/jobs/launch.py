@@ -25,11 +25,11 @@ def run_job(options: JobOptions, after: AfterTrainingOptions | None = None) -> N
     else:
         if after is not None and after.export and (job.on or job.place.detach):
             why = f"the model will be on {job.on}" if job.on else "--detach does not wait for the model"
-            raise LaunchError(f"--export: {why}; leave it out, and use `mixtral-recipes export` on the run that ended.")
+            raise LaunchError(f"--export: {why}; leave it out, and use `mixtral-recipes export` on the finished run.")
         if after is not None and after.evaluate and job.place.executor == "slurm":
             raise LaunchError(
-                "--evaluate: held-out questions are asked on this machine, and the job runs on Slurm; leave it out, "
-                "and use `mixtral-recipes evaluate` on the run that ended, or a pipeline's stage."
+                "--evaluate asks held-out questions on this machine, but the job runs on Slurm; leave it out, "
+                "and use `mixtral-recipes evaluate` on the finished run, or in a pipeline."
             )
         result = launch(job, dry_run=options.result.dry_run)
         if job.on and result.get("checkpoint"):
@@ -92,13 +92,13 @@ def go_on_from(
         left = left_of(job, result, after)
     if left.export or left.evaluate:
         words = " and ".join(word for word, asked in (("export", left.export), ("evaluate", left.evaluate)) if asked)
-        note(f"{job.name} has finished: {result['steps']} steps. It is left to {words} its model.")
+        note(f"{job.name} has finished: {result['steps']} steps. Still to do: {words} its model.")
         if not dry_run:
             return finish(job.run_dir, result | follow_up(job, Path(result["checkpoint"]), left))
     else:
         note(
-            f"{job.name} has finished: {result['steps']} steps. Nothing was done; for more steps set "
-            "trainer.max_steps, for another run give another --name."
+            f"{job.name} has finished: {result['steps']} steps. Nothing was done; for more steps, raise "
+            "trainer.max_steps; for another run, use another --name."
         )
     for line in closing_lines(job.run_dir, result):
         print(line)
@@ -124,7 +124,7 @@ def launch(job: Job, *, dry_run: bool) -> dict[str, Any]:
         refuse_unwritable(job.run_dir)
     note(describe(job))
     if dry_run and executor == "local" and job.recipe.trainer.num_nodes > 1:
-        note(f"It takes {job.recipe.trainer.num_nodes} nodes: run it with --executor slurm.")
+        note(f"It needs {job.recipe.trainer.num_nodes} nodes; run it with --executor slurm.")
         return {"recipe": job.recipe_name, "dry_run": True, "executor": None, "run_dir": str(job.run_dir)}
     if executor == "slurm":
         from mixtral_recipes.executors.slurm.executor import slurm_executor

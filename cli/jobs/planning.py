@@ -160,22 +160,22 @@ def _refuse_what_decides_nothing(ask: AskOptions, work: WorkOptions, goal: GoalO
         for size in ("num_nodes", "num_gpus_per_node"):
             if size in ask.arguments:
                 raise RecipeError(
-                    f"{option_of(size)} does not go with {option}, which finds the number of GPUs; leave it out, or "
-                    "limit that with --max-gpus N."
+                    f"{option_of(size)} cannot be combined with {option}, which finds the number of GPUs; leave it "
+                    "out, or set a limit with --max-gpus N."
                 )
     given = {"recipe": ask.recipe, "task": ask.task} | ask.arguments
     tuning = ("peft_scheme", "packed_sequence")
     if ask.yaml is not None:
-        wrong, why = given.keys() - {"hardware"}, "does not go with a recipe file; change its settings with PATH=VALUE"
+        wrong, why = given.keys() - {"hardware"}, "cannot be combined with a recipe file; use PATH=VALUE"
     elif ask.task is Task.pretrain:
-        wrong, why = tuning, "applies only to fine-tuning; leave it out, or give --task finetune"
+        wrong, why = tuning, "applies only to fine-tuning; leave it out, or use --task finetune"
     else:
-        wrong, why = ("performance_mode",), "applies only to pretraining; give --task pretrain"
+        wrong, why = ("performance_mode",), "applies only to pretraining; use --task pretrain"
     for name, value in given.items():
         if name in wrong and value is not None:
             raise RecipeError(f"{option_of(name)} {why}.")
     if work.epochs is not None and not work.data:
-        raise RecipeError("--epochs counts passes over --data; name the data, or set trainer.max_steps=N.")
+        raise RecipeError("--epochs counts passes over --data; pass --data, or set trainer.max_steps=N.")
 
 
 def _title(name: str, job: Workload, card: Card) -> str:
@@ -244,7 +244,9 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
     if not (goal.smallest or goal.max_gpus or goal.deadline):
         return job
     if goal.smallest and goal.deadline:
-        raise RecipeError("--smallest does not go with --deadline, which takes the fewest GPUs that finish by then.")
+        raise RecipeError(
+            "--smallest cannot be combined with --deadline, which finds the fewest GPUs that finish in time."
+        )
     most = goal.max_gpus or MOST_GPUS
     if goal.smallest:
         found = smallest(job, card, most=most)
@@ -264,7 +266,7 @@ def _reach(job: Workload, card: Card, goal: GoalOptions, steps: int) -> Workload
         return best.job
     raise RecipeError(
         f"--deadline {goal.deadline}: {steps:,} steps take {best.time.step * steps / 3600:,.1f} hours on "
-        f"{best.job.topology.world_size} x {card.title}, the fastest of up to {most}; allow more time or GPUs, or take "
+        f"{best.job.topology.world_size} x {card.title}, the fastest of up to {most}; allow more time or GPUs, or use "
         "fewer steps (trainer.max_steps=N)."
     )
 
@@ -273,7 +275,7 @@ def _least(job: Workload, card: Card, most: int) -> str:
     near = verdict.leanest(job.on(dataclasses.replace(job.topology, world_size=most)), card)
     if near is None:
         return f"no layout of {most} GPUs runs with global_batch_size={job.batch.global_batch_size}."
-    return f"the leanest takes {near.memory.total:.0f} of {card.memory_gb:.0f} GB."
+    return f"the leanest needs {near.memory.total:.0f} GB, but the GPU has {card.memory_gb:.0f}."
 
 
 def _hours(text: str) -> float:
@@ -283,7 +285,9 @@ def _hours(text: str) -> float:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::\d\d)?", text.strip())
     if match:
         return 24 * int(match[1] or 0) + int(match[2]) + int(match[3]) / 60
-    raise RecipeError(f"--deadline {text}: write hours, or a number with m, h or d, such as 90m, 36h or 5d.")
+    raise RecipeError(
+        f"--deadline {text} is not allowed; use hours, or a number with m, h or d, such as 90m, 36h or 5d."
+    )
 
 
 def _tokenizer_of(recipe: Any, vocab_size: int) -> Any:
@@ -308,7 +312,7 @@ def _through_data(
 
     names, weights = shares(specs)
     if settings and len(names) > 1:
-        raise RecipeError(f"{settings[0]}: how records are read can be set only for a single --data.")
+        raise RecipeError(f"{settings[0]}: settings of how records are read need a single --data.")
     counted = [_counted(name, settings, tokenizer, job.batch.seq_length) for name in names]
     samples = sum(size for size, _ in counted)
     share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]
@@ -323,7 +327,9 @@ def _through_data(
     text = f"data: {samples:,} samples of {mean:,.0f} tokens on average, {steps:,} steps for {passes}."
     filled = mean / job.batch.seq_length
     if not job.batch.packed and filled < 0.5:
-        text += f" Unpacked, about {100 * (1 - min(filled, 1)):.0f} % of a full sequence would be padding: --packed."
+        text += (
+            f" Unpacked, about {100 * (1 - min(filled, 1)):.0f} % of a full sequence would be padding; use --packed."
+        )
     return job, steps, [text], {"data": facts}
 
 
@@ -339,14 +345,14 @@ def _counted(name: str, settings: list[str], tokenizer: Any, seq_length: int) ->
         report = check(recognized, tokenizer, seq_length=seq_length, settings=wanted, progress=advance)
     found = report.tallies.get("train")
     if found is None or not found.samples:
-        raise RecipeError(f"--data {name}: no usable training record; see: mixtral-recipes data check {name}")
+        raise RecipeError(f"--data {name} has no usable training record; see `mixtral-recipes data check {name}`.")
     return found.samples, found.tokens
 
 
 def _calibrate() -> str:
     from mixtral_recipes.planner import measure
 
-    note("measuring this machine, about a minute")
+    note("measuring this machine; this takes about a minute")
     return calibration.keep(*measure.this_machine())
 
 
@@ -362,7 +368,5 @@ def _learn(run: str) -> str:
     record = read_run(run_folder(run))
     both = record.against_plan().get("step_seconds")
     if both is None:
-        raise RecipeError(
-            f"--from-run {run}: has no prediction with measured steps; it takes a run of at least three steps."
-        )
+        raise RecipeError(f"--from-run {run} has no prediction with measured steps; use a run of at least three steps.")
     return calibration.learn(str(record.plan["hardware"]), both["predicted"], both["measured"])

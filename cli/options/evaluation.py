@@ -24,12 +24,12 @@ class EvaluationOptions:
     )
     loss: bool = what("--loss/--no-loss", "Measure the loss on the data set.", True)
     perplexity: Path | None = what("--perplexity FILE", "Perplexity of a text: .txt, .md, or records with text.")
-    tasks: str | None = what("--tasks A,B", "Tasks of lm-evaluation-harness (the extra `eval`).")
-    include_path: Path | None = what("--include-path DIR", "A folder of further task files (YAML).")
+    tasks: str | None = what("--tasks A,B", "Tasks of lm-evaluation-harness (needs the extra `eval`).")
+    include_path: Path | None = what("--include-path DIR", "A folder with more task files (YAML).")
     compare: bool = what("--compare", "Also measure what its training started from: before, after, base.")
     few_shot: int | None = how("--few-shot N", "Examples before a question; default: the task's.", min=0)
     limit: int | None = how("--limit N", "Maximum documents per task.", min=1)
-    window: int | None = how("--window N", "Tokens in perplexity's window; default: 2048.")
+    window: int | None = how("--window N", "Tokens in the perplexity window; default: 2048.")
     stride: int | None = how("--stride N", "Tokens the window moves by; default: half of it.")
     batch_size: int = how("--batch-size N", "Prompts continued together in a process.", 8, min=1)
     max_new_tokens: int = how("--max-new-tokens N", "Maximum tokens of an answer.", 24, min=1)
@@ -45,7 +45,7 @@ class EvaluationOptions:
 
         tasks = tuple(filter(None, (self.tasks or "").split(",")))
         on_data = bool(self.data) or not (tasks or self.perplexity)
-        data = "--data (--tasks and --perplexity read none)"
+        data = "--data (--tasks and --perplexity do not read it)"
         tokens = None if self.max_new_tokens == EvaluationOptions.max_new_tokens else self.max_new_tokens
         for option, given, needed, there in (
             ("--questions", self.questions, data, on_data),

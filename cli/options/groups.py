@@ -59,7 +59,7 @@ class Group(TyperGroup):
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             path = [*ctx.command_path.split()[1:], args[0]]
-            raise RecipeError(f"command {' '.join(path)!r} is not known.{nearest(args[0], known)}")
+            raise RecipeError(f"unknown command {' '.join(path)!r}.{nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
 
 

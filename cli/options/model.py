@@ -87,7 +87,7 @@ class SamplingOptions:
         "--repetition-penalty X", "Above 1: tokens used before become less likely.", 1.0
     )
     stop: list[str] | None = drawing("--stop TEXT", "End at this text; may be repeated.")
-    seed: int = drawing("--seed N", "Of the draws.", 0)
+    seed: int = drawing("--seed N", "Random seed of the sampling.", 0)
 
     def sampling(self) -> Any:
         """The same for the generator.

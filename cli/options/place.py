@@ -69,8 +69,8 @@ def gpus_per_node(num_gpus_per_node: int | None, nproc_per_node: int | None) -> 
     """
     if num_gpus_per_node and nproc_per_node and num_gpus_per_node != nproc_per_node:
         raise RecipeError(
-            f"--num-gpus-per-node {num_gpus_per_node} and --nproc-per-node {nproc_per_node} name the same setting; "
-            "give one."
+            f"--num-gpus-per-node {num_gpus_per_node} and --nproc-per-node {nproc_per_node} are the same setting; "
+            "use only one."
         )
     return num_gpus_per_node or nproc_per_node
 

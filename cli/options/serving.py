@@ -11,7 +11,7 @@ class ServerOptions:
     """How a model is served."""
 
     host: str = field("--host ADDRESS", "Where to listen.", "127.0.0.1")
-    port: int = field("--port N", "0 takes a free one.", 8000, min=0, max=65535)
+    port: int = field("--port N", "0 picks a free one.", 8000, min=0, max=65535)
     token_file: Path | None = field(
         "--token-file FILE",
         "Token that clients must send; or MIXTRAL_RECIPES_TOKEN. Required unless --host is this machine's own.",

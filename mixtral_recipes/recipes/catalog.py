@@ -93,7 +93,7 @@ class RecipeEntry:
             RecipeError: hardware that is not in the table.
         """
         if hardware not in HARDWARE:
-            raise RecipeError(f"hardware={hardware!r} is not known.{nearest(hardware, HARDWARE)}")
+            raise RecipeError(f"hardware={hardware!r} is not supported.{nearest(hardware, HARDWARE)}")
         fallbacks = {"full_packed": ("full_packed", "full"), "performance": ("performance", "pretrain")}
         gpus = {"gb200": ("gb200", "b200", "h100"), "b200": ("b200", "h100")}.get(hardware, (hardware, "h100"))
         for gpu in gpus:
@@ -143,13 +143,11 @@ _IN_NODE = "expert TP 1, so that the experts' all-to-all over EP 8 stays inside 
 # Columns: nodes, TP, PP, VPP, CP, EP, expert TP. Memory: docs/reference/recipes/.
 _LAYOUTS_8X7B = {
     "pretrain": _layout(8, 1, 4, 8, 1, 8, why=_NEMO),
-    "pretrain@h200": _layout(8, 1, 1, None, 1, 8, why="141 GB hold the layers of a rank without a pipeline."),
+    "pretrain@h200": _layout(8, 1, 1, None, 1, 8, why="With 141 GB, a rank's layers fit without a pipeline."),
     "pretrain@b200": _layout(8, 1, 1, None, 1, 8, why="NeMo performance summary 25.02, 8x7B on B200: TP1 EP8."),
     "performance": _layout(8, 8, 4, 8, 1, 1, why=_NEMO_FAST),
     "peft": _layout(1, 1, 1, None, 1, 8, why="NeMo 2.0's recipe: one node, EP8."),
-    "full": _layout(
-        4, 1, 4, 8, 1, 8, why="NeMo's EP8 x PP4 on the 32 GPUs it needs; NeMo gives it 8 and cannot start."
-    ),
+    "full": _layout(4, 1, 4, 8, 1, 8, why="NeMo's EP8 x PP4 on the 32 GPUs it needs; on NeMo's 8 it cannot start."),
     "full_packed": _layout(
         4, 4, 1, None, 1, 8, 1, why=f"8 packs per step are too few for a pipeline, so TP4 for memory; {_IN_NODE}."
     ),
@@ -158,15 +156,17 @@ _LAYOUTS_8X7B = {
 }
 _LAYOUTS_8X7B_16K = {
     "pretrain": _layout(4, 4, 2, None, 4, 1, why=_NEMO),
-    "pretrain@h200": _layout(4, 1, 1, None, 4, 8, why="141 GB need no tensor parallelism; CP4 and EP8 inside a node."),
-    "pretrain@b200": _layout(4, 1, 1, None, 2, 8, why="180 GB need half the context parallelism."),
+    "pretrain@h200": _layout(4, 1, 1, None, 4, 8, why="141 GB need no TP; CP4 and EP8 stay inside a node."),
+    "pretrain@b200": _layout(4, 1, 1, None, 2, 8, why="With 180 GB, half the context parallelism is enough."),
     "performance": _layout(4, 8, 2, None, 2, 1, why=f"{_NEMO_FAST} CP2, so that TP8 still fits 32 GPUs."),
-    "peft": _layout(1, 2, 1, None, 4, 8, 1, why="One node: TP2 x CP4 leave 2048 tokens per rank, as at 2k; EP8."),
-    "full": _layout(4, 2, 4, 8, 4, 8, 1, why=f"TP2 x CP4 leave 2048 tokens per rank; PP4 for the weights; {_IN_NODE}."),
+    "peft": _layout(1, 2, 1, None, 4, 8, 1, why="One node: TP2 x CP4 leaves 2048 tokens per rank, as at 2k; EP8."),
+    "full": _layout(
+        4, 2, 4, 8, 4, 8, 1, why=f"TP2 x CP4 leaves 2048 tokens per rank; PP4 for the weights; {_IN_NODE}."
+    ),
 }
 _LAYOUTS_8X7B_64K = {
     "pretrain": _layout(16, 8, 4, None, 4, 1, why=_NEMO),
-    "pretrain@h200": _layout(16, 2, 1, None, 8, 8, 1, why=f"TP2 x CP8 leave 4096 tokens per rank; {_IN_NODE}."),
+    "pretrain@h200": _layout(16, 2, 1, None, 8, 8, 1, why=f"TP2 x CP8 leaves 4096 tokens per rank; {_IN_NODE}."),
     "pretrain@b200": _layout(16, 1, 1, None, 8, 8, why="CP8 leaves 8192 tokens per rank; CP and EP inside a node."),
     "performance": _layout(16, 8, 4, None, 4, 1, why=f"{_NEMO_FAST} The recipe's own layout has them already."),
     "peft": _layout(2, 8, 1, None, 2, 8, 1, why=f"TP8 in a node, CP2 across two: 4096 tokens per rank; {_IN_NODE}."),
@@ -184,11 +184,11 @@ _LAYOUTS_8X22B = {
         8, 8, 4, 14, 1, 8, 1,
         why=f"NeMo's TP8 PP4 EP8, which needs 256 GPUs with expert TP 8 and 32 with 1; {_IN_NODE}.",
     ),
-    "full@h200": _layout(4, 8, 4, 14, 1, 8, 1, why="The same layout, one copy: 32 GPUs of 141 GB hold it."),
+    "full@h200": _layout(4, 8, 4, 14, 1, 8, 1, why="The same layout, one copy: it fits 32 GPUs of 141 GB."),
 }  # fmt: skip
 _LAYOUTS_8X22B_16K = {
-    "pretrain": _layout(16, 4, 4, 14, 4, 8, 1, why=f"TP4 x CP4 leave 1024 tokens per rank, as at 4k; {_IN_NODE}."),
-    "pretrain@h200": _layout(16, 2, 4, 14, 4, 8, 1, why=f"TP2 x CP4 fill a node: 2048 tokens per rank; {_IN_NODE}."),
+    "pretrain": _layout(16, 4, 4, 14, 4, 8, 1, why=f"TP4 x CP4 leaves 1024 tokens per rank, as at 4k; {_IN_NODE}."),
+    "pretrain@h200": _layout(16, 2, 4, 14, 4, 8, 1, why=f"TP2 x CP4 fills a node: 2048 tokens per rank; {_IN_NODE}."),
     "pretrain@b200": _layout(16, 2, 4, 14, 2, 8, 1, why=f"180 GB hold 4096 tokens per rank; {_IN_NODE}."),
     "performance": _layout(16, 8, 4, 14, 2, 1, why=_NEMO_FAST),
     "peft": _layout(8, 8, 1, None, 2, 8, 1, why=f"TP8 in a node, CP2 across two: 1024 tokens per rank; {_IN_NODE}."),
@@ -201,14 +201,14 @@ _LAYOUTS_8X22B_64K = {
         16, 2, 4, 14, 2, 8, recompute=True, why=f"{_NEMO} Its 16k tokens per rank fit 80 GB only when recomputed."
     ),
     "pretrain@h200": _layout(
-        16, 4, 4, 14, 8, 8, 1, why=f"TP4 x CP8 leave 2048 tokens per rank: no recomputation; {_IN_NODE}."
+        16, 4, 4, 14, 8, 8, 1, why=f"TP4 x CP8 leaves 2048 tokens per rank: no recomputation; {_IN_NODE}."
     ),
     "pretrain@b200": _layout(16, 4, 4, 14, 4, 8, 1, why=f"180 GB hold 4096 tokens per rank; {_IN_NODE}."),
     "performance": _layout(16, 8, 4, 14, 2, 1, recompute=True, why=f"{_NEMO_FAST} Recomputed, as without it."),
     "peft": _layout(8, 8, 1, None, 8, 8, 1, why=f"TP8 in a node, CP8 across eight: 1024 tokens per rank; {_IN_NODE}."),
     "full": _layout(
         16, 8, 4, 14, 4, 8, 1, recompute=True,
-        why=f"TP8 x CP4 x PP4 fill 128 GPUs; 2048 tokens per rank, recomputed; {_IN_NODE}.",
+        why=f"TP8 x CP4 x PP4 fills 128 GPUs; 2048 tokens per rank, recomputed; {_IN_NODE}.",
     ),
 }  # fmt: skip
 _LAYOUTS_8X3B = {
@@ -288,7 +288,7 @@ def entry(name: str) -> RecipeEntry:
     """
     if name not in CATALOG:
         refuse_call(name)
-        raise RecipeError(f"recipe {name!r} is not known.{nearest(name, names())}")
+        raise RecipeError(f"unknown recipe {name!r}.{nearest(name, names())}")
     return CATALOG[name]
 
 
@@ -300,6 +300,6 @@ def refuse_call(name: str) -> None:
     """
     if "(" in name:
         raise RecipeError(
-            f"recipe {name}: write {name.partition('(')[0]}, and what is asked of it beside that: options "
-            "(--num-nodes 2) and settings (trainer.max_steps=10)."
+            f"recipe {name}: use {name.partition('(')[0]} alone, and pass its arguments as options (--num-nodes 2) "
+            "and settings (trainer.max_steps=10)."
         )

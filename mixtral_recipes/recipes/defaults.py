@@ -92,7 +92,7 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
         RecipeError: a precision the recipe does not offer.
     """
     if precision not in choices:
-        raise RecipeError(f"precision={precision!r} is not offered.{nearest(precision, choices)}")
+        raise RecipeError(f"precision={precision!r} is not supported.{nearest(precision, choices)}")
     if precision == "fp8":
         blackwell = hardware in ("b200", "gb200")
         recipe.trainer.plugins = bf16_with_mxfp8_mixed() if blackwell else bf16_with_fp8_mixed()

@@ -209,7 +209,7 @@ def is_peft(scheme: str | None) -> bool:
     """
     scheme = (scheme or "none").lower()
     if scheme not in PEFT_SCHEMES:
-        raise RecipeError(f"peft_scheme={scheme!r} is not known.{nearest(scheme, PEFT_SCHEMES)}")
+        raise RecipeError(f"peft_scheme={scheme!r} is not supported.{nearest(scheme, PEFT_SCHEMES)}")
     return scheme != "none"
 
 

@@ -87,7 +87,7 @@ def default_layout(asked: Question) -> Layout:
     same = dataclasses.replace(known.topology, world_size=world_size)
     if not entry.needs_gpu:
         return dataclasses.replace(known, num_nodes=nodes, num_gpus_per_node=gpus, topology=same)
-    why = f"As on {known.topology.world_size} GPUs, with more or fewer copies of the model."
+    why = f"The layout for {known.topology.world_size} GPUs, with more or fewer copies of the model."
     copied = dataclasses.replace(known, num_nodes=nodes, num_gpus_per_node=gpus, topology=same, why=why)
     job = Workload.of(_in_layout(asked, copied))
     if not violations(same, job.shape, job.batch) and memory.of_job(job, card).total <= SAFE * card.memory_gb:
@@ -96,9 +96,9 @@ def default_layout(asked: Question) -> Layout:
     if not found:
         nearest = leanest(job, card)
         topology = nearest.job.topology if nearest else same
-        return dataclasses.replace(copied, topology=topology, why=f"None fits {world_size} {card.title}.")
+        return dataclasses.replace(copied, topology=topology, why=f"No layout fits {world_size} {card.title}.")
     best = found[0]
-    why = f"The fastest of {len(found)} that fit {world_size} {card.title}, by the planner."
+    why = f"The fastest of {len(found)} layouts that fit {world_size} {card.title}, according to the planner."
     return Layout(nodes, gpus, best.job.topology, bool(best.job.recompute.granularity), why)
 
 
@@ -110,10 +110,12 @@ def job_of(asked: Question) -> Workload:
 def _in_layout(asked: Question, layout: Layout) -> Any:
     entry = catalog.entry(asked.recipe)
     if asked.peft_scheme not in PEFT_SCHEMES:
-        raise RecipeError(f"peft_scheme={asked.peft_scheme!r} is not known; use {', '.join(PEFT_SCHEMES)}.")
+        raise RecipeError(f"peft_scheme={asked.peft_scheme!r} is not supported; use {', '.join(PEFT_SCHEMES)}.")
     tunes = asked.task == "finetune"
     if tunes and asked.peft_scheme == "qlora" and asked.precision == "fp8":
-        raise RecipeError("precision='fp8' does not go with peft_scheme='qlora', whose base is in 4 bits; take 'bf16'.")
+        raise RecipeError(
+            "precision='fp8' does not work with peft_scheme='qlora', whose base is in 4 bits; use 'bf16'."
+        )
     return SimpleNamespace(
         model=SimpleNamespace(config=_config(entry, layout)),
         trainer=_trainer(asked, entry, layout),
@@ -146,7 +148,7 @@ def _trainer(asked: Question, entry: RecipeEntry, layout: Layout) -> SimpleNames
     tunes, fast = asked.task == "finetune", asked.performance_mode and asked.task == "pretrain"
     precision = asked.precision or entry.precisions[0]
     if precision not in entry.precisions:
-        raise RecipeError(f"precision={precision!r} is not offered; use {' or '.join(entry.precisions)}.")
+        raise RecipeError(f"precision={precision!r} is not supported; use {' or '.join(entry.precisions)}.")
     fp8, blackwell = precision == "fp8", asked.hardware in ("b200", "gb200")
     topology = layout.topology
     if not entry.needs_gpu:

@@ -102,7 +102,7 @@ def test_a_conversation(run: Path, tmp_path: Path) -> None:
     done = command("chat", str(model), "--max-new-tokens", "5", "--devices", "2", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip("\n").splitlines()) >= 2
-    assert "/reset forgets the conversation" in done.stderr  # what rank 0 says appears, and nothing of torchrun's
+    assert "/reset clears the conversation" in done.stderr  # what rank 0 says appears, and nothing of torchrun's
     assert "[default" not in done.stderr
     assert forked("chat", str(run), stdin="Hi\n").returncode == 2  # no template
     done = forked("chat", str(model), "--compare", stdin="Hi\n")

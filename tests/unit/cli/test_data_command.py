@@ -109,8 +109,8 @@ def test_data_is_looked_at_with_the_settings_it_is_trained_with(
     [
         ("data stats {0} {0}x {0}y", "no more than two data sets"),
         ("data stats {0} data.learns=all", "no setting 'learns'"),
-        ("data check {0} data.seq_length=64", "write --seq-length 64."),
-        ("plan --recipe mixtral_tiny --data {0} --data {0} data.learn=last", "only for a single --data"),
+        ("data check {0} data.seq_length=64", "use --seq-length 64 instead."),
+        ("plan --recipe mixtral_tiny --data {0} --data {0} data.learn=last", "need a single --data"),
         ("plan --recipe mixtral_tiny --data {0} data.learns=last", "no setting 'learns'"),
     ],
 )

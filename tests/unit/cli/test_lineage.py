@@ -46,7 +46,7 @@ def test_a_changed_weight_is_found_by_reading_only(
     assert main.run(["lineage", str(chain[2])]) == 2
     err = capsys.readouterr().err
     assert str(chain[link]) in err.splitlines()[-1]
-    assert "(a defect" not in err
+    assert "this is a bug" not in err
     assert main.run(["lineage", str(chain[2]), "--quick"]) == 0
 
 
@@ -64,4 +64,4 @@ def test_what_is_small_is_compared_even_when_quick(
 def test_a_folder_without_a_lineage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert main.run(["lineage", str(tmp_path)]) == 2
-    assert "(a defect" not in capsys.readouterr().err
+    assert "this is a bug" not in capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_the_copy_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["changed"], result["written"]) == (1, "jobs/train_mixtral.py")
     assert run(["migrate", "jobs/train.py", "--write"]) == 2
-    assert "exists; choose another --output, or give --overwrite" in capsys.readouterr().err
+    assert "exists; choose another --output, or pass --overwrite" in capsys.readouterr().err
 
 
 def test_the_copy_of_a_folder_has_everything(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_existing_folder_keeps_what_it_has(folder: Path) -> None:
 def test_what_is_refused_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "serve.py").write_text("from nemo.collections import llm\nllm.deploy()\n")
     assert run(["migrate", "serve.py"]) == 2
-    assert "error: 1 line(s) need a change by hand" in capsys.readouterr().err
+    assert "error: 1 line(s) must be changed by hand" in capsys.readouterr().err
 
 
 def test_a_folder_is_read_to_its_end_and_what_is_no_python_is_named(

@@ -38,8 +38,8 @@ def refusal(command: RecipeContext, args: list[str], capsys: pytest.CaptureFixtu
     [
         (["trainer.max_stepz=4"], "trainer.max_stepz=4: Trainer has no setting 'max_stepz'. Did you mean 'max_steps'?"),
         (["trainer.max_steps=many"], "trainer.max_steps=many must be a whole number."),
-        (["trainer=@missing.yaml"], "trainer=@missing.yaml: there is no file missing.yaml."),
-        (["executor=torchrun"], "write run.executor=torchrun"),
+        (["trainer=@missing.yaml"], "trainer=@missing.yaml: no such file: missing.yaml."),
+        (["executor=torchrun"], "use run.executor=torchrun"),
         (["run.executor.ntasks_per_node=2"], "name an executor, e.g. run.executor=torchrun."),
         (["run.executor=torchrunn"], "leave it out to run on this machine. Did you mean 'torchrun'?"),
         (["run.executor=torchrun", "run.executor.ntask=2"], "No parameter named 'ntask' exists"),
@@ -55,7 +55,9 @@ def test_what_is_wrong_is_one_line(args: list[str], said: str, capsys: pytest.Ca
 
 
 def test_and_so_is_a_recipe_that_is_not_named_or_not_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not set: model, data, trainer; name a recipe: --factory mixtral_8x7b" in refusal(context(None), [], capsys)
+    assert "not set: model, data, trainer; choose a recipe: --factory mixtral_8x7b" in refusal(
+        context(None), [], capsys
+    )
     command = RecipeContext(name="export")
     assert command.parse_fn(llm.export_ckpt, ["path=x", "dtype=bf16"]).__arguments__ == {"path": "x", "dtype": "bf16"}
     drawn = RecipeContext(name="generate").parse_fn(llm.generate, ["path=x", "inference_params.top_k=1"])

@@ -106,8 +106,8 @@ def test_a_stage_that_fails_is_named_and_ends_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "told"),
     [
-        ('command = ["evaluat", "x"]', "command 'evaluat' is not known. Did you mean 'evaluate'?"),
-        ('command = ["data", "chek", "x"]', "command 'data chek' is not known. Did you mean 'check'?"),
+        ('command = ["evaluat", "x"]', "unknown command 'evaluat'. Did you mean 'evaluate'?"),
+        ('command = ["data", "chek", "x"]', "unknown command 'data chek'. Did you mean 'check'?"),
         ('command = ["evaluate", "x", "--qestions", "5"]', "No such option: --qestions"),
         ('command = ["evaluate", "x", "--questions", "five"]', "Invalid value for '--questions'"),
         ('command = ["evaluate"]', "Missing argument 'MODEL'"),
@@ -132,7 +132,7 @@ def test_what_cannot_run_is_refused_before_the_first_stage(
 def test_a_pipeline_that_runs_here_is_not_detached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.toml").write_text('[[stage]]\nname = "a"\ncommand = ["recipes", "list"]\n')
     assert main.run(["pipeline", str(tmp_path / "file.toml"), "--detach", "--dry-run"]) == 2
-    assert "--detach: no effect with --executor local; use --executor slurm." in capsys.readouterr().err
+    assert "--detach has no effect with --executor local; use --executor slurm." in capsys.readouterr().err
 
 
 def test_a_stage_that_is_stopped_stops_the_pipeline_as_it_would_end_alone(

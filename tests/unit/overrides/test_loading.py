@@ -85,12 +85,12 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
         ("own_lab.number", {}, "own_lab.number returned int, not a recipe"),
         ("own_lab.pre", {}, "own_lab.pre returns a recipe for pretrain, not for finetune"),
         ("own_lab.number", {"num_nodes": 2}, r"own_lab.number has no argument 'num_nodes'; add one, or \*\*"),
-        ("own_lab.with_object", {}, r"peft holds an object, .* write run.Config\(CLASS"),
+        ("own_lab.with_object", {}, r"peft holds an object, .* use run.Config\(CLASS"),
         ("own_lab.broken", {}, r"own_lab.broken: KeyError: 'x' \(.*own_lab.py:\d+\)"),
         ("misspelt_lab.x", {}, r"misspelt_lab.x: SyntaxError: .*misspelt_lab.py, line 1\)"),
         ("incomplete_lab.x", {}, r"No module named 'nowhere_at_all' \(.*incomplete_lab.py:1\)"),
         (".x", {}, "Empty module name"),
-        ("own_lab.narrow(dim=1.5)", {}, r"write own_lab.narrow, and what is asked of it beside that: options"),
+        ("own_lab.narrow(dim=1.5)", {}, r"use own_lab.narrow alone, and pass its arguments as options"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(path: str, arguments: dict[str, Any], said: str) -> None:
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_it_is_said(path: str, arguments: dict[str, Any], sai
 
 
 def test_arguments_in_a_recipe_s_name_are_refused_where_only_the_name_counts() -> None:
-    with pytest.raises(RecipeError, match=r"recipe mixtral_8x7b\(num_nodes=2\): write mixtral_8x7b, and what is asked"):
+    with pytest.raises(RecipeError, match=r"recipe mixtral_8x7b\(num_nodes=2\): use mixtral_8x7b alone"):
         load("mixtral_8x7b(num_nodes=2)", "finetune")
 
 
@@ -120,5 +120,5 @@ def test_a_file_cannot_name_it_and_says_who_can(tmp_path: Path) -> None:
     ):
         (tmp_path / "unsafe_lab.py").write_text("raise SystemExit('imported on the word of a file')")
         file.write_text(text)
-        with pytest.raises(RecipeError, match=r"is not (one of|known)"):
+        with pytest.raises(RecipeError, match=r"(is not one of|unknown recipe)"):
             yaml_file.read_recipe(file)

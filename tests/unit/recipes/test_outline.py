@@ -76,7 +76,7 @@ def test_adapters_on_few_cards(name: str, gpus: int, card: str) -> None:
     assert fits == (gpus > 1 or card == "h200")  # 93 GB of weights on one card
     layout = default_layout(asked)
     assert (layout.num_nodes, layout.num_gpus_per_node, layout.topology.world_size) == (1, gpus, gpus)
-    assert ("by the planner" in layout.why) == fits
+    assert ("according to the planner" in layout.why) == fits
 
 
 def test_more_gpus_are_more_copies_of_the_same_layout() -> None:
@@ -89,4 +89,4 @@ def test_more_gpus_are_more_copies_of_the_same_layout() -> None:
 def test_what_fits_nowhere_is_given_the_leanest_layout() -> None:
     asked = Question("mixtral_8x22b", "finetune", num_nodes=1, peft_scheme="none")
     assert not memory.of_job(job_of(asked), cards.card("h100")).fits
-    assert default_layout(asked).why == "None fits 8 H100 SXM 80 GB."
+    assert default_layout(asked).why == "No layout fits 8 H100 SXM 80 GB."

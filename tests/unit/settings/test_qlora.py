@@ -52,5 +52,5 @@ def test_preflight_refuses_fp8() -> None:
     paths.apply(recipe, ["trainer.plugins.fp8=hybrid"])
     with pytest.raises(RecipeError, match=r"fp8='hybrid' does not work with peft\.class=QLoRA"):
         preflight(recipe)
-    with pytest.raises(RecipeError, match=r"precision='fp8' does not go with peft_scheme='qlora'"):
+    with pytest.raises(RecipeError, match=r"precision='fp8' does not work with peft_scheme='qlora'"):
         outline(Question("mixtral_8x7b", peft_scheme="qlora", precision="fp8"))

@@ -75,7 +75,7 @@ def test_a_command_with_such_a_stdout(ending: str, code: int) -> None:
     done = shell(f"set -o pipefail; {COMMAND} recipes list {ending}", LC_ALL="C.UTF-8")
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
-    assert b"defect" not in done.stderr
+    assert b"this is a bug" not in done.stderr
     assert b"Exception ignored" not in done.stderr
     if ending == "> /dev/full":
         assert done.stderr.startswith(b"error: ")
@@ -159,4 +159,4 @@ def test_a_place_that_cannot_be_used_is_one_line(
     error = capsys.readouterr().err.splitlines()[-1:]
     assert code == 2
     assert said in error[0]
-    assert "defect" not in "".join(error)
+    assert "this is a bug" not in "".join(error)

@@ -116,7 +116,7 @@ def test_what_should_have_followed_a_finished_run_is_done_when_it_is_asked_for_a
     monkeypatch.setattr(after_training, "_evaluated", evaluated)
     line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "trainer.max_steps=20"]
     assert main.run([*line, "--dry-run"]) == 0
-    assert "finished: 20 steps. It is left to export and evaluate its model." in capsys.readouterr().err
+    assert "finished: 20 steps. Still to do: export and evaluate its model." in capsys.readouterr().err
     assert done == []
     assert main.run(line) == 0
     assert done == ["export", "100 questions"]

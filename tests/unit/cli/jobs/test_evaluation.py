@@ -40,5 +40,5 @@ def test_without_answers_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured(tmp_path / "answers.json", {}, monkeypatch)
-    assert "answers.json is not written: no question of SQuAD's was asked." in capsys.readouterr().err
+    assert "answers.json was not written, because no SQuAD question was asked." in capsys.readouterr().err
     assert not (tmp_path / "answers.json").exists()

@@ -106,9 +106,9 @@ def test_behind_ssh_a_run_goes_below_the_job_folder(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--cluster far --data there.jsonl", "there.jsonl: .* with data.dataset_root=PATH .* its place on me@login"),
+        ("--cluster far --data there.jsonl", "there.jsonl: .* set data.dataset_root=PATH .* its path on me@login"),
         ("--cluster far --export", "--export: the model will be on me@login; leave it out"),
-        ("--evaluate 5", "--evaluate: held-out questions are asked on this machine"),
+        ("--evaluate 5", "--evaluate asks held-out questions on this machine"),
         ("--detach --export", "--export: --detach does not wait for the model; leave it out"),
     ],
 )
