@@ -127,7 +127,7 @@ def raise_for_ranks(record: records.RunRecord, exit_code: int, *, stopped: bool 
     ends = records.rank_ends(record)
     failed = [end for end in ends if end["exit_code"] not in (0, Preempted.exit_code)]
     resume = f"(`mixtral-recipes runs resume {record.id}`)"
-    if not failed and ends and ends[0]["exit_code"] == Preempted.exit_code:
+    if ends and ends[0]["exit_code"] == Preempted.exit_code:
         raise Preempted(f"{record.name}: {ends[0]['error']} {resume}")
     if not ends and (stopped or exit_code in (-signal.SIGTERM, Preempted.exit_code)):
         said = "was asked to stop, and ended without saying whether it saved"

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -86,9 +87,38 @@ def _record(end: dict[str, Any]) -> bool:
     return bool(folder)
 
 
+_STOPPED_EARLY = "asked to stop before training began; run the same command again."
+_GRACE_S = 10.0  # that a rank has to leave by itself
+
+
 def _stopped_early(_number: int, _frame: Any) -> None:
     if sys.exception() is None:  # else torchrun's, because of the error that this rank is about to report
-        raise Preempted("asked to stop before training began; run the same command again.")
+        raise Preempted(_STOPPED_EARLY)
+
+
+def _end_if_blocked() -> None:
+    """Have a thread end this rank if it is asked to stop before training, and does not come to `_stopped_early`.
+
+    Python's handlers do not run while a library waits in C, as for a rank that has left, for minutes. What tells the
+    thread is written by C's own.
+    """
+    asked, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a pool's workers are ended with SIGTERM
+
+    def before_training() -> bool:
+        return signal.getsignal(signal.SIGTERM) is _stopped_early
+
+    def watch() -> None:
+        while number := os.read(asked, 1):
+            if number[0] == signal.SIGTERM and before_training():
+                time.sleep(_GRACE_S)
+                if before_training():
+                    end = _end(Preempted(_STOPPED_EARLY))
+                    os._exit(0 if _record(end) else end["exit_code"])
+
+    threading.Thread(target=watch, name="stop", daemon=True).start()
 
 
 def main() -> int:
@@ -102,6 +132,7 @@ def main() -> int:
     if "MIXTRAL_RECIPES_UMASK" in os.environ:
         os.umask(int(os.environ["MIXTRAL_RECIPES_UMASK"], 8))
     signal.signal(signal.SIGTERM, _stopped_early)
+    _end_if_blocked()
     quiet.our_process()
     watchdog.before_exit.append(lambda error: _record(_end(error)))  # it ends a hung rank without coming back here
     error: BaseException | None = None

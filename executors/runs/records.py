@@ -189,11 +189,18 @@ def attempt_folders(record: RunRecord) -> list[Path]:
 def rank_ends(record: RunRecord) -> list[dict[str, Any]]:
     """How the ranks of the last attempt ended: failures first, starting with the one that caused the others.
 
-    A rank that only lost its connection to another one comes after every rank with an error of its own.
+    A rank that only lost its connection to another one comes after every rank with an error of its own, and after one
+    that was asked to stop: it may have been the first to leave.
     """
     files = [path for attempt in attempt_folders(record)[-1:] for path in attempt.glob("rank-*.json")]
     ends = [value for path in files if (value := read_json(path)) and fits(value, _RankEnd)]
-    return sorted(ends, key=lambda end: (end["exit_code"] in (0, 75), lost_peer(end), end["time"], end["rank"]))
+    return sorted(ends, key=lambda end: (_blame(end), end["time"], end["rank"]))
+
+
+def _blame(end: dict[str, Any]) -> int:
+    if end["exit_code"] in (0, 75):
+        return 1 if end["exit_code"] else 3
+    return 2 if lost_peer(end) else 0
 
 
 def lost_peer(end: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """How a rank of a job ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,55 @@ def _fails_and_is_asked_to_stop() -> None:
         raise RecipeError("the loss is nan")
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_rank_goes_on_though_its_worker_is_ended_before_training(tmp_path: Path) -> None:
+    program = """
+import multiprocessing, sys, time
+from mixtral_recipes.executors import rank
+
+def call(_):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    time.sleep(0.2)
+    worker.terminate()
+    worker.join()
+    time.sleep(1)
+
+rank.call, rank._GRACE_S = call, 0.2
+sys.exit(rank.main())
+"""
+    environment = os.environ | {"MIXTRAL_RECIPES_ATTEMPT_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, "recipe.json"], env=environment, check=True)
+    assert json.loads((tmp_path / "rank-0.json").read_text())["error"] == ""
+
+
+def test_a_rank_that_waits_in_c_for_one_that_has_left_is_ended(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from mixtral_recipes.executors import rank
+
+def call(_):
+    store = TCPStore("localhost", 0, 1, is_master=True)
+    print("waits", flush=True)
+    store.wait(["never"], timedelta(seconds=120))
+
+rank.call, rank._GRACE_S = call, 0.2
+sys.exit(rank.main())
+"""
+    environment = os.environ | {"MIXTRAL_RECIPES_ATTEMPT_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, "recipe.json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert json.loads((tmp_path / "rank-0.json").read_text())["error"].startswith("asked to stop before training")
 
 
 @pytest.mark.parametrize(("error", "code"), [("", 0), ("raise Preempted('saved')", 75), ("raise RecipeError('no')", 2)])

@@ -127,6 +127,16 @@ def test_saved_ranks_mean_preempted_whatever_torchrun_says(tmp_path: Path) -> No
             raise_for_ranks(made, code)
 
 
+def test_a_rank_that_lost_one_that_was_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+    """Before training they leave at different moments."""
+    made = record(tmp_path, nproc_per_node=2)
+    end(Path(made.job_dir, "attempts", "0"), 0, 1, "RuntimeError: Connection closed by peer [127.0.0.1]:1", time=1.0)
+    end(Path(made.job_dir, "attempts", "0"), 1, 75, "asked to stop before training began", time=2.0)
+    with pytest.raises(Preempted, match="asked to stop before training began"):
+        raise_for_ranks(made, 1, stopped=True)
+    assert (logs.failure(made), runs.local_state(made).state) == ([], "preempted")
+
+
 def test_a_stopped_run_says_what_it_saved(tmp_path: Path) -> None:
     made = record(tmp_path)
     end(Path(made.job_dir, "attempts", "0"), 0, 75, "stopped by SIGTERM at step 3; nothing was saved.")
