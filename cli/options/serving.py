@@ -19,7 +19,7 @@ class ServerOptions:
     served_model_name: str | None = field(
         "--served-model-name NAME", "What clients call it; default: MODEL's last part."
     )
-    batch_size: int = field("--batch-size N", "Prompts continued together in a process.", 8, min=1)
+    batch_size: int = field("--batch-size N", "Prompts continued together in a process.", 8, min=1, max=4096)
     context_length: int | None = field(
         "--context-length N", "Maximum tokens of prompt and answer; default: the model's.", min=2
     )

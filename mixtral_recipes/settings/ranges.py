@@ -107,6 +107,8 @@ def out_of_range(where: str, name: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     allowed = RANGES.get(name, _ANY)
+    if isinstance(value, int) and value > min(allowed.high, _LARGEST_WHOLE):
+        allowed = allowed._replace(high=min(allowed.high, _LARGEST_WHOLE))
     return None if allowed.holds(value) else f"{where}={_short(value)} is not allowed; it must be {allowed}."
 
 

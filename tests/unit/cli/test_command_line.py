@@ -81,6 +81,7 @@ MENDABLE = {
     "import embedded://mixtral_tiny --public": "--public has no effect without --push-to-hub; leave it out.",
     "export some-run out --public": "--public has no effect without --push-to-hub; leave it out.",
     "generate some-run hello --devices 100000": "Invalid value for '--devices': Input should be less than or equal to",
+    "serve some-run --batch-size 1000000000": "Invalid value for '--batch-size': Input should be less than or equal to",
     "finetune --data missing.json": "missing.json: no such file or folder",
     "finetune --data broken.json": "broken.json:1: paragraphs[0].qas[0]: 'answers' must be a list",
     "finetune trainer.max_step=1": "Trainer has no setting 'max_step'. Did you mean 'max_steps'?",

@@ -84,6 +84,7 @@ def test_every_number_among_several() -> None:
     coefficients = [0.1, math.nan]
     assert "moe_aux_loss_coeff[1]=nan" in (out_of_range("moe_aux_loss_coeff", "moe_aux_loss_coeff", coefficients) or "")
     assert out_of_range("max_steps", "max_steps", 10**5000)
+    assert "at least 1 and at most 9,223,372,036,854,775,807" in (out_of_range("max_steps", "max_steps", 1 << 63) or "")
 
 
 def test_a_number_is_none_of_text() -> None:
