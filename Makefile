@@ -1,11 +1,11 @@
-# make install      install into .venv; where a GPU is, say how to add Transformer Engine
+# make install      install into .venv; on a machine with a GPU, say how to add Transformer Engine
 # make quickstart   install into .venv, fine-tune the embedded model on two processes, show answers before and after
 # make test         install into .venv, run the tests; tests/te too where scripts/install_te.sh was run
-# make slow         the tests that take more than about twenty seconds each
-# make fuzz         damaged files and command lines, the same few every time; FUZZ_SECONDS=60 make fuzz for longer, and others
+# make slow         tests that take more than about twenty seconds each
+# make fuzz         damaged files and command lines, the same few each time; FUZZ_SECONDS=60 make fuzz runs longer, with new ones
 # make lint         ruff, pyright, import-linter, hadolint
 # make bench        the benchmarks, as JSON
-# make gpu          on a machine with a GPU: quickstart, tests/gpu, doctor and the benchmarks of a step; PARTS="tests" for some
+# make gpu          on a machine with a GPU: quickstart, tests/gpu, doctor and the benchmarks of a step; PARTS="tests" runs some
 # make docs         the documentation site, strict
 
 VENV   := .venv

@@ -114,7 +114,7 @@ def check(
         print_json(_as_json(report, recognized))
     if report.errors and not (wanted.get("on_bad_record") == "skip" and report.usable):
         what = f"{report.unusable:,} record(s) cannot be used" if report.unusable else f"{report.errors:,} error(s)"
-        raise DataError(f"{data}: {what}; they are named above.")
+        raise DataError(f"{data}: {what}; see above.")
 
 
 @app.command()

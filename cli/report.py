@@ -12,7 +12,7 @@ from mixtral_recipes.cli.output import print_json, say
 def command(
     *,
     run: Run,
-    output: Annotated[Path | None, option("--output -o FILE", "The page; default: RUN/report.html.")] = None,
+    output: Annotated[Path | None, option("--output -o FILE", "File to write; default: RUN/report.html.")] = None,
     png: Annotated[bool, option("--png", "Also write the charts as PNG files, into RUN/figures.")] = False,
     json: Json = False,
 ) -> None:

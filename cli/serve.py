@@ -106,7 +106,7 @@ def _become(words: list[str], token: str | None) -> NoReturn:
 
 
 def _published(model: str) -> Path | None:
-    """The Hugging Face or peft folder that a MODEL is, or that a run was exported to; None where there is none."""
+    """The Hugging Face or peft folder that a MODEL is, or that a run was exported to; None if there is none."""
     from mixtral_recipes import embedded
     from mixtral_recipes.executors.runs.records import run_folder
 

@@ -8,7 +8,7 @@ from mixtral_recipes.system.files import write_json
 
 
 def write(error: str, trace: str, exit_code: int) -> None:
-    """Leave an error there, in torchelastic's form; nothing where no file was named, or one was written before.
+    """Leave an error there, in torchelastic's form; does nothing if no file was named, or if one was already written.
 
     Args:
         error: In a line.

@@ -43,7 +43,7 @@ def command(processes: int, file: Path) -> list[str]:
 
 
 def torchrun(processes: int) -> list[str]:
-    """torchrun on this machine, on a free loopback port; what it shall run comes behind."""
+    """torchrun on this machine, on a free loopback port; what it should run is appended."""
     program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"]
     return [*program, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
 

@@ -22,7 +22,7 @@ from mixtral_recipes.system.ranks import launched, launched_rank, launched_size
 
 
 def wanted(num_nodes: int, devices: int) -> bool:
-    """Whether ranks must be started: this process is none, and there should be more than one.
+    """Whether ranks must be started: this process is not one, and there should be more than one.
 
     Raises:
         LaunchError: on several nodes, which nothing here can reach.

@@ -92,7 +92,7 @@ def train(
         log: Where to write.
         resume: Where to start; without weights to restore, from random ones.
         optim: Optimizer and schedule; None takes the model's.
-        tokenizer: ``"data"`` takes the data module's, ``"model"`` or None the model's or the checkpoint's; else a
+        tokenizer: ``"data"`` uses the data module's, ``"model"`` or None the model's or the checkpoint's; else a
             folder, a Hub id, an `AutoTokenizer`, or a tokenizer.
         model_transform: Adapters to train; None trains all weights.
 
@@ -180,7 +180,7 @@ def import_ckpt(
 
     Raises:
         CheckpointError: the source is incomplete, damaged, or not a Mixtral.
-        RecipeError: it is a different Mixtral from ``model``, or that is no model.
+        RecipeError: it is a different Mixtral from ``model``, or ``model`` is not a model.
     """
     from mixtral_recipes.importers.agreement import refuse_another
     from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
@@ -296,7 +296,7 @@ def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConf
 
     Args:
         target_cfg: The model, named as for `generate`, or an `EvaluationTarget`.
-        eval_cfg: What is asked.
+        eval_cfg: What is evaluated.
 
     Returns:
         Of SQuAD ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id; of tasks, the
@@ -321,7 +321,7 @@ def _run(
     peft: LoRA | None,
     tokenizer: Any,
 ) -> Path:
-    """Check a recipe, then do its work: in this process, or in as many as it asks for where no launcher started any."""
+    """Check a recipe, then run it: in this process, or in as many as it asks for if no launcher started any."""
     module = as_data_module(data, trainer)
     parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
     nemo_run_jobs.refuse_while_loading()

@@ -181,7 +181,7 @@ def advice_for_scripts() -> Iterator[None]:
 def in_python(text: str) -> str:
     """An error's text with a script's words for options and settings: ``recipe.trainer.max_steps`` and the like.
 
-    A command that is to be typed stays as it is.
+    A command to type stays as it is.
     """
     import re
 

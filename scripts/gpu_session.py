@@ -47,10 +47,10 @@ class Part:
     """One command.
 
     Attributes:
-        name: What it is asked for by, and what its files are called.
+        name: The part's name, and that of its files.
         command: Words for Python; ``{out}`` stands for the folder, ``{soon}`` for when to come to an end.
         limit: Seconds it may take.
-        small: The command on a smaller card; empty where there is none, None where it is the same.
+        small: The command on a smaller card; empty to leave it out, None for the same command.
         gives_up: Whether it prints a result when it is interrupted. Tests do not: the one that runs would fail of it.
     """
 
@@ -321,12 +321,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all without")
     parser.add_argument("--out", type=Path, default=Path("gpu-session"))
-    parser.add_argument("--within", type=float, default=math.inf, metavar="SECONDS", help="of all parts together")
+    parser.add_argument(
+        "--within", type=float, default=math.inf, metavar="SECONDS", help="time limit of all parts together"
+    )
     parser.add_argument("--summary", action="store_true", help="run nothing")
     options = parser.parse_args()
     unknown = [name for name in options.parts if name not in names]
     if unknown:
-        parser.error(f"there is no part {unknown[0]!r}; take {', '.join(names)}")
+        parser.error(f"unknown part {unknown[0]!r}; use {', '.join(names)}")
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     if options.summary:
@@ -334,7 +336,7 @@ def main() -> int:
         return 0
     memory = card_gb()
     if memory is None:
-        print("error: gpu_session.py runs on a machine with a GPU, and there is none; --summary reads what is there.",
+        print("error: gpu_session.py needs a GPU, and this machine has none; --summary reads earlier results.",
               file=sys.stderr)  # fmt: skip
         return 2
     well, end = True, time.monotonic() + options.within
@@ -347,7 +349,7 @@ def main() -> int:
             continue
         limit = int(min(part.limit, end - time.monotonic() - _GRACE))
         if limit < _LEAST:
-            print(f"{part.name}: not begun: --within {options.within:g} is over.", flush=True)
+            print(f"{part.name}: not started: --within {options.within:g} is used up.", flush=True)
             continue
         print(f"{part.name}: up to {limit} s ...", flush=True)
         one = run(dataclasses.replace(part, limit=limit), command, out)

@@ -347,7 +347,9 @@ def main() -> int:
             path.write_bytes(text.encode("ascii"))
             print(f"{name}: {len(text)} bytes")
     if different:
-        print(f"{', '.join(different)}: not what scripts/make_sample.py makes; run it without --check", file=sys.stderr)
+        print(
+            f"{', '.join(different)}: not what scripts/make_sample.py writes; run it without --check", file=sys.stderr
+        )
     elif options.check:
         print("the sample is what scripts/make_sample.py makes")
     return 1 if different else 0

@@ -132,7 +132,7 @@ def main() -> int:
             path.write_text(text, encoding="utf-8")
             print(f"{name}: {len(text.encode())} bytes")
     if different:
-        print(f"{', '.join(different)}: not what this script makes; run it without --check", file=sys.stderr)
+        print(f"{', '.join(different)}: not what this script writes; run it without --check", file=sys.stderr)
     elif options.check:
         print("the files are what this script makes")
     return 1 if different else 0

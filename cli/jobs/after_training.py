@@ -62,7 +62,7 @@ def _questions(job: Job, after: AfterTrainingOptions) -> int:
 
 
 def _evaluated(job: Job, checkpoint: Path, questions: int) -> dict[str, Any]:
-    """Scores before and after. The run is whole without them: where they cannot be had, it says so."""
+    """Scores before and after. The run is complete without them: if they fail, a warning says so."""
     try:
         found = _scores(job, checkpoint, questions)
     except MixtralRecipesError as error:

@@ -195,7 +195,7 @@ def _default_layout(options: JobOptions, recipe_name: str, task: str) -> Any:
 
 
 def _processes(options: JobOptions) -> int:
-    """Two where processes are started at all and there are two GPUs; where there is none, two cores."""
+    """Two if the executor starts processes and there are two GPUs or, without a GPU, two cores; else one."""
     gpus = _gpus(options)
     if options.place.executor is ExecutorName.direct or not (gpus or options.here):
         return 1 if options.here else 2

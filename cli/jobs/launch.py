@@ -84,7 +84,7 @@ def _asked(recipe: Any) -> dict[str, Any]:
 def go_on_from(
     job: Job, result: dict[str, Any], after: AfterTrainingOptions | None, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Do what should have followed a run that has finished; where nothing is left to do, say so, and how to go on."""
+    """Do what should have followed a finished run; if nothing is left to do, say so, and say how to continue."""
     from mixtral_recipes.cli.jobs.after_training import closing_lines, finish, follow_up, left_of
 
     left = AfterTrainingOptions(export=False, evaluate=0)

@@ -275,7 +275,7 @@ def _least(job: Workload, card: Card, most: int) -> str:
     near = verdict.leanest(job.on(dataclasses.replace(job.topology, world_size=most)), card)
     if near is None:
         return f"no layout of {most} GPUs runs with global_batch_size={job.batch.global_batch_size}."
-    return f"the leanest needs {near.memory.total:.0f} GB, but the GPU has {card.memory_gb:.0f}."
+    return f"the leanest layout needs {near.memory.total:.0f} GB, but the GPU has {card.memory_gb:.0f} GB."
 
 
 def _hours(text: str) -> float:
@@ -312,7 +312,7 @@ def _through_data(
 
     names, weights = shares(specs)
     if settings and len(names) > 1:
-        raise RecipeError(f"{settings[0]}: settings of how records are read need a single --data.")
+        raise RecipeError(f"{settings[0]}: settings for reading records need a single --data.")
     counted = [_counted(name, settings, tokenizer, job.batch.seq_length) for name in names]
     samples = sum(size for size, _ in counted)
     share = [weight / sum(weights) for weight in weights] if weights else [size / samples for size, _ in counted]

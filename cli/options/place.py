@@ -112,7 +112,7 @@ class PlaceOptions:
         """What was given over the cluster's profile, e.g. ``{"partition": "gpu"}``.
 
         Raises:
-            LaunchError: a setting that is not known, or one for Slurm without ``--executor slurm``.
+            LaunchError: an unknown setting, or one for Slurm without ``--executor slurm``.
         """
         from mixtral_recipes.errors import LaunchError
         from mixtral_recipes.executors.slurm.profile import settings_from

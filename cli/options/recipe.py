@@ -51,7 +51,7 @@ precision_field = functools.partial(field, "--precision TYPE", "bf16, fp8, or fp
 hardware_field = functools.partial(
     field,
     "--hardware GPU",
-    f"The card: {', '.join(CARDS)}; default: this machine's, else h100.",
+    f"The GPU: {', '.join(CARDS)}; default: this machine's, else h100.",
     autocompletion=complete_card,
 )
 packed_field = functools.partial(field, "--packed/--no-packed", "Several samples per sequence.")

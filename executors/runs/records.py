@@ -224,8 +224,8 @@ def finished(run_dir: str | Path, max_steps: int, resume: Any) -> dict[str, Any]
 
     Args:
         run_dir: The run's folder.
-        max_steps: How many steps it is asked for.
-        resume: An AutoResume, or a config of one; a run that shall begin anew is not looked at.
+        max_steps: How many steps are requested.
+        resume: An AutoResume, or a config of one; a run that should start over is ignored.
     """
     from mixtral_recipes.checkpoints.format.integrity import damage_of
 
@@ -244,7 +244,7 @@ def asked_file(run_dir: str | Path) -> Path:
 
 
 def asked(run_dir: str | Path) -> dict[str, Any] | None:
-    """What RUN/asked.json holds; None where there is none, as in a run of an earlier release."""
+    """What RUN/asked.json holds; None without that file, as in a run of an earlier release."""
     found = read_json(asked_file(run_dir))
     return found if isinstance(found, dict) else None
 

@@ -49,7 +49,7 @@ def slurm_executor(
         settings: Any field of :class:`mixtral_recipes.executors.slurm.profile.Cluster`.
 
     Raises:
-        LaunchError: a setting that is not known or not allowed.
+        LaunchError: an unknown setting or not allowed.
     """
     from mixtral_recipes.executors.packager import WorkingTreePackager
     from mixtral_recipes.executors.slurm.job_settings import made_for
@@ -168,7 +168,7 @@ def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:
     """Refuse a recipe that starts from files, or reads some, that are not on the cluster behind ssh it goes to.
 
     Args:
-        executor: A `slurm_executor`; of one without ssh nothing is asked.
+        executor: A `slurm_executor`; without ssh nothing is checked.
         recipe: What it will start.
 
     Raises:

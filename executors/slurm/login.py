@@ -98,7 +98,7 @@ def fetch(node: str, there: str, here: str, run_dir: str = "") -> str:
         node: As `address` gives it.
         there: The job's folder.
         here: Where they go.
-        run_dir: The run's folder over there.
+        run_dir: The run's folder on the cluster.
 
     Returns:
         Why the node was not reached; an empty text where it was.

@@ -95,7 +95,7 @@ if [ "$(count failed)" -lt {retries} ]; then again failed "$code"; fi
 finish failed "$code"
 """
 
-# A node that lost its slurmd cannot start even `true`; that is no failure of the job.
+# A node that lost its slurmd cannot start even `true`; that is not a failure of the job.
 NODE_CHECK = """\
 if ! timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 --output=/dev/null true; then
     again node_lost "$code"

@@ -29,7 +29,7 @@ class SSHTunnel(client.SSHTunnel):
         self.session: Any = self
 
     def run(self, command: str, hide: bool = True, warn: bool = False, **_kwargs: Any) -> client.RunResult:
-        """Run a shell command over there.
+        """Run a shell command on the login node.
 
         Raises:
             subprocess.CalledProcessError: it failed, and ``warn`` is False.
@@ -68,7 +68,7 @@ class SSHTunnel(client.SSHTunnel):
 
         Args:
             folder: Here.
-            target: The folder over there that it shall stand in; it is made.
+            target: The folder on the login node to put it in; it is created.
 
         Raises:
             LaunchError: the node cannot be entered, or the folder cannot be written.

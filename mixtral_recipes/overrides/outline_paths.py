@@ -36,7 +36,7 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
 
     Raises:
         RecipeError: a text that is not an override, or a value of the wrong type.
-        NeedsRecipe: an override that needs the whole recipe, which also knows what becomes of a name that is none.
+        NeedsRecipe: an override that needs the whole recipe, which also handles unknown names.
     """
     for text in overrides:
         match = _OVERRIDE.fullmatch(text)

@@ -81,7 +81,7 @@ def automodel_file(path: Path) -> AutoModelFile | None:
     """A file of NeMo AutoModel's, looked through; None if it is one of ours.
 
     Raises:
-        RecipeError: names what in it is not known or cannot be had.
+        RecipeError: names what in it is unknown or not supported.
     """
     data = load_plain(path, RecipeError)
     with _told_of(path):

@@ -130,7 +130,7 @@ def _layout(
     recompute: bool = False,
     why: str,
 ) -> Layout:
-    """Sequence parallelism goes with tensor parallelism: Megatron's MoE layer refuses one without the other."""
+    """Sequence parallelism is on with tensor parallelism: Megatron's MoE layer needs it there."""
     topology = Topology(nodes * gpus, tp, pp, vpp, cp, ep, etp, sequence_parallel=tp > 1)
     return Layout(nodes, gpus, topology, recompute, why)
 

@@ -185,7 +185,7 @@ class Recipe:
             hardware: A card's name, such as ``h200``: whose default layout is taken (`layout/cards.py`).
 
         Raises:
-            RecipeError: a precision the recipe does not offer, or hardware that is not known.
+            RecipeError: a precision that the recipe does not support, or unknown hardware.
         """
         gpus = (num_nodes, num_gpus_per_node)
         layout = default_layout(

@@ -106,7 +106,7 @@ def busiest_of(text: str) -> int | None:
     """N of ``busiest:N``; None where it is something else.
 
     Raises:
-        RecipeError: N is no number from 1.
+        RecipeError: N is not a whole number of 1 or more.
     """
     if not text.startswith(BUSIEST):
         return None

@@ -94,7 +94,7 @@ def changes(before: dict[str, Plain], after: dict[str, Plain]) -> list[Change]:
 
 
 def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after: dict[str, Plain]) -> None:
-    """Refuse to take a finished run for one that is asked for with other settings.
+    """Refuse to reuse a finished run if the settings requested now differ from its own.
 
     Raises:
         RecipeError: names every setting that differs, with both values.

@@ -1,4 +1,4 @@
-"""What is asked of a trained model, in NeMo's spelling."""
+"""How a trained model is evaluated, in NeMo's spelling."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -79,7 +79,7 @@ def _without_what_follows(config: Any) -> Any:
     """A config without the functions that its class makes of its numbers.
 
     nemo_run makes configs of objects itself where they are arguments of a `run.Partial`, and names every field: of a
-    `MixtralConfig` also ``init_method``, which Megatron makes of ``init_method_std`` and which is no text.
+    `MixtralConfig` also ``init_method``, which Megatron derives from ``init_method_std`` and which is not text.
     """
     functions = {n: v for n, v in fdl.ordered_arguments(config).items() if isinstance(v, functools.partial)}
     if functions:

@@ -121,7 +121,7 @@ class WarmupHoldAnnealScheduler(LRSchedule):
 
     Attributes:
         warmup_ratio: Share of the schedule that warms up; None does not.
-        hold_ratio: Share that stays at the peak; None is none.
+        hold_ratio: Share that stays at the peak; None means no hold.
         decay_schedule: ``"linear"`` or ``"one_minus_square_root"``.
     """
 

@@ -95,7 +95,7 @@ RANGES = {
 
 
 def out_of_range(where: str, name: str, value: Any) -> str | None:
-    """Why a number, or one in a list, cannot be a setting's value; None where it can, or is no number.
+    """Why a number, or one in a list, cannot be a setting's value; None if it can, or if it is not a number.
 
     Args:
         where: The setting's path.
@@ -113,5 +113,5 @@ def out_of_range(where: str, name: str, value: Any) -> str | None:
 
 
 def _short(number: float) -> str:
-    """A number as it is told; one of thousands of digits is none that can be printed."""
+    """A number for a message; one of thousands of digits is not printed."""
     return str(number) if abs(number) < 10**40 or isinstance(number, float) else "(a number of more than 40 digits)"

@@ -27,7 +27,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Write a file under a temporary name beside it, and give it its name when all of it is on disk.
 
     Yields the temporary file, which is there and empty. It is removed when the block raises; the file that had the name
-    before, if any, is then still there. What is no file (a pipe, ``/dev/stdout``) is yielded itself: it keeps its name.
+    before, if any, is still there then. Anything else (a pipe, ``/dev/stdout``) is yielded itself and keeps its name.
 
     Args:
         path: The file; its folder exists.
@@ -231,7 +231,7 @@ def private_folder(path: Path) -> Path:
     """Create a folder, and any parent that is missing, for its owner only (mkdir's mode leaves parents open).
 
     Raises:
-        EnvironmentProblem: it cannot be made.
+        EnvironmentProblem: it cannot be created.
     """
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -249,7 +249,7 @@ def refuse_unwritable(path: Path) -> None:
     """Refuse a folder that could not be made or written to, before work is done for it; makes nothing.
 
     Raises:
-        EnvironmentProblem: names the folder above it that is a file, or may not be written to; or a name is too long.
+        EnvironmentProblem: names the folder above it that is a file or not writable, or a name that is too long.
     """
     there = next(each for each in (path, *path.parents) if os.path.exists(each))  # Path's may raise
     refuse_long_names(path, on=there)

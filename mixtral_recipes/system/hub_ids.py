@@ -26,7 +26,7 @@ def refuse_misspelt_path(name: str, kind: Kind, error: type[MixtralRecipesError]
     """Refuse ``folder/name`` where the folder is here and holds no such name: ``hf://`` says that the Hub is meant.
 
     Args:
-        name: What was written, which is no path that exists. What was fetched before is not refused.
+        name: What was written, not an existing path. What was downloaded before is not refused.
         kind: What the Hub would be asked for.
         error: What to raise.
     """

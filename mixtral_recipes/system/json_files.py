@@ -52,7 +52,7 @@ def parse_object(content: bytes | str, *, deepest: int = _DEEPEST, finite: bool 
 
     Raises:
         ValueError: it is not valid JSON, nested too deep, of too many values, has a key twice in one object, or a
-            number that is none.
+            number that is not finite.
         TypeError: it is JSON, and not an object.
     """
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content

@@ -10,7 +10,7 @@ _LONGEST = 1024  # bytes; git-lfs takes nothing longer for a pointer
 
 
 def refuse_pointer(path: Path, error: type[MixtralRecipesError]) -> None:
-    """Refuse what is no file, or one whose content was not fetched. Does nothing where there is nothing, or a folder.
+    """Refuse what is not a file, or a file whose content was not fetched. Ignores missing paths and folders.
 
     A pipe may never say anything, and a device never end.
 

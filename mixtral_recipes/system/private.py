@@ -37,7 +37,7 @@ _SECRET_WORD = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# scheme://user:password@host, or a token where the user stands; a short name alone (ssh://git@host) is no secret.
+# scheme://user:password@host, or a token where the user stands; a short name alone (ssh://git@host) is not a secret.
 _PASSWORD_IN_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#@]*:[^\s/?#@]+|[^\s/?#@:]{20,})@")
 
 #: Files that hold keys and passwords by custom; an ``.env.example`` shows what belongs in one.
@@ -73,7 +73,7 @@ def holds_keys(path: PurePath) -> bool:
 
 
 def password_in(text: str) -> str | None:
-    """The address in a text that carries a password or a token, without it; None where there is none."""
+    """The address in a text that carries a password or a token, without it; None if there is no such address."""
     found = _PASSWORD_IN_ADDRESS.search(text)
     return f"{found[1]}...@" if found else None
 

@@ -37,7 +37,7 @@ def typed[T](value: Any, shape: type[T], where: object, error: type[MixtralRecip
         error: What to raise.
 
     Raises:
-        MixtralRecipesError: it is none; the message names the place, the value and the rule.
+        MixtralRecipesError: it does not fit; the message names the place, the value and the rule.
     """
     try:
         return msgspec.convert(value, shape)

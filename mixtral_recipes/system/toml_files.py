@@ -23,7 +23,7 @@ def read_table(path: Path, error: type[MixtralRecipesError]) -> dict[str, Any]:
         error: What to raise.
 
     Raises:
-        MixtralRecipesError: there is none, or one that is not plain data of a sane size; the message says what.
+        MixtralRecipesError: there is no such file, or it is not plain data of a sane size; the message says which.
         OSError: it cannot be read.
     """
     refuse_pointer(path, error)

@@ -34,7 +34,7 @@ class AutoModelFile:
         """Look every key up.
 
         Raises:
-            RecipeError: names every key that is not known, and every value that is refused.
+            RecipeError: names every unknown key, and every value that is refused.
         """
         self.values = Values(data)
         self.notes = self.values.notes
@@ -51,7 +51,7 @@ class AutoModelFile:
             hardware: The card that must hold it.
 
         Raises:
-            RecipeError: something the file asks for is not to be had.
+            RecipeError: something the file asks for is not supported.
         """
         values = self.values
         name, path, instruct = self.name, self._path, self._instruct

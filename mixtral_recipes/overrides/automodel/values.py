@@ -23,7 +23,7 @@ class Values:
         """Look every key up.
 
         Raises:
-            RecipeError: names every key that is not known, and every value that is refused.
+            RecipeError: names every unknown key, and every value that is refused.
         """
         self.given = {key: _plain(value) for key, value in _leaves(data)}
         self.taken: set[str] = set()

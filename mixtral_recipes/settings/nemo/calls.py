@@ -103,7 +103,7 @@ def _first_to_know() -> bool:
 
 
 def not_ours(target: Any) -> set[str]:
-    """The arguments a class takes for NeMo's sake only: no setting of ours has their name."""
+    """The arguments a class accepts only for compatibility with NeMo: no setting of ours has their name."""
     rules = rules_of(target)
     parameters = inspect.signature(target).parameters if rules else {}
     return {name for name in rules if name in parameters and name not in _fields(target)}

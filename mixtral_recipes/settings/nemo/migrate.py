@@ -52,9 +52,9 @@ class Finding:
 
     Attributes:
         line: Its number.
-        kind: ``changed`` (another text), ``warned`` (taken, with a warning), ``refused`` (needs another text, by hand)
-            or ``note`` (look at it).
-        text: What.
+        kind: ``changed`` (rewritten), ``warned`` (accepted with a warning), ``refused`` (must be changed by hand)
+            or ``note`` (worth a look).
+        text: What to say about it.
         cell: The number of a notebook's cell, in which the line is counted.
     """
 
@@ -92,7 +92,7 @@ def migrate(path: Path) -> Migrated:
     """Read a script.
 
     Raises:
-        RecipeError: it cannot be read, or is no Python.
+        RecipeError: it cannot be read, or is not valid Python.
     """
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"{path} is not a script; NeMo's recipe files run as they are: `mixtral-recipes run {path}`.")

@@ -18,7 +18,7 @@ _PACKAGE = "mixtral_recipes"
 
 
 class NotHere(RecipeError, ImportError):
-    """A name of NeMo's that is not here; the text says what replaces it."""
+    """A name of NeMo's that is not available; the text says what replaces it."""
 
 
 class NotNeeded:
@@ -34,7 +34,7 @@ def of_nemo(name: str) -> Any:
     """What an entry of `NAMES` is here: a stand-in, or what replaces it under another name.
 
     Raises:
-        NotHere: it is not here.
+        NotHere: it is not available.
         AttributeError: there is no such entry.
     """
     rule = NAMES.get(name)
@@ -62,10 +62,10 @@ def attribute(module: str, name: str, *, alone: bool = False) -> Any:
     Args:
         module: The module, below ``nemo.``.
         name: The name.
-        alone: Whether only the table is asked, and no module of ours.
+        alone: Whether to look only in the table, and not in our modules.
 
     Raises:
-        NotHere: it is one that is not here.
+        NotHere: it is one that is not available.
         AttributeError: the module has no such name.
     """
     if name.startswith("__"):

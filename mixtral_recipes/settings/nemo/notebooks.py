@@ -20,7 +20,7 @@ class Cell:
     Attributes:
         number: Among all cells, from 1.
         lines: Its text, each line with its end.
-        python: The same lines as Python; None where it is none.
+        python: The same lines as Python; None if they are not valid Python.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Notebook:
         """Read the file's text.
 
         Raises:
-            RecipeError: it is no notebook.
+            RecipeError: it is not a notebook.
         """
         try:
             self._data: Any = json.loads(text)
@@ -52,7 +52,7 @@ class Notebook:
 
     @property
     def python(self) -> str:
-        """The same lines as Python; those that are none are empty."""
+        """The same lines as Python; cells that are not valid Python are empty lines."""
         return "".join(cell.python if cell.python is not None else "\n" * len(cell.lines) for cell in self.cells)
 
     def place(self, line: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def _field(owner: str, name: str) -> ast.AnnAssign | None:
 
 @functools.cache
 def _read(name: str) -> tuple[list[str], dict[str, ast.AnnAssign]]:
-    """A class's bases and fields; nothing of what is no class, or not installed."""
+    """A class's bases and fields; empty for what is not a class, or not installed."""
     file = _file_of(name)
     tree = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
     for node in tree.body:

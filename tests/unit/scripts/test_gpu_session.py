@@ -254,4 +254,4 @@ def test_parts_share_the_time_there_is(
     )
     assert session.main() == 0
     assert ran == [("quickstart", 300), ("doctor", 170)]
-    assert "tests: not begun: --within 500 is over" in capsys.readouterr().out
+    assert "tests: not started: --within 500 is used up" in capsys.readouterr().out
