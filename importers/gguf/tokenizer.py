@@ -119,7 +119,8 @@ def vocabulary_of(context: Path, size: int) -> Vocabulary:
         return Vocabulary(tokenizer, "gpt2", pieces, types, [], joined, _words(context, plain["pre_tokenizer"]))
     if not model.get("byte_fallback"):
         raise CheckpointError(
-            f"{context}: its BPE is neither byte-level nor falls back to bytes; llama.cpp has no such tokenizer."
+            f"{context}: its BPE neither works on bytes nor falls back to them; llama.cpp does not support such a "
+            "tokenizer."
         )
     return Vocabulary(tokenizer, "llama", pieces, types, _scores(context, pieces, merges), [], "default")
 

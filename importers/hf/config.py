@@ -185,8 +185,9 @@ def _check_architecture(config: dict[str, Any]) -> None:
         )
     if (named := config.get("transformers_weights")) is not None:  # transformers 5 loads that file, and no other
         raise CheckpointError(
-            f"config.json: transformers_weights={named!r}: weights are found here by their usual names only; call them "
-            "model.safetensors, or model.safetensors.index.json and what it names, and remove this field."
+            f"config.json: transformers_weights={named!r}: mixtral-recipes reads weights only under their usual names; "
+            "rename them to model.safetensors, or to model.safetensors.index.json and the files it lists, and remove "
+            "this field."
         )
 
 

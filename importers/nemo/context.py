@@ -120,7 +120,8 @@ class Context:
         for name, value in (MIXTRALS | {"seq_len_interpolation_factor": None}).items():
             if name != "activation_func" and fields.get(name, value) not in (value, *_ALSO.get(name, ())):
                 raise CheckpointError(
-                    f"{self.file}: model.config.{name}={fields[name]!r} is not a Mixtral model; it must be {value!r}."
+                    f"{self.file}: model.config.{name}={fields[name]!r} is not what a Mixtral has; it must be "
+                    f"{value!r}."
                 )
         balancing = fields.get("moe_router_load_balancing_type", BALANCING[0])
         if not balances_as_mixtral(balancing):

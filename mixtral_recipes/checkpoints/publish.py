@@ -89,8 +89,8 @@ def _refuse_file(final: Path, beside: Sequence[str], overwrite: bool, sources: l
     stray = [path.name for path in there if path.name not in listed]
     if stray:
         raise CheckpointError(
-            f"{some_of(stray, _SHOWN)} in {final.parent} {'are' if len(stray) > 1 else 'is'} not from an export of "
-            f"{final.name}; --overwrite replaces nothing else: choose another name, or move it away."
+            f"{some_of(stray, _SHOWN)} in {final.parent} {'are' if len(stray) > 1 else 'is'} not part of an export of "
+            f"{final.name}, and --overwrite replaces nothing else; choose another name, or move it away."
         )
 
 
@@ -114,8 +114,8 @@ def _refuse(final: Path, kind: Written, overwrite: bool, sources: list[Path]) ->
     stray = sorted(name for path in here if (name := path.relative_to(final).as_posix()) not in listed)
     if stray:
         raise CheckpointError(
-            f"{final} also has {some_of(stray, _SHOWN)}, which mixtral-recipes did not write; "
-            "--overwrite would remove it: move it away, or choose another folder."
+            f"{final} also has {some_of(stray, _SHOWN)}, which mixtral-recipes did not write and --overwrite would "
+            "remove; move it away, or choose another folder."
         )
 
 
@@ -127,8 +127,8 @@ def _listed(final: Path, kind: Written) -> set[str]:
             return {manifest.NAME, scores.NAME, *found["files"]}
         what = {"model": "an imported model", "training": "a run's checkpoint", "adapter": "an adapter checkpoint"}
         raise CheckpointError(
-            f"{final} is {what.get(found['kind'], 'a checkpoint of another kind')}, not {what.get(kind, 'an export')}; "
-            "--overwrite replaces only the same kind: choose another folder, or remove it."
+            f"{final} is {what.get(found['kind'], 'a checkpoint of another kind')}, not {what.get(kind, 'an export')}, "
+            "and --overwrite replaces only the same kind; choose another folder, or remove it."
         )
     if final.is_dir() and kind == "export":
         record = lineage.read_or_none(final)
@@ -136,6 +136,6 @@ def _listed(final: Path, kind: Written) -> set[str]:
             return {scores.NAME, *record.files}
     has = f"; it has {some_of(sorted(path.name for path in final.iterdir()), _SHOWN)}" if final.is_dir() else ""
     raise CheckpointError(
-        f"{final} is neither a mixtral-recipes checkpoint nor an export that lists its files{has}; --overwrite "
-        "replaces nothing else: choose another folder, or remove it."
+        f"{final} is neither a mixtral-recipes checkpoint nor an export that lists its files{has}, and --overwrite "
+        "replaces nothing else; choose another folder, or remove it."
     )

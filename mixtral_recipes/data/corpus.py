@@ -162,7 +162,7 @@ def prepare_corpus(
     check_policy(on_bad_record)
     with held(prefix):
         if not overwrite and _named(prefix, ".idx").exists():
-            raise DataError(f"{prefix}.idx exists; choose another --output, or give --overwrite.")
+            raise DataError(f"{prefix}.idx exists; choose another --output, or pass --overwrite.")
         parts = [part for path in inputs for part in split_into_parts(path, text_key, part_bytes, split)]
         plan = _plan_hash(parts, encoder, on_bad_record)
         staging = (parts_folder or prefix.parent) / f".{prefix.name}.{plan}.parts"

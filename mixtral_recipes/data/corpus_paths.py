@@ -159,7 +159,9 @@ def _tokenized_rows(name: str, tokenizer: Any, text_key: str, split: str, on_bad
         check_trains(name, source.splits)
     rows = source.hub[split]
     if text_key not in rows.column_names:
-        raise DataError(f"{name}: no column {text_key!r}; it has {', '.join(rows.column_names)} (data.text_key).")
+        raise DataError(
+            f"{name}: no column {text_key!r}; it has {', '.join(rows.column_names)}; set data.text_key to one of them."
+        )
     text = data_home() / "corpora" / f".{rows._fingerprint}.{text_key}.parquet"
 
     def files() -> list[Path]:

@@ -290,7 +290,7 @@ def _unknown(records: list[dict[str, Any]]) -> str:
         return f"records have {', '.join(fields)}, which is the form of {told}."
     for name, inner in ((name, inner) for record in records for name, inner in record.items() if may_hold(name)):
         if isinstance(inner, dict) and (lists := [key for key in inner if may_hold(key) and inner[key]]):
-            return f"{name!r} is an object that holds {', '.join(map(repr, lists))}; move that to the top of the file."
+            return f"{name!r} is an object with {', '.join(map(repr, lists))}; move that to the top level."
     known = "; ".join(
         ("context, question, answers", "messages", "conversations", "instruction, output", "input, output", "text")
     )

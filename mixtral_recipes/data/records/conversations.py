@@ -175,7 +175,7 @@ def _asked_and_answered(
     turns: list[_Turn] = []
     for earlier in value.get("history") or []:
         if not isinstance(earlier, list | tuple) or len(earlier) != 2:
-            raise DataError(f"{where}: 'history' must hold pairs of texts.")
+            raise DataError(f"{where}: 'history' must be a list of pairs of texts.")
         turns.append(_Turn("user", text_of(earlier[0], "history", where), "history"))
         turns.append(_Turn("assistant", text_of(earlier[1], "history", where), "history"))
     prompt, answer = pair

@@ -65,7 +65,7 @@ def _flattened(record: Record, bad: BadRecord) -> Iterator[tuple[Any, object]]:
 def _list_in(holder: Any, name: str, where: str) -> list[Any]:
     value = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(value, list):
-        raise DataError(f"{where}: needs a list {name!r}.")
+        raise DataError(f"{where}: needs {name!r}, a list.")
     return value
 
 

@@ -250,7 +250,7 @@ def test_json_in_any_arrangement_holds_documents(name: str, tmp_path: Path) -> N
 def test_existing_corpus_is_kept(source: Path, tmp_path: Path, tokenizer: Any) -> None:
     encoder = Encoder.of(tokenizer)
     prepare_corpus([source], tmp_path / "c", encoder)
-    with pytest.raises(DataError, match="exists; choose another --output, or give --overwrite"):
+    with pytest.raises(DataError, match="exists; choose another --output, or pass --overwrite"):
         prepare_corpus([source], tmp_path / "c", encoder)
     prepare_corpus([source], tmp_path / "c", encoder, overwrite=True)
 

@@ -416,7 +416,7 @@ def test_pairs_in_a_wrapper_are_no_conversation(tmp_path: Path) -> None:
         recognize(write_jsonl(tmp_path / "x.jsonl", [{"data": pairs}]))
     assert recognize(write_jsonl(tmp_path / "x.jsonl", [{"exchanges": pairs}])).kind == "chat"
     (tmp_path / "x.json").write_text(json.dumps({"version": 1, "data": {"train": pairs, "test": pairs}}))
-    with pytest.raises(DataError, match="'data' is an object that holds 'train', 'test'; move that to the top"):
+    with pytest.raises(DataError, match="'data' is an object with 'train', 'test'; move that to the top level"):
         recognize(tmp_path / "x.json")
 
 

@@ -142,10 +142,10 @@ def test_what_may_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
     file.unlink()  # as a process killed between two names leaves it
     written(checkpoint, file)
     (tmp_path / "m.lineage.json").unlink()
-    with pytest.raises(CheckpointError, match=r"m\.gguf, m\.Modelfile .* not from an export of m\.gguf"):
+    with pytest.raises(CheckpointError, match=r"m\.gguf, m\.Modelfile .* not part of an export of m\.gguf"):
         written(checkpoint, file, overwrite=True)
     (tmp_path / "other.Modelfile").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"other\.Modelfile .* is not from an export"):
+    with pytest.raises(CheckpointError, match=r"other\.Modelfile .* is not part of an export"):
         written(checkpoint, tmp_path / "other.gguf", overwrite=True)
     (tmp_path / "link.gguf").symlink_to(file)
     with pytest.raises(CheckpointError, match="is a link to"):

@@ -72,7 +72,7 @@ def test_refused(tmp_path: Path) -> None:
         vocabulary_of(embedded.resolve("embedded://mixtral_tiny"), 100)
     for change, message in (
         ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "of type WordLevel; only BPE"),
-        ({"type": "BPE", "vocab": {"a": 0}, "merges": []}, "neither byte-level nor falls back to bytes"),
+        ({"type": "BPE", "vocab": {"a": 0}, "merges": []}, "neither works on bytes nor falls back to them"),
     ):
         (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": change}))
         with pytest.raises(CheckpointError, match=message):
