@@ -1,6 +1,6 @@
-"""A recipe's model and the checkpoint it starts from, made one: what is taken from which, and what is refused.
+"""Combines a recipe's model with the checkpoint it starts from: what is taken from which, and what is refused.
 
-A value that the recipe gives is obeyed, or refused by its name; where it gives none, the checkpoint's holds. The result
+A value that the recipe sets is used, or refused by its name; otherwise the checkpoint's value is used. The result
 comes with the config.json that describes it, which every checkpoint and export of the run carries.
 """
 
@@ -79,7 +79,7 @@ def agree(
     vocabulary: Vocabulary | None = None,
     resize_vocab: bool = False,
 ) -> Agreed:
-    """Put a recipe's configuration and a checkpoint's together.
+    """Combine a recipe's configuration with a checkpoint's.
 
     Args:
         config: The recipe's.
@@ -89,7 +89,7 @@ def agree(
         resize_vocab: Whether the vocabulary may grow.
 
     Raises:
-        RecipeError: names the field in which they are different models, or the vocabulary that does not fit.
+        RecipeError: names the field in which the models differ, or the vocabulary that does not fit.
     """
     stored = to_megatron(published)
     _refuse_another_shape(config, stored, base, "--restore-from")
@@ -134,7 +134,7 @@ def check_vocabulary(config: "MixtralConfig", vocabulary: Vocabulary | None) -> 
 
 
 def refuse_untrained_rows(agreed: Agreed, peft: Any, restore: Any) -> None:
-    """Refuse a vocabulary that grows where its new rows would not be learned.
+    """Refuse to add vocabulary rows that the run would not train.
 
     Args:
         agreed: The model that is trained.

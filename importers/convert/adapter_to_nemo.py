@@ -37,7 +37,7 @@ Written by `mixtral-recipes export --format nemo-peft`. `weights/adapter_metadat
 
 
 def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter checkpoint as NeMo 2.0 saves one.
+    """Write an adapter checkpoint in NeMo 2.0's format.
 
     Args:
         checkpoint: A checkpoint of a LoRA or DoRA run.

@@ -184,7 +184,7 @@ def _is_published(path: Path, file: _Published) -> bool:
 
 
 def _patiently[T](where: HubId, call: Callable[[], T]) -> T:
-    """Call, and call again when the network or the server failed; a broken download goes on where it stopped."""
+    """Call with retries for failures of the network or the server; a broken download continues where it stopped."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in [_FIRST_WAIT_S * 2**attempt for attempt in range(_ATTEMPTS - 1)] + [None]:
@@ -210,7 +210,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _refused(where: HubId, error: Any) -> CheckpointError:
-    """A 4xx answer in words that say what to do."""
+    """A 4xx answer as an error that says what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     name = f"hf://{where.repo}"

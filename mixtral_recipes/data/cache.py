@@ -1,4 +1,4 @@
-"""What is prepared once: folders named by the hash of everything they were made from, written under a lock."""
+"""The cache of prepared data: folders named by the hash of everything they were made from, written under a lock."""
 
 import contextlib
 import functools

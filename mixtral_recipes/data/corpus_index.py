@@ -20,7 +20,7 @@ _BLOCK = 1 << 22
 
 
 def check_index(prefix: Path) -> None:
-    """Refuse an index that is none, is cut off, or leads outside of its ``.bin`` file.
+    """Refuse an index that is not one, is truncated, or points outside its ``.bin`` file.
 
     Args:
         prefix: The corpus, whose two files are there.

@@ -72,7 +72,7 @@ def corpora(
 
 
 def check_place(name: str) -> None:
-    """Look whether an entry of ``paths`` is there, and read no file; what is on the Hub is not asked for.
+    """Check that an entry of ``paths`` exists, without reading files or asking the Hub.
 
     Raises:
         DataError: it is not, or half of it, or the folder holds neither corpora nor text.

@@ -75,7 +75,7 @@ def recognize(spec: str | Path, columns: Mapping[str, str | None] | None = None)
 
     Args:
         spec: ``squad``; a file; a folder; a Hub id; an indexed corpus (its path with or without ``.bin``).
-        columns: Names used here -> names in the records, e.g. ``{"input": "dialogue", "output": "summary"}``,
+        columns: Names used by this class -> names in the records, e.g. ``{"input": "dialogue", "output": "summary"}``,
             ``{"messages": "talk"}``, ``{"text": "content"}``; None leaves a field unread.
 
     Raises:
@@ -168,7 +168,7 @@ class _Looked:
     Attributes:
         spec: The source as it was named.
         source: Its splits.
-        columns: Names used here -> names in the records.
+        columns: Names used by this class -> names in the records.
         records: The records.
         form: That of most of them: a few of another form, or bad ones, change nothing.
         turns: The field that holds the turns, where it has a name of its own.

@@ -45,11 +45,11 @@ class ProcessPlace:
 
 
 def check_accelerator(accelerator: str) -> None:
-    """Look whether this machine has what a recipe's ``trainer.accelerator`` asks for.
+    """Check that this machine has what ``trainer.accelerator`` asks for.
 
     Raises:
         EnvironmentProblem: ``"gpu"`` was asked for and there is none, or torch cannot use the GPUs that are there.
-        RecipeError: the word is none of ``"gpu"``, ``"cpu"`` and ``"auto"``.
+        RecipeError: it is not ``"gpu"``, ``"cpu"`` or ``"auto"``.
     """
     if accelerator not in ("gpu", "cpu", "auto"):
         raise RecipeError(f"trainer.accelerator={accelerator!r} is not supported; use 'gpu', 'cpu' or 'auto'.")
@@ -106,7 +106,7 @@ def _let_segments_grow(device: torch.device) -> None:
 
 
 def _refuse_gpus_torch_cannot_use() -> None:
-    """Training beside a GPU, on the CPU, is nothing anyone asked for.
+    """Refuse to train on the CPU of a machine whose GPUs torch cannot use.
 
     Raises:
         EnvironmentProblem: a driver too old for torch's CUDA, or a torch without CUDA.
@@ -154,7 +154,7 @@ def initialize(topology: Topology, place: ProcessPlace, device: torch.device, *,
         seed: Base seed; Megatron derives one per pipeline and tensor rank from it.
 
     Raises:
-        RecipeError: the recipe asks for another number of processes than were started.
+        RecipeError: the recipe needs another number of processes than were started.
     """
     if topology.world_size != place.world_size:
         raise RecipeError(

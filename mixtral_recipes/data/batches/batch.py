@@ -134,7 +134,7 @@ def sample_stream(order: EpochOrder, num_samples: int, start: int) -> Iterator[i
 
 @dataclass(frozen=True)
 class PadCollate:
-    """Puts samples side by side, padded to a common length.
+    """Stacks samples, padded to a common length.
 
     Attributes:
         pad_id: The padding token.

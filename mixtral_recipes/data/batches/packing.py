@@ -1,4 +1,4 @@
-"""Packing: several samples in one row, so that few tokens are padding.
+"""Packing: several samples in one row, to keep padding low.
 
 `pack` is best-fit-decreasing on counts: samples of one length are placed together, so its work grows with the number
 of different lengths, and the bins are exactly those of the textbook algorithm.
@@ -175,7 +175,7 @@ def _by_pack(order: np.ndarray, bins: np.ndarray) -> Packs:
 
 @dataclass(frozen=True)
 class Balanced:
-    """An order in which neighbours cost about the same, and every step has packs of every cost.
+    """An order in which neighbouring packs cost about the same and every step has packs of all costs.
 
     Packs are sorted by cost, a little noise added, and cut into tiles of a few neighbours; the tiles are cut into as
     many strata as a step has tiles, and each step takes one tile of each stratum, drawn anew every epoch. Data-parallel
@@ -258,7 +258,7 @@ def _packs_once(lengths: np.ndarray, capacity: int) -> Packs:
 
 @dataclass(frozen=True)
 class PackCollate:
-    """Puts the samples of one pack one after the other.
+    """Concatenates the samples of one pack.
 
     Positions start at 0 with each sample, and ``cu_seqlens`` marks the borders, so that no token sees another sample.
     The padding of samples (to ``sequence_multiple``) and of the row is marked in ``padding_mask``.

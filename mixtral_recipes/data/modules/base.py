@@ -38,11 +38,11 @@ class DataModule:
     """Base of the data modules; subclasses implement `pipeline` or `datasets`.
 
     Attributes:
-        seq_length: Most tokens of a sequence.
+        seq_length: Maximum number of tokens in a sequence.
         micro_batch_size: Rows (sequences, or packs) per forward pass of one data-parallel rank; 1 for packs.
         global_batch_size: Rows per optimizer step.
         num_workers: Loader processes per rank; 0 loads in the training process.
-        seed: Seed of the order.
+        seed: Seed for the order of the samples.
         packed_sequence_specs: How samples are packed; None pads instead.
     """
 
@@ -87,12 +87,12 @@ class DataModule:
         return source
 
     def pipelines(self) -> list[RecordPipeline]:
-        """The way of the records of each of its sources."""
+        """The record pipeline of each of its sources."""
         pipeline = self.pipeline()
         return [pipeline] if pipeline is not None else []
 
     def pipeline(self) -> RecordPipeline | None:
-        """The way of its records to samples; None for a module that has no records."""
+        """The pipeline from its records to samples; None for a module without records."""
         return None
 
     def datasets(self, tokenizer: Any) -> dict[str, Samples]:
@@ -116,7 +116,7 @@ class DataModule:
         return dict(stores)
 
     def _identified(self, tokenizer: Any) -> RecordPipeline:
-        """The way of its records, after what they are has been noted."""
+        """The record pipeline, after noting what the records are."""
         pipeline = self.pipeline()
         if pipeline is None:
             raise TypeError(f"{type(self).__name__} must define pipeline() or datasets()")
@@ -162,7 +162,7 @@ class DataModule:
         return Path(getattr(self, "dataset_root", None) or ".").expanduser() / f"{split}.jsonl"
 
     def prepare_data(self) -> None:
-        """What a subclass does before its files are looked for: download or write them. Once per machine."""
+        """Hook for subclasses that download or write files; called once per machine, before files are looked for."""
 
     @property
     def prepares(self) -> bool:
@@ -170,7 +170,7 @@ class DataModule:
         return type(self).prepare_data is not DataModule.prepare_data
 
     def check_places(self) -> None:
-        """Look whether the files are there, and read nothing; what is on the Hub is not asked for.
+        """Check that the files exist, without reading them or asking the Hub.
 
         Raises:
             DataError: names what is missing.

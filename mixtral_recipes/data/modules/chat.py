@@ -27,17 +27,17 @@ class ChatDataModule(DataModule):
 
     Attributes:
         dataset_root: Where they are. ``messages``, sharegpt's ``conversations``, alpaca and pairs are recognised.
-        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
+        tokenizer: The tokenizer if the recipe's tokenizer is ``"data"``; otherwise the model's is used.
         chat_template: A Jinja template, a file with one, ``mixtral``, ``mistral-v3`` or ``chatml``; None takes the
             tokenizer's, or Mixtral-Instruct's.
-        columns: Names used here -> names in the records, e.g. ``{"messages": "dialog"}``; None leaves one unread.
+        columns: Names this class uses -> names in the records, e.g. ``{"messages": "dialog"}``; None leaves one unread.
         learn: ``all`` of the assistant's turns, the ``last`` one, or the ``completion`` only; None takes the form's
             own: the completion of records with ``prompt`` and ``completion``, all turns otherwise.
         dataset_kwargs: Accepted for NeMo's recipes.
         val_proportion: Share of the conversations held out for validation if there is no validation split.
         on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records, count them and write
             them to a file.
-        truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (as much of the first message's start as
+        truncation: How samples longer than ``seq_length`` are cut: ``prompt`` (as much of the first message's start as
             the first answer needs, down to ``prompt_floor``, then the end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
         streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
@@ -69,7 +69,7 @@ class ChatDataModule(DataModule):
         check_named(self.dataset_root)
 
     def pipeline(self) -> RecordPipeline:
-        """The way of its records to samples."""
+        """The pipeline from its records to samples."""
         check_learn(self.learn)
         limit = self.sample_length + 1
         return RecordPipeline(

@@ -24,15 +24,15 @@ class FineTuningDataModule(DataModule):
     Attributes:
         dataset_root: JSONL, JSON, parquet or CSV; a folder with such files named ``training``, ``validation``,
             ``test``; or a Hub id.
-        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
+        tokenizer: The tokenizer if the recipe's tokenizer is ``"data"``; otherwise the model's is used.
         columns: Names in the template -> names in the records, e.g. ``{"input": "prompt", "output": "completion"}``.
         prompt_template: Text around the fields; it ends with the answer's.
         dataset_kwargs: NeMo's: ``prompt_template``, ``label_key``, ``answer_only_loss``, ``add_bos``, ``add_eos``.
         val_proportion: Share of the records held out for validation if there is no validation split.
         on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records, count them and write
             them to a file.
-        truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (its start, down to ``prompt_floor``, then
-            the answer's end), ``end``, ``drop`` or ``stop``.
+        truncation: How samples longer than ``seq_length`` are cut: ``prompt`` (its start, down to ``prompt_floor``,
+            then the answer's end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
         streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
     """
@@ -56,7 +56,7 @@ class FineTuningDataModule(DataModule):
         check_named(self.dataset_root)
 
     def pipeline(self) -> RecordPipeline:
-        """The way of its records to samples."""
+        """The pipeline from its records to samples."""
         kwargs = self.dataset_kwargs or {}
         template = PairTemplate(
             kwargs.get("prompt_template", self.prompt_template), kwargs.get("label_key", "output"), self.columns or {}

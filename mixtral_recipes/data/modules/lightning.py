@@ -40,7 +40,7 @@ _SIZES = {
 
 @runtime_checkable
 class LightningData(Protocol):
-    """A data module in Lightning's shape; whether it inherits from Lightning's class does not matter."""
+    """A data module with Lightning's interface; it need not inherit from Lightning's class."""
 
     def train_dataloader(self) -> Any:
         """A loader of batches with NeMo's keys."""
@@ -102,10 +102,10 @@ def refuse_other_data(data: Any) -> None:
 @takes_nemos_arguments
 @dataclass
 class MegatronDataSampler:
-    """The sizes of a batch, where a module of NeMo's kind states them: ``self.data_sampler``.
+    """The batch sizes that a NeMo module states in ``self.data_sampler``.
 
     Attributes:
-        seq_len: Most tokens of a row.
+        seq_len: Maximum number of tokens in a row.
         micro_batch_size: Rows per forward pass.
         global_batch_size: Rows per optimizer step.
     """
@@ -117,16 +117,16 @@ class MegatronDataSampler:
 
 @dataclass
 class LightningAdapter(DataModule):
-    """Reads a module in Lightning's shape; `api.finetune` and its like put it around one by themselves.
+    """Adapts a module with Lightning's interface; `api.finetune` and similar functions add it automatically.
 
     A map-style data set behind a ``DataLoader`` is read by position: every data-parallel rank reads its own share of
-    each global batch, and a resumed run goes on at its position. The loader's own batch size is not used; its
-    ``collate_fn`` and its order (in turn, or shuffled) are. Any other loader, such as a list of batches, is read
-    through by every rank, which takes its rows of them; a resumed run passes over those that were consumed.
+    each global batch, and a resumed run continues at its position. The loader's own batch size is not used; its
+    ``collate_fn`` and its order (sequential or shuffled) are. Any other loader, such as a list of batches, is read
+    through by every rank, which picks its own rows; a resumed run skips those that were already used.
 
     Attributes:
         module: The module.
-        seq_length: Most tokens of a row; 0 takes the module's ``seq_length``.
+        seq_length: Maximum number of tokens in a row; 0 takes the module's ``seq_length``.
         micro_batch_size: Rows per forward pass; 0 takes the module's.
         global_batch_size: Rows per optimizer step; 0 takes the module's.
     """

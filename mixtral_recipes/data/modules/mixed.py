@@ -15,10 +15,10 @@ from mixtral_recipes.errors import DataError
 
 @dataclass
 class MixedDataModule(DataModule):
-    """Several fine-tuning modules at once; the loss of each is logged beside that of all.
+    """Several fine-tuning modules at once; the loss of each is logged next to the overall loss.
 
-    Rows are shared out (packs, where samples are packed): with weights 0.7 and 0.3, seven of ten rows are of the first.
-    Validation takes each source's own validation rows, one source after the other.
+    Weights are shares of rows (of packs, if samples are packed): with 0.7 and 0.3, seven of ten rows come from the
+    first. Validation takes each source's own validation rows, one source after the other.
 
     Attributes:
         sources: The modules: pairs, SQuAD, chat. Their lengths and packing are those of the mixture.

@@ -54,11 +54,11 @@ class PreTrainingDataModule(DataModule):
         paths: A corpus (its path with or without ``.bin``), a list of corpora, a list of weights and corpora in turn
             (``[30, "a", 70, "b"]``), or a dict with such lists under ``train``, ``validation`` and ``test``. A text
             file (JSONL with ``text``, parquet, CSV, txt), a folder of such files or ``hf://org/name`` in a corpus's
-            place is tokenized once into the cache. A folder or Hub data set that has a validation split and is all
-            there is gives its own splits; in a list its training split is taken.
-        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
+            place is tokenized once into the cache. If a folder or Hub data set with a validation split is the only
+            entry, its own splits are used; in a list, its training split is.
+        tokenizer: The tokenizer if the recipe's tokenizer is ``"data"``; otherwise the model's is used.
         split: Shares of train, validation and test documents; not used with a dict of paths.
-        text_key: The field or column of text files.
+        text_key: The field or column that holds the text.
         on_bad_record: ``stop`` at the first record of a text file that has no text or cannot be read, or ``skip`` such
             records, count them and write them to a file.
         reset_position_ids: Start positions at 0 again after each end of document.

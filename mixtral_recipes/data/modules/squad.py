@@ -28,7 +28,7 @@ class SquadDataModule(DataModule):
     Attributes:
         dataset_root: A SQuAD v1.1 or v2.0 JSON, JSONL or parquet file; a folder with a file per split; None takes
             ``rajpurkar/squad`` from the Hub. A single file gives 5 % of its passages to validation.
-        tokenizer: What tokenizes where the recipe's tokenizer is ``"data"``; the model's does otherwise.
+        tokenizer: The tokenizer if the recipe's tokenizer is ``"data"``; otherwise the model's is used.
         dataset_kwargs: Accepted for NeMo's recipes.
         val_proportion: Share of a single file's passages held out for validation.
         no_answer: What is learned as the answer to v2.0's unanswerable questions; ``skip`` leaves them out.
@@ -36,8 +36,8 @@ class SquadDataModule(DataModule):
         delete_raw: Accepted for NeMo's recipes; the Hub's cache is kept.
         on_bad_record: ``stop`` at the first record that cannot be used, or ``skip`` such records, count them and write
             them to a file.
-        truncation: How what is longer than ``seq_length`` is cut: ``prompt`` (its start, down to ``prompt_floor``, then
-            the answer's end), ``end``, ``drop`` or ``stop``.
+        truncation: How samples longer than ``seq_length`` are cut: ``prompt`` (its start, down to ``prompt_floor``,
+            then the answer's end), ``end``, ``drop`` or ``stop``.
         prompt_floor: Tokens of the prompt that are never cut; None takes a quarter of ``seq_length``.
         streaming: Read and tokenize while training, and keep nothing on disk; for padded samples.
     """

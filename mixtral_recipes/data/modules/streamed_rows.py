@@ -31,7 +31,7 @@ class PaddedRows:
     Attributes:
         pipeline: The way of the records.
         tokenizer: What tokenizes.
-        seed: Seed of the order.
+        seed: Seed for the order of the samples.
         pad_id: What an empty row is made of.
     """
 
@@ -64,7 +64,7 @@ class PackedRows:
     Attributes:
         pipeline: The way of the records.
         tokenizer: What tokenizes.
-        seed: Seed of the order.
+        seed: Seed for the order of the samples.
         capacity: Tokens of a pack.
         multiple: What each sample is rounded up to.
         global_batch_size: Packs of a step, whose costs are balanced.

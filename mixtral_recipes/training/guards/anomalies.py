@@ -1,4 +1,4 @@
-"""What must not reach the weights, and what deserves a look: losses and gradients that are not finite, and spikes."""
+"""Guards against non-finite losses and gradients, which must not reach the weights, and detection of loss spikes."""
 
 import math
 import re

@@ -52,7 +52,7 @@ def name_of(sig: str | int) -> str:
 
 @contextlib.contextmanager
 def watching(*more: str) -> Iterator[StopRequest]:
-    """Note the signals of `stops_handled_by`, not dying of them, until the block ends."""
+    """Record the signals of `stops_handled_by` instead of dying of them, until the block ends."""
     request = StopRequest()
     with stops_handled_by(request.note, *more):
         yield request
@@ -60,7 +60,7 @@ def watching(*more: str) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def stops_handled_by(handler: Callable[[int, FrameType | None], None], *more: str) -> Iterator[None]:
-    """Have a handler called for SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the signals named, until the block ends.
+    """Call a handler for SIGTERM, SIGUSR1, Ctrl-C, a lost terminal and the named signals until the block ends.
 
     Outside the main thread, where Python delivers no signals, it is called for none.
     """

@@ -1,4 +1,4 @@
-"""Ends a rank that makes no progress, with every thread's stack, so that one lost rank does not hang a job forever.
+"""Ends a rank that makes no progress, and writes every thread's stack, so that one lost rank does not hang a job.
 
 When one rank dies or hangs, the others wait in a collective inside C, where neither Python's signal handlers nor
 exceptions reach them. A separate thread can still write down where each one is, and end the process. The first rank
@@ -28,7 +28,7 @@ class Watchdog:
     """Watches one rank of a run.
 
     Attributes:
-        limit: Seconds without a sign of life after which the rank is ended.
+        limit: Seconds without progress after which the rank is ended.
         folder: Where each rank's stacks are written.
         rank: This rank.
     """

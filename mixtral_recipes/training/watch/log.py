@@ -1,4 +1,4 @@
-"""Seeing a run: progress lines or a live bar, metrics.jsonl, TensorBoard, Weights & Biases, MLflow."""
+"""A run's logging: progress lines or a live bar, metrics.jsonl, TensorBoard, Weights & Biases, MLflow."""
 
 import contextlib
 import json
@@ -114,7 +114,7 @@ class RunLog:
 
 
 def _by_source(m: dict[str, Any], start: str) -> str:
-    """The loss of each source of a mixture, in brackets."""
+    """The loss of each source of a mixture, in parentheses."""
     found = [f"{name.removeprefix(start)} {loss:.4f}" for name, loss in m.items() if name.startswith(start)]
     return f" ({', '.join(found)})" if found else ""
 
@@ -131,7 +131,7 @@ def summary(m: dict[str, Any]) -> str:
 
 
 def speed_line(speed: dict[str, Any], memory: dict[str, float]) -> str:
-    """How fast a run was, in a line: `Speed.result`, and `throughput.memory`."""
+    """A line that says how fast a run was, from `Speed.result` and `throughput.memory`."""
     waits = f"waited {speed['data_wait_share']:.1%} for data, {speed['host_wait_share']:.0%} for the step's end"
     warmup = f"{speed['tokens_per_second_with_warmup']:,.0f} tokens/s with the first steps"
     return f"speed: {_speed(speed)} ({warmup}); {waits}; {_memory(memory)}"

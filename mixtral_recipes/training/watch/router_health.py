@@ -1,4 +1,4 @@
-"""How many tokens each expert gets: the first place a mixture of experts goes wrong."""
+"""How many tokens each expert gets, which is where a mixture of experts goes wrong first."""
 
 import math
 from dataclasses import dataclass
