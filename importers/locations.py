@@ -56,10 +56,10 @@ def parse_source(source: str) -> Path | HubId:
 
 
 def import_name(text: str) -> str | None:
-    """The name of a finished import, which stands behind ``nemo://``; None of all else, a path behind it included.
+    """The name of a finished import, as in ``nemo://NAME``; None for anything else, including ``nemo://`` and a path.
 
     Raises:
-        CheckpointError: nothing stands behind ``nemo://`` or ``hf://``, which would be this folder.
+        CheckpointError: nothing follows ``nemo://`` or ``hf://``, which would mean the current folder.
     """
     if text in ("hf://", _NEMO):
         raise CheckpointError(f"{text} names no model; is a shell variable not set?")
@@ -71,7 +71,7 @@ def checkpoint(text: str) -> Path:
     """A checkpoint of this project that is already there: ``nemo://ID``, or a folder.
 
     Raises:
-        CheckpointError: there is none; of a folder of another form it says which, and what to do.
+        CheckpointError: there is none; for a folder of another form, the message says which form and what to do.
     """
     if (name := import_name(text)) is not None:
         return finished(name)

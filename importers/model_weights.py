@@ -1,4 +1,4 @@
-"""The weights of a Megatron checkpoint: all there, in the shapes a model's sizes call for."""
+"""The weights of a Megatron checkpoint: complete, and in the shapes that the model's sizes require."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,7 @@ def canonical_rows(saved: ModelWeights, dims: ModelShape, change: Change | None 
         change: What is done to each of Megatron's matrices on the way (adapters are merged).
 
     Raises:
-        CheckpointError: a part is missing, or a weight is none that a Mixtral has.
+        CheckpointError: a part is missing, or a weight is not one of a Mixtral.
     """
     if saved.unknown:
         raise CheckpointError(f"{saved.folder}: {saved.unknown[0]} is not a weight of a Hugging Face Mixtral.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from mixtral_recipes.errors import CheckpointError, some_of
 from mixtral_recipes.system.json_files import read_object
 
-_SHOWN = 4  # names, of a folder that is none of these
+_SHOWN = 4  # names shown of a folder in an unknown format
 
 
 class Form(StrEnum):

@@ -50,7 +50,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
         The folder.
 
     Raises:
-        CheckpointError: it is no adapter, it is damaged, NeMo cannot express it, or ``base`` is another model.
+        CheckpointError: it is not an adapter, it is damaged, NeMo cannot express it, or ``base`` is another model.
     """
     stored = open_adapters(checkpoint, "--format nemo-peft is for LoRA and DoRA runs; use --format nemo")
     parent = exported_parent(checkpoint, base_of(checkpoint, base) if base else None)

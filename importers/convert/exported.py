@@ -54,7 +54,7 @@ class ExportedModel:
             dtype: What the user wants the weights in; None takes what the base has.
 
         Raises:
-            CheckpointError: it is no checkpoint; its base is not there, or another model is; its adapters cannot be
+            CheckpointError: it is not a checkpoint; its base is missing, or another model is; its adapters cannot be
                 merged into that; or it has none.
         """
         if read_manifest(checkpoint)["kind"] != "adapter":

@@ -75,7 +75,7 @@ def kept_dtype(base: Path) -> str:
     """The dtype of a model's matrices, as safetensors spells it: dequantised ones are cast to it when they are written.
 
     Raises:
-        CheckpointError: it is none that weights have.
+        CheckpointError: it is not a dtype that weights have.
     """
     saved = StoredWeights(base / "weights")
     key = next(weight.disk for weight in WEIGHTS if weight.adapted)

@@ -34,7 +34,7 @@ class StoredFile:
         self.path = path
         try:
             self._reader = gguf.GGUFReader(path)
-        except Exception as error:  # what a file that is none raises is not documented
+        except Exception as error:  # what an invalid file raises is not documented
             raise CheckpointError(f"{path}: not a GGUF file, or incomplete ({in_short(error)}).") from error
         self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in self._reader.tensors}
 

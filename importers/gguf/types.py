@@ -90,7 +90,7 @@ def tensor_type(name: str, parts: StoredParts, quantization: Quantization) -> st
 
 
 def check_rows(tensors: dict[str, StoredParts], quantization: Quantization, sizes: dict[str, int]) -> None:
-    """Refuse a model whose rows cannot be cut into the type's blocks: llama.cpp would take other types without a word.
+    """Refuse a model whose rows cannot be cut into the type's blocks: llama.cpp would silently use other types.
 
     Args:
         tensors: The file's.

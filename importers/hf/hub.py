@@ -299,7 +299,7 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
 
     Raises:
         CheckpointError: the Hub refuses (name, permission).
-        EnvironmentProblem: it cannot be reached, or nobody is logged in.
+        EnvironmentProblem: it cannot be reached, or you are not logged in.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError

@@ -179,7 +179,7 @@ def read_index(path: Path) -> dict[str, str]:
     """Which file an index says each tensor is in.
 
     Raises:
-        CheckpointError: it is no index.
+        CheckpointError: it is not an index.
     """
     weight_map = read_object(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

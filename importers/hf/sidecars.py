@@ -155,7 +155,7 @@ def text_of(path: Path) -> str:
     """A file as text.
 
     Raises:
-        CheckpointError: it was not fetched, or is no text.
+        CheckpointError: it was not fetched, or is not text.
     """
     refuse_pointer(path, CheckpointError)
     try:

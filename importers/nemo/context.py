@@ -145,7 +145,7 @@ def read_context(folder: Path) -> Context:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is not of a NeMo Mixtral.
+        CheckpointError: it is missing, or does not belong to a NeMo Mixtral.
     """
     file = folder / "context" / "io.json"
     if file.is_file():

@@ -81,7 +81,7 @@ class _Reader:
         return {TARGET: target, **dict(values)} if target else {TARGET: name, CALL: False}
 
     def _target(self, node: Any, name: str) -> str | None:
-        """What is called; None where the arguments stand in a pickle beside the file, which nobody opens here."""
+        """What is called; None where the arguments are in a pickle beside the file, which is not opened here."""
         metadata = self._followed(node.get("metadata"))
         if metadata is None:
             return None

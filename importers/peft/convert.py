@@ -1,4 +1,4 @@
-"""A peft folder -> an adapter checkpoint, which training goes on from and export merges.
+"""A peft folder -> an adapter checkpoint, from which training continues and which export merges.
 
 A Megatron layer has one A for all its rows. Where the source has several (q, k and v apart), they are stacked, and B
 gets blocks: exact, at the sum of their ranks. Equal ones, such as those of an export of ours, stay one.

@@ -49,7 +49,7 @@ def export_adapter(
         The folder.
 
     Raises:
-        CheckpointError: it is no adapter, it is damaged, peft cannot express it, or ``base`` is another model.
+        CheckpointError: it is not an adapter, it is damaged, peft cannot express it, or ``base`` is another model.
     """
     if layout != "v4" and layout != "v5":
         raise CheckpointError(f"--layout {layout} is not a known layout; use v4 or v5.")

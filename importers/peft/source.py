@@ -187,7 +187,7 @@ def unknown(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _check_pattern(where: str, pattern: str) -> None:
-    """Refuse a regular expression that is none, or that can take forever: repeats of repeats, and many repeats."""
+    """Refuse a regular expression that is invalid, or that can take forever: nested repeats, or many of them."""
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -338,7 +338,7 @@ def _parameters_by_module(modules: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes projections of factors, or says why there are none."""
+    """Makes projections of factors, or raises if it cannot."""
 
     folder: Path
     settings: Mapping[str, Any]

@@ -143,7 +143,7 @@ class Checkpointer:
         return destination.final
 
     def saving(self) -> bool:
-        """Whether a save has begun and nobody has waited for it yet."""
+        """Whether a save has begun and has not been waited for."""
         return self._pending is not None
 
     def unfinished(self) -> bool:

@@ -32,7 +32,7 @@ def find_checkpoint(resume: AutoResume, checkpoints: Path, say: Callable[[str], 
         say: Called with each checkpoint that was passed over, and why.
 
     Raises:
-        CheckpointError: one was required and there is none, or every one is damaged, or the one named is of no run.
+        CheckpointError: one was required and there is none, all are damaged, or the named one was not saved by a run.
     """
     if resume.resume_from_path is not None:
         path = Path(resume.resume_from_path).expanduser()

@@ -72,7 +72,7 @@ def read(folder: Path, weights: str | None) -> dict[str, Any]:
 
 
 def usable(record: Any) -> dict[str, Any]:
-    """A record that others may have written: itself, or nothing where it is none."""
+    """A record that others may have written; empty if it is not one."""
     return record if fits(record, _Record) else {}
 
 

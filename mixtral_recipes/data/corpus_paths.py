@@ -1,7 +1,7 @@
 """What `PreTrainingDataModule.paths` may name: corpora, text files, folders of either, and Hub data sets.
 
-Text is tokenized once into the cache. Finished parts stay there, so that a run that was stopped meanwhile goes on after
-them.
+Text is tokenized once into the cache. Finished parts stay there, so that a run that was stopped meanwhile continues
+after them.
 """
 
 import dataclasses
@@ -126,7 +126,7 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     """The corpora (as ``.idx`` files) of a folder, or else its text files, by split.
 
     A split is told by the name of the file or of the folder it is in; where none is named so, all are ``train``. A
-    README and a licence are no documents.
+    README and licence files are not documents.
 
     Raises:
         DataError: there are neither, or one half of a corpus is not there.

@@ -1,4 +1,4 @@
-"""The tokenizer a recipe means, whichever way it names one."""
+"""The tokenizer of a recipe, however it is named."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def check_place(named: Any) -> None:
         named: As `chosen_tokenizer` takes it.
 
     Raises:
-        DataError: there is none on this machine, and it is no Hub id.
+        DataError: there is none on this machine, and it is not a Hub id.
         RecipeError: it is something else than a tokenizer.
     """
     _refuse_other(named)

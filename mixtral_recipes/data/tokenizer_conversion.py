@@ -64,7 +64,7 @@ def _from_tekken(path: Path) -> Converted:
     try:
         original = Tekkenizer.from_file(path)
         backend = MistralConverter(str(path)).converted()
-    except Exception as error:  # what a file that is no tekken.json raises is not documented
+    except Exception as error:  # what an invalid file raises is not documented
         raise DataError(f"{path}: not a tekken tokenizer ({in_short(error)}).") from error
     _compare(path, backend, lambda text: original.encode(text, bos=False, eos=False))
     ids = {"bos_token": original.bos_id, "eos_token": original.eos_id, "unk_token": original.unk_id}

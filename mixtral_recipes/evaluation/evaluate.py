@@ -1,4 +1,4 @@
-"""What a model is worth: its scores, beside those of what its training started from, in one table."""
+"""A model's scores, next to those of the models it was trained from, in one table."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext

@@ -66,10 +66,10 @@ def sampling_of(given: Any, seed: int = 0) -> Sampling:
 
 
 def prompts_of(prompts: Sequence[str] | None, input_dataset: str | Path | None) -> list[str]:
-    """The texts to go on from.
+    """The prompts to continue.
 
     Raises:
-        RecipeError: neither is given, or one is no text.
+        RecipeError: neither is given, or a prompt is not text.
         DataError: names the line of a record without an ``input``.
     """
     if input_dataset is None:

@@ -1,4 +1,4 @@
-"""Perplexity of a text: windows over its tokens that overlap, so that each token is judged once, with a past to go on.
+"""Perplexity of a text, in overlapping windows over its tokens: each token is judged once, with context before it.
 
 Source: the sliding window of transformers' documentation, "Perplexity of fixed-length models".
 """
@@ -36,7 +36,7 @@ def perplexity(
         ``negative_log_likelihood`` per token, ``tokens`` and ``bytes`` judged, ``window``, ``stride``, ``data``.
 
     Raises:
-        DataError: the file cannot be read, is no text, or is empty.
+        DataError: the file cannot be read, is not text, or is empty.
         RecipeError: a window or a stride that does not fit.
     """
     room = model.config.max_position_embeddings

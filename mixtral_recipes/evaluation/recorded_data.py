@@ -102,7 +102,7 @@ def _module(recorded: dict[str, Any]) -> DataModule:
     """A module as it was, its sources' too.
 
     Raises:
-        RecipeError: it cannot be told how it was.
+        RecipeError: the record does not say how the data was read.
     """
     name = recorded.get("class")
     if name not in _MODULES or (name == _MIXTURE and not _sources(recorded)):

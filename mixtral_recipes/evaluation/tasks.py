@@ -71,7 +71,7 @@ class Tasks:
 
 
 def _refuse_broken(folder: Path) -> None:
-    """Refuse a folder with a task file that cannot be read: the harness passes over it without a word."""
+    """Refuse a folder with a task file that cannot be read: the harness skips it silently."""
     for file in sorted(folder.rglob("*.yaml")):
         try:
             with file.open("rb") as content:

@@ -43,7 +43,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def every_process() -> Topology:
-    """The layout of a job whose sizes nobody gave: experts over as many of its processes as can share them."""
+    """The layout of a job without given sizes: experts over as many of its processes as can share them."""
     size = launched_size()
     return Topology(world_size=size, expert_model_parallel_size=math.gcd(size, EXPERTS))
 

@@ -56,7 +56,7 @@ def tokens(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
     """A prompt's tokens, as the model was trained to see them: its first token, or the chat template, included.
 
     Raises:
-        DataError: it is no text, or there is no chat template for it.
+        DataError: it is not text, or there is no chat template for it.
     """
     if chat:
         from mixtral_recipes.inference.chat import tokens_of

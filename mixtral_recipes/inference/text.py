@@ -16,7 +16,7 @@ def encoded(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
         special: Whether the tokenizer adds what a text begins with.
 
     Raises:
-        DataError: it holds what is no character.
+        DataError: it contains something that is not a character.
     """
     try:
         text.encode()

@@ -90,7 +90,7 @@ def _repaired(layout: Topology, model: ModelShape, batch: BatchShape, found: Top
 
 
 def nearest_layout(layout: Topology, model: ModelShape, batch: BatchShape) -> Topology | None:
-    """The layout nearest to this one that allows this very batch; None if there is none."""
+    """The layout nearest to this one that allows exactly this batch; None if there is none."""
     valid = (other for other in _layouts(layout, model) if not violations(other, model, batch))
     return min(valid, key=functools.partial(distance, layout), default=None)
 

@@ -106,7 +106,7 @@ def _want_gradient(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 def add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    """The hook of an adapted layer; whoever computes the layer without calling it adds ``layer.adapter`` himself."""
+    """The hook of an adapted layer; code that computes the layer without calling it must add ``layer.adapter``."""
     return layer.adapter(output[0], args[0]), output[1]
 
 

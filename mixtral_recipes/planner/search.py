@@ -47,7 +47,7 @@ def candidate(job: Workload, card: Card) -> Candidate:
 
 
 def layouts(world_size: int, job: Workload, *, per_node: int = 8) -> Iterator[Topology]:
-    """Every layout of so many processes that Megatron runs, tensor parallelism inside a node.
+    """Every layout for this number of processes that Megatron can run, with tensor parallelism inside a node.
 
     Interleaved chunks are of one layer, or of as few as divide; expert-tensor parallelism is 1 or follows the tensor
     axis.

@@ -102,7 +102,7 @@ class Workload:
         fused: Whether permutation, rotation, gate and loss are fused kernels (likewise).
         frees_outputs: Whether a stage's outputs are freed once sent (``model.config.deallocate_pipeline_outputs``).
         lengths: Mean tokens of a sample in a packed or padded sequence; None for full sequences.
-        pretrains: Whether it is pretraining, for which adapters are no choice.
+        pretrains: Whether it is pretraining, where adapters are not an option.
     """
 
     shape: ModelShape

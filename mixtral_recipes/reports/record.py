@@ -209,7 +209,7 @@ def _add(record: RunRecord, kind: str, entry: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> float:
-    """A metric as a number; not a number where it is none that can be drawn."""
+    """A metric as a number; NaN if it cannot be drawn."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

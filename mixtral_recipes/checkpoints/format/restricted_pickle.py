@@ -29,7 +29,7 @@ _Rule = Callable[[Any], bool]
 
 
 def _of(*kinds: type) -> _Rule:
-    """Exactly of one of these types: a bool is no number."""
+    """Exactly of one of these types: a bool is not a number."""
     return lambda value: type(value) in kinds
 
 

@@ -68,7 +68,7 @@ class MixedDataModule(DataModule):
         """Set every source up.
 
         Raises:
-            DataError: there is no source, a weight that is no share, or a source that cannot be used.
+            DataError: there is no source, a weight is not positive, or a source cannot be used.
         """
         modules = self._modules()
         for module in modules:

@@ -99,7 +99,7 @@ class RecordPipeline:
         return [*own, "validation"] if "validation" not in own and self._holds_out else own
 
     def policy(self, skipped: Skipped | None = None) -> BadRecord:
-        """What becomes of a record that cannot be used; where the run goes on, ``skipped`` takes note of it."""
+        """What happens to a record that cannot be used; if the run continues, ``skipped`` records it."""
         return stop if self.on_bad_record == "stop" else skipped or Skipped()
 
     def check(self) -> None:

@@ -220,7 +220,7 @@ class PreTrainingDataModule(DataModule):
 
 
 def _check_split(text: str) -> None:
-    """Megatron takes any numbers, and one that is none for all of them."""
+    """Refuse shares that Megatron would accept: negative ones, NaN, too many, or none above 0."""
     try:
         shares = [finite_number(part) for part in text.split(",")]
     except ValueError:

@@ -11,14 +11,14 @@ POLICIES = ("stop", "skip")
 
 
 class BadRecord(Protocol):
-    """Called with each record that cannot be used; reading goes on after it unless this raises."""
+    """Called with each record that cannot be used; reading continues unless this raises."""
 
     def __call__(self, error: DataError, record: Any = None, /) -> None:
         """Take note.
 
         Args:
             error: Names the place and what is wrong.
-            record: What was read there: a value, or the text that is no record.
+            record: What was read there: a value, or the text that is not a record.
         """
 
 

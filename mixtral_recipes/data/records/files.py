@@ -119,7 +119,7 @@ def _unpacking(path: Path, packer: str) -> Any:
 class _Streams:
     """The streams of a bz2 or xz file, one after another, to its end.
 
-    Python's own readers stop without a word at a second stream whose beginning is damaged.
+    Python's own readers stop silently at a second stream whose beginning is damaged.
     """
 
     def __init__(self, path: Path, unpacker: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> None:

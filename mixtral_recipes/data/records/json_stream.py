@@ -64,7 +64,7 @@ def json_records(path: Path, bad: BadRecord = stop, split: str | None = None) ->
 
     Args:
         path: The file.
-        bad: Called with each element that is no record.
+        bad: Called with each element that is not a record.
         split: A split's own name in the file, where it holds several; None takes all records.
 
     Raises:
@@ -134,7 +134,7 @@ class _Cursor:
         return bool(raw)
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end of the file."""
+        """The next character that is not a space; empty at the end of the file."""
         while True:
             position, end = self._position, len(self._text)
             while position < end and self._text[position] in _SPACE:

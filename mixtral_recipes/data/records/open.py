@@ -160,7 +160,7 @@ def _folder_splits(spec: str, folder: Path) -> Source:
             f"{folder}: no training split ({' or '.join(SPLITS['train'])} with one of its endings); {what}."
         )
     others = names_of_data((*unnamed, *files_in(folder, PLAIN_TEXT)))
-    return Source(spec, found, unread=others if not spec.startswith(PREFIX) else ())  # nobody forgot what ships here
+    return Source(spec, found, unread=others if not spec.startswith(PREFIX) else ())  # what ships here is complete
 
 
 def _on_the_hub(spec: str, repo: str, config: str | None, revision: str | None, *, streaming: bool) -> Source:

@@ -86,7 +86,7 @@ def render(
         prompt: Whether the beginning of an answer follows.
 
     Raises:
-        DataError: the template is none, refuses the conversation, or takes too long or too much.
+        DataError: the template is invalid, refuses the conversation, or takes too long or too much memory.
     """
     try:
         return rendered(
@@ -101,7 +101,7 @@ def rendered(template: str, **variables: Any) -> tuple[str, list[Span]]:
     """What a template makes of variables, and the stretches it marks.
 
     Raises:
-        jinja2.TemplateError: it is no template, or takes too long or too much.
+        jinja2.TemplateError: it is not a template, or takes too long or too much memory.
         Exception: whatever its expressions raise.
     """
     if len(template) > LONGEST_TEMPLATE:

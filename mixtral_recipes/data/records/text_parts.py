@@ -80,7 +80,7 @@ def documents(part: TextPart, bad: BadRecord = stop) -> Iterator[str]:
 
     Args:
         part: The part.
-        bad: Called with each record that has no text, or cannot be read; reading goes on after it unless this raises.
+        bad: Called with each record that has no text or cannot be read; reading continues unless this raises.
 
     Raises:
         DataError: names the file and line of a document that cannot be read.

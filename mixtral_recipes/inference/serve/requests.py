@@ -46,7 +46,7 @@ class Refused(MixtralRecipesError):
 
 
 def refusal(error: Exception) -> Refused:
-    """What a client is told of any error; of one that nobody foresaw its kind, while the log gets all of it."""
+    """What a client is told of an error; of an unforeseen one only its type, while the log gets all of it."""
     if isinstance(error, Refused):
         return error
     told = str(error)
@@ -89,7 +89,7 @@ class Body(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def sampling(self, new_tokens: int, likeliest: int | None = None) -> Sampling:
-        """The same for the engine; without a seed, one nobody has asked for.
+        """The same settings for the engine; without a seed, a random one.
 
         Args:
             new_tokens: The most there may be.

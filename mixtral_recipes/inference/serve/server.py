@@ -1,4 +1,4 @@
-"""A process that serves: the web server in a thread, the model in the main one, and signals that end it well."""
+"""A process that serves: the web server in a thread, the model in the main one, and signals that end it cleanly."""
 
 import contextlib
 import signal
@@ -22,7 +22,7 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one.
 
     Raises:
-        RecipeError: the address cannot be had.
+        RecipeError: the address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -14,7 +14,7 @@ TOKEN = "MIXTRAL_RECIPES_TOKEN"
 
 @dataclass(frozen=True)
 class VLLM:
-    """How vLLM shall serve.
+    """Settings for serving with vLLM.
 
     Attributes:
         model: A Hugging Face folder or Hub id (with ``@revision``), or a folder with an adapter in peft's form.
@@ -40,7 +40,7 @@ class VLLM:
         """The command, without the token, which goes by the environment.
 
         Raises:
-            RecipeError: an adapter that vLLM does not take.
+            RecipeError: an adapter that vLLM does not support.
         """
         adapter = _adapter(Path(self.model))
         base = self.model if adapter is None else adapter["base_model_name_or_path"]
@@ -66,7 +66,7 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
     """What an adapter's folder says of it; None for a whole model.
 
     Raises:
-        RecipeError: it does not say which model it adapts, or is none that vLLM takes.
+        RecipeError: it does not say which model it adapts, or vLLM does not support it.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():

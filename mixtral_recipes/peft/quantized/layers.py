@@ -4,7 +4,7 @@ A product dequantises the weight, multiplies and lets it go; the backward pass d
 the 16-bit weights of all layers would be there at once, and nothing were saved.
 
 The layer's own ``weight`` stays as a parameter without memory (on the meta device), so that whoever asks for its shape,
-dtype or place among the ranks is answered as ever, and whoever reads values fails.
+dtype or place among the ranks gets the usual answer, and reading values fails.
 """
 
 import functools

@@ -191,7 +191,7 @@ class PreemptionCallback:
     sig: str | int | None = None
 
     def check(self, topology: Topology) -> None:
-        """Refuse what is no signal.
+        """Refuse what is not a signal.
 
         Raises:
             RecipeError: names it.
