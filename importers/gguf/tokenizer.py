@@ -91,7 +91,7 @@ def vocabulary_of(context: Path, size: int) -> Vocabulary:
         size: Rows of the model's embeddings; ids without a token are filled up, as llama.cpp wants one for each.
 
     Raises:
-        CheckpointError: there is no tokenizer, it has more tokens than the model, or llama.cpp does not support its kind.
+        CheckpointError: there is no tokenizer, it has more tokens than the model, or llama.cpp lacks its kind.
     """
     tokenizer = load_tokenizer(context, error=CheckpointError)
     if vocabulary_size(tokenizer) > size:

@@ -245,7 +245,7 @@ class Checkpointer:
         """Take only the optimizer's moments and step count from another run's checkpoint.
 
         Raises:
-            CheckpointError: it has none, as what was imported or merged.
+            CheckpointError: it has none, like imports and sums of adapters.
         """
         stored = StoredWeights(checkpoint / "weights")
         if not stored.has_optimizer:

@@ -80,7 +80,7 @@ def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
 
     Args:
         folder: The checkpoint.
-        weights: False leaves the weights' content to whoever reads them.
+        weights: False leaves the weights' content unchecked, for the reader to check.
 
     Returns:
         The manifest.

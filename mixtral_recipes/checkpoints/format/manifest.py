@@ -45,7 +45,7 @@ class _Tensor(TypedDict):
 
 
 class _Manifest(TypedDict):
-    """What every manifest has; what else an older or a newer one has is let be."""
+    """The fields of every manifest; further ones of older or newer releases are ignored."""
 
     format: str
     kind: Kind

@@ -95,7 +95,7 @@ class StoredWeights:
         """Read what lies where.
 
         Raises:
-            CheckpointError: ``.metadata`` is missing, damaged, or names what is no file in the folder.
+            CheckpointError: ``.metadata`` is missing, damaged, or names something that is not a file in the folder.
         """
         self.folder = folder
         metadata = read_metadata(folder)
@@ -278,7 +278,7 @@ class StoredWeights:
 
 
 def _size_of(folder: Path, name: str) -> int:
-    """Bytes of a file that ``.metadata`` names; not so much as looked at outside the folder."""
+    """Bytes of a file that ``.metadata`` names; a file outside the folder is not even looked at."""
     with contextlib.suppress(OSError, ValueError):
         found = os.lstat(folder / name)
         if Path(name).name == name and stat.S_ISREG(found.st_mode):

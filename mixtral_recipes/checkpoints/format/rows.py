@@ -142,7 +142,7 @@ def is_finite(data: memoryview, dtype: str) -> bool:
 
 
 def too_large(values: "Tensor", dtype: str) -> str:
-    """What to say of values that a type is too small for.
+    """The message about values that a type is too small for.
 
     Args:
         values: Finite ones, the too large one among them.

@@ -1,4 +1,4 @@
-"""What a model is by content: hashes that are the same wherever its folder lies and whatever it is called.
+"""A model's identity by content: hashes that depend neither on where its folder is nor on its name.
 
 Cheap at any size: a checkpoint's manifest holds the hashes of its tensors or files already, and they are hashed once
 more; no weight is read. Whether the files still are what the manifest says is `integrity.verify`'s question, and every
@@ -71,7 +71,7 @@ def identity_of(checkpoint: Path) -> Identity:
     """What a checkpoint folder holds now, by its manifest and the small files in ``context/``.
 
     Raises:
-        CheckpointError: it is no finished checkpoint.
+        CheckpointError: it is not a finished checkpoint.
     """
     manifest = read_manifest(checkpoint)
     tensors, files = manifest["tensors"], manifest["files"]

@@ -1,4 +1,4 @@
-"""A link between two folders, compared: what every reader of it asks before it believes a path."""
+"""Compares a link between two folders with what is there, before any reader trusts its path."""
 
 import os
 from pathlib import Path
