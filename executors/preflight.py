@@ -165,7 +165,7 @@ def _build_parts(recipe: Any, *, elsewhere: bool) -> None:
                         f"installed: {INSTALL}"
                     ) from error
                 continue
-            raise RecipeError(f"{path} cannot be created: {in_short(cause)}") from error
+            raise RecipeError(f"{path} cannot be built: {in_short(cause)}") from error
 
 
 def check_job(job: Workload, card: Card, *, on_gpu: bool = True) -> None:

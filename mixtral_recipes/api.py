@@ -60,7 +60,7 @@ nemo_run_jobs.activate()  # a script may write its recipe without any of ours
 
 
 def _task[F: Callable[..., Any]](function: F) -> F:
-    """A task: of a config it takes what that makes, and its error is left where whoever started it looks for it."""
+    """A task: configs among its arguments are built, and its error is left where the process that started it looks."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -83,24 +83,24 @@ def train(
 ) -> Path:
     """Train a model: all its weights, or adapters.
 
-    Called in every process of a job, or in one that no launcher started, which then starts the job's on its machine.
+    Call it in every process of a job. In a process that no launcher started, it starts the job's on this machine.
 
     Args:
         model: What to train.
-        data: On what; an object with ``train_dataloader()``, as Lightning's modules have it, gets a `LightningAdapter`.
-        trainer: How long, how laid out.
+        data: What to train on; an object with ``train_dataloader()``, as Lightning has, is put in a `LightningAdapter`.
+        trainer: The run's length and layout.
         log: Where to write.
-        resume: Where to start; without weights to restore, from random ones.
-        optim: Optimizer and schedule; None takes the model's.
+        resume: Where to start from; random weights if there are none to restore.
+        optim: Optimizer and schedule; None uses the model's.
         tokenizer: ``"data"`` uses the data module's, ``"model"`` or None the model's or the checkpoint's; else a
             folder, a Hub id, an `AutoTokenizer`, or a tokenizer.
         model_transform: Adapters to train; None trains all weights.
 
     Returns:
-        The run's folder; its result.json says how it went.
+        The run's folder; its result.json holds the outcome.
 
     Raises:
-        LaunchError: a rank failed that was started from here, or the trainer has several nodes.
+        LaunchError: a rank that this process started failed, or the trainer has several nodes.
         Preempted: the run was asked to stop, and saved.
     """
     return _run(train, model, data, trainer, log, resume, optim, model_transform, tokenizer)
@@ -116,7 +116,7 @@ def pretrain(
     optim: MegatronOptimizerModule | None = None,
     tokenizer: Any = "data",
 ) -> Path:
-    """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as `train`."""
+    """Train all weights, from random ones or from ``resume.restore_config``. Arguments and result as for `train`."""
     return _run(pretrain, model, data, trainer, log, resume, optim, None, tokenizer)
 
 
@@ -131,7 +131,7 @@ def finetune(
     peft: LoRA | None = None,
     tokenizer: Any = "model",
 ) -> Path:
-    """Fine-tune a checkpoint, all of it or by adapters. Arguments and result as `train`.
+    """Fine-tune a checkpoint, all of it or by adapters. Arguments and result as for `train`.
 
     Args:
         peft: Adapters to train; None trains all weights.
@@ -157,7 +157,7 @@ def validate(
 ) -> Path:
     """Measure the validation loss of a run's newest checkpoint, or of ``resume.restore_config``'s weights.
 
-    Arguments as `train`.
+    Arguments as for `train`.
 
     Returns:
         The run's folder. Its validation.json, the only file written, holds ``val_loss`` (None without a validation
@@ -173,7 +173,7 @@ def import_ckpt(
     """Convert a Hugging Face Mixtral to a Megatron checkpoint, with NeMo's arguments.
 
     Args:
-        model: The model it must be; its sizes, and what else was given, are compared with the source's.
+        model: The expected model; its sizes, and whatever else it sets, are compared with the source's.
         source: ``hf://org/name[@revision]`` or a folder.
         output_path: Folder to write; None puts it under ``$MIXTRAL_RECIPES_HOME``.
         overwrite: Whether an existing output is replaced.
@@ -205,12 +205,12 @@ def export_ckpt(
         path: Checkpoint folder or ``nemo://ID``, or a run's name or folder; an adapter checkpoint is merged into its
             base on the way to ``"hf"``.
         target: ``"hf"``, or ``"hf-peft"`` for the adapter alone; `mixtral_recipes.importers.exports` lists all.
-        output_path: Folder to write, of ``"gguf"`` a file; None takes ``path`` with ``-hf`` or ``.gguf`` behind it.
+        output_path: Folder to write (for ``"gguf"``, a file); None appends ``-hf`` or ``.gguf`` to ``path``.
         overwrite: Whether an existing output is replaced.
-        **options: As the target's function takes them, e.g. ``dtype="bf16"``.
+        **options: Options of the target's function, e.g. ``dtype="bf16"``.
 
     Raises:
-        CheckpointError: another target, an option it has not, or a checkpoint that is incomplete or damaged.
+        CheckpointError: an unknown target, an option it does not have, or a checkpoint that is incomplete or damaged.
     """
     from mixtral_recipes.importers.exports import default_output, export
 
@@ -238,22 +238,22 @@ def generate(
 ) -> list[Any]:
     """Continue prompts with a checkpoint, with NeMo's arguments and ours.
 
-    On Megatron, by all processes of a job that torchrun started, over which experts are spread, or in this one.
+    Runs on Megatron, in this process or in all processes of a job that torchrun started, which share the experts.
 
     Args:
-        path: A checkpoint, of adapters too, or whatever else the command `generate` takes: a run's name, a Hub id.
-        prompts: The texts to go on from.
+        path: A checkpoint, of adapters too, or anything else that the command `generate` takes: a run's name, a Hub id.
+        prompts: The texts to continue.
         input_dataset: Instead of prompts: a JSONL file whose records have an ``input``.
         add_BOS: Whether each prompt begins with the tokenizer's first token.
         max_batch_size: The maximum number of prompts generated together.
-        random_seed: Seed of the draws; None takes one from torch's random numbers.
+        random_seed: Seed for sampling; None draws one from torch's random numbers.
         inference_params: Megatron's ``SamplingParams`` (``CommonInferenceParams``), of which ``temperature``,
             ``top_k``, ``top_p`` and ``num_tokens_to_generate`` are read; or our `mixtral_recipes.inference.sampling`'s
-            ``Sampling``, which has a seed of its own; None takes the likeliest 30 tokens.
-        text_only: Whether texts come back, and not objects with ``prompt`` and ``generated_text``.
-        output_path: A file that gets the texts too, one JSON string a line.
+            ``Sampling``, which has its own seed; None generates 30 tokens, always the most likely one.
+        text_only: Whether to return texts instead of objects with ``prompt`` and ``generated_text``.
+        output_path: A file to write the texts to as well, one JSON string per line.
         chat: Whether each prompt is a question, put into the tokenizer's chat template.
-        dtype: "bf16", "fp16" or "fp32"; None takes config.json's.
+        dtype: "bf16", "fp16" or "fp32"; None uses config.json's.
 
     Raises:
         CheckpointError: there is no such model, or it cannot be loaded.
@@ -291,15 +291,15 @@ def generate(
 def evaluate(target_cfg: EvaluationTarget | str | Path, eval_cfg: EvaluationConfig = _SQUAD) -> dict[str, Any]:
     """Score a model on held-out SQuAD questions or tasks of lm-evaluation-harness, with NeMo's arguments.
 
-    On Megatron, by all processes of a job that torchrun started, or in this one. What was found is kept beside the
-    model, too.
+    Runs on Megatron, in this process or in all processes of a job that torchrun started. The scores are also kept
+    beside the model.
 
     Args:
         target_cfg: The model, named as for `generate`, or an `EvaluationTarget`.
         eval_cfg: What is evaluated.
 
     Returns:
-        Of SQuAD ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id; of tasks, the
+        For SQuAD ``exact_match`` and ``f1`` in percent, ``count``, and ``predictions`` by question id; for tasks, the
         metrics of each.
 
     Raises:

@@ -23,9 +23,9 @@ def page(text: str) -> str:
         "## Used\n",
         "| key | becomes |\n|---|---|\n" + "\n".join(used) + "\n",
         "## Not needed\n",
-        "| key | why |\n|---|---|\n" + "\n".join(unneeded) + "\n",
-        "## Refused where it is anything else\n",
-        "| key | may be | otherwise |\n|---|---|---|\n" + "\n".join(only) + "\n",
+        "| key | why it has no effect |\n|---|---|\n" + "\n".join(unneeded) + "\n",
+        "## Refused if set to anything else\n",
+        "| key | supported values | why, or what to use instead |\n|---|---|---|\n" + "\n".join(only) + "\n",
     ]
     return "\n".join(parts)
 

@@ -165,7 +165,7 @@ def _steps(path: str, text: str) -> list[str | int]:
 def _require(holder: Any, step: str | int, text: str) -> None:
     if isinstance(holder, list):
         if not isinstance(step, int) or step >= len(holder):
-            raise RecipeError(f"{text}: the list has no element {step}, only {len(holder)} in all, from 0.")
+            raise RecipeError(f"{text}: the list has no element {step}; it has {len(holder)}, counted from 0.")
     elif isinstance(holder, fdl.Buildable):
         names = fields(holder)
         if step not in names:
@@ -201,7 +201,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
     elif classes:
         part = run.Config(classes[0])
     else:
-        raise RecipeError(f"{text}: {name} is not set, so nothing inside it can be.")
+        raise RecipeError(f"{text}: {name} is not set, so it has no settings to change.")
     assign(holder, name, part)
     return part
 

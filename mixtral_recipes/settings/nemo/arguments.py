@@ -66,7 +66,7 @@ _EVERY_STEP = {
 }
 _SCHEDULE_TAIL = "interval frequency monitor"
 _RECIPE = "model data trainer log resume optim"
-_NO_SERVER = "the model runs in this process, without a server"
+_NO_SERVER = "evaluation runs the model itself, without a server"
 _MASK = Ignored("the causal mask is built inside the attention", quiet=(False,))
 
 CALLS: dict[str, Call] = {
@@ -84,12 +84,10 @@ CALLS: dict[str, Call] = {
     "generate": _call(
         "path trainer prompts encoder_prompts input_dataset params_dtype add_BOS max_batch_size random_seed "
         "inference_batch_times_seqlen_threshold inference_params text_only output_path enable_flash_decode",
-        trainer=Ignored("generation runs in this process; no parallel layout is needed", quiet=(None,)),
+        trainer=Ignored("generation runs in this process or in torchrun's, and needs no layout", quiet=(None,)),
         encoder_prompts=Only(None, "Mixtral has no encoder"),
         params_dtype=Ignored("the checkpoint's own dtype is used", quiet=(None,)),
-        inference_batch_times_seqlen_threshold=Ignored(
-            "generation from Python runs in one process, without a pipeline", quiet=(1000,)
-        ),
+        inference_batch_times_seqlen_threshold=Ignored("generation from Python does not use a pipeline", quiet=(1000,)),
         enable_flash_decode=Ignored("the fastest attention available on this machine is used", quiet=(True,)),
     ),
     "evaluate": _call("target_cfg eval_cfg adapter_cfg", adapter_cfg=Only(None, _NO_SERVER)),

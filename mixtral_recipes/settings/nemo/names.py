@@ -160,7 +160,7 @@ NAMES: dict[str, Base | Ignored | Only | Renamed] = {
         "InverseSquareRootAnnealingScheduler T5InverseSquareRootAnnealingScheduler PolynomialDecayAnnealingScheduler "
         "PolynomialHoldDecayAnnealingScheduler",
     ),
-    "AdapterConfig": _refused("evaluation runs the model in its own process, without a server"),
+    "AdapterConfig": _refused("evaluation runs the model itself, without a server"),
     **each(
         _refused("use bf16_with_fp8_mixed or another of the bf16_with_... functions"),
         "fp16_with_fp8_mixed fp16_with_mxfp8_mixed fp16_with_fp8_current_scaling_mixed "
@@ -203,7 +203,7 @@ NAMES: dict[str, Base | Ignored | Only | Renamed] = {
 # Modules of NeMo's that are not here, with all below them -> what replaces them.
 ELSEWHERE: dict[str, str] = {
     "collections.llm.deploy": _SERVE.why,
-    "collections.llm.evaluation.base": "evaluate runs the model in its own process, without a server",
+    "collections.llm.evaluation.base": "evaluate runs the model itself, without a server",
     "collections.llm.modelopt": _COMPRESS.why,
     "collections.llm.recipes.tp_overlap_configs": (
         "leave out tp_comm_overlap_cfg; Transformer Engine's own buffers are used"
