@@ -31,7 +31,7 @@ def _add_callback(task: Any, callback: run.Config[Any]) -> None:
 @takes_nemos_arguments
 @dataclass(kw_only=True)
 class PreemptionPlugin(run.Plugin):
-    """Have Slurm send a signal some time before a job's time limit, and the run save and stop when it comes.
+    """Have Slurm send a signal before a job's time limit, and have the run save and stop when it arrives.
 
     Attributes:
         preempt_time: Seconds before the limit.
@@ -59,8 +59,8 @@ class NsysPlugin(run.Plugin):
     Attributes:
         start_step: First step recorded.
         end_step: Last step recorded.
-        ranks: Which ranks record; None takes rank 0.
-        nsys_trace: What nsys traces; None takes nvtx and cuda.
+        ranks: Which ranks record; None means rank 0.
+        nsys_trace: What nsys traces; None means nvtx and cuda.
         gen_shape: Whether tensor shapes are recorded.
     """
 
@@ -96,7 +96,7 @@ class MemoryProfilePlugin(run.Plugin):
 
     Attributes:
         dir: Folder of the snapshots.
-        ranks: Which ranks write; None takes rank 0.
+        ranks: Which ranks write; None means rank 0.
     """
 
     dir: str
@@ -144,9 +144,9 @@ class ConfigValidationPlugin(run.Plugin):
 
     Attributes:
         validate_checkpoint_dir: On Slurm in a container: whether the folder of runs must be mounted.
-        validate_serialization: Whether the recipe must come back from its file as it was.
-        validate_wandb: Whether Weights & Biases and its key must be there.
-        validate_nodes_and_devices: On Slurm: whether recipe and executor must name as many nodes and processes.
+        validate_serialization: Whether the recipe must be unchanged after it is stored and loaded.
+        validate_wandb: Whether Weights & Biases and its key must be set.
+        validate_nodes_and_devices: On Slurm: whether recipe and executor must agree on nodes and processes.
     """
 
     validate_checkpoint_dir: bool = True
@@ -201,7 +201,7 @@ class PerfEnvPlugin(run.Plugin):
         enable_layernorm_sm_margin: Whether layer norms leave some SMs to communication.
         layernorm_sm_margin: How many.
         enable_vboost: On Slurm: whether power is steered to the tensor cores (``nvidia-smi boost-slider``, with sudo).
-        nccl_pp_comm_chunksize: Chunk size of sends between pipeline stages; None takes NCCL's.
+        nccl_pp_comm_chunksize: Chunk size of sends between pipeline stages; None uses NCCL's.
         gpu_sm100_or_newer: Whether the GPUs are Blackwell or newer.
         user_buffer_registration: Whether NCCL may use registered buffers (NVLS).
     """
@@ -240,7 +240,7 @@ class FaultTolerancePlugin(run.Plugin):
     Attributes:
         num_job_retries_on_failure: How often a job is started again.
         rank_heartbeat_timeout: Seconds a rank may make no progress; becomes ``trainer.hang_timeout_seconds``, which
-            must be more than the longest step, validation or save takes.
+            must exceed the longest step, validation or save.
     """
 
     num_job_retries_on_failure: int = 2

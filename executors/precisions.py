@@ -126,7 +126,7 @@ def try_formats(
         lacks: Those that are not tried, and why.
         accelerator: As ``trainer.accelerator``.
         steps: Of each.
-        model: Overrides of the recipe mixtral_tiny; None takes `SMALL`.
+        model: Overrides of the recipe mixtral_tiny; None uses `SMALL`.
         say: Told how each ended, at once; with ``--debug`` also all that one that failed said.
     """
     found = []

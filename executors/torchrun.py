@@ -12,7 +12,7 @@ def torchrun(devices: int | None = None) -> run.Config[run.LocalExecutor]:
     """An executor that starts a process per device with torchrun.
 
     Args:
-        devices: How many; None takes every GPU, or one process where there are none.
+        devices: How many; None uses every GPU, or one process where there are none.
     """
     # NeMo's setting: collectives free their buffers as soon as they have ended
     return run.Config(

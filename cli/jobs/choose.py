@@ -32,7 +32,7 @@ class JobOptions:
     """Everything a job command was given.
 
     Attributes:
-        task: ``pretrain`` or ``finetune``; None takes the file's.
+        task: ``pretrain`` or ``finetune``; None uses the file's.
         chosen: Recipe by name or from a file; neither chooses by the machine.
         place: Where it runs and writes.
         result: What it is to leave.

@@ -33,7 +33,7 @@ def measure(
         asked: What is measured.
         topology: The layout.
         named: The folder that was named, where it is another form of the checkpoint.
-        dtype: What it runs in; None takes config.json's.
+        dtype: What it runs in; None uses config.json's.
         predictions: A file for the answers to SQuAD's questions.
 
     Returns:

@@ -49,7 +49,7 @@ def slurm_executor(
         settings: Any field of :class:`mixtral_recipes.executors.slurm.profile.Cluster`.
 
     Raises:
-        LaunchError: an unknown setting or not allowed.
+        LaunchError: a setting that is unknown or not allowed.
     """
     from mixtral_recipes.executors.packager import WorkingTreePackager
     from mixtral_recipes.executors.slurm.job_settings import made_for
@@ -88,7 +88,7 @@ def for_recipe(executor: "run.SlurmExecutor", recipe: Any, folder: Path, command
         command: What it will start instead: a command's arguments; ``recipe`` is None then.
 
     Raises:
-        LaunchError: no container can be given the folder.
+        LaunchError: a container cannot mount the folder.
     """
     settings: Any = executor.job_details
     settings.folders = list(dict.fromkeys([check_path(folder, "output folder"), *settings.folders]))
@@ -172,7 +172,7 @@ def check_files_there(executor: "run.SlurmExecutor", recipe: Any) -> None:
         recipe: What it will start.
 
     Raises:
-        LaunchError: names the setting and the file; or the login node cannot be entered.
+        LaunchError: names the setting and the file; or the login node cannot be reached.
     """
     settings: Any = executor.job_details
     site = settings.profile()

@@ -54,7 +54,7 @@ def load_own(path: str, task: str | None = None, **arguments: Any) -> Any:
 
     Args:
         path: ``MODULE.FUNCTION``.
-        task: ``pretrain`` or ``finetune``; None takes the function's.
+        task: ``pretrain`` or ``finetune``; None uses the function's.
         **arguments: The function's arguments.
 
     Returns:

@@ -40,7 +40,7 @@ def trainer(
         num_gpus_per_node: Processes per node.
         max_steps: Optimizer steps.
         pipeline_dtype: Dtype sent between pipeline stages.
-        callbacks: Callback configs; None takes `TimingCallback`.
+        callbacks: Callback configs; None uses `TimingCallback`.
     """
     strategy = run.Config(
         MegatronStrategy,
@@ -85,11 +85,11 @@ def set_precision(recipe: run.Partial, precision: str, choices: tuple[str, ...],
     Args:
         recipe: The recipe to change.
         precision: ``bf16``, ``fp8`` or ``fp32``.
-        choices: The choices this recipe offers.
+        choices: The precisions that the recipe supports.
         hardware: A card's name (`layout/cards.py`).
 
     Raises:
-        RecipeError: a precision the recipe does not offer.
+        RecipeError: a precision that the recipe does not support.
     """
     if precision not in choices:
         raise RecipeError(f"precision={precision!r} is not supported.{nearest(precision, choices)}")

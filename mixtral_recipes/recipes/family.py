@@ -136,7 +136,7 @@ class Recipe:
             num_nodes: Nodes.
             num_gpus_per_node: Processes per node.
             max_steps: Optimizer steps.
-            callbacks: Callback configs; None takes `TimingCallback`.
+            callbacks: Callback configs; None uses `TimingCallback`.
             expert_tensor_parallelism: Ranks that share each expert's matrices; None means the tensor-parallel size.
         """
         topology = Topology(
@@ -177,12 +177,12 @@ class Recipe:
         Args:
             dir: Folder of runs.
             name: Run name.
-            num_nodes: Nodes; None takes the layout's.
-            num_gpus_per_node: Processes per node; None takes the layout's.
+            num_nodes: Nodes; None uses the layout's.
+            num_gpus_per_node: Processes per node; None uses the layout's.
             performance_mode: Whether to trade exact routing for speed (`pretrain_performance_optimizations`).
             fn: What the recipe calls.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: A card's name, such as ``h200``: whose default layout is taken (`layout/cards.py`).
+            hardware: A card's name, such as ``h200``, whose default layout is used (`layout/cards.py`).
 
         Raises:
             RecipeError: a precision that the recipe does not support, or unknown hardware.
@@ -251,12 +251,12 @@ class Recipe:
         Args:
             dir: Folder of runs.
             name: Run name.
-            num_nodes: Nodes; None takes the layout's, which differs between adapters and all weights.
-            num_gpus_per_node: Processes per node; None takes the layout's.
+            num_nodes: Nodes; None uses the layout's, which differs between adapters and all weights.
+            num_gpus_per_node: Processes per node; None uses the layout's.
             peft_scheme: ``lora``, ``dora``, ``qlora``, or ``none`` (or None) for full fine-tuning.
             packed_sequence: Whether samples are packed into full sequences.
             precision: One of the recipe's precisions: ``bf16`` or ``fp8``, and ``fp32`` for the tiny model.
-            hardware: A card's name, such as ``h200``: whose default layout is taken (`layout/cards.py`).
+            hardware: A card's name, such as ``h200``, whose default layout is used (`layout/cards.py`).
             instruct: Whether to start from the Instruct variant, where there is one.
 
         Raises:

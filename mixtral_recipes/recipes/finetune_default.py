@@ -38,7 +38,7 @@ def default_finetune_recipe(
 
     Args:
         model: The model.
-        resume_path: Hub id whose import is started from (``nemo://ID``), a URL such as ``hf://ID``, or None.
+        resume_path: Hub id whose import to start from (``nemo://ID``), a URL such as ``hf://ID``, or None.
         dir: Folder of runs.
         name: Run name.
         num_nodes: Nodes.
@@ -88,7 +88,7 @@ def default_finetune_trainer(
         num_gpus_per_node: Processes per node.
         max_steps: Optimizer steps.
         limit_test_batches: No effect: there is no test loop.
-        limit_val_batches: Global batches per validation; None takes the whole set.
+        limit_val_batches: Global batches per validation; None uses the whole set.
         val_check_interval: Steps between validations.
         topology: All parallel sizes at once, instead.
     """

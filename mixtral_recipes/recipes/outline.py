@@ -30,9 +30,9 @@ class Question:
         recipe: Its name.
         task: ``pretrain`` or ``finetune``.
         hardware: A card's name.
-        num_nodes: Nodes; None takes the layout's.
-        num_gpus_per_node: GPUs of each; None takes the layout's.
-        precision: ``bf16``, ``fp8`` or ``fp32``; None takes the recipe's first.
+        num_nodes: Nodes; None uses the layout's.
+        num_gpus_per_node: GPUs of each; None uses the layout's.
+        precision: ``bf16``, ``fp8`` or ``fp32``; None uses the recipe's first.
         peft_scheme: Of fine-tuning.
         packed_sequence: Of fine-tuning.
         performance_mode: Of pretraining.

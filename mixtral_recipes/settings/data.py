@@ -12,8 +12,8 @@ class PackedSequenceSpecs:
 
     Attributes:
         packed_sequence_size: Tokens per pack; -1 does not pack. Samples are cut to ``seq_length``, which may be less.
-        tokenizer_model_name: Accepted for NeMo's recipes; samples are cached under the tokenizer's content.
-        packed_train_data_path: NeMo's file of packs, which is not read: packs are made from the samples.
+        tokenizer_model_name: Accepted for NeMo's recipes; the cache is keyed by the tokenizer's content.
+        packed_train_data_path: NeMo's file of packs, which is not read: packs are built from the samples.
         packed_val_data_path: As above.
         packed_metadata_path: As above.
         pad_cu_seqlens: Give ``cu_seqlens`` the same number of entries in every microbatch (CUDA graphs need it).

@@ -21,7 +21,7 @@ class ApiEndpoint:
 @takes_nemos_arguments
 @dataclass
 class EvaluationTarget:
-    """What is evaluated.
+    """The model to evaluate.
 
     Attributes:
         api_endpoint: The model.
@@ -33,14 +33,14 @@ class EvaluationTarget:
 @takes_nemos_arguments
 @dataclass
 class ConfigParams:
-    """How it is asked.
+    """How the model is evaluated.
 
     Attributes:
-        limit_samples: Most questions; None asks all.
-        max_new_tokens: Longest answer, in tokens.
+        limit_samples: Maximum number of questions; None asks all.
+        max_new_tokens: Maximum tokens of an answer.
         batch_size: Questions answered together.
         extra: Other arguments of the task: ``data`` names SQuAD's file, folder or Hub id; ``include_path`` a folder of
-            further task files, ``num_fewshot`` how many examples stand before each question.
+            further task files, ``num_fewshot`` how many examples come before each question.
     """
 
     limit_samples: int | None = None
@@ -52,12 +52,12 @@ class ConfigParams:
 @takes_nemos_arguments
 @dataclass
 class EvaluationConfig:
-    """What is asked.
+    """Which tasks are run.
 
     Attributes:
         type: ``squad``: exact match and F1 on held-out questions; else tasks of lm-evaluation-harness (``a,b``).
-        output_dir: Folder that gets ``results.json``; None writes none.
-        params: How.
+        output_dir: Folder for ``results.json``; None writes no file.
+        params: Further settings.
     """
 
     type: str = "squad"

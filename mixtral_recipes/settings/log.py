@@ -14,8 +14,8 @@ class TensorBoardLogger:
     """TensorBoard event files.
 
     Attributes:
-        save_dir: Folder below the run's.
-        name: Folder below that.
+        save_dir: Folder inside the run's folder.
+        name: Folder inside ``save_dir``.
     """
 
     save_dir: str = "tb_logs"
@@ -46,8 +46,8 @@ class MLFlowLogger:
 
     Attributes:
         experiment_name: Experiment.
-        run_name: Run name; None takes the run's.
-        tracking_uri: Server or folder; None takes MLflow's own default.
+        run_name: Run name; None uses the run's.
+        tracking_uri: Server or folder; None uses MLflow's own default.
     """
 
     experiment_name: str = "mixtral-recipes"
@@ -63,7 +63,7 @@ class NeMoLogger:
     Attributes:
         name: The run's name.
         log_dir: Folder of runs.
-        explicit_log_dir: RUN itself; `log_dir` and `version` then do not count.
+        explicit_log_dir: RUN itself; `log_dir` and `version` are then ignored.
         version: A folder below that becomes RUN: ``log_dir/name/version``.
         files_to_copy: Files that are copied into RUN when it starts.
         ckpt: Checkpoint policy; None saves at the end only.

@@ -11,24 +11,24 @@ from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 @dataclass
 class LRSchedule:
-    """What every schedule says. Its steps are those of the whole run.
+    """What all schedules share. Steps are counted over the whole run.
 
     Attributes:
         min_lr: Where the decay ends.
-        max_steps: Steps of the whole schedule; None takes the trainer's.
+        max_steps: Steps of the whole schedule; None uses the trainer's.
     """
 
     min_lr: float = 0.0
     max_steps: int | None = None
 
     def megatron(self, max_steps: int) -> dict[str, Any]:
-        """What Megatron's OptimizerParamScheduler is given.
+        """The arguments of Megatron's OptimizerParamScheduler.
 
         Args:
             max_steps: Steps of the whole schedule.
 
         Returns:
-            ``lr_warmup_steps``, ``lr_decay_steps``, ``lr_decay_style`` and what belongs to the style.
+            ``lr_warmup_steps``, ``lr_decay_steps``, ``lr_decay_style`` and the style's own arguments.
         """
         raise TypeError(f"{type(self).__name__} must define megatron()")
 
@@ -69,7 +69,7 @@ class _Warmup(LRSchedule):
 
     Attributes:
         warmup_steps: Its steps.
-        warmup_ratio: Its share of the schedule instead; None takes ``warmup_steps``.
+        warmup_ratio: Its share of the schedule instead; None uses ``warmup_steps``.
     """
 
     warmup_steps: int = 750
@@ -120,7 +120,7 @@ class WarmupHoldAnnealScheduler(LRSchedule):
     """Linear warmup, a plateau, then decay to ``min_lr``: Megatron's WSD.
 
     Attributes:
-        warmup_ratio: Share of the schedule that warms up; None does not.
+        warmup_ratio: Share of the schedule spent on warmup; None means no warmup.
         hold_ratio: Share that stays at the peak; None means no hold.
         decay_schedule: ``"linear"`` or ``"one_minus_square_root"``.
     """

@@ -35,7 +35,7 @@ class LoRA:
         dropout_position: ``"pre"`` or ``"post"``.
         lora_A_init_method: ``"xavier"`` or ``"uniform"`` (Kaiming uniform, as peft).
         lora_B_init_method: ``"zero"``.
-        lora_dtype: Dtype of A and B; None takes the layer's.
+        lora_dtype: Dtype of A and B; None uses the layer's.
         use_rslora: Scale by ``alpha / sqrt(dim)``, so that a larger rank does not learn more slowly (Kalajdzievski,
             arXiv 2312.03732).
         rank_pattern: ``dim`` of single layer names, e.g. ``{"linear_fc1": 8}``.
@@ -167,7 +167,7 @@ class DoRA(LoRA):
 class QLoRA(LoRA):
     """LoRA over a base whose attention and expert weights are kept in 4 or 8 bits, quantised while they are loaded.
 
-    Router, norms, embedding and output layer stay as they are; so does the product, in the model's dtype.
+    Router, norms, embedding and output layer are not quantised, and products are in the model's dtype.
 
     Attributes:
         bits: 4: NF4 with double quantisation, the bytes of bitsandbytes' ``load_in_4bit``. 8: int8 by row, those of its
@@ -183,7 +183,7 @@ class QLoRA(LoRA):
     cache: bool = False
 
     def check_base(self, precision: MegatronMixedPrecision, shape: ModelShape, topology: Topology) -> None:
-        """Refuse what no base can be kept in.
+        """Refuse settings with which the base cannot be quantised.
 
         Args:
             precision: The run's.

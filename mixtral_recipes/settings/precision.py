@@ -19,11 +19,11 @@ class MegatronMixedPrecision:
     Attributes:
         precision: ``"bf16-mixed"`` (bf16 weights and activations, fp32 master weights), ``"16-mixed"`` (fp16 with loss
             scaling) or ``"32"``.
-        grad_reduce_in_fp32: Whether gradients are added up in fp32; None keeps the DDP config's own setting.
+        grad_reduce_in_fp32: Whether gradients are reduced in fp32; None keeps the DDP config's own setting.
         fp8: None, ``"hybrid"`` (e4m3 forward, e5m2 backward) or ``"e4m3"``; needs Transformer Engine and an FP8 GPU.
         fp8_recipe: ``"delayed"``, ``"tensorwise"``, ``"blockwise"`` or ``"mxfp8"``.
-        fp8_param_gather: Whether linear layers keep their weights in FP8, and ranks gather them so, rather than cast
-            bf16 ones for their products; None keeps those that gain by it (`keeps_fp8_weights`).
+        fp8_param_gather: Whether linear layers keep their weights in FP8, and ranks gather them so, instead of casting
+            bf16 weights for each product; None decides by `keeps_fp8_weights`.
         first_last_layers_bf16: Whether the first and last layers stay in bf16.
         num_layers_at_start_in_bf16: How many at the start.
         num_layers_at_end_in_bf16: How many at the end.

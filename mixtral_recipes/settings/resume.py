@@ -12,14 +12,14 @@ class RestoreConfig:
 
     Attributes:
         path: ``hf://org/name[@revision]``, ``nemo://ID``, ``embedded://mixtral_tiny``, a folder (a checkpoint, or a
-            Hugging Face model, which is imported first), or a run's name or folder: its newest whole checkpoint.
+            Hugging Face model, which is imported first), or a run's name or folder: its newest complete checkpoint.
         load_model_state: Must be True.
-        load_optim_state: Whether the optimizer's moments and step count are taken too (from a training checkpoint).
+        load_optim_state: Whether the optimizer's moments and step count are restored (from a training checkpoint).
         resize_vocab: Whether the vocabulary may grow, to ``model.config.vocab_size`` or else to what the tokenizer
             needs; each new token's rows start from the mean of the checkpoint's.
-        adapter_path: An adapter checkpoint, or a run that made one, whose adapters are trained on. ``path`` is then
-            where its base is now, which is compared by content; None takes the adapters of ``path`` itself, if it holds
-            some.
+        adapter_path: An adapter checkpoint, or a run that made one, whose adapters are trained further. ``path`` then
+            is where its base is now, which is compared by content; None uses the adapters of ``path`` itself, if it has
+            any.
     """
 
     path: str | None = None
@@ -39,7 +39,7 @@ class AutoResume:
         resume_if_exists: Whether to resume from the run's own newest checkpoint.
         resume_ignore_no_checkpoint: Whether the run may start without one.
         resume_from_path: A checkpoint to resume from instead of searching, of all weights or of adapters; or a run.
-        resume_from_directory: A folder of checkpoints, or of a run, whose newest whole one is resumed from where the
+        resume_from_directory: A folder of checkpoints, or of a run; its newest complete checkpoint is used if the
             run has none of its own.
     """
 

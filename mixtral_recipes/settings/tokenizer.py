@@ -10,7 +10,7 @@ from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 @takes_nemos_arguments
 @dataclass
 class AutoTokenizer:
-    """A tokenizer of the Hub or of a folder.
+    """A tokenizer from the Hub or a folder.
 
     Attributes:
         pretrained_model_name: Hub id, folder, SentencePiece file, ``mistral://NAME`` or ``embedded://mixtral_tiny``.
@@ -27,7 +27,7 @@ class AutoTokenizer:
 
 @dataclass
 class NullTokenizer:
-    """No tokenizer, for data that is drawn: only how many tokens there are.
+    """No tokenizer, only a vocabulary size, for random data.
 
     Attributes:
         vocab_size: Tokens to draw from.

@@ -14,13 +14,13 @@ from mixtral_recipes.settings.precision import MegatronMixedPrecision
 @takes_nemos_arguments
 @dataclass
 class MegatronStrategy:
-    """Parallel layout and what belongs to it.
+    """Parallel layout and related settings.
 
     Attributes:
         tensor_model_parallel_size: Ranks that share each matrix.
         pipeline_model_parallel_size: Consecutive groups of layers.
         virtual_pipeline_model_parallel_size: Interleaved chunks per pipeline rank.
-        pipeline_dtype: Dtype sent between pipeline stages; None takes the precision's.
+        pipeline_dtype: Dtype sent between pipeline stages; None uses the precision's.
         context_parallel_size: Ranks that share each sequence.
         sequence_parallel: Whether tensor-parallel ranks split the sequence.
         expert_model_parallel_size: Ranks the experts are spread over.
@@ -29,7 +29,7 @@ class MegatronStrategy:
         ckpt_async_save: Whether checkpoints are written in the background.
         ckpt_parallel_load: No effect: every rank reads its own part of a checkpoint.
         ckpt_load_strictness: No effect: a checkpoint that lacks a tensor of the model is refused.
-        ddp: Megatron's DDP settings; ``"megatron"``, NeMo's default, stands for their defaults.
+        ddp: Megatron's DDP settings; ``"megatron"``, NeMo's default, means their defaults.
     """
 
     tensor_model_parallel_size: int = 1
@@ -54,28 +54,28 @@ class MegatronStrategy:
 @takes_nemos_arguments
 @dataclass
 class Trainer:
-    """How long to train, on how many processes, and how often to look.
+    """How long to train, on how many processes, and how often to validate and log.
 
     Attributes:
-        accelerator: ``"gpu"`` needs CUDA devices; ``"cpu"`` runs on the CPU; ``"auto"`` takes what is there.
+        accelerator: ``"gpu"`` needs CUDA devices; ``"cpu"`` runs on the CPU; ``"auto"`` uses a GPU if there is one.
         devices: Processes per node.
         num_nodes: Nodes.
         max_steps: Optimizer steps.
         val_check_interval: Steps between validations; 0 never validates.
-        limit_val_batches: Global batches per validation; None takes the whole set.
+        limit_val_batches: Global batches per validation; None uses the whole set.
         limit_test_batches: No effect: there is no test loop.
         log_every_n_steps: Steps between log lines.
-        enable_checkpointing: Whether checkpoints are written at all; without, a stopped run begins again.
-        accumulate_grad_batches: Must be 1: accumulation follows from global_batch_size.
+        enable_checkpointing: Whether checkpoints are written at all; without them, a stopped run starts over.
+        accumulate_grad_batches: Must be 1: gradient accumulation follows from global_batch_size.
         use_distributed_sampler: No effect: every data-parallel rank reads its own share of the data.
         strategy: Parallel layout.
-        plugins: Number formats.
+        plugins: Precision.
         callbacks: Small objects whose hooks the loop calls.
         seed: Seed of initialisation, data order and dropout.
-        max_skipped_steps: How many steps whose loss or gradient is not finite are left out before the run stops; 0
+        max_skipped_steps: How many steps with a loss or gradient that is not finite are skipped before the run stops; 0
             stops at the first.
-        hang_timeout_seconds: How long a rank may make no progress before it is ended with its stacks; more than the
-            longest step, validation batch or save takes.
+        hang_timeout_seconds: How long a rank may make no progress before it is stopped with its stacks; must exceed the
+            longest step, validation batch or save.
     """
 
     accelerator: str = "gpu"

@@ -77,7 +77,7 @@ def meet(backend: str, timeout: timedelta | None = None) -> None:
 
     Args:
         backend: gloo or nccl.
-        timeout: After which a collective fails; None takes torch's.
+        timeout: After which a collective fails; None uses torch's.
     """
     from torch._C._distributed_c10d import HashStore, PrefixStore
     from torch.distributed import init_process_group

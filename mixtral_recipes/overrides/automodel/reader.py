@@ -46,8 +46,8 @@ class AutoModelFile:
         """The recipe.
 
         Args:
-            num_nodes: Nodes; None takes the file's, or the fewest that hold the job.
-            num_gpus_per_node: Processes per node; None takes the file's, or the recipe's.
+            num_nodes: Nodes; None uses the file's, or the fewest that hold the job.
+            num_gpus_per_node: Processes per node; None uses the file's, or the recipe's.
             hardware: The card that must hold it.
 
         Raises:

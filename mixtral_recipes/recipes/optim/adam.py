@@ -22,13 +22,13 @@ def distributed_fused_adam_with_cosine_annealing(
     """Distributed Adam with warmup and cosine decay.
 
     Args:
-        precision: Not read: `trainer.plugins` states the number formats.
+        precision: No effect: `trainer.plugins` sets the precision.
         warmup_steps: Steps of linear warmup.
         constant_steps: Steps at ``min_lr`` at the end.
         adam_beta1: Decay of the first moment.
         adam_beta2: Decay of the second moment.
         max_lr: Peak learning rate.
-        min_lr: Where the cosine ends; None takes a tenth of the peak.
+        min_lr: Where the cosine ends; None means a tenth of the peak.
         clip_grad: Largest gradient norm.
     """
     return run.Config(
