@@ -34,7 +34,7 @@ def test_paths_may_begin_at_home(make_model, tmp_path: Path, monkeypatch: pytest
     ("entry", "message"),
     [
         ("a.gguf", r"a\.gguf is a GGUF model .* pass the model it was made from"),
-        ("run/checkpoints/one/weights/x", r"run/checkpoints holds no whole checkpoint"),
+        ("run/checkpoints/one/weights/x", r"run/checkpoints holds no intact checkpoint"),
         ("nothing here", r"nothing does not exist; pass a checkpoint folder or nemo://ID"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_model_may_be_a_config_as_a_recipe_s_is(make_model, tmp_path: Path) ->
     for number, given in enumerate((as_configs(model()), MixtralModel(as_configs(model().config)))):
         assert import_ckpt(given, folder, tmp_path / f"{number}").is_dir()
     for wrong in ("mixtral_8x7b", model().config):
-        with pytest.raises(RecipeError, match=r"model=.*: needs a MixtralModel"):
+        with pytest.raises(RecipeError, match=r"model=.* must be a MixtralModel"):
             import_ckpt(wrong, folder, tmp_path / "megatron")
     assert not (tmp_path / "megatron").exists()
 

@@ -47,5 +47,5 @@ def test_a_sum_too_large_for_fp16_is_named_for_what_it_is() -> None:
     weight = torch.full((4, 8), 6e4, dtype=torch.float16)
     a, b = torch.ones(1, 8), torch.tensor([[0.0], [0.0], [1e4], [0.0]])
     rows = MergedRows(LibraryRows(weight), a, b, 1.0, name="decoder.layers.3.mlp")
-    with pytest.raises(CheckpointError, match=r"decoder\.layers\.3\.mlp with its adapter: holds 70000, .* fp16"):
+    with pytest.raises(CheckpointError, match=r"decoder\.layers\.3\.mlp with its adapter: contains 70000, .* fp16"):
         read_in_pieces(rows, 2, torch.float16)

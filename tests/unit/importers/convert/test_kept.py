@@ -105,7 +105,7 @@ def test_an_import_is_found_in_a_home_folder_that_may_only_be_read(
     monkeypatch.setattr("fcntl.flock", refuse)
     assert imported(folder) == first
     with pytest.raises(
-        EnvironmentProblem, match=r"\(Read-only file system\); set MIXTRAL_RECIPES_HOME to a folder you"
+        EnvironmentProblem, match=r"\(Read-only file system\); set MIXTRAL_RECIPES_HOME to a folder that you"
     ):
         imported(folder, dtype="fp16")
 

@@ -73,7 +73,7 @@ def test_what_is_no_sum_is_refused(base: Path, make_model, tmp_path: Path) -> No
     elsewhere = import_checkpoint(str(other), tmp_path / "elsewhere", progress=False)
     b = make_adapter(elsewhere, LoRA(dim=2, target_modules="attention"), tmp_path / "b")
     for parts, message in (
-        ([Part(a, 0.5), Part(b, 0.5)], r"base is not the base of .*b: it holds weights"),
+        ([Part(a, 0.5), Part(b, 0.5)], r"base is not the base of .*b: it has weights"),
         ([Part(a, 0.5), Part(dora, 0.5)], "dora is a DoRA adapter"),
         ([Part(base, 1.0)], "holds a whole model, not an adapter"),
         ([Part(a, float("nan"))], "a finite weight other than 0"),
