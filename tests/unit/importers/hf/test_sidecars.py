@@ -77,7 +77,7 @@ def test_what_is_left_behind_is_named(model: Path, tmp_path: Path, capsys: pytes
     assert run(["import", str(model), "--output", str(tmp_path / "megatron"), "--json"]) == 0
     shown = capsys.readouterr()
     left = ["README.md", "logs/", "notes.txt", "pytorch_model.bin", "train.py"]
-    assert f"refers to it: {', '.join(left)}." in shown.err
+    assert f"refers to them: {', '.join(left)}." in shown.err
     assert json.loads(shown.out.splitlines()[-1])["left_behind"] == left
     assert read_manifest(tmp_path / "megatron")["left_behind"] == left
     again = import_checkpoint(str(export_checkpoint(tmp_path / "megatron", tmp_path / "back")), tmp_path / "again")
