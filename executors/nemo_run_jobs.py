@@ -401,6 +401,10 @@ def _raise_for(app: Any, job: Any) -> None:
         text, code = f"its log is in {job.executor.job_dir}", None
     if code == Preempted.exit_code:
         raise Preempted(text)
+    if text.startswith("SignalException"):  # torchrun's: it stopped the ranks, which save
+        raise Preempted(
+            f"job {job.id}: asked to stop; its log says what it saved. Run the same script again to continue."
+        )
     raise LaunchError(f"job {job.id} failed: {text}")
 
 

@@ -1,6 +1,7 @@
 """nemo_run's executors with our recipes: each starts the recipe's ranks, or is refused before anything is sent."""
 
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from invoke.exceptions import UnexpectedExit
 from invoke.runners import Result
 
 import mixtral_recipes as llm
-from mixtral_recipes.errors import CheckpointError, LaunchError
+from mixtral_recipes.errors import CheckpointError, LaunchError, Preempted
 from mixtral_recipes.executors import nemo_run_jobs
 from mixtral_recipes.executors.nemo_run_jobs import check
 from mixtral_recipes.executors.runs import records
@@ -206,3 +207,13 @@ def test_a_job_that_a_script_submits_is_among_the_runs(tmp_path: Path, monkeypat
     assert (record.executor, record.recipe, record.job_id) == ("slurm", "finetune", "7")
     assert (record.nodes, record.nproc_per_node) == (2, 2)
     assert (record.run_dir, record.job_dir) == (str(tmp_path / "mine"), job.executor.job_dir)
+
+
+def test_a_job_that_was_asked_to_stop_has_not_failed() -> None:
+    """Its ranks save and end well; torchrun, which passed the signal on, fails."""
+    message = {"message": "SignalException: Process 7 got signal: 15", "extraInfo": {"timestamp": "0"}}
+    app = SimpleNamespace(
+        state=SimpleNamespace(name="FAILED"), get_structured_error_msg=lambda: json.dumps({"message": message})
+    )
+    with pytest.raises(Preempted, match="job tune: asked to stop; its log says what it saved"):
+        nemo_run_jobs._raise_for(app, SimpleNamespace(id="tune"))
