@@ -390,7 +390,7 @@ class _Reader:
         if a.dim() != 2 or a.shape[1] != columns or tuple(b.shape) != (rows, a.shape[0]):
             raise CheckpointError(
                 f"{self.folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; this base needs [r, "
-                f"{columns}] and [{rows}, r], so the adapter belongs to another one."
+                f"{columns}] and [{rows}, r], so the adapter belongs to another base model."
             )
         if bool(self.settings.get("use_dora")) != (magnitude is not None) or (
             magnitude is not None and magnitude.numel() != rows

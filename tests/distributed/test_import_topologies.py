@@ -126,7 +126,7 @@ def test_a_process_that_fails_stops_all(imported: Imported, tmp_path: Path) -> N
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, broken / "model.safetensors")
     messages = launch(2, import_refused, broken, tmp_path / "out")
-    assert "model.norm.weight: holds NaN or Inf" in messages[0]
+    assert "model.norm.weight: contains NaN or Inf" in messages[0]
     assert messages[0] == messages[1]
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 

@@ -146,7 +146,7 @@ def damaged(folder: Path, **settings: Any) -> Path:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, but the adapter has no weights"),
         (
             {"modules_to_save": ["classifier"]},
-            "classifier, and only embed_tokens and lm_head can be taken; merge",
+            "classifier, but only embed_tokens and lm_head are supported; merge",
         ),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),

@@ -202,7 +202,7 @@ def test_weights_in_halves_are_trained_as_whole_ones(tmp_path: Path) -> None:
 
 
 def refusal(folder: str, states: dict[str, Any]) -> str:
-    """What is said of states that are not offered."""
+    """What is said of states that are not supported."""
     stand_in_for_the_kernels()
     STATES["refused"] = {"use_precision_aware_optimizer": True, **states}
     try:
@@ -215,8 +215,8 @@ def refusal(folder: str, states: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"exp_avg_dtype": torch.float16}, "exp_avg_dtype=float16 is not offered; use float32 or bfloat16"),
-        ({"main_params_dtype": torch.float16}, "main_params_dtype=float16 is not offered; use float32"),
+        ({"exp_avg_dtype": torch.float16}, "exp_avg_dtype=float16 is not supported; use float32 or bfloat16"),
+        ({"main_params_dtype": torch.float16}, "main_params_dtype=float16 is not supported; use float32"),
     ],
 )
 def test_what_could_not_be_saved_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
