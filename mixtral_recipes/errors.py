@@ -195,4 +195,4 @@ def _in_python(text: str) -> str:
     for option, name in _IN_PYTHON.items():
         text = re.sub(rf"(?<![\w-]){option}(?![\w-])", name.replace("\\", ""), text)
     parts = _PARTS.replace(" ", "|")
-    return re.sub(rf"(?<![\w./])(?=(?:{parts})\.[a-z_]+(?:\.[a-z_]+)*\b(?!\())", "recipe.", text)
+    return re.sub(rf"(?<![\w./-])(?=(?:{parts})\.[a-z_]+(?:\.[a-z_]+)*\b(?!\())", "recipe.", text)

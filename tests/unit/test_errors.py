@@ -57,6 +57,7 @@ def test_other_errors_are_ours(error: BaseException) -> None:
         ("use --executor slurm", "use executor=run.SlurmExecutor(...)"),
         ("runs/model.config is a file of mine", "runs/model.config is a file of mine"),
         ("recipe.trainer.devices", "recipe.trainer.devices"),
+        ("see docs/guide/own-data.md", "see docs/guide/own-data.md"),
     ],
 )
 def test_a_scripts_words_for_options_and_settings(command: str, script: str) -> None:

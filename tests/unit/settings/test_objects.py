@@ -94,7 +94,7 @@ def test_a_function_of_ones_own_is_not_lost() -> None:
 def test_what_nobody_can_write_down_is_refused_by_its_place() -> None:
     recipe = set_one_by_one()
     recipe.data = Mine(8)
-    with pytest.raises(RecipeError, match=r"recipe\.data holds an object, .*write run\.Config\(CLASS, \.\.\.\)"):
+    with pytest.raises(RecipeError, match=r"recipe\.data holds an object, .*use run\.Config\(CLASS, \.\.\.\)"):
         as_text(recipe)
 
 
