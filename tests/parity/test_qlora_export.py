@@ -46,7 +46,7 @@ def test_merged_into_either_base(folders: Folders, tmp_path: Path, bits: int) ->
     assert relative_error(found[0], found[1]) > 100 * TOLERANCE, "the bases differ"
     assert lineage.read(original).origin["merged_into"] == "original"
     assert "the original weights, not the quantised ones" in (original / "README.md").read_text()
-    assert f"the {bits}bit weights they were trained over" in (trained / "README.md").read_text()
+    assert f"the {bits}bit weights they were trained on" in (trained / "README.md").read_text()
     with pytest.raises(CheckpointError, match=f"--merge-into {12 - bits}bit: .* use original or {bits}bit"):
         export_checkpoint(checkpoint, tmp_path / "other", merge_into=f"{12 - bits}bit")
     assert not (tmp_path / "other").exists()
@@ -54,7 +54,7 @@ def test_merged_into_either_base(folders: Folders, tmp_path: Path, bits: int) ->
 
 def test_an_adapter_over_16_bits_has_no_choice(folders: Folders, tmp_path: Path) -> None:
     checkpoint, _ = launch(1, adapted, folders, LoRA(dim=4, alpha=8), tmp_path / "lora")[0]
-    with pytest.raises(CheckpointError, match=r"--merge-into 4bit: .* was trained over original weights"):
+    with pytest.raises(CheckpointError, match=r"--merge-into 4bit: .* was trained on original weights"):
         export_checkpoint(checkpoint, tmp_path / "out", merge_into="4bit")
 
 
