@@ -32,7 +32,8 @@ def test_failed_stage_stops_the_rest(plain: Site, tmp_path: Path) -> None:
     file.write_text(PIPELINE.format(dir=plain.runs))
     stages, scripts = pipeline.submit(pipeline.read(file), recipe_of)
     assert len(scripts) == 3
-    with pytest.raises(LaunchError, match=r"'broken' failed: .*Not run: never. Continue with --from broken") as caught:
+    told = r"stage 'broken' failed: .*Not run: never\. Continue with --from broken"
+    with pytest.raises(LaunchError, match=told) as caught:
         pipeline.watch(stages)
     assert "job" in str(caught.value)
     assert plain.wait(stages[2]) == "cancelled"

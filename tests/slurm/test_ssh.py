@@ -113,7 +113,8 @@ def test_files_of_the_laptop_are_not_on_the_cluster(plain: Site, login_node: dic
 
     recipe = llm.mixtral_tiny.finetune_recipe(name="far-data", dir="runs", num_gpus_per_node=1)
     recipe.data.dataset_root = str(tmp_path / "only_here.json")
-    with pytest.raises(LaunchError, match=r"^data.dataset_root=.*only_here.json does not exist on login, where"):
+    told = r"^data.dataset_root=.*only_here.json does not exist on login, where the job runs"
+    with pytest.raises(LaunchError, match=told):
         check_files_there(plain.executor(1, 1, **login_node), recipe)
     (tmp_path / "only_here.json").touch()
     check_files_there(plain.executor(1, 1, **login_node), recipe)

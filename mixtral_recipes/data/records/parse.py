@@ -237,4 +237,4 @@ def _csv(path: Path, bad: BadRecord) -> Iterator[Record]:
 
 
 def _through(first: int, last: int) -> str:
-    return f", up to line {last}" if last > first else ""
+    return f" (the row goes on to line {last})" if last > first else ""

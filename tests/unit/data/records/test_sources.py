@@ -642,10 +642,10 @@ def test_rows_that_a_quote_takes_in_are_named(tmp_path: Path) -> None:
     path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\nq4,"a4\nq5,a5\n')
     assert [row["input"] for row, *_ in read_records(path, bad)] == ["q1", "q5"]
     assert len(told) == 1
-    assert told[0].startswith(f"{path}:3: not a CSV row, up to line 5 (")
+    assert told[0].startswith(f"{path}:3: not a CSV row (the row goes on to line 5) (")
     path.write_text('input,output\nq1,a1\n"q2,a2\nq3,a3\n')
     with pytest.raises(DataError, match=r"quotes\.csv:3: a quotation mark opens in this row and is never closed\."):
         list(read_records(path, bad))
     path.write_text('input,output\n"q1\nq2\n"\nq3,a3\n')
     assert [row["input"] for row, *_ in read_records(path, bad)] == ["q3"]
-    assert told[1] == f"{path}:2: has 1 columns, up to line 4, but the header has 2."
+    assert told[1] == f"{path}:2: has 1 columns (the row goes on to line 4), but the header has 2."

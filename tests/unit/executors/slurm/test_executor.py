@@ -80,7 +80,7 @@ def test_a_file_that_no_container_sees_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_a_command_that_no_container_sees_is_named() -> None:
     executor = slurm_executor(1, 1, container_image="i.sqsh", mounts=["/models"])
-    with pytest.warns(MixtralRecipesWarning, match="^/exports/tuned is not inside any folder"):
+    with pytest.warns(MixtralRecipesWarning, match="^/exports/tuned is not inside any folder that the job"):
         for_recipe(executor, None, Path("/runs"), ("export", "/runs/tune", "/exports/tuned", "--base", "/models/base"))
 
 
