@@ -84,6 +84,9 @@ def weighted(draw: st.DrawFn, *, calls: bool) -> dict[str, Any]:
     return record
 
 
+RECORDS = st.tuples(weighted(calls=False), weighted(calls=True))  # for the earlier format, and for the one with tools
+
+
 def package_file(name: str) -> Path:
     return Path(mistral_common.__file__).parent / "data" / FILES[name]
 
@@ -117,16 +120,16 @@ def test_tokens_are_mistral_commons(tokenizer: Any, mistral: Any, messages: list
 
 
 @EXAMPLES
-@given(data=st.data())
+@given(records=RECORDS)
 def test_tokens_and_masks_of_weights_tools_and_systems(
-    tokenizer: Any, mistral: Any, name: str, data: st.DataObject
+    tokenizer: Any, mistral: Any, name: str, records: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     """Token by token mistral-common's; learned are the turns of weight 1, found from the tokens of each turn."""
     from mistral_common.protocol.instruct.messages import AssistantMessage
     from mistral_common.protocol.instruct.normalize import InstructRequestNormalizer
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-    record = data.draw(weighted(calls="22b" in name))
+    record = records["22b" in name]
     plain = [{k: v for k, v in message.items() if k != "weight"} for message in record["messages"]]
     request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(plain), tools=record.get("tools") or None)
     expected = mistral.encode_chat_completion(request).tokens
@@ -153,10 +156,12 @@ def _begins(tokens: list[int], at: int, inner: Any) -> bool:
 
 
 @EXAMPLES
-@given(data=st.data())
-def test_mask_is_transformers_assistant_mask(tokenizer: Any, name: str, data: st.DataObject) -> None:
+@given(records=RECORDS)
+def test_mask_is_transformers_assistant_mask(
+    tokenizer: Any, name: str, records: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     """Of transformers' mask, which is of all the assistant's turns, those of weight 0 are taken out turn by turn."""
-    text = json.dumps(data.draw(weighted(calls="22b" in name)))
+    text = json.dumps(records["22b" in name])
     for token in tokenizer.added_tokens_decoder.values():  # spelled out, they are tokens to transformers and text to us
         text = text.replace(token.content, "x")
     talk = conversation(Record(json.loads(text), "x:1"))
@@ -182,12 +187,14 @@ def test_mask_is_transformers_assistant_mask(tokenizer: Any, name: str, data: st
 
 
 @EXAMPLES
-@given(data=st.data())
-def test_mask_is_the_same_without_marks_in_the_template(tokenizer: Any, name: str, data: st.DataObject) -> None:
+@given(records=RECORDS)
+def test_mask_is_the_same_without_marks_in_the_template(
+    tokenizer: Any, name: str, records: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     """Tool calls are found where the template puts tools and the system prompt at the last message of the user."""
     marked = ChatEncoder(tokenizer)
     bare = marked.template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    record = data.draw(weighted(calls="22b" in name))
+    record = records["22b" in name]
     for message in record["messages"]:  # the space a template puts before an answer belongs to the answer's first word
         if "content" in message:
             message["content"] = message["content"].strip()
