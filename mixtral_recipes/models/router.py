@@ -16,9 +16,10 @@ class Router(TopKRouter):
 
     With ``calculate_per_token_loss`` Megatron multiplies the auxiliary loss by the microbatch's token count, written as
     this rank's real tokens times the number of tensor- and context-parallel ranks. With a padding mask its count is
-    already the sum over those ranks (an all-reduce in place), and for ``global_aux_loss`` over data-parallel ranks
-    too, so the loss is too large by a factor of the number of ranks. Here it is the mean over the tensor- and
-    context-parallel ranks: their number changes nothing, and without padding the loss is Megatron's own.
+    already the sum over those ranks (an all-reduce in place), so the loss is too large by a factor of their number.
+    Of ``global_aux_loss`` each data-parallel rank has only its share, and the shares are then averaged, so the loss
+    shrinks as data-parallel ranks are added. Here it is multiplied by the mean count over the tensor- and
+    context-parallel ranks, and a global loss by the sum of these over data-parallel ranks: the layout changes nothing.
 
     That count is a float, too, if a whole one, and Transformer Engine's fused loss takes int64 only: here it gets one.
     (`models/acceleration.py` keeps the losses whose counts are not whole from that kernel.)
@@ -27,23 +28,30 @@ class Router(TopKRouter):
     `fused_moe_aux_loss`.
     """
 
-    _real_tokens: Tensor | None = None
+    _real_tokens: int | Tensor = 0
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As Megatron's; remembers how many tokens are real."""
-        self._real_tokens = None
-        ranks = self.tp_cp_group.size()
-        if padding_mask is not None:
-            total = padding_mask.logical_not().sum()
-            if ranks > 1:
-                torch.distributed.all_reduce(total, group=self.tp_cp_group)
-            self._real_tokens = total / ranks
+        if padding_mask is None:
+            self._real_tokens = logits.shape[:-1].numel()
+        else:
+            self._real_tokens = padding_mask.logical_not().sum()
         return super().routing(logits, padding_mask)
 
-    def attach_and_log_load_balancing_loss(self, *args: Any, valid_token_count: Any = None, **named: Any) -> Tensor:
+    def attach_and_log_load_balancing_loss(
+        self, *args: Any, needs_dp_avg: bool = True, valid_token_count: Any = None, **named: Any
+    ) -> Tensor:
         """As Megatron's, with the right count."""
-        count = valid_token_count if self._real_tokens is None else self._real_tokens
-        return super().attach_and_log_load_balancing_loss(*args, valid_token_count=count, **named)
+        group = self.tp_cp_group if needs_dp_avg else self.tp_dp_cp_group  # a global loss needs no average
+        count = self._real_tokens
+        if isinstance(count, Tensor):
+            count = count.clone()
+            torch.distributed.all_reduce(count, group=group)
+        else:
+            count *= group.size()
+        return super().attach_and_log_load_balancing_loss(
+            *args, needs_dp_avg=needs_dp_avg, valid_token_count=count / self.tp_cp_group.size(), **named
+        )
 
     def _apply_aux_loss(
         self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False

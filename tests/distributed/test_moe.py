@@ -166,12 +166,24 @@ def test_router_losses_count_the_same_however_few_tokens_are_learned(loss: str) 
         assert torch.allclose(of_few[0][name] - of_few[1][name], expected, rtol=1e-3, atol=1e-6), name
 
 
-def test_a_global_loss_of_padded_batches_does_not_depend_on_tensor_parallelism() -> None:
-    case = Case(model={"moe_router_load_balancing_type": "global_aux_loss", "moe_aux_loss_coeff": 0.1}, steps=2)
-    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    expected = launch(2, train, case)[0]
-    for outcome in launch(4, train, dataclasses.replace(case, layout=layout)):
+@pytest.mark.parametrize("full", [True, False], ids=["full", "padded"])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, {}),
+        (4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        (4, {"context_parallel_size": 2}),
+    ],
+    ids=["dp2", "tp2dp2", "cp2dp2"],
+)
+def test_a_global_loss_does_not_depend_on_the_layout(ranks: int, layout: dict[str, Any], full: bool) -> None:
+    losses = {"moe_router_load_balancing_type": "global_aux_loss", "moe_aux_loss_coeff": 0.1}
+    whole = Case(model=losses, data={"full": full, "micro_batch_size": 8}, steps=2)
+    expected = launch(1, train, whole)[0]
+    halves = dataclasses.replace(whole, layout=layout, data={"full": full, "micro_batch_size": 4})
+    for outcome in launch(ranks, train, halves):
         assert outcome.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5)
+        assert outcome.router_losses == pytest.approx(expected.router_losses, rel=1e-5)
 
 
 def test_padded_and_plain_dropping_agree() -> None:
