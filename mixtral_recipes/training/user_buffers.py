@@ -22,7 +22,7 @@ def check(topology: Topology) -> None:
     if topology.tensor_model_parallel_size == 1 or not topology.sequence_parallel:
         raise RecipeError(
             "tp_comm_overlap=True overlaps the communication of tensor parallelism with sequence parallelism, but "
-            "trainer.strategy has tensor_model_parallel_size={topology.tensor_model_parallel_size} and "
+            f"trainer.strategy has tensor_model_parallel_size={topology.tensor_model_parallel_size} and "
             f"sequence_parallel={topology.sequence_parallel}; set both, or leave tp_comm_overlap out."
         )
 
