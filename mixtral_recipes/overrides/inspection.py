@@ -15,6 +15,7 @@ from mixtral_recipes.peft.busiest import with_experts_named
 from mixtral_recipes.peft.count import trained_parameters
 from mixtral_recipes.planner.weights import parameters
 from mixtral_recipes.recipes import catalog
+from mixtral_recipes.settings.literals import arguments, expression
 from mixtral_recipes.settings.nemo.calls import not_ours
 
 _SPEC = re.compile(r"(\w+(?:\.\w+)*)(\(.*\))?")
@@ -39,34 +40,18 @@ def recipe_of(spec: str, default_task: str = "finetune") -> Any:
     if not match:
         raise RecipeError(f"{spec!r} does not name a recipe; use e.g. mixtral_8x7b.finetune, or a .yaml file.")
     path, call = match.groups()
-    arguments = _arguments(spec, call) if call else {}
+    example = "mixtral_8x7b.finetune(peft_scheme='dora')"
+    try:
+        read = expression(f"f{call or '()'}")
+    except ValueError:
+        read = None
+    if not isinstance(read, ast.Call):
+        raise RecipeError(f"{spec!r}: pass arguments by name, e.g. {example}.")
+    given = arguments(read, repr(spec), example)
     name, _, task = path.partition(".")
     if task and name not in catalog.CATALOG:
-        return loading.load_own(path, **arguments)
-    return loading.load(catalog.entry(name).name, task or default_task, **arguments)
-
-
-def _arguments(spec: str, call: str) -> dict[str, Any]:
-    try:
-        node = ast.parse(f"f{call}", mode="eval").body
-        assert isinstance(node, ast.Call)
-        if node.args:
-            raise ValueError
-        return {str(keyword.arg): _value(spec, keyword) for keyword in node.keywords}
-    except (SyntaxError, ValueError):
-        raise RecipeError(
-            f"{spec!r}: pass arguments by name, e.g. mixtral_8x7b.finetune(peft_scheme='dora')."
-        ) from None
-
-
-def _value(spec: str, keyword: ast.keyword) -> Any:
-    try:
-        return ast.literal_eval(keyword.value)
-    except ValueError:
-        given = ast.unparse(keyword.value)
-        raise RecipeError(
-            f"{spec}: {keyword.arg}={given} is not a plain value; put text in quotes: '{given}'."
-        ) from None
+        return loading.load_own(path, **given)
+    return loading.load(catalog.entry(name).name, task or default_task, **given)
 
 
 def overview(recipe: Any, name: str | None) -> dict[str, Any]:

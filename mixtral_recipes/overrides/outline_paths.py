@@ -4,7 +4,6 @@ A setting that memory and time do not depend on is known by its path and then le
 (a part named by its class), or has no such path, is for the whole recipe: `NeedsRecipe`.
 """
 
-import ast
 import contextlib
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.overrides.completion import PATHS
+from mixtral_recipes.settings.literals import literal
 from mixtral_recipes.settings.ranges import out_of_range
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w.\[\]]*)([+\-*/|&]?=)(.*)", re.DOTALL)
@@ -52,8 +52,8 @@ def apply(outline: Any, overrides: Iterable[str]) -> None:
 
 def _number(text: str) -> Any:
     """A text as the number or the list that a whole recipe would read in it; None where it is neither."""
-    for read in (int, float, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+    for read in (int, float, literal):
+        with contextlib.suppress(ValueError):
             return read(text)
     return None
 
@@ -80,8 +80,8 @@ def _value(value: str, old: Any, text: str) -> Any:
         read: Any = value.lower() == "true"
     else:
         try:
-            read = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            read = literal(value)
+        except ValueError:
             if not _WORD.fullmatch(value):
                 raise NeedsRecipe from None
             read = value

@@ -22,6 +22,7 @@ from mixtral_recipes.errors import RecipeError, nearest
 from mixtral_recipes.overrides import values
 from mixtral_recipes.settings import classes, conformity
 from mixtral_recipes.settings.conformity import options
+from mixtral_recipes.settings.literals import arguments, expression
 from mixtral_recipes.settings.nemo.modules import NotHere, of_nemo
 from mixtral_recipes.settings.nemo.names import NAMES, name_here
 
@@ -225,15 +226,18 @@ def _objects(text: str, wanted: Any, path: str) -> Any:
     """``Class(...)``, a registered nemo_run factory, or a list of classes; None when the text is something else."""
     if text.startswith("[") and text.endswith("]"):
         try:
-            nodes = ast.parse(text, mode="eval").body
-        except SyntaxError:
+            nodes = expression(text)
+        except ValueError:
             raise RecipeError(f"{path}={text} is not a list of classes.") from None
         return [_object(node, path) for node in getattr(nodes, "elts", [])]
     word = text.lower() in ("none", "null") or any(text in typing.get_args(option) for option in options(wanted))
     if word or not _OBJECT.fullmatch(text):
         return None
     factory = _factory(text.partition("(")[0], wanted)
-    node = ast.parse(text, mode="eval").body
+    try:
+        node = expression(text)
+    except ValueError:
+        raise RecipeError(f"{path}={text} is not a class with arguments, as in LoRA(dim=16).") from None
     if factory is not None:
         return factory(**_arguments(node, path))
     return values.check(_object(node, path), wanted, path)
@@ -260,6 +264,10 @@ def _register_recipes(name: str) -> None:
     from mixtral_recipes.recipes import catalog
 
     importlib.import_module(f"mixtral_recipes.recipes.{name if name in catalog.CATALOG else 'data'}")
+
+
+def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
+    return arguments(node, path, "LoRA(dim=16)") if isinstance(node, ast.Call) else {}
 
 
 def _object(node: ast.AST, path: str) -> Any:
@@ -290,21 +298,3 @@ def find(spelling: Any, table: str, where: str) -> Any:
         return of_nemo(name)
     except NotHere as error:
         raise RecipeError(f"{where}: {error}") from error
-
-
-def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
-    if not isinstance(node, ast.Call):
-        return {}
-    if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise RecipeError(f"{path}: pass arguments by name, e.g. LoRA(dim=16).")
-    return {str(keyword.arg): _literal(keyword, path) for keyword in node.keywords}
-
-
-def _literal(keyword: ast.keyword, path: str) -> Any:
-    try:
-        return ast.literal_eval(keyword.value)
-    except ValueError:
-        written = ast.unparse(keyword.value)
-        raise RecipeError(
-            f"{path}: {keyword.arg}={written} is not a plain value; put text in quotes: {keyword.arg}='TEXT'."
-        ) from None

@@ -3,7 +3,6 @@
 Text is read by nemo_run's own type parser, extended by what it lacks: ``X | None``, dtypes, enums, named functions.
 """
 
-import ast
 import collections.abc
 import enum
 import re
@@ -17,6 +16,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import classes
 from mixtral_recipes.settings import serialization as _serialization  # noqa: F401  # teaches nemo_run X | None
 from mixtral_recipes.settings.conformity import conforms, options, takes_functions
+from mixtral_recipes.settings.literals import literal
 from mixtral_recipes.settings.nemo.rules import needs, short
 
 # nemo_run's parser reads such text as a class to import; ours names classes by the table in `settings.classes` only.
@@ -50,12 +50,10 @@ def parse(text: str, annotation: Any, where: str) -> Any:
     """
     if text.startswith(_IMPORTS):
         raise RecipeError(f"{where}={text}: name the class itself, e.g. {where}=ClassName(setting=value).")
-    problems: list[str] = []
     for option in options(annotation):
         try:
             value = _parse_as(text, option, where)
-        except (CLIException, ValueError, SyntaxError, RecipeError) as problem:
-            problems.append(str(problem))
+        except (CLIException, ValueError, RecipeError):
             continue
         if conforms(value, option):
             return value
@@ -75,7 +73,7 @@ def _parse_as(text: str, option: Any, where: str) -> Any:
         return enum_member(text, option)
     origin = typing.get_origin(option) or option
     if origin in (list, tuple, dict, collections.abc.Sequence):
-        return check(_names(text) or ast.literal_eval(text), option, where)
+        return check(_names(text) or literal(text), option, where)
     if origin is typing.Literal:
         same = [value for value in typing.get_args(option) if str(value) == text.strip("'\"")]
         return same[0] if same else text

@@ -9,11 +9,11 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.callbacks import of_lightning
 from mixtral_recipes.settings.classes import PUBLIC, THEIRS
+from mixtral_recipes.settings.literals import literal
 from mixtral_recipes.settings.nemo.arguments import CALLS
 from mixtral_recipes.settings.nemo.names import MODULES, NAMES, instead_of, lightnings_module
 from mixtral_recipes.settings.nemo.notebooks import Notebook
@@ -348,7 +348,7 @@ class _Reader:
         """Say what becomes of an argument's value, as far as the text shows the value."""
         where = f"{owner}.{name}"
         try:
-            literal: Any = ast.literal_eval(value)
+            given = literal(value)
         except ValueError:
             if isinstance(rule, Only) and getattr(value, "attr", getattr(value, "id", None)) != rule.value:
                 self._say(node, "note", f"{where} must evaluate to {rule.value!r}: {rule.why}")
@@ -356,14 +356,14 @@ class _Reader:
                 self._say(node, "warned", f"{where} has no effect: {rule.why}")
             return
         if rule:
-            refused = refusal(rule, where, literal)
+            refused = refusal(rule, where, given)
         else:
-            refused = wrong_type(stated_type(owner, name), where, literal) or out_of_range(where, name, literal)
-        if refused and literal != stated_default(owner, name):
+            refused = wrong_type(stated_type(owner, name), where, given) or out_of_range(where, name, given)
+        if refused and given != stated_default(owner, name):
             self._say(node, "refused", refused.rstrip("."))
         elif isinstance(rule, Ignored | Keys):
-            told = notice(rule, _NoDefaults, where, {name: literal})
-            if told and literal != stated_default(owner, name):
+            told = notice(rule, _NoDefaults, where, {name: given})
+            if told and given != stated_default(owner, name):
                 self._say(node, "warned", told.rstrip("."))
 
     def _text(self, node: ast.Constant) -> None:

@@ -172,6 +172,8 @@ def test_what_an_outline_cannot_hold_needs_the_recipe() -> None:
     ):
         with pytest.raises(outline_paths.NeedsRecipe):
             outline_paths.apply(outline(Question("mixtral_8x7b")), [override])
+    with pytest.raises(outline_paths.NeedsRecipe):
+        outline_paths.apply(outline(Question("mixtral_8x7b", "pretrain")), ["trainer.max_steps={[]: 1}"])
 
 
 def test_tokens_are_counted_with_the_recipes_own_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

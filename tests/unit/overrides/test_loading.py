@@ -106,8 +106,14 @@ def test_arguments_in_a_recipe_s_name_are_refused_where_only_the_name_counts() -
 def test_text_without_quotes_is_named() -> None:
     with pytest.raises(RecipeError, match=r"peft_scheme=dora is not a plain value; put text in quotes: 'dora'"):
         recipe_of("mixtral_8x7b.finetune(peft_scheme=dora)")
+    with pytest.raises(RecipeError, match=r"peft_scheme=\{\[\]: 1\} is not a plain value"):
+        recipe_of("mixtral_8x7b.finetune(peft_scheme={[]: 1})")
+
+
+@pytest.mark.parametrize("call", ["('dora')", "(peft_scheme=)", "(**{'peft_scheme': 'dora'})", "() + ()"])
+def test_a_recipes_arguments_are_named(call: str) -> None:
     with pytest.raises(RecipeError, match="pass arguments by name"):
-        recipe_of("mixtral_8x7b.finetune('dora')")
+        recipe_of(f"mixtral_8x7b.finetune{call}")
 
 
 def test_a_file_cannot_name_it_and_says_who_can(tmp_path: Path) -> None:

@@ -289,6 +289,10 @@ def test_nemo_run_finds_the_factories() -> None:
         ("trainer.strategy.pipeline_dtype=int3", "must be null or a dtype."),
         ("trainer.callbacks=[TimingCallback(]", "is not a list of classes."),
         ("data=SquadDataModule(1)", "pass arguments by name"),
+        ("data=SquadDataModule(seed=)", "data=SquadDataModule(seed=) is not a class with arguments"),
+        ("data=SquadDataModule(seed={[]: 1})", "data: seed={[]: 1} is not a plain value"),
+        ("model.config.recompute_modules={[]: 1}", "model.config.recompute_modules={[]: 1} must be null or a list"),
+        (f"trainer.callbacks=[{'-' * 20000}1]", "is not a list of classes."),
     ],
 )
 def test_errors_name_the_setting_and_the_closest(text: str, expected: str) -> None:

@@ -78,5 +78,5 @@ def test_without_anything_to_overlap_it_is_refused(ranks: int) -> None:
     recipe.trainer.callbacks = [run.Config(llm.MegatronCommOverlapCallback, tp_comm_overlap=True)]
 
     built: Any = fiddle.build(recipe)
-    with pytest.raises(RecipeError, match=rf"tensor_model_parallel_size={ranks} and sequence_parallel=False; set both, or leave"):
+    with pytest.raises(RecipeError, match=rf"parallel_size={ranks} and sequence_parallel=False; set both, or leave"):
         check_megatron_config(built.keywords["model"].config, built.keywords["trainer"])

@@ -378,6 +378,7 @@ def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
         ("recipe.trainer.accumulate_grad_batches *= 2", "note"),
         ("recipe.trainer.max_steps += 1", None),
         ("recipe.trainer.precision: str", None),
+        ("recipe.trainer.benchmark = {[]: 1}", "warned"),
     ],
 )
 def test_a_setting_is_read_however_it_is_assigned(tmp_path: Path, line: str, told: str | None) -> None:
