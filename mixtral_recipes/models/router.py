@@ -28,7 +28,7 @@ class Router(TopKRouter):
     `fused_moe_aux_loss`.
     """
 
-    _real_tokens: int | Tensor = 0
+    _real_tokens: int | Tensor
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As Megatron's; remembers how many tokens are real."""
@@ -43,7 +43,7 @@ class Router(TopKRouter):
     ) -> Tensor:
         """As Megatron's, with the right count."""
         group = self.tp_cp_group if needs_dp_avg else self.tp_dp_cp_group  # a global loss needs no average
-        count = self._real_tokens
+        count: Any = self._real_tokens
         if isinstance(count, Tensor):
             count = count.clone()
             torch.distributed.all_reduce(count, group=group)

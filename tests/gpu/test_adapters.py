@@ -39,16 +39,16 @@ def adapters_of(kind: type[Adapter], scheme: LoRA, layer: str, device: torch.dev
     return found
 
 
-def results(add: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
+def results(add: Callable[..., Tensor], device: torch.device, counts: list[int] = COUNTS) -> list[Tensor]:
     """The output, and the gradients of output and input."""
     torch.manual_seed(1)
-    rows = sum(COUNTS)
+    rows = sum(counts)
     output, x, upstream = (
         torch.randn(rows, width).to(device, torch.bfloat16) for width in (OUT, IN, OUT)
     )  # fmt: skip
     output.requires_grad_()
     x.requires_grad_()
-    added = add(output, x, torch.tensor(COUNTS))
+    added = add(output, x, torch.tensor(counts))
     added.backward(upstream)
     return [added.detach(), *(leaf.grad for leaf in (output, x) if leaf.grad is not None)]
 
@@ -74,3 +74,15 @@ def test_together_is_one_by_one(
         apart = (mine.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-6)
         assert apart < 3e-2
     assert any(grad.abs().max() > 0 for grad in together[3:])
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [(Adapter, LoRA), (DoRAAdapter, DoRA)], ids=["lora", "dora"])
+def test_experts_may_all_be_without_a_token(kind: type[Adapter], scheme: type[LoRA], cuda: torch.device) -> None:
+    settings = kind, scheme(dim=16, alpha=32, dropout=0.0), "linear_fc1", cuda
+    grouped = GroupedAdapter(dict(enumerate(adapters_of(*settings))))
+    output, *gradients = results(grouped.add_to, cuda, [0] * len(COUNTS))
+    assert output.shape == (0, OUT)
+    assert [gradient.shape for gradient in gradients] == [(0, OUT), (0, IN)]
+    for parameter in grouped.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
