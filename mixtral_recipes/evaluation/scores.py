@@ -58,7 +58,8 @@ def evaluate_squad(
     Raises:
         RecipeError: the model has no room for so long an answer.
     """
-    prompts = [model.tokenizer(question.prompt())["input_ids"] for question in questions]
+    # Control tokens that a passage spells out are text, as in training.
+    prompts = [model.tokenizer(question.prompt(), split_special_tokens=True)["input_ids"] for question in questions]
     prompts = shortened(model, prompts, max_new_tokens)
     found = generate(model, prompts, Sampling(max_new_tokens), batch_size=batch_size)
     answers = [one.text.strip() for one in found]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.chat_templates import template_of
+from mixtral_recipes.data.records.conversations import joined_texts
 from mixtral_recipes.data.records.template_sandbox import render
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.inference.text import encoded
+from mixtral_recipes.inference.text import refuse_halves
 
 Message = dict[str, str]
 
@@ -52,21 +54,30 @@ class Conversation:
 
 
 def tokens_of(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Messages as the tokenizer's chat template has them, ready for an answer.
+    """Messages as the tokenizer's chat template has them, ready for an answer: the tokens that stand there in training.
 
-    A template without a place for a system message, as Mixtral's first ones, gets it before the first question.
+    Neighbours of one role are joined, and a control token that a message spells out is text, as in records. A template
+    without a place for a system message, as Mixtral's first ones, gets it before the first question.
 
     Raises:
-        DataError: the tokenizer has no template, or it refuses these messages.
+        DataError: the tokenizer has no template, it refuses these messages, or they hold what is not a character.
     """
     refuse_without_template(tokenizer)
+    encoder = ChatEncoder(tokenizer)
+    joined: list[Message] = []
+    for message in messages:
+        refuse_halves(message["content"])
+        if joined and joined[-1]["role"] == message["role"]:
+            joined[-1] = {**message, "content": joined_texts([joined[-1]["content"], message["content"]])}
+        else:
+            joined.append(message)
     try:
-        return _rendered(tokenizer, messages)
+        return encoder.prompt(joined, "chat")
     except DataError:
-        if messages[0]["role"] != "system" or len(messages) < 2:
+        if joined[0]["role"] != "system" or len(joined) < 2:
             raise
-        first = messages[0]["content"] + "\n\n" + messages[1]["content"]
-        return _rendered(tokenizer, [{**messages[1], "content": first}, *messages[2:]])
+        first = joined_texts(message["content"] for message in joined[:2])
+        return encoder.prompt([{**joined[1], "content": first}, *joined[2:]], "chat")
 
 
 def ends_of_turns(tokenizer: Any) -> frozenset[int]:
@@ -122,7 +133,3 @@ def text_of(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True)
     if not found:
         raise DataError("chat: the chat template leaves out the last message, so it cannot be continued.")
     return before + found
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    return encoded(tokenizer, text_of(tokenizer, messages), special=False)

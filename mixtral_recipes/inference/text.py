@@ -12,11 +12,21 @@ def encoded(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
 
     Args:
         tokenizer: The model's.
-        text: The text.
+        text: The text; a control token that it spells out is that token, so that it may be a whole prompt.
         special: Whether the tokenizer adds what a text begins with.
 
     Raises:
         DataError: it contains something that is not a character.
+    """
+    refuse_halves(text)
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def refuse_halves(text: str) -> None:
+    """Refuse a text that contains something that is not a character.
+
+    Raises:
+        DataError: it does.
     """
     try:
         text.encode()
@@ -25,7 +35,6 @@ def encoded(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
             f"a prompt holds \\u{ord(text[error.start]):04x}, which is half of a UTF-16 pair or a byte that is not "
             "UTF-8; remove it."
         ) from error
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 class GrowingText:

@@ -13,6 +13,7 @@ from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import Message, conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.tokenizers import load_tokenizer
+from mixtral_recipes.inference.chat import tokens_of
 from tests.chat_encoding import encode_one
 
 mistral_common = pytest.importorskip("mistral_common", reason="mistral-common is not installed")
@@ -119,6 +120,33 @@ def test_tokens_are_mistral_commons(tokenizer: Any, mistral: Any, messages: list
     assert encode_one(ChatEncoder(tokenizer), messages).tokens == expected
 
 
+parts = st.lists(contents | st.just(""), min_size=1, max_size=3).filter(any)
+some = contents | parts.map(lambda texts: [{"type": "text", "text": text} for text in texts])
+
+
+@EXAMPLES
+@given(roles=st.lists(st.sampled_from(["user", "assistant"]), max_size=5), said=st.lists(some, min_size=8, max_size=8))
+def test_parts_and_neighbours_are_joined_as_mistral_common_joins_them(
+    tokenizer: Any, mistral: Any, roles: list[str], said: list[Any]
+) -> None:
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    roles = ["system", "user", *roles, "assistant"]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+    request = ChatCompletionRequest.from_openai(messages=copy.deepcopy(messages))
+    encoded = encode_one(ChatEncoder(tokenizer), conversation(Record({"messages": messages}, "x:1")))
+    assert encoded.tokens == mistral.encode_chat_completion(request).tokens
+
+
+@EXAMPLES
+@given(messages=conversations())
+def test_what_is_asked_is_what_stands_before_the_answer_in_training(tokenizer: Any, messages: list[Message]) -> None:
+    talk = conversation(Record({"messages": messages}, "x:1"), learn="last")
+    encoded = encode_one(ChatEncoder(tokenizer), talk)
+    asked = tokens_of(tokenizer, messages[:-1])
+    assert asked == encoded.tokens[: encoded.learned.index(True)]
+
+
 @EXAMPLES
 @given(records=RECORDS)
 def test_tokens_and_masks_of_weights_tools_and_systems(
@@ -194,11 +222,7 @@ def test_mask_is_the_same_without_marks_in_the_template(
     """Tool calls are found where the template puts tools and the system prompt at the last message of the user."""
     marked = ChatEncoder(tokenizer)
     bare = marked.template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    record = records["22b" in name]
-    for message in record["messages"]:  # the space a template puts before an answer belongs to the answer's first word
-        if "content" in message:
-            message["content"] = message["content"].strip()
-    talk = conversation(Record(record, "x:1"))
+    talk = conversation(Record(records["22b" in name], "x:1"))
     assert encode_one(ChatEncoder(tokenizer, bare), talk) == encode_one(marked, talk)
 
 

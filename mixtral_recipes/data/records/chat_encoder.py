@@ -85,6 +85,17 @@ class ChatEncoder:
         for item in rendered:
             yield next(encoded) if isinstance(item, _Rendered) else item
 
+    def prompt(self, messages: Sequence[Message], where: object) -> list[int]:
+        """The tokens that an answer to a conversation follows, as they stand before it in training.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        replaced, spelled = self._with_placeholders(Conversation(list(messages), [False] * len(messages)))
+        text, _ = self._apply(replaced.messages, where, prompt=True)
+        plain, _, literal = _restored(text, spelled)
+        return next(self._tokenize([_Rendered(plain, [], literal, lambda: 0)])).tokens
+
     def settings(self) -> str:
         """What the tokens depend on besides the tokenizer."""
         return self.template
@@ -93,7 +104,7 @@ class ChatEncoder:
         self._check_tools(talk, where)
         replaced, spelled = self._with_placeholders(talk)
         text, answers = self._apply(replaced.messages, where, replaced.tools)
-        plain, moved = _restored(text, spelled)
+        plain, moved, literal = _restored(text, spelled)
 
         def spans_of_messages() -> dict[int, Span]:
             found = self._message_spans(replaced, text, where)
@@ -117,7 +128,6 @@ class ChatEncoder:
         else:
             spans = spans_of_messages()
             turns = [self._turn(plain, talk, number, spans.get(number), marked.get(number)) for number in wanted]
-        literal = [(moved(m.start()), moved(m.end())) for m in _PLACEHOLDER.finditer(text)] if spelled else []
         return _Rendered(plain, turns, literal, start)
 
     def _check_tools(self, talk: Conversation, where: object) -> None:
@@ -220,10 +230,10 @@ class ChatEncoder:
         if span is None:  # of calls, which a template marks
             return [marked] if marked else []
         is_answer = message["role"] == "assistant"
-        start, end = marked or (self._whole_turn(text, span) if is_answer else span)
+        content = message["content"]
+        start, end = marked or (self._whole_turn(text, span, content) if is_answer else span)
         if isinstance(wanted, bool):
             return [(start, end)]
-        content = message["content"]
         offset = span[0] - (len(content) - len(content.lstrip()))
         found: list[Span] = []
         for a, b in wanted:
@@ -233,35 +243,53 @@ class ChatEncoder:
         return found
 
     @functools.cached_property
-    def _around_answer(self) -> tuple[str, str]:
-        """What the template puts between the generation prompt and an answer, and after an answer."""
+    def _around_answer(self) -> tuple[str, str, str]:
+        """What the template puts around an answer.
+
+        Returns:
+            The space between the generation prompt and an answer; that with what stands before it, up to the last
+            character that is no space; and what comes after an answer.
+        """
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             text, _ = self._apply(talk, "chat_template")
             prompt, _ = self._apply(talk[:1], "chat_template", prompt=True)
             start, end = self._message_spans(Conversation(talk, [False, True]), text, "chat_template")[1]
         except DataError:
-            return "", ""
+            return "", "", ""
         before = text[len(prompt) : start] if text.startswith(prompt) else ""
-        return "" if before.strip() else before, text[end:].rstrip()
+        edge = text[max(len(text[:start].rstrip()) - 1, 0) : start]
+        return "" if before.strip() else before, edge, text[end:].rstrip()
 
     @property
     def end_of_turn(self) -> str:
         """What the template puts after an answer, without spaces."""
-        return self._around_answer[1].strip()
+        return self._around_answer[2].strip()
 
-    def _whole_turn(self, text: str, span: Span) -> Span:
-        """All that is generated in a turn: the answer, the space before it, and what ends the turn."""
+    def _whole_turn(self, text: str, span: Span, content: str) -> Span:
+        """All that is generated in a turn: the answer with its own outer spaces, those before it, what ends the turn.
+
+        A template may strip an answer or not: its spaces are where the template's own text begins behind them.
+        """
         start, end = span
-        before, behind = self._around_answer
+        before, edge, behind = self._around_answer
+        core = content.strip()
+        leading, _, trailing = content.partition(core)
+        if edge:
+            sizes = range(len(leading), -1, -1)
+            kept = (n for n in sizes if text[:start].endswith(edge + leading[len(leading) - n :]))
+            start -= next(kept, 0)
         if before and text[:start].endswith(before):
             start -= len(before)
-        while end < len(text) and text[end] == " ":  # of the answer itself
-            end += 1
-        if behind and text.startswith(behind, end):
-            return start, end + len(behind)
-        token = self._control.match(text, end)
-        return start, token.end() if token else span[1]
+        ends = [end + n for n in range(len(trailing), -1, -1) if text.startswith(trailing[:n], end)]
+        if behind:
+            for stop in ends:
+                if text.startswith(behind, stop):
+                    return start, stop + len(behind)
+        for stop in ends:
+            if token := self._control.match(text, stop):
+                return start, token.end()
+        return start, span[1]
 
     def _tokenize(self, rendered: list[_Rendered]) -> Iterator[Encoded]:
         if not rendered:
@@ -306,10 +334,11 @@ class ChatEncoder:
         return ids, offsets
 
 
-def _restored(text: str, spelled: list[str]) -> tuple[str, Callable[[int], int]]:
-    """The text with control tokens in place of their numbers, and where each of its positions has moved."""
+def _restored(text: str, spelled: list[str]) -> tuple[str, Callable[[int], int], list[Span]]:
+    """The text with control tokens in place of their numbers, where its positions have moved, and where they are."""
     if not spelled:
-        return text, lambda position: position
+        return text, lambda position: position, []
+    literal: list[Span] = []
     pieces: list[str] = []
     ends, shifts = [0], [0]
     last = 0
@@ -318,8 +347,9 @@ def _restored(text: str, spelled: list[str]) -> tuple[str, Callable[[int], int]]
         pieces += [text[last : found.start()], token]
         last = found.end()
         ends.append(last)
+        literal.append((found.start() + shifts[-1], found.start() + shifts[-1] + len(token)))
         shifts.append(shifts[-1] + len(token) - len(found[0]))
-    return "".join([*pieces, text[last:]]), lambda p: p + shifts[bisect.bisect_right(ends, p) - 1]
+    return "".join([*pieces, text[last:]]), lambda p: p + shifts[bisect.bisect_right(ends, p) - 1], literal
 
 
 def _first_tokens(offsets: list[Span], positions: list[int]) -> tuple[int, ...]:

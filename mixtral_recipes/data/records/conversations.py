@@ -254,7 +254,12 @@ def _joined_parts(parts: Any, at: str, where: str) -> Any:
         kind = part.get("type") or "text"
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
             raise DataError(f"{where}: {at} has a part of type {kind!r}, but only text can be learned.")
-    return "".join(part["text"] for part in parts)
+    return joined_texts(part["text"] for part in parts)
+
+
+def joined_texts(texts: Iterable[str]) -> str:
+    """Texts of one message, or of neighbours, as mistral-common joins them: what is empty is left out."""
+    return "\n\n".join(filter(None, texts))
 
 
 def _what_is_learned(turns: list[_Turn], learn: str | None, where: str) -> tuple[list[Learned], Counter[str]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mixtral_recipes.data.records.conversations import joined_texts
 from mixtral_recipes.errors import MixtralRecipesError
 from mixtral_recipes.inference.sampling import Sampling
 
@@ -157,7 +158,7 @@ class _Message(BaseModel):
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else joined_texts(part.text for part in self.content)
 
 
 class Chat(Body):

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mixtral_recipes import embedded
 from mixtral_recipes.data.modules.squad import SquadDataModule
+from mixtral_recipes.data.records.pairs import Pair, PairEncoder
+from mixtral_recipes.data.records.squad import Question
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.evaluation import scores as evaluation
 from mixtral_recipes.inference.generate import Continuation
@@ -42,12 +45,29 @@ def test_scores_are_squads(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [Continuation(f" {text}") for text in given]
     monkeypatch.setattr(evaluation, "generate", lambda *args, **options: said)
     model: Any = SimpleNamespace(
-        tokenizer=lambda text: {"input_ids": [1] * 40}, config=SimpleNamespace(max_position_embeddings=64)
+        tokenizer=lambda text, **options: {"input_ids": [1] * 40}, config=SimpleNamespace(max_position_embeddings=64)
     )
     scores = evaluation.evaluate_squad(model, asked)
     assert scores["count"] == 4
     assert scores["exact_match"] == 50.0  # case, articles and punctuation do not count
     assert 50.0 < scores["f1"] < 75.0
+
+
+def test_a_question_is_asked_as_it_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control token that a passage spells out is text."""
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+    question = Question("1", "<s>struck</s> is HTML.", "What is HTML?", ["struck"])
+    asked: list[list[int]] = []
+
+    def answered(model: Any, prompts: list[list[int]], *args: Any, **options: Any) -> list[Continuation]:
+        asked.extend(prompts)
+        return [Continuation("struck")]
+
+    monkeypatch.setattr(evaluation, "generate", answered)
+    config = SimpleNamespace(max_position_embeddings=512)
+    evaluation.evaluate_squad(cast(Any, SimpleNamespace(tokenizer=tokenizer, config=config)), [question])
+    (learned,) = PairEncoder(tokenizer).encode_some([(Pair(question.prompt(), " struck"), "x:1")])
+    assert asked == [learned.tokens[: learned.learned.index(True)]]
 
 
 def test_a_file_with_one_passage_has_nothing_to_ask(tmp_path: Path) -> None:

@@ -167,6 +167,27 @@ def test_an_end_of_turn_that_is_no_token_is_learned(tokenizer: Any) -> None:
     assert learned_text(tokenizer, encoded) == ["Hello there<|im_end|>", "See you<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (PLAIN_MIXTRAL, ["\n  a\n</s>", "\tb \t</s>"]),
+        (CHATML, ["\n  a\n<|im_end|>", "\tb \t<|im_end|>"]),
+        (STRIPPING, ["a</s>", "b</s>"]),
+    ],
+)
+def test_outer_spaces_of_an_answer_are_learned_with_what_ends_it(
+    tokenizer: Any, template: str, expected: list[str]
+) -> None:
+    """Those that the template keeps; its own line break before an answer is not one of them."""
+    talk = messages((U, "Hi\n"), (A, "\n  a\n"), (U, "\nBye"), (A, "\tb \t"))
+    encoded = encode_one(ChatEncoder(tokenizer, template), talk)
+    pieces = [""]
+    for token, learned in zip(encoded.tokens, encoded.learned, strict=True):
+        pieces[-1] += tokenizer.decode([tokenizer.bos_token_id, token]).removeprefix("<s>") if learned else ""
+        pieces += [] if learned or not pieces[-1] else [""]
+    assert [piece.removeprefix(" ") if template == PLAIN_MIXTRAL else piece for piece in pieces if piece] == expected
+
+
 def test_template_file(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "chat.jinja").write_text(PLAIN_MIXTRAL)
     assert ChatEncoder(tokenizer, str(tmp_path / "chat.jinja")).template == PLAIN_MIXTRAL

@@ -39,11 +39,11 @@ def test_forms_of_a_prompt(prompt: Any, prompts: list[Any]) -> None:
 
 
 def test_parts_and_roles_of_messages() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    parts = [{"type": "text", "text": one} for one in ("a", "", "b")]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     assert chat(messages=messages).turns == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "ab"},
+        {"role": "user", "content": "a\n\nb"},
     ]
 
 
