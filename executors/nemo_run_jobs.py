@@ -166,7 +166,7 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
     if not _is_ours(task):
         return task, with_own_modules(executor, task)
     with advice_for_scripts():
-        task = as_text(task)
+        task = as_configs(task)
         if _trains(task):
             folder = executor.job_details.profile().folder if ranks_of_ours(executor) is not None else _here
             awaited = any(_starts_from(task, run, folder) for run in earlier)
@@ -174,6 +174,7 @@ def check(task: Any, executor: Any, earlier: Sequence[Any] = ()) -> tuple[Any, A
                 task.resume = with_start(task.resume)
             preflight(task, None, elsewhere=_elsewhere(executor), awaited=awaited)
             _refuse_without_place(executor, task)
+        task = as_text(task)  # after the checks: they say better what a value should be
         _refuse_without_commit(executor)
         executor = _with_ranks(with_own_modules(executor, task), task)
         if ranks_of_ours(executor) is not None and getattr(task, "log", None):
@@ -278,14 +279,22 @@ def as_text(recipe: Any) -> Any:
 
 
 def _refuse_what_no_file_defines(recipe: Any) -> None:
-    """Refuse classes of a notebook or a prompt: nemo_run sends a script's file along, and there is none."""
-    if not at_a_prompt():
-        return
+    """Refuse what has no place in a file: nemo_run sends a script's file along, and looks names up in it.
+
+    Raises:
+        RecipeError: a lambda, or a class or function within a function; or one of a notebook or a prompt.
+    """
     from fiddle import daglish
 
-    for value, _path in daglish.iterate(recipe):
-        target = getattr(value, "__fn_or_cls__", None)
-        if target is not None and getattr(target, "__module__", "") == "__main__":
+    for value, path in daglish.iterate(recipe):
+        target = getattr(value, "__fn_or_cls__", value)
+        if "<" in str(getattr(target, "__qualname__", "")):
+            raise RecipeError(
+                f"recipe{daglish.path_str(path)}: {target.__qualname__} is a lambda, or defined within a function, "
+                "where the job's process cannot find it; define it at the top of a file, or start the recipe from here "
+                "with run.run(recipe, direct=True)."
+            )
+        if at_a_prompt() and value is not target and target.__module__ == "__main__":
             raise RecipeError(
                 f"{target.__name__} is defined in this notebook, where the job's process cannot find it; put it in a "
                 "file and import it, or start the recipe from here with run.run(recipe, direct=True)."

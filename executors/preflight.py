@@ -32,7 +32,7 @@ from mixtral_recipes.planner import verdict
 from mixtral_recipes.planner.workload import Workload
 from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.peft import QLoRA
-from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.resume import AutoResume, refuse_without_start
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.system.files import refuse_long_names, staging_path
 from mixtral_recipes.training.model import check_megatron_config, refusals_told, seen_model
@@ -74,6 +74,8 @@ def preflight(recipe: Any, hardware: str | None = "h100", *, elsewhere: bool = F
     if log is not None and getattr(log, "ckpt", None) is not None:
         longest = log.ckpt.folder_name(log.name, trainer.max_steps, 10**9, 99.99)
         refuse_long_names(staging_path(Path(longest)), on=Path("/"))
+    if fdl.get_callable(recipe).__name__ == "finetune":
+        refuse_without_start(resume)
     start = resume.restore_config if resume is not None else None
     if start and start.path and not (elsewhere or awaited):
         check_source(start.path)

@@ -16,7 +16,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
-from mixtral_recipes.errors import MixtralRecipesWarning, RecipeError, advice_for_scripts
+from mixtral_recipes.errors import MixtralRecipesWarning, advice_for_scripts
 from mixtral_recipes.executors import nemo_run_jobs, preflight, ranks_from_here
 from mixtral_recipes.executors.runs import records
 from mixtral_recipes.executors.runs.checkpoints import base_folder, checkpoint_folder, model_checkpoint, with_start
@@ -34,7 +34,7 @@ from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 from mixtral_recipes.settings.objects import built
 from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
-from mixtral_recipes.settings.resume import AutoResume
+from mixtral_recipes.settings.resume import AutoResume, refuse_without_start
 from mixtral_recipes.settings.tokenizer import of_recipe
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system.files import (
@@ -139,8 +139,6 @@ def finetune(
     Raises:
         RecipeError: ``resume.restore_config.path`` is not set.
     """
-    if resume is None or resume.restore_config is None or not resume.restore_config.path:
-        raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")
     return _run(finetune, model, data, trainer, log, resume, optim, peft, tokenizer)
 
 
@@ -323,13 +321,19 @@ def _run(
 ) -> Path:
     """Check a recipe, then run it: in this process, or in as many as it asks for if no launcher started any."""
     module = as_data_module(data, trainer)
-    parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
     nemo_run_jobs.refuse_while_loading()
-    parts.resume = with_start(parts.resume)
-    run_dir = parts.log.run_dir.absolute()
-    for notice in check_settings(task, vars(parts) | {"tokenizer": tokenizer}):
+    given = {
+        "model": model, "data": module, "trainer": trainer, "log": log, "resume": resume, "optim": optim, "peft": peft,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
+    for notice in check_settings(task, given):
         if launched_rank() == 0:
             warnings.warn(notice, MixtralRecipesWarning, skip_file_prefixes=(str(Path(__file__).parent),))
+    if task is finetune:
+        refuse_without_start(resume)
+    parts = Parts(model, module, trainer, log, optim, resume, peft, of_recipe(tokenizer, module))
+    parts.resume = with_start(parts.resume)
+    run_dir = parts.log.run_dir.absolute()
     seen = seen_model(parts.model, parts.trainer, parts.resume, parts.peft, parts.tokenizer, parts.data)
     check_recipe_layout(dataclasses.replace(parts.model, config=seen), parts.trainer, parts.data)
     check_megatron_config(seen, parts.trainer)

@@ -1,5 +1,6 @@
 """Which hooks a callback may have; the loop calls them, `training/watch/callbacks.py` says when."""
 
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,8 @@ def refused(given: Any) -> Iterator[str]:
         target: Any = fdl.get_callable(callback) if isinstance(callback, fdl.Buildable) else type(callback)
         if isinstance(callback, type):
             yield f"trainer.callbacks[{number}]={callback.__name__} is a class; use {callback.__name__}()."
+        elif isinstance(callback, fdl.Partial | functools.partial):
+            yield f"trainer.callbacks[{number}] is a partial, which makes no object; use run.Config(CLASS, ...)."
         elif isinstance(target, type) and not target.__module__.startswith(_NEEDLESS):
             why = _why_not(target)
             if why:

@@ -68,6 +68,8 @@ def conforms(value: Any, option: Any) -> bool:
         return value in inner
     if isinstance(value, fdl.Buildable):
         target = fdl.get_callable(value)
+        if isinstance(value, fdl.Partial):  # makes a function, not the object
+            return takes_functions(option)
         return isinstance(origin, type) and isinstance(target, type) and issubclass(target, origin)
     if takes_functions(option):
         return callable(value)

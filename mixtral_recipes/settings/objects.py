@@ -41,6 +41,8 @@ def as_configs(recipe: Any) -> Any:
         return {key: as_configs(value) for key, value in recipe.items()}
     if isinstance(recipe, PurePath):
         return str(recipe)
+    if isinstance(recipe, float):  # NumPy's float64 too
+        return float(recipe)
     return _config(recipe) if _is_settings(recipe) else recipe
 
 

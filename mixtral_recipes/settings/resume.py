@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
@@ -48,3 +49,13 @@ class AutoResume:
     resume_ignore_no_checkpoint: bool = True
     resume_from_path: str | None = None
     resume_from_directory: str | None = None
+
+
+def refuse_without_start(resume: AutoResume | None) -> None:
+    """Refuse to fine-tune random weights.
+
+    Raises:
+        RecipeError: ``resume.restore_config.path`` is not set.
+    """
+    if resume is None or resume.restore_config is None or not resume.restore_config.path:
+        raise RecipeError("resume.restore_config.path is not set: fine-tuning needs a checkpoint (--restore-from).")

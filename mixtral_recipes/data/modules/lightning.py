@@ -1,5 +1,6 @@
 """Data modules in Lightning's shape, as NeMo's users have them: ``setup``, ``train_dataloader``, ``val_dataloader``."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def refuse_other_data(data: Any) -> None:
         raise RecipeError(
             f"data={data.__name__} is a class; pass an instance, {data.__name__}(...), or a run.Config of it."
         )
+    if isinstance(data, fdl.Partial | functools.partial):
+        raise RecipeError("data is a partial, which makes no data module; use run.Config(CLASS, ...).")
     if data is None or not isinstance(target, type):  # a function that makes one shows when it is built
         return
     if not issubclass(target, DataModule | LightningData):

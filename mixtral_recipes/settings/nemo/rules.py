@@ -145,7 +145,16 @@ def wrong_type(wanted: Any, where: str, value: Any) -> str | None:
 
     if conforms(value, wanted):
         return None
-    return f"{where}={short(value)} {needs(wanted, where, 'use str(path)' if isinstance(value, PurePath) else '')}"
+    return f"{where}={short(value)} {needs(wanted, where, _instead(value))}"
+
+
+def _instead(value: Any) -> str:
+    """What to write in place of a value that is often meant well."""
+    if isinstance(value, PurePath):
+        return "use str(path)"
+    if type(value).__module__ == "numpy":
+        return "use value.item()"
+    return "use run.Config, not run.Partial" if type(value).__name__.lower() == "partial" else ""
 
 
 def needs(wanted: Any, where: str, instead: str = "") -> str:

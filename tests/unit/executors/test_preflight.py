@@ -40,6 +40,13 @@ def test_a_precision_no_machine_has() -> None:
         preflight(recipe)
 
 
+def test_fine_tuning_needs_a_checkpoint_in_a_dry_run_too() -> None:
+    recipe = llm.mixtral_tiny.finetune_recipe(num_gpus_per_node=1)
+    recipe.resume = None
+    with pytest.raises(RecipeError, match=r"resume\.restore_config\.path is not set"):
+        preflight(recipe)
+
+
 def test_a_name_that_no_checkpoint_can_get() -> None:
     recipe = llm.mixtral_tiny.finetune_recipe(num_gpus_per_node=1)
     recipe.log.ckpt.filename = "{step}-{epoch}"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any, get_origin
 
 import fiddle as fdl
 import nemo_run as run
+import numpy as np
 import pytest
 import torch
 from megatron.core.optimizer import OptimizerConfig
@@ -18,7 +20,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.executors import torchrun
-from mixtral_recipes.executors.nemo_run_jobs import _checked, as_text
+from mixtral_recipes.executors.nemo_run_jobs import _checked, as_text, check
 from mixtral_recipes.recipes import data, finetune_default
 from mixtral_recipes.recipes.log import default
 from mixtral_recipes.recipes.optim import adam
@@ -75,6 +77,48 @@ def test_a_path_is_sent_as_text() -> None:
     sent = ZlibJSONSerializer().serialize(as_text(run.Partial(llm.export_ckpt, path=Path("x"), output_path=sources)))
     back = ZlibJSONSerializer().deserialize(sent)
     assert (back.path, back.output_path.paths) == ("x", {"train": ["a/b"], "validation": ["c"]})
+
+
+def test_a_number_of_numpy_is_sent_as_a_number() -> None:
+    recipe = llm.mixtral_tiny.finetune_recipe()
+    recipe.optim.config.lr = np.float64(1e-4)
+    assert type(as_text(recipe).optim.config.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("peft", r"peft=<Partial\[LoRA\(\)\]> must be null or a LoRA; use run.Config, not run.Partial"),
+        ("log", r"log=<Partial\[NeMoLogger\(\)\]> must be null or a NeMoLogger; use run.Config"),
+        ("callback", r"trainer.callbacks\[0\] is a partial, which makes no object; use run.Config"),
+        ("data", "data is a partial, which makes no data module; use run.Config"),
+    ],
+)
+def test_a_partial_is_no_part_of_a_recipe(part: str, told: str) -> None:
+    """It makes a function that makes the part; the job's process would be the first to notice."""
+    recipe = llm.mixtral_tiny.finetune_recipe(num_gpus_per_node=1)
+    if part == "callback":
+        recipe.trainer.callbacks = [run.Partial(llm.TimingCallback)]
+    else:
+        setattr(recipe, part, run.Partial({"peft": llm.LoRA, "log": llm.NeMoLogger, "data": llm.MockDataModule}[part]))
+    with pytest.raises(RecipeError, match=told):
+        check(recipe, run.LocalExecutor())
+    with pytest.raises(RecipeError, match=told.replace(r"<Partial\[", ".*").partition(r"\(\)")[0]):
+        fdl.build(recipe)()
+
+
+@pytest.mark.parametrize("path", ["trainer.callbacks[0]", "model.config.init_method"])
+def test_what_no_file_defines_is_refused_with_its_path(path: str) -> None:
+    class Local:
+        def on_step_end(self, run: Any, metrics: Any) -> None: ...
+
+    recipe = llm.mixtral_tiny.finetune_recipe(num_gpus_per_node=1)
+    if path.startswith("model"):
+        recipe.model.config.init_method = lambda tensor: tensor
+    else:
+        recipe.trainer.callbacks = [run.Config(Local)]
+    with pytest.raises(RecipeError, match=re.escape(f"recipe.{path}: ") + ".* is a lambda, or defined within a func"):
+        check(recipe, run.LocalExecutor())
 
 
 def test_the_recipe_itself_is_left_alone() -> None:
