@@ -245,8 +245,7 @@ def asked_file(run_dir: str | Path) -> Path:
 
 def asked(run_dir: str | Path) -> dict[str, Any] | None:
     """What RUN/asked.json holds; None without that file, as in a run of an earlier release."""
-    found = read_json(asked_file(run_dir))
-    return found if isinstance(found, dict) else None
+    return read_json(asked_file(run_dir))
 
 
 def locked(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:

@@ -14,14 +14,7 @@ from mixtral_recipes.checkpoints.format.manifest import file_entries, write_mani
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import write_file, write_metadata
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import (
-    Identity,
-    hash_of_adapter,
-    hash_of_config,
-    hash_of_files,
-    hash_of_tokenizer,
-    identity_of,
-)
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_files, identity_of
 from mixtral_recipes.checkpoints.lineage.links import mismatch, source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.checkpoints.publish import publish
@@ -77,9 +70,7 @@ def write_adapter_checkpoint(
         facts = {"run": read[-1].name, "step": 0, "consumed_samples": 0, "skipped_steps": 0, "world_size": 1}
         write_json(context / "run.json", facts | {"metrics": {}, "kind": "adapter", "peft": recorded(scheme)})
         known = {f"weights/{written.name}": written.pieces}
-        identity = Identity(
-            hash_of_files(file_entries(staging, known)), hash_of_config(context), hash_of_tokenizer(context)
-        )
+        identity = Identity.of(hash_of_files(file_entries(staging, known)), context)
         parents = (Parent("base", lineage.of_checkpoint(base), os.path.abspath(base)), *sources)
         lineage.write(staging, Lineage("adapter", identity, origin=origin, parents=parents))
         extra = {"left_behind": list(left_behind)}

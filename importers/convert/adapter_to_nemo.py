@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_config, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
@@ -67,7 +67,7 @@ def export_nemo_adapter(checkpoint: Path, output: Path, *, base: Path | None = N
         context = checkpoint / "context"
         write_context(staging / "context", context, config, str(dtype), settings)
         (staging / "README.md").write_text(_README.format(base=named, how=how))
-        identity = Identity(hash_of_adapter(staging), hash_of_config(staging), hash_of_tokenizer(staging))
+        identity = Identity.of(hash_of_adapter(staging), staging)
         lineage.write(staging, Lineage("export", identity, origin={"layout": "nemo adapter"}, parents=(parent,)))
     return final
 

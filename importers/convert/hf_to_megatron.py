@@ -13,7 +13,7 @@ from mixtral_recipes.checkpoints.format.manifest import write_manifest
 from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES
 from mixtral_recipes.checkpoints.format.stream import Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors
 from mixtral_recipes.checkpoints.lineage.links import source_parent
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
@@ -185,7 +185,7 @@ class _Import:
             for name, shape in shapes.items()
         }
         cast = any(self.source.tensors[name].dtype != entry["dtype"] for name, entry in tensors.items())
-        identity = Identity(hash_of_tensors(tensors), hash_of_config(context), hash_of_tokenizer(context))
+        identity = Identity.of(hash_of_tensors(tensors), context)
         parent = source_parent(self.source.folder, self.origin, None if cast else identity.weights)
         lineage.write(self.staging, Lineage("model", identity, parents=(parent,)))
         write_manifest(

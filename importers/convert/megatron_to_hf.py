@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.rows import ITEM_BYTES
 from mixtral_recipes.checkpoints.format.stream import Part, Record, Run, Stream, lay_out, stretches
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tensors, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.errors import CheckpointError
@@ -166,6 +166,5 @@ class _Export:
         """What was written, and what it was made from."""
         dtypes = {part.name: tensor.dtype for tensor in tensors for part in tensor.record.parts if part.name}
         hashed = self.model.tensor_entries(dtypes, digests)
-        folder = self.staging
-        identity = Identity(hash_of_tensors(hashed), hash_of_config(folder), hash_of_tokenizer(folder))
+        identity = Identity.of(hash_of_tensors(hashed), self.staging)
         return self.model.lineage(identity, hashed, self.layout, checked)

@@ -14,13 +14,7 @@ from typing import Any
 from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows
 from mixtral_recipes.checkpoints.format.stream import Stream
 from mixtral_recipes.checkpoints.lineage import record as lineage
-from mixtral_recipes.checkpoints.lineage.identity import (
-    Identity,
-    hash_of_config,
-    hash_of_tensors,
-    hash_of_tokenizer,
-    tokenizer_files,
-)
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_tensors, tokenizer_files
 from mixtral_recipes.checkpoints.publish import publish
 from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
@@ -83,7 +77,7 @@ def export_nemo(
         write_context(staging / "context", checkpoint / "context", model.config, first)
         checked = None if no_check else model.check_merge(staging, progress=progress)
         hashed = model.tensor_entries(dtypes, digests)
-        identity = Identity(hash_of_tensors(hashed), hash_of_config(staging), hash_of_tokenizer(staging))
+        identity = Identity.of(hash_of_tensors(hashed), staging)
         lineage.write(staging, model.lineage(identity, hashed, "nemo", checked))
     return final
 

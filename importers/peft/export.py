@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_config
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter
 from mixtral_recipes.checkpoints.lineage.links import base_of
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.checkpoints.lineage.told import hub_origin
@@ -72,7 +72,7 @@ def export_adapter(
         # By Python: an error of the disk would come out of save_file as one of safetensors.
         (staging / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
         (staging / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        identity = Identity(hash_of_adapter(staging), hash_of_config(staging))
+        identity = Identity.of(hash_of_adapter(staging), staging)
         record = Lineage("export", identity, origin={"layout": f"peft {layout}"}, parents=(parent,))
         describe(staging, checkpoint, record, adapter_card(record, settings, layout))
     return final

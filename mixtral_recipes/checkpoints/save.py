@@ -22,7 +22,7 @@ from mixtral_recipes.checkpoints.format.manifest import Kind, file_entries, writ
 from mixtral_recipes.checkpoints.format.shard import Shard
 from mixtral_recipes.checkpoints.format.writer import WrittenFile, write_file, write_metadata
 from mixtral_recipes.checkpoints.lineage import record
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_files, hash_of_tokenizer
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_files
 from mixtral_recipes.checkpoints.lineage.record import Lineage
 from mixtral_recipes.errors import CheckpointError, EnvironmentProblem, MixtralRecipesError, of_the_machine
 from mixtral_recipes.system.files import copy_folder, replacing_folder, size_of, staging_path
@@ -213,8 +213,7 @@ class Save:
         (context / "run.json").write_text(json.dumps(self.destination.run_facts, indent=1) + "\n")
         source = {key: self.destination.run_facts.get(key) for key in ("run", "step")}
         known = {f"weights/{file.name}": file.pieces for file in files}
-        weights = hash_of_files(file_entries(staging, known))
-        identity = Identity(weights, hash_of_config(context), hash_of_tokenizer(context))
+        identity = Identity.of(hash_of_files(file_entries(staging, known)), context)
         record.write(staging, dataclasses.replace(self.destination.lineage, identity=identity))
         write_manifest(staging, self.destination.kind, source=source, known=known)
 

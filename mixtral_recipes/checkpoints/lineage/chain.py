@@ -10,15 +10,7 @@ from mixtral_recipes.checkpoints.format.integrity import damage_of
 from mixtral_recipes.checkpoints.format.manifest import NAME as MANIFEST
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.checkpoints.lineage import record as records
-from mixtral_recipes.checkpoints.lineage.identity import (
-    Identity,
-    hash_of_adapter,
-    hash_of_config,
-    hash_of_tensors,
-    hash_of_tokenizer,
-    identity_of,
-    short,
-)
+from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_adapter, hash_of_tensors, identity_of, short
 from mixtral_recipes.checkpoints.lineage.links import mismatch
 from mixtral_recipes.checkpoints.lineage.record import Lineage, Parent
 from mixtral_recipes.errors import CheckpointError
@@ -142,7 +134,7 @@ class Follower:
         return problem and f"{folder}: {problem}"
 
     def _export_problem(self, folder: Path, record: Lineage) -> str | None:
-        small = mismatch(record.identity, _small(folder), tokenizer=True)
+        small = mismatch(record.identity, Identity.of(None, folder), tokenizer=True)
         if small:
             return small
         if not record.tensors:
@@ -163,7 +155,7 @@ class Follower:
 
     def _source_problem(self, folder: Path, recorded: Lineage, child: _Child) -> str | None:
         """Compare a model's or an adapter's folder with what was imported from it."""
-        small = mismatch(recorded.identity, _small(folder), tokenizer=True)
+        small = mismatch(recorded.identity, Identity.of(None, folder), tokenizer=True)
         if small or not self.hashes:
             return small and f"{folder}: {small}"
         adapter = hash_of_adapter(folder)
@@ -176,10 +168,6 @@ class Follower:
         found = Identity(hash_of_tensors(self.read_tensors(folder, True, dtypes)))
         problem = mismatch(Identity(wanted), found)
         return problem and f"{folder}: {problem}"
-
-
-def _small(folder: Path) -> Identity:
-    return Identity(None, hash_of_config(folder), hash_of_tokenizer(folder))
 
 
 def _dtypes(folder: Path | None) -> dict[str, str] | None:

@@ -52,6 +52,11 @@ class Identity:
     config: str | None = None
     tokenizer: str | None = None
 
+    @classmethod
+    def of(cls, weights: str | None, folder: Path) -> "Identity":
+        """Known weights, with the configuration and the tokenizer that are in a folder."""
+        return cls(weights, hash_of_config(folder), hash_of_tokenizer(folder))
+
     def differences(self, other: "Identity") -> list[str]:
         """Names of what both know and is not the same."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
@@ -76,8 +81,7 @@ def identity_of(checkpoint: Path) -> Identity:
     manifest = read_manifest(checkpoint)
     tensors, files = manifest["tensors"], manifest["files"]
     weights = hash_of_tensors(tensors) if tensors else hash_of_files(files)
-    context = checkpoint / "context"
-    return Identity(weights, hash_of_config(context), hash_of_tokenizer(context))
+    return Identity.of(weights, checkpoint / "context")
 
 
 def hash_of_tensors(tensors: Mapping[str, Mapping[str, Any]]) -> str:

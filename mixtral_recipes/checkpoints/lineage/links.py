@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of_config, hash_of_tokenizer, identity_of
+from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
 from mixtral_recipes.checkpoints.lineage.record import NAME, Lineage, Parent, read, read_or_none
 from mixtral_recipes.errors import CheckpointError
 
@@ -53,7 +53,7 @@ def source_parent(folder: Path, origin: dict[str, Any], weights: str | None) -> 
         CheckpointError: the folder's lineage is damaged, or of other weights.
     """
     path = origin.get("path")
-    found = Identity(weights, hash_of_config(folder), hash_of_tokenizer(folder))
+    found = Identity.of(weights, folder)
     own = read_or_none(folder)
     if own is None:
         told = {key: value for key, value in origin.items() if key != "path"} or {"folder": folder.name}
