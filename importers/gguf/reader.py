@@ -10,10 +10,10 @@ import numpy as np
 
 from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.gguf.extra import package
+from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.machine import io_threads
 
 HEADER = "(header)"  # everything before the first tensor: sizes, tokenizer, chat template
-_CHUNK_BYTES = 8 << 20
 
 
 class StoredFile:
@@ -74,11 +74,14 @@ class StoredFile:
             for name, tensor in self.tensors.items()
         }
         if hashes:
+
+            def hashed(name: str) -> None:
+                offset, size = int(self.tensors[name].data_offset), int(self.tensors[name].n_bytes)
+                found[name]["sha256"] = sha256(self.path, offset, size)
+                on_bytes(size)
+
             with ThreadPoolExecutor(io_threads()) as pool:
-                for name, digest in zip(
-                    self.tensors, pool.map(lambda name: self._digest(name, on_bytes), self.tensors), strict=True
-                ):
-                    found[name]["sha256"] = digest
+                list(pool.map(hashed, self.tensors))
         return found
 
     @property
@@ -87,15 +90,6 @@ class StoredFile:
         start = min(tensor.data_offset for tensor in self.tensors.values())
         with self.path.open("rb") as file:
             return file.read(int(start))
-
-    def _digest(self, name: str, on_bytes: Callable[[int], None]) -> str:
-        digest = hashlib.sha256()
-        content = self.rows(name).reshape(-1)
-        for start in range(0, len(content), _CHUNK_BYTES):
-            part = content[start : start + _CHUNK_BYTES]
-            digest.update(part)
-            on_bytes(len(part))
-        return digest.hexdigest()
 
 
 def header_entry(content: bytes | None) -> dict[str, Any]:

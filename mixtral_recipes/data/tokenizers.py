@@ -3,8 +3,6 @@
 All come back as a fast transformers tokenizer, so that offsets are known and an export carries ``tokenizer.json``.
 """
 
-import hashlib
-import json
 import shutil
 import tempfile
 import warnings
@@ -37,7 +35,7 @@ from mixtral_recipes.errors import (
 )
 from mixtral_recipes.layout.shapes import LARGEST
 from mixtral_recipes.system.files import write_json
-from mixtral_recipes.system.json_files import MOST_BYTES
+from mixtral_recipes.system.json_files import MOST_BYTES, hash_of
 from mixtral_recipes.system.pointers import refuse_pointer
 
 _STRIDE = 7919  # a prime: each piece of a vocabulary meets one from far away
@@ -56,7 +54,7 @@ def tokenizer_identity(tokenizer: Any) -> str:
         SHA-256, in hexadecimal, over `text_identity`, what is put around a text, and the chat template.
     """
     around = tokenizer.encode("a")
-    return _hash([text_identity(tokenizer), around, tokenizer.chat_template])
+    return hash_of([text_identity(tokenizer), around, tokenizer.chat_template])
 
 
 def text_identity(tokenizer: Any) -> str:
@@ -74,16 +72,12 @@ def text_identity(tokenizer: Any) -> str:
     texts = [*PROBES, *pairs]
     tokenizer(texts[0], add_special_tokens=False)  # sets the backend: neither padded nor cut
     split = [found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return _hash([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
+    return hash_of([sorted(vocabulary.items()), tokenizer.bos_token_id, tokenizer.eos_token_id, split])
 
 
 def vocabulary_size(tokenizer: Any) -> int:
     """The largest id plus one: how many rows a model's embeddings need."""
     return max(tokenizer.get_vocab().values()) + 1
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_tokenizer(source: str | Path, *, error: type[MixtralRecipesError] = DataError) -> Any:

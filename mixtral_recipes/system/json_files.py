@@ -1,8 +1,8 @@
 """JSON objects that others wrote: each key once, numbers finite and of ordinary length, files of a sane size."""
 
+import hashlib
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def parse_object(content: bytes | str, *, deepest: int = _DEEPEST, finite: bool 
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     if sum(map(text.count, ",[{")) > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES} values")
-    number = partial(_number, finite=finite)
+    number = finite_number if finite else float
     try:
         found = json.loads(
             text, object_pairs_hook=once, parse_int=whole_number, parse_float=number, parse_constant=number
@@ -70,6 +70,11 @@ def parse_object(content: bytes | str, *, deepest: int = _DEEPEST, finite: bool 
     if is_deeper(found, deepest):
         raise ValueError("nested too deeply")
     return found
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of a value, as JSON spells it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def is_deeper(value: Any, deepest: int) -> bool:
@@ -122,7 +127,3 @@ def finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:LONGEST_NUMBER]} is not a finite number")
     return number
-
-
-def _number(text: str, *, finite: bool) -> float:
-    return finite_number(text) if finite else float(text)

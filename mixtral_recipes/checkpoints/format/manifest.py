@@ -10,7 +10,6 @@ hashes each tensor as it writes it; the pieces make those the file's hashes too,
 Pure Python; importers and training both use it.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from msgspec import Meta
 
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import now, sha256, write_text
-from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.json_files import hash_of, read_object
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.schema import Count, Sha256, typed
 
@@ -135,7 +134,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _seal(manifest: Mapping[str, Any]) -> str:
     """A hash of the manifest's own content, which reveals damage to it."""
     content = {key: value for key, value in manifest.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hash_of(content)
 
 
 def pieces_of(entry: dict[str, Any]) -> list[tuple[int, int, str]]:

@@ -6,8 +6,6 @@ reader asks it before it uses the weights.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from mixtral_recipes.checkpoints.format.manifest import read_manifest
 from mixtral_recipes.data.tokenizers import TOKENIZER_FILES
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import sha256
-from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.json_files import hash_of, read_object
 
 _CONFIGS = ("config.json", "params.json")
 _PEFT_CONFIG = "adapter_config.json"
@@ -150,8 +148,3 @@ def hash_of_tokenizer(folder: Path) -> str | None:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files in a folder."""
     return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
-
-
-def hash_of(value: Any) -> str:
-    """SHA-256 of a value, as JSON spells it."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

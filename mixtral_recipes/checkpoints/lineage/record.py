@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
-from mixtral_recipes.checkpoints.lineage.identity import Identity, hash_of, identity_of
+from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.system.files import now, write_text
-from mixtral_recipes.system.json_files import read_object
+from mixtral_recipes.system.json_files import hash_of, read_object
 from mixtral_recipes.system.machine import package_version
 from mixtral_recipes.system.schema import typed
 
