@@ -16,7 +16,6 @@ from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.learning import check_learn
 from mixtral_recipes.data.records.open import check_named
 from mixtral_recipes.data.records.record import Record
-from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
@@ -83,7 +82,4 @@ class ChatDataModule(DataModule):
         )
 
     def _read(self, record: Record, bad: BadRecord) -> Iterator[Example]:
-        try:
-            yield Example(conversation(record, self.columns, self.learn), record.where, record.value)
-        except DataError as error:
-            bad(error, record.value)
+        yield Example(conversation(record, self.columns, self.learn), record.where, record.value)

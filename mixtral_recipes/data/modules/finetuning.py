@@ -12,7 +12,6 @@ from mixtral_recipes.data.records.bad_records import BadRecord
 from mixtral_recipes.data.records.open import check_named
 from mixtral_recipes.data.records.pairs import PairEncoder, PairTemplate
 from mixtral_recipes.data.records.record import Record
-from mixtral_recipes.errors import DataError
 from mixtral_recipes.settings.nemo.calls import takes_nemos_arguments
 
 
@@ -71,10 +70,7 @@ class FineTuningDataModule(DataModule):
             )
 
         def read(record: Record, bad: BadRecord) -> Iterator[Example]:
-            try:
-                yield Example(template.pair(record), record.where, record.value)
-            except DataError as error:
-                bad(error, record.value)
+            yield Example(template.pair(record), record.where, record.value)
 
         return RecordPipeline(
             self.opened(self.dataset_root),

@@ -69,7 +69,7 @@ class RecordPipeline:
 
     Attributes:
         source: Where they are.
-        read: The examples of a record, usually one.
+        read: The examples of a record, usually one; it raises for a record of which none can be used.
         encoder: Given a tokenizer, what tokenizes them.
         fit: How they are cut.
         made_from: What the examples depend on besides the source.
@@ -205,7 +205,10 @@ class RecordPipeline:
 
     def _of_source(self, split: str, bad: BadRecord) -> Iterator[Example]:
         for record in self.source.records(split, bad):
-            yield from self.read(record, bad)
+            try:
+                yield from self.read(record, bad)
+            except DataError as error:
+                bad(error, record.value)
 
     @functools.cached_property
     def _holds_out(self) -> bool:
