@@ -29,7 +29,7 @@ def command(
 
     if (prompt is None) == (prompts is None):
         raise RecipeError("pass a PROMPT, or --prompts FILE.")
-    how, topology = sampling.sampling(), layout.topology()
+    how, topology = sampling.sampling(continues=not chat), layout.topology()
     if layout.runs_again():
         return
 

@@ -89,8 +89,11 @@ class SamplingOptions:
     stop: list[str] | None = drawing("--stop TEXT", "End at this text; may be repeated.")
     seed: int = drawing("--seed N", "Random seed of the sampling.", 0)
 
-    def sampling(self) -> Any:
+    def sampling(self, *, continues: bool = False) -> Any:
         """The same for the generator.
+
+        Args:
+            continues: As for `Sampling`.
 
         Raises:
             RecipeError: a value out of range.
@@ -100,7 +103,7 @@ class SamplingOptions:
         from mixtral_recipes.system.ranks import launched
 
         given: dict[str, Any] = {**vars(self), "stop": tuple(self.stop or ())}
-        made = Sampling(**given)
+        made = Sampling(**given, continues=continues)
         of_draws = [name for name in ("top_k", "top_p", "seed") if given[name] != getattr(Sampling, name)]
         if of_draws and made.temperature == 0 and not launched():
             options = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in of_draws)

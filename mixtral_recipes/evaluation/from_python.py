@@ -1,7 +1,7 @@
 """What `llm.generate` and `llm.evaluate` do: evaluation and generation with NeMo's arguments."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ def generate(
             as_tokens(model.tokenizer, text, chat=True) if chat else encoded(model.tokenizer, text, special=add_bos)
             for text in prompts
         ]
-        return [one.text for one in continuations(model, tokens, sampling, batch_size=batch_size)]
+        how = replace(sampling, continues=not chat)
+        return [one.text for one in continuations(model, tokens, how, batch_size=batch_size)]
     finally:
         distributed.shut_down()
 

@@ -76,7 +76,8 @@ class Row:
         self.likelihoods: list[Likelihood] = []
         self._told = 0
         self._ends = model.end_tokens
-        self._text = GrowingText(model.tokenizer, sampling.stop, watched=watched or bool(sampling.stop))
+        watched = watched or bool(sampling.stop)
+        self._text = GrowingText(model.tokenizer, sampling.stop, watched=watched, continues=sampling.continues)
 
     def take(self, token: int, likelihood: Likelihood | None) -> str:
         """A new token; the text that may be shown since. What goes wrong ends this row alone, on all ranks alike."""

@@ -29,6 +29,8 @@ class Sampling:
         frequency_penalty: Taken off as often as the continuation has the token; 0 is none.
         logit_bias: Tokens, and what is added to the logit of each.
         stop: Texts that end a continuation; they are not part of it.
+        continues: Whether the text goes on where its prompt's ends: then it keeps the space it begins with, which
+            SentencePiece's tokenizers leave out at the start of a text.
         seed: Of the draws; each prompt has a stream of its own, whatever it is batched with.
         logprobs: How many of the likeliest tokens are reported beside each chosen one; None reports none of either.
     """
@@ -42,6 +44,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = field(default_factory=tuple)
+    continues: bool = False
     seed: int = 0
     logprobs: int | None = None
 

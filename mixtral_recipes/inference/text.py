@@ -46,16 +46,20 @@ class GrowingText:
         stopped: Whether a stop text ended it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], *, watched: bool = True) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, watched: bool = True, continues: bool = False) -> None:
         """Begin a text.
 
         Args:
             tokenizer: Turns tokens into text.
             stop: What ends it.
             watched: Whether text is wanted as it comes; else all of it is decoded once, at the end.
+            continues: Whether it goes on where another text ends, so that a space at its beginning is part of it.
         """
         self._watched = watched
         self._tokenizer = tokenizer
+        self._before = _some_text(tokenizer) if continues else []
+        self._skipped = 0
+        self._skipped = len(self._decoded([]))
         self._stop = stop
         self._held = max(map(len, stop), default=1) - 1  # these last characters may begin a stop text
         self._known = ""  # the text of all tokens that no further token can change
@@ -86,7 +90,7 @@ class GrowingText:
         return "" if self.stopped else self._show(self._decoded(self.tokens))
 
     def _decoded(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return self._tokenizer.decode([*self._before, *tokens], skip_special_tokens=True)[self._skipped :]
 
     def _show(self, upto: str) -> str:
         grown = upto[len(self.shown) :]
@@ -94,13 +98,17 @@ class GrowingText:
         return grown
 
 
+def _some_text(tokenizer: Any) -> list[int]:
+    """Tokens for others to stand behind, since tokenizers leave out the space that a text begins with."""
+    return tokenizer("a", add_special_tokens=False)["input_ids"]
+
+
 class TokenTexts:
     """What single tokens stand for within a text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Behind another token, since tokenizers leave out the space that a text begins with.
-        self._before: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._before = _some_text(tokenizer)
         self._skipped = len(self._decoded(self._before))
         self._special = set(tokenizer.all_special_ids)
         self._known: dict[int, tuple[str, list[int] | None]] = {}

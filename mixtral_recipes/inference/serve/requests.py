@@ -107,6 +107,7 @@ class Body(BaseModel):
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=tuple((self.logit_bias or {}).items()),
             stop=tuple(stop),
+            continues=isinstance(self, Completion),
             seed=secrets.randbits(62) if self.seed is None else self.seed,
             logprobs=likeliest,
         )

@@ -73,6 +73,21 @@ def test_any_tokens_come_piece_by_piece_as_in_one(kind: str) -> None:
         found = GrowingText(tokenizer, ())
         pieces = [found.add(token) for token in tokens]
         assert "".join([*pieces, found.rest()]) == tokenizer.decode(tokens, skip_special_tokens=True)
+        found = GrowingText(tokenizer, (), continues=True)
+        pieces = [found.add(token) for token in tokens]
+        behind = tokenizer("a", add_special_tokens=False)["input_ids"]
+        assert "".join(["a", *pieces, found.rest()]) == tokenizer.decode([*behind, *tokens], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_what_continues_a_text_keeps_its_space(watched: bool) -> None:
+    tokenizer = load_tokenizer("mistral://mixtral-8x7b")
+    prompt, whole = "The capital of France is", "The capital of France is Paris, not Rome."
+    tokens = tokenizer(whole)["input_ids"][len(tokenizer(prompt)["input_ids"]) :]
+    for continues, space in ((True, " "), (False, "")):
+        found = GrowingText(tokenizer, (" Rome",), watched=watched, continues=continues)
+        pieces = [found.add(token) for token in tokens if not found.stopped]
+        assert "".join([*pieces, found.rest()]) == f"{space}Paris, not" + ("" if watched else " Rome.")
 
 
 def test_a_long_text_is_not_decoded_again_for_each_token() -> None:
