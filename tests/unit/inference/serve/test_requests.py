@@ -27,7 +27,8 @@ def test_what_is_read() -> None:
     assert (found.presence_penalty, found.frequency_penalty) == (-2, 0.5)
     assert (found.logit_bias, found.logprobs) == (((3, -100), (5, 1.5)), 4)
     assert completion().sampling(1).temperature == 1.0
-    assert completion().sampling(1).continues and not chat().sampling(1).continues
+    assert completion().sampling(1).continues
+    assert not chat().sampling(1).continues
     assert completion().sampling(1).seed != completion().sampling(1).seed
 
 
