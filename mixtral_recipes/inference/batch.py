@@ -77,7 +77,9 @@ class Row:
         self._told = 0
         self._ends = model.end_tokens
         watched = watched or bool(sampling.stop)
-        self._text = GrowingText(model.tokenizer, sampling.stop, watched=watched, continues=sampling.continues)
+        self._text = GrowingText(
+            model.tokenizer, sampling.stop, watched=watched, continues=sampling.continues, ends=self._ends
+        )
 
     def take(self, token: int, likelihood: Likelihood | None) -> str:
         """A new token; the text that may be shown since. What goes wrong ends this row alone, on all ranks alike."""
