@@ -46,7 +46,15 @@ class GrowingText:
         stopped: Whether a stop text ended it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], *, watched: bool = True, continues: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stop: Sequence[str],
+        *,
+        watched: bool = True,
+        continues: bool = False,
+        ends: frozenset[int] = frozenset(),
+    ) -> None:
         """Begin a text.
 
         Args:
@@ -54,10 +62,12 @@ class GrowingText:
             stop: What ends it.
             watched: Whether text is wanted as it comes; else all of it is decoded once, at the end.
             continues: Whether it goes on where another text ends, so that a space at its beginning is part of it.
+            ends: Tokens that are no text, whether the tokenizer calls them special or not.
         """
         self._watched = watched
         self._tokenizer = tokenizer
         self._before = _some_text(tokenizer) if continues else []
+        self._ends = ends
         self._skipped = 0
         self._skipped = len(self._decoded([]))
         self._stop = stop
@@ -90,7 +100,8 @@ class GrowingText:
         return "" if self.stopped else self._show(self._decoded(self.tokens))
 
     def _decoded(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode([*self._before, *tokens], skip_special_tokens=True)[self._skipped :]
+        said = [token for token in tokens if token not in self._ends]
+        return self._tokenizer.decode([*self._before, *said], skip_special_tokens=True)[self._skipped :]
 
     def _show(self, upto: str) -> str:
         grown = upto[len(self.shown) :]

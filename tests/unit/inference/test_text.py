@@ -90,6 +90,14 @@ def test_what_continues_a_text_keeps_its_space(watched: bool) -> None:
         assert "".join([*pieces, found.rest()]) == f"{space}Paris, not" + ("" if watched else " Rome.")
 
 
+def test_what_ends_a_text_is_not_part_of_it_even_where_it_is_not_special() -> None:
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+    tokenizer.add_tokens(["<|im_end|>"])
+    tokens = tokenizer("Yes.<|im_end|>", add_special_tokens=False)["input_ids"]
+    found = GrowingText(tokenizer, (), ends=frozenset({tokens[-1]}))
+    assert "".join([*map(found.add, tokens), found.rest()]) == "Yes."
+
+
 def test_a_long_text_is_not_decoded_again_for_each_token() -> None:
     class Counting(Bytes):
         most = 0
