@@ -6,6 +6,7 @@ Works on the syntax tree and the table of names alone: nothing of the script is 
 import ast
 import functools
 import io
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,8 @@ def migrate(path: Path) -> Migrated:
         source = path.read_text(encoding="utf-8-sig")
         notebook = Notebook(source) if path.suffix == ".ipynb" else None
         lines = notebook.lines if notebook else io.StringIO(source).readlines()  # as Python counts them
-        tree = ast.parse(notebook.python if notebook else source)
+        python = notebook.python if notebook else source
+        tree = ast.parse(python)
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror or error}.") from error
     except (SyntaxError, ValueError) as error:
@@ -112,7 +114,7 @@ def migrate(path: Path) -> Migrated:
     reader = _Reader(lines)
     reader.read(tree)
     findings = sorted(set(reader.findings), key=lambda finding: (finding.line, finding.kind, finding.text))
-    lines = reader.changed(findings)
+    lines = reader.changed(findings, python)
     if notebook is None:
         return Migrated(path, "".join(lines), findings)
     told = [
@@ -184,17 +186,23 @@ class _Reader:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 self._text(node)
 
-    def changed(self, findings: list[Finding]) -> list[str]:
-        """Each line with every edit, and a remark above it where it needs a change by hand."""
-        lines = list(self.lines)
+    def changed(self, findings: list[Finding], python: str) -> list[str]:
+        """Each line with every edit, and a remark above it where it needs a change by hand.
+
+        Args:
+            findings: What was found, by line.
+            python: The lines as Python.
+        """
+        lines, free = list(self.lines), _free_lines(python)
         for line, start, end, text in sorted(self.edits, reverse=True):
             old = lines[line - 1].encode()  # the tree counts bytes
             lines[line - 1] = (old[:start] + text.encode() + old[end:]).decode()
         for finding in reversed(findings):
             if finding.kind == "refused":
-                old = self.lines[finding.line - 1]
+                place = max(line for line in free if line <= finding.line) - 1
+                old = self.lines[place]
                 indent = old[: len(old) - len(old.lstrip())]
-                lines[finding.line - 1] = f"{indent}{MARK} {finding.text}\n{lines[finding.line - 1]}"
+                lines[place] = f"{indent}{MARK} {finding.text}\n{lines[place]}"
         return lines
 
     def _say(self, node: ast.AST, kind: str, text: str) -> None:
@@ -397,6 +405,12 @@ def offered(ours: str) -> frozenset[str]:
             elif isinstance(node, ast.Compare):  # of a module's `__getattr__`
                 found |= {str(each.value) for each in node.comparators if isinstance(each, ast.Constant)}
     return frozenset(found)
+
+
+def _free_lines(python: str) -> set[int]:
+    """The lines above which a remark changes nothing: not those that a string or a backslash carries on to."""
+    tokens = tokenize.generate_tokens(io.StringIO(python).readline)
+    return {1} | {token.start[0] + 1 for token in tokens if token.type in (tokenize.NEWLINE, tokenize.NL)}
 
 
 class _NoDefaults:

@@ -1,5 +1,6 @@
 """Scripts in the shape of NeMo's own: what `migrate` says of them, and that its copies pass a dry run."""
 
+import ast
 import sys
 import warnings
 from pathlib import Path
@@ -361,6 +362,24 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_script(tmp_path: Path) -> Non
 def test_lines_are_counted_as_python_counts_them(tmp_path: Path) -> None:
     found = read(tmp_path, "a = 1\n\f\nfrom nemo.collections import llm\n")
     assert found.source == "a = 1\n\f\nimport mixtral_recipes as llm\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = '''a\n{}'''.format(llm.gone)\n",
+        "x = f'''a\n{llm.gone}'''\n",
+        "x = '''a\n'''; y = llm.gone\n",
+        "x = 1 + \\\n    2 + \\\n    llm.gone\n",
+        "x = [\n    1,\n    llm.gone,\n]\n",
+        "if x:\n    pass\nelif llm.gone:\n    pass\n",
+    ],
+)
+def test_a_remark_changes_nothing_of_a_script(tmp_path: Path, text: str) -> None:
+    (tmp_path / "script.py").write_text("from nemo.collections import llm\n" + text)
+    made = migrate(tmp_path / "script.py")
+    assert made.source.count(f"{MARK} gone is not available") == 1
+    assert ast.dump(ast.parse(made.source)) == ast.dump(ast.parse("import mixtral_recipes as llm\n" + text))
 
 
 def test_lines_with_other_alphabets_stay_whole(tmp_path: Path) -> None:
