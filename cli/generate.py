@@ -46,8 +46,9 @@ def command(
     tokens = [given.tokens(loaded.tokenizer, text, chat=chat) for text in texts]
     speaks = launched_rank() == 0
     stream = speaks and prompt is not None and not json
+    show = (lambda _, text: say_part(text)) if stream else None
     started = time.perf_counter()
-    answers = generate(loaded, tokens, how, batch_size=batch_size, on_text=_show if stream else None)
+    answers = generate(loaded, tokens, how, batch_size=batch_size, on_text=show)
     seconds = time.perf_counter() - started
     if not speaks:
         return
@@ -70,7 +71,3 @@ def command(
     elif not stream:
         for row in rows:
             say_part(f"> {row['prompt']}\n{row['text']}\n\n")
-
-
-def _show(number: int, text: str) -> None:
-    say_part(text)

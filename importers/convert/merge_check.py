@@ -99,7 +99,8 @@ def check_merge(
     try:
         with progress_bar("Checking", shown, shown=progress) as on_bytes:
             models = _Models(checkpoint, base, into, opened.config, opened.tensors, on_bytes)
-            logits = models.logits(_tokens(opened.dims.vocab_size))
+            shape, generator = (SEQUENCES, TOKENS), torch.Generator().manual_seed(0)
+            logits = models.logits(torch.randint(opened.dims.vocab_size, shape, generator=generator))
     finally:
         close_inputs()
     size = _size(logits[_APART]) or 1.0  # an output layer of zeros computes nothing else
@@ -158,11 +159,9 @@ class _Models:
         """What was trained in the place of a weight."""
         return self._adapters.whole(self._sources[name][0].disk)
 
-    def _weights(self) -> tuple[Mapping[str, Rows], Mapping[str, Rows]]:
-        return self._base, self._merged
-
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        scales = [read_tensor(source[name], 0, source[name].rows, "F32").flatten() for source in self._weights()]
+        sources = (self._base[name], self._merged[name])
+        scales = [read_tensor(rows, 0, rows.rows, "F32").flatten() for rows in sources]
         weight = torch.stack([scales[0], scales[0], scales[1]]).unsqueeze(1)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._config["layernorm_epsilon"]) * weight
 
@@ -243,10 +242,6 @@ def _angles(length: int, size: int, base: float) -> tuple[Tensor, Tensor]:
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def _tokens(vocab_size: int) -> Tensor:
-    return torch.randint(vocab_size, (SEQUENCES, TOKENS), generator=torch.Generator().manual_seed(0))
 
 
 def _size(x: Tensor) -> float:

@@ -39,7 +39,8 @@ class Conversation:
         Raises:
             DataError: the template refuses it, or there is none.
         """
-        return tokens_of(self.tokenizer, [*self._opening(), *self.messages, {"role": "user", "content": text}])
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return tokens_of(self.tokenizer, [*system, *self.messages, {"role": "user", "content": text}])
 
     def answered(self, question: str, answer: str) -> None:
         """Keep a turn."""
@@ -48,9 +49,6 @@ class Conversation:
     def reset(self) -> None:
         """Forget the turns; what the system said stays."""
         self.messages.clear()
-
-    def _opening(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
 
 
 def tokens_of(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -70,10 +70,10 @@ def _set(outline: Any, path: str, value: str, text: str) -> None:
                 raise RecipeError(f"{text}: this recipe trains all weights; use --peft lora first.")
             raise NeedsRecipe
     if hasattr(holder, name):
-        setattr(holder, name, _value(value, getattr(holder, name), text))
+        setattr(holder, name, _value(value, getattr(holder, name)))
 
 
-def _value(value: str, old: Any, text: str) -> Any:
+def _value(value: str, old: Any) -> Any:
     if value.lower() in ("none", "null"):
         return None
     if value.lower() in ("true", "false"):

@@ -9,7 +9,7 @@ from mixtral_recipes.layout.cards import Card
 from mixtral_recipes.layout.repair import distance, repair
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.planner import memory
-from mixtral_recipes.planner.memory import CATEGORIES, Memory
+from mixtral_recipes.planner.memory import CATEGORIES
 from mixtral_recipes.planner.plan import NEAR
 from mixtral_recipes.planner.search import MOST_GPUS, Candidate, candidate, counts, layouts, search
 from mixtral_recipes.planner.workload import Adapters, Workload
@@ -44,7 +44,8 @@ def refusal(job: Workload, card: Card) -> str | None:
     taken = memory.of_job(job, card)
     if taken.fits:
         return None
-    shown = ", ".join(f"{name} {getattr(taken, name):.1f}" for name in _largest(taken)[:3])
+    largest = sorted(CATEGORIES, key=lambda name: -getattr(taken, name))[:3]
+    shown = ", ".join(f"{name} {getattr(taken, name):.1f}" for name in largest)
     text = (
         f"{job.topology.describe()} on {job.topology.world_size} x {card.title}: needs {taken.total:.0f} GB on a GPU "
         f"with {taken.capacity:.0f} GB; the largest parts: {shown} GB."
@@ -119,10 +120,6 @@ def warning(job: Workload, card: Card) -> str | None:
         f"memory: about {taken.total:.0f} of {taken.capacity:.0f} GB ({card.title}); it may not fit if some experts "
         "get more than their share of the tokens."
     )
-
-
-def _largest(taken: Memory) -> list[str]:
-    return sorted(CATEGORIES, key=lambda name: -getattr(taken, name))
 
 
 def repairs(job: Workload, card: Card) -> list[Repair]:

@@ -152,11 +152,8 @@ def _table(name: str, device: torch.device) -> Tensor:
     if name == "pairs":  # both weights of a byte, as one element of twice the size
         both = [torch.tensor(pair) for pair in itertools.product(_QUANTILES, repeat=2)]
         return torch.stack(both).view(torch.float64).flatten().to(device)
-    return _borders(torch.tensor(_QUANTILES) if name == "borders" else _dynamic_map()).to(device)
-
-
-def _borders(values: Tensor) -> Tensor:
-    return (values[:-1] + values[1:]) / 2
+    values = torch.tensor(_QUANTILES) if name == "borders" else _dynamic_map()
+    return ((values[:-1] + values[1:]) / 2).to(device)
 
 
 def _dynamic_map() -> Tensor:

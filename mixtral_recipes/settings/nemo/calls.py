@@ -1,6 +1,5 @@
 """Classes and functions that take NeMo's arguments, in NeMo's order, by the table in `arguments.py`."""
 
-import dataclasses
 import functools
 import inspect
 import os
@@ -106,8 +105,5 @@ def not_ours(target: Any) -> set[str]:
     """The arguments a class accepts only for compatibility with NeMo: no setting of ours has their name."""
     rules = rules_of(target)
     parameters = inspect.signature(target).parameters if rules else {}
-    return {name for name in rules if name in parameters and name not in _fields(target)}
-
-
-def _fields(target: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else set()
+    fields = getattr(target, "__dataclass_fields__", ())
+    return {name for name in rules if name in parameters and name not in fields}

@@ -77,7 +77,8 @@ class RunLog:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=metrics["step"], facts=summary(metrics))
         elif show and self.is_writer:
-            print(f"step {metrics['step']}/{self.max_steps}  {summary(metrics)}  ETA {_clock(metrics)}", flush=True)
+            left = timedelta(seconds=round(metrics["eta_seconds"]))
+            print(f"step {metrics['step']}/{self.max_steps}  {summary(metrics)}  ETA {left}", flush=True)
 
     def validation(self, metrics: dict[str, Any]) -> None:
         """Record and show one validation."""
@@ -145,7 +146,3 @@ def _speed(m: dict[str, Any]) -> str:
 def _memory(m: dict[str, float]) -> str:
     card = f" ({m['memory_card_gb']:.2f} of the card)" if "memory_card_gb" in m else ""
     return f"{m['memory_gb']:.2f} GB{card}"
-
-
-def _clock(metrics: dict[str, Any]) -> str:
-    return str(timedelta(seconds=round(metrics["eta_seconds"])))
