@@ -279,10 +279,10 @@ def _least(job: Workload, card: Card, most: int) -> str:
 
 
 def _hours(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd]?)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([mhd]?)", text.strip().lower())
     if match:
         return float(match[1]) * _HOURS[match[2]]
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::\d\d)?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9}):(\d\d)(?::\d\d)?", text.strip())
     if match:
         return 24 * int(match[1] or 0) + int(match[2]) + int(match[3]) / 60
     raise RecipeError(

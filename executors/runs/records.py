@@ -182,7 +182,7 @@ def attempt_folders(record: RunRecord) -> list[Path]:
     """attempts/0, attempts/1, ... of a run, oldest first."""
     if not record.job_dir:
         return []
-    folders = [path for path in Path(record.job_dir, "attempts").glob("*") if path.name.isdigit()]
+    folders = [path for path in Path(record.job_dir, "attempts").glob("*") if path.name.isdecimal()]
     return sorted(folders, key=lambda path: int(path.name))
 
 

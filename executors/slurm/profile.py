@@ -20,7 +20,7 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:+@=%/&|*()\[\]-]{0,255}"
 #: ``gpu:h100:8``, ``gres/gpu:a100:2(S:0-1),lscratch:100``
 _GRES = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+@=%/()-]{0,255}")
 _COUNTS = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+(,([A-Za-z][A-Za-z0-9_.-]*:)?\d+)*")  # 8, h100:8, a100:4,h100:4
-_TIME = re.compile(r"\d+(-\d{1,2}(:\d{1,2}){0,2})?|\d+:\d{1,2}(:\d{1,2})?|UNLIMITED|INFINITE", re.IGNORECASE)
+_TIME = re.compile(r"\d{1,9}(-\d{1,2}(:\d{1,2}){0,2}|:\d{1,2}(:\d{1,2})?)?|UNLIMITED|INFINITE", re.IGNORECASE)
 _MEMORY = re.compile(r"\d+([KMGTP]I?B?)?", re.IGNORECASE)
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

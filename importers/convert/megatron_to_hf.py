@@ -83,7 +83,7 @@ def export_checkpoint(
 
 def parse_size(text: str) -> int:
     """Bytes in "5GB", "500MiB" or a plain number."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     size = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if size < 1:
         raise CheckpointError(f"--max-shard-size {text!r} is not a size; write it as 5GB or 500MiB.")

@@ -93,7 +93,7 @@ def read_params(folder: Path) -> dict[str, Any]:
     for key, value in flat.items():
         plain = (None, _USUAL[key]) if key in _USUAL else (None, False, {}, [])
         if key in known:
-            read = int(value) if isinstance(value, str) and value.isdigit() else value
+            read = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,40}", value) else value
             if fields.setdefault(known[key], read) != read:
                 raise CheckpointError(f"{path}: {key} is {read!r}, but another name for it has {fields[known[key]]!r}.")
         elif key not in _WITHOUT_EFFECT and value not in plain:

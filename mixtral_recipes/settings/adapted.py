@@ -6,6 +6,7 @@ numbers.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 
 from mixtral_recipes.errors import RecipeError, nearest
@@ -58,6 +59,11 @@ def names(numbers: Numbers | None, number: int, setting: str) -> bool:
     return any(first <= number and (last is None or number <= last) for first, last in ranges(numbers, setting))
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number of a layer or an expert."""
+    return bool(re.fullmatch(r"\d{1,9}", text))
+
+
 @functools.lru_cache(maxsize=64)
 def ranges(text: str, setting: str) -> Ranges:
     """Text as (first, last) of each range; last None is open.
@@ -68,7 +74,8 @@ def ranges(text: str, setting: str) -> Ranges:
     found: list[tuple[int, int | None]] = []
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
-        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+        numbers = is_number(first) and (not last or is_number(last))
+        if not numbers or (last and int(last) < int(first)):
             raise RecipeError(
                 f"{setting}={text!r}: {part.strip()!r} is not a number or range; use e.g. 0,3 or 8-31 or 24-."
             )
@@ -111,6 +118,6 @@ def busiest_of(text: str) -> int | None:
     if not text.startswith(BUSIEST):
         return None
     number = text.removeprefix(BUSIEST)
-    if not number.isdecimal() or int(number) < 1:
+    if not is_number(number) or int(number) < 1:
         raise RecipeError(f"peft.experts={text!r} needs a number of experts per layer, e.g. busiest:4.")
     return int(number)

@@ -141,7 +141,7 @@ class LoRA:
             adapted.check(self.experts, num_experts, "peft.experts", "expert")
             return
         for layer, experts in self.experts.items():
-            if not layer.isdecimal() or int(layer) >= num_layers:
+            if not adapted.is_number(layer) or int(layer) >= num_layers:
                 raise RecipeError(
                     f"peft.experts names layer {layer}, but the model has {num_layers} layers (0 to {num_layers - 1})."
                 )

@@ -108,6 +108,7 @@ def test_a_picture(tmp_path: Path) -> None:
         ("--recipe mixtral_8x7b trainer.accumulate_grad_batches=4", "accumulation follows from"),
         ("--recipe mixtral_8x7b --smallest --deadline 5h", "--smallest cannot be combined with --deadline"),
         ("--recipe mixtral_8x7b --deadline soon", "use hours"),
+        (f"--recipe mixtral_8x7b --deadline {'9' * 5000}-10:00", "use hours"),
         (
             "--recipe mixtral_8x7b --smallest --num-nodes 2",
             "--num-nodes cannot be combined with --smallest",

@@ -38,6 +38,7 @@ def test_every_layer_has_its_own(logged: Path) -> None:
         ({"router_load": "{}"}, "needs peft.experts=busiest:N"),
         ({"experts": "busiest:x", "router_load": "{}"}, "needs a number of experts per layer, e.g. busiest:4"),
         ({"experts": "busiest:0", "router_load": "{}"}, "needs a number of experts"),
+        ({"experts": f"busiest:{'9' * 5000}", "router_load": "{}"}, "needs a number of experts"),
         ({"experts": "busiest:5", "router_load": "{}"}, "but the model has 4 experts"),
         (
             {"experts": "busiest:2", "router_load": "{}/nothing"},

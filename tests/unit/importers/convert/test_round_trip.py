@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.lineage import record as lineage
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.convert.megatron_to_hf import export_checkpoint, parse_size
 
@@ -135,3 +136,5 @@ def test_the_model_card_names_the_chain_and_no_folder_of_this_machine(make_model
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500MiB", 500 << 20), ("1.5kb", 1500), ("77", 77)])
 def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
+    with pytest.raises(CheckpointError, match="is not a size"):
+        parse_size("9" * 400 + text)

@@ -162,6 +162,8 @@ def test_what_params_json_leaves_out(tmp_path: Path) -> None:
         ({"moe": None}, "num_experts is missing; only Mixtrals"),
         ({"moe": 3}, "moe must be a JSON object"),
         ({"dim": "wide"}, "hidden_size='wide'"),
+        ({"dim": "32²"}, "hidden_size='32²'"),
+        ({"dim": "9" * 5000}, "hidden_size='999"),
         ({"vision_encoder": {"hidden_size": 1}}, "vision_encoder="),
         ({"lora": {"rank": 2}}, "lora="),
         ({"model_type": "mamba"}, "model_type='mamba'"),
