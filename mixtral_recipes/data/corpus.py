@@ -74,12 +74,13 @@ class Encoder:
         return np.dtype(np.uint16 if self.vocab_size < 65500 else np.int32)
 
     def __call__(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenize documents.
+        """Tokenize documents; a control token that one spells out is text, or its end would be found in its middle.
 
         Returns:
             All tokens one after the other, and the length of each document in tokens.
         """
         if hasattr(self.tokenizer, "encode_batch_fast"):
+            self.tokenizer.encode_special_tokens = True  # not in the file: the last call decides
             encoded = (e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         else:
             encoded = iter(self.tokenizer.encode_batch(texts))

@@ -50,7 +50,8 @@ def perplexity(
     size = 0
     for text in documents(file):
         size += len(text.encode())
-        endings += windows(list(model.tokenizer(text)["input_ids"]), window, stride)
+        ids = model.tokenizer(text, split_special_tokens=True)["input_ids"]  # as in a corpus
+        endings += windows(list(ids), window, stride)
     tokens = sum(ending.judged for ending in endings)
     if not tokens:
         raise DataError(f"{file}: holds no text.")

@@ -23,7 +23,7 @@ from mixtral_recipes.data.corpus import Encoder, prepare_corpus
 from mixtral_recipes.data.records.text_parts import TextPart, documents, split_into_parts
 from mixtral_recipes.errors import DataError
 
-TEXTS = [f"Document {n} has {'many ' * (n % 7)}words.\nAnd a second line." for n in range(300)]
+TEXTS = [f"Document {n} has {'many ' * (n % 7)}words.\nA <s>second</s> line." for n in range(300)]
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def test_megatron_reads_what_was_written(source: Path, tmp_path: Path, tokenizer
         read = IndexedDataset(str(made.prefix))
     assert (made.documents, made.tokens) == (len(TEXTS), int(read.sequence_lengths.sum()))
     for number, text in enumerate(TEXTS):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids)
         assert read[number].tolist() == [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     assert read.document_indices.tolist() == list(range(len(TEXTS) + 1))
     assert read.index.dtype == np.uint16
