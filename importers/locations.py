@@ -4,6 +4,7 @@
 NeMo 2.0 checkpoint there (``nemo:///path``).
 """
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def finished(name: str) -> Path:
     exact = models_home() / name
     if (exact / "manifest.json").is_file():
         return exact
-    found = [path.parent for path in models_home().glob(f"{name}@*/manifest.json")]
+    found = [path.parent for path in models_home().glob(f"{glob.escape(name)}@*/manifest.json")]
     if found:
         return max(found, key=lambda path: (path / "manifest.json").stat().st_mtime)
     manifests = models_home().glob("*/*/manifest.json")

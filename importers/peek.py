@@ -1,5 +1,6 @@
 """What can be seen of a model before it is fetched or imported: its config.json and tokenizer, if they are here."""
 
+import glob
 from pathlib import Path
 
 from mixtral_recipes.errors import CheckpointError
@@ -29,7 +30,8 @@ def peek(source: str) -> Path | None:
         if found.form is Form.CHECKPOINT:
             return found.folder / "context"
         return found.folder if found.form is Form.HF else None
-    kept = sorted(models_home().glob(f"{place.repo}@{(place.revision or '')[:12]}*/context/config.json"))
+    name = glob.escape(f"{place.repo}@{(place.revision or '')[:12]}")
+    kept = sorted(models_home().glob(f"{name}*/context/config.json"))
     return kept[-1].parent if kept else _cached(place)
 
 

@@ -48,6 +48,9 @@ def test_finished_imports(tmp_path: Path) -> None:
     assert locations.checkpoint("nemo://org/other") == models_home() / "org/other"
     with pytest.raises(CheckpointError, match="Did you mean 'org/other'"):
         resolve("nemo://org/othre")
+    for name in ("org/*", "org/mode[l]", "org/model**"):  # no patterns
+        with pytest.raises(CheckpointError, match="no finished import of that name"):
+            resolve(f"nemo://{name}")
     with pytest.raises(CheckpointError, match="checkpoint folder or nemo://ID"):
         locations.checkpoint("hf://org/model")
 

@@ -27,7 +27,10 @@ def test_what_the_hubs_cache_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert peek("hf://org/other") == config.parent
 
 
-@pytest.mark.parametrize("source", ["hf://org/none", "nemo://org/none", "/no/such/folder", "one-word", "s3://bucket/x"])
+@pytest.mark.parametrize(
+    "source",
+    ["hf://org/none", "hf://org/none@a**b", "nemo://org/none", "/no/such/folder", "one-word", "s3://bucket/x"],
+)
 def test_what_is_not_here(source: str) -> None:
     assert peek(source) is None
 
