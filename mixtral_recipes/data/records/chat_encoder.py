@@ -16,8 +16,8 @@ from mixtral_recipes.errors import DataError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Characters nobody writes: two stand around each message while a template is looked through, one pair around the number
-# of a control token that is spelled out.
-_OPEN, _CLOSE, _LITERAL = "\U000f5a0a", "\U000f5a0b", "\U000f5a0c"
+# of a control token that is spelled out, and one before a part of a text that does not begin as a text does.
+_OPEN, _CLOSE, _LITERAL, _BEFORE = "\U000f5a0a", "\U000f5a0b", "\U000f5a0c", "\U000f5a0d"
 _MARK = re.compile(f"({_OPEN}\\d+{_OPEN}|{_CLOSE})")
 _PLACEHOLDER = re.compile(f"{_LITERAL}(\\d+){_LITERAL}")
 
@@ -71,6 +71,7 @@ class ChatEncoder:
         self._marks_answers = bool(_GENERATION.search(self.template))
         # Those that JSON would write in another way never appear in it as they are.
         plain = [token for token in added if json.dumps(token, ensure_ascii=False) == f'"{token}"']
+        self._plain = plain
         self._control = re.compile("|".join(map(re.escape, sorted(plain, key=len, reverse=True))) or r"(?!)")
 
     def encode_some(self, some: Sequence[tuple[Conversation, object]]) -> Iterator[Encoded | DataError]:
@@ -306,6 +307,17 @@ class ChatEncoder:
                 head = sum(end <= start for _, end in offsets)
             yield Encoded(ids, learned, head, _first_tokens(offsets, [turn[0][0] for turn in item.turns if turn]))
 
+    @functools.cached_property
+    def _before_parts(self) -> str:
+        """What makes the tokenizer encode a part of a text as it does behind a control token.
+
+        Some begin each part as they begin a text (SentencePiece's with its leading space), some only the text
+        (Metaspace with ``prepend_scheme="first"``).
+        """
+        alone = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        behind = self.tokenizer(self._plain[0] + "a", add_special_tokens=False)["input_ids"]
+        return "" if behind[1:] == alone else _BEFORE
+
     def _with_literal(self, text: str, literal: list[Span]) -> tuple[list[int], list[Span]]:
         """Encode with the template's control tokens as tokens, and those spelled out as text."""
         ids: list[int] = []
@@ -322,11 +334,18 @@ class ChatEncoder:
         for token in [*borders, None]:
             end = token.start() if token else len(text)
             if end > start:
+                before = self._before_parts if start else ""
                 part = self.tokenizer(
-                    text[start:end], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+                    before + text[start:end],
+                    add_special_tokens=False,
+                    split_special_tokens=True,
+                    return_offsets_mapping=True,
                 )
-                ids += part["input_ids"]
-                offsets += [(a + start, b + start) for a, b in part["offset_mapping"]]
+                moved = start - len(before)
+                for number, (a, b) in zip(part["input_ids"], part["offset_mapping"], strict=True):
+                    if b > len(before):
+                        ids.append(number)
+                        offsets.append((max(a + moved, start), b + moved))
             if token:
                 ids.append(self.tokenizer.convert_tokens_to_ids(token[0]))
                 offsets.append(token.span())

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from mixtral_recipes.data.modules.chat import ChatDataModule
 from mixtral_recipes.data.records.chat_encoder import ChatEncoder
 from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.record import Record
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError
 from tests.chat_encoding import encode_one
 
@@ -135,6 +138,29 @@ def test_control_tokens_in_messages_are_text(tokenizer: Any, template: str | Non
     assert encoded.tokens.count(tokenizer.bos_token_id) == 1
     assert encoded.tokens.count(tokenizer.eos_token_id) == (1 if template != STRIPPING else 2)
     assert learned_text(tokenizer, encoded) == ["It ends <s>a sentence</s>.</s>"]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_control_token_in_a_message_leaves_the_other_messages_as_they_are(scheme: str) -> None:
+    """Tokenizers differ in whether a space is put before each part of a text, or before the text only."""
+    published = load_tokenizer("mistral://mixtral-8x22b-instruct")
+    file = json.loads(published.backend_tokenizer.to_str())
+    file |= {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(file)), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    encoder = ChatEncoder(tokenizer, published.chat_template)
+    plain, spelled = (
+        encode_one(encoder, messages((U, f"What is {what}, in XML?"), (A, "日本 an end"), (U, " Why? "), (A, "fine")))
+        for what in ("<x>", "</s>")
+    )
+    places = [encoded.learned.index(True) for encoded in (plain, spelled)]
+    assert spelled.tokens[places[1] :] == plain.tokens[places[0] :]
+    assert spelled.learned[places[1] :] == plain.learned[places[0] :]
+    assert spelled.tokens[:4] == plain.tokens[:4]
 
 
 @pytest.mark.parametrize("template", [BACKWARDS, FIRST_WORDS])
