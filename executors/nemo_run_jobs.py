@@ -17,7 +17,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from mixtral_recipes.settings.objects import as_configs
 from mixtral_recipes.system import imports
 from mixtral_recipes.system.files import refuse_unwritable
 from mixtral_recipes.system.machine import at_a_prompt
+from mixtral_recipes.training.guards.signals import stops_handled_by
 
 _SCRIPT = "__external_main__"  # the name under which nemo_run loads a script in the job's process
 
@@ -419,23 +419,20 @@ def _raise_for(app: Any, job: Any) -> None:
 
 @contextlib.contextmanager
 def _signals_passed_on(experiment: Any, jobs: list[Any]) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the jobs, which save at the first and end at once at the second."""
-    if not jobs or threading.current_thread() is not threading.main_thread():
+    """Pass Ctrl-C on to the jobs, and other requests to stop as SIGTERM: they save at the first, end at the second."""
+    if not jobs:
         yield
         return
 
     def forward(number: int, _frame: Any) -> None:
+        passed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         for app in (app for job in jobs for app in _apps(experiment, job)):
             for replica in itertools.chain(*app.role_replicas.values()):
                 if replica.proc.poll() is None:
-                    replica.proc.send_signal(number)
+                    replica.proc.send_signal(passed)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stops_handled_by(forward):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _apps(experiment: Any, job: Any) -> list[Any]:

@@ -1,9 +1,11 @@
 """nemo_run's LocalExecutor with our tasks: this interpreter, a failure's exit code. And what we lean on in it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,10 +59,29 @@ def test_a_task_of_a_group_that_failed_fails_the_script(tmp_path: Path) -> None:
     assert "LaunchError: job both failed" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "passed"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGTERM)],
+)
+def test_what_asks_a_script_to_stop_reaches_its_jobs(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, passed: signal.Signals
+) -> None:
+    from mixtral_recipes.executors import nemo_run_jobs
+
+    sent: list[int] = []
+    process = SimpleNamespace(poll=lambda: None, send_signal=sent.append)
+    app = SimpleNamespace(role_replicas={"rank": [SimpleNamespace(proc=process)]})
+    monkeypatch.setattr(nemo_run_jobs, "_apps", lambda *_: [app])
+    with nemo_run_jobs._signals_passed_on(None, [object()]):
+        handler = signal.getsignal(number)
+        assert callable(handler)
+        handler(number, None)
+    assert sent == [passed]
+
+
 def test_a_job_that_has_done_its_task_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     import atexit
     import importlib.util
-    import signal
 
     from mixtral_recipes.executors import nemo_run_jobs
 
