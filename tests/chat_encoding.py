@@ -1,4 +1,4 @@
-"""One conversation through `ChatEncoder`, as runs take it, several at once."""
+"""One conversation through `ChatEncoder`, as runs take it, several at once; and what of it is learned."""
 
 from typing import Any
 
@@ -16,3 +16,14 @@ def encode_one(encoder: ChatEncoder, talk: Conversation | list[Any], where: str 
     if isinstance(found, DataError):
         raise found
     return found
+
+
+def learned_text(tokenizer: Any, encoded: Encoded) -> list[str]:
+    """The learned stretches, as text."""
+    stretches: list[list[int]] = [[]]
+    for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True):
+        if is_learned:
+            stretches[-1].append(token)
+        elif stretches[-1]:
+            stretches.append([])
+    return [tokenizer.decode(stretch).strip() for stretch in stretches if stretch]

@@ -15,7 +15,7 @@ from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError
-from tests.chat_encoding import encode_one
+from tests.chat_encoding import encode_one, learned_text
 
 U, A, S = "user", "assistant", "system"
 # Templates as they are found on the Hub: without marks, with other control tokens, stripping messages.
@@ -108,17 +108,6 @@ def test_bad_conversations(record: dict[str, Any], says: str) -> None:
         conversation(Record(record, "x.jsonl:3"))
     assert str(caught.value).startswith("x.jsonl:3: ")
     assert says in str(caught.value)
-
-
-def learned_text(tokenizer: Any, encoded: Any) -> list[str]:
-    """The learned stretches as text."""
-    stretches: list[list[int]] = [[]]
-    for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True):
-        if is_learned:
-            stretches[-1].append(token)
-        elif stretches[-1]:
-            stretches.append([])
-    return [tokenizer.decode(stretch).strip() for stretch in stretches if stretch]
 
 
 @pytest.mark.parametrize("template", [None, PLAIN_MIXTRAL, STRIPPING])

@@ -9,7 +9,7 @@ from mixtral_recipes.data.records.conversations import conversation
 from mixtral_recipes.data.records.pairs import PairTemplate
 from mixtral_recipes.data.records.record import Record
 from mixtral_recipes.errors import DataError
-from tests.chat_encoding import encode_one
+from tests.chat_encoding import encode_one, learned_text
 
 U, A = "user", "assistant"
 
@@ -27,15 +27,7 @@ def record(*fields: dict[str, Any], **beside: Any) -> Record:
 
 
 def learned(tokenizer: Any, talk: Any, template: str | None = None) -> list[str]:
-    """The learned stretches, as text."""
-    encoded = encode_one(ChatEncoder(tokenizer, template), talk)
-    stretches: list[list[int]] = [[]]
-    for token, is_learned in zip(encoded.tokens, encoded.learned, strict=True):
-        if is_learned:
-            stretches[-1].append(token)
-        elif stretches[-1]:
-            stretches.append([])
-    return [tokenizer.decode(stretch).strip() for stretch in stretches if stretch]
+    return learned_text(tokenizer, encode_one(ChatEncoder(tokenizer, template), talk))
 
 
 @pytest.mark.parametrize(
