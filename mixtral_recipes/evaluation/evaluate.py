@@ -223,6 +223,6 @@ class _Measuring:
     def _answer(self, name: str, model: InferenceModel) -> None:
         """Let a model answer the questions that are shown."""
         most = self.asked.max_new_tokens
-        prompts = shortened(model, [one.prompt for one in self.samples], most)
+        prompts = shortened(model, [one.prompt for one in self.samples], most, head=1)
         for one, said in zip(self.samples, generate(model, prompts, Sampling(most)), strict=True):
             one.answers[name] = said.text.strip()

@@ -60,7 +60,7 @@ def evaluate_squad(
     """
     # Control tokens that a passage spells out are text, as in training.
     prompts = [model.tokenizer(question.prompt(), split_special_tokens=True)["input_ids"] for question in questions]
-    prompts = shortened(model, prompts, max_new_tokens)
+    prompts = shortened(model, prompts, max_new_tokens, head=1)
     found = generate(model, prompts, Sampling(max_new_tokens), batch_size=batch_size)
     answers = [one.text.strip() for one in found]
     whole = _scores(questions, answers, no_answer)

@@ -62,7 +62,12 @@ def generate(
 
 
 def shortened(
-    model: InferenceModel, prompts: Sequence[Sequence[int]], new_tokens: int, *, asked_by: str = "--max-new-tokens"
+    model: InferenceModel,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    head: int = 0,
+    asked_by: str = "--max-new-tokens",
 ) -> list[list[int]]:
     """The ends of prompts, as much as a model has room for before so many new tokens.
 
@@ -70,6 +75,7 @@ def shortened(
         model: The model.
         prompts: Token ids of each.
         new_tokens: How many may follow.
+        head: How many of a prompt's first tokens stay, where there is room for more; training keeps the bos.
         asked_by: What asked for so many, for the message.
 
     Raises:
@@ -81,4 +87,5 @@ def shortened(
             f"{asked_by} {new_tokens}: the model has {model.config.max_position_embeddings} positions in total; lower "
             "it."
         )
-    return [list(prompt[-room:]) for prompt in prompts]
+    head = min(head, room - 1)
+    return [list(prompt if len(prompt) <= room else (*prompt[:head], *prompt[head - room :])) for prompt in prompts]
