@@ -173,11 +173,12 @@ def _asked_and_answered(
 ) -> tuple[list[_Turn], set[str]]:
     """A prompt, with what else is its own in one message, a blank line between; ``history`` holds earlier turns."""
     turns: list[_Turn] = []
-    for earlier in value.get("history") or []:
-        if not isinstance(earlier, list | tuple) or len(earlier) != 2:
-            raise DataError(f"{where}: 'history' must be a list of pairs of texts.")
-        turns.append(_Turn("user", text_of(earlier[0], "history", where), "history"))
-        turns.append(_Turn("assistant", text_of(earlier[1], "history", where), "history"))
+    history = value.get("history") or []
+    if not isinstance(history, list | tuple) or any(not isinstance(e, list | tuple) or len(e) != 2 for e in history):
+        raise DataError(f"{where}: 'history' must be a list of pairs of texts.")
+    for earlier in history:
+        for role, text in zip(("user", "assistant"), earlier, strict=True):
+            turns.append(_Turn(role, text_of(text, "history", where), "history"))
     prompt, answer = pair
     asked = [prompt, *(n for n in BESIDE_A_PROMPT if n not in (*pair, "history") and is_filled(value.get(n)))]
     text = "\n\n".join(text_of(value[name], names[name], where) for name in asked)

@@ -100,6 +100,8 @@ def test_shapes(record: dict[str, Any], expected: list[dict[str, str]]) -> None:
             "messages[0] has a part of type 'image', but only text",
         ),
         ({"instruction": "a", "output": ""}, "'output' is empty"),
+        ({"instruction": "a", "output": "b", "history": 5}, "'history' must be a list of pairs of texts"),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, "'history' must be a list of pairs of texts"),
         ({"text": "a"}, "not a conversation: needs 'messages'"),
     ],
 )
