@@ -26,7 +26,7 @@ from mixtral_recipes.settings.literals import arguments, expression
 from mixtral_recipes.settings.nemo.modules import NotHere, of_nemo
 from mixtral_recipes.settings.nemo.names import NAMES, name_here
 
-_PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d+\])*)")
+_PART = re.compile(r"([A-Za-z_]\w*)((?:\[\d{1,9}\])*)")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*(\(.*\))?")
 _TIMEDELTA = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "weeks")  # it has no signature
 
@@ -141,7 +141,7 @@ def get(holder: Any, name: Any) -> Any:
     A default created for each object (a list, a part) is stored, so that it can be changed.
     """
     if not isinstance(holder, fdl.Buildable):
-        return holder[name]
+        return holder.get(name) if isinstance(holder, dict) else holder[name]
     target = fdl.get_callable(holder)
     if name in fdl.ordered_arguments(holder) or not dataclasses.is_dataclass(target):
         return getattr(holder, name, None)
