@@ -26,7 +26,7 @@ def command(
     public: Public = False,
     json: Json = False,
 ) -> None:
-    """Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0.
+    """Import a model or adapter: HF, Mistral, PEFT, NeMo, Megatron-LM.
 
     Writes a Megatron checkpoint that loads in any parallel layout.
     """

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Will it fit, how long will it take, what to choose."),
     "recipes": ("recipes", "List, show and compare recipes."),
     "data": ("data", "Prepare a corpus, check a data set, show what is learned."),
-    "import": ("import_checkpoint", "Import a model or adapter: Hugging Face, Mistral, PEFT, NeMo 2.0."),
+    "import": ("import_checkpoint", "Import a model or adapter: HF, Mistral, PEFT, NeMo, Megatron-LM."),
     "export": ("export", "Export a checkpoint: Hugging Face, NeMo 2.0, GGUF, or an adapter."),
     "merge": ("merge", "Combine adapters of one base as a weighted sum."),
     "verify": ("verify", "Compare a checkpoint with its source, tensor by tensor."),

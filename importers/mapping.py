@@ -41,6 +41,7 @@ class Weight:
         transform: How their rows make up the Megatron tensor; `merge_blocks` says exactly.
         extra_state: Key of the additional state that Transformer Engine's module stores beside this weight.
         adapted: The layer's name, where adapters can be attached to it (`peft/names.py` makes their keys of it).
+        local: Its key where Megatron-LM's own layers saved it, those of ``--transformer-impl local``, if it is another.
     """
 
     disk: str
@@ -51,6 +52,7 @@ class Weight:
     transform: Transform = "copy"
     extra_state: str | None = None
     adapted: str | None = None
+    local: str | None = None
 
     @property
     def per_layer(self) -> bool:
@@ -111,6 +113,7 @@ WEIGHTS: tuple[Weight, ...] = (
         mistral=(_MISTRAL + "ffn_norm.weight",),
         gguf=(_GGUF + "ffn_norm.weight",),
         extra_state="decoder.layers.pre_mlp_layernorm._extra_state",
+        local="decoder.layers.mlp.linear_fc1.layer_norm_weight",
     ),
     Weight(
         disk="decoder.layers.mlp.router.weight",

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from mixtral_recipes.checkpoints.format.matrix import Matrix
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
-from mixtral_recipes.checkpoints.format.rows import Rows
+from mixtral_recipes.checkpoints.format.rows import TORCH_NAMES, Rows, spelled
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight, canonical_sources, disk_shape
 from mixtral_recipes.importers.views import RowRanges
 from mixtral_recipes.layout.shapes import ModelShape
 
+PREFIX = "module."  # of every tensor of the model: NeMo saves a module that wraps Megatron's
 Change = Callable[[Weight, int | None, int | None, Rows], Rows]
 
 
@@ -28,20 +29,23 @@ class ModelWeights:
         Args:
             folder: The folder with ``.metadata``.
             dims: The model's sizes.
-            prefix: What stands before every name (``module.`` in NeMo's checkpoints).
+            prefix: What stands before every name (`embedding_in`).
 
         Raises:
             CheckpointError: names the weight that is missing or of another shape.
         """
         self.folder = folder
         self._stored = StoredWeights(folder)
-        self._prefix = prefix
+        self._keys: dict[Weight, str] = {}
         for weight in WEIGHTS:
             key = prefix + weight.disk
+            if key not in self._stored.tensors and weight.local and prefix + weight.local in self._stored.tensors:
+                key = prefix + weight.local
             if key not in self._stored.tensors:
                 raise CheckpointError(f"{folder}: {key} is missing from the checkpoint.")
             _check_shape(folder, weight, key, tuple(self._stored.tensors[key].size), disk_shape(weight, dims))
-        known = {prefix + weight.disk for weight in WEIGHTS}
+            self._keys[weight] = key
+        known = set(self._keys.values())
         like_weights = tuple(prefix + start for start in ("decoder.", "embedding.", "output_layer."))
         self.unknown = sorted(key for key in self._stored.tensors if key.startswith(like_weights) and key not in known)
 
@@ -51,7 +55,35 @@ class ModelWeights:
         Raises:
             CheckpointError: a part of it is missing, or its dtype is not one that weights have.
         """
-        return self._stored.matrix(self._prefix + weight.disk, layer, expert)
+        return self._stored.matrix(self._keys[weight], layer, expert)
+
+
+def embedding_in(folder: Path) -> tuple[str, int, str]:
+    """What the embedding tells of a torch_dist folder: a prefix, the padded vocabulary, and the weights' dtype.
+
+    Args:
+        folder: The folder with ``.metadata``.
+
+    Returns:
+        What stands before the names of the model's tensors (``module.``, once per wrapper, or nothing); the embedding's
+        rows; its dtype, as torch spells it without ``torch.``.
+
+    Raises:
+        CheckpointError: it is not there, or is of a dtype that weights do not have.
+    """
+    stored = StoredWeights(folder)
+    embedding = WEIGHTS[0].disk
+    prefixes = [key.removesuffix(embedding) for key in stored.tensors if key.endswith(embedding)]
+    found = [prefix for prefix in prefixes if not prefix.replace(PREFIX, "")]
+    if not found:
+        raise CheckpointError(f"{folder}: {embedding} is missing from the checkpoint.")
+    prefix = min(found, key=len)
+    described = stored.tensors[prefix + embedding]
+    if (dtype := spelled(described.properties.dtype)) is None:
+        raise CheckpointError(
+            f"{folder}: weights are {described.properties.dtype}; only {', '.join(TORCH_NAMES.values())} can be read."
+        )
+    return prefix, described.size[0], TORCH_NAMES[dtype]
 
 
 def canonical_rows(saved: ModelWeights, dims: ModelShape, change: Change | None = None) -> dict[str, Rows]:

@@ -61,8 +61,9 @@ _ADVICE: dict[Form, str] = {
     Form.MISTRAL_LORA: "merge it into its base with mistral-finetune and import the result",
     Form.GGUF: "its weights are rounded or reordered for llama.cpp; pass the model it was made from (for a file that "
     "mixtral-recipes exported, `mixtral-recipes lineage FILE` names the checkpoint)",
-    Form.MEGATRON_LEGACY: "convert it to a Hugging Face folder with Megatron-LM's tools/checkpoint and import that",
-    Form.MEGATRON: _NO_MODEL_KNOWN,
+    Form.MEGATRON_LEGACY: "load it with Megatron-LM and save it with --ckpt-convert-format torch_dist "
+    "--ckpt-convert-save FOLDER, then import that",
+    Form.MEGATRON: _IMPORT_IT,
     Form.ZARR: "save it again in the torch_dist format, with NeMo or Megatron",
     Form.DCP: _NO_MODEL_KNOWN,
     Form.DEEPSPEED: "merge its shards into the model's folder with its zero_to_fp32.py and import that",
@@ -190,13 +191,15 @@ def _hf(folder: Path) -> str:
     if _transformers_weights(folder):
         return "config.json"
     in_mistrals = _mistral_weights(folder) and (folder / "params.json").is_file()
-    return "" if in_mistrals or _gguf(folder) or _deepspeed(folder) or _dcp(folder) else "config.json"
+    others = (_gguf, _deepspeed, _dcp, _megatron)
+    return "" if in_mistrals or any(of(folder) for of in others) else "config.json"
 
 
 _transformers_weights = _any_of("model*.safetensors*", "pytorch_model*.bin*")
 _gguf = _any_of("*.gguf")
 _deepspeed = _any_of("zero_to_fp32.py", "global_step*/*_optim_states.pt", "*zero_pp_rank_*.pt")
 _dcp = _any_of(".metadata", "*.distcp", "weights/.metadata", "*_fsdp_0/.metadata")  # the last: accelerate's FSDP
+_megatron = _any_of("iter_*/.metadata", "release/.metadata", "latest_checkpointed_iteration.txt")
 _mistral_weights = _any_of("consolidated*.safetensors", "consolidated.*.pth", "consolidated.*.pt")
 
 
@@ -241,7 +244,8 @@ _TESTS: tuple[tuple[Form, Callable[[Path], str]], ...] = (
     (Form.DEEPSPEED, _deepspeed),
     (Form.MEGATRON_LEGACY, _any_of("mp_rank_*/model_optim_rng.pt", "iter_*/mp_rank_*/model_optim_rng.pt")),
     (Form.ZARR, _zarr),
-    (Form.MEGATRON, _any_of("iter_*/.metadata", "latest_checkpointed_iteration.txt")),
+    (Form.MEGATRON, _megatron),
+    (Form.MEGATRON, _all_of(".metadata", "metadata.json")),  # Megatron's own; torch writes the former alone
     (Form.DCP, _dcp),
     (Form.HUB_CACHE, _hub_cache),
     (Form.WEIGHT_FILES, _any_of("*.safetensors", "pytorch_model*.bin", "*.bin")),

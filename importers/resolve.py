@@ -10,7 +10,7 @@ from mixtral_recipes.checkpoints.lineage.identity import identity_of
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.convert.hf_to_megatron import import_checkpoint
 from mixtral_recipes.importers.locations import finished, import_name, parse_source
-from mixtral_recipes.importers.open import WANTED
+from mixtral_recipes.importers.open import IMPORTABLE, WANTED
 from mixtral_recipes.importers.recognise import Form, Found, recognise, required
 from mixtral_recipes.system.files import sha256
 from mixtral_recipes.system.home import models_home
@@ -59,7 +59,7 @@ def check_source(source: str) -> None:
     if isinstance(place, Path) and form is Form.PEFT:
         _peft_base(place)
     elif isinstance(place, Path) and form not in (Form.CHECKPOINT, Form.NEMO_ADAPTER):
-        required(place, Form.HF, Form.MISTRAL, Form.NEMO, wanted=WANTED)
+        required(place, *IMPORTABLE, wanted=WANTED)
 
 
 def import_any(

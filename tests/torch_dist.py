@@ -1,7 +1,10 @@
 """torch_dist folders written by torch.distributed.checkpoint itself, in any boxes."""
 
-from collections.abc import Iterable
+import io
+import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
@@ -18,10 +21,22 @@ def window(offsets: Iterable[int], sizes: Iterable[int]) -> tuple[slice, ...]:
     return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
 
 
-def save_boxes(state: dict[str, torch.Tensor], places: dict[str, list[Place]], folder: Path) -> None:
-    """Save each tensor in the boxes given for it, the folder being torch's own."""
-    boxes: dict[tuple[str, torch.Size], torch.Tensor] = {}
+def save_boxes(
+    state: dict[str, torch.Tensor],
+    places: dict[str, list[Place]],
+    folder: Path,
+    objects: Mapping[str, Any] | None = None,
+) -> None:
+    """Save each tensor in the boxes given for it, and objects, the folder being torch's own.
+
+    In the description stand the plans of all ranks too, as Megatron's strategy leaves them there.
+    """
+    boxes: dict[tuple[str, torch.Size], Any] = {}
     items = []
+    for name, value in (objects or {}).items():
+        boxes[name, torch.Size(())] = content = io.BytesIO()
+        torch.save(value, content)
+        items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
     for name, tensor in state.items():
         for offsets, sizes in places[name]:
             part = tensor[window(offsets, sizes)].contiguous()
@@ -43,6 +58,9 @@ def save_boxes(state: dict[str, torch.Tensor], places: dict[str, list[Place]], f
             return boxes[write_item.index.fqn, torch.Size(write_item.index.offset or ())]
 
     save({}, storage_writer=FileSystemWriter(folder), planner=Planner(), no_dist=True)
+    described = pickle.loads((folder / ".metadata").read_bytes())
+    described.all_local_plans = [SavePlan(items)]
+    (folder / ".metadata").write_bytes(pickle.dumps(described))
 
 
 def halves(shape: tuple[int, ...], axis: int) -> list[Place]:

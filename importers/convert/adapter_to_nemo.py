@@ -23,8 +23,8 @@ from mixtral_recipes.importers.convert.stored_adapters import StoredAdapters, op
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, instances
+from mixtral_recipes.importers.model_weights import PREFIX
 from mixtral_recipes.importers.nemo.fiddle_json import TARGET
-from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.importers.recognise import Form, recognise
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.settings.peft import DoRA, LoRA

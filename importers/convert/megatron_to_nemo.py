@@ -20,9 +20,9 @@ from mixtral_recipes.importers.convert.exported import ExportedModel
 from mixtral_recipes.importers.convert.hf_to_megatron import check_room, dtype_of
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf import sidecars
+from mixtral_recipes.importers.model_weights import PREFIX
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
-from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.layout.shapes import MIXTRAL_8X22B, ModelShape
 from mixtral_recipes.system.machine import io_threads
 from mixtral_recipes.system.progress import progress_bar

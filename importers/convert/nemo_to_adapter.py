@@ -21,9 +21,9 @@ from mixtral_recipes.importers.convert.adapter_checkpoint import adapter_parent,
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import read_config
 from mixtral_recipes.importers.mapping import WEIGHTS, Weight, disk_shape, instances
+from mixtral_recipes.importers.model_weights import PREFIX
 from mixtral_recipes.importers.nemo.context import Context, read_context
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
-from mixtral_recipes.importers.nemo.source import PREFIX
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.peft import names
 from mixtral_recipes.settings.peft import ALL_LINEAR, DoRA, LoRA

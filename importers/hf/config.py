@@ -7,9 +7,10 @@ from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
 
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, in_short
 from mixtral_recipes.importers.hf import rope
 from mixtral_recipes.layout.shapes import LARGEST, ModelShape
+from mixtral_recipes.settings.nemo.mixtrals import BALANCING, MIXTRALS, balances_as_mixtral
 from mixtral_recipes.system.schema import Count, typed
 
 # What transformers assumes where config.json is silent. Source: transformers MixtralConfig.
@@ -62,6 +63,14 @@ WITHOUT_EFFECT = (
     "max_position_embeddings",
     "moe_aux_loss_coeff",
 )
+
+# Other spellings of a Mixtral's values (`MIXTRALS`).
+_ALSO: dict[str, tuple[Any, ...]] = {
+    "moe_router_topk_scaling_factor": (1.0,),
+    "moe_shared_expert_intermediate_size": (0,),
+    "mtp_num_layers": (0,),
+    "seq_len_interpolation_factor": (1.0,),
+}
 
 # Whole numbers from 1, and the most each may be.
 _POSITIVE = {SAME_NUMBER[name]: most for name, most in LARGEST.items()}
@@ -238,6 +247,33 @@ def to_megatron(config: dict[str, Any]) -> dict[str, Any]:
         "share_embeddings_and_output_weights": False,
         "moe_router_pre_softmax": False,
     }
+
+
+def of_a_mixtral(fields: dict[str, Any], where: str, *, vocab_size: int, dtype: str) -> dict[str, Any]:
+    """config.json for a model whose settings come from another program.
+
+    Args:
+        fields: Megatron field values; one that is missing has Mixtral's.
+        where: What stands before a field's name in an error: the file, and the way to its fields.
+        vocab_size: Tokens of the vocabulary, without padding.
+        dtype: What the weights are saved in, as torch spells it without ``torch.``.
+
+    Raises:
+        CheckpointError: a field asks for something that a Mixtral does not do, or one is missing.
+    """
+    for name, value in (MIXTRALS | {"seq_len_interpolation_factor": None}).items():
+        if fields.get(name, value) not in (value, *_ALSO.get(name, ())):
+            raise CheckpointError(f"{where}{name}={fields[name]!r} is not what a Mixtral has; it must be {value!r}.")
+    balancing = fields.get("moe_router_load_balancing_type", BALANCING[0])
+    if not balances_as_mixtral(balancing):
+        raise CheckpointError(
+            f"{where}moe_router_load_balancing_type={balancing!r} is not supported; it must be one of "
+            f"{', '.join(BALANCING)}."
+        )
+    try:
+        return from_megatron(fields | {"vocab_size": vocab_size}, dtype=dtype)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{where.rstrip('.')} is incomplete ({in_short(error)}).") from error
 
 
 def from_megatron(fields: dict[str, Any], *, dtype: str = "bfloat16") -> dict[str, Any]:

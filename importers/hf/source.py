@@ -27,10 +27,11 @@ class Source:
         folder: Where it is.
         config: config.json, or the one that describes the same model.
         dims: Its sizes.
-        layout: "v4" (one tensor per expert), "v5" (fused experts), "mistral" or "nemo".
+        layout: "v4" (one tensor per expert), "v5" (fused experts), "mistral", "nemo" or "megatron-lm".
         tensors: canonical name -> its rows.
         weights: The files they are in.
-        beside: The folder of what travels with the weights; None where it is ``folder``.
+        beside: The folder of what travels with the weights, of which a config.json describes some other model; None
+            where it is ``folder``.
     """
 
     folder: Path
@@ -44,7 +45,9 @@ class Source:
     @property
     def sidecars(self) -> list[Path]:
         """What travels with the weights (`sidecars.of`)."""
-        return sidecars.of(self.beside or self.folder)
+        if self.beside is None:
+            return sidecars.of(self.folder)
+        return [path for path in sidecars.of(self.beside) if path.name != "config.json"]
 
     @property
     def left_behind(self) -> list[str]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtral_recipes.errors import CheckpointError, in_short
+from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.nemo import fiddle_json
 from mixtral_recipes.importers.nemo.fiddle_json import CALL, TARGET
-from mixtral_recipes.settings.nemo.mixtrals import BALANCING, MIXTRALS, balances_as_mixtral
 from mixtral_recipes.system.yaml_files import load_plain
 
 # What NeMo's classes set where the context is silent. Source: nemo/collections/llm/gpt/model/mixtral.py.
@@ -39,13 +38,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "MixtralConfig8x7B": _MIXTRAL,
     "MixtralConfig8x22B": _MIXTRAL
     | {"num_layers": 56, "hidden_size": 6144, "num_attention_heads": 48, "ffn_hidden_size": 16384},
-}
-# Other spellings of a Mixtral's values.
-_ALSO: dict[str, tuple[Any, ...]] = {
-    "moe_router_topk_scaling_factor": (1.0,),
-    "moe_shared_expert_intermediate_size": (0,),
-    "mtp_num_layers": (0,),
-    "seq_len_interpolation_factor": (1.0,),
 }
 _SILU = ("torch.nn.functional.silu", "torch._C._nn.silu", "torch.nn.modules.activation.SiLU")
 
@@ -117,25 +109,10 @@ class Context:
             CheckpointError: a field asks for something a Mixtral does not do.
         """
         _, fields = self.config
-        for name, value in (MIXTRALS | {"seq_len_interpolation_factor": None}).items():
-            if name != "activation_func" and fields.get(name, value) not in (value, *_ALSO.get(name, ())):
-                raise CheckpointError(
-                    f"{self.file}: model.config.{name}={fields[name]!r} is not what a Mixtral has; it must be "
-                    f"{value!r}."
-                )
-        balancing = fields.get("moe_router_load_balancing_type", BALANCING[0])
-        if not balances_as_mixtral(balancing):
-            raise CheckpointError(
-                f"{self.file}: model.config.moe_router_load_balancing_type={balancing!r} is not supported; it must be "
-                f"one of {', '.join(BALANCING)}."
-            )
         activation = fields.get("activation_func")
-        if activation is not None and (not isinstance(activation, dict) or activation.get(TARGET) not in _SILU):
-            raise CheckpointError(f"{self.file}: model.config.activation_func={activation!r}, but Mixtral uses silu.")
-        try:
-            return hf_config.from_megatron(fields | {"vocab_size": vocab_size}, dtype=dtype)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise CheckpointError(f"{self.file}: model.config is incomplete ({in_short(error)}).") from error
+        if activation is None or (isinstance(activation, dict) and activation.get(TARGET) in _SILU):
+            fields = fields | {"activation_func": "silu"}
+        return hf_config.of_a_mixtral(fields, f"{self.file}: model.config.", vocab_size=vocab_size, dtype=dtype)
 
 
 def read_context(folder: Path) -> Context:

@@ -1,6 +1,7 @@
 """An imported checkpoint loads under every layout and gives the one-process logits; exports are exact."""
 
 import json
+import queue
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import write_manifest
@@ -152,12 +147,13 @@ def load_and_run(checkpoint: Path, layout: dict[str, Any], target: Path | None) 
 
 
 def save_again(model: list[Any], folder: Path) -> None:
-    """Megatron's torch_dist format, as its strategy writes it (which would start a process to write with)."""
+    """Megatron's torch_dist format, by its own strategy."""
+    if torch.distributed.get_rank() == 0:
+        folder.mkdir(parents=True)
+    torch.distributed.barrier()
+    filesystem_async._results_queue = queue.Queue()  # pyright: ignore  # a process of its own would hold it
     state = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(model)}
-    state = dist_checkpointing.state_dict_utils.save_preprocess(cast(Any, state))[0]
-    by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(state, True)
-    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False, flatten_sharded_tensors=False)
-    save(mcore_to_pyt_state_dict(by_key), storage_writer=FileSystemWriter(folder, sync_files=False), planner=planner)
+    dist_checkpointing.save(cast(Any, state), str(folder))
 
 
 def logits_of(model: list[Any], vocab_size: int) -> Tensor | None:

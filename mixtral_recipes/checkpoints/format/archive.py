@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from mixtral_recipes.checkpoints.format.restricted_pickle import Described, described
+from mixtral_recipes.checkpoints.format.restricted_pickle import Described, described, settings_in
 from mixtral_recipes.checkpoints.format.shard import Shape
 from mixtral_recipes.errors import CheckpointError
 
@@ -84,6 +84,21 @@ def find_tensors(file: BinaryIO, length: int) -> dict[str, StoredTensor]:
         return found
 
 
+def read_settings(file: BinaryIO, offset: int, length: int) -> Any:
+    """What an archive of settings holds (`settings_in`).
+
+    Args:
+        file: Holds the archive.
+        offset: The archive's first byte.
+        length: Its bytes.
+
+    Raises:
+        CheckpointError: it is not an archive, or is damaged; the text goes on after "cannot be read".
+    """
+    with _reading(file, offset, length) as records:
+        return settings_in(records.pickle())
+
+
 @contextlib.contextmanager
 def _reading(file: BinaryIO, offset: int, length: int) -> Iterator["_Records"]:
     """An archive's records; whatever a damaged one raises is a CheckpointError."""
@@ -116,9 +131,13 @@ class _Records:
                 "its bytes are in big-endian order" if order == b"big" else "its byteorder is invalid"
             )
 
+    def pickle(self) -> bytes:
+        """What describes the rest."""
+        return self._read("data.pkl", _MOST_BYTES)
+
     def description(self) -> Any:
-        """What its pickle says."""
-        return described(self._read("data.pkl", _MOST_BYTES))
+        """What its pickle says of tensors."""
+        return described(self.pickle())
 
     def find(self, tensor: Described) -> StoredTensor:
         """Where a tensor's elements are."""

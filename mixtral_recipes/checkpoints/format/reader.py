@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
-from mixtral_recipes.checkpoints.format.archive import find_tensor
+from mixtral_recipes.checkpoints.format.archive import find_tensor, read_settings
 from mixtral_recipes.checkpoints.format.matrix import Matrix, Tile
 from mixtral_recipes.checkpoints.format.reading import read_through_cache
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
@@ -120,10 +120,7 @@ class StoredWeights:
         Raises:
             CheckpointError: it is not there, damaged, or more than plain data.
         """
-        info = self._storage.get(MetadataIndex(key))
-        if info is None:
-            raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
-        path = self.folder / info.relative_path
+        path, info = self._object(key)
         try:
             with path.open("rb") as file:
                 file.seek(info.offset)
@@ -131,6 +128,25 @@ class StoredWeights:
         except Exception as error:  # torch raises many kinds for damaged or hostile bytes
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: {key} cannot be read ({reason}).") from error
+
+    def read_settings(self, key: str) -> Any:
+        """Settings saved under a key, with whatever values: those that are not plain are `restricted_pickle.Unread`.
+
+        Raises:
+            CheckpointError: they are not there, or damaged.
+        """
+        path, info = self._object(key)
+        try:
+            with path.open("rb") as file:
+                return read_settings(file, info.offset, info.length)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointError(f"{path}: {key} cannot be read ({error}).") from error
+
+    def _object(self, key: str) -> tuple[Path, _StorageInfo]:
+        info = self._storage.get(MetadataIndex(key))
+        if info is None:
+            raise CheckpointError(f"{self.folder}: the checkpoint lacks {key}.")
+        return self.folder / info.relative_path, info
 
     def read_tensor(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
         """A whole tensor, converted to ``dtype``; by default as it is stored.

@@ -1,10 +1,12 @@
 """What the pickles of a checkpoint say, read without running anything in them.
 
 ``.metadata`` may name the few classes a torch_dist checkpoint is described with, by their exact names, and a tensor's
-description only what ``torch.save`` writes for plain tensors; `plain_pickle` reads both. Objects are read by
-``torch.load(weights_only=True)``, torch's own restricted unpickler.
+description only what ``torch.save`` writes for plain tensors; settings are plain values, and what else they name is not
+looked up; `plain_pickle` reads all three. Objects are read by ``torch.load(weights_only=True)``, torch's own restricted
+unpickler.
 """
 
+import argparse
 import functools
 import pathlib
 from collections import OrderedDict
@@ -48,6 +50,7 @@ _ATTRIBUTES: dict[type, dict[str, _Rule]] = {
         "storage_meta": _of(_NOTHING, dcp.StorageMeta),
         "version": _of(_NOTHING, str),
         "mcore_data": lambda _: True,
+        "all_local_plans": lambda _: True,
     },
     dcp.MetadataIndex: {"fqn": _of(str), "offset": _of(_NOTHING, torch.Size), "index": _of(_NOTHING, int)},
     dcp.ChunkStorageMetadata: {"offsets": _of(torch.Size), "sizes": _of(torch.Size)},
@@ -152,6 +155,8 @@ def _make_dict() -> OrderedDict[Any, Any]:
 
 
 _DICT = Maker(_make_dict, build=_keep_no_state)
+# Each rank's plan of what to write, which Megatron's strategy leaves in the description for its next save.
+_NOTE = Maker(lambda *_: None, object, lambda _value, _state: None)
 _METADATA, _SHARDED = "torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata"
 _NAMES: dict[tuple[str, str], Maker] = {
     **{
@@ -165,6 +170,11 @@ _NAMES: dict[tuple[str, str], Maker] = {
     (_SHARDED, "TensorProperties"): _properties(sharded.TensorProperties, sharded.MEM_FORMAT_ENCODING),
     (_SHARDED, "MEM_FORMAT_ENCODING"): _one_of(sharded.MEM_FORMAT_ENCODING),
     ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): _instances(dcp.Metadata),
+    **{
+        ("torch.distributed.checkpoint.planner", name): _NOTE
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
+    },
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"): _NOTE,
     ("builtins", "set"): Maker(_make_set),
     ("torch", "Size"): Maker(_make_size),
     ("torch.serialization", "_get_layout"): Maker(_make_layout),
@@ -221,6 +231,7 @@ def metadata_from(content: bytes) -> Metadata:
         raise CheckpointError(f"contains a {type(metadata).__name__}, not a checkpoint's metadata")
     _check(metadata)
     metadata.planner_data = None  # Megatron's notes on how it flattened what it saved
+    vars(metadata).pop("all_local_plans", None)
     return metadata
 
 
@@ -336,5 +347,52 @@ def described(content: bytes) -> Any:
     """
     try:
         return read_pickle(content, _find_for_tensors, persistent=_storage)
+    except CheckpointError as error:
+        raise CheckpointError(f"its pickle {error}") from error
+
+
+class Unread(Maker):
+    """What settings name and is no plain value: an enumeration's member, a function, an array. Equal to nothing else.
+
+    Attributes:
+        name: Its class, or its own name, as the pickle has it.
+    """
+
+    name: str
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda *_: self, lambda: self, lambda _value, _state: None)
+        object.__setattr__(self, "name", name)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def _set_attributes(value: argparse.Namespace, state: Any) -> None:
+    if type(state) is not dict:
+        raise CheckpointError("has a namespace without attributes")
+    vars(value).update(state)
+
+
+_NAMESPACE = Maker(new=argparse.Namespace, build=_set_attributes)
+
+
+def _find_for_settings(module: str, name: str) -> Any:
+    if (module, name) == ("argparse", "Namespace"):
+        return _NAMESPACE
+    found = vars(torch).get(name) if module == "torch" else None
+    if isinstance(found, torch.dtype):
+        return found
+    return Unread(f"{module}.{name}")
+
+
+def settings_in(content: bytes) -> Any:
+    """Read a pickle of settings: plain values, namespaces and dtypes; the rest is `Unread`.
+
+    Raises:
+        CheckpointError: it is damaged; the text says how.
+    """
+    try:
+        return read_pickle(content, _find_for_settings, keys=(str, int), persistent=lambda _: Unread("a storage"))
     except CheckpointError as error:
         raise CheckpointError(f"its pickle {error}") from error
