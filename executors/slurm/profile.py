@@ -294,8 +294,8 @@ def cluster(name: str | None = None, **settings: Any) -> Cluster:
     if not any(settings.get(key) or table.get(key) for key in ("venv", "container_image", "ssh")):
         table["venv"] = sys.prefix  # the environment this process runs in, on a file system that all nodes see
     where = f"{profile_file()}: {name}" if name else "the cluster's settings"
-    if isinstance(table.get("env", {}), dict):
-        table["env"] = {**table.get("env", {}), **(settings.pop("env", None) or {})}
+    if isinstance(table.get("env"), dict) and isinstance(settings.get("env"), dict):
+        settings["env"] = table["env"] | settings["env"]
     table |= {key: value for key, value in settings.items() if value is not None}
     fields = {field.name: field for field in dataclasses.fields(Cluster) if field.name != "name"}
     for key in table:

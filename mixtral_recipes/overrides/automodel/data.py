@@ -14,7 +14,7 @@ _SQUAD = ("squad", "rajpurkar/squad")
 
 def data_of(values: Values, replaced: Any, packed: int) -> Any:
     """The data module, with the recipe's batch where the file says nothing."""
-    target = short_name(values.take("dataset._target_", ""))
+    target = str(short_name(values.take("dataset._target_", "")))
     roots = map(values.take, ("dataset.dataset_name", "dataset.path_or_dataset", "dataset.path_or_dataset_id"))
     root = next(filter(None, roots), None)
     if isinstance(root, list):
@@ -27,7 +27,7 @@ def data_of(values: Values, replaced: Any, packed: int) -> Any:
     elif target == "ChatDataset":
         template = values.take("dataset.chat_template")
         config = run.Config(class_named("ChatDataModule"), dataset_root=root, chat_template=template)
-    elif target.startswith("Mock") or target.startswith("build_unpacked"):
+    elif target.startswith(("Mock", "build_unpacked")):
         samples = values.whole("dataset.num_samples", 10_000_000)
         vocab = values.take("dataset.vocab_size")
         config = run.Config(class_named("MockDataModule"), num_train_samples=samples, vocab_size=vocab)

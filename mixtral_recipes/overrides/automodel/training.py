@@ -65,7 +65,7 @@ def set_run(values: Values, recipe: Any) -> None:
 def set_optimizer(values: Values, recipe: Any) -> None:
     """Optimizer, gradient clipping and learning rates; defaults are torch's and AutoModel's."""
     target = short_name(values.take("optimizer._target_", "Adam"))
-    loss = short_name(values.take("loss_fn._target_", "MaskedCrossEntropy"))
+    loss = str(short_name(values.take("loss_fn._target_", "MaskedCrossEntropy")))
     if target not in ("Adam", "AdamW", "FusedAdam"):
         raise RecipeError(f"optimizer._target_={target} is not supported; use torch.optim.Adam or torch.optim.AdamW.")
     if not loss.endswith("CrossEntropy"):
@@ -88,7 +88,7 @@ def set_optimizer(values: Values, recipe: Any) -> None:
     for name, value in config.items():
         overrides.set_value(recipe, f"optim.config.{name}", value)
     schedule = any(key.startswith("lr_scheduler.") for key in values.given)
-    style = values.take("lr_scheduler.lr_decay_style", "cosine" if schedule else "constant")
+    style = str(values.take("lr_scheduler.lr_decay_style", "cosine" if schedule else "constant"))
     names = {
         "cosine": "CosineAnnealingScheduler",
         "linear": "WarmupAnnealingScheduler",
@@ -129,6 +129,8 @@ def set_adapters(values: Values, recipe: Any) -> None:
 def _linears(values: Values, key: str) -> list[str]:
     """Megatron's layers among patterns of Hugging Face's names; embeddings, router and head have no adapters."""
     patterns = values.take(f"peft.{key}", [])
+    if not isinstance(patterns, list | str):
+        raise RecipeError(f"peft.{key}={patterns!r} is not allowed; use a list of layer names.")
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         ending = str(pattern).rpartition(".")[2]

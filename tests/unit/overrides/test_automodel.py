@@ -276,6 +276,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no data set": ({"dataset": {"_target_": None}}, "dataset._target_ is not set; use one of make_squad_dataset"),
     "a part": ({"dataset": {"split": "train[:100]"}}, "dataset.split='train[:100]' is not supported"),
     "a schedule": ({"lr_scheduler": {"lr_decay_style": "WSD"}}, "use cosine, linear, constant"),
+    "a number for a loss": ({"loss_fn": {"_target_": 5}}, "loss_fn._target_=5 is not supported"),
+    "a number for a data set": ({"dataset": {"_target_": 5}}, "dataset._target_=5 is not supported"),
+    "a list for a schedule": ({"lr_scheduler": {"lr_decay_style": ["cosine"]}}, "use cosine, linear, constant"),
+    "a number for layers": (
+        {"peft": ADAPTERS | {"match_all_linear": False, "target_modules": 5}},
+        "peft.target_modules=5 is not allowed; use a list of layer names",
+    ),
     "a pipeline": ({"distributed": {"pp_size": 2, "pipeline": {"pp_schedule": "ZBVZeroBubble"}}}, "use 1f1b or"),
 }
 

@@ -69,6 +69,8 @@ def test_a_profile_with_a_value_that_is_not_allowed_is_named(file: Path) -> None
     file.write_text("[far]\ntime = 3\n")
     with pytest.raises(LaunchError, match=f"^{re.escape(str(file))}: far"):
         cluster("far")
+    with pytest.raises(LaunchError, match="env=5 is not allowed"):
+        cluster(venv="/v", env=5)
     with pytest.raises(LaunchError, match=r"time='999.*; use minutes, HH:MM:SS or D-HH:MM:SS"):
         cluster(venv="/v", time="9" * 5000)
 
