@@ -42,8 +42,9 @@ def open_megatron_lm(folder: Path) -> Source:
         CheckpointError: a file, tensor or argument is missing, unexpected or wrong; the message names it.
     """
     weights = _iteration(folder)
-    arguments = read_arguments(weights)
-    prefix, rows, dtype = embedding_in(weights)
+    stored = StoredWeights(weights)
+    arguments = read_arguments(stored)
+    prefix, rows, dtype = embedding_in(stored)
     where = f"{weights}: args."
     beside = next((place for place in (weights, weights.parent) if _has_tokenizer(place)), None)
     if beside is None:
@@ -58,21 +59,17 @@ def open_megatron_lm(folder: Path) -> Source:
     dims = hf_config.dims(config)
     files = sorted(weights / name for name in (".metadata", _COMMON_FILE) if (weights / name).is_file())
     files += sorted(weights.glob("*.distcp"))
-    tensors = canonical_rows(ModelWeights(weights, dims, prefix), dims)
+    tensors = canonical_rows(ModelWeights(stored, dims, prefix), dims)
     return Source(weights, config, dims, "megatron-lm", tensors, files, beside)
 
 
-def read_arguments(weights: Path) -> dict[str, Any]:
-    """The arguments of the training script, by name.
-
-    Args:
-        weights: The folder of one iteration.
+def read_arguments(stored: StoredWeights) -> dict[str, Any]:
+    """The arguments of the training script, by name, from the folder of one iteration.
 
     Raises:
         CheckpointError: they are missing or damaged.
     """
-    stored = StoredWeights(weights)
-    file = weights / _COMMON_FILE
+    file = stored.folder / _COMMON_FILE
     saved: Any = None
     if file.is_file():
         try:
@@ -86,8 +83,8 @@ def read_arguments(weights: Path) -> dict[str, Any]:
     arguments = saved.get("args") if isinstance(saved, dict) else None
     if not isinstance(arguments, Namespace):
         raise CheckpointError(
-            f"{weights} holds no arguments of Megatron-LM's training script, and nothing else in it says which model "
-            "the weights belong to; of a NeMo checkpoint, pass the folder that has weights/ and context/."
+            f"{stored.folder} holds no arguments of Megatron-LM's training script, and nothing else in it says which "
+            "model the weights belong to; of a NeMo checkpoint, pass the folder that has weights/ and context/."
         )
     return vars(arguments)
 

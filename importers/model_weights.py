@@ -23,19 +23,19 @@ class ModelWeights:
         unknown: Names that look like a model's weights and are in no row of the table.
     """
 
-    def __init__(self, folder: Path, dims: ModelShape, prefix: str = "") -> None:
-        """Read what is there.
+    def __init__(self, stored: StoredWeights, dims: ModelShape, prefix: str = "") -> None:
+        """Look for every weight.
 
         Args:
-            folder: The folder with ``.metadata``.
+            stored: The folder, opened.
             dims: The model's sizes.
             prefix: What stands before every name (`embedding_in`).
 
         Raises:
             CheckpointError: names the weight that is missing or of another shape.
         """
-        self.folder = folder
-        self._stored = StoredWeights(folder)
+        self.folder = folder = stored.folder
+        self._stored = stored
         self._keys: dict[Weight, str] = {}
         for weight in WEIGHTS:
             key = prefix + weight.disk
@@ -58,11 +58,8 @@ class ModelWeights:
         return self._stored.matrix(self._keys[weight], layer, expert)
 
 
-def embedding_in(folder: Path) -> tuple[str, int, str]:
+def embedding_in(stored: StoredWeights) -> tuple[str, int, str]:
     """What the embedding tells of a torch_dist folder: a prefix, the padded vocabulary, and the weights' dtype.
-
-    Args:
-        folder: The folder with ``.metadata``.
 
     Returns:
         What stands before the names of the model's tensors (``module.``, once per wrapper, or nothing); the embedding's
@@ -71,17 +68,17 @@ def embedding_in(folder: Path) -> tuple[str, int, str]:
     Raises:
         CheckpointError: it is not there, or is of a dtype that weights do not have.
     """
-    stored = StoredWeights(folder)
     embedding = WEIGHTS[0].disk
     prefixes = [key.removesuffix(embedding) for key in stored.tensors if key.endswith(embedding)]
     found = [prefix for prefix in prefixes if not prefix.replace(PREFIX, "")]
     if not found:
-        raise CheckpointError(f"{folder}: {embedding} is missing from the checkpoint.")
+        raise CheckpointError(f"{stored.folder}: {embedding} is missing from the checkpoint.")
     prefix = min(found, key=len)
     described = stored.tensors[prefix + embedding]
     if (dtype := spelled(described.properties.dtype)) is None:
         raise CheckpointError(
-            f"{folder}: weights are {described.properties.dtype}; only {', '.join(TORCH_NAMES.values())} can be read."
+            f"{stored.folder}: weights are {described.properties.dtype}; only {', '.join(TORCH_NAMES.values())} can be "
+            "read."
         )
     return prefix, described.size[0], TORCH_NAMES[dtype]
 

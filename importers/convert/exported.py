@@ -9,6 +9,7 @@ from typing import Any
 from mixtral_recipes.checkpoints import scores
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.rows import Rows
 from mixtral_recipes.checkpoints.lineage import record as lineage
 from mixtral_recipes.checkpoints.lineage.identity import Identity, identity_of
@@ -94,7 +95,7 @@ class ExportedModel:
             verify(self.checkpoint, weights=bool(self.dtype or not self.manifest["tensors"]))
         if not verified and self.base:
             verify(self.base)
-        saved = ModelWeights((self.base or self.checkpoint) / "weights", self.dims)
+        saved = ModelWeights(StoredWeights((self.base or self.checkpoint) / "weights"), self.dims)
         if self.base is None:
             return canonical_rows(saved, self.dims)
         adapters, trained_over = StoredAdapters(self.checkpoint), as_trained_over(self.checkpoint, self.into)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.rows import Rows, pieces, read_tensor
 from mixtral_recipes.errors import CheckpointError
@@ -134,7 +135,8 @@ class _Models:
         dims = hf_config.dims(config)
         self._adapters = StoredAdapters(checkpoint)
         self._sources = canonical_sources(dims)
-        self._base = canonical_rows(ModelWeights(base / "weights", dims), dims, as_trained_over(checkpoint, into))
+        saved = ModelWeights(StoredWeights(base / "weights"), dims)
+        self._base = canonical_rows(saved, dims, as_trained_over(checkpoint, into))
         self._merged = merged
         self._on_bytes = on_bytes
 

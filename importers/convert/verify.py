@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_recipes.checkpoints.format.integrity import verify
 from mixtral_recipes.checkpoints.format.manifest import read_manifest
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.rows import pieces, read_as
 from mixtral_recipes.checkpoints.lineage.identity import identity_of
@@ -137,7 +138,7 @@ def _base(checkpoint: Path, base: Path | None) -> tuple[str, None]:
 def _structure(checkpoint: Path, dims: ModelShape) -> "tuple[str, ModelWeights]":
     from mixtral_recipes.importers.model_weights import ModelWeights
 
-    saved = ModelWeights(checkpoint / "weights", dims)
+    saved = ModelWeights(StoredWeights(checkpoint / "weights"), dims)
     if saved.unknown:
         raise CheckpointError(f"{saved.unknown[0]} is not a weight of a Mixtral.")
     for weight, layer, expert, _ in canonical_sources(dims).values():

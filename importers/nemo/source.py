@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.errors import CheckpointError
 from mixtral_recipes.importers.hf import config as hf_config
 from mixtral_recipes.importers.hf.source import Source
@@ -17,13 +18,14 @@ def open_nemo(folder: Path) -> Source:
     """
     context = read_context(folder)
     weights = folder / "weights"
-    prefix, rows, dtype = embedding_in(weights)
+    stored = StoredWeights(weights)
+    prefix, rows, dtype = embedding_in(stored)
     config = context.hf_config(_vocab_size(context, rows), dtype)
     dims = hf_config.dims(config)
     files = sorted([weights / ".metadata", *weights.glob("*.distcp")])
     tokenizer = context.tokenizer or context.file
     beside = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    tensors = canonical_rows(ModelWeights(weights, dims, prefix), dims)
+    tensors = canonical_rows(ModelWeights(stored, dims, prefix), dims)
     return Source(folder, config, dims, "nemo", tensors, files, beside)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixtral_recipes.checkpoints.format.reader import StoredWeights
 from mixtral_recipes.checkpoints.format.reading import close_inputs
 from mixtral_recipes.checkpoints.format.restricted_pickle import read_metadata
 from mixtral_recipes.errors import CheckpointError
@@ -31,7 +32,7 @@ def test_reads_tensors_split_as_training_splits_them(make_model, tmp_path: Path,
     state["optimizer.state.exp_avg.decoder.x"] = torch.zeros(3)
     places = {key: halves(tuple(tensor.shape), max(tensor.dim() - columns, 0)) for key, tensor in state.items()}
     save_boxes(state, places, tmp_path / "weights")
-    saved = ModelWeights(tmp_path / "weights", dims)
+    saved = ModelWeights(StoredWeights(tmp_path / "weights"), dims)
     assert saved.unknown == []
     for name, (weight, layer, expert, ranges) in canonical_sources(dims).items():
         matrix = saved.matrix(weight, layer, expert)
@@ -56,11 +57,11 @@ def test_gaps_and_missing_weights_are_refused(make_model, tmp_path: Path) -> Non
     entry.chunks = [chunk for chunk in entry.chunks if chunk.offsets != lost]  # pyright: ignore[reportAttributeAccessIssue]
     (weights / ".metadata").write_bytes(pickle.dumps(metadata))
     dims = hf_config.dims(config)
-    saved = ModelWeights(weights, dims)
+    saved = ModelWeights(StoredWeights(weights), dims)
     fc1 = next(weight for weight in WEIGHTS if weight.transform == "stack")
     with pytest.raises(CheckpointError, match=r"linear_fc1\.weight of layer 0, expert 2"):
         saved.matrix(fc1, 0, 2)
     del metadata.state_dict_metadata["decoder.final_layernorm.weight"]
     (weights / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="final_layernorm"):
-        ModelWeights(weights, dims)
+        ModelWeights(StoredWeights(weights), dims)
