@@ -37,7 +37,7 @@ def command(
     if layout.runs_again():
         return
 
-    from mixtral_recipes.inference.chat import Conversation
+    from mixtral_recipes.inference.chat import Conversation, answering
     from mixtral_recipes.inference.model import InferenceModel, join
     from mixtral_recipes.system.ranks import first, launched_rank
 
@@ -45,6 +45,7 @@ def command(
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
     if compare and not loaded.adapted:
         raise RecipeError(f"--compare shows an adapter beside its base, but {model} is not an adapter; leave it out.")
+    how = answering(how, loaded.tokenizer)
     speaks = launched_rank() == 0
     talk, base_talk = Conversation(loaded.tokenizer, system), Conversation(loaded.tokenizer, system)
     if speaks:

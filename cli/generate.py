@@ -36,6 +36,7 @@ def command(
     import time
 
     from mixtral_recipes.inference import prompts as given
+    from mixtral_recipes.inference.chat import answering
     from mixtral_recipes.inference.generate import generate
     from mixtral_recipes.inference.model import InferenceModel, join
     from mixtral_recipes.system.ranks import first, launched_rank
@@ -43,6 +44,7 @@ def command(
     topology = join(topology)
     texts = [prompt] if prompt is not None else first(lambda: given.read(prompts or Path("-")))
     loaded = InferenceModel.load(model_checkpoint(model), topology, dtype=layout.dtype)
+    how = answering(how, loaded.tokenizer) if chat else how
     tokens = [given.tokens(loaded.tokenizer, text, chat=chat) for text in texts]
     speaks = launched_rank() == 0
     stream = speaks and prompt is not None and not json

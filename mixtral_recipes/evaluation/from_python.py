@@ -12,6 +12,7 @@ from mixtral_recipes.evaluation.evaluate import evaluate as evaluate_model
 from mixtral_recipes.evaluation.recorded import keep
 from mixtral_recipes.evaluation.recorded_data import trained_by, trained_on
 from mixtral_recipes.evaluation.samples import AFTER
+from mixtral_recipes.inference.chat import answering
 from mixtral_recipes.inference.generate import generate as continuations
 from mixtral_recipes.inference.model import InferenceModel, every_process, join
 from mixtral_recipes.inference.prompts import read
@@ -104,7 +105,7 @@ def generate(
             as_tokens(model.tokenizer, text, chat=True) if chat else encoded(model.tokenizer, text, special=add_bos)
             for text in prompts
         ]
-        how = replace(sampling, continues=not chat)
+        how = answering(sampling, model.tokenizer) if chat else replace(sampling, continues=True)
         return [one.text for one in continuations(model, tokens, how, batch_size=batch_size)]
     finally:
         distributed.shut_down()

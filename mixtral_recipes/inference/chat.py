@@ -1,5 +1,6 @@
 """A conversation with a model, in the form its tokenizer's chat template gives it."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from mixtral_recipes.data.records.chat_templates import template_of
 from mixtral_recipes.data.records.conversations import joined_texts
 from mixtral_recipes.data.records.template_sandbox import render
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.inference.sampling import Sampling
 from mixtral_recipes.inference.text import refuse_halves
 
 Message = dict[str, str]
@@ -83,16 +85,34 @@ def ends_of_turns(tokenizer: Any) -> frozenset[int]:
 
     A model that was trained on conversations ends with it: with ``<|im_end|>``, say, where texts end with ``</s>``.
     """
+    behind = _behind_an_answer(tokenizer).lstrip()
+    specials = [token for token in tokenizer.get_added_vocab() if behind.startswith(token)] if behind else []
+    return frozenset([tokenizer.convert_tokens_to_ids(max(specials, key=len))] if specials else [])
+
+
+def answering(sampling: Sampling, tokenizer: Any) -> Sampling:
+    """The same settings for an answer in a conversation, which ends where the tokenizer's template ends it.
+
+    That is a text to stop at where the tokenizer has no token for it, as for ``<|im_end|>`` in a vocabulary that was
+    not resized.
+    """
+    text = _behind_an_answer(tokenizer)
+    for token in tokenizer.get_added_vocab() if text else ():
+        text = text.partition(token)[0]
+    return dataclasses.replace(sampling, stop=(*sampling.stop, text.strip())) if text.strip() else sampling
+
+
+def _behind_an_answer(tokenizer: Any) -> str:
+    """What the tokenizer's template puts after an answer; nothing where there is no template, or it cannot be told."""
     if not getattr(tokenizer, "chat_template", None):
-        return frozenset()
+        return ""
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
     try:
         text, _ = render(template_of(tokenizer) or "", tokenizer.special_tokens_map, talk, "chat")
     except DataError:  # a template that refuses this talk says so when it is asked for something
-        return frozenset()
+        return ""
     _, found, behind = text.rpartition(_MARK)
-    specials = [token for token in tokenizer.get_added_vocab() if found and behind.lstrip().startswith(token)]
-    return frozenset([tokenizer.convert_tokens_to_ids(max(specials, key=len))] if specials else [])
+    return behind if found else ""
 
 
 def refuse_without_template(tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """The web server: OpenAI's paths, who may call them, and answers whole or as they come."""
 
 import asyncio
+import dataclasses
 import functools
 import hmac
 import json
@@ -18,8 +19,8 @@ from starlette.routing import Route
 from mixtral_recipes.errors import DataError
 from mixtral_recipes.inference import prompts
 from mixtral_recipes.inference.batch import Continuation
-from mixtral_recipes.inference.chat import tokens_of
-from mixtral_recipes.inference.sampling import Likelihood
+from mixtral_recipes.inference.chat import answering, tokens_of
+from mixtral_recipes.inference.sampling import Likelihood, Sampling
 from mixtral_recipes.inference.serve import answers
 from mixtral_recipes.inference.serve.access import is_loopback
 from mixtral_recipes.inference.serve.requests import Body, Chat, Completion, Refused, new_tokens, parsed, refusal
@@ -51,6 +52,7 @@ class Service:
         self._token = token
         self._vocabulary = vocabulary
         self._texts = TokenTexts(tokenizer)
+        self._ends_of_answers = answering(Sampling(), tokenizer).stop
         self._born = int(time.time())
         self._tokenizing = asyncio.Lock()  # one at a time: a tokenizer keeps settings of the call before
         # A token stands for no more characters than its name has: of a longer text it is known unread, and without
@@ -177,6 +179,8 @@ class Service:
                 most = new_tokens(body.max_tokens, len(tokens), context, otherwise=_COMPLETION_TOKENS)
                 likeliest = body.logprobs
             how = body.sampling(most, likeliest)
+            if isinstance(body, Chat):
+                how = dataclasses.replace(how, stop=(*how.stop, *self._ends_of_answers))
             asks += [Ask(tokens, how, len(asks) + n, watched=bool(body.stream)) for n in range(body.n or 1)]
         return asks
 

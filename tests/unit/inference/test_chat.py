@@ -7,7 +7,8 @@ import pytest
 from mixtral_recipes.data.records import template_sandbox
 from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.errors import DataError
-from mixtral_recipes.inference.chat import Conversation, ends_of_turns, tokens_of
+from mixtral_recipes.inference.chat import Conversation, answering, ends_of_turns, tokens_of
+from mixtral_recipes.inference.sampling import Sampling
 
 _TURNS = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
 _NO_SYSTEM = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
@@ -99,6 +100,15 @@ class Marked:
 @pytest.mark.parametrize(("behind", "ends"), [("<|im_end|>\n", {32001}), (" </s>", {2}), ("\n", set()), ("", set())])
 def test_what_ends_an_answer(behind: str, ends: set[int]) -> None:
     assert ends_of_turns(Marked(behind)) == ends
+
+
+@pytest.mark.parametrize(
+    ("behind", "stop"),
+    [("<|end|>\n", ("<|end|>",)), ("<|end|></s>", ("<|end|>",)), ("<|im_end|>", ()), ("\n", ()), ("", ())],
+)
+def test_an_answer_stops_at_the_text_that_ends_it_where_that_is_no_token(behind: str, stop: tuple[str, ...]) -> None:
+    assert answering(Sampling(stop=("###",)), Marked(behind)).stop == ("###", *stop)
+    assert answering(Sampling(), tokenizer(template=None)) == Sampling()
 
 
 def test_without_a_template_nothing_more_ends_a_text() -> None:

@@ -6,7 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
+from mixtral_recipes.data.records.chat_templates import CHATML
+from mixtral_recipes.data.tokenizers import load_tokenizer
 from mixtral_recipes.inference.serve.app import Service
+from mixtral_recipes.inference.serve.requests import Chat, Completion, parsed
 from mixtral_recipes.inference.serve.worker import Worker
 from tests.unit.inference.serve.counting import VOCABULARY, Counting, Words
 
@@ -54,3 +57,16 @@ def test_what_never_has_room_is_not_told_to_come_again(many: dict[str, Any]) -> 
     answer = answer_to("POST", "/v1/completions", json={"model": "m"} | many)
     assert answer.status_code == 400
     assert "this server takes at most 8 at a time" in answer.text
+
+
+def test_an_answer_in_a_conversation_stops_where_the_template_ends_it() -> None:
+    tokenizer = load_tokenizer("embedded://mixtral_tiny")
+    tokenizer.chat_template = CHATML
+    model: Any = Counting(tokenizer)
+    worker = Worker(model, rows=4, context=500, most_waiting=4)
+    service = Service(worker, tokenizer, name="m", token=None, vocabulary=len(tokenizer))
+    asked = parsed(Chat, b'{"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stop": "###"}')
+    (ask,) = asyncio.run(service._asks(asked))
+    assert ask.sampling.stop == ("###", "<|im_end|>")
+    (ask,) = asyncio.run(service._asks(parsed(Completion, b'{"model": "m", "prompt": "Hi"}')))
+    assert not ask.sampling.stop
