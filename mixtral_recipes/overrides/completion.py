@@ -51,7 +51,7 @@ _SETTINGS = {
     "trainer.strategy": (
         "tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size "
         "context_parallel_size sequence_parallel expert_model_parallel_size expert_tensor_parallel_size ddp "
-        "pipeline_dtype ckpt_async_save"
+        "ckpt_async_save"
     ),
     "trainer.strategy.ddp": (
         "grad_reduce_in_fp32 overlap_grad_reduce overlap_param_gather align_param_gather check_for_large_grads "

@@ -209,7 +209,7 @@ def _create(holder: Any, name: Any, text: str) -> Any:
 
 def _value(holder: Any, name: Any, text: str, path: str) -> Any:
     wanted = annotation(holder, name)
-    if _takes_objects(wanted):
+    if _takes_objects(wanted) or (isinstance(holder, list) and isinstance(holder[name], fdl.Buildable)):
         built = _objects(text, wanted, path)
         if built is not None:
             return built
@@ -219,7 +219,7 @@ def _value(holder: Any, name: Any, text: str, path: str) -> Any:
 def _takes_objects(wanted: Any) -> bool:
     allowed = options(wanted)
     inner = [item for option in allowed for item in typing.get_args(option) if typing.get_origin(option) is list]
-    return any(dataclasses.is_dataclass(option) for option in allowed) or Any in inner
+    return any(dataclasses.is_dataclass(option) or option is timedelta for option in allowed) or Any in inner
 
 
 def _objects(text: str, wanted: Any, path: str) -> Any:
@@ -233,13 +233,18 @@ def _objects(text: str, wanted: Any, path: str) -> Any:
     word = text.lower() in ("none", "null") or any(text in typing.get_args(option) for option in options(wanted))
     if word or not _OBJECT.fullmatch(text):
         return None
-    factory = _factory(text.partition("(")[0], wanted)
+    name = text.partition("(")[0]
+    factory = _factory(name, wanted)
     try:
         node = expression(text)
     except ValueError:
-        raise RecipeError(f"{path}={text} is not a class with arguments, as in LoRA(dim=16).") from None
+        raise RecipeError(
+            f"{path}={text} is not a class with arguments, as in LoRA(dim=16); text in it is put in quotes."
+        ) from None
     if factory is not None:
-        return factory(**_arguments(node, path))
+        given = _arguments(node, path)
+        _refuse_unknown(given, list(inspect.signature(factory).parameters), name, path)
+        return factory(**given)
     return values.check(_object(node, path), wanted, path)
 
 
@@ -268,6 +273,20 @@ def _register_recipes(name: str) -> None:
 
 def _arguments(node: ast.AST, path: str) -> dict[str, Any]:
     return arguments(node, path, "LoRA(dim=16)") if isinstance(node, ast.Call) else {}
+
+
+def _refuse_unknown(given: Iterable[str], names: list[str], factory: str, path: str) -> None:
+    """Refuse arguments that a factory does not have.
+
+    Raises:
+        RecipeError: names one.
+    """
+    for name in given:
+        if name not in names:
+            raise RecipeError(
+                f"{path}={factory}({name}=...): {factory} has no argument {name!r}; write {path}={factory} and "
+                f"{path}.{name}=..., or name a class, as in LoRA(dim=16).{nearest(name, names)}"
+            )
 
 
 def _object(node: ast.AST, path: str) -> Any:

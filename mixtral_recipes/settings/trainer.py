@@ -20,7 +20,7 @@ class MegatronStrategy:
         tensor_model_parallel_size: Ranks that share each matrix.
         pipeline_model_parallel_size: Consecutive groups of layers.
         virtual_pipeline_model_parallel_size: Interleaved chunks per pipeline rank.
-        pipeline_dtype: Dtype sent between pipeline stages; None uses the precision's.
+        pipeline_dtype: No effect: pipeline stages send each other the dtype of ``trainer.plugins.precision``.
         context_parallel_size: Ranks that share each sequence.
         sequence_parallel: Whether tensor-parallel ranks split the sequence.
         expert_model_parallel_size: Ranks the experts are spread over.

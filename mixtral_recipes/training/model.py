@@ -191,8 +191,6 @@ def megatron_settings(
         # The loss is a sum over label tokens, divided once by the global batch's count of them.
         "calculate_per_token_loss": True,
     }
-    if trainer.strategy.pipeline_dtype is not None:
-        model["pipeline_dtype"] = trainer.strategy.pipeline_dtype
     if topology.pipeline_model_parallel_size == 1:
         model["pipeline_dtype"] = None
     if topology.virtual_pipeline_model_parallel_size:

@@ -10,7 +10,7 @@ subclasses too.
 
 from dataclasses import dataclass
 
-from mixtral_recipes.settings.nemo.megatron import BY_PLUGINS, DDP, MODEL, OPTIMIZER
+from mixtral_recipes.settings.nemo.megatron import BY_PLUGINS, DDP, MODEL, OPTIMIZER, PIPELINE_DTYPE
 from mixtral_recipes.settings.nemo.rules import Ignored, Keys, Only, Renamed, Rule, each
 
 
@@ -147,6 +147,7 @@ CALLS: dict[str, Call] = {
         "init_model_parallel replace_progress_bar progress_interval restore_config megatron_log_level "
         "use_tp_pp_dp_mapping num_distributed_optimizer_instances nccl_communicator_config_path "
         "pipeline_model_parallel_layout use_gloo_process_groups",
+        pipeline_dtype=Ignored(PIPELINE_DTYPE, quiet=(None, "torch.bfloat16")),  # bfloat16 in NeMo's recipes
         gradient_as_bucket_view=Ignored("Megatron's DDP always keeps gradients in its buckets"),
         ckpt_parallel_load=Ignored("every rank reads its own part of a checkpoint", quiet=(True,)),
         ckpt_load_strictness=Ignored("a checkpoint without all of the model's tensors is refused", quiet=("log_all",)),
@@ -213,7 +214,7 @@ CALLS: dict[str, Call] = {
         **each(
             Ignored("it follows from precision", quiet=(None, False)), "params_dtype autocast_dtype autocast_enabled"
         ),
-        pipeline_dtype=Ignored("set trainer.strategy.pipeline_dtype, or leave it to precision", quiet=(None,)),
+        pipeline_dtype=Ignored(PIPELINE_DTYPE, quiet=(None, "torch.bfloat16")),
         fp8_wgrad=Only(True, "set model.config.fp8_wgrad, which delayed scaling reads"),
         fp8_dot_product_attention=_config("fp8_dot_product_attention", False),
         fp8_multi_head_attention=_config("fp8_multi_head_attention", False),

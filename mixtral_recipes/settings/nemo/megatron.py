@@ -12,6 +12,7 @@ from mixtral_recipes.settings.nemo.rules import Ignored, Only, Rule, each
 
 BY_STRATEGY = Ignored("the layout is set in trainer.strategy", quiet=(1,))
 BY_PLUGINS = Ignored("precision is set in trainer.plugins")
+PIPELINE_DTYPE = "pipeline stages send each other the dtype of trainer.plugins.precision"
 _NO_GRAPHS = "CUDA graphs are not supported"
 _ADAM = Ignored("the optimizer is always Adam")
 _WITH_STEP = Only(False, "use MegatronCommOverlapCallback(overlap_param_gather_with_optimizer_step=True)")
@@ -109,7 +110,7 @@ MODEL: dict[str, Rule] = {
     ),
     "autocast_dtype": Ignored(BY_PLUGINS.why, beside="params_dtype"),
     "fp8_interval": Ignored("Transformer Engine updates its scaling factors at every step"),
-    "pipeline_dtype": Ignored("set trainer.strategy.pipeline_dtype"),
+    "pipeline_dtype": Ignored(PIPELINE_DTYPE),
     "async_tensor_model_parallel_allreduce": Ignored("Megatron-Core always overlaps this all-reduce", quiet=(True,)),
     "parallel_output": Ignored("the loss is computed from the parallel output", quiet=(True,)),
     "fp16_lm_cross_entropy": Only(False, "set cross_entropy_loss_fusion"),

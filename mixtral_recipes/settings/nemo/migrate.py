@@ -360,7 +360,7 @@ class _Reader:
         except ValueError:
             if isinstance(rule, Only) and getattr(value, "attr", getattr(value, "id", None)) != rule.value:
                 self._say(node, "note", f"{where} must evaluate to {rule.value!r}: {rule.why}")
-            elif isinstance(rule, Ignored):
+            elif isinstance(rule, Ignored) and ast.unparse(value) not in rule.quiet:
                 self._say(node, "warned", f"{where} has no effect: {rule.why}")
             return
         if rule:

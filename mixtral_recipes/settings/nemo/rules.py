@@ -124,6 +124,8 @@ def notice(rule: Rule, target: Any, path: str, given: Mapping[Any, Any]) -> str 
 
 
 def _same(value: Any, other: Any) -> bool:
+    if isinstance(other, str) and other.startswith("torch."):  # a dtype; `migrate` reads the rules without torch
+        return str(value) == other
     return value is other or (isinstance(value, bool) == isinstance(other, bool) and bool(value == other))
 
 

@@ -163,7 +163,7 @@ def test_completion_offers_what_has_an_effect() -> None:
     assert {path for _, path, *_ in PATHS} - {*override_paths.PATHS} == {
         "data.dataset_kwargs", "model.config.activation_func", "model.config.seq_length",
         "trainer.accumulate_grad_batches", "trainer.limit_test_batches", "trainer.strategy.ckpt_load_strictness",
-        "trainer.strategy.ckpt_parallel_load", "trainer.strategy.gradient_as_bucket_view",
+        "trainer.strategy.ckpt_parallel_load", "trainer.strategy.gradient_as_bucket_view", "trainer.strategy.pipeline_dtype",
     }  # fmt: skip
     assert "optim.config.lr" in override_paths.PATHS
     assert "optim.config.muon_momentum" not in override_paths.PATHS
@@ -202,6 +202,15 @@ def test_a_class_is_named_by_nemos_path() -> None:
 
 BATCH = {"seq_length": 3072, "micro_batch_size": 2, "global_batch_size": 96, "num_workers": 3, "seed": 7}
 OTHER_DATA = ["SquadDataModule", "FineTuningDataModule", "ChatDataModule", "PreTrainingDataModule", "MockDataModule"]
+
+
+def test_parts_that_are_no_settings_of_ours_are_named_by_class() -> None:
+    recipe = changed("trainer.callbacks[0]=GarbageCollectionCallback(gc_interval_train=10)",
+                     "log.ckpt.train_time_interval=timedelta(minutes=5)")  # fmt: skip
+    assert recipe.trainer.callbacks == [run.Config(llm.GarbageCollectionCallback, gc_interval_train=10)]
+    assert recipe.log.ckpt.train_time_interval == run.Config(timedelta, minutes=5)
+    recipe = changed("peft.target_modules=[a, b]", "peft.target_modules[0]=linear_qkv", task="finetune")
+    assert recipe.peft.target_modules == ["linear_qkv", "b"]
 
 
 @pytest.mark.parametrize("name", OTHER_DATA)
@@ -293,6 +302,10 @@ def test_nemo_run_finds_the_factories() -> None:
         ("trainer.callbacks=[TimingCallback(]", "is not a list of classes."),
         ("data=SquadDataModule(1)", "pass arguments by name"),
         ("data=SquadDataModule(seed=)", "data=SquadDataModule(seed=) is not a class with arguments"),
+        ("data=SquadDataModule(dataset_root=/a)", "text in it is put in quotes"),
+        ("data=squad(seed=1)", "squad has no argument 'seed'; write data=squad and data.seed=..., or name a class"),
+        ("model=mixtral_8x7b(a=1)", "mixtral_8x7b has no argument 'a'; write model=mixtral_8x7b and model.a=..."),
+        ("log.ckpt.train_time_interval=timedelta(minutes='a')", "minutes=a must be a number"),
         ("data=SquadDataModule(seed={[]: 1})", "data: seed={[]: 1} is not a plain value"),
         ("model.config.recompute_modules={[]: 1}", "model.config.recompute_modules={[]: 1} must be null or a list"),
         (f"trainer.callbacks=[{'-' * 20000}1]", "is not a list of classes."),

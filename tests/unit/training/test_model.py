@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from mixtral_recipes import api
+from mixtral_recipes.data.modules.mock import MockDataModule
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.models.config import MixtralConfigTiny
+from mixtral_recipes.models.config import MixtralConfigTiny, MixtralModel
+from mixtral_recipes.settings.check import check_settings
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import run
@@ -35,6 +38,21 @@ def test_cuda_graphs_are_refused_rather_than_left_out(fields: dict[str, Any]) ->
         config = MixtralConfigTiny(**fields)
     with pytest.raises(RecipeError, match="CUDA graphs are not supported"):
         check_megatron_config(config, TRAINER)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)]
+)
+def test_pipeline_stages_send_each_other_what_they_compute_in(precision: str, dtype: torch.dtype) -> None:
+    """A stage makes room for ``pipeline_dtype``; NeMo's recipes name bfloat16, whatever their plugins are set to."""
+    stages = MegatronStrategy(pipeline_model_parallel_size=2, pipeline_dtype=torch.bfloat16)
+    trainer = Trainer(devices=2, strategy=stages, plugins=MegatronMixedPrecision(precision=precision))
+    assert megatron_settings(trainer, trainer.topology(), torch.device("cpu"))["model"]["pipeline_dtype"] == dtype
+    parts = {"model": MixtralModel(MixtralConfigTiny()), "data": MockDataModule(), "trainer": trainer}
+    assert not [notice for notice in check_settings(api.pretrain, parts) if "pipeline_dtype" in notice]
+    trainer.strategy.pipeline_dtype = torch.float32
+    notices = " ".join(check_settings(api.pretrain, parts))
+    assert "trainer.strategy.pipeline_dtype=torch.float32 has no effect" in notices
 
 
 def test_what_was_not_asked_for_is_not_refused() -> None:
