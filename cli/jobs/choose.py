@@ -133,7 +133,7 @@ def prepare(options: JobOptions) -> Job:
     folder = site.folder(folder) if site else folder.expanduser().absolute()
     recipe.log.log_dir, recipe.log.name = str(folder), name
     elsewhere = site is not None and site.elsewhere
-    _check(recipe, recipe_name, task, options, elsewhere=elsewhere)
+    _check(recipe, recipe_name, options, elsewhere=elsewhere)
     for line in notes + ([] if elsewhere else _still_to_come(recipe)):
         note(line)
     on = (site and site.ssh) or ""
@@ -296,12 +296,10 @@ def _read_through(data: Any) -> None:
             pipeline.check()
 
 
-def _check(recipe: Any, recipe_name: str, task: str, options: JobOptions, *, elsewhere: bool) -> None:
+def _check(recipe: Any, recipe_name: str, options: JobOptions, *, elsewhere: bool) -> None:
     from mixtral_recipes.executors.preflight import preflight
 
     preflight(recipe, options.hardware, elsewhere=elsewhere)
-    if task == "finetune" and not getattr(recipe.resume.restore_config, "path", None):
-        raise RecipeError(f"{recipe_name} has no public checkpoint to start from; pass one with --restore-from.")
     if options.here and recipe.trainer.accelerator == "gpu" and machine.gpu_count() < recipe.trainer.devices:
         raise EnvironmentProblem(_needs_gpus(recipe_name, recipe.trainer.num_nodes, recipe.trainer.devices, ""))
 

@@ -94,7 +94,7 @@ MENDABLE = {
     ),
     "finetune --recipe mixtral_tiny --precision int4": "precision='int4' is not supported.",
     "finetune --recipe mixtral_8x7b --hardware h300 --dry-run": "'h300' is not a known GPU. Did you mean 'h200'?",
-    "finetune --recipe mixtral_8x3b --dry-run": "mixtral_8x3b has no public checkpoint to start from",
+    "finetune --recipe mixtral_8x3b --dry-run": "fine-tuning needs a checkpoint (--restore-from)",
     "pretrain --recipe mixtral_8x7b trainer.num_nodes=2 --dry-run": "(80 of 85 GB on H100 SXM 80 GB)",
     "finetune --recipe mixtral_8x7b --peft none --num-nodes 1 --dry-run": "with 85 GB; the largest parts: optimizer",
     "finetune --recipe mixtral_8x22b --peft none --num-nodes 1 --dry-run": "with 85 GB; the largest parts: optimizer",
