@@ -163,7 +163,8 @@ def test_completion_offers_what_has_an_effect() -> None:
     assert {path for _, path, *_ in PATHS} - {*override_paths.PATHS} == {
         "data.dataset_kwargs", "model.config.activation_func", "model.config.seq_length",
         "trainer.accumulate_grad_batches", "trainer.limit_test_batches", "trainer.strategy.ckpt_load_strictness",
-        "trainer.strategy.ckpt_parallel_load", "trainer.strategy.gradient_as_bucket_view", "trainer.strategy.pipeline_dtype",
+        "trainer.strategy.ckpt_parallel_load", "trainer.strategy.gradient_as_bucket_view",
+        "trainer.strategy.pipeline_dtype",
     }  # fmt: skip
     assert "optim.config.lr" in override_paths.PATHS
     assert "optim.config.muon_momentum" not in override_paths.PATHS
