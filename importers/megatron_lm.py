@@ -18,7 +18,7 @@ from mixtral_recipes.importers.hf.source import Source
 from mixtral_recipes.importers.model_weights import ModelWeights, canonical_rows, embedding_in
 
 _TRACKER = "latest_checkpointed_iteration.txt"
-_COMMON = "common_state/shard_0_1"  # an object among the weights; in older checkpoints, a file
+_COMMON = "common_state/shard_0_1"  # an object among the weights; up to Megatron-Core 0.18, a file
 _COMMON_FILE = "common.pt"
 # Arguments that have another name than the TransformerConfig field they set, newer releases' names first.
 _ARGUMENTS = {

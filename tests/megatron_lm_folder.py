@@ -66,7 +66,7 @@ def write_megatron_lm(
         folder: To make.
         tensors: Under Megatron's names.
         args: Of the script; None leaves them out.
-        in_a_file: Whether they are in ``common.pt``, as in Megatron-Core before 0.17, and not among the weights.
+        in_a_file: Whether they are in ``common.pt``, as up to Megatron-Core 0.18, and not among the weights.
         tokenizer: A folder whose tokenizer files are copied beside the checkpoint.
     """
     weights = folder / "iter_0000010"

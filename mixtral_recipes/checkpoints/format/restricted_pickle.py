@@ -175,6 +175,7 @@ _NAMES: dict[tuple[str, str], Maker] = {
         for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
     },
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"): _NOTE,
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"): _NOTE,
     ("builtins", "set"): Maker(_make_set),
     ("torch", "Size"): Maker(_make_size),
     ("torch.serialization", "_get_layout"): Maker(_make_layout),

@@ -49,7 +49,7 @@ def checkpoints(make_model, tmp_path: Path) -> Make:
 
 
 def older(args: Namespace) -> None:
-    """In the words of releases before 0.16."""
+    """In the words of earlier releases."""
     args.norm_epsilon, args.apply_layernorm_1p = args.layernorm_epsilon, False
     args.moe_aux_loss_coeff, args.moe_router_load_balancing_type = args.moe_aux_loss_coeff[0], "aux_loss"
     del args.layernorm_epsilon, args.layernorm_zero_centered_gamma

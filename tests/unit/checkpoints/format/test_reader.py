@@ -1,6 +1,7 @@
 """Boxes found and read, whoever wrote them and however they were cut."""
 
 import copyreg
+import dataclasses
 import io
 import itertools
 import pickle
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan
 
 from mixtral_recipes.checkpoints.format.archive import find_tensor
 from mixtral_recipes.checkpoints.format.reader import StoredWeights
@@ -203,6 +205,27 @@ def test_what_each_torch_writes_of_a_tensor(tmp_path: Path, more: tuple[Any, ...
     save_boxes({"w": tensor}, {"w": halves((7, 5), 0)}, tmp_path)
     (tmp_path / ".metadata").write_bytes(with_properties(read_metadata(tmp_path), *more))
     assert torch.equal(StoredWeights(tmp_path).read_tensor("w", torch.float32), tensor)
+
+
+@pytest.mark.parametrize("name", ["SavePlan", "MCoreSavePlan"])
+def test_plans_that_megatron_leaves_in_the_description(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 0.18 they are of a class of its own, which later releases do not have."""
+    tensor = torch.randn(7, 5)
+    save_boxes({"w": tensor}, {"w": halves((7, 5), 0)}, tmp_path)
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    (plan,) = metadata.all_local_plans
+    if name != "SavePlan":
+        module = "megatron.core.dist_checkpointing.strategies.torch"
+        kind = dataclasses.make_dataclass(name, [], bases=(SavePlan,), frozen=True)
+        kind.__module__ = module
+        monkeypatch.setattr(f"{module}.{name}", kind, raising=False)
+        plan = kind(**vars(plan))
+    metadata.all_local_plans = [plan, plan]
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert torch.equal(StoredWeights(tmp_path).read_tensor("w", torch.float32), tensor)
+    assert not hasattr(read_metadata(tmp_path), "all_local_plans")
 
 
 @pytest.mark.parametrize("more", [(5,), ((5, "1"),), ((-5, 1),), (None, None)])
