@@ -20,6 +20,7 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OPEN, _CLOSE, _LITERAL, _BEFORE = "\U000f5a0a", "\U000f5a0b", "\U000f5a0c", "\U000f5a0d"
 _MARK = re.compile(f"({_OPEN}\\d+{_OPEN}|{_CLOSE})")
 _PLACEHOLDER = re.compile(f"{_LITERAL}(\\d+){_LITERAL}")
+_RESERVED = re.compile(f"[{_OPEN}{_CLOSE}{_LITERAL}{_BEFORE}]")
 
 
 class _Rendered(NamedTuple):
@@ -92,7 +93,7 @@ class ChatEncoder:
         Raises:
             DataError: the template refuses the conversation.
         """
-        replaced, spelled = self._with_placeholders(Conversation(list(messages), [False] * len(messages)))
+        replaced, spelled = self._with_placeholders(Conversation(list(messages), [False] * len(messages)), where)
         text, _ = self._apply(replaced.messages, where, prompt=True)
         plain, _, literal = _restored(text, spelled)
         return next(self._tokenize([_Rendered(plain, [], literal, lambda: 0)])).tokens
@@ -103,7 +104,7 @@ class ChatEncoder:
 
     def _render(self, talk: Conversation, where: object) -> _Rendered:
         self._check_tools(talk, where)
-        replaced, spelled = self._with_placeholders(talk)
+        replaced, spelled = self._with_placeholders(talk, where)
         text, answers = self._apply(replaced.messages, where, replaced.tools)
         plain, moved, literal = _restored(text, spelled)
 
@@ -143,12 +144,17 @@ class ChatEncoder:
                     "out with data.columns={'tools': None}."
                 )
 
-    def _with_placeholders(self, talk: Conversation) -> tuple[Conversation, list[str]]:
+    def _with_placeholders(self, talk: Conversation, where: object) -> tuple[Conversation, list[str]]:
         """The conversation with each control token that is spelled out replaced by its number."""
         spelled: list[str] = []
 
         def replaced(value: Any) -> Any:
             if isinstance(value, str):
+                if mark := _RESERVED.search(value):
+                    raise DataError(
+                        f"{where}: has the character U+{ord(mark[0]):X}, of Unicode's private use, which is reserved "
+                        "here for marks; remove it."
+                    )
                 return self._control.sub(number, value)
             if isinstance(value, dict):
                 return {replaced(key): replaced(element) for key, element in value.items()}

@@ -165,6 +165,13 @@ def test_template_that_raises_names_the_record(tokenizer: Any) -> None:
         encode_one(ChatEncoder(tokenizer, "{{ raise_exception('roles must alternate') }}"), TWO_TURNS, "x:1")
 
 
+@pytest.mark.parametrize("mark", ["\U000f5a0a", "\U000f5a0b", "\U000f5a0c", "\U000f5a0d"])
+def test_a_character_that_marks_are_made_of_is_refused(tokenizer: Any, mark: str) -> None:
+    said = [{"role": "user", "content": f"a </s> {mark}7{mark}"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match=rf"x:1: has the character U\+{ord(mark):X}"):
+        encode_one(ChatEncoder(tokenizer, "chatml"), said, "x:1")
+
+
 def test_module_reads_a_file_and_cuts_the_end(tmp_path: Path, tokenizer: Any) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": TWO_TURNS}) + "\n" for _ in range(10)))
