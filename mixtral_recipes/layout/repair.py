@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout.rules import violations
+from mixtral_recipes.layout.rules import shape_violations, violations
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology, divisors, sizes, token_slices
 
@@ -66,7 +66,7 @@ def repair(layout: Topology, model: ModelShape, batch: BatchShape) -> Repair | N
     Returns:
         The repair; None where no layout of that many processes works, which takes a world size or a model without any.
     """
-    if layout.world_size < 1 or model.vocab_size < 1 or model.make_vocab_size_divisible_by < 1:
+    if layout.world_size < 1 or any(shape_violations(model)):
         return None
     if all(size >= 1 for _, size in sizes(layout)):
         fitted = _fitted(layout, batch)

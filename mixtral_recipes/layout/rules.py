@@ -9,7 +9,7 @@ from mixtral_recipes.layout.topology import Topology, divisors, sizes, token_sli
 
 def violations(layout: Topology, model: ModelShape, batch: BatchShape) -> list[str]:
     """Every rule a layout breaks, each as ``setting=value: the rule; the nearest values that work``."""
-    wrong = list(_size_rules(layout, model, batch))
+    wrong = [*_size_rules(layout, batch), *shape_violations(model)]
     layout, model, batch = _at_least_one(layout), _at_least_one(model), _at_least_one(batch)
     return [*wrong, *_world_rules(layout), *_model_rules(layout, model), *_batch_rules(layout, model, batch)]
 
@@ -30,13 +30,27 @@ def _choices(numbers: list[int]) -> str:
     return "use " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
 
 
-def _size_rules(t: Topology, m: ModelShape, b: BatchShape) -> Iterator[str]:
+def _size_rules(t: Topology, b: BatchShape) -> Iterator[str]:
     counted = [("world size", t.world_size), *sizes(t)]
     counted += [(name, getattr(b, name)) for name in ("global_batch_size", "micro_batch_size", "seq_length")]
-    counted += [(name, getattr(m, name)) for name in ("vocab_size", "make_vocab_size_divisible_by")]
     for name, size in counted:
         if size < 1:
             yield f"{name}={size} must be at least 1."
+
+
+def shape_violations(m: ModelShape) -> Iterator[str]:
+    """Every rule that a model's sizes break by themselves, whatever the layout."""
+    for name in ("vocab_size", "make_vocab_size_divisible_by"):
+        if (size := getattr(m, name)) < 1:
+            yield f"{name}={size} must be at least 1."
+    heads, groups = m.num_attention_heads, m.num_query_groups
+    if heads < 1 or groups < 1:
+        return  # the range of a recipe's numbers says so
+    if heads % groups:
+        yield f"num_query_groups={groups} does not divide num_attention_heads={heads}."
+    if m.head_dim < 1 or m.head_dim % 2:
+        size = f"kv_channels={m.kv_channels}" if m.kv_channels else f"hidden_size / num_attention_heads = {m.head_dim}"
+        yield f"{size}, the size of an attention head, must be even and at least 2: it is rotated in pairs."
 
 
 def _world_rules(t: Topology) -> Iterator[str]:

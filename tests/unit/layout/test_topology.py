@@ -1,5 +1,8 @@
 """The layout arithmetic, every preflight rule, and the repairs."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from mixtral_recipes.errors import RecipeError
@@ -194,6 +197,25 @@ def test_a_repair_changes_no_more_than_it_must() -> None:
     fix = repair(layout, model, batch)
     assert fix is not None
     assert fix.settings == ("trainer.strategy.sequence_parallel=True",)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rule"),
+    [
+        ({"num_query_groups": 6}, "num_query_groups=6 does not divide num_attention_heads=32."),
+        ({"num_attention_heads": 4}, "num_query_groups=8 does not divide num_attention_heads=4."),
+        ({"kv_channels": 7}, "kv_channels=7, the size of an attention head, must be even"),
+        ({"hidden_size": 32}, "hidden_size / num_attention_heads = 1, the size of an attention head, must be even"),
+        ({"hidden_size": 16}, "hidden_size / num_attention_heads = 0, the size of an attention head, must be even"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused_on_every_layout(sizes: dict[str, int], rule: str) -> None:
+    model = replace(M7, **sizes)
+    for layout in (Topology(1), Topology(8, 2, sequence_parallel=True)):
+        with pytest.raises(RecipeError, match=re.escape(rule)) as caught:
+            check_layout(layout, model, TUNE)
+        assert "To repair" not in str(caught.value)
+        assert repair(layout, model, TUNE) is None
 
 
 @pytest.mark.parametrize(
