@@ -130,8 +130,20 @@ def is_panic(error: BaseException) -> bool:
 
 
 def in_short(error: BaseException) -> str:
-    """A library's error in one line: the first line of its text, or its class if it has no text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """A library's error in one line: the first line of its text; without any, what it asserts, or its class."""
+    text = str(error).partition("Fiddle context:")[0].strip()  # nemo_run's library of configs adds its view
+    return (text or _asserted(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _asserted(error: BaseException) -> str:
+    """The lines of an assertion without a message; empty for any other error."""
+    import linecache
+    import traceback
+
+    if not isinstance(error, AssertionError) or not (frames := traceback.extract_tb(error.__traceback__)):
+        return ""
+    first, last = frames[-1].lineno or 1, frames[-1].end_lineno or 1
+    return " ".join(line.strip() for line in linecache.getlines(frames[-1].filename)[first - 1 : last])
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...]) -> str:

@@ -105,6 +105,12 @@ _ONLY_THERE = (
         why="the kernels of Transformer Engine or Apex",
     ),
     OnlyThere("cpu_offloading=True", lambda c: c.cpu_offloading, "recompute layers instead", _LAYERS),
+    OnlyThere(
+        "fine_grained_activation_offloading=True",
+        lambda c: c.fine_grained_activation_offloading,
+        "recompute layers instead",
+        _LAYERS,
+    ),
     OnlyThere("tp_comm_overlap=True", lambda c: c.tp_comm_overlap, "leave it out", _LAYERS),
     OnlyThere("attention_dropout", lambda c: c.attention_dropout > 0, "set it to 0", _LAYERS),
 )

@@ -1,10 +1,12 @@
 """Errors are told in one line."""
 
 import errno
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import fiddle as fdl
 import pytest
 
 from mixtral_recipes.errors import in_python, in_short, of_the_machine
@@ -16,6 +18,24 @@ from mixtral_recipes.errors import in_python, in_short, of_the_machine
 )
 def test_a_library_error_becomes_one_line(error: Exception, text: str) -> None:
     assert in_short(error) == text
+
+
+def test_an_assertion_without_a_message_is_told_by_what_it_asserts(tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text("def part(sizes):\n    assert (sizes\n            and max(sizes) > 1)\n")
+    part = runpy.run_path(str(tmp_path / "part.py"))["part"]
+    for make in (lambda: part([]), lambda: fdl.build(fdl.Config(part, []))):
+        with pytest.raises(AssertionError) as caught:
+            make()
+        assert in_short(caught.value) == "assert (sizes and max(sizes) > 1)"
+
+
+def test_the_library_of_configs_adds_nothing() -> None:
+    def part() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError, match="Fiddle context") as caught:
+        fdl.build(fdl.Config(part))
+    assert in_short(caught.value) == "ValueError"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,10 @@ REFUSED = {
     "cross entropy": ({"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "use 'native'"),
     "gradients": ({"gradient_accumulation_fusion": True}, "Transformer Engine or Apex"),
     "offloading": ({"cpu_offloading": True, "cpu_offloading_num_layers": 1}, "cpu_offloading=True"),
+    "fine-grained offloading": (
+        {"fine_grained_activation_offloading": True, "offload_modules": ["core_attn"]},
+        "fine_grained_activation_offloading=True .* recompute layers",
+    ),
     "attention dropout": ({"attention_dropout": 0.1}, "attention_dropout .* set it to 0"),
     "sinkhorn": ({"moe_router_load_balancing_type": "sinkhorn"}, "'sinkhorn' is not how Mixtral routes"),
     "quantiles": ({"moe_router_load_balancing_type": "quantile_balancing"}, "use aux_loss, .* none"),
