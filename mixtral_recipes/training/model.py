@@ -124,6 +124,7 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
             "cuda_graph_impl, cuda_graph_modules and their older names."
         )
     topology, device = Topology.of(trainer), _device(trainer)
+    _check_context_parallel(config, topology)
     if config.moe_token_dispatcher_type == "flex":
         _check_flex(config, topology)
     if device.type == "cpu":
@@ -134,6 +135,29 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
     with refusals_told():
         here = {name: value for name, value in fields.items() if not name.startswith(("fp8", "defer_embedding"))}
         with_topology(config, topology, **here)
+
+
+# How Transformer Engine exchanges keys and values; "a2a+p2p" takes several levels of context parallelism.
+_EXCHANGES = ("p2p", "all_gather", "a2a")
+
+
+def _check_context_parallel(config: MixtralConfig, topology: Topology) -> None:
+    """Refuse an exchange of keys and values that Transformer Engine does not have, or not for so few heads.
+
+    Raises:
+        RecipeError: names the setting and its value, and what would work.
+    """
+    kinds = config.cp_comm_type or ()
+    for kind in (kinds,) if isinstance(kinds, str) else kinds:
+        if kind not in _EXCHANGES:
+            raise RecipeError(f"model.config.cp_comm_type={kind!r} is not supported; use {', '.join(_EXCHANGES)}.")
+        heads = (config.num_query_groups or config.num_attention_heads) // topology.tensor_model_parallel_size
+        if kind == "a2a" and heads % topology.context_parallel_size:
+            raise RecipeError(
+                f"model.config.cp_comm_type='a2a' divides the heads of keys among the context-parallel ranks, but "
+                f"context_parallel_size={topology.context_parallel_size} does not divide num_query_groups / "
+                f"tensor_model_parallel_size = {heads}; use p2p or all_gather."
+            )
 
 
 def _check_flex(config: MixtralConfig, topology: Topology) -> None:

@@ -77,6 +77,27 @@ def test_what_the_plain_layers_do_is_not(case: str) -> None:
     check(RUN[case])
 
 
+@pytest.mark.parametrize(
+    ("kinds", "ranks", "said"),
+    [
+        ("ring", 1, "cp_comm_type='ring' is not supported; use p2p, all_gather, a2a"),
+        ("a2a+p2p", 2, "cp_comm_type='a2a.p2p' is not supported"),
+        (["p2p", "p2p", "p2p", "x"], 2, "cp_comm_type='x' is not supported"),
+        ("a2a", 4, "context_parallel_size=4 does not divide num_query_groups .* = 2; use p2p or all_gather"),
+    ],
+)
+def test_an_exchange_that_context_parallel_attention_does_not_have(
+    kinds: str | list[str], ranks: int, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check({"cp_comm_type": kinds}, context_parallel_size=ranks)
+
+
+@pytest.mark.parametrize("kinds", ["p2p", "all_gather", "a2a", ["p2p", "a2a", "a2a", "all_gather"]])
+def test_an_exchange_that_it_has(kinds: str | list[str]) -> None:
+    check({"cp_comm_type": kinds}, context_parallel_size=2)
+
+
 def test_flex_is_for_several_ranks() -> None:
     check({"moe_token_dispatcher_type": "flex"}, expert_model_parallel_size=2)
 
