@@ -3,7 +3,6 @@
 megatron-core announces GPTModel as deprecated; only this file names it, and the dependency is pinned below 0.20.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -14,29 +13,12 @@ from torch import Tensor
 
 from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.layout.shapes import ModelShape
+from mixtral_recipes.models import kernel_choice
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
 from mixtral_recipes.models.weight_gradients import add_in_products
 from mixtral_recipes.peft.quantized.layers import Format
-
-_OTHER_ALGORITHMS = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"  # Transformer Engine reads it when layers are built, and later
-_given: list[str | None] = []  # what it was before
-
-
-def _ask_for_determinism() -> None:
-    """Have attention's backward pass deterministic, until the groups of this model are left."""
-    if not _given:
-        _given.append(os.environ.get(_OTHER_ALGORITHMS))
-    os.environ[_OTHER_ALGORITHMS] = "0"
-
-
-def forget_determinism() -> None:
-    """Leave the choice of algorithms to the next model of this process, as it was."""
-    if _given:
-        os.environ.pop(_OTHER_ALGORITHMS, None)
-        if (given := _given.pop()) is not None:
-            os.environ[_OTHER_ALGORITHMS] = given
 
 
 def build_model(
@@ -61,7 +43,8 @@ def build_model(
         ``config.params_dtype`` on the current device.
 
     Raises:
-        EnvironmentProblem: the package of the flex dispatcher's backend is not installed.
+        EnvironmentProblem: the package of the flex dispatcher's backend is not installed, or the user's environment
+            variables contradict the configuration.
     """
     if config.moe_token_dispatcher_type == "flex":
         _need_backend(config.moe_flex_dispatcher_backend)
@@ -69,8 +52,7 @@ def build_model(
         transformer_engine = transformer_engine_usable()
     if transformer_engine:
         add_in_products()
-        if config.deterministic_mode:
-            _ask_for_determinism()
+        kernel_choice.apply(config)
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(
@@ -105,7 +87,7 @@ def _need_backend(name: str) -> None:
 
 
 class MixtralGPT(GPTModel):
-    """Megatron's GPTModel with two gaps closed: padded vocabulary rows, and padding masks on later pipeline stages.
+    """Megatron's GPTModel with gaps closed: padded vocabulary rows, and padding masks on later pipeline stages.
 
     Megatron rounds the vocabulary up and lets the rows that belong to no token take part in the softmax; here they
     have probability zero, so losses do not depend on the layout and equal transformers'.
@@ -119,6 +101,13 @@ class MixtralGPT(GPTModel):
             self._real_rows = min(max(config.vocab_size - first, 0), rows)
             if self._real_rows < rows:
                 self.output_layer.register_forward_hook(self._mask_padding_rows)
+
+    def _set_attention_backend(self) -> None:
+        """Nothing: `kernel_choice` did it before anybody asked which kernel will run.
+
+        Megatron's own keeps its choice for every later model of the process, and asserts that the user's variables say
+        the same, without a GPU too.
+        """
 
     def _mask_padding_rows(self, layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
         # Their gradient is then zero by itself, so autograd need not know; logits are [s, b, rows].

@@ -69,7 +69,8 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
         packed: Whether several samples share a sequence.
 
     Raises:
-        EnvironmentProblem: Transformer Engine does not load, or attention would be unfused above `LONGEST_UNFUSED`.
+        EnvironmentProblem: Transformer Engine does not load, it has no kernel for attention, or attention would be
+            unfused above `LONGEST_UNFUSED`.
     """
     if not torch.cuda.is_available():
         return None
@@ -81,6 +82,12 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
     if missing := no_compiler():
         notes = (*notes, f"{missing}: kernels that are compiled on first use are left out, which is slower; {COMPILER}")
     attention, reasons = _attention(config, length=length, packed=packed)
+    if attention == "none":
+        why = "; ".join(reasons) or "no reason is given"
+        raise EnvironmentProblem(
+            f"no attention kernel of Transformer Engine computes this model ({why}); set "
+            "model.config.attention_backend=auto, and unset the environment variables NVTE_*_ATTN."
+        )
     if attention == "unfused":
         why = "; ".join(reasons) or "no fused kernel supports it"
         notes = (*notes, f"attention is unfused ({why}): it stores a score for every pair of tokens")
@@ -138,9 +145,13 @@ def _attention(config: MixtralConfig, *, length: int, packed: bool) -> tuple[str
             answer = utils.get_attention_backend(asked)
         except Exception as error:  # the choice is made again, and counts, in the first forward pass
             return "unknown", [str(error)]
-    flash, *_, unfused, _ = answer
+    flash, _, fused, _, unfused, _ = answer
+    disabled = [line for line in said if "Disabling" in line]
     if unfused:
-        return "unfused", [line for line in said if "Disabling" in line and "Unfused" not in line]
+        return "unfused", [line for line in disabled if "Unfused" not in line]
+    if not (flash or fused):
+        packages = ("flash_attn", "flash_attn_3")
+        return "none", [*disabled, *(() if any(map(find_spec, packages)) else ("flash-attn is not installed",))]
     return ("flash" if flash else "fused"), []
 
 

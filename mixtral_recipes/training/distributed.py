@@ -17,7 +17,7 @@ from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracke
 from mixtral_recipes.cpu import device as cpu_device
 from mixtral_recipes.errors import EnvironmentProblem, RecipeError
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models.builder import forget_determinism
+from mixtral_recipes.models import kernel_choice
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.system import machine, ranks
 
@@ -179,7 +179,7 @@ def seed_everything(seed: int) -> None:
 
 def shut_down() -> None:
     """Leave every group. Safe to call when none was joined."""
-    forget_determinism()
+    kernel_choice.forget()
     destroy_moe_metrics_tracker()  # keeps the groups of each loss, and as many places as there were layers
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.transformer.enums import AttnBackend
 
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.tokenizer_choice import chosen_tokenizer, described, size_on_disk
@@ -124,7 +125,7 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
             "cuda_graph_impl, cuda_graph_modules and their older names."
         )
     topology, device = Topology.of(trainer), _device(trainer)
-    _check_context_parallel(config, topology)
+    _check_attention(config, topology)
     if config.moe_token_dispatcher_type == "flex":
         _check_flex(config, topology)
     if device.type == "cpu":
@@ -141,12 +142,14 @@ def check_megatron_config(config: MixtralConfig, trainer: Trainer) -> None:
 _EXCHANGES = ("p2p", "all_gather", "a2a")
 
 
-def _check_context_parallel(config: MixtralConfig, topology: Topology) -> None:
-    """Refuse an exchange of keys and values that Transformer Engine does not have, or not for so few heads.
+def _check_attention(config: MixtralConfig, topology: Topology) -> None:
+    """Refuse what attention does not do: Megatron's own kernel, and exchanges that Transformer Engine does not have.
 
     Raises:
         RecipeError: names the setting and its value, and what would work.
     """
+    if config.attention_backend is AttnBackend.local:
+        raise RecipeError("model.config.attention_backend='local' is not supported; use auto, flash, fused or unfused.")
     kinds = config.cp_comm_type or ()
     for kind in (kinds,) if isinstance(kinds, str) else kinds:
         if kind not in _EXCHANGES:

@@ -18,7 +18,7 @@ from mixtral_recipes.data.batches.batch import DataParallelPlace
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
-from mixtral_recipes.models import kernels
+from mixtral_recipes.models import kernel_choice, kernels
 from mixtral_recipes.models.acceleration import accelerated, refuse_without
 from mixtral_recipes.models.builder import build_model
 from mixtral_recipes.models.config import MixtralConfig, MixtralModel, with_topology
@@ -162,6 +162,7 @@ def build_run(
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
     if config.tp_comm_overlap:
         user_buffers.start(config, batch)
+    kernel_choice.apply(config)
     computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
     chunks = _loaded(config, peft, device, weights=weights, new_rows=new_rows, adapters=adapters)
     check_states(optim, trainer.plugins, frozen=peft is not None)

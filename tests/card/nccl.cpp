@@ -285,4 +285,14 @@ ncclResult_t ncclRecv(void* to, size_t n, ncclDataType_t type, int peer, ncclCom
   depth ? put_off.push_back(now) : now();
   DONE;
 }
+ncclResult_t ncclAlltoAll(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t group,
+                          cudaStream_t stream) {
+  int ranks = as_group(group)->size;
+  size_t bytes = n * width(type);
+  for (int rank = 0; rank < ranks; rank++)
+    ncclSend(static_cast<const char*>(from) + bytes * rank, n, type, rank, group, stream);
+  for (int rank = 0; rank < ranks; rank++)
+    ncclRecv(static_cast<char*>(to) + bytes * rank, n, type, rank, group, stream);
+  DONE;
+}
 }

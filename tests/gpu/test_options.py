@@ -3,12 +3,15 @@
 import functools
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 
+from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.settings.peft import LoRA
 from tests.gpu.small_runs import FP8, Watched, train
@@ -122,6 +125,21 @@ def test_another_routing(tmp_path: Path, plain: Watched, name: str) -> None:
     moved = [not torch.equal(weight, plain.looked[key]) for key, weight in found.looked.items()]
     assert all(moved)
     assert found.losses[STEPS] == pytest.approx(plain.losses[STEPS], rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["fused", "unfused", "flash"])
+def test_attention_is_computed_by_the_kernel_that_is_asked_for(tmp_path: Path, plain: Watched, backend: str) -> None:
+    if not transformer_engine_usable():
+        pytest.skip("needs Transformer Engine's layers")
+    fields = {"attention_backend": AttnBackend[backend]}
+    if backend == "flash" and find_spec("flash_attn") is None and find_spec("flash_attn_3") is None:
+        with pytest.raises(EnvironmentProblem, match="flash-attn is not installed"):
+            train(tmp_path, steps=STEPS, config=fields)
+        return
+    found = train(tmp_path, steps=STEPS, config=fields, look=lambda run: run.computed_by)
+    assert found.looked.attention == backend
+    assert near(found, plain)
 
 
 def test_a_frozen_router_keeps_its_weights(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import re
 import typing
 import warnings
@@ -13,6 +14,7 @@ import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 
 from mixtral_recipes.errors import RecipeError
@@ -99,22 +101,42 @@ def other_models() -> tuple[int, set[str]]:
 
 
 def steps() -> tuple[int, dict[str, str]]:
-    """With how many settings of gradients and optimizer two steps were made, and how they failed with others."""
+    """With how many settings steps were made, and how they failed with others; in bf16 where they are the model's."""
     warnings.simplefilter("ignore")
     parts = {"ddp": DistributedDataParallelConfig(), "optimizer": OptimizerConfig(lr=1e-3)}
+    cases = {
+        f"{part}.{name}={value}": Case(model={"num_layers": 2}, steps=2, **{part: {name: value}})
+        for part, config in parts.items()
+        for name, value in settings(config)
+    } | {
+        f"model.{name}={value}": Case(
+            model={"num_layers": 2, name: value}, steps=1, precision={"precision": "bf16-mixed"}
+        )
+        for name, value in of_the_model()
+    }
     ran, failed = 0, {}
-    for part, name, value in ((part, *each) for part, config in parts.items() for each in settings(config)):
+    for said, case in cases.items():
         try:
-            losses = train(Case(model={"num_layers": 2}, steps=2, **{part: {name: value}})).losses
+            losses = train(case).losses
         except RecipeError:
             continue
         except Exception as error:
-            failed[f"{part}.{name}={value}"] = repr(error)
+            failed[said] = repr(error)
         else:
             ran += 1
             if not all(map(math.isfinite, losses)):
-                failed[f"{part}.{name}={value}"] = f"losses {losses}"
+                failed[said] = f"losses {losses}"
     return ran, failed
+
+
+def with_the_users_variables() -> Tensor:
+    """What the tests' model says where two attention kernels of Transformer Engine are switched off."""
+    _initialize(Topology())
+    os.environ |= {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "0"}
+    for backend in AttnBackend.unfused, AttnBackend.auto:
+        logits(attention_backend=backend)
+    del os.environ["NVTE_FLASH_ATTN"], os.environ["NVTE_FUSED_ATTN"]
+    return logits(attention_backend=AttnBackend.fused)
 
 
 def test_it_is_a_mixtral_or_refused() -> None:
@@ -126,7 +148,11 @@ def test_it_is_a_mixtral_or_refused() -> None:
 def test_it_trains_or_is_refused() -> None:
     ((ran, failed),) = launch(1, steps)
     assert failed == {}
-    assert ran > 15
+    assert ran > 100
+
+
+def test_the_variables_of_kernels_that_are_not_there_change_nothing() -> None:
+    assert launch(1, with_the_users_variables)[0].isfinite().all()
 
 
 def test_a_reduction_that_megatron_refuses_is_told() -> None:

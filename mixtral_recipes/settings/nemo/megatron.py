@@ -72,6 +72,7 @@ _NOT_CARRIED_OUT = {
     **_only(True, "perform_initialization", "it is left out where a checkpoint brings the weights, and only there"),
     **_only(False, "fp32_residual_connection",
             "layers with 16-bit weights do not take it, and in fp32 it changes nothing"),
+    **_only(False, "apply_query_key_layer_scaling", "attention always computes its softmax in fp32"),
     **_only(False, "log_max_attention_logit", "training does not log it"),
     **_only(False, "overlap_moe_expert_parallel_comm", "a training step does not interleave two microbatches"),
     **_only(False, "delay_wgrad_compute", "weight gradients are always computed in the backward pass"),

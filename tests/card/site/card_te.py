@@ -216,7 +216,36 @@ def _adam_with_remainders(out: None, chunk: int, overflow: Tensor, lists: Any, *
             on_cpu(into).copy_(value)
 
 
+def _softmax(*, causal: bool) -> Function:
+    """Of scores [..., queries, keys], after a mask (True hides) where there is one, and the factor."""
+
+    def fill(out: Tensor, scores: Tensor, *rest: Any) -> None:
+        *masks, scale = rest
+        wide = on_cpu(scores).float() * scale
+        hidden = [on_cpu(mask).bool() for mask in masks]
+        if causal:
+            hidden.append(torch.ones(wide.shape[-2:], dtype=torch.bool).triu(1 + wide.shape[-1] - wide.shape[-2]))
+        for mask in hidden:
+            wide = wide.masked_fill(mask, -torch.inf)
+        put(out, wide.softmax(-1))
+
+    return fill
+
+
+def _softmax_backward(out: Tensor, grad: Tensor, shares: Tensor, scale: float) -> None:
+    grad, shares = on_cpu(grad).float(), on_cpu(shares).float()
+    put(out, scale * shares * (grad - (grad * shares).sum(-1, keepdim=True)))
+
+
 _FILLED = {
+    **{
+        f"scaled_{kind}softmax_{way}": fill
+        for kind in ("", "masked_", "upper_triang_masked_", "aligned_causal_masked_")
+        for way, fill in (
+            ("forward", _softmax(causal="masked" in kind and kind != "masked_")),
+            ("backward", _softmax_backward),
+        )
+    },
     "rmsnorm_fwd": _rmsnorm_fwd,
     "rmsnorm_bwd": _rmsnorm_bwd,
     "rmsnorm_bwd_add": _rmsnorm_bwd_add,

@@ -23,7 +23,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def engine(gpu: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A Transformer Engine that answers what the dictionary says."""
-    says: dict[str, Any] = {"cudnn": (9, 24, 0), "unfused": False, "flash": False, "asked": None}
+    says: dict[str, Any] = {"cudnn": (9, 24, 0), "unfused": False, "flash": False, "none": False, "asked": None}
 
     class Logging:
         _log_level = logging.WARNING
@@ -35,7 +35,9 @@ def engine(gpu: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         logger.debug("Running with config=...")
         if says["unfused"]:
             logger.debug(WHY)
-        fused = not (says["unfused"] or says["flash"])
+        if says["none"]:
+            logger.debug(WHY)
+        fused = not (says["unfused"] or says["flash"] or says["none"])
         return says["flash"], None, fused, 1 if fused else None, says["unfused"], [True, True, True]
 
     utils = SimpleNamespace(AttentionParams=SimpleNamespace, AttentionLogging=Logging, get_attention_backend=choose)
@@ -119,3 +121,14 @@ def test_unfused_attention_is_told_and_long_refused(engine: dict[str, Any]) -> N
     with pytest.raises(EnvironmentProblem, match=r"over 16,384 tokens would be unfused .*no support for this head"):
         found(16384)
     assert not logging.getLogger("DotProductAttention").handlers
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_no_attention_kernel_at_all_is_refused(
+    engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    engine["none"] = True
+    monkeypatch.setattr(kernels, "find_spec", lambda name: installed if "flash" in name else object())
+    with pytest.raises(EnvironmentProblem, match=r"no support for this head .*attention_backend=auto") as caught:
+        found()
+    assert ("flash-attn is not installed" in str(caught.value)) is not installed

@@ -12,8 +12,6 @@ import torch
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
 from mixtral_recipes.errors import EnvironmentProblem
-from mixtral_recipes.models import builder
-from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.settings.trainer import MegatronStrategy, Trainer
 from mixtral_recipes.training import distributed
@@ -101,23 +99,6 @@ def test_the_next_run_of_a_process_finds_no_losses_of_this_ones_groups_and_layer
     get_moe_metrics_tracker().record("load_balancing_loss", torch.ones(()), layer_number=1, num_layers=2)
     distributed.shut_down()
     assert not get_moe_metrics_tracker().metrics
-
-
-@pytest.mark.parametrize("before", [None, "1"])
-def test_the_next_run_of_a_process_need_not_be_deterministic(
-    before: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
-    monkeypatch.setenv(name, before or "")
-    if before is None:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(builder, "add_in_products", lambda: None)
-    monkeypatch.setattr(builder, "_build_chunk", lambda *_, **__: os.environ[name])
-    config = MixtralConfig(num_layers=1, hidden_size=8, num_attention_heads=2, deterministic_mode=True)
-    for _ in range(2):  # as a base and its adapter are
-        assert builder.build_model(config, transformer_engine=True) == ["0"]
-    distributed.shut_down()
-    assert os.environ.get(name) == before
 
 
 def test_no_more_threads_than_a_container_gets_the_time_of(monkeypatch: pytest.MonkeyPatch) -> None:
