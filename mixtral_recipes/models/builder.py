@@ -64,6 +64,9 @@ def build_model(
         )
         for stage in range(interleaved or 1)
     ]
+    if config.use_cpu_initialization and torch.cuda.is_available():
+        for chunk in chunks:
+            chunk.cuda()
     if config.freeze_router:
         for chunk in chunks:
             for name, parameter in chunk.named_parameters():

@@ -144,10 +144,9 @@ def train(
         check_device(plugin)
     except RecipeError as error:
         pytest.skip(str(error))
-    seen, reduced = Watched(), precision != "fp32"
-    fields = SMALL | {"bf16": reduced, "params_dtype": torch.bfloat16 if reduced else torch.float32} | (config or {})
+    seen = Watched()
     arguments: dict[str, Any] = {
-        "model": MixtralModel(MixtralConfigTiny(**fields)),
+        "model": MixtralModel(MixtralConfigTiny(**SMALL | (config or {}))),
         "data": _data(length, batch, questions=base is not None, packed=packed, same_batch=same_batch),
         "trainer": Trainer(
             accelerator="auto", devices=1, max_steps=steps, val_check_interval=validate_every, limit_val_batches=1,
@@ -156,7 +155,7 @@ def train(
         ),
         "log": NeMoLogger(name=name, log_dir=str(folder), ckpt=ModelCheckpoint()),
         "optim": MegatronOptimizerModule(
-            OptimizerConfig(lr=lr, bf16=reduced, use_distributed_optimizer=True),
+            OptimizerConfig(lr=lr, use_distributed_optimizer=True),
             CosineAnnealingScheduler(warmup_steps=0, max_steps=1000, min_lr=lr / 10),
         ),
         "resume": AutoResume(RestoreConfig(base) if base else None),

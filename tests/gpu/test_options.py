@@ -102,6 +102,12 @@ def test_adapters_are_trained_over_recomputed_layers(tmp_path: Path, base: str, 
     assert near(train(tmp_path, steps=STEPS, base=base, peft=ADAPTERS, config=RECOMPUTE[name]), adapted)
 
 
+def test_adapters_are_trained_over_weights_made_on_the_host(tmp_path: Path, base: str, adapted: Watched) -> None:
+    assert near(
+        train(tmp_path, steps=STEPS, base=base, peft=ADAPTERS, config={"use_cpu_initialization": True}), adapted
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", FP8)
 @pytest.mark.parametrize("name", ["uniform", "moe", "several"])  # whole layers, experts, and all parts of one
