@@ -10,7 +10,10 @@
 namespace {
 constexpr size_t kPage = 4096;
 std::mutex lock;
-std::map<char*, size_t> allocations;
+struct Allocation {
+  size_t bytes, counted;
+};
+std::map<char*, Allocation> allocations;
 size_t in_use = 0;
 
 long succeed() { return 0; }
@@ -21,13 +24,19 @@ thread_local int current_device = 0;
 
 size_t used() { return in_use; }
 
-void* allocate(size_t bytes) {
+void count(long bytes) {
+  std::lock_guard<std::mutex> guard(lock);
+  in_use += bytes;
+}
+
+void* allocate(size_t bytes, bool with_memory) {
   bytes = (bytes + kPage) / kPage * kPage;
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return nullptr;
   std::lock_guard<std::mutex> guard(lock);
-  allocations[static_cast<char*>(p)] = bytes;
-  in_use += bytes;
+  size_t counted = with_memory ? bytes : 0;
+  allocations[static_cast<char*>(p)] = {bytes, counted};
+  in_use += counted;
   return p;
 }
 
@@ -37,8 +46,8 @@ void release(void* p) {
     std::lock_guard<std::mutex> guard(lock);
     auto found = allocations.find(static_cast<char*>(p));
     if (found == allocations.end()) return;
-    bytes = found->second;
-    in_use -= bytes;
+    bytes = found->second.bytes;
+    in_use -= found->second.counted;
     allocations.erase(found);
   }
   munmap(p, bytes);
@@ -48,7 +57,8 @@ std::pair<char*, size_t> allocation_of(const void* p) {
   std::lock_guard<std::mutex> guard(lock);
   auto next = allocations.upper_bound(static_cast<char*>(const_cast<void*>(p)));
   if (next == allocations.begin()) return {nullptr, 0};
-  auto [start, bytes] = *--next;
+  auto [start, allocation] = *--next;
+  size_t bytes = allocation.bytes;
   return p < start + bytes ? std::pair{start, bytes} : std::pair<char*, size_t>{nullptr, 0};
 }
 

@@ -13,8 +13,10 @@ constexpr size_t kMemory = 141'000'000'000;
 inline const char* const kName = "NVIDIA H200";
 extern thread_local int current_device;
 
-void* allocate(size_t bytes);
+// Addresses, and the memory behind them too unless that is mapped later, piece by piece (`count`).
+void* allocate(size_t bytes, bool with_memory = true);
 void release(void* p);
+void count(long bytes);
 size_t used();
 // The allocation that an address lies in; start is null where there is none.
 std::pair<char*, size_t> allocation_of(const void* p);

@@ -94,7 +94,15 @@ CUresult cuMemGetAllocationGranularity(size_t* n, const CUmemAllocationProp*, CU
   return CUDA_SUCCESS;
 }
 CUresult cuMemAddressReserve(CUdeviceptr* p, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
-  *p = reinterpret_cast<CUdeviceptr>(allocate(bytes));
+  *p = reinterpret_cast<CUdeviceptr>(allocate(bytes, false));
+  return CUDA_SUCCESS;
+}
+CUresult cuMemMap(CUdeviceptr, size_t bytes, size_t, CUmemGenericAllocationHandle, unsigned long long) {
+  count(bytes);
+  return CUDA_SUCCESS;
+}
+CUresult cuMemUnmap(CUdeviceptr, size_t bytes) {
+  count(-static_cast<long>(bytes));
   return CUDA_SUCCESS;
 }
 
