@@ -20,6 +20,7 @@ _SHAPE = (
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
+    "moe_ffn_hidden_size",
     "num_attention_heads",
     "num_query_groups",
     "kv_channels",
@@ -159,6 +160,7 @@ def refuse_untrained_rows(agreed: Agreed, peft: Any, restore: Any) -> None:
 
 
 def _refuse_another_shape(config: "MixtralConfig", stored: dict[str, Any], base: Path, named_by: str) -> None:
+    stored = stored | {"moe_ffn_hidden_size": stored["ffn_hidden_size"]}
     for name in _SHAPE:
         if getattr(config, name) != stored[name]:
             raise RecipeError(

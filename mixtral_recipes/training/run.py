@@ -200,8 +200,10 @@ def _configured(
         )
     if not (on_transformer_engine and fast.get("moe_grouped_gemm", config.moe_grouped_gemm)):
         refuse_without(config, grouped_only=on_transformer_engine)
-    if base is not None and weights is not None:  # no random weights are drawn where others are quantised
-        fast["perform_initialization"] = False
+    if weights is not None:
+        fast["use_cpu_initialization"] = False  # it is about which random weights are drawn
+        if base is not None:
+            fast["perform_initialization"] = False  # none are where others are quantised
     with refusals_told():
         return with_topology(config, topology, **(settings | fast))
 

@@ -93,12 +93,15 @@ def test_the_load_balancing_loss_is_the_recipes_and_published_where_given() -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["num_layers", "hidden_size", "ffn_hidden_size", "num_query_groups", "num_moe_experts"]
-)
-def test_another_shape_is_refused_by_name(name: str) -> None:
-    other = {"num_layers": 3, "hidden_size": 64, "ffn_hidden_size": 96, "num_query_groups": 4, "num_moe_experts": 4}
-    with pytest.raises(RecipeError, match=rf"^model\.config\.{name}={other[name]}, but the checkpoint {BASE} has"):
-        agreed({name: other[name]})
+    ("name", "size"),
+    [
+        ("num_layers", 3), ("hidden_size", 64), ("ffn_hidden_size", 96), ("moe_ffn_hidden_size", 96),
+        ("num_query_groups", 4), ("num_moe_experts", 4),
+    ],
+)  # fmt: skip
+def test_another_shape_is_refused_by_name(name: str, size: int) -> None:
+    with pytest.raises(RecipeError, match=rf"^model\.config\.{name}={size}, but the checkpoint {BASE} has"):
+        agreed({name: size})
 
 
 SMALL, LARGE = Vocabulary("own", 300), Vocabulary("other", 302)
