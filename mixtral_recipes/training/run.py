@@ -162,7 +162,8 @@ def build_run(
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
     if config.tp_comm_overlap:
         user_buffers.start(config, batch)
-    kernel_choice.apply(config)
+    if kernels.transformer_engine_usable():
+        kernel_choice.apply(config)
     computed_by = kernels.in_use(config, length=batch.seq_length, packed=batch.packed)
     chunks = _loaded(config, peft, device, weights=weights, new_rows=new_rows, adapters=adapters)
     check_states(optim, trainer.plugins, frozen=peft is not None)
