@@ -15,7 +15,7 @@ from mixtral_recipes.errors import RecipeError
 from mixtral_recipes.settings import callbacks
 from mixtral_recipes.settings.conformity import annotation, default
 from mixtral_recipes.settings.nemo.arguments import rules_of
-from mixtral_recipes.settings.nemo.megatron import BESIDE
+from mixtral_recipes.settings.nemo.megatron import BESIDE, IDLE_WITHOUT
 from mixtral_recipes.settings.nemo.rules import Ignored, Rule, needs, notice, refusal, short, wrong_type
 from mixtral_recipes.settings.ranges import out_of_range
 from mixtral_recipes.system import private
@@ -53,6 +53,8 @@ def check_settings(target: Callable[..., Any], parts: Mapping[Any, Any]) -> list
                 refused += filter(None, [refusal(rules[name], where, value)])
                 if not _is_read(rules[name], parts, target.__name__):
                     notices += filter(None, [notice(rules[name], owner, where, given)])
+            else:
+                notices += filter(None, [_idle(owner, prefix, str(name), given, built=built)])
     refused += callbacks.refused(getattr(parts.get("trainer"), "callbacks", None))
     if refused:
         raise RecipeError(" ".join(refused))
@@ -105,6 +107,23 @@ def _alone(owner: Any, prefix: str, name: str, given: Mapping[Any, Any]) -> str 
     if given.get(other, default(owner, other)) == value:
         return None
     return f"{prefix}{name}={short(given[name])} requires {prefix}{other}={value}."
+
+
+def _idle(owner: Any, prefix: str, name: str, given: Mapping[Any, Any], *, built: bool) -> str | None:
+    """Why a setting has no effect without another one; None where that one was switched off, which says enough."""
+    for cls in getattr(owner, "__mro__", ()):
+        if name not in (needed := IDLE_WITHOUT.get(cls.__name__, {})):
+            continue
+        rule = needed[name]
+        found = given.get(rule.other, default(owner, rule.other))
+        switched_off = not built and rule.other in given and not found
+        if given[name] in (default(owner, name), [], None, *rule.quiet) or switched_off:
+            return None
+        if found in rule.values or (found and not rule.values):
+            return None
+        wanted = f"{rule.other}={short(rule.values[0])}" if rule.values else rule.other
+        return f"{prefix}{name}={short(given[name])} has no effect without {prefix}{wanted}."
+    return None
 
 
 def _secret(where: str, value: Any) -> str | None:

@@ -5,6 +5,7 @@ a rule is read while a Mixtral trains; `tests/unit/settings/test_megatron_settin
 setting that comes with a newer Megatron is not taken without a word.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from mixtral_recipes.settings.nemo.mixtrals import MIXTRALS
@@ -216,4 +217,43 @@ BESIDE: dict[str, dict[str, tuple[str, Any]]] = {
         "reuse_grad_buf_for_mxfp8_param_ag": ("fp8_param_gather", True),
         "param_name_patterns_for_fp32_local_accumulation": ("grad_reduce_in_fp32", False),
     },
+}
+
+
+@dataclass(frozen=True)
+class Without:
+    """What a setting has no effect without.
+
+    Attributes:
+        other: Another setting of the same part.
+        values: Those of its values that count; none: any but null and false.
+        quiet: Values that Megatron-Core itself fills in.
+    """
+
+    other: str
+    values: tuple[Any, ...] = ()
+    quiet: tuple[Any, ...] = ()
+
+
+_FP8, _FP16 = Without("fp8"), Without("precision", ("16-mixed", "fp16", "16"))
+
+#: What has no effect without another setting of the same part.
+IDLE_WITHOUT: dict[str, dict[str, Without]] = {
+    "MegatronMixedPrecision": {
+        **dict.fromkeys(("fp8_recipe", "fp8_param_gather", "first_last_layers_bf16"), _FP8),
+        **dict.fromkeys(("fp8_margin", "fp8_amax_history_len", "fp8_amax_compute_algo"), _FP8),
+        **dict.fromkeys(
+            ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"), Without("first_last_layers_bf16")
+        ),
+        **dict.fromkeys(("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window"), _FP16),
+        "hysteresis": _FP16,
+    },
+    "MixtralConfig": {
+        **dict.fromkeys(("recompute_method", "recompute_num_layers"), Without("recompute_granularity", ("full",))),
+        "recompute_modules": Without("recompute_granularity", ("selective",), quiet=(["core_attn"],)),
+        "offload_modules": Without("fine_grained_activation_offloading"),
+        "moe_token_drop_policy": Without("moe_expert_capacity_factor"),
+    },
+    "OptimizerConfig": {"decoupled_min_lr": Without("decoupled_lr")},
+    "LoRA": {"dropout_position": Without("dropout")},
 }

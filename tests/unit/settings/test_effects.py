@@ -171,6 +171,40 @@ def test_what_megatron_would_refuse_is_told_by_its_path(settings: dict[str, Any]
         preflight(recipe)
 
 
+# A setting, the other without which it has no effect, and a value of that with which it has.
+IDLE = [
+    ("trainer.plugins.fp8_recipe", "blockwise", "trainer.plugins.fp8", "hybrid"),
+    ("trainer.plugins.num_layers_at_end_in_bf16", 2, "trainer.plugins.first_last_layers_bf16", True),
+    ("trainer.plugins.loss_scale", 8.0, "trainer.plugins.precision", "16-mixed"),
+    ("model.config.recompute_method", "block", "model.config.recompute_granularity", "full"),
+    ("model.config.recompute_modules", ["moe"], "model.config.recompute_granularity", "selective"),
+    ("model.config.moe_token_drop_policy", "position", "model.config.moe_expert_capacity_factor", 1.5),
+    ("optim.config.decoupled_min_lr", 0.1, "optim.config.decoupled_lr", 1e-3),
+    ("peft.dropout_position", "post", "peft.dropout", 0.1),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "other", "switch"), IDLE)
+def test_a_setting_that_waits_for_another_is_told(path: str, value: Any, other: str, switch: Any) -> None:
+    recipe = load("mixtral_tiny", "finetune", peft_scheme="lora")
+    set_value(recipe, path, value)
+    (told,) = notices(recipe)
+    assert told.startswith(f"{path}={value!r} has no effect without {other}")
+    built: Any = fdl.build(recipe)
+    assert check_settings(llm.finetune, built.keywords) == [told]
+    set_value(recipe, other, switch)
+    assert not [notice for notice in notices(recipe) if notice.startswith(path)]
+
+
+def test_what_was_switched_off_takes_along_what_belongs_to_it_in_silence() -> None:
+    recipe = load("mixtral_8x7b", "pretrain", precision="fp8")
+    for path in ("trainer.plugins.fp8", "model.config.recompute_granularity"):
+        set_value(recipe, path, None)
+    set_value(recipe, "trainer.plugins.fp8_recipe", "blockwise")
+    set_value(recipe, "model.config.recompute_method", "uniform")
+    assert notices(recipe) == []
+
+
 # Setting, value, what is told.
 WRONG = [
     (
