@@ -90,7 +90,6 @@ def activate() -> None:
     from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.tensor_parallel import mappings
-    from megatron.core.transformer.moe import token_dispatcher
     from megatron.core.utils import local_multi_tensor_applier
 
     for target, attribute, around in (
@@ -99,7 +98,6 @@ def activate() -> None:
         (mappings, "_reduce_scatter_along_first_dim", _reduce_scatter_uneven),
         (param_and_grad_buffer, "dist_all_gather_func", cpu_speed.among_several),
         (param_and_grad_buffer, "dist_reduce_scatter_func", cpu_speed.among_several),
-        (token_dispatcher, "sort_chunks_by_idxs", cpu_speed.sorted_unless_in_order),
         (rope_utils, "_apply_rotary_pos_emb_bshd", cpu_speed.in_halves),
     ):
         _replace(target, attribute, around(getattr(target, attribute)))

@@ -28,18 +28,6 @@ def among_several(collective: Callable[..., Any]) -> Callable[..., Any]:
     return collective_
 
 
-def sorted_unless_in_order(sort: Callable[..., Any]) -> Callable[..., Any]:
-    """Megatron's sort of token chunks by expert, skipped where they are in order: with all experts on one rank."""
-
-    @functools.wraps(sort)
-    def sort_(tokens: Tensor, split_sizes: Tensor, order: Tensor, probs: Tensor | None = None, **named: Any) -> Any:
-        if order.tolist() == list(range(len(order))):
-            return tokens, probs
-        return sort(tokens, split_sizes, order, probs=probs, **named)
-
-    return sort_
-
-
 def multi_tensor_scale(chunk_size: Any, overflow: Any, tensors: list[list[Tensor]], scale: Any) -> None:
     """Scale many tensors (clipping): in place and in one call where source and target are the same.
 

@@ -258,7 +258,7 @@ class InferenceModel:
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
         """The base model, while this lasts."""
-        found = [layer.adapter for layer in self.chunk.modules() if hasattr(layer, "adapter")]
+        found: list[Any] = [part for adapter in attach.adapters_of([self.chunk]) for part in adapter.parts()]
         for adapter in found:
             adapter.add_to = lambda output, *inputs: output
         try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixtral_recipes.peft.attach import add_adapter
-from mixtral_recipes.peft.grouped import add_of_experts
+from mixtral_recipes.peft.grouped import around_experts
 from mixtral_recipes.peft.quantized.layers import GroupedProduct, QuantizedLinear
 
 
@@ -68,12 +68,14 @@ def _has_to_be_called(layer: Any, on_gpu: bool) -> bool:
 
 def _grouped(x: Tensor, counts: list[int], layers: list[Any]) -> Tensor:
     """[t, in] through the layer of each row's expert, and its adapter -> [t, out]."""
+    adapters, with_adapters = [getattr(layer, "adapter", None) for layer in layers], None
+    if any(adapters):
+        x, with_adapters = around_experts(adapters, x, counts)
     if isinstance(layers[0], QuantizedLinear):
         out = GroupedProduct.apply(x, counts, [layer.quantized for layer in layers])
     else:
         out = _GroupedLinear.apply(x, counts, *(layer.weight for layer in layers))
-    adapters = [getattr(layer, "adapter", None) for layer in layers]
-    return add_of_experts(adapters, out, x, counts) if any(adapters) else out
+    return with_adapters(out) if with_adapters else out
 
 
 class _GroupedLinear(torch.autograd.Function):

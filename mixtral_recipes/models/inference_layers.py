@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer as Mega
 from torch import Tensor
 
 from mixtral_recipes.models.cached_attention import KeyValueCache
+from mixtral_recipes.models.token_dispatcher import OneRankDispatcher
 
 
 class TransformerLayer(MegatronLayer):
@@ -65,6 +66,7 @@ class MoELayer(moe_layer.MoELayer):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.token_dispatcher = OneRankDispatcher.instead_of(self.token_dispatcher)
         c = self.config
         together = c.expert_model_parallel_size == 1 and c.tensor_model_parallel_size == 1
         mixtrals = c.moe_router_score_function == "softmax" and not (

@@ -166,6 +166,10 @@ class Adapter(nn.Module):
         """scale * B A: shape and split of the layer's (local) weight, fp32."""
         return self.scale * (self.lora_b.flatten(0, -2).float() @ self.lora_a.float())
 
+    def parts(self) -> list["Adapter"]:
+        """The adapters of single layers or experts that this one stands for."""
+        return [self]
+
     def whole(self) -> list[Any]:
         """The parameters that every tensor-parallel rank holds whole."""
         return [getattr(self, name) for name, axis in self.split_axes().items() if axis is None]

@@ -67,7 +67,8 @@ def _attach(scheme: LoRA, chunk: Any, name: str, layer: Any) -> None:
         if chosen:
             adapters = {expert: make(own, getattr(layer, f"weight{expert}")) for expert, own in chosen.items()}
             layer.adapter = GroupedAdapter(adapters)
-            layer.register_forward_hook(_add_grouped_adapter)
+            layer.register_forward_pre_hook(_enter_grouped_adapter)
+            layer.register_forward_hook(_leave_grouped_adapter)
 
 
 def adapter_class(scheme: LoRA) -> type[Adapter]:
@@ -110,8 +111,15 @@ def add_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -
     return layer.adapter(output[0], args[0]), output[1]
 
 
-def _add_grouped_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    return layer.adapter(output[0], args[0], args[1]), output[1]
+def _enter_grouped_adapter(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, tokens_per_expert, *rest = args
+    given, layer.adapter.unfinished = layer.adapter(x, tokens_per_expert)
+    return given, tokens_per_expert, *rest
+
+
+def _leave_grouped_adapter(layer: Any, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    with_adapters, layer.adapter.unfinished = layer.adapter.unfinished, None
+    return with_adapters(output[0]), output[1]
 
 
 def _kind(layer: Any) -> str | None:

@@ -1,16 +1,21 @@
 """The adapters of a rank's experts, computed together where experts are: on a GPU.
 
-Two grouped products do it, so that the host launches as many kernels for eight experts as for one and waits for none
-of them.
+Grouped products do it, for which the host waits for nothing. What an adapter adds to its layer's output, and to the
+gradient of the layer's input, is added where that is: either is as large as all tokens of all experts, and writing a
+second one, to add the two into a third, would take more of the card's memory and time than the products.
+
+Shape letters: t tokens of all local experts (sorted by expert), e experts, r the adapters' dim.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.names import tensor_key
@@ -34,6 +39,8 @@ class GroupedAdapter(nn.Module):
     def __init__(self, adapters: dict[int, Adapter]) -> None:
         super().__init__()
         self.experts = adapters  # no modules of this one: their tensors are views of its parameters
+        # Of the pass under way, from before its layer computes until after: what `around_experts` returned.
+        self.unfinished: Callable[[Tensor], Tensor] | None = None
         named = [dict(adapter.named_parameters(recurse=False)) for adapter in adapters.values()]
         self._shapes = {name: parameter.shape for name, parameter in named[0].items()}
         for name, one in named[0].items():
@@ -43,24 +50,24 @@ class GroupedAdapter(nn.Module):
         for adapter in adapters.values():
             adapter._parameters.clear()
 
-    def forward(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
-        """As `Adapter.forward`."""
-        return self.add_to(output, x, tokens_per_expert)
-
-    def add_to(self, output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
-        """As `add_of_experts`."""
+    def forward(self, x: Tensor, tokens_per_expert: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """As `around_experts`."""
         for name in self._shapes:
             for adapter, tensor in zip(self.experts.values(), self._each(name, getattr(self, name)), strict=True):
                 vars(adapter)[name] = tensor
         adapters = [self.experts.get(expert) for expert in range(len(tokens_per_expert))]
         stacked = (self.lora_a, self.lora_b.flatten(1, -2)) if all(adapters) else None
-        return add_of_experts(adapters, output, x, tokens_per_expert, stacked)
+        return around_experts(adapters, x, tokens_per_expert, stacked)
 
     def train(self, mode: bool = True) -> "GroupedAdapter":
         """As any module's."""
         for adapter in self.experts.values():
             adapter.train(mode)
         return super().train(mode)
+
+    def parts(self) -> list[Adapter]:
+        """As `Adapter.parts`."""
+        return list(self.experts.values())
 
     def whole(self) -> list[Any]:
         """As `Adapter.whole`."""
@@ -88,56 +95,141 @@ class GroupedAdapter(nn.Module):
         return parameter.view(len(self.experts), *self._shapes[name]).unbind()
 
 
-def add_of_experts(
+def around_experts(
     adapters: Sequence[Adapter | None],
-    output: Tensor,
     x: Tensor,
     tokens_per_expert: Any,
     stacked: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """The output of several experts' layers with each one's adapter.
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Several experts' adapters around the layer that computes the experts.
 
     Args:
         adapters: Each expert's; None for one without.
-        output: [t, out], expert after expert.
-        x: [t, in].
+        x: [t, in], what the layer is about to get, expert after expert.
         tokens_per_expert: Rows of each expert.
-        stacked: Their A [experts, r, in] and B [experts, out, r], where they are there already.
+        stacked: Their A [e, r, in] and B [e, out, r], where they are there already.
+
+    Returns:
+        What the layer is to be given instead, the same [t, in]; and what makes of the layer's output [t, out] that with
+        the adapters. It may write over the one it is given.
     """
     first = next(adapter for adapter in adapters if adapter is not None)
     dtype = first.lora_a.dtype
     # Of a class of one's own, or an adapter that is left out for a while (`InferenceModel.without_adapters`).
     own = any(one is not None and getattr(one.add_to, "__func__", None) is not Adapter.add_to for one in adapters)
     if own or (x.is_cuda and dtype != torch.bfloat16):  # there is no other kernel
-        return add_one_by_one(adapters, output, x, tokens_per_expert)
-    rows = torch.as_tensor(tokens_per_expert, dtype=torch.int32).to(x.device, non_blocking=True)
-    ends = rows.cumsum(0, dtype=torch.int32)
-    a, b = _in_whole_16_bytes(*(stacked or _stacked(adapters, first)))
-    if _idle_get_rubbish(x.device):
-        busy = (rows > 0).view(-1, 1, 1)
-        a, b = torch.where(busy, a, 0), torch.where(busy, b, 0)
+        return x, lambda output: one_by_one(adapters, output, x, tokens_per_expert)
+    in_place = x.dtype == dtype and not (first.dropout.training and first.dropout.p)
+    pending: _Pending | None = [] if in_place and x.requires_grad else None
+    given = x if pending is None else _Given.apply(x, pending)
+
+    def with_adapters(output: Tensor) -> Tensor:  # all that can wait until the layer's own products are under way
+        counts = _on_host(tokens_per_expert)
+        ends = torch.tensor(list(itertools.accumulate(counts)), dtype=torch.int32).to(x.device, non_blocking=True)
+        a, b = _in_whole_16_bytes(*(stacked or _stacked(adapters, first)))
+        if _idle_get_rubbish(x.device):
+            busy = torch.tensor(counts, device=x.device).view(-1, 1, 1) > 0
+            a, b = torch.where(busy, a, 0), torch.where(busy, b, 0)
+        if in_place and output.dtype == dtype:
+            output = _Added.apply(output, x.detach(), a, b, first.scale, counts, ends, pending)
+        else:
+            output = output + _written_out(first, x, a, b, ends).to(output.dtype)
+        factors = _factors(adapters)
+        return output if factors is None else output * _by_row(factors.to(output.dtype), counts, ends)
+
+    return given, with_adapters
+
+
+def _written_out(first: Adapter, x: Tensor, a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """What adapters like ``first`` add to an output, [t, out]."""
     if first.dropout_position == "pre":
         x = first.dropout(x)
-    low = _grouped_product(x.to(dtype), a.transpose(1, 2), offs=ends)  # [t, r]
+    low = _grouped_product(x.to(a.dtype), a.transpose(1, 2), offs=ends)  # [t, r]
     # Scaled while it is small: autograd would multiply a gradient as large as the output.
     added = _grouped_product(low * first.scale, b.transpose(1, 2), offs=ends)
-    if first.dropout_position == "post":
-        added = first.dropout(added)
-    output = output + added.to(output.dtype)
-    factors = _factors(adapters)
-    if factors is None:
-        return output
-    row = torch.arange(len(output), device=output.device).unsqueeze(1)
-    whose = (row < ends) & (row >= ends - rows)  # [t, experts]
-    # A product brings each row its factors, since the gradient of one, a sum over rows, is then added up in fp32.
-    return output * (whose.to(output.dtype) @ factors.to(output.dtype))
+    return first.dropout(added) if first.dropout_position == "post" else added
 
 
-def add_one_by_one(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
-    """As `add_of_experts`, without grouped products."""
-    counts = tokens_per_expert.tolist() if isinstance(tokens_per_expert, Tensor) else list(tokens_per_expert)
+#: What is still to be added to the gradient of a layer's input, by functions that are given it.
+type _Pending = list[Callable[[Tensor], None]]
+
+
+class _Given(torch.autograd.Function):
+    """The layer's input; to its gradient, once the layer has computed it, that through the adapters is added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pending: _Pending) -> Tensor:
+        ctx.pending = pending
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        while ctx.pending:
+            ctx.pending.pop()(grad)
+        return grad, None
+
+
+class _Added(torch.autograd.Function):
+    """The layer's output [t, out], changed where it is, with what its input x [t, in] adds to it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        counts: list[int],
+        ends: Tensor,
+        pending: _Pending | None,
+    ) -> Tensor:
+        low = _grouped_product(x, a.transpose(1, 2), offs=ends)  # [t, r]
+        # Where a layer returns a view, autograd allows no change in place but one that it does not see.
+        total = output.detach()
+        _add_products(total, low, b.transpose(1, 2), counts, scale)
+        ctx.save_for_backward(x, low, a, b, ends)
+        ctx.scale, ctx.counts, ctx.pending = scale, counts, pending
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x, low, a, b, ends), counts = ctx.saved_tensors, ctx.counts
+        of_low = _grouped_product(grad, b, offs=ends) * ctx.scale
+        if ctx.pending is not None:
+            ctx.pending.append(lambda of_x: _add_products(of_x, of_low, a, counts))
+        of_a = _grouped_product(of_low.t(), x, offs=ends)
+        of_b = _grouped_product(grad.t(), low * ctx.scale, offs=ends)
+        return grad, None, of_a, of_b, None, None, None, None
+
+
+def _add_products(total: Tensor, rows: Tensor, matrices: Tensor, counts: list[int], scale: float = 1.0) -> None:
+    """Add rows [t, k] through their expert's matrix of [e, k, n] to [t, n], rounding each sum once."""
+    for into, mine, matrix in zip(total.split(counts), rows.split(counts), matrices, strict=True):
+        into.addmm_(mine, matrix, alpha=scale)
+
+
+def one_by_one(adapters: Sequence[Adapter | None], output: Tensor, x: Tensor, tokens_per_expert: Any) -> Tensor:
+    """What `around_experts` does, without grouped products."""
+    counts = _on_host(tokens_per_expert)
     parts = zip(adapters, output.split(counts), x.split(counts), strict=True)
     return torch.cat([result if adapter is None else adapter.add_to(result, rows) for adapter, result, rows in parts])
+
+
+def _on_host(tokens_per_expert: Any) -> list[int]:
+    return tokens_per_expert.tolist() if isinstance(tokens_per_expert, Tensor) else list(tokens_per_expert)
+
+
+def _by_row(factors: Tensor, counts: list[int], ends: Tensor) -> Tensor:
+    """Of [e, out] each row's, [t, out].
+
+    By a product, since the gradient of a factor, a sum over rows, is then added up in fp32.
+    """
+    row = torch.arange(sum(counts), device=ends.device).unsqueeze(1)
+    starts = F.pad(ends[:-1], (1, 0))
+    return ((row >= starts) & (row < ends)).to(factors.dtype) @ factors
 
 
 def _stacked(adapters: Sequence[Adapter | None], first: Adapter) -> tuple[Tensor, Tensor]:

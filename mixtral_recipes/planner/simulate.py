@@ -329,9 +329,8 @@ def _without_numbers(job: Workload) -> Iterator[None]:
         found[:] = [mine] * len(found)
 
     def sort(tokens: torch.Tensor, sizes: Any, order: torch.Tensor, probs: Any = None, **named: Any) -> Any:
-        """Sorted or not, the chunks take as much; with all experts on one rank the plain layers do not sort."""
-        alone = job.topology.expert_model_parallel_size * job.topology.expert_tp == 1
-        return (tokens, probs) if alone else (tokens.clone(), None if probs is None else probs.clone())
+        """Sorted or not, the chunks take as much."""
+        return tokens.clone(), None if probs is None else probs.clone()
 
     with contextlib.ExitStack() as stack:
         if not cpu_device.active():

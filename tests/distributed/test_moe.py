@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.moe import token_dispatcher
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from mixtral_recipes.models import layer_specs
+from mixtral_recipes.models.token_dispatcher import OneRankDispatcher
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from mixtral_recipes.training.step import train_step
 from tests.distributed.harness import launch
@@ -53,6 +55,31 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [k for k in RECOMPUTE if k != "moe_act-layernorm"])
 def test_recomputation_changes_no_bit(kind: str, scheme: str) -> None:
     identical(launch(1, train, dataclasses.replace(_CASES[scheme], model=RECOMPUTE[kind]))[0], _reference(scheme))
+
+
+def sorted_again(case: Case, megatrons: bool) -> tuple[int, Outcome]:
+    """How often chunks of tokens are sorted by expert, and the run; with Megatron's own dispatcher, if asked for."""
+    calls, sort = 0, token_dispatcher.sort_chunks_by_idxs
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return sort(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_dispatcher, "sort_chunks_by_idxs", counted)
+        if megatrons:
+            patch.setattr(OneRankDispatcher, "instead_of", lambda dispatcher: dispatcher)
+        outcome = train(case)
+    return calls, outcome
+
+
+@pytest.mark.parametrize("drops", [False, True], ids=["dropless", "dropping"])
+def test_tokens_that_one_rank_sends_itself_are_not_sorted_again(drops: bool) -> None:
+    case = _CASES["dropping" if drops else "plain"]
+    ours, megatrons = (launch(1, sorted_again, case, own)[0] for own in (False, True))
+    assert (ours[0], megatrons[0] > 0) == (0, True)
+    identical(ours[1], megatrons[1])
 
 
 def router_losses_by_hand(case: Case) -> tuple[dict[str, float], dict[str, float]]:

@@ -30,20 +30,6 @@ def test_rotary_embedding_and_its_gradient() -> None:
         assert torch.equal(found[0][1], found[1][1])
 
 
-def test_chunks_are_sorted_only_where_they_are_out_of_order() -> None:
-    from megatron.core.transformer.moe.moe_utils import sort_chunks_by_idxs
-
-    tokens, probs, sizes = torch.arange(12.0).view(6, 2), torch.arange(6.0), torch.tensor([1, 2, 3])
-    sort = cpu_speed.sorted_unless_in_order(sort_chunks_by_idxs)
-    same = sort(tokens, sizes, torch.tensor([0, 1, 2]), probs=probs, fused=False)
-    assert same[0] is tokens
-    assert same[1] is probs
-    for order in ([2, 0, 1], [0, 2, 1]):
-        found = sort(tokens, sizes, torch.tensor(order), probs=probs)
-        expected = sort_chunks_by_idxs(tokens, sizes, torch.tensor(order), probs=probs)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
 def test_a_collective_is_left_out_only_where_one_rank_would_copy_onto_itself() -> None:
     calls: list[Any] = []
     collective = cpu_speed.among_several(lambda *args, **named: calls.append((args, named)) or "work")

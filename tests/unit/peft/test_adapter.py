@@ -1,6 +1,5 @@
 """One adapter's arithmetic, against the formulas of the papers."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from mixtral_recipes.peft import grouped
 from mixtral_recipes.peft.adapter import Adapter
 from mixtral_recipes.peft.attach import adapters_of
 from mixtral_recipes.peft.dora import DoRAAdapter
-from mixtral_recipes.peft.grouped import GroupedAdapter, add_of_experts, add_one_by_one
+from mixtral_recipes.peft.grouped import GroupedAdapter, around_experts, one_by_one
 from mixtral_recipes.settings.peft import DoRA, LoRA
 from tests.fake_world import one_of
 
@@ -114,6 +113,19 @@ class Halved(Adapter):
         return super().add_to(output, x / 2)
 
 
+class AView(torch.autograd.Function):
+    """A layer that returns a view of its result, as Transformer Engine's do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return (x @ weight.t()).view(len(x), len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.saved_tensors[0], None
+
+
 COUNTS = [3, 0, 5, 1]
 
 
@@ -142,18 +154,23 @@ def test_experts_together_are_the_experts_one_by_one(
         name = f"decoder.layers.0.mlp.experts.experts.{{}}.{layer}"
         return {n: trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in chosen}
 
-    x, output, upstream = torch.randn(9, 24), torch.randn(9, 16), torch.randn(9, 16)
+    x, base, upstream = torch.randn(9, 24), torch.randn(16, 24), torch.randn(9, 16)
 
-    def results(add: Callable[..., Tensor]) -> list[Any]:
-        leaves = [x.clone().requires_grad_(), output.clone().requires_grad_()]
-        added = add(leaves[1], leaves[0], counts)
+    def results(begin: Callable[..., Any]) -> list[Any]:
+        leaf = x.clone().requires_grad_()
+        given, with_adapters = begin(leaf, counts)
+        output = AView.apply(given, base)
+        added = with_adapters(output)
         added.backward(upstream)
-        return [added, *(leaf.grad for leaf in leaves)]
+        in_place = kind is Adapter and begin is grouped
+        assert (added.data_ptr() == output.data_ptr()) == in_place
+        return [added, leaf.grad]
 
     grouped, adapters = GroupedAdapter(made()), made()
-    together = results(grouped.add_to)
-    alone = results(functools.partial(add_one_by_one, [adapters.get(n) for n in range(len(COUNTS))]))
-    assert not torch.equal(together[0], output)
+    together = results(grouped)
+    each_expert = [adapters.get(n) for n in range(len(COUNTS))]
+    alone = results(lambda x, counts: (x, lambda output: one_by_one(each_expert, output, x, counts)))
+    assert not torch.allclose(together[0], x @ base.t())
     for mine, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     of_all = dict(grouped.named_parameters())
@@ -195,10 +212,14 @@ def test_a_model_without_its_adapters_has_none_on_experts_that_are_computed_toge
     for layer, adapter in zip(layers, adapters, strict=True):
         layer.adapter = adapter
     output, x = torch.randn(9, 16), torch.randn(9, 24)
-    added = add_of_experts(adapters, output, x, [4, 5])
+
+    def adapted() -> Tensor:
+        return around_experts(adapters, x, [4, 5])[1](output.clone())
+
+    added = adapted()
     with InferenceModel.without_adapters(cast(Any, SimpleNamespace(chunk=layers))):
-        torch.testing.assert_close(add_of_experts(adapters, output, x, [4, 5]), output)
-    torch.testing.assert_close(add_of_experts(adapters, output, x, [4, 5]), added)
+        torch.testing.assert_close(adapted(), output)
+    torch.testing.assert_close(adapted(), added)
     assert not torch.equal(added, output)
 
 
@@ -213,31 +234,44 @@ def test_a_length_learns_from_thousands_of_rows() -> None:
     def of_lengths(add: Callable[..., Tensor]) -> Tensor:
         for adapter in adapters:
             adapter.zero_grad()
-        add(adapters, output, x, torch.tensor([4096, 904])).backward(output)  # all rows pull the same way
+        add(adapters, output.clone(), x, torch.tensor([4096, 904])).backward(output)  # all rows pull the same way
         return torch.cat([cast(Tensor, cast(Any, adapter).magnitude.grad).float() for adapter in adapters])
 
-    expected = of_lengths(add_one_by_one)
-    assert (of_lengths(add_of_experts) - expected).norm() < 0.01 * expected.norm()
+    expected = of_lengths(one_by_one)
+    together = of_lengths(lambda adapters, output, x, counts: around_experts(adapters, x, counts)[1](output))
+    assert (together - expected).norm() < 0.01 * expected.norm()
 
 
-class _AsOnBlackwell(torch.autograd.Function):
-    """A grouped product whose backward pass writes no gradient for an expert without a token."""
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_dropout_of_experts_together_is_of_the_adapters_only(position: Any) -> None:
+    torch.manual_seed(0)
+    name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc2"
+    scheme = LoRA(dim=8, dropout=0.5, dropout_position=position)
+    adapters = [trained(Adapter, scheme, torch.randn(16, 24), name=name.format(n)) for n in range(2)]
+    x, output = torch.randn(400, 24, requires_grad=True), torch.randn(400, 16)
+    given, with_adapters = around_experts(adapters, x, [150, 250])
+    assert given is x
+    added = with_adapters(output.clone()) - output
+    for adapter in adapters:
+        adapter.eval()
+    whole = around_experts(adapters, x, [150, 250])[1](output.clone()) - output
+    if position == "post":
+        kept = added != 0
+        assert 0.4 < kept.float().mean() < 0.6
+        torch.testing.assert_close(added[kept], 2 * whole[kept], rtol=1e-3, atol=1e-3)
+    else:
+        assert not torch.allclose(added, whole, rtol=0.1)
+        assert 0.4 < (added * whole).sum() / whole.square().sum() < 1.6
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, ends: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weights)
-        ctx.parts = list(itertools.pairwise([0, *ends]))
-        return torch.cat([x[start:end] @ w for (start, end), w in zip(ctx.parts, weights, strict=True)])
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weights = ctx.saved_tensors
-        of_weights = torch.full_like(weights, float("nan"))
-        for (start, end), gradient in zip(ctx.parts, of_weights, strict=True):
-            if end > start:
-                gradient.copy_(x[start:end].t() @ grad[start:end])
-        parts = zip(ctx.parts, weights, strict=True)
-        return torch.cat([grad[start:end] @ w.t() for (start, end), w in parts]), of_weights, None
+def as_on_blackwell(x: Tensor, other: Tensor, offs: Tensor) -> Tensor:
+    """The grouped product, whose sums over the rows of an expert without any are what was in memory."""
+    parts = list(itertools.pairwise([0, *offs.tolist()]))
+    if other.dim() == 3:
+        return torch.cat([x[start:end] @ w for (start, end), w in zip(parts, other, strict=True)])
+    sums = [x[:, start:end] @ other[start:end] for start, end in parts]
+    empty = [end == start for start, end in parts]
+    return torch.stack([each + float("nan") if none else each for each, none in zip(sums, empty, strict=True)])
 
 
 def test_an_expert_without_a_token_learns_nothing_whatever_the_kernel_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,11 +279,9 @@ def test_an_expert_without_a_token_learns_nothing_whatever_the_kernel_leaves(mon
     name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc2"
     scheme = LoRA(dim=8, dropout=0.0)
     adapters = [trained(Adapter, scheme, torch.randn(16, 24), name=name.format(n)) for n in range(3)]
-    monkeypatch.setattr(
-        grouped, "_grouped_product", lambda x, weights, offs: _AsOnBlackwell.apply(x, weights, offs.tolist())
-    )
+    monkeypatch.setattr(grouped, "_grouped_product", as_on_blackwell)
     monkeypatch.setattr(grouped, "_idle_get_rubbish", lambda device: True)
-    grouped.add_of_experts(adapters, torch.randn(6, 16), torch.randn(6, 24), [4, 0, 2]).sum().backward()
+    around_experts(adapters, torch.randn(6, 24), [4, 0, 2])[1](torch.randn(6, 16)).sum().backward()
     for adapter, busy in zip(adapters, (True, False, True), strict=True):
         for weight in adapter.parameters():
             gradient = cast(Tensor, weight.grad)
