@@ -7,6 +7,7 @@ second one, to add the two into a third, would take more of the card's memory an
 Shape letters: t tokens of all local experts (sorted by expert), e experts, r the adapters' dim.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -245,6 +246,7 @@ def _in_whole_16_bytes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))) if missing else (a, b)
 
 
+@functools.cache
 def _idle_get_rubbish(device: torch.device) -> bool:
     """Whether the kernel's backward pass leaves what was in memory as the gradient of an expert without a token.
 
