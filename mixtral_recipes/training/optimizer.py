@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import param_and_grad_buffer as buffers
 from megatron.core.optimizer import clip_grads, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
@@ -23,6 +24,8 @@ from mixtral_recipes.settings.optim import MegatronOptimizerModule
 from mixtral_recipes.settings.peft import LoRA
 from mixtral_recipes.settings.precision import MegatronMixedPrecision
 from mixtral_recipes.training.precision import optimizer_fields
+
+_PLAIN: list[Any] = []  # Megatron's function for reductions, as it was before a run
 
 
 def ddp_config(
@@ -62,6 +65,7 @@ class Reduced(DistributedDataParallel):
 
 def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataParallelConfig) -> list[Any]:
     """Cast outputs back to fp32 where weights are 16-bit, and wrap in Megatron's DDP."""
+    _forget_fp32_accumulation()
     low = config.bf16 or config.fp16
     return [
         Reduced(
@@ -73,6 +77,13 @@ def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataPara
         )
         for number, chunk in enumerate(chunks)
     ]
+
+
+def _forget_fp32_accumulation() -> None:
+    """Undo what Megatron keeps, of ``reduce_scatter_with_fp32_accumulation``, for all later runs of a process."""
+    if buffers.dist_reduce_scatter_func is buffers.reduce_scatter_with_fp32_accumulation:
+        buffers.dist_reduce_scatter_func = _PLAIN.pop()
+    _PLAIN[:] = [buffers.dist_reduce_scatter_func]
 
 
 def in_16_bits(config: Any, chunk: Any) -> Float16Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.distributed import param_and_grad_buffer as buffers
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
@@ -55,6 +56,21 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [k for k in RECOMPUTE if k != "moe_act-layernorm"])
 def test_recomputation_changes_no_bit(kind: str, scheme: str) -> None:
     identical(launch(1, train, dataclasses.replace(_CASES[scheme], model=RECOMPUTE[kind]))[0], _reference(scheme))
+
+
+def reductions_of_two_runs(first: Case, second: Case) -> list[str]:
+    """What reduces the gradients of two runs of one process."""
+    found = []
+    for case in (first, second):
+        train(dataclasses.replace(case, steps=1))
+        found.append(buffers.dist_reduce_scatter_func.__name__)
+    return found
+
+
+def test_a_run_reduces_its_gradients_as_it_says_whatever_ran_before_it() -> None:
+    in_fp32 = Case(ddp={"reduce_scatter_with_fp32_accumulation": True})
+    first, second = launch(1, reductions_of_two_runs, in_fp32, _CASES["plain"])[0]
+    assert (first, second) == ("reduce_scatter_with_fp32_accumulation", "reduce_scatter_tensor")
 
 
 def sorted_again(case: Case, megatrons: bool) -> tuple[int, Outcome]:
