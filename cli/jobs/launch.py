@@ -57,14 +57,15 @@ def finished(job: Job) -> dict[str, Any] | None:
     if done is not None and before:
         from mixtral_recipes.settings.changes import refuse_other_settings
 
-        refuse_other_settings(job.name, done["steps"], before, _asked(job.recipe))
+        refuse_other_settings(job.name, done["steps"], before, _asked(job.recipe, elsewhere=bool(job.on)))
     return done
 
 
-def _asked(recipe: Any) -> dict[str, Any]:
-    """A recipe's settings as the job that it is a call of records them."""
+def _asked(recipe: Any, *, elsewhere: bool) -> dict[str, Any]:
+    """A recipe's settings as the job that it is a call of records them, and the files here that it names."""
     import fiddle as fdl
 
+    from mixtral_recipes.data.contents import contents
     from mixtral_recipes.data.modules.lightning import as_data_module
     from mixtral_recipes.settings import changes
     from mixtral_recipes.settings.tokenizer import of_recipe
@@ -75,10 +76,11 @@ def _asked(recipe: Any) -> dict[str, Any]:
     }
     data = as_data_module(given["data"], given["trainer"])
     scheme = given.get("peft") or given.get("model_transform")
-    return changes.asked(
+    asked = changes.asked(
         given["model"], given["trainer"], data, given["optim"], scheme, given["resume"],
         of_recipe(given["tokenizer"], data),
     )  # fmt: skip
+    return asked if elsewhere else asked | contents(data.places())
 
 
 def go_on_from(

@@ -99,7 +99,7 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
     Raises:
         RecipeError: names every setting that differs, with both values.
     """
-    found = [change for change in changes(before, after) if not _is_place(change.path)]
+    found = [change for change in changes(before, after) if not (_is_place(change.path) or _is_unseen(change))]
     if "peft.class" in before.keys() ^ after.keys():  # none of the scheme's settings says more than that
         trained = ("all weights, not adapters", "adapters, not all weights")["peft.class" in after]
         told = [f"this run trains {trained}", *(str(change) for change in found if change.path.split(".")[0] != "peft")]
@@ -115,6 +115,11 @@ def refuse_other_settings(name: str, steps: int, before: dict[str, Plain], after
 def _is_place(path: str) -> bool:
     """Whether a setting says on how many processes a run runs: what it made does not depend on it, its default does."""
     return path in ("trainer.devices", "trainer.num_nodes") or path.endswith("_parallel_size")
+
+
+def _is_unseen(change: Change) -> bool:
+    """Whether it is about files (`data/contents.py`) that were not looked at both times."""
+    return change.path.startswith("the files of ") and "(absent)" in (change.before, change.after)
 
 
 def refuse_fixed(found: list[Change]) -> None:

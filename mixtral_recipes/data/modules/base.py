@@ -134,6 +134,11 @@ class DataModule:
         text = json.dumps(self.made_from, sort_keys=True, default=str)
         return {"form": self.form, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
+    def places(self) -> list[str]:
+        """What its files, folders or data sets of the Hub are named; empty for a module that says nothing of it."""
+        root = getattr(self, "dataset_root", None)
+        return [str(root)] if root else []
+
     def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
         """The tokenizer of a run on this data: the model's, with what the data changes of it.
 

@@ -47,6 +47,10 @@ class MixedDataModule(DataModule):
         """Those of all sources."""
         return [pipeline for source in self._modules() for pipeline in source.pipelines()]
 
+    def places(self) -> list[str]:
+        """Those of all sources."""
+        return [place for source in self._modules() for place in source.places()]
+
     def tokenizer_for(self, tokenizer: Any, *, grow: bool) -> Any:
         """As the base says: that of the sources.
 

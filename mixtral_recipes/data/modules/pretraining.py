@@ -104,10 +104,16 @@ class PreTrainingDataModule(DataModule):
         _check_split(self.split)
         if not self.paths:
             raise DataError("data.paths is not set; set it to a corpus made by `mixtral-recipes data prepare`.")
+        for name in self.places():
+            check_place(name)
+
+    def places(self) -> list[str]:
+        """Its corpora, of all splits."""
+        found: list[str] = []
         for given in self.paths.values() if isinstance(self.paths, dict) else [self.paths]:
             names, _ = split_weights([given] if isinstance(given, str | Path) else list(given or ()))
-            for name in names:
-                check_place(str(name))
+            found += map(str, names)
+        return found
 
     def datasets(self, tokenizer: Any) -> dict[str, Samples]:
         """Open the corpora, building the index maps once."""

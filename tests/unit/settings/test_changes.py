@@ -65,3 +65,8 @@ def test_a_finished_run_is_not_one_with_other_settings() -> None:
     assert "peft" not in str(refused.value)
     with pytest.raises(RecipeError, match=r"peft\.dim: 8 -> 16"):
         refuse_other_settings("tune", 20, before, before | {"peft.dim": 16})
+    with_files = before | {"the files of a.jsonl": "1"}
+    refuse_other_settings("tune", 20, before, with_files)  # nobody looked, the first time
+    refuse_other_settings("tune", 20, with_files, before)
+    with pytest.raises(RecipeError, match=r"the files of a\.jsonl: 1 -> 2"):
+        refuse_other_settings("tune", 20, with_files, before | {"the files of a.jsonl": "2"})

@@ -74,6 +74,19 @@ def test_a_finished_run_is_told_from_one_with_steps_left(tmp_path: Path) -> None
     assert finished(tmp_path / "tune", 20, resume) is None
 
 
+def asked_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What commands from now on find in the run's record: what they are asked for themselves."""
+    seen: dict[str, Any] = {}
+    asked = launch._asked
+
+    def noted(*given: Any, **named: Any) -> dict[str, Any]:
+        seen.update(asked(*given, **named))
+        return seen
+
+    monkeypatch.setattr(launch, "_asked", noted)
+    return seen
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -82,8 +95,7 @@ def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
     line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "--dry-run", "trainer.max_steps=20"]
     line += ["--no-export", "--evaluate", "0"]
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(launch, "_asked", lambda recipe, asked=launch._asked: seen.update(asked(recipe)) or seen)
+    seen = asked_by(monkeypatch)
     asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
     assert main.run(line) == 2
     assert "with other settings" in capsys.readouterr().err
@@ -92,6 +104,29 @@ def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     said = capsys.readouterr()
     assert "tune has finished: 20 steps. Nothing was done" in said.err
     assert said.out.startswith("Model: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_finished_run_is_not_one_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"input": "a", "output": "b"}\n')
+    line = ["finetune", "--peft", "lora", "--data", str(data), "--dir", str(tmp_path), "--name", "tune", "--dry-run"]
+    line += ["trainer.max_steps=20", "--no-export", "--evaluate", "0"]
+    seen = asked_by(monkeypatch)
+    asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
+    assert main.run(line) == 2
+    asked_file(tmp_path / "tune").write_text(json.dumps(seen))
+    monkeypatch.undo()
+    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    assert main.run(line) == 0
+    capsys.readouterr()
+    data.write_text('{"input": "a", "output": "c"}\n')
+    assert main.run(line) == 2
+    assert f"with other settings (the files of {data}: " in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")
