@@ -132,8 +132,6 @@ def is_panic(error: BaseException) -> bool:
 def in_short(error: BaseException) -> str:
     """A library's error in one line: the first line of its text; without any, what it asserts, or its class."""
     text = str(error).partition("Fiddle context:")[0].strip()  # nemo_run's library of configs adds its view
-    if isinstance(error, KeyError):  # its text is the key alone
-        text = f"{text} is not known"
     return (text or _asserted(error) or type(error).__name__).splitlines()[0][:200]
 
 

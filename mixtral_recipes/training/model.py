@@ -192,7 +192,8 @@ def refusals_told(configuration: str = "model.config") -> Iterator[None]:
     except MixtralRecipesError:
         raise
     except Exception as error:  # Megatron asserts, and raises ValueError and NotImplementedError
-        raise RecipeError(f"Megatron-Core refuses {configuration}: {in_short(error)}") from error
+        unknown = " is not known" if isinstance(error, KeyError) else ""  # whose text is the key alone
+        raise RecipeError(f"Megatron-Core refuses {configuration}: {in_short(error)}{unknown}") from error
 
 
 def _device(trainer: Trainer) -> torch.device:

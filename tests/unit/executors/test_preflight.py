@@ -202,6 +202,7 @@ def test_positions_are_the_checkpoints_where_the_recipe_gives_none(model: Path) 
         ("model.config.window_size=(128, 0)", r"window_size=\(128, 0\) is not supported .only None is."),
         ("model.config.recompute_granularity=full", r"^Megatron-Core refuses model\.config: .*recompute"),
         ("model.config.moe_pad_expert_input_to_capacity=True", r"^Megatron-Core refuses model\.config: .*capacity"),
+        ("model.config.cuda_graph_modules=['attnn']", r"^Megatron-Core refuses model\.config: 'attnn' is not known$"),
     ],
 )
 def test_another_model_than_the_checkpoints_or_one_that_megatron_refuses(override: str, told: str, model: Path) -> None:
