@@ -8,6 +8,7 @@ from mixtral_recipes.data.records.folders import files_in
 from mixtral_recipes.data.records.text_parts import TEXT_SUFFIXES
 from mixtral_recipes.embedded import resolve
 from mixtral_recipes.errors import DataError
+from mixtral_recipes.settings.changes import FILES
 from mixtral_recipes.system.json_files import hash_of
 
 _CORPUS = (".idx", ".bin")
@@ -23,7 +24,7 @@ def contents(places: Iterable[str | Path]) -> dict[str, str]:
     """
     found = {str(place): _files_at(place) for place in places}
     return {
-        f"the files of {name}": hash_of([[path.name, sampled_hash(path)] for path in files])[:12]
+        f"{FILES}{name}": hash_of([[path.name, sampled_hash(path)] for path in files])[:12]
         for name, files in found.items()
         if files
     }

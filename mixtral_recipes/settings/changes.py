@@ -14,6 +14,8 @@ _FIXED_MODEL = (
     "kv_channels", "num_moe_experts", "vocab_size", "share_embeddings_and_output_weights",
 )  # fmt: skip
 FIXED = (*(f"model.config.{name}" for name in _FIXED_MODEL), "optim.config.optimizer", "peft", "base", "tokenizer")
+# What a setting's place in a table is called that is a hash of the files it names (`data/contents.py`).
+FILES = "the files of "
 # Where a run runs and how often it reports: no change of the recipe.
 _PASSING = ("trainer.callbacks", "model.tokenizer", "model.optim", "model.model_transform", "peft.cache")
 
@@ -118,8 +120,8 @@ def _is_place(path: str) -> bool:
 
 
 def _is_unseen(change: Change) -> bool:
-    """Whether it is about files (`data/contents.py`) that were not looked at both times."""
-    return change.path.startswith("the files of ") and "(absent)" in (change.before, change.after)
+    """Whether it is about files that were not looked at both times."""
+    return change.path.startswith(FILES) and "(absent)" in (change.before, change.after)
 
 
 def refuse_fixed(found: list[Change]) -> None:

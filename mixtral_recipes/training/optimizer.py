@@ -81,7 +81,7 @@ def wrap(chunks: list[Any], config: MixtralConfig, settings: DistributedDataPara
 
 def _forget_fp32_accumulation() -> None:
     """Undo what Megatron keeps, of ``reduce_scatter_with_fp32_accumulation``, for all later runs of a process."""
-    if buffers.dist_reduce_scatter_func is buffers.reduce_scatter_with_fp32_accumulation:
+    if _PLAIN and buffers.dist_reduce_scatter_func is buffers.reduce_scatter_with_fp32_accumulation:
         buffers.dist_reduce_scatter_func = _PLAIN.pop()
     _PLAIN[:] = [buffers.dist_reduce_scatter_func]
 

@@ -235,7 +235,7 @@ class Without:
     quiet: tuple[Any, ...] = ()
 
 
-_FP8, _FP16 = Without("fp8"), Without("precision", ("16-mixed", "fp16", "16"))
+_FP8, _FP16 = Without("fp8"), Without("precision", ("16-mixed",))
 
 #: What has no effect without another setting of the same part.
 IDLE_WITHOUT: dict[str, dict[str, Without]] = {

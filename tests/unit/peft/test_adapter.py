@@ -202,19 +202,22 @@ def test_experts_together_are_stored_as_one_by_one(layer: str) -> None:
         assert cast(Any, parameter).allreduce == cast(Any, one).allreduce
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["each", "grouped"])
 @pytest.mark.parametrize(("kind", "scheme"), [(Adapter, LoRA(dim=8)), (DoRAAdapter, DoRA(dim=8))], ids=["lora", "dora"])
 def test_a_model_without_its_adapters_has_none_on_experts_that_are_computed_together(
-    kind: type[Adapter], scheme: LoRA
+    kind: type[Adapter], scheme: LoRA, grouped: bool
 ) -> None:
     name = "decoder.layers.0.mlp.experts.local_experts.{}.linear_fc2"
     adapters = [trained(kind, scheme, torch.randn(16, 24), name=name.format(n)) for n in range(2)]
-    layers = nn.ModuleList(nn.Module() for _ in adapters)
-    for layer, adapter in zip(layers, adapters, strict=True):
+    held = [GroupedAdapter(dict(enumerate(adapters)))] if grouped else adapters
+    layers = nn.ModuleList(nn.Module() for _ in held)
+    for layer, adapter in zip(layers, held, strict=True):
         layer.adapter = adapter
     output, x = torch.randn(9, 16), torch.randn(9, 24)
 
     def adapted() -> Tensor:
-        return around_experts(adapters, x, [4, 5])[1](output.clone())
+        begun = held[0](x, [4, 5]) if grouped else around_experts(adapters, x, [4, 5])
+        return begun[1](output.clone())
 
     added = adapted()
     with InferenceModel.without_adapters(cast(Any, SimpleNamespace(chunk=layers))):

@@ -74,8 +74,11 @@ def test_a_finished_run_is_told_from_one_with_steps_left(tmp_path: Path) -> None
     assert finished(tmp_path / "tune", 20, resume) is None
 
 
-def asked_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What commands from now on find in the run's record: what they are asked for themselves."""
+def finished_as_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """A command whose run has finished with the settings that it asks for; with others it was refused."""
+    write_manifest(Path(run(folder / "tune", "adapter")["checkpoint"]), "adapter")
+    line = ["finetune", "--peft", "lora", "--dir", str(folder), "--name", "tune", "--dry-run", "trainer.max_steps=20"]
+    line += ["--no-export", "--evaluate", "0", *words]
     seen: dict[str, Any] = {}
     asked = launch._asked
 
@@ -83,8 +86,12 @@ def asked_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(asked(*given, **named))
         return seen
 
-    monkeypatch.setattr(launch, "_asked", noted)
-    return seen
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_asked", noted)
+        asked_file(folder / "tune").write_text(json.dumps({"peft.dim": 3}))
+        assert main.run(line) == 2
+    asked_file(folder / "tune").write_text(json.dumps(seen))
+    return line
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -92,14 +99,8 @@ def test_a_finished_run_is_said_to_have_finished_in_a_dry_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
-    write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
-    line = ["finetune", "--peft", "lora", "--dir", str(tmp_path), "--name", "tune", "--dry-run", "trainer.max_steps=20"]
-    line += ["--no-export", "--evaluate", "0"]
-    seen = asked_by(monkeypatch)
-    asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
-    assert main.run(line) == 2
+    line = finished_as_asked(tmp_path, monkeypatch)
     assert "with other settings" in capsys.readouterr().err
-    asked_file(tmp_path / "tune").write_text(json.dumps(seen))
     assert main.run(line) == 0
     said = capsys.readouterr()
     assert "tune has finished: 20 steps. Nothing was done" in said.err
@@ -111,17 +112,9 @@ def test_a_finished_run_is_not_one_on_other_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
-    write_manifest(Path(run(tmp_path / "tune", "adapter")["checkpoint"]), "adapter")
     data = tmp_path / "data.jsonl"
     data.write_text('{"input": "a", "output": "b"}\n')
-    line = ["finetune", "--peft", "lora", "--data", str(data), "--dir", str(tmp_path), "--name", "tune", "--dry-run"]
-    line += ["trainer.max_steps=20", "--no-export", "--evaluate", "0"]
-    seen = asked_by(monkeypatch)
-    asked_file(tmp_path / "tune").write_text(json.dumps({"peft.dim": 3}))
-    assert main.run(line) == 2
-    asked_file(tmp_path / "tune").write_text(json.dumps(seen))
-    monkeypatch.undo()
-    monkeypatch.setenv("MIXTRAL_RECIPES_HOME", str(tmp_path / "home"))
+    line = finished_as_asked(tmp_path, monkeypatch, "--data", str(data))
     assert main.run(line) == 0
     capsys.readouterr()
     data.write_text('{"input": "a", "output": "c"}\n')
