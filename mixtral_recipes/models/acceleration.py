@@ -43,9 +43,10 @@ KNOBS = (
     Knob("moe_permute_fusion", True, "tokens are sorted by expert and back in one kernel each", "2.1.0"),
     Knob("moe_router_fusion", True, "top-k, softmax and auxiliary-loss scores in one kernel", "2.7.0"),
     Knob("apply_rope_fusion", True, "rotary embedding of q and k in one kernel, also for packed sequences", "1.4.0"),
-    # Megatron's own kernel: it warns that Transformer Engine's is not stable yet (model_parallel_config.py).
-    Knob("cross_entropy_loss_fusion", True, "softmax and loss over the vocabulary in one pass, jitted by torch"),
-    Knob("cross_entropy_fusion_impl", "native", "as above"),
+    Knob("cross_entropy_loss_fusion", True, "softmax and loss over the vocabulary, jitted by torch"),
+    # Megatron-Core 0.19 warns of older ones, which rounded gradients twice (model_parallel_config.py; TransformerEngine
+    # pull request 3193), and kept them from the forward pass on (3273).
+    Knob("cross_entropy_fusion_impl", "te", "one pass over 16-bit logits each way, where torch makes ten", "2.20.0"),
     Knob("bias_dropout_fusion", True, "residual additions jitted by torch"),
     Knob("bias_activation_fusion", True, "SwiGLU and the expert's probability jitted into one kernel"),
     # Of Transformer Engine's layers; the output layer is Megatron's, and needs Apex for it (`models/builder.py`).

@@ -14,10 +14,11 @@ from torch import Tensor
 from mixtral_recipes.errors import EnvironmentProblem
 from mixtral_recipes.layout.shapes import ModelShape
 from mixtral_recipes.models import kernel_choice
+from mixtral_recipes.models.compiled import compile_for_memory
 from mixtral_recipes.models.config import MixtralConfig
 from mixtral_recipes.models.kernels import transformer_engine_usable
 from mixtral_recipes.models.layer_specs import block_spec
-from mixtral_recipes.models.weight_gradients import add_in_products
+from mixtral_recipes.models.weight_gradients import add_in_products, prepare_none_of_frozen_experts
 from mixtral_recipes.peft.quantized.layers import Format
 
 
@@ -52,6 +53,8 @@ def build_model(
         transformer_engine = transformer_engine_usable()
     if transformer_engine:
         add_in_products()
+        prepare_none_of_frozen_experts()
+        compile_for_memory()
         kernel_choice.apply(config)
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [

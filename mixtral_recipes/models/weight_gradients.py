@@ -1,8 +1,9 @@
-"""Weight gradients of Megatron's own layers, added to their buffer by the product that computes them.
+"""What weight gradients need of Transformer Engine: a product that adds them to their buffer, and FP8 by column.
 
-Megatron asks Apex for that. Transformer Engine's product can do it too, as it does for Transformer Engine's layers.
+Megatron's own layers ask Apex for that product. Transformer Engine's can do it too, as it does for its own layers.
 """
 
+import functools
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,3 +55,27 @@ def add_in_products() -> None:
     if find_spec(APEX) is None:
         layers.fused_weight_gradient_mlp_cuda = ByTransformerEngine  # pyright: ignore[reportAttributeAccessIssue]
         layers._grad_accum_fusion_available = True
+
+
+@functools.cache
+def prepare_none_of_frozen_experts() -> None:
+    """Let Transformer Engine's grouped layers quantise a gradient by column only if a weight is trained.
+
+    By row it is multiplied by the weights, by column by the inputs, for the weights' gradient. Transformer Engine's
+    single layers do not write what frozen weights do not need; its grouped ones always write both.
+
+    Source: Transformer Engine 2.20 `grouped_linear.py` `_GroupedLinear.backward`, `linear.py` `_Linear.backward`.
+    """
+    from transformer_engine.pytorch import GroupedLinear  # pyright: ignore[reportMissingImports]
+
+    all_of = GroupedLinear._get_quantizers
+
+    @functools.wraps(all_of)
+    def of_what_is_trained(layer: Any) -> tuple[list[Any], ...]:
+        found = all_of(layer)
+        trained = any(weight.requires_grad for weight in layer.parameters(recurse=False))
+        for of_gradient in filter(None, found[-1]):
+            of_gradient.set_usage(columnwise=trained)
+        return found
+
+    GroupedLinear._get_quantizers = of_what_is_trained

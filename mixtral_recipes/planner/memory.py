@@ -15,6 +15,7 @@ from mixtral_recipes.planner.workload import Workload
 
 # Logits and loss: bf16 logits and their gradient, and the fp32 copy that becomes softmax and gradient in place
 # (Megatron's `vocab_parallel_cross_entropy`). Fitted on no row; the rows of Megatron's golden values give 8.0 to 8.4.
+# Transformer Engine's kernel, from 2.20 on, needs 4; which version a run will find is not known here.
 _LOGITS_BYTES = 8
 # Work space of cuBLAS: 32 MiB for the stream that computes and for each of four that Transformer Engine multiplies
 # experts on (`get_multi_stream_cublas_workspace`).

@@ -4,6 +4,7 @@ Everything is built on the meta device, as one rank of a job whose other ranks d
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mixtral_recipes.cpu.device import _Stream
+from tests.card.build import build as build_card
+from tests.card.build import toolkit_headers
 from tests.fake_world import one_of
 
 CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "b200": (10, 0)}
@@ -100,3 +103,13 @@ def build_rank(monkeypatch: pytest.MonkeyPatch) -> BuildRank:
             return inside(chunks)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card's libraries."""
+    if toolkit_headers() is None:
+        pytest.skip("needs CUDA's headers: nvcc is not on PATH")
+    folder = tmp_path_factory.mktemp("card")
+    build_card(folder)
+    return folder

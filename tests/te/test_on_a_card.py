@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.card.build import build, environment, toolkit_headers
+from tests.card.build import environment
 from tests.gpu.small_runs import FP8
 
 STRATEGY = "trainer.strategy."
@@ -31,16 +31,6 @@ SPREAD = {
     ],
 }
 SHORT = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "data.global_batch_size=8", "data.micro_batch_size=4"]
-
-
-@pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The card's libraries."""
-    if toolkit_headers() is None:
-        pytest.skip("needs CUDA's headers: nvcc is not on PATH")
-    folder = tmp_path_factory.mktemp("card")
-    build(folder)
-    return folder
 
 
 def command(variables: dict[str, str], *words: str, compiled: bool = False) -> str:

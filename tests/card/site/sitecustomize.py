@@ -8,6 +8,7 @@ _THEN = [
     ("torch", "card_torch", "install"),
     ("transformer_engine_torch", "card_te", "install"),
     ("transformer_engine.pytorch.triton.permutation", "card_te_routing", "install_permutation"),
+    ("transformer_engine.pytorch.triton.cross_entropy", "card_te_loss", "install"),
 ]
 
 

@@ -145,6 +145,16 @@ def test_the_router_is_fused_where_its_kernel_takes_it(
     assert accelerated(MixtralConfigTiny(**fields), adapters=False)["moe_router_fusion"] is fused
 
 
+@pytest.mark.parametrize(("installed", "kernel"), [("2.20.0", "te"), ("2.19.1", "native")])
+def test_losses_over_the_vocabulary_are_transformer_engines_once_it_rounds_once(
+    installed: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "version", lambda package: installed)
+    fields = accelerated(MixtralConfigTiny(), adapters=False)
+    assert fields["cross_entropy_loss_fusion"]
+    assert fields.get("cross_entropy_fusion_impl", MixtralConfigTiny().cross_entropy_fusion_impl) == kernel
+
+
 def test_what_is_given_is_left_alone_but_for_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
     everything = {knob.field for knob in KNOBS}

@@ -67,7 +67,8 @@ def test_the_next_run_of_a_process_need_not_be_deterministic(
     name = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
     if before is not None:
         monkeypatch.setenv(name, before)
-    monkeypatch.setattr(builder, "add_in_products", lambda: None)
+    for of_transformer_engine in ("add_in_products", "prepare_none_of_frozen_experts"):
+        monkeypatch.setattr(builder, of_transformer_engine, lambda: None)
     monkeypatch.setattr(builder, "_build_chunk", lambda *_, **__: os.environ[name])
     config = MixtralConfig(num_layers=1, hidden_size=8, num_attention_heads=2, deterministic_mode=True)
     for _ in range(2):  # as a base and its adapter are
