@@ -4,10 +4,11 @@ Shape letters: t tokens of all local experts (sorted by expert), h hidden size, 
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_swiglu import weighted_bias_swiglu_impl
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -56,7 +57,7 @@ class GroupedExperts(SequentialMLP):
         if not self._are_mixtrals or any(_has_to_be_called(layer, on_gpu) for pair in linears for layer in pair):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         gate_up = _grouped(permuted_local_hidden_states, counts, [fc1 for fc1, _ in linears])
-        hidden = _GatedActivation.apply(gate_up, permuted_probs.unsqueeze(-1))
+        hidden = _activated(gate_up, permuted_probs.unsqueeze(-1), fused=self.config.bias_activation_fusion)
         return _grouped(hidden, counts, [fc2 for _, fc2 in linears]), None
 
 
@@ -110,8 +111,19 @@ class _GroupedLinear(torch.autograd.Function):
         return grad_x, None, *of_weights
 
 
+def _activated(gate_up: Tensor, probs: Tensor, *, fused: bool) -> Tensor:
+    """SwiGLU times the router's probability: [t, 2 f] (gate, up) and [t, 1] -> [t, f].
+
+    Fused, torch compiles it into one kernel each way, and only its inputs are kept. Uncompiled, as on a CPU, it is
+    faster to keep what the backward pass needs again.
+    """
+    if fused:
+        return weighted_bias_swiglu_impl(gate_up, None, probs)
+    return cast(Tensor, _GatedActivation.apply(gate_up, probs))
+
+
 class _GatedActivation(torch.autograd.Function):
-    """SwiGLU times the router's probability: [t, 2 f] (gate, up) and [t, 1] -> [t, f], typed as the input."""
+    """SwiGLU times the router's probability, typed as the input."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, probs: Tensor) -> Tensor:

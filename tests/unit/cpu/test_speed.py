@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mixtral_recipes.cpu import lazy_compile
 from mixtral_recipes.cpu import speed as cpu_speed
 from mixtral_recipes.models import experts
 
@@ -53,9 +54,13 @@ def test_scaling_is_in_place_where_source_and_target_are_one() -> None:
     assert all(torch.equal(s, e) for s, e in zip(sources, expected, strict=True))
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_grouped_experts_compute_what_experts_one_by_one_do(dtype: torch.dtype) -> None:
+def test_grouped_experts_compute_what_experts_one_by_one_do(
+    dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three experts, one of them without a token."""
+    monkeypatch.setattr(lazy_compile, "_eager", True)
     draw = torch.Generator().manual_seed(0)
     counts = [4, 0, 3]
     x = torch.randn(7, 6, generator=draw).to(dtype)
@@ -72,9 +77,8 @@ def test_grouped_experts_compute_what_experts_one_by_one_do(dtype: torch.dtype) 
         return torch.cat(parts)
 
     def grouped(x: torch.Tensor, probs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        hidden = experts._GatedActivation.apply(
-            experts._GroupedLinear.apply(x, counts, *weights[:3]), probs.unsqueeze(-1)
-        )
+        gate_up = experts._GroupedLinear.apply(x, counts, *weights[:3])
+        hidden = experts._activated(gate_up, probs.unsqueeze(-1), fused=fused)
         return experts._GroupedLinear.apply(hidden, counts, *weights[3:])
 
     found = []
@@ -84,7 +88,8 @@ def test_grouped_experts_compute_what_experts_one_by_one_do(dtype: torch.dtype) 
         result.backward(gradient)
         found.append([result.detach(), *(leaf.grad for leaf in leaves)])
     for expected, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-6 if dtype is torch.float32 else 2e-2, atol=1e-6)
+        rounding = 1e-6 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(ours, expected, rtol=rounding, atol=rounding if fused else 1e-6)
 
 
 def test_only_the_wanted_gradients_are_computed() -> None:
