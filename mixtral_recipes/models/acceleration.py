@@ -1,7 +1,8 @@
 """Fused kernels and grouped products, in one table: what each does, and what it needs.
 
-All are off in the configurations, so that a model builds anywhere. Where Transformer Engine runs, `accelerated`
-switches on those that the recipe does not give; ``model.config.accelerate=False`` leaves every field as it has it.
+All are off in the configurations, so that a model builds anywhere. On a GPU, `accelerated` switches on those that the
+recipe does not give, as far as they need no Transformer Engine or it runs; ``model.config.accelerate=False`` leaves
+every field as the recipe has it.
 """
 
 from collections.abc import Callable
@@ -139,9 +140,14 @@ _FRACTIONAL = frozenset({"seq_aux_loss", "global_aux_loss"})
 
 
 def accelerated(
-    config: MixtralConfig, *, adapters: bool, quantized: bool = False, dtype: torch.dtype = torch.bfloat16
+    config: MixtralConfig,
+    *,
+    adapters: bool,
+    quantized: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    transformer_engine: bool = True,
 ) -> dict[str, Any]:
-    """Fields to set where Transformer Engine runs.
+    """Fields to set on a GPU.
 
     Args:
         config: The recipe's configuration; ``accelerate=False`` sets nothing, and a field that is given is set only
@@ -149,10 +155,11 @@ def accelerated(
         adapters: Whether the weights are frozen under adapters: then no weight gradient is accumulated.
         quantized: Whether they are quantised: then experts are multiplied one by one, by our layers.
         dtype: Of the weights, as the precision has it.
+        transformer_engine: Whether it runs.
     """
     if not config.accelerate:
         return {}
-    found = _as_numbers(version("transformer_engine"))
+    found = _as_numbers(version("transformer_engine")) if transformer_engine else ()
     fields = {
         knob.field: knob.value
         for knob in KNOBS

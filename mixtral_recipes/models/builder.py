@@ -54,8 +54,9 @@ def build_model(
     if transformer_engine:
         add_in_products()
         prepare_none_of_frozen_experts()
-        compile_for_memory()
         kernel_choice.apply(config)
+    if config.bias_activation_fusion and torch.cuda.is_available():
+        compile_for_memory()
     interleaved = config.virtual_pipeline_model_parallel_size
     chunks: list[GPTModel] = [
         _build_chunk(

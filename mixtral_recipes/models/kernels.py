@@ -74,13 +74,15 @@ def in_use(config: MixtralConfig, *, length: int, packed: bool) -> Kernels | Non
     """
     if not torch.cuda.is_available():
         return None
+    missing, left_out = no_compiler(), ()
+    if missing:
+        left_out = (f"{missing}: kernels that are compiled on first use are left out, which is slower; {COMPILER}",)
     if not transformer_engine_usable():
-        note = f"Transformer Engine is not installed: no FP8, and no fused or grouped kernels. {INSTALL}"
-        return Kernels("PyTorch", "sdpa", notes=(note,))
+        note = f"Transformer Engine is not installed: no FP8, no grouped products, fewer fused kernels. {INSTALL}"
+        return Kernels("PyTorch", "sdpa", notes=(note, *left_out))
     version = f"Transformer Engine {package_version('transformer-engine')}"
     cudnn, notes = _cudnn()
-    if missing := no_compiler():
-        notes = (*notes, f"{missing}: kernels that are compiled on first use are left out, which is slower; {COMPILER}")
+    notes = (*notes, *left_out)
     attention, reasons = _attention(config, length=length, packed=packed)
     if attention == "none":
         why = "; ".join(reasons) or "no reason is given"

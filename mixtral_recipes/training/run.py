@@ -191,13 +191,17 @@ def build_run(
 def _configured(
     config: MixtralConfig, topology: Topology, settings: dict[str, Any], peft: LoRA | None, weights: Path | None
 ) -> MixtralConfig:
-    """The model's configuration with parallel sizes, precision, and what Transformer Engine makes faster."""
+    """The model's configuration with parallel sizes, precision, and what makes it faster on a GPU."""
     base = base_format(peft)
     fast: dict[str, Any] = {}
     on_transformer_engine = kernels.transformer_engine_usable()
-    if on_transformer_engine:
+    if on_transformer_engine or torch.cuda.is_available():
         fast = accelerated(
-            config, adapters=peft is not None, quantized=base is not None, dtype=settings["params_dtype"]
+            config,
+            adapters=peft is not None,
+            quantized=base is not None,
+            dtype=settings["params_dtype"],
+            transformer_engine=on_transformer_engine,
         )
     if not (on_transformer_engine and fast.get("moe_grouped_gemm", config.moe_grouped_gemm)):
         refuse_without(config, grouped_only=on_transformer_engine)

@@ -30,6 +30,7 @@ SPREAD = {
         f"{STRATEGY}expert_model_parallel_size=1",
     ],
 }
+ALONE = {"FAKE_CARD_ALONE": "1"}  # without Transformer Engine
 SHORT = ["trainer.max_steps=2", "trainer.limit_val_batches=1", "data.global_batch_size=8", "data.micro_batch_size=4"]
 
 
@@ -49,13 +50,18 @@ def command(variables: dict[str, str], *words: str, compiled: bool = False) -> s
 
 
 def trained(
-    folder: Path, variables: dict[str, str], *words: str, cards: int = 1, compiled: bool = False
+    folder: Path,
+    variables: dict[str, str],
+    *words: str,
+    cards: int = 1,
+    compiled: bool = False,
+    layers: str = "Transformer Engine",
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of a short fine-tuning; what torch compiles computes nothing on the card."""
     place = ["--executor", "direct"] if cards == 1 else ["--num-gpus-per-node", str(cards)]
     asked = ["--dir", str(folder), "--name", "run", "--evaluate", "0", "--no-export", *place]
     printed = command(variables, "finetune", *asked, *SHORT, *words, compiled=compiled)
-    assert not variables or "layers: Transformer Engine" in printed
+    assert not variables or f"layers: {layers}" in printed
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines if "grad_norm" in line]
 
@@ -108,8 +114,10 @@ def test_all_weights_are_trained_in_fp8(
     assert close(found, plain["none"], by=0.04), (found, plain["none"])
 
 
-def test_a_run_in_the_commands_own_process_compiles(card: Path, tmp_path: Path) -> None:
-    trained(tmp_path, environment(card), "--peft", "lora", "trainer.max_skipped_steps=2", compiled=True)
+@pytest.mark.parametrize("layers", ["Transformer Engine", "PyTorch"])
+def test_a_run_in_the_commands_own_process_compiles(layers: str, card: Path, tmp_path: Path) -> None:
+    there = environment(card) | (ALONE if layers == "PyTorch" else {})
+    trained(tmp_path, there, "--peft", "lora", "trainer.max_skipped_steps=2", compiled=True, layers=layers)
 
 
 @pytest.mark.parametrize("peft", ["lora", "qlora"])
@@ -120,3 +128,10 @@ def test_without_a_compiler_nothing_is_compiled(
     alone = environment(card) | {"PATH": str(tmp_path), "CC": ""}
     found = trained(tmp_path, alone, "--peft", peft, compiled=True)
     assert close(found, plain["lora"], by=0.01 if peft == "lora" else 0.1), (found, plain["lora"])
+
+
+def test_without_transformer_engine_the_plain_layers_train(
+    card: Path, plain: dict[str, list[tuple[float, float]]], tmp_path: Path
+) -> None:
+    found = trained(tmp_path, environment(card) | ALONE, "--peft", "lora", layers="PyTorch")
+    assert close(found, plain["lora"], by=0.01), (found, plain["lora"])

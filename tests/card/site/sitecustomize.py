@@ -1,6 +1,8 @@
 """Python imports this at its start: once torch and Transformer Engine are there, the CPU computes their kernels."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 # Once the first is imported, the second's function is called; in this order.
@@ -28,4 +30,6 @@ def _is_complete(name: str) -> bool:
     return name != "torch" or ("torch.library" in sys.modules and hasattr(module, "compile"))
 
 
+if os.environ.get("FAKE_CARD_ALONE"):  # as if Transformer Engine were not installed
+    sys.path[:] = [folder for folder in sys.path if not (Path(folder) / "transformer_engine").exists()]
 sys.meta_path.insert(0, _Watch())

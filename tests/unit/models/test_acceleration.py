@@ -167,6 +167,16 @@ def test_what_is_given_is_left_alone_but_for_what_cannot_be(monkeypatch: pytest.
     assert off["gradient_accumulation_fusion"] is off["defer_embedding_wgrad_compute"] is False
 
 
+def test_on_a_gpu_without_transformer_engine_torch_compiles_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "transformer_engine_usable", lambda: False)
+    monkeypatch.setattr(run, "with_topology", lambda config, topology, **fields: fields)
+    settings = {"params_dtype": torch.bfloat16}
+    found: Any = run._configured(MixtralConfigTiny(), Topology(1), settings, None, None)
+    jitted = {"cross_entropy_loss_fusion", "bias_dropout_fusion", "bias_activation_fusion"}
+    assert {name for name, value in found.items() if value is True} == jitted
+
+
 def test_what_only_grouped_experts_do_is_refused_where_they_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
     monkeypatch.setattr(kernels, "transformer_engine_usable", lambda: True)
