@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from megatron.core.inference.sampling_params import SamplingParams
 
-from mixtral_recipes.data.contents import contents
 from mixtral_recipes.data.modules.base import DataModule
 from mixtral_recipes.data.modules.lightning import LightningData, as_data_module
 from mixtral_recipes.errors import MixtralRecipesWarning, advice_for_scripts
@@ -344,7 +343,7 @@ def _run(
     trainer, log = parts.trainer, parts.log
     done = records.finished(run_dir, trainer.max_steps, parts.resume) if task is not validate else None
     if done is not None:
-        now = parts.asked | contents(parts.data.places())
+        now = parts.asked | parts.files
         refuse_other_settings(log.name, done["steps"], records.asked(run_dir) or now, now)
         if launched_rank() == 0:
             print(f"{log.name} has finished: {done['steps']} steps, {done['checkpoint']}; nothing was done.")
@@ -380,7 +379,7 @@ def _train(task: str, parts: Parts) -> dict[str, Any]:
                 run_log = RunLog(parts.log, parts.trainer.max_steps, is_writer=torch.distributed.get_rank() == 0)
                 ready = prepare(parts, device, run_log.say)
                 run_log.event("plan", _expected(parts, device))
-                first(lambda: write_json(records.asked_file(parts.log.run_dir), asked | contents(parts.data.places())))
+                first(lambda: write_json(records.asked_file(parts.log.run_dir), asked | parts.files))
                 return fit(ready, run_log)
     except Exception as error:
         if run_log is not None:

@@ -65,10 +65,10 @@ def _asked(recipe: Any, *, elsewhere: bool) -> dict[str, Any]:
     """A recipe's settings as the job that it is a call of records them, and the files here that it names."""
     import fiddle as fdl
 
-    from mixtral_recipes.data.contents import contents
     from mixtral_recipes.data.modules.lightning import as_data_module
     from mixtral_recipes.settings import changes
     from mixtral_recipes.settings.tokenizer import of_recipe
+    from mixtral_recipes.training.named_files import named_files
 
     arguments = fdl.ordered_arguments(recipe, include_defaults=True)
     given: dict[Any, Any] = {
@@ -76,11 +76,9 @@ def _asked(recipe: Any, *, elsewhere: bool) -> dict[str, Any]:
     }
     data = as_data_module(given["data"], given["trainer"])
     scheme = given.get("peft") or given.get("model_transform")
-    asked = changes.asked(
-        given["model"], given["trainer"], data, given["optim"], scheme, given["resume"],
-        of_recipe(given["tokenizer"], data),
-    )  # fmt: skip
-    return asked if elsewhere else asked | contents(data.places())
+    tokenizer, resume = of_recipe(given["tokenizer"], data), given["resume"]
+    asked = changes.asked(given["model"], given["trainer"], data, given["optim"], scheme, resume, tokenizer)
+    return asked if elsewhere else asked | named_files(data, resume, tokenizer)
 
 
 def go_on_from(

@@ -30,6 +30,7 @@ from mixtral_recipes.settings.peft import LoRA, QLoRA, recorded
 from mixtral_recipes.settings.resume import AutoResume
 from mixtral_recipes.settings.trainer import Trainer
 from mixtral_recipes.training.model import agreed_model
+from mixtral_recipes.training.named_files import named_files
 from mixtral_recipes.training.origin import Origin, context_folder
 from mixtral_recipes.training.run import TrainingRun, build_run
 
@@ -74,6 +75,11 @@ class Parts:
         return recipe_changes.asked(
             self.model, self.trainer, self.data, self.optim, self.peft, self.resume, self.tokenizer
         )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """A hash of the files at each place that settings name."""
+        return named_files(self.data, self.resume, self.tokenizer)
 
 
 @dataclass
