@@ -15,7 +15,7 @@ from mixtral_recipes.training.named_files import named_files
 def checkpoint(folder: Path, digest: str) -> None:
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     (folder / "weights/part").write_text(digest)
-    write_manifest(folder, "model", tensors={"a": {"dtype": "bfloat16", "shape": [1], "sha256": digest}})
+    write_manifest(folder, "model", tensors={"a": {"dtype": "bfloat16", "shape": [1], "sha256": digest * 64}})
 
 
 def hugging_face(folder: Path, digest: str) -> None:
