@@ -34,9 +34,13 @@ def check_recipe_layout(model: Any, trainer: Any, data: Any) -> None:
     """Refuse a recipe whose layout cannot run; its parts may be built or still be a `run.Config` each.
 
     Raises:
-        RecipeError: all broken rules at once.
+        RecipeError: all broken rules at once; or packs for what takes none.
     """
     batch = BatchShape.of(data, fp8=bool(trainer.plugins.fp8))
+    if batch.packed and getattr(model.config, "fused_single_qkv_rope", False):  # Megatron asserts so in the first step
+        raise RecipeError(
+            "model.config.fused_single_qkv_rope=True takes no packed sequences; leave it out, or do not pack."
+        )
     check_layout(Topology.of(trainer), ModelShape.of(model.config), batch)
 
 

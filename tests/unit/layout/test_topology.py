@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+import mixtral_recipes as llm
 from mixtral_recipes.errors import RecipeError
-from mixtral_recipes.layout.repair import check_layout, nearest_layout, repair
+from mixtral_recipes.layout.repair import check_layout, check_recipe_layout, nearest_layout, repair
 from mixtral_recipes.layout.rules import violations
 from mixtral_recipes.layout.shapes import BatchShape, ModelShape
 from mixtral_recipes.layout.topology import Topology
@@ -267,3 +268,18 @@ def test_the_arithmetic_of_mixtral_8x22b() -> None:
 def test_the_vocabulary_is_padded_for_tensor_parallelism(tp: int, vocab_size: int, unit: int, padded: int) -> None:
     model = ModelShape(4, 128, 8, 4, 256, 8, 512, vocab_size, unit)
     assert model.padded_vocab_size(tp) == padded
+
+
+@pytest.mark.parametrize("packs", [-1, 512])
+def test_one_kernel_for_projections_and_rotation_takes_no_packs(packs: int) -> None:
+    recipe = llm.mixtral_8x7b.finetune_recipe(name="tune", num_nodes=1, num_gpus_per_node=8)
+    recipe.data.seq_length = 512
+    recipe.data.packed_sequence_specs = llm.PackedSequenceSpecs(packed_sequence_size=packs)
+    recipe.data.micro_batch_size = 1
+    check_recipe_layout(recipe.model, recipe.trainer, recipe.data)
+    recipe.model.config.fused_single_qkv_rope = True
+    if packs < 0:
+        check_recipe_layout(recipe.model, recipe.trainer, recipe.data)
+    else:
+        with pytest.raises(RecipeError, match="takes no packed sequences; leave it out"):
+            check_recipe_layout(recipe.model, recipe.trainer, recipe.data)
