@@ -82,7 +82,7 @@ class Bench:
             "finetune",
             num_nodes=1,
             num_gpus_per_node=1,
-            peft_scheme="none" if self.mode == "full" else "lora",
+            peft_scheme={"full": "none", "qlora": "qlora"}.get(self.mode, "lora"),
             precision="bf16" if precision in FP8 else precision,
             hardware=card,
         )
@@ -140,7 +140,8 @@ class Bench:
 
     def _same_weights(self) -> bool:
         size = weights.parameters(ModelShape.of(self.config)) * self.dtype.itemsize
-        return bool(self.options.same_weights or size <= SAME_WEIGHTS_BYTES)
+        asked = self.options.same_weights  # None: never, as where nobody is compared
+        return asked is not None and (asked or size <= SAME_WEIGHTS_BYTES)
 
     def _weights(self, scratch: Path) -> Path:
         """A random model as transformers writes it, and beside it imported."""

@@ -62,12 +62,13 @@ def toolkit_headers() -> Path | None:
     return Path(here.group(1)).parent / "include" if here else None
 
 
-def environment(folder: Path, cards: int = 1) -> dict[str, str]:
+def environment(folder: Path, cards: int = 1, *, idle: bool = False) -> dict[str, str]:
     """What a process is started with that is to see cards.
 
     Args:
         folder: As `build` filled it; ranks that talk to each other leave files in it.
         cards: How many.
+        idle: Whether they compute nothing.
     """
     links = folder / "links"
     links.mkdir(exist_ok=True)
@@ -75,6 +76,7 @@ def environment(folder: Path, cards: int = 1) -> dict[str, str]:
         "LD_PRELOAD": " ".join(str(folder / name) for name in ("libcuda.so.1", *_TAKEN)),
         "LD_LIBRARY_PATH": str(folder),
         "FAKE_CARDS": str(cards),
+        "FAKE_CARD_IDLE": str(int(idle)),
         "FAKE_CARD_LINKS": str(links),
         "PYTHONPATH": os.pathsep.join([str(HERE / "site"), str(HERE.parents[1])]),
     }

@@ -267,3 +267,24 @@ def test_one_that_cannot_be_profiled_stops_no_other(monkeypatch: pytest.MonkeyPa
         "c": {"failed": "interrupted"},
         "d": {"failed": "not begun: --limit was reached"},
     }
+
+
+def test_traffic_is_counted_by_operator() -> None:
+    command = [sys.executable, "benchmarks/gpu_traffic.py", "--size", "tiny", "--steps", "1", "--operators", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    operators = {each["name"]: each for each in found["operators"]}
+    assert operators["aten.mm.default"]["calls"] > 0
+    assert not [name for name in operators if "view" in name or "empty" in name]
+    assert found["mb"] == pytest.approx(sum(each["mb"] for each in found["operators"]), rel=0.01)
+
+
+def test_an_operator_touches_each_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic = module("gpu_traffic", monkeypatch).Traffic(torch.device("cpu"))
+    x, y = torch.randn(4, 8), torch.randn(8, 2)
+    with traffic.counting():
+        x.t().mm(x)
+        torch.mm(x, y).add_(1)
+    assert traffic.calls == {"aten.mm.default": 2, "aten.add_.Tensor": 1}
+    assert traffic.moved == {"aten.mm.default": 4 * (32 + 64 + 32 + 16 + 8), "aten.add_.Tensor": 4 * 8}
