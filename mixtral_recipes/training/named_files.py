@@ -1,6 +1,6 @@
 """Whether the files that a run's settings name are what they were: data, the weights it starts from, the tokenizer."""
 
-from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from mixtral_recipes.checkpoints.lineage.identity import hash_of_tokenizer, iden
 from mixtral_recipes.data.cache import sampled_hash
 from mixtral_recipes.data.contents import contents
 from mixtral_recipes.data.modules.base import DataModule
-from mixtral_recipes.errors import CheckpointError
+from mixtral_recipes.errors import CheckpointError, DataError
 from mixtral_recipes.importers import locations
 from mixtral_recipes.settings.changes import FILES
 from mixtral_recipes.settings.resume import AutoResume
@@ -28,21 +28,19 @@ def named_files(data: DataModule, resume: AutoResume | None, tokenizer: Any) -> 
         resume: What it starts from.
         tokenizer: The tokenizer that its recipe names; None for the model's.
     """
-    found = contents(data.places())
-    for place, seen in (*_of_start(resume), *_of_tokenizer(tokenizer)):
-        if seen:
-            found[f"{FILES}{place}"] = hash_of(seen)[:12]
-    return found
-
-
-def _of_start(resume: AutoResume | None) -> Iterator[tuple[str, list[Any]]]:
     restore = resume and resume.restore_config
-    for place in (restore.path, restore.adapter_path) if restore else ():
-        if place is not None:
-            yield place, _of_weights(place)
+    looks = [(place, _weights) for place in (restore.path, restore.adapter_path)] if restore else []
+    if isinstance(tokenizer, AutoTokenizer):
+        named = (tokenizer.pretrained_model_name, tokenizer.vocab_file, tokenizer.merges_file, tokenizer.chat_template)
+        looks += [(place, _tokenizer) for place in named]
+    seen: dict[str, list[Any]] = {}  # one folder may be both
+    for place, look in ((place, look) for place, look in looks if place):
+        with contextlib.suppress(CheckpointError, DataError, OSError):  # nothing here that can be read
+            seen.setdefault(place, []).extend(look(place))
+    return contents(data.places()) | {f"{FILES}{place}": hash_of(parts)[:12] for place, parts in seen.items() if parts}
 
 
-def _of_weights(place: str) -> list[Any]:
+def _weights(place: str) -> list[Any]:
     try:
         identity = identity_of(locations.checkpoint(place))
     except CheckpointError:  # another form of weights, or none here
@@ -52,12 +50,8 @@ def _of_weights(place: str) -> list[Any]:
     return [identity.weights, identity.config, identity.tokenizer]
 
 
-def _of_tokenizer(tokenizer: Any) -> Iterator[tuple[str, list[Any]]]:
-    if not isinstance(tokenizer, AutoTokenizer):
-        return
-    for place in (tokenizer.pretrained_model_name, tokenizer.vocab_file, tokenizer.merges_file):
-        path = Path(place or "").expanduser()
-        if place and path.is_file():
-            yield place, [sampled_hash(path)]
-        elif place and path.is_dir():
-            yield place, [hash_of_tokenizer(path)]
+def _tokenizer(place: str) -> list[Any]:
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return [hash_of_tokenizer(path)]
+    return [sampled_hash(path)] if path.is_file() else []

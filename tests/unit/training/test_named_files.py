@@ -45,3 +45,23 @@ def test_another_tokenizer_is_seen(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("[]")
     assert named_files(llm.MockDataModule(), None, tokenizer) != before
     assert named_files(llm.MockDataModule(), None, AutoTokenizer("org/name")) == {}
+
+
+def test_a_folder_may_be_start_and_tokenizer(tmp_path: Path) -> None:
+    start, tokenizer = AutoResume(restore_config=RestoreConfig(path=str(tmp_path))), AutoTokenizer(str(tmp_path))
+    hugging_face(tmp_path, "1")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    seen = [named_files(llm.MockDataModule(), start, tokenizer)]
+    for change in (lambda: hugging_face(tmp_path, "2"), lambda: (tmp_path / "tokenizer.json").write_text("[]")):
+        change()
+        seen.append(named_files(llm.MockDataModule(), start, tokenizer))
+    assert len({str(each) for each in seen}) == 3
+
+
+def test_a_template_may_be_a_file_or_text(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    seen = named_files(llm.MockDataModule(), None, AutoTokenizer("org/name", chat_template=str(template)))
+    assert list(seen) == [f"the files of {template}"]
+    long = "{{ messages }}" * 1000  # no name of a file
+    assert named_files(llm.MockDataModule(), None, AutoTokenizer("org/name", chat_template=long)) == {}
