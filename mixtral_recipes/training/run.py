@@ -195,7 +195,7 @@ def _configured(
     base = base_format(peft)
     fast: dict[str, Any] = {}
     on_transformer_engine = kernels.transformer_engine_usable()
-    if on_transformer_engine or torch.cuda.is_available():
+    if torch.cuda.is_available():
         fast = accelerated(
             config,
             adapters=peft is not None,

@@ -179,6 +179,7 @@ def test_on_a_gpu_without_transformer_engine_torch_compiles_what_it_can(monkeypa
 
 def test_what_only_grouped_experts_do_is_refused_where_they_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "version", lambda package: "2.20.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(kernels, "transformer_engine_usable", lambda: True)
     monkeypatch.setattr(run, "with_topology", lambda config, topology, **fields: fields)  # Megatron asks for kernels
     fields: dict[str, Any] = SELECTIVE | {"recompute_modules": ["moe_act"]}
